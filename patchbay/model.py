@@ -1,0 +1,512 @@
+"""Model: any Hugging Face causal language model behind one view of its parts. Wrapped, never changed.
+
+`load` takes a hub name, a local folder, the name of a built-in model, or a model object. Its family row says where the parts
+are; a short run then proves it: embedding + every attention out + every MLP out = final residual stream, final norm and
+unembedding of that = the model's logits, and the heads' outputs sum to the attention out. A model that fails is refused with
+the numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from patchbay import weights
+from patchbay.edit import Edit
+from patchbay.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
+from patchbay.jacks import Session
+from patchbay.port import LAYER, SIGNALS, PatchbayError, Part, Port, parse_part, parse_port, suggest
+from patchbay.task import Task
+from patchbay.view import Embed, FinalNorm, LayerView, Many, Unembed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = Path(__file__).parent / "tiny" / "weights"
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class Check:
+    """The self-check's relative errors (largest difference over largest value) and the tolerance they met."""
+
+    stream: float
+    logits: float
+    heads: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return max(self.stream, self.logits, self.heads) <= self.tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"parts sum to the final stream within {self.stream:.1e}, norm and unembedding give the logits within "
+            f"{self.logits:.1e}, heads sum to attention out within {self.heads:.1e} (tolerance {self.tolerance:.0e})"
+        )
+
+
+class Model:
+    """A causal language model as a set of parts with ports. Made by `pb.load`.
+
+    `hf` is the lent model itself; `layers[i]` (with `.heads[h]`, `.groups[g]`, `.attn`, `.mlp.neurons[n]`, `.experts[e]`,
+    `.router`), `embed`, `final_norm` and `unembed` are views of its parts; printing one shows its ports.
+    """
+
+    def __init__(self, hf: PreTrainedModel, tokenizer: Any = None, *, family: Family | None = None, source: str = "") -> None:
+        self.hf = hf
+        self.source = source
+        self._tokenizer = tokenizer
+        self._session: Session | None = None
+        self._fingerprint: tuple[tuple[Any, ...], str] | None = None
+        self._heads: dict[int, tuple[int, int, int]] = {}  # layer -> (heads, key/value groups, width of q and k)
+        failed: list[str] = []
+        for row in [family] if family is not None else candidates(hf, FAMILIES):
+            try:
+                self._adopt(row)
+            except (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, IndexError) as error:
+                failed.append(f"{row.name}: {type(error).__name__}: {error}")
+                continue
+            if self.check.passed:
+                return
+            failed.append(f"{row.name}: {self.check}")
+        raise PatchbayError(
+            f"{type(hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
+            + "; ".join(failed)
+            + ". If the paths of the family row are wrong for it, pass family=patchbay.Family(...)"
+        )
+
+    def _adopt(self, family: Family) -> None:
+        self.family = family
+        layers = follow(self.hf, family.layers)
+        if layers is None:
+            raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
+        self.modules: list[LayerModules] = [layer_modules(family, layer, self.hf.config) for layer in layers]
+        self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
+        self.residual_scale = float(getattr(self.hf.config, family.residual_scale or "_", None) or 1.0)
+        self.check = self._self_check()
+
+    # ---- shape ----
+
+    @property
+    def config(self) -> Any:
+        return self.hf.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf.get_input_embeddings().weight.dtype
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.modules)
+
+    @property
+    def d_model(self) -> int:
+        return int(self.hf.config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.hf.get_output_embeddings().weight.shape[0])
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest prompt that the model was made for, where its config says."""
+        found = getattr(self.hf.config, "max_position_embeddings", None)
+        return int(found) if found else None
+
+    def n_heads(self, layer: int) -> int:
+        """Query heads of a layer; 0 where it has no attention."""
+        if self.modules[layer].attn is None:
+            return 0
+        return self._heads[layer][0] if layer in self._heads else int(self.hf.config.num_attention_heads)
+
+    def n_groups(self, layer: int) -> int:
+        """Key/value heads of a layer: as many as its attention receives."""
+        return self._heads[layer][1] if self.modules[layer].attn is not None else 0
+
+    def d_head(self, layer: int) -> int:
+        """Width of a query and a key."""
+        return self._heads[layer][2]
+
+    def n_neurons(self, layer: int) -> int:
+        at = self.modules[layer]
+        return weights.matrix(at.mlp_proj).shape[0] if at.mlp_proj is not None else 0
+
+    def n_experts(self, layer: int) -> int:
+        experts = self.modules[layer].experts
+        return 0 if experts is None else next(p.shape[0] for p in experts.parameters() if p.ndim == 3)
+
+    def W_O(self, layer: int) -> Tensor:
+        """Output weights of a layer's heads, [head, d_head, d_model]."""
+        return weights.output_weights(self.modules[layer], self.n_heads(layer))
+
+    # ---- parts and ports ----
+
+    @cached_property
+    def layers(self) -> Many[LayerView]:
+        return Many(self.n_layers, lambda i: LayerView(self, Part(i, "layer")), "layer")
+
+    @property
+    def embed(self) -> Embed:
+        return Embed(self, Part(None, "embed"))
+
+    @property
+    def final_norm(self) -> FinalNorm:
+        return FinalNorm(self, Part(None, "final_norm"))
+
+    @property
+    def unembed(self) -> Unembed:
+        return Unembed(self, Part(None, "unembed"))
+
+    def signals(self, layer: int) -> tuple[str, ...]:
+        """Signals that a layer offers."""
+        at = self.modules[layer]
+        offered = {"resid_in", "resid_out", "attn.out"}
+        if at.mid is not None:
+            offered.add("resid_mid")
+        if at.attn is not None:
+            offered |= {"attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out"}
+        if at.mlp is not None:
+            offered |= {"mlp.in", "mlp.out"} | ({"mlp.act"} if at.mlp_proj is not None else set())
+        if at.experts is not None:
+            offered |= {"router.weights", "router.experts", "experts.out"}
+            offered |= {"router.logits"} if at.router is not None else set()
+        return tuple(signal for signal in SIGNALS if signal in offered)
+
+    def ports(self) -> list[Port]:
+        """Every whole signal that the model offers, in the order of the forward pass."""
+        inside = [Port(signal, i) for i in range(self.n_layers) for signal in self.signals(i)]
+        return [Port("embed"), *inside, Port("final_norm"), Port("logits")]
+
+    def require(self, port: Port) -> None:
+        """Raise PatchbayError unless the model offers this port."""
+        if not isinstance(port, Port):
+            raise PatchbayError(f"expected a Port such as model.layers[3].heads[5].z or model.port('L3.H5.z'), got {port!r}")
+        if port.layer is None:
+            return
+        if not 0 <= port.layer < self.n_layers:
+            raise PatchbayError(f"{port}: the model has layers 0..{self.n_layers - 1}")
+        offered = self.signals(port.layer)
+        if port.signal not in offered:
+            elsewhere = [i for i in range(self.n_layers) if port.signal in self.signals(i)]
+            where = f"layers {elsewhere} have it" if elsewhere else f"no layer of this {self.family.name} model has it"
+            raise PatchbayError(f"{port}: layer {port.layer} offers {', '.join(offered)}; {where}")
+        if port.index is not None and not 0 <= port.index < self._count(port):
+            raise PatchbayError(f"{port}: layer {port.layer} has {self._count(port)} (0..{self._count(port) - 1})")
+
+    def _count(self, port: Port) -> int:
+        layer, axis = port.layer or 0, port.index_axis
+        if axis == "head":
+            return self.n_groups(layer) if port.signal in ("attn.k", "attn.v") else self.n_heads(layer)
+        return self.n_neurons(layer) if axis == "neuron" else self.n_experts(layer)
+
+    def part(self, text: str) -> Part:
+        """The part of that text, such as 'L3.H5', checked against this model."""
+        part = parse_part(text)
+        if part.layer is not None and not part.layer < self.n_layers:
+            raise PatchbayError(f"{text}: the model has layers 0..{self.n_layers - 1}")
+        if part.kind in ("head", "group", "neuron", "expert"):
+            self.require(part.port())
+        return part
+
+    def port(self, text: str) -> Port:
+        """The port of that text, such as 'L3.H5.z'; keys and values of a query head are those of its group."""
+        port = parse_port(text)
+        if port.signal in ("attn.k", "attn.v") and port.index is not None and ".H" in text.upper():
+            self.require(Port("attn.z", port.layer, port.index))
+            layer = port.layer or 0
+            port = Port(port.signal, layer, port.index * self.n_groups(layer) // self.n_heads(layer))
+        self.require(port)
+        return port
+
+    # ---- text ----
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer that was given, or the one that lies beside the model (loaded when first used); None without one."""
+        if self._tokenizer is None and self.source:
+            from transformers import AutoTokenizer
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(_folder(self.source))
+            except (OSError, ValueError):
+                self._tokenizer = False
+        return self._tokenizer or None
+
+    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise PatchbayError("text needs a tokenizer and this model came without: pb.load(model, tokenizer), or pass token ids")
+        return self.tokenizer
+
+    def token_id(self, text: str) -> int:
+        """The id of a text that is a single token."""
+        ids = self._need_tokenizer()(text, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            raise PatchbayError(f"{text!r} is {len(ids)} tokens in this tokenizer, a single one is needed")
+        return int(ids[0])
+
+    def decode(self, ids: Any) -> str:
+        return str(self._need_tokenizer().decode(ids))
+
+    def encode(self, prompts: Any) -> list[list[int]]:
+        """Token ids of prompts: a text, texts, ids, lists of ids, a tensor [prompt, position] or a Task (its clean prompts)."""
+        if isinstance(prompts, Task):
+            prompts = [list(ids) for ids in prompts.clean]
+        if isinstance(prompts, Tensor):
+            prompts = prompts.tolist()
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+            prompts = [prompts]
+        out = [self._need_tokenizer()(p)["input_ids"] if isinstance(p, str) else [int(i) for i in p] for p in prompts]
+        if not out:
+            raise PatchbayError("no prompts were given")
+        for i, (ids, prompt) in enumerate(zip(out, prompts, strict=True)):
+            if not ids:
+                raise PatchbayError(f"prompt {i} is empty: {prompt!r}")
+            if self.max_positions is not None and len(ids) > self.max_positions:
+                raise PatchbayError(f"prompt {i} has {len(ids)} tokens, the model takes {self.max_positions}")
+            if not 0 <= min(ids) <= max(ids) < self.hf.get_input_embeddings().weight.shape[0]:
+                raise PatchbayError(f"prompt {i} has token ids {min(ids)}..{max(ids)}, the vocabulary is 0..{self.vocab_size - 1}")
+        return [list(ids) for ids in out]
+
+    # ---- running ----
+
+    @contextmanager
+    def session(self, taps: Sequence[Port] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
+        """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
+        outer = self._session
+        session = Session(self, taps, (*outer.edits, *edits) if outer else edits, **options)
+        if outer is not None:
+            outer.detach()
+        try:
+            with session:
+                self._session = session
+                yield session
+        finally:
+            self._session = outer
+            if outer is not None:
+                outer.__enter__()
+
+    @contextmanager
+    def edited(self, *edits: Any, strength: float | None = None) -> Iterator[Model]:
+        """Run under edits or knobs: `with model.edited(knob): ...`. Applies to everything that runs the model meanwhile,
+        also to `model.hf(...)`. Several act in the order given; `strength` is for the knobs among them."""
+        with self.session(edits=flat_edits(edits, strength)):
+            yield self
+
+    @torch.no_grad()
+    def generate(self, prompts: Any, max_new_tokens: int = 20, *, edits: Sequence[Any] = (), **options: Any) -> Any:
+        """Continue prompts, by default greedily, with the key/value cache, under edits if given.
+
+        Text in, text out (prompt and continuation); ids in, lists of ids out. Prompts of different lengths are run in groups of
+        one length, which is exact. `options` go to transformers' generate.
+        """
+        encoded = self.encode(prompts)
+        as_text = isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str))
+        rows = [edit for edit in flat_edits(edits) if edit.rows is not None]
+        lengths = sorted({len(ids) for ids in encoded})
+        if rows and len(lengths) > 1:
+            raise PatchbayError(f"{rows[0]}: rows need prompts of one length in generation, these have {lengths}")
+        out: list[list[int]] = [[] for _ in encoded]
+        options = {"do_sample": False} | options
+        for length in lengths:
+            members = [i for i, ids in enumerate(encoded) if len(ids) == length]
+            ids = torch.tensor([encoded[i] for i in members], device=self.device)
+            with self.session(edits=flat_edits(edits)):
+                grown = self.hf.generate(
+                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, pad_token_id=self._pad_id(), **options
+                )
+            for i, row in zip(members, grown.tolist(), strict=True):
+                out[i] = row
+        if not as_text:
+            return out[0] if isinstance(prompts, list) and isinstance(prompts[0], int) else out
+        texts = [str(self._need_tokenizer().decode(row, skip_special_tokens=True)) for row in out]
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def _pad_id(self) -> int:
+        for owner in (self.hf.generation_config, self.hf.config):
+            for name in ("pad_token_id", "eos_token_id"):
+                found = getattr(owner, name, None)
+                if found is not None:
+                    return int(found[0] if isinstance(found, list) else found)
+        return 0
+
+    def unembed_logits(self, normed: Tensor) -> Tensor:
+        """Logits of a normalised stream [..., d_model] -> [..., vocab], with the family's scale and soft cap."""
+        logits = self.hf.get_output_embeddings()(normed)
+        config = self.hf.config
+        logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
+        logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    # ---- proof ----
+
+    @torch.no_grad()
+    def _self_check(self) -> Check:
+        last, n = self.n_layers - 1, self.vocab_size
+        taps = [Port("embed"), Port("resid_out", last), Port("final_norm")]
+        for i, at in enumerate(self.modules):
+            taps.append(Port("attn.out", i))
+            taps += [Port("mlp.out", i)] if at.mlp is not None else []
+            taps += [Port(s, i) for s in ("attn.q", "attn.k", "attn.z")] if at.attn is not None else []
+        ids = torch.tensor([[n // 7, n // 3, n // 2, n // 5]], device=self.device)
+        training = self.hf.training
+        self.hf.eval()
+        try:
+            with Session(self, taps) as session:
+                logits = self.hf(input_ids=ids, use_cache=False).logits
+        finally:
+            self.hf.train(training)
+        seen = session.captured
+        for i, at in enumerate(self.modules):
+            if at.attn is not None:
+                q, k = seen[Port("attn.q", i)], seen[Port("attn.k", i)]
+                self._heads[i] = (q.shape[1], k.shape[1], q.shape[3])
+        device = seen[Port("resid_out", last)].device
+        added = [value for port, value in seen.items() if port.signal in ("embed", "attn.out", "mlp.out")]
+        total = torch.stack([value.double().to(device) for value in added]).sum(0)
+        normed = self.final_norm_module(seen[Port("resid_out", last)])
+        heads = [self._heads_error(i, seen) for i, at in enumerate(self.modules) if at.attn is not None]
+        return Check(
+            stream=_relative(total, seen[Port("resid_out", last)]),
+            logits=_relative(self.unembed_logits(normed).to(logits.device), logits),
+            heads=max(heads, default=0.0),
+            tolerance=TOLERANCE.get(self.dtype, 1e-2),
+        )
+
+    def _heads_error(self, layer: int, seen: dict[Port, Tensor]) -> float:
+        """Heads' outputs and the projection's bias against what attention adds, through the norm after it if there is one."""
+        at = self.modules[layer]
+        assert at.attn_proj is not None and at.attn_added is not None
+        total = torch.einsum("bphd,hdm->bpm", seen[Port("attn.z", layer)], self.W_O(layer))
+        if getattr(at.attn_proj, "bias", None) is not None:
+            total = total + at.attn_proj.bias
+        if at.attn_added is not at.attn and at.attn_added is not at.attn_proj:
+            total = at.attn_added(total)
+        return _relative(total * self.residual_scale, seen[Port("attn.out", layer)])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes, dtypes and bytes of all weights, 16 hex digits; recomputed when a weight changes."""
+        state = self.hf.state_dict()
+        version = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
+        if self._fingerprint is None or self._fingerprint[0] != version:
+            digest = hashlib.sha256()
+            for name in sorted(state):
+                tensor = state[name].detach().cpu().contiguous()
+                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            self._fingerprint = (version, digest.hexdigest()[:16])
+        return self._fingerprint[1]
+
+    def __repr__(self) -> str:
+        heads = sorted({self.n_heads(i) for i in range(self.n_layers)} - {0})
+        groups = sorted({self.n_groups(i) for i in range(self.n_layers)} - {0})
+        experts = sorted({self.n_experts(i) for i in range(self.n_layers)} - {0})
+        n_parameters = sum(p.numel() for p in self.hf.parameters())
+        shape = [f"{self.n_layers} layers", f"d_model {self.d_model}", f"vocab {self.vocab_size}"]
+        shape += [f"{'/'.join(map(str, heads))} heads"] if heads else ["no attention heads"]
+        shape += [f"over {'/'.join(map(str, groups))} key/value groups"] if groups != heads else []
+        shape += [f"{'/'.join(map(str, experts))} experts"] if experts else []
+        lacking = [signal for signal in (*LAYER, "attn.pattern") if not any(signal in self.signals(i) for i in range(self.n_layers))]
+        return (
+            f"Model {self.source or type(self.hf).__name__}: family {self.family.name} ({self.hf.config.model_type}), "
+            f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {self.check}\n"
+            f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}" + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
+        )
+
+
+def flat_edits(given: Sequence[Any], strength: float | None = None) -> list[Edit]:
+    """Edits from edits and knobs (anything with `edits_at(strength)`), in order."""
+    out: list[Edit] = []
+    for item in given:
+        if isinstance(item, Edit):
+            out.append(item)
+        elif hasattr(item, "edits_at"):
+            out.extend(item.edits_at(strength))
+        elif isinstance(item, list | tuple):
+            out.extend(flat_edits(item, strength))
+        else:
+            raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}")
+    return out
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value; infinite where either is not finite."""
+    difference = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-12)
+    return float(difference) if bool(torch.isfinite(difference)) else float("inf")
+
+
+def built_in_names() -> list[str]:
+    """Names of the trained models that ship with the package."""
+    return sorted(path.name for path in BUILT_IN.iterdir() if (path / "config.json").is_file()) if BUILT_IN.is_dir() else []
+
+
+def _folder(source: str) -> str:
+    return str(BUILT_IN / source) if source in built_in_names() else source
+
+
+def load(
+    model: str | Path | PreTrainedModel,
+    tokenizer: Any = None,
+    *,
+    family: Family | None = None,
+    dtype: Any = None,
+    device: str | torch.device | None = None,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Model:
+    """Load a model by hub name, local folder or built-in name, or wrap a Hugging Face model object as it is.
+
+    Weights are read from safetensors only; no code of the model's repository runs unless `trust_remote_code=True`. A model
+    object keeps its dtype, device and mode. Raises PatchbayError when nothing is found, or when the self-check fails.
+    """
+    if isinstance(model, Model):
+        return model
+    if isinstance(model, nn.Module):
+        if device is not None or dtype is not None or device_map is not None:
+            raise PatchbayError("a model object is wrapped as it is: move or cast it before pb.load")
+        return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))
+    if not isinstance(model, str | Path):
+        raise PatchbayError(f"expected a name, a folder or a Hugging Face model, got {type(model).__name__}")
+    source = str(model)
+    hf = _from_pretrained(
+        source,
+        dtype=torch.float32 if dtype is None and source in built_in_names() else dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
+    return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source)
+
+
+def _from_pretrained(source: str, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    given = {name: value for name, value in options.items() if value is not None}
+    path = Path(_folder(source))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise PatchbayError(f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}")
+    try:
+        return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
+    except Exception as error:  # a hub name that is not there, no network, a damaged file: transformers raises many kinds
+        hint = suggest(source, built_in_names())
+        raise PatchbayError(
+            f"could not load {source!r}: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}. "
+            f"A model is a local folder with config.json and safetensors, a hub name, or a built-in ({', '.join(built_in_names()) or 'none'}){hint}"
+        ) from error

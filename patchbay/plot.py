@@ -1,0 +1,375 @@
+"""Result -> figure, chosen by the axes of its main variable. Draws what a Result holds and computes nothing of its own.
+
+Two axes: a map of cells (layer by head, layer by position, ...), written into the cells where they are few. One axis of
+parts, or a grid too wide to see: bars with whiskers, highest first. One axis of numbers (strength, n_parts, ...):
+curves with bands from `low` and `high`. Signed values get a diverging scale centred at 0 (blue above, red below),
+others a sequential one (viridis); neither needs red told from green. Grey cells have no value. No window, no global state.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from patchbay.port import PatchbayError
+from patchbay.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    Cells = NDArray[np.float64]
+
+CURVE_AXES = ("strength", "n_parts", "position", "query", "key", "draw", "prompt", "layer")  # steps that have an order
+INK, FAINT, GREY = "#1f2933", "#9aa5b1", "#d9dee4"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")  # Okabe and Ito
+DIVERGING, SEQUENTIAL = "RdBu", "viridis"
+MAX_BARS, MAX_CELLS_WRITTEN, MAX_TICKS, MAX_COLUMNS = 24, 160, 32, 256
+DATES = {"svg": "Date", "pdf": "CreationDate"}  # left out: the same Result gives the same file
+SUFFIXES = (".png", ".svg", ".pdf")
+STYLE: dict[str, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 9,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,  # a token may be a dollar sign
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "patchbay",
+}
+
+
+def figure(result: Result) -> Figure:
+    """The figure of a Result. Its kind follows from the axes of the main variable; see the head of this file."""
+    with _style():
+        drawn = _figure(result)
+        FigureCanvasAgg(drawn)
+    return drawn
+
+
+def svg(drawn: Figure) -> str:
+    """The figure as an `<svg>` element to set into HTML; text stays text."""
+    text = StringIO()
+    with _style():
+        drawn.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def save(drawn: Figure, path: str | Path) -> Path:
+    """Write the figure as .png, .svg or .pdf, by the suffix; a file that cannot be written whole is not written."""
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise PatchbayError(f"cannot draw to {path.name!r}: the suffix is one of {', '.join(SUFFIXES)}")
+    content = BytesIO()
+    kind = path.suffix.lower()[1:]
+    undated: dict[str, Any] = {"metadata": {key: None}} if (key := DATES.get(kind)) else {}
+    with _style():
+        drawn.savefig(content, format=kind, dpi=200, **undated)
+    fresh = path.with_name(f".{path.name}.partial")
+    try:
+        fresh.write_bytes(content.getvalue())
+        fresh.replace(path)
+    except OSError as error:
+        raise PatchbayError(f"could not write {path}: {error.strerror or error}; nothing was written") from error
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+    return path
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with rc_context(cast("Any", STYLE)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a token in a script that no font here has
+        yield
+
+
+def _figure(result: Result) -> Figure:
+    if not result.values.numel():
+        raise PatchbayError(f"nothing to draw: {result.name} has shape {tuple(result.values.shape)}")
+    axes = result.axes
+    if len(axes) == 2:
+        if axes[0] in ("condition", "draw") and axes[1] in CURVE_AXES:
+            return _curves(result)
+        if axes[1] == "condition" and axes[0] in CURVE_AXES:
+            return _curves(result)
+        return _bars(result) if result.ranked and result.values.shape[1] > MAX_COLUMNS else _map(result)
+    if len(axes) == 1:
+        named = not all(isinstance(label, (int, float)) for label in result.labels_of(axes[0]))
+        return _curves(result) if axes[0] in CURVE_AXES and not named else _bars(result)
+    raise PatchbayError(
+        f"no drawing for axes ({', '.join(axes)}); figures have one or two: take a mean or one step of the others"
+    )
+
+
+# --- maps -------------------------------------------------------------------------------------------
+
+
+def _map(result: Result) -> Figure:
+    """Cells of two axes, the first one downwards (layers count upwards, as in a stack)."""
+    cells = _cells(result)  # [row, column]
+    n_rows, n_columns = cells.shape
+    written = cells.size <= MAX_CELLS_WRITTEN
+    side = (0.52, 0.36) if written else (max(0.12, min(0.4, 7 / n_columns)), max(0.12, min(0.3, 5 / n_rows)))
+    below = 0.07 * max((len(_visible(label)) for label in result.labels_of(result.axes[1])), default=0)  # turned labels
+    size = min(14.0, max(4.2, side[0] * n_columns + 1.9)), min(10.0, max(2.4, side[1] * n_rows + 1.4 + below))
+    drawn, axis = _blank(size, result)
+    scale, colours = _scale(cells)
+    upward = result.axes[0] == "layer"
+    image = axis.imshow(
+        np.ma.masked_invalid(cells), cmap=colours, norm=scale, aspect="auto", origin="lower" if upward else "upper"
+    )
+    axis.set_facecolor(GREY)  # shows where a cell has no value
+    for which, name, count in (("y", result.axes[0], n_rows), ("x", result.axes[1], n_columns)):
+        _name_steps(axis, which, name, result.labels_of(name), count)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    if written:
+        axis.set_xticks(np.arange(n_columns + 1) - 0.5, minor=True)
+        axis.set_yticks(np.arange(n_rows + 1) - 0.5, minor=True)
+        axis.grid(which="minor", color="white", linewidth=1.2)
+        axis.tick_params(which="minor", length=0)
+        _write_cells(axis, cells, image)
+    _mark_highlights(axis, result)
+    bar = drawn.colorbar(image, ax=axis, pad=0.02, fraction=0.05, aspect=18)
+    bar.set_label(_quantity(result))
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2, color=FAINT)
+    return drawn
+
+
+def _cells(result: Result) -> Cells:
+    return np.asarray(result.values.double().numpy(), dtype=np.float64)
+
+
+def _scale(cells: Cells) -> tuple[Normalize, str]:
+    """Limits and colours: symmetric about 0 when values have both signs, else from the lowest to the highest."""
+    finite = cells[np.isfinite(cells)]
+    if not finite.size:
+        return Normalize(0, 1), SEQUENTIAL
+    low, high = float(finite.min()), float(finite.max())
+    if low < 0:
+        most = max(-low, high)
+        return Normalize(-most, most), DIVERGING
+    low = 0.0 if low < 0.5 * high else low
+    return Normalize(low, high if high > low else low + 1.0), SEQUENTIAL
+
+
+def _write_cells(axis: Axes, cells: Cells, image: Any) -> None:
+    finite = np.abs(cells[np.isfinite(cells)])
+    most = float(finite.max()) if finite.size else 0.0
+    decimals = 0 if most >= 100 else 1 if most >= 10 else 2
+    for (row, column), value in np.ndenumerate(cells):
+        if not math.isfinite(value):
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+        text = f"{value:.{decimals}f}" if most == 0 or most >= 0.01 else f"{value:.0e}"
+        text = text.replace("-0.00", "0.00") if text == "-0.00" else text
+        axis.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
+
+
+def _mark_highlights(axis: Axes, result: Result) -> None:
+    """Frames around the cells of highlighted parts."""
+    if not result.ranked or len(result.axes) != 2:
+        return
+    layers, indices = result.labels_of("layer"), result.labels_of(result.axes[1])
+    for part in result.highlights:
+        if part.kind == result.axes[1] and part.layer in layers and part.index in indices:
+            corner = (indices.index(part.index) - 0.5, layers.index(part.layer) - 0.5)
+            for colour, width in (("white", 4.0), (COLOURS[1], 2.0)):
+                axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=width, zorder=5))
+
+
+def _name_steps(axis: Axes, which: str, name: str, labels: list[Any], count: int) -> None:
+    """Ticks with the labels of an axis: all of them when few, numbers at round places when many."""
+    texts = [_visible(label) for label in labels]
+    words = any(not isinstance(label, (int, float)) for label in labels)
+    stride = max(1, math.ceil(count / MAX_TICKS))
+    places = list(range(0, count, stride))
+    if not words and stride > 1:
+        stride = next(
+            step for step in (2, 4, 5, 8, 10, 16, 20, 32, 50, 100, 200, 500, 10**9) if count / step <= MAX_TICKS / 2
+        )
+        places = list(range(0, count, stride))
+    long = which == "x" and words and (count > 6 or max(map(len, texts)) > 8)
+    turned: dict[str, Any] = {"rotation": 90} if long else {}
+    set_ticks = axis.set_xticks if which == "x" else axis.set_yticks
+    set_ticks(places, [texts[place] for place in places], **turned)
+    (axis.set_xlabel if which == "x" else axis.set_ylabel)(name.replace("n_parts", "number of parts"))
+
+
+def _visible(label: Any) -> str:
+    """A label that shows its spaces and line breaks, cut where long."""
+    if isinstance(label, float):
+        return f"{label:g}"
+    text = str(label).replace("\n", "\\n").replace("\t", "\\t")
+    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    if text != text.strip():
+        text = text.replace(" ", "\u2423")
+    return text if len(text) <= 18 else text[:17] + "\u2026"
+
+
+# --- curves -----------------------------------------------------------------------------------------
+
+
+def _curves(result: Result) -> Figure:
+    """Curves over an ordered axis: the main variable (one line per condition), with bands from `low` and `high`."""
+    over = (
+        next(name for name in reversed(result.axes) if name in CURVE_AXES and name != "draw")
+        if len(result.axes) == 2
+        else ""
+    )
+    over = over or result.axes[0]
+    drawn, axis = _blank((5.6, 3.4), result)
+    steps = np.asarray(result.labels_of(over), dtype=np.float64)
+    others = [name for name in result.axes if name != over]
+    lines = np.moveaxis(_cells(result), result.axes.index(over), -1).reshape(-1, len(steps))  # [line, step]
+    names = [_visible(label) for label in result.labels_of(others[0])] if others else [_words(result.name)]
+    faint = others == ["draw"]
+    for i, (line, name) in enumerate(zip(lines, names, strict=True)):
+        colour = FAINT if faint else COLOURS[i % len(COLOURS)]
+        axis.plot(
+            steps, line, color=colour, linewidth=1 if faint else 2, marker="o", markersize=0 if faint else 4, label=name
+        )
+        if {"low", "high"} <= set(result.variables) and result.axes_of("low") == result.axes == result.axes_of("high"):
+            low, high = (_line(result, v, over, i, len(steps)) for v in ("low", "high"))
+            axis.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    shown = len(lines)
+    if not others:
+        shown += _side_curves(axis, result, steps)
+    if (lines < 0).any() and (lines > 0).any():
+        axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
+    axis.set_xlabel(_words(over))
+    axis.set_ylabel(_quantity(result) if shown == 1 or others else result.unit)
+    axis.grid(axis="y", color=GREY, linewidth=0.7)
+    axis.set_axisbelow(True)
+    if np.equal(np.mod(steps, 1), 0).all():
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    if shown > 1 and not faint:
+        axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return drawn
+
+
+def _line(result: Result, variable: str, over: str, i: int, count: int) -> Cells:
+    array = np.asarray(result[variable].double().numpy(), dtype=np.float64)
+    line: Cells = np.moveaxis(array, result.axes.index(over), -1).reshape(-1, count)[i]
+    return line
+
+
+def _side_curves(axis: Axes, result: Result, steps: Cells) -> int:
+    """The other variables of the same axis and unit, thinner; the null as a grey band. Returns how many lines."""
+    grounds = {"low", "high", "null_low", "null_high", "p"}
+    if {"null_mean", "null_high"} <= set(result.variables) and result.axes_of("null_high") == result.axes:
+        low = result["null_low"] if "null_low" in result else 2 * result["null_mean"] - result["null_high"]
+        axis.fill_between(
+            steps, low.double().numpy(), result["null_high"].double().numpy(), color=FAINT, alpha=0.25, lw=0
+        )
+    names = [
+        name
+        for name in result.variables[1:]
+        if name not in grounds and result.axes_of(name) == result.axes and result.units[name] == result.unit
+    ]
+    for i, name in enumerate(names, start=1):
+        null = name == "null_mean"
+        colour = FAINT if null else COLOURS[i % len(COLOURS)]
+        label = "random control" if null else _words(name)
+        axis.plot(
+            steps, result[name].double().numpy(), color=colour, lw=1.4, ls="--", marker="o", markersize=2.5, label=label
+        )
+    return len(names)
+
+
+# --- bars -------------------------------------------------------------------------------------------
+
+
+def _bars(result: Result) -> Figure:
+    """Horizontal bars: the ranked parts, highest first, or the named steps of one axis in their order."""
+    shown, left = _bar_rows(result)
+    values = np.array([row["value"] for row in shown], dtype=np.float64)
+    places = np.arange(len(shown))
+    drawn, axis = _blank((5.6, max(1.9, 0.25 * len(shown) + 1.2)), result)
+    colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
+    axis.barh(places, values, height=0.68, color=colours)
+    if shown and {"low", "high"} <= set(shown[0]):
+        ends = np.array([[row["value"] - row["low"], row["high"] - row["value"]] for row in shown]).T  # [end, bar]
+        axis.errorbar(values, places, xerr=ends.clip(min=0), fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+    if shown and "null_mean" in shown[0]:
+        null = [row["null_mean"] for row in shown]
+        axis.plot(null, places, marker="|", markersize=11, mew=2, ls="", color=FAINT, label="random control")
+        axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
+    axis.set_yticks(places, [_visible(row["part"]) for row in shown])
+    for row, text in zip(shown, axis.get_yticklabels(), strict=True):
+        text.set_fontweight("bold" if row["part"] in result.highlights else "normal")
+    axis.set_ylim(len(shown) - 0.4, -0.6)  # the first on top
+    axis.axvline(0, color=INK, linewidth=0.8)
+    axis.grid(axis="x", color=GREY, linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+    axis.set_xlabel(_quantity(result) + (f"   ({left})" if left else ""))
+    return drawn
+
+
+def _bar_rows(result: Result) -> tuple[list[dict[str, Any]], str]:
+    """The rows to draw as bars, highest first for parts, and a word on those left out."""
+    if result.ranked:
+        rows = sorted(result.table(MAX_BARS, by="abs"), key=lambda row: -row["value"])
+        total = int((~result.values.isnan()).sum())
+        return rows, f"strongest {len(rows)} of {total}" if total > len(rows) else ""
+    beside = {v: result[v].tolist() for v in result.variables[1:] if result.axes_of(v) == result.axes}
+    columns = {"part": result.labels_of(result.axes[0]), "value": result.values.tolist(), **beside}
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    return rows[:MAX_BARS], f"first {MAX_BARS} of {len(rows)}" if len(rows) > MAX_BARS else ""
+
+
+# --- shared -----------------------------------------------------------------------------------------
+
+
+def _blank(size: tuple[float, float], result: Result) -> tuple[Figure, Axes]:
+    drawn = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    axis = drawn.add_subplot()
+    title = str(result.provenance.get("method", "")).rpartition(".")[2] or result.name
+    source = (result.provenance.get("model") or {}).get("source")
+    task = (result.provenance.get("task") or {}).get("name")
+    under = ", ".join(str(piece) for piece in (source, task and _words(task)) if piece)
+    axis.set_title(_words(title).capitalize(), pad=19 if under else 8)
+    if under:
+        at: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+        axis.annotate(textwrap.shorten(under, 70), (0, 1), (0, 6), color="#616e7c", fontsize=8, **at)
+    return drawn, axis
+
+
+def _words(name: str) -> str:
+    return name.replace("n_parts", "number of parts").replace("_", " ")
+
+
+def _quantity(result: Result) -> str:
+    """`score (attention)`; the unit alone where the name says no more."""
+    name = _words(result.name)
+    return name if result.unit in ("", name) else f"{name} ({result.unit})"

@@ -1,0 +1,235 @@
+"""Addresses: which part of a model, and which of its signals. Data only; nothing here knows a model or imports torch.
+
+A **Part** is a place: `L3.H5` (head), `L3.KV1` (key/value group), `L2.N77` (neuron), `L4.E2` (expert), `L3.attn`, `L3.mlp`,
+`L3.router`, `L3` (layer), `embed`, `final_norm`, `unembed`. A **Port** is one signal at a part: `L3.H5.z`, `L3.resid_out`,
+`logits`. This text is what prints, what files hold, what the command line and the app accept; it is parsed here and nowhere
+else. The axis names of every signal are fixed here too.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+AXES = ("prompt", "position", "query", "key", "layer", "head", "neuron", "expert", "feature", "d_model", "d_head")
+AXES += ("vocab", "edit", "choice")
+
+# signal -> (axes of the whole signal of a layer, may it be patched)
+SIGNALS: dict[str, tuple[tuple[str, ...], bool]] = {
+    "embed": (("prompt", "position", "d_model"), True),
+    "resid_in": (("prompt", "position", "d_model"), True),
+    "resid_mid": (("prompt", "position", "d_model"), True),
+    "resid_out": (("prompt", "position", "d_model"), True),
+    "attn.q": (("prompt", "head", "query", "d_head"), True),
+    "attn.k": (("prompt", "head", "key", "d_head"), True),
+    "attn.v": (("prompt", "head", "key", "d_head"), True),
+    "attn.pattern": (("prompt", "head", "query", "key"), True),
+    "attn.z": (("prompt", "position", "head", "d_head"), True),
+    "attn.head_out": (("prompt", "position", "head", "d_model"), True),
+    "attn.out": (("prompt", "position", "d_model"), True),
+    "mlp.in": (("prompt", "position", "d_model"), True),
+    "mlp.act": (("prompt", "position", "neuron"), True),
+    "mlp.out": (("prompt", "position", "d_model"), True),
+    "router.logits": (("prompt", "position", "expert"), True),
+    "router.weights": (("prompt", "position", "expert"), True),
+    "router.experts": (("prompt", "position", "choice"), False),
+    "experts.out": (("prompt", "position", "expert", "d_model"), True),
+    "final_norm": (("prompt", "position", "d_model"), True),
+    "logits": (("prompt", "position", "vocab"), True),
+}
+WHOLE_MODEL = ("embed", "final_norm", "logits")  # signals that belong to no layer
+LAYER = ("resid_in", "resid_mid", "resid_out")
+
+# kind of part -> (letters in its text, {signal name at the part: signal of the layer})
+KINDS: dict[str, tuple[str, dict[str, str]]] = {
+    "head": (
+        "H",
+        {"q": "attn.q", "k": "attn.k", "v": "attn.v", "pattern": "attn.pattern", "z": "attn.z", "out": "attn.head_out"},
+    ),
+    "group": ("KV", {"k": "attn.k", "v": "attn.v"}),
+    "neuron": ("N", {"act": "mlp.act"}),
+    "expert": ("E", {"out": "experts.out", "weight": "router.weights", "logit": "router.logits"}),
+}
+INDEX_AXIS = {"head": "head", "group": "head", "neuron": "neuron", "expert": "expert"}
+MAIN_SIGNAL = {"head": "z", "group": "v", "neuron": "act", "expert": "out", "attn": "out", "mlp": "out"}
+LETTERS = {letters: kind for kind, (letters, _) in KINDS.items()}
+
+
+class PatchbayError(ValueError):
+    """A request that cannot be met. The message says what was asked, what was found and what is possible."""
+
+
+def suggest(asked: str, known: list[str] | tuple[str, ...]) -> str:
+    """`; did you mean ...?` when something near `asked` is known, else the empty string."""
+    near = get_close_matches(asked, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+@dataclass(frozen=True, order=True)
+class Part:
+    """A place in a model: `kind` is one of head, group, neuron, expert, attn, mlp, router, layer, embed, final_norm, unembed."""
+
+    layer: int | None
+    kind: str
+    index: int | None = None
+
+    def __str__(self) -> str:
+        if self.layer is None:
+            return self.kind
+        if self.kind == "layer":
+            return f"L{self.layer}"
+        if self.index is None:
+            return f"L{self.layer}.{self.kind}"
+        return f"L{self.layer}.{KINDS[self.kind][0]}{self.index}"
+
+    __repr__ = __str__
+
+    def port(self, signal: str | None = None) -> Port:
+        """The port of `signal` at this part; without a name, the part's main one (head z, neuron act, expert out, ...)."""
+        name = signal or MAIN_SIGNAL.get(self.kind)
+        offered = signals_of(self.kind)
+        if name not in offered:
+            raise PatchbayError(
+                f"{self}: asked for signal {signal or 'the main one'!r}, this part has {', '.join(offered) or 'none'}"
+                + suggest(str(signal), list(offered))
+            )
+        # keys and values of a query head belong to its group: only the model knows which, so `Head.k` resolves that
+        return Port(offered[name], self.layer, self.index if self.kind in KINDS else None)
+
+
+def signals_of(kind: str) -> dict[str, str]:
+    """Signal names that a kind of part offers, with the layer signal that each one is a slice of."""
+    if kind in KINDS:
+        return KINDS[kind][1]
+    if kind == "layer":
+        return {name: name for name in LAYER}
+    if kind in ("embed", "final_norm"):
+        return {"out": kind}
+    if kind == "unembed":
+        return {"logits": "logits"}
+    return {name.split(".")[1]: name for name in SIGNALS if name.startswith(kind + ".")}
+
+
+@dataclass(frozen=True, order=True)
+class Port:
+    """The typed address of one signal.
+
+    `signal` is a key of `SIGNALS`; `layer` is None for signals of the whole model; `index` picks one head, key/value group,
+    neuron or expert (None: all of them, on their own axis); `query` limits an attention pattern to some query rows.
+    """
+
+    signal: str
+    layer: int | None = None
+    index: int | None = None
+    query: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.signal not in SIGNALS:
+            raise PatchbayError(
+                f"no signal {self.signal!r}; signals are {', '.join(SIGNALS)}" + suggest(self.signal, list(SIGNALS))
+            )
+        if (self.layer is None) != (self.signal in WHOLE_MODEL):
+            raise PatchbayError(f"{self.signal} {'belongs to no' if self.signal in WHOLE_MODEL else 'needs a'} layer")
+        if self.index is not None and self.index_axis is None:
+            raise PatchbayError(f"{self.signal} has axes {', '.join(SIGNALS[self.signal][0])}: none to index")
+        if self.query is not None and self.signal != "attn.pattern":
+            raise PatchbayError(f"only attn.pattern has query rows to choose, {self.signal} does not")
+
+    @property
+    def index_axis(self) -> str | None:
+        """The axis that `index` picks from: head, neuron or expert; None for signals of width d_model."""
+        return next((axis for axis in SIGNALS[self.signal][0] if axis in ("head", "neuron", "expert")), None)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axis names of the tensor that a tap of this port returns."""
+        whole = SIGNALS[self.signal][0]
+        return whole if self.index is None else tuple(axis for axis in whole if axis != self.index_axis)
+
+    @property
+    def position_axis(self) -> int:
+        """Where the position (query, for q and pattern; key, for k and v) stands in the whole signal's axes."""
+        return next(i for i, axis in enumerate(SIGNALS[self.signal][0]) if axis in ("position", "query", "key"))
+
+    @property
+    def editable(self) -> bool:
+        return SIGNALS[self.signal][1]
+
+    @property
+    def part(self) -> Part:
+        """The part whose signal this is."""
+        if self.layer is None:
+            return Part(None, "unembed" if self.signal == "logits" else self.signal)
+        if self.signal in LAYER:
+            return Part(self.layer, "layer")
+        if self.index is None:
+            return Part(self.layer, self.signal.split(".")[0])
+        kind = {"neuron": "neuron", "expert": "expert"}.get(str(self.index_axis), "head")
+        return Part(self.layer, "group" if self.signal in ("attn.k", "attn.v") else kind, self.index)
+
+    def rows(self, *query: int) -> Port:
+        """This pattern at some query rows only (negative counts from the end): only those rows are computed."""
+        return Port(self.signal, self.layer, self.index, tuple(query))
+
+    def __str__(self) -> str:
+        rows = "" if self.query is None else "[" + ",".join(str(i) for i in self.query) + "]"
+        if self.layer is None:
+            return self.signal
+        if self.index is None:
+            return f"L{self.layer}.{self.signal}{rows}"
+        name = next(short for short, full in signals_of(self.part.kind).items() if full == self.signal)
+        return f"{self.part}.{name}{rows}"
+
+    __repr__ = __str__
+
+
+_PART = re.compile(r"^L(\d+)(?:\.(H|KV|N|E)(\d+)|\.(attn|mlp|router|experts))?$", re.IGNORECASE)
+_ROWS = re.compile(r"^(.*)\[(-?\d+(?:,-?\d+)*)\]$")
+FORMS = "L3.H5 (head), L3.KV1 (key/value group), L2.N77 (neuron), L4.E2 (expert), L3.attn, L3.mlp, L3, embed, unembed"
+
+
+def parse_part(text: str) -> Part:
+    """Read `L3.H5` and its like. Raises PatchbayError naming the forms when the text is none of them."""
+    text = text.strip()
+    if text in ("embed", "final_norm", "unembed"):
+        return Part(None, text)
+    found = _PART.match(text)
+    if not found:
+        raise PatchbayError(f"{text!r} is not a part; parts are written {FORMS}")
+    layer, letters, index, room = found.groups()
+    if letters:
+        return Part(int(layer), LETTERS[letters.upper()], int(index))
+    return Part(int(layer), room.lower() if room else "layer")
+
+
+def parse_port(text: str) -> Port:
+    """Read `L3.H5.z`, `L3.resid_out`, `L2.mlp.out`, `L1.H0.pattern[-1]`, `logits` and their like."""
+    text = text.strip()
+    rows = _ROWS.match(text)
+    if rows:
+        return parse_port(rows.group(1)).rows(*(int(i) for i in rows.group(2).split(",")))
+    if text in WHOLE_MODEL:
+        return Port(text)
+    head, _, signal = text.rpartition(".")
+    found = re.match(r"^L(\d+)\.(.+)$", text)
+    if found and found.group(2) in SIGNALS:
+        return Port(found.group(2), int(found.group(1)))
+    if not head:
+        raise PatchbayError(
+            f"{text!r} is not a port; a port is a part and a signal, like L3.H5.z, L3.resid_out, L2.mlp.out, logits"
+            + suggest(text, WHOLE_MODEL)
+        )
+    return parse_part(head).port(signal)
+
+
+def as_part(value: Part | str | object) -> Part:
+    """A Part from a Part, its text, or a view such as `model.layers[3].heads[5]`."""
+    if isinstance(value, Part):
+        return value
+    if isinstance(value, str):
+        return parse_part(value)
+    part = getattr(value, "part", None)
+    if isinstance(part, Part):
+        return part
+    raise PatchbayError(f"expected a part ({FORMS}) or a part of a model, got {type(value).__name__}")

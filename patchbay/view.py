@@ -1,0 +1,364 @@
+"""Views: the parts of a model as one walks them, `model.layers[3].heads[5].z`. A view computes nothing; it names ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from torch import Tensor
+
+from patchbay import weights
+from patchbay.port import PatchbayError, Part, Port, signals_of
+
+if TYPE_CHECKING:
+    from patchbay.model import Model
+
+T = TypeVar("T")
+
+
+class Many(Sequence[T], Generic[T]):
+    """Parts of one kind, made when asked for; a wrong index says how many there are."""
+
+    def __init__(self, n: int, make: Callable[[int], T], kind: str) -> None:
+        self._n, self._make, self._kind = n, make, kind
+
+    def __len__(self) -> int:
+        return self._n
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(*index.indices(self._n))]
+        if not -self._n <= index < self._n:
+            found = f"{self._n} (0..{self._n - 1})" if self._n else "none"
+            raise PatchbayError(f"{self._kind} {index} asked, there are {found}")
+        return self._make(index % self._n)
+
+    def __iter__(self) -> Iterator[T]:
+        return (self._make(i) for i in range(self._n))
+
+    def __repr__(self) -> str:
+        return f"{self._n} {self._kind}s" + (f": {self._make(0).part} .. {self._make(self._n - 1).part}" if self._n else "")  # type: ignore[attr-defined]
+
+
+class View:
+    """One part of one model."""
+
+    def __init__(self, model: Model, part: Part) -> None:
+        self.model, self.part = model, part
+
+    @property
+    def _layer(self) -> int:
+        assert self.part.layer is not None
+        return self.part.layer
+
+    def port(self, signal: str) -> Port:
+        port = self.part.port(signal)
+        self.model.require(port)
+        return port
+
+    def ports(self) -> list[Port]:
+        """The ports of this part that the model offers."""
+        offered = []
+        for signal in signals_of(self.part.kind):
+            port = self._resolve(signal)
+            if port.layer is None or port.signal in self.model.signals(port.layer):
+                offered.append(port)
+        return offered
+
+    def _resolve(self, signal: str) -> Port:
+        return self.part.port(signal)
+
+    def _what(self) -> str:
+        return self.part.kind
+
+    def __repr__(self) -> str:
+        lines = [f"{self.part}: {self._what()} of {self.model.source or type(self.model.hf).__name__}"]
+        for port in self.ports():
+            lines.append(f"  {port!s:<20} [{', '.join(port.axes)}]" + ("" if port.editable else "  (tap only)"))
+        return "\n".join(lines)
+
+
+class Head(View):
+    """A query head. Its keys and values are those of its key/value group, which grouped-query heads share."""
+
+    @property
+    def group(self) -> Group:
+        index = (self.part.index or 0) * self.model.n_groups(self._layer) // self.model.n_heads(self._layer)
+        return Group(self.model, Part(self._layer, "group", index))
+
+    def _resolve(self, signal: str) -> Port:
+        return self.group.part.port(signal) if signal in ("k", "v") else self.part.port(signal)
+
+    def _what(self) -> str:
+        return f"attention head (keys and values of {self.group.part})"
+
+    @property
+    def q(self) -> Port:
+        """Queries after rotary, [prompt, query, d_head]."""
+        return self.port("q")
+
+    @property
+    def k(self) -> Port:
+        """Keys after rotary of the head's group, [prompt, key, d_head]."""
+        return self.group.k
+
+    @property
+    def v(self) -> Port:
+        """Values of the head's group, [prompt, key, d_head]."""
+        return self.group.v
+
+    @property
+    def pattern(self) -> Port:
+        """Attention weights, [prompt, query, key]."""
+        return self.port("pattern")
+
+    @property
+    def z(self) -> Port:
+        """What enters the head's slice of the output projection, [prompt, position, d_head]."""
+        return self.port("z")
+
+    @property
+    def out(self) -> Port:
+        """What the head writes, z W_O, [prompt, position, d_model]; summed over heads, plus bias, the attention's output."""
+        return self.port("out")
+
+    def weights(self, *, fold_norm: bool = False) -> dict[str, Tensor]:
+        """W_Q, W_K, W_V [d_model, d_head] and W_O [d_head, d_model] of this head; see `AttentionView.weights`."""
+        w, g = AttentionView(self.model, Part(self._layer, "attn")).weights(fold_norm=fold_norm), self.group.part.index or 0
+        h = self.part.index or 0
+        return {"W_Q": w.W_Q[h], "W_K": w.W_K[g], "W_V": w.W_V[g], "W_O": w.W_O[h]}
+
+
+class Group(View):
+    """A key/value group: the keys and values that one or several query heads share."""
+
+    @property
+    def heads(self) -> list[Head]:
+        n_heads, n_groups = self.model.n_heads(self._layer), self.model.n_groups(self._layer)
+        return [Head(self.model, Part(self._layer, "head", h)) for h in range(n_heads) if h * n_groups // n_heads == self.part.index]
+
+    def _what(self) -> str:
+        return f"key/value group (heads {', '.join(str(head.part) for head in self.heads)})"
+
+    @property
+    def k(self) -> Port:
+        """Keys after rotary, [prompt, key, d_head]."""
+        return self.port("k")
+
+    @property
+    def v(self) -> Port:
+        """Values, [prompt, key, d_head]."""
+        return self.port("v")
+
+
+class AttentionView(View):
+    """A layer's attention; the signals of all heads at once."""
+
+    @property
+    def q(self) -> Port:
+        return self.port("q")
+
+    @property
+    def k(self) -> Port:
+        return self.port("k")
+
+    @property
+    def v(self) -> Port:
+        return self.port("v")
+
+    @property
+    def pattern(self) -> Port:
+        return self.port("pattern")
+
+    @property
+    def z(self) -> Port:
+        return self.port("z")
+
+    @property
+    def head_out(self) -> Port:
+        return self.port("head_out")
+
+    @property
+    def out(self) -> Port:
+        """What attention (or a hybrid's mixer) adds to the stream, after the family's norm and scale."""
+        return self.port("out")
+
+    def weights(self, *, fold_norm: bool = False) -> weights.HeadWeights:
+        """Per-head weights; `fold_norm` folds the gain, bias and centring of the norm before attention into copies."""
+        self.model.require(Port("attn.z", self._layer))
+        i, model = self._layer, self.model
+        shape = (model.n_heads(i), model.n_groups(i), model.d_head(i))
+        return weights.head_weights(model.family, model.modules[i], *shape, fold_norm=fold_norm)
+
+
+class Neuron(View):
+    """One neuron: one number per position, between the MLP's projections."""
+
+    @property
+    def act(self) -> Port:
+        """Activation, what the down projection multiplies, [prompt, position]."""
+        return self.port("act")
+
+
+class MLPView(View):
+    """A layer's MLP."""
+
+    @property
+    def neurons(self) -> Many[Neuron]:
+        return Many(self.model.n_neurons(self._layer), lambda n: Neuron(self.model, Part(self._layer, "neuron", n)), "neuron")
+
+    @property
+    def input(self) -> Port:
+        """What enters the MLP, after its norm, [prompt, position, d_model]."""
+        return self.port("in")
+
+    @property
+    def act(self) -> Port:
+        """Activations of all neurons, [prompt, position, neuron]."""
+        return self.port("act")
+
+    @property
+    def out(self) -> Port:
+        """What the MLP adds to the stream, after the family's norm and scale."""
+        return self.port("out")
+
+    def weights(self, *, fold_norm: bool = False) -> weights.MLPWeights:
+        self.model.require(Port("mlp.act", self._layer))
+        return weights.mlp_weights(self.model.modules[self._layer], fold_norm=fold_norm)
+
+
+class Expert(View):
+    """One routed expert."""
+
+    @property
+    def out(self) -> Port:
+        """What the expert contributes, times its weight; 0 where it was not chosen. [prompt, position, d_model]"""
+        return self.port("out")
+
+    @property
+    def weight(self) -> Port:
+        """Its routing weight, 0 where it was not chosen. [prompt, position]"""
+        return self.port("weight")
+
+    @property
+    def logit(self) -> Port:
+        """Its router logit, before softmax and top-k. [prompt, position]"""
+        return self.port("logit")
+
+
+class RouterView(View):
+    """A layer's router."""
+
+    @property
+    def logits(self) -> Port:
+        return self.port("logits")
+
+    @property
+    def weights(self) -> Port:
+        """Routing weights, dense: 0 for the experts not chosen. [prompt, position, expert]"""
+        return self.port("weights")
+
+    @property
+    def experts(self) -> Port:
+        """Ids of the chosen experts, [prompt, position, choice]; tap only."""
+        return self.port("experts")
+
+
+class LayerView(View):
+    """One decoder layer."""
+
+    def _what(self) -> str:
+        at = self.model.modules[self._layer]
+        mixer = f"{self.model.n_heads(self._layer)} heads" if at.attn is not None else type(at.attn_added).__name__
+        experts = self.model.n_experts(self._layer)
+        return f"layer with {mixer}, " + (f"{experts} experts" if experts else f"{self.model.n_neurons(self._layer)} neurons")
+
+    def ports(self) -> list[Port]:
+        return [Port(signal, self._layer) for signal in self.model.signals(self._layer)]
+
+    @property
+    def attn(self) -> AttentionView:
+        return AttentionView(self.model, Part(self._layer, "attn"))
+
+    @property
+    def heads(self) -> Many[Head]:
+        return Many(self.model.n_heads(self._layer), lambda h: Head(self.model, Part(self._layer, "head", h)), "head")
+
+    @property
+    def groups(self) -> Many[Group]:
+        return Many(self.model.n_groups(self._layer), lambda g: Group(self.model, Part(self._layer, "group", g)), "group")
+
+    @property
+    def mlp(self) -> MLPView:
+        return MLPView(self.model, Part(self._layer, "mlp"))
+
+    @property
+    def router(self) -> RouterView:
+        self.model.require(Port("router.weights", self._layer))
+        return RouterView(self.model, Part(self._layer, "router"))
+
+    @property
+    def experts(self) -> Many[Expert]:
+        return Many(self.model.n_experts(self._layer), lambda e: Expert(self.model, Part(self._layer, "expert", e)), "expert")
+
+    @property
+    def resid_in(self) -> Port:
+        """The stream that enters the layer, [prompt, position, d_model]."""
+        return self.port("resid_in")
+
+    @property
+    def resid_mid(self) -> Port:
+        """The stream between attention and MLP; blocks that run them side by side have none."""
+        return self.port("resid_mid")
+
+    @property
+    def resid_out(self) -> Port:
+        """The stream that leaves the layer."""
+        return self.port("resid_out")
+
+
+class Embed(View):
+    """The embedding: token, and where the family has them learned positions and scale."""
+
+    @property
+    def out(self) -> Port:
+        """What enters the first layer, [prompt, position, d_model]."""
+        return self.port("out")
+
+    @property
+    def weight(self) -> Tensor:
+        """Token embedding, [vocab, d_model]."""
+        return _weight(self.model.hf.get_input_embeddings())
+
+
+class FinalNorm(View):
+    """The norm before the unembedding."""
+
+    @property
+    def out(self) -> Port:
+        """The normalised final stream, [prompt, position, d_model]."""
+        return self.port("out")
+
+
+class Unembed(View):
+    """The unembedding."""
+
+    @property
+    def logits(self) -> Port:
+        """The model's logits, [prompt, position, vocab]."""
+        return self.port("logits")
+
+    @property
+    def weight(self) -> Tensor:
+        """Unembedding rows, [vocab, d_model], without the final norm's gain."""
+        return _weight(self.model.hf.get_output_embeddings())
+
+
+def _weight(module: Any) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
