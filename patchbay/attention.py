@@ -4,7 +4,8 @@
 session wants an attention signal, the config names a function of ours that wraps the one the model uses (SDPA, or the
 family's own eager mathematics where it has a soft cap or sinks). It is registered with the mask interface too: without that,
 transformers builds no mask and attention silently turns bidirectional. Layers in which nothing is wanted call straight
-through. The pattern is computed only in layers, and for query rows, that are asked, by the family's own eager function.
+through. The pattern is computed only in layers, and for query rows, that are asked, by the family's own eager function. No
+edit of a pattern reaches a key that the mask hides: it stays 0, so that no query sees what comes after it.
 
 Architectures that compute attention inline (GPT-J, GPT-Neo, BLOOM, Falcon) are reached at the operators that they call:
 inside the attention module's forward, the first matrix product is q k^T, the softmax is the pattern, the next product is z.
@@ -120,6 +121,7 @@ def attend(
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
     numbers = additive_mask(mask, query, n_keys)
+    closed = numbers <= torch.finfo(query.dtype).min / 2
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
     if blocked is not None:
         _check_not_empty(numbers, blocked, layer)
@@ -128,7 +130,7 @@ def attend(
     eager = plain_eager if options.pop("plain", False) else eager_of(module)
     if want.changes or session.grad:
         _, pattern = eager(module, query, key, value, numbers, **options)
-        pattern = session.site("attn.pattern", layer, pattern)
+        pattern = session.site("attn.pattern", layer, pattern, closed=closed)
         return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
     out = inner(module, query, key, value, mask, **options)
     if not want.taps:
@@ -207,6 +209,7 @@ class Operators(TorchFunctionMode):
 
     def _pattern(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         scores = args[0]
+        closed = scores <= torch.finfo(scores.dtype).min / 2
         blocked = self.session.blocked(self.layer, *scores.shape[1:])
         if blocked is not None:
             _check_not_empty(scores, blocked, self.layer)
@@ -215,7 +218,7 @@ class Operators(TorchFunctionMode):
         want = self.session.wants.get(("attn.pattern", self.layer))
         rows = None if want is None or self.session.grad else self.session.query_rows(want.taps, pattern.shape[2])
         if rows is None or want is None or want.changes:
-            return self.session.site("attn.pattern", self.layer, pattern).contiguous()  # callers view it
+            return self.session.site("attn.pattern", self.layer, pattern, closed=closed).contiguous()  # callers view it
         index = rows[:, None, :, None].to(pattern.device).expand(-1, pattern.shape[1], -1, pattern.shape[3])
         self.session.capture_rows(self.layer, pattern.gather(2, index), rows)
         return pattern
@@ -223,13 +226,18 @@ class Operators(TorchFunctionMode):
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **options: Any) -> Tensor:
         def inner(_: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **__: Any) -> tuple[Tensor, None]:
             causal = options.get("is_causal", False) and mask is None
-            return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2), None
+            return F.scaled_dot_product_attention(q, k, v, mask, **(options | {"is_causal": causal})).transpose(1, 2), None
 
         z, _ = attend(self.session, self.layer, inner, "sdpa", self.module, query, key, value, attn_mask, {"plain": True})
         return z.transpose(1, 2)
 
 
 def listen(session: Session, layer: int, module: nn.Module) -> None:
+    if id(module) in _ACTIVE:
+        raise PatchbayError(
+            f"attention of layer {layer} is already tapped or edited through another Model of the same Hugging Face model; "
+            "load it once and nest `with model.edited(...)` blocks on that"
+        )
     _ACTIVE[id(module)] = (session, layer)
 
 

@@ -14,16 +14,17 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchbay.port import PatchbayError, Port, as_part, parse_port
+from patchbay.port import PatchbayError, Port, as_part, parse_port, suggest
 
 Op = Literal["replace", "add", "scale", "zero", "mean", "project", "block"]
+OPS: tuple[str, ...] = get_args(Op)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Edit:
     keys: Positions = None
 
     def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise PatchbayError(f"no edit {self.op!r}; edits are {', '.join(OPS)}" + suggest(str(self.op), OPS))
         if not isinstance(self.port, Port):
             raise PatchbayError(f"an edit needs a Port such as model.layers[3].heads[5].z, got {type(self.port).__name__}")
         if not self.port.editable:
@@ -77,10 +80,24 @@ class Edit:
         if not isinstance(other, Edit):
             return NotImplemented
         mine, theirs = pack([self]), pack([other])
-        return mine[0] == theirs[0] and all(torch.equal(mine[1][k], theirs[1][k]) for k in mine[1])
+        return mine[0] == theirs[0] and all(
+            value.dtype == theirs[1][name].dtype and torch.equal(value, theirs[1][name]) for name, value in mine[1].items()
+        )
 
     def __hash__(self) -> int:
         return hash((self.op, self.port, self.rows))
+
+    @property
+    def spread(self) -> bool:
+        """Does the value differ from position to position, or from row to row?"""
+        return isinstance(self.value, Tensor) and self.op != "project" and self.value.ndim > len(self.port.axes) - 2
+
+    @property
+    def by_row(self) -> bool:
+        """Does it treat prompts by their place in the batch, so that the batch must be run whole?"""
+        masks = [mask for mask in (self.positions, self.keys) if isinstance(mask, Tensor)]
+        values = [self.value] if isinstance(self.value, Tensor) and self.spread and self.value.ndim == len(self.port.axes) else []
+        return self.rows is not None or any(len(tensor) > 1 for tensor in [*masks, *values])
 
     def __str__(self) -> str:
         parts = [str(self.port)]
@@ -104,13 +121,19 @@ def _brief(positions: Positions) -> str:
 
 
 def _rows(rows: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if rows is None else (rows,) if isinstance(rows, int) else tuple(int(r) for r in rows)
+    return None if rows is None else (int(rows),) if isinstance(rows, SupportsIndex) else tuple(int(r) for r in rows)
 
 
 def _positions(positions: Positions) -> Positions:
     """A copy that will not change under us: sequences become tuples."""
-    if positions is None or isinstance(positions, int | slice | Tensor | Token):
+    if isinstance(positions, Tensor):
+        return positions.clone()
+    if isinstance(positions, slice):
+        return slice(*(None if x is None else int(x) for x in (positions.start, positions.stop, positions.step)))
+    if positions is None or isinstance(positions, Token):
         return positions
+    if isinstance(positions, SupportsIndex):
+        return int(positions)
     if isinstance(positions, str):
         if positions not in ("last", "generated"):
             raise PatchbayError(f"positions {positions!r}: as text only 'last' or 'generated'; for a token use pb.Token(...)")
@@ -153,6 +176,8 @@ def mean(port: Port, reference: Tensor, *, positions: Positions = None, rows: An
 
 def project(port: Port, basis: Tensor, *, keep: bool = False, positions: Positions = None, rows: Any = None) -> Edit:
     """Remove from the signal its part in the span of `basis` [direction, feature]; with `keep`, remove everything else."""
+    if len(port.axes) < 3:
+        raise PatchbayError(f"project at {port}: the signal is one number at each position, it has no directions")
     basis = torch.atleast_2d(basis)
     if not bool(torch.isfinite(basis).all()):
         raise PatchbayError(f"project at {port}: basis holds NaN or infinite numbers")
@@ -387,7 +412,8 @@ def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file(tensors, partial, metadata=FORMAT | {"edits": json.dumps(rows)})
+        own = {name: tensor.clone() for name, tensor in tensors.items()}  # several may be views of one
+        save_file(own, partial, metadata=FORMAT | {"edits": json.dumps(rows)})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -403,7 +429,11 @@ def load_edits(path: str | Path) -> list[Edit]:
         raise PatchbayError(f"{path} is not a readable edits file: {error}") from error
     if header.get("format") != FORMAT["format"] or header.get("version") != FORMAT["version"]:
         raise PatchbayError(f"{path} is not an edits file of version {FORMAT['version']}: its header says {header or 'nothing'}")
-    return unpack(json.loads(header["edits"]), tensors)
+    try:
+        rows = json.loads(header["edits"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise PatchbayError(f"{path} holds no edits: {error}") from error
+    return unpack(rows, tensors)
 
 
 def ports_of(parts: Any, signal: str | None = None) -> list[Port]:

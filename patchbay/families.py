@@ -1,11 +1,12 @@
 """One row per model family: where embedding, layers, attention, MLP, experts, norms and unembedding live.
 
-What varies between architectures is a row of `FAMILIES`, not a branch elsewhere. A model is matched by `config.model_type`;
-an unknown type is tried against every row and kept only when all of the row's paths exist. Either way nothing is believed
+What varies between architectures is a row of `FAMILIES`, not a branch elsewhere. The row that
+names a model's `config.model_type` is tried first, then every row all of whose paths exist. Either way nothing is believed
 until the self-check of `model.py` has proved the identities on the model itself. An architecture that fits no row can be
 described by hand: `pb.load(model, family=Family(...))`.
 
-Paths are dotted attribute paths; those of a layer start at the decoder layer. An empty path means the layer has no such part.
+Paths are dotted attribute paths; those of a layer start at the decoder layer. An empty path means the layer has no such part;
+of alternatives, written "a|b", the first that exists is meant.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Family:
     router: str = "mlp.gate"
     experts: str = "mlp.experts"
     parallel: bool | tuple[str, ...] = False
-    qkv: str = "separate"  # layout of the query, key and value weights: see model.py
+    qkv: str = "separate"  # layout of the query, key and value weights: see weights.py
     qkv_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
     attention: str = "interface"  # how attention is reached: transformers' AttentionInterface, or the operators it calls
     residual_scale: str = ""  # config attribute that multiplies what attention and MLP add
@@ -56,9 +57,9 @@ class Family:
 
 LLAMA = Family(
     "llama",
-    ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "seed_oss", "ministral", "arcee", "exaone4", "helium"),
+    ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "seed_oss", "ministral", "arcee", "helium"),
 )
-_MOE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "minimax", "phimoe", "dots1", "flex_olmo")
+_MOE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "dots1")
 GPT = replace(
     LLAMA,
     layers="transformer.h",
@@ -75,7 +76,7 @@ _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     replace(LLAMA, name="moe", model_types=_MOE),
-    replace(LLAMA, name="gpt_oss", model_types=("gpt_oss",), router="mlp.router"),
+    replace(LLAMA, name="gpt_oss", model_types=("gpt_oss", "phimoe"), router="mlp.router"),
     replace(LLAMA, name="deepseek", model_types=("deepseek_v3", "deepseek_v2", "glm4_moe_lite"), qkv="latent"),
     replace(LLAMA, name="qwen3_next", model_types=("qwen3_next",), mixers=("linear_attn",), qkv="gated"),
     replace(
@@ -87,15 +88,22 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         LLAMA,
         name="phi3",
-        model_types=("phi3", "glm"),
+        model_types=("phi3",),
         qkv="packed",
         qkv_modules=("qkv_proj",),
         mlp_up="gate_up_proj",
         mlp_gate="",
     ),
+    replace(LLAMA, name="glm", model_types=("glm",), mlp_up="gate_up_proj", mlp_gate=""),
     replace(LLAMA, name="starcoder2", model_types=("starcoder2",), mlp_proj="c_proj", mlp_up="c_fc", mlp_gate=""),
     replace(LLAMA, name="nemotron", model_types=("nemotron",), mlp_gate=""),
-    replace(LLAMA, name="stablelm", model_types=("stablelm",), parallel=("use_parallel_residual",)),
+    replace(
+        LLAMA,
+        name="stablelm",
+        model_types=("stablelm",),
+        norm_mlp="post_attention_layernorm|input_layernorm",
+        parallel=("use_parallel_residual",),
+    ),
     replace(
         LLAMA,
         name="gemma2",
@@ -108,7 +116,7 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         LLAMA,
         name="olmo2",
-        model_types=("olmo2", "olmo3"),
+        model_types=("olmo2", "olmo3", "exaone4", "flex_olmo"),
         attn_added="post_attention_layernorm",
         mlp_added="post_feedforward_layernorm",
         norm_attn="",
@@ -237,8 +245,8 @@ FAMILIES: tuple[Family, ...] = (
         name="falcon",
         model_types=("falcon",),
         attn="self_attention",
-        norm_attn="input_layernorm",
-        norm_mlp="input_layernorm",
+        norm_attn="ln_attn|input_layernorm",
+        norm_mlp="ln_mlp|post_attention_layernorm|input_layernorm",
         mid="post_attention_layernorm",
         parallel=("parallel_attn", "new_decoder_architecture"),
         attention="operators",
@@ -283,6 +291,8 @@ class LayerModules:
 
 def follow(root: Any, path: str) -> Any | None:
     """The object at a dotted path, or None where a step is missing or the path is empty."""
+    if "|" in path:
+        return next((found for one in path.split("|") if (found := follow(root, one)) is not None), None)
     for name in path.split(".") if path else ():
         root = getattr(root, name, None)
         if root is None:
@@ -339,10 +349,10 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
 
 
 def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> list[Family]:
-    """Rows to try on this model: the one of its model type, else all whose paths exist. Refuses with what was found."""
+    """Rows to try on this model whose paths exist, that of its model type first. Refuses with what was found."""
     model_type = getattr(hf.config, "model_type", "")
     named = [family for family in rows if model_type in family.model_types]
-    fitting = [family for family in named or rows if not missing(family, hf)]
+    fitting = [family for family in sorted(rows, key=lambda family: family not in named) if not missing(family, hf)]
     if fitting:
         return fitting
     nearest = min(named or rows, key=lambda family: len(missing(family, hf)))

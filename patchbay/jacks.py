@@ -73,10 +73,12 @@ class Session:
         edits: Sequence[Edit] = (),
         *,
         lengths: Tensor | None = None,
+        prompt_length: int | None = None,
         grad: bool = False,
     ) -> None:
         self.model, self.edits, self.grad = model, list(edits), grad
-        self.given_lengths = lengths
+        self.given_lengths, self.prompt_length = lengths, prompt_length
+        self.last_cache: Any = None
         self.captured: dict[Port, Tensor] = {}
         self.batch: Batch | None = None
         self.start = self.end = 0
@@ -85,12 +87,11 @@ class Session:
         self._undo: list[Callable[[], Any]] = []
         for port in taps:
             model.require(port)
-            whole = Port(port.signal, port.layer, None, port.query) if grad else port
-            self._want(port).taps.append(whole)
+            self._want(port).taps.append(Port(port.signal, port.layer) if grad else port)  # a slice is off the graph's path
         for i, edit in enumerate(self.edits):
             model.require(edit.port)
             self._want(edit.port).edits.append((i, edit))
-        self.positioned = any(edit.positions is not None or edit.keys is not None for edit in self.edits)
+        self.positioned = any(e.positions is not None or e.keys is not None or e.spread for e in self.edits)
 
     def _want(self, port: Port) -> Want:
         return self.wants.setdefault((port.signal, port.layer), Want())
@@ -141,18 +142,18 @@ class Session:
         scale = self.model.residual_scale
         if "resid_in" in signals:
             self._input(at.layer, "resid_in", layer)
-        if "resid_mid" in signals:
-            self._attach_resid_mid(layer)
-        if "resid_out" in signals:
-            self._output(at.layer, "resid_out", layer)
-        if "attn.out" in signals:
-            self._output(at.attn_added, "attn.out", layer, scale)
+        if signals & set(ATTENTION):
+            self._attach_attention(layer)
         if "attn.z" in signals or "attn.head_out" in signals:
             self._before(at.attn_proj, self._z(layer))
             if "attn.head_out" in signals:
                 self._after(at.attn_proj, self._add_change("attn.head_out", layer))
-        if signals & set(ATTENTION):
-            self._attach_attention(layer)
+        if "attn.out" in signals:  # after head_out and before resid_mid: they may hook the same module
+            self._output(at.attn_added, "attn.out", layer, scale)
+        if "resid_mid" in signals:
+            self._attach_resid_mid(layer)
+        if "resid_out" in signals:
+            self._output(at.layer, "resid_out", layer)
         if "mlp.in" in signals:
             self._input(at.mlp, "mlp.in", layer)
         if "mlp.act" in signals:
@@ -217,9 +218,12 @@ class Session:
                 resid_in, scale = self.stash.pop(("resid_in", layer)), self.model.residual_scale
                 middle = resid_in + first(output).reshape(resid_in.shape) * scale
                 edited = self._edited(want.edits, "resid_mid", middle)
-                if self.grad:
-                    self._capture(want.taps, "resid_mid", edited)
-                return with_first(output, ((edited - resid_in) / scale).reshape(first(output).shape))
+                if not self.grad:
+                    return with_first(output, first(output) + ((edited - middle) / scale).reshape(first(output).shape))
+                self._capture(want.taps, "resid_mid", edited)
+                # the same value, its gradient through what was captured: the layer adds resid_in once more
+                more = (edited - middle.detach() - (resid_in - resid_in.detach())) / scale
+                return with_first(output, first(output).detach() + more.reshape(first(output).shape))
 
             self._after(at.attn_added, change)
         if want.taps and not self.grad:
@@ -228,6 +232,18 @@ class Session:
                 self._capture(want.taps, "resid_mid", self._by_prompt(_hidden(args, kwargs)))
 
             self._before(at.mid, capture)
+
+    def on_call(self, module: nn.Module, note: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        """Tell `note` the arguments with which a module is called, for the length of the session."""
+
+        def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            note(args, dict(kwargs))
+
+        self._before(module, hook)
+
+    def place(self, batch: Batch, start: int, end: int) -> None:
+        """Say where the tokens stand when layers are called one by one and the model's own forward does not."""
+        self.batch, self.start, self.end = batch, start, end
 
     # ---- one forward ----
 
@@ -238,32 +254,34 @@ class Session:
             embeds = kwargs["inputs_embeds"]
             ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
         past = kwargs.get("past_key_values", kwargs.get("cache_params"))
-        seen = self._seen(past)
+        seen = self._seen(past, ids)
         mask = kwargs.get("attention_mask")
         if self.positioned and mask is not None and mask.ndim == 2 and not bool(mask[:, 0].all()):
             raise PatchbayError("edits at positions on a left-padded batch: pass prompts of one length, or let Patchbay group them")
-        if seen == 0 or self.batch is None:
-            n = torch.full((len(ids),), ids.shape[1])
-            lengths = self.given_lengths if self.given_lengths is not None else n
-            self.batch, self.start = Batch(ids, lengths, lengths, self.model.token_id), 0
+        if not seen:
             self.captured.clear()
-        else:
-            whole = torch.cat([self.batch.ids, ids], 1)
-            n = torch.full((len(ids),), whole.shape[1])
-            self.start = self.batch.ids.shape[1]
-            self.batch = Batch(whole, n, self.batch.prompt_lengths, self.model.token_id)
-        self.end = self.start + ids.shape[1]
+        earlier = self.batch if seen and self.batch is not None and len(self.batch.ids) == len(ids) else None
+        if earlier is None or earlier.ids.shape[1] < seen:  # a cache filled before this session: its tokens are not known
+            n = torch.full((len(ids),), seen + ids.shape[1])
+            prompt = n if self.prompt_length is None else torch.full_like(n, self.prompt_length)
+            earlier = Batch(ids.new_full((len(ids), seen), -1), n, prompt)
+        whole = torch.cat([earlier.ids[:, :seen], ids], 1)
+        lengths = torch.full((len(ids),), whole.shape[1])
+        if not seen and self.given_lengths is not None:
+            lengths = self.given_lengths
+        prompts = earlier.prompt_lengths.minimum(lengths)
+        self.batch, self.start, self.end = Batch(whole, lengths, prompts, self.model.token_id), seen, whole.shape[1]
 
-    def _seen(self, past: Any) -> int:
-        """Tokens already in the cache. A cache without a length (state space) has seen tokens if it is the one used last."""
+    def _seen(self, past: Any, ids: Tensor) -> int:
+        """Tokens already in the cache. A cache without a length (state space) that is the one used last holds what was run."""
         if past is None:
             self.last_cache = None
             return 0
-        same, self.last_cache = past is getattr(self, "last_cache", None), past
+        same, self.last_cache = past is self.last_cache, past
         try:
             return int(past.get_seq_length())
         except (AttributeError, ValueError, NotImplementedError, IndexError, StopIteration):
-            return 1 if same else 0
+            return self.batch.ids.shape[1] if same and self.batch is not None and len(self.batch.ids) == len(ids) else 0
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[prompt * position, ...] -> [prompt, position, ...]; layers that flatten their tokens keep that order."""
@@ -272,12 +290,19 @@ class Session:
         shape = (len(self.batch.ids), n)
         return x if x.shape[:2] == shape and x.ndim > 2 else x.reshape(*shape, *x.shape[1:])
 
-    def site(self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None) -> Tensor:
-        """The signal has the value `x` (in the axes of `SIGNALS`): edit it, capture it, return what the model goes on with."""
+    def site(
+        self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
+    ) -> Tensor:
+        """The signal has the value `x` (in the axes of `SIGNALS`): edit it, capture it, return what the model goes on with.
+
+        `n_keys`: keys in all, for k and v, which reach back into the cache. `closed`: where a pattern must stay 0.
+        """
         want = self.wants.get((signal, layer))
         if want is None:
             return x
-        x = self._edited(want.changes, signal, x, n_keys)
+        changes = want.changes
+        x = self._edited(changes, signal, x, n_keys)
+        x = x.masked_fill(closed, 0.0) if changes and closed is not None else x
         self._capture(want.taps, signal, x)
         return x
 
@@ -304,11 +329,15 @@ class Session:
     def _where(self, edit: Edit, n_here: int, n_keys: int | None) -> tuple[Tensor | None, Tensor | None]:
         """Ordinals of the edited positions in this chunk, and of the edited rows; None where everything is."""
         assert self.batch is not None
-        spread = isinstance(edit.value, Tensor) and edit.op != "project" and edit.value.ndim > len(edit.port.axes) - 2
-        if edit.positions is None and edit.rows is None and not spread:
+        if edit.positions is None and edit.rows is None and not edit.spread:
             return None, None
         ordinal = chosen(edit.positions, self.batch, what=str(edit))
         begin = self.end - (n_keys if n_keys is not None else n_here)  # cached keys reach back before this chunk
+        if begin < 0:
+            raise PatchbayError(
+                f"{edit}: the cache holds {n_keys} keys for {self.end} tokens; a cache of fixed size does not say which "
+                "positions its keys have: generate with the default (dynamic) cache"
+            )
         return ordinal[:, begin : self.end], row_mask(edit, len(ordinal))
 
     def blocked(self, layer: int, n_heads: int, n_queries: int, n_keys: int) -> Tensor | None:
@@ -331,6 +360,8 @@ class Session:
     # ---- capturing ----
 
     def _capture(self, taps: Iterable[Port], signal: str, x: Tensor, only: Sequence[int] | None = None) -> None:
+        if self.grad and x.is_floating_point() and not x.requires_grad:
+            x.requires_grad_()  # frozen weights, or an edit that replaced everything: the graph starts here
         whole = any(port.index is None and port.query is None for port in taps)
         for port in taps:
             if port.query is not None:
@@ -357,22 +388,13 @@ class Session:
     def _store(self, port: Port, value: Tensor) -> None:
         if not self.grad and value.requires_grad:
             value = value.detach()
-        # Falcon adds in place into what attention and MLP return
-        copies = self.model.family.overwrites and port.signal in ("attn.out", "mlp.out")
-        self.captured[port] = value.clone() if copies else value
+        self.captured[port] = value
 
     def query_rows(self, taps: Sequence[Port], n_queries: int) -> Tensor | None:
         """Query rows that the pattern taps need, int64 [prompt, row]; None when one of them needs all."""
         assert self.batch is not None
         rows = attention.pattern_rows(list(taps))
-        if rows is None:
-            return None
-        lengths = self.batch.lengths.cpu()
-        places = [lengths + row if row < 0 else torch.full_like(lengths, row) for row in rows]
-        out = torch.stack(places, 1)
-        if bool((out < 0).any()) or bool((out >= lengths[:, None]).any()):
-            raise PatchbayError(f"pattern rows {list(rows)} asked, the shortest prompt has {int(lengths.min())} tokens")
-        return out
+        return None if rows is None else query_rows(rows, self.batch.lengths.clamp(max=n_queries))
 
     def capture_rows(self, layer: int, pattern: Tensor, rows: Tensor) -> None:
         """Store the computed rows [prompt, head, row, key] for each tap, in the order that it asked them."""
@@ -399,11 +421,14 @@ class Session:
 
     def _output(self, module: nn.Module | None, signal: str, layer: int | None, scale: float = 1.0) -> None:
         assert module is not None
+        overwritten = self.model.family.overwrites and signal in ("attn.out", "mlp.out")
 
         def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             x = first(output)
             shaped = self._by_prompt(x) if scale == 1.0 else self._by_prompt(x) * scale
             new = self.site(signal, layer, shaped)
+            if overwritten:  # Falcon adds in place into what attention and MLP return
+                new = new.clone()
             if new is shaped and (shaped is x or not self.grad):
                 return None
             return with_first(output, (new if scale == 1.0 else new / scale).reshape(x.shape))
@@ -433,7 +458,7 @@ class Session:
     def _head_out(self, layer: int, z: Tensor) -> None:
         """What heads write, z @ W_O, for the heads that are asked; the change that edits make is kept for the projection."""
         want = self.wants[("attn.head_out", layer)]
-        heads = _asked(want, self.model.n_heads(layer))
+        heads = self._asked(want, self.model.n_heads(layer))
         w_o = self.model.W_O(layer)[heads]  # [head, d_head, d_model]
         out = torch.einsum("bphd,hdm->bphm", z[:, :, heads], w_o)
         new = self._edited(want.edits, "attn.head_out", out, only=heads)
@@ -479,10 +504,10 @@ class Session:
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             want = self.wants[("experts.out", layer)]
-            experts = _asked(want, self.model.n_experts(layer))
+            experts = self._asked(want, self.model.n_experts(layer))
             hidden, choice, weights = args[0].reshape(-1, args[0].shape[-1]), args[1], args[2]
             outs = [self._one_expert(module, expert, hidden, choice, weights) for expert in experts]
-            out = self._by_prompt(torch.stack(outs, 1))  # [prompt, position, expert, d_model]
+            out = torch.stack(outs, 1).unflatten(0, (-1, self.end - self.start))  # [prompt, position, expert, d_model]
             new = self._edited(want.edits, "experts.out", out, only=experts)
             self._capture(want.taps, "experts.out", new, only=experts)
             if new is out and not self.grad:
@@ -491,6 +516,12 @@ class Session:
             return base + (new - (out.detach() if self.grad else out)).sum(2).reshape(output.shape)
 
         return hook
+
+    def _asked(self, want: Want, n: int) -> list[int]:
+        """The heads or experts that taps and edits name; all when one names none, and all for gradients through them."""
+        named = [port.index for port in want.taps] + [edit.port.index for _, edit in want.edits]
+        everything = self.grad or None in named
+        return list(range(n)) if everything else sorted({index for index in named if index is not None})
 
     @staticmethod
     def _one_expert(module: nn.Module, expert: int, hidden: Tensor, choice: Tensor, weights: Tensor) -> Tensor:
@@ -504,10 +535,14 @@ class Session:
         return out.index_add(0, token, module.forward(hidden[token], only, weight).to(out.dtype))
 
 
-def _asked(want: Want, n: int) -> list[int]:
-    """The heads or experts that taps and edits name; all of them when one names none."""
-    named = [port.index for port in want.taps] + [edit.port.index for _, edit in want.edits]
-    return list(range(n)) if None in named else sorted({index for index in named if index is not None})
+def query_rows(rows: Sequence[int], lengths: Tensor) -> Tensor:
+    """Places of the asked rows in prompts of these lengths, negative ones from the end: int64 [prompt, row]."""
+    lengths = lengths.cpu()[:, None]
+    asked = torch.tensor(rows)[None]
+    out = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
+    if bool((out < 0).any()) or bool((out >= lengths).any()):
+        raise PatchbayError(f"pattern rows {list(rows)} asked, the shortest prompt has {int(lengths.min())} tokens")
+    return out
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 from patchbay.port import PatchbayError
 
 Logits = Float[Tensor, "prompt vocab"]
-PerPrompt = Float[Tensor, "prompt"]
-Answers = Int[Tensor, "prompt"]
-ManyAnswers = Int[Tensor, "prompt"] | Int[Tensor, "prompt n_wrong"]
+PerPrompt = Float[Tensor, " prompt"]
+Answers = Int[Tensor, " prompt"]
+ManyAnswers = Int[Tensor, " prompt"] | Int[Tensor, "prompt n_wrong"]
 
 
 class Interval(NamedTuple):
@@ -52,7 +52,7 @@ def probability(logits: Logits, right: Answers) -> PerPrompt:
     return log_probability(logits, right).exp()
 
 
-def rank(logits: Logits, right: Answers) -> Int[Tensor, "prompt"]:
+def rank(logits: Logits, right: Answers) -> Int[Tensor, " prompt"]:
     """How many other tokens are not below the right one: 0 is the top.
 
     Ties count against the right token (equal logits for all of the vocabulary give the last place), and so does NaN.
@@ -123,7 +123,7 @@ def project(x: Float[Tensor, "*batch d"], basis: Float[Tensor, "n d"]) -> Float[
 
 
 def bootstrap_interval(
-    values: Float[Tensor, "prompt"], *, n: int = 2000, level: float = 0.95, seed: int = 0
+    values: Float[Tensor, " prompt"], *, n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Mean of the values and its percentile bootstrap interval: `n` draws of the values with replacement.
 
@@ -147,13 +147,13 @@ def bootstrap_interval(
 
 
 def paired_interval(
-    a: Float[Tensor, "prompt"], b: Float[Tensor, "prompt"], *, n: int = 2000, level: float = 0.95, seed: int = 0
+    a: Float[Tensor, " prompt"], b: Float[Tensor, " prompt"], *, n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
     """Mean of a - b, prompt by prompt, and its bootstrap interval."""
     return bootstrap_interval(_difference(a, b), n=n, level=level, seed=seed)
 
 
-def permutation_p(a: Float[Tensor, "prompt"], b: Float[Tensor, "prompt"], *, n: int = 10_000, seed: int = 0) -> float:
+def permutation_p(a: Float[Tensor, " prompt"], b: Float[Tensor, " prompt"], *, n: int = 10_000, seed: int = 0) -> float:
     """Two-sided p value that the mean of a - b is 0, by flipping the sign of each prompt's difference.
 
     Exact (every pattern of signs) when there are at most `n` patterns; else `n` random ones, p = (1 + hits) / (1 + n).
@@ -195,7 +195,7 @@ def benjamini_hochberg(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return result.reshape(torch.as_tensor(p).shape)
 
 
-def spearman(a: Float[Tensor, "n"], b: Float[Tensor, "n"]) -> float:
+def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     """Spearman's rank correlation, in [-1, 1]; equal values share their mean rank. NaN when either is constant."""
     a, b = _values(a), _values(b)
     if len(a) != len(b):

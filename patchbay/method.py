@@ -1,4 +1,4 @@
-"""@method: what is true of every published method, and `replay`, which runs a recorded one again.
+"""@method: what is true of every published method. `replay` runs a recorded one again, `diff` subtracts two Results.
 
 A method is a plain function `def name(model, task, *, options...) -> Result`. What it acts on (model, task, parts)
 comes first and has no default; options are keyword-only, typed and recordable. The decorator reads parts written as
@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from patchbay.port import Part, PatchbayError, Port, as_part, parse_port, suggest
-from patchbay.result import Result, largest_difference
+from patchbay.result import Result, largest_difference, packed, short
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,7 +112,8 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
     except TypeError as error:
         raise PatchbayError(f"{name}{signature}: {error}") from error
     bound.apply_defaults()
-    if "model" in bound.arguments and not _is_model(bound.arguments["model"]):
+    optional = "model" in known and signature.parameters["model"].default is None and bound.arguments["model"] is None
+    if "model" in bound.arguments and not optional and not _is_model(bound.arguments["model"]):
         found = type(bound.arguments["model"]).__name__
         raise PatchbayError(
             f"{name} needs a Model from patchbay.load(...), got {found}; load() takes names, paths and models"
@@ -143,7 +144,7 @@ def _as_port(value: Any) -> Port:
 def _unchanged(models: list[Any], name: str) -> Iterator[None]:
     """Put back random states and train and grad modes, also after an exception; moving a mode is the method's fault."""
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     training = [(module, module.training) for model in models for module in model.hf.modules()]
     trained = [(parameter, parameter.requires_grad) for model in models for parameter in model.hf.parameters()]
     grad = torch.is_grad_enabled()
@@ -362,6 +363,10 @@ def _replayed_options(function: Callable[..., Any], record: Mapping[str, Any]) -
             notes.append(
                 f"option {key!r} was a Result of {value['result']}; replayed with its {len(value['parts'])} top parts"
             )
+        elif isinstance(value, dict) and value.get("object") == "Knob" and "tensors" in value["json"]:
+            from patchbay.knob import Knob
+
+            arguments[key] = Knob.from_json(value["json"])
         elif kinds := _lost(value):
             raise PatchbayError(f"cannot replay: option {key!r} held a {kinds} of which only a digest is recorded")
     return arguments, notes
@@ -378,6 +383,10 @@ def _lost(value: Any) -> str:
 def _replayed_model(record: Mapping[str, Any], model: Any) -> Any:
     if _is_model(model):
         return model
+    if model is None and not record.get("source"):
+        raise PatchbayError(
+            "the model's source is not recorded (it was lent as an object): pass it, replay(result, model)"
+        )
     from patchbay.model import load
 
     return load(record["source"] if model is None else model)
@@ -393,3 +402,35 @@ def _replayed_task(record: Mapping[str, Any]) -> Any:
 
 def _changes(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{what} {key} was {then[key]}, is {now.get(key)}" for key in then if then[key] != now.get(key)]
+
+
+# --- difference -----------------------------------------------------------------------------------
+
+
+def diff(a: Result, b: Result) -> Result:
+    """a minus b, value by value, for two Results on the same axes; notes say what else differs between them.
+
+    Intervals and p values of either say nothing of the difference and are left out.
+    """
+    for what in ("axes", "sizes", "coords", "parts", "unit"):
+        ours, theirs = getattr(a, what), getattr(b, what)
+        if what == "sizes":
+            ours, theirs = a.values.shape, b.values.shape
+        if packed(ours) != packed(theirs):
+            raise PatchbayError(f"cannot subtract: {what} differ: {short(ours)} against {short(theirs)}")
+    first, second = a.values.double(), b.values.double()
+    notes = [] if a.name == b.name else [f"variables differ: {a.name} against {b.name}"]
+    for key in ("method", "model", "task", "options"):
+        ours, theirs = a.provenance.get(key), b.provenance.get(key)
+        if key == "model":
+            key, ours, theirs = "model fingerprints", (ours or {}).get("fingerprint"), (theirs or {}).get("fingerprint")
+        if packed(ours) != packed(theirs):
+            notes.append(f"{key} differ: {short(ours)} against {short(theirs)}")
+    values = {"difference": first - second, "first": first, "second": second}
+    return Result(
+        {name: (tensor, a.axes, a.unit) for name, tensor in values.items()},
+        coords={axis: labels for axis, labels in a.coords.items() if axis in a.axes and axis != "part"},
+        parts=a.parts if "part" in a.axes else None,
+        notes=notes,
+        provenance={"method": "diff", "first": a.provenance, "second": b.provenance},
+    )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import weights
-from patchbay.edit import Edit
+from patchbay.edit import Edit, Token
 from patchbay.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
 from patchbay.jacks import Session
 from patchbay.port import LAYER, SIGNALS, PatchbayError, Part, Port, parse_part, parse_port, suggest
@@ -80,7 +81,7 @@ class Model:
             failed.append(f"{row.name}: {self.check}")
         raise PatchbayError(
             f"{type(hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
-            + "; ".join(failed)
+            + "; ".join(failed[:3])
             + ". If the paths of the family row are wrong for it, pass family=patchbay.Family(...)"
         )
 
@@ -264,9 +265,11 @@ class Model:
         """Token ids of prompts: a text, texts, ids, lists of ids, a tensor [prompt, position] or a Task (its clean prompts)."""
         if isinstance(prompts, Task):
             prompts = [list(ids) for ids in prompts.clean]
-        if isinstance(prompts, Tensor):
+        if hasattr(prompts, "tolist"):
             prompts = prompts.tolist()
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+        if not isinstance(prompts, str | Sequence):
+            raise PatchbayError(f"prompts are a text, texts, token ids, lists of ids, a tensor or a Task, got {type(prompts).__name__}")
+        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Integral)):
             prompts = [prompts]
         out = [self._need_tokenizer()(p)["input_ids"] if isinstance(p, str) else [int(i) for i in p] for p in prompts]
         if not out:
@@ -286,7 +289,7 @@ class Model:
     def session(self, taps: Sequence[Port] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
         """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
         outer = self._session
-        session = Session(self, taps, (*outer.edits, *edits) if outer else edits, **options)
+        session = Session(self, taps, self.active_edits(edits), **options)
         if outer is not None:
             outer.detach()
         try:
@@ -297,6 +300,10 @@ class Model:
             self._session = outer
             if outer is not None:
                 outer.__enter__()
+
+    def active_edits(self, edits: Sequence[Edit] = ()) -> list[Edit]:
+        """The edits of the enclosing `edited` blocks, then these: what a run here and now is under."""
+        return [*(self._session.edits if self._session else ()), *edits]
 
     @contextmanager
     def edited(self, *edits: Any, strength: float | None = None) -> Iterator[Model]:
@@ -310,27 +317,34 @@ class Model:
         """Continue prompts, by default greedily, with the key/value cache, under edits if given.
 
         Text in, text out (prompt and continuation); ids in, lists of ids out. Prompts of different lengths are run in groups of
-        one length, which is exact. `options` go to transformers' generate.
+        one length, which is exact. `options` go to transformers' generate. Positions of edits count in the prompt;
+        generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`.
         """
         encoded = self.encode(prompts)
         as_text = isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str))
-        rows = [edit for edit in flat_edits(edits) if edit.rows is not None]
+        given = flat_edits(edits)
+        by_row = next((edit for edit in self.active_edits(given) if edit.by_row), None)
         lengths = sorted({len(ids) for ids in encoded})
-        if rows and len(lengths) > 1:
-            raise PatchbayError(f"{rows[0]}: rows need prompts of one length in generation, these have {lengths}")
+        if self.max_positions is not None and lengths[-1] + max_new_tokens > self.max_positions:
+            raise PatchbayError(
+                f"{max_new_tokens} new tokens asked after a prompt of {lengths[-1]}: the model takes {self.max_positions} in all"
+            )
+        if by_row is not None and len(lengths) > 1:
+            raise PatchbayError(f"{by_row}: edits by row need prompts of one length in generation, these have {lengths}")
+        _check_options(options, self.active_edits(given))
         out: list[list[int]] = [[] for _ in encoded]
         options = {"do_sample": False} | options
         for length in lengths:
             members = [i for i, ids in enumerate(encoded) if len(ids) == length]
             ids = torch.tensor([encoded[i] for i in members], device=self.device)
-            with self.session(edits=flat_edits(edits)):
+            with self.session(edits=given, prompt_length=length):
                 grown = self.hf.generate(
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, pad_token_id=self._pad_id(), **options
                 )
             for i, row in zip(members, grown.tolist(), strict=True):
                 out[i] = row
         if not as_text:
-            return out[0] if isinstance(prompts, list) and isinstance(prompts[0], int) else out
+            return out[0] if isinstance(prompts, list | tuple) and isinstance(prompts[0], Integral) else out
         texts = [str(self._need_tokenizer().decode(row, skip_special_tokens=True)) for row in out]
         return texts[0] if isinstance(prompts, str) else texts
 
@@ -344,7 +358,10 @@ class Model:
 
     def unembed_logits(self, normed: Tensor) -> Tensor:
         """Logits of a normalised stream [..., d_model] -> [..., vocab], with the family's scale and soft cap."""
-        logits = self.hf.get_output_embeddings()(normed)
+        return self.scaled_logits(self.hf.get_output_embeddings()(normed))
+
+    def scaled_logits(self, logits: Tensor) -> Tensor:
+        """The unembedding's raw output with the family's scale and soft cap."""
         config = self.hf.config
         logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
         logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
@@ -358,17 +375,19 @@ class Model:
         last, n = self.n_layers - 1, self.vocab_size
         taps = [Port("embed"), Port("resid_out", last), Port("final_norm")]
         for i, at in enumerate(self.modules):
-            taps.append(Port("attn.out", i))
+            taps += [Port("attn.out", i), Port("resid_in", i)]
+            taps += [Port("resid_mid", i)] if at.mid is not None else []
             taps += [Port("mlp.out", i)] if at.mlp is not None else []
             taps += [Port(s, i) for s in ("attn.q", "attn.k", "attn.z")] if at.attn is not None else []
         ids = torch.tensor([[n // 7, n // 3, n // 2, n // 5]], device=self.device)
-        training = self.hf.training
+        training = [module for module in self.hf.modules() if module.training]
         self.hf.eval()
         try:
             with Session(self, taps) as session:
                 logits = self.hf(input_ids=ids, use_cache=False).logits
         finally:
-            self.hf.train(training)
+            for module in training:
+                module.training = True
         seen = session.captured
         for i, at in enumerate(self.modules):
             if at.attn is not None:
@@ -377,10 +396,15 @@ class Model:
         device = seen[Port("resid_out", last)].device
         added = [value for port, value in seen.items() if port.signal in ("embed", "attn.out", "mlp.out")]
         total = torch.stack([value.double().to(device) for value in added]).sum(0)
+        middle = [
+            _relative(seen[Port("resid_in", port.layer)].double() + seen[Port("attn.out", port.layer)].double(), value)
+            for port, value in seen.items()
+            if port.signal == "resid_mid"
+        ]
         normed = self.final_norm_module(seen[Port("resid_out", last)])
         heads = [self._heads_error(i, seen) for i, at in enumerate(self.modules) if at.attn is not None]
         return Check(
-            stream=_relative(total, seen[Port("resid_out", last)]),
+            stream=max(_relative(total, seen[Port("resid_out", last)]), *middle, 0.0),
             logits=_relative(self.unembed_logits(normed).to(logits.device), logits),
             heads=max(heads, default=0.0),
             tolerance=TOLERANCE.get(self.dtype, 1e-2),
@@ -426,6 +450,16 @@ class Model:
             f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {self.check}\n"
             f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}" + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
         )
+
+
+def _check_options(options: dict[str, Any], edits: Sequence[Edit]) -> None:
+    """Refuse options of transformers' generate under which rows or tokens would no longer be those that were meant."""
+    for name in ("num_return_sequences", "return_dict_in_generate"):
+        if options.get(name) not in (None, False, 1):
+            raise PatchbayError(f"{name} asked: Model.generate returns one continuation for each prompt; repeat the prompt instead")
+    moved = next((edit for edit in edits if edit.by_row or isinstance(edit.positions, Token)), None)
+    if options.get("num_beams", 1) > 1 and moved is not None:
+        raise PatchbayError(f"{moved}: beam search reorders the batch, so edits by row or by token do not hold there")
 
 
 def flat_edits(given: Sequence[Any], strength: float | None = None) -> list[Edit]:

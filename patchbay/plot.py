@@ -2,7 +2,7 @@
 
 Two axes: a map of cells (layer by head, layer by position, ...), written into the cells where they are few. One axis of
 parts, or a grid too wide to see: bars with whiskers, highest first. One axis of numbers (strength, n_parts, ...):
-curves with bands from `low` and `high`. Signed values get a diverging scale centred at 0 (blue above, red below),
+curves with bands from `low` and `high`. Signed values get a diverging scale centred at 0 (blue above, red below);
 others a sequential one (viridis); neither needs red told from green. Grey cells have no value. No window, no global state.
 """
 
@@ -183,14 +183,14 @@ def _scale(cells: Cells) -> tuple[Normalize, str]:
 def _write_cells(axis: Axes, cells: Cells, image: Any) -> None:
     finite = np.abs(cells[np.isfinite(cells)])
     most = float(finite.max()) if finite.size else 0.0
-    decimals = 0 if most >= 100 else 1 if most >= 10 else 2
+    decimals = 0 if most >= 100 else 1 if most >= 10 else 2 if most >= 0.1 else 3
     for (row, column), value in np.ndenumerate(cells):
         if not math.isfinite(value):
             continue
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         text = f"{value:.{decimals}f}" if most == 0 or most >= 0.01 else f"{value:.0e}"
-        text = text.replace("-0.00", "0.00") if text == "-0.00" else text
+        text = text[1:] if text.startswith("-") and not float(text) else text
         axis.text(column, row, text, ha="center", va="center", fontsize=7.5, color="white" if dark else INK)
 
 
@@ -355,7 +355,7 @@ def _blank(size: tuple[float, float], result: Result) -> tuple[Figure, Axes]:
     drawn = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axis = drawn.add_subplot()
     title = str(result.provenance.get("method", "")).rpartition(".")[2] or result.name
-    source = (result.provenance.get("model") or {}).get("source")
+    source = Path(str((result.provenance.get("model") or {}).get("source") or "")).name
     task = (result.provenance.get("task") or {}).get("name")
     under = ", ".join(str(piece) for piece in (source, task and _words(task)) if piece)
     axis.set_title(_words(title).capitalize(), pad=19 if under else 8)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import total_ordering
 
 AXES = ("prompt", "position", "query", "key", "layer", "head", "neuron", "expert", "feature", "d_model", "d_head")
 AXES += ("vocab", "edit", "choice")
@@ -66,13 +67,17 @@ def suggest(asked: str, known: list[str] | tuple[str, ...]) -> str:
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class Part:
     """A place in a model: `kind` is one of head, group, neuron, expert, attn, mlp, router, layer, embed, final_norm, unembed."""
 
     layer: int | None
     kind: str
     index: int | None = None
+
+    def __lt__(self, other: Part) -> bool:
+        return _order(self.layer, self.kind, self.index) < _order(other.layer, other.kind, other.index)
 
     def __str__(self) -> str:
         if self.layer is None:
@@ -98,6 +103,11 @@ class Part:
         return Port(offered[name], self.layer, self.index if self.kind in KINDS else None)
 
 
+def _order(*values: int | str | None) -> tuple[tuple[bool, int | str], ...]:
+    """A sort key in which None, the whole model or the whole signal, comes first."""
+    return tuple((value is not None, 0 if value is None else value) for value in values)
+
+
 def signals_of(kind: str) -> dict[str, str]:
     """Signal names that a kind of part offers, with the layer signal that each one is a slice of."""
     if kind in KINDS:
@@ -111,7 +121,8 @@ def signals_of(kind: str) -> dict[str, str]:
     return {name.split(".")[1]: name for name in SIGNALS if name.startswith(kind + ".")}
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class Port:
     """The typed address of one signal.
 
@@ -133,8 +144,12 @@ class Port:
             raise PatchbayError(f"{self.signal} {'belongs to no' if self.signal in WHOLE_MODEL else 'needs a'} layer")
         if self.index is not None and self.index_axis is None:
             raise PatchbayError(f"{self.signal} has axes {', '.join(SIGNALS[self.signal][0])}: none to index")
-        if self.query is not None and self.signal != "attn.pattern":
-            raise PatchbayError(f"only attn.pattern has query rows to choose, {self.signal} does not")
+        if self.query is not None and (self.signal != "attn.pattern" or not self.query):
+            raise PatchbayError(f"{self.signal}: query rows {self.query} asked; one or more can be, of attn.pattern alone")
+
+    def __lt__(self, other: Port) -> bool:
+        mine, theirs = (_order(p.layer, p.signal, p.index, *(p.query or ())) for p in (self, other))
+        return mine < theirs
 
     @property
     def index_axis(self) -> str | None:

@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import safetensors.torch
 import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-    Array = Tensor | numpy.ndarray | Sequence[Any] | float
+    Array: TypeAlias = "Tensor | numpy.ndarray[Any, Any] | Sequence[Any] | float"
 
 # axes that no signal has, each for one reason
 MADE_AXES = {
@@ -258,11 +258,11 @@ class Result:
     def differences(self, other: Result, *, atol: float = 0.0, rtol: float = 1e-5) -> list[str]:
         """What differs, in words; nothing when they agree. `rtol` is relative to the largest value of each variable."""
         if (self._axes, self.units) != (other._axes, other.units):
-            return [f"variables differ: {_shapes(self)} against {_shapes(other)}"]
+            return [f"variables differ: {_shapes(self, self.variables)} against {_shapes(other, other.variables)}"]
         found = [
             f"{what} differ"
             for what in ("sizes", "coords", "parts")
-            if _packed(getattr(self, what)) != _packed(getattr(other, what))
+            if packed(getattr(self, what)) != packed(getattr(other, what))
         ]
         for name in () if found else self.variables:
             ours, theirs = self[name].double(), other[name].double()
@@ -281,7 +281,7 @@ class Result:
         return (
             self.agrees(other, rtol=0.0)
             and [t.dtype for t in self._tensors.values()] == [t.dtype for t in other._tensors.values()]
-            and all(_packed(getattr(self, w)) == _packed(getattr(other, w)) for w in ("tables", "notes", "highlights"))
+            and all(packed(getattr(self, w)) == packed(getattr(other, w)) for w in ("tables", "notes", "highlights"))
         )
 
     # --- print and plot ---------------------------------------------------------------------------
@@ -310,13 +310,19 @@ class Result:
 
     def summary(self, n: int = 10) -> str:
         """The top rows, units, notes and provenance as plain text."""
-        lines = [f"{self.provenance.get('method', 'Result')}: {_shapes(self)}"]
         columns, rows, left = self._shown(n)
-        lines += _text_table(columns, rows)
-        if left:
-            lines.append(f"  ({left})")
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join([*lines, f"  {self.origin()}"])
+        below = [f"({left})" if left else "", self._scalars(), *(f"note: {note}" for note in self.notes), self.origin()]
+        return "\n".join([self._title(), *_text_table(columns, rows), *(f"  {line}" for line in below if line)])
+
+    def _title(self) -> str:
+        """The method, the main variable and the ones on other axes."""
+        shown = [v for v in self.variables if v == self.name or (self._axes[v] and self._axes[v] != self.axes)]
+        return f"{self.provenance.get('method', 'Result')}: {_shapes(self, shown)}"
+
+    def _scalars(self) -> str:
+        """The variables that are single numbers, but the main one."""
+        names = [v for v in self.variables[1:] if not self._axes[v]]
+        return " · ".join(f"{v} {self[v].item():.4g} {self.units[v]}".rstrip() for v in names)
 
     def _shown(self, n: int) -> tuple[list[str], list[list[Any]], str]:
         """Columns and rows to print, and a word on what they leave out."""
@@ -327,7 +333,9 @@ class Result:
             steps = list(zip(self.labels_of(self.axes[0]), *(self[v].tolist() for v in columns[1:]), strict=True))
             left = f"{4 * n} of {len(steps)} steps" if len(steps) > 4 * n else ""
             return columns, [list(step) for step in steps[: 4 * n]], left
-        return ["variable", "lowest", "mean", "highest"], [[name, *_range(self[name])] for name in self.variables], ""
+        arrays = [name for name in self.variables if name == self.name or self._axes[name]]
+        rows = [[name, *_numbers(_range(self[name]))] for name in arrays]  # a row has one unit, a column many
+        return ["variable", "lowest", "mean", "highest"], rows, ""
 
     def _ranked_rows(self, n: int) -> tuple[list[list[Any]], str]:
         rows = self.table(n)
@@ -349,10 +357,9 @@ class Result:
         lines = _cells(columns, rows)
         head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
-        title = f"{self.provenance.get('method', 'Result')}: {_shapes(self)}"
-        small = [left, *(f"note: {note}" for note in self.notes), self.origin()]
+        small = [left, self._scalars(), *(f"note: {note}" for note in self.notes), self.origin()]
         return (
-            f"<div><b>{html.escape(title)}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"<div><b>{html.escape(self._title())}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
             f"<small>{'<br>'.join(html.escape(line) for line in small if line)}</small></div>"
         )
 
@@ -375,7 +382,7 @@ class Result:
             "highlights": self.highlights,
             "provenance": self.provenance,
         }
-        text = json.dumps(_packed(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(packed(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         _write_folder(target, dict(zip(FILES, (arrays, text.encode()), strict=True)))
         return target
 
@@ -418,35 +425,6 @@ def load_result(folder: str | Path) -> Result:
         raise PatchbayError(f"{folder} is a damaged Result: {reason}") from error
 
 
-def diff(a: Result, b: Result) -> Result:
-    """a minus b, value by value, for two Results on the same axes; notes say what else differs between them.
-
-    Intervals and p values of either say nothing of the difference and are left out.
-    """
-    for what in ("axes", "sizes", "coords", "parts", "unit"):
-        ours, theirs = getattr(a, what), getattr(b, what)
-        if what == "sizes":
-            ours, theirs = a.values.shape, b.values.shape
-        if _packed(ours) != _packed(theirs):
-            raise PatchbayError(f"cannot subtract: {what} differ: {_short(ours)} against {_short(theirs)}")
-    first, second = a.values.double(), b.values.double()
-    notes = [] if a.name == b.name else [f"variables differ: {a.name} against {b.name}"]
-    for key in ("method", "model", "task", "options"):
-        ours, theirs = a.provenance.get(key), b.provenance.get(key)
-        if key == "model":
-            key, ours, theirs = "model fingerprints", (ours or {}).get("fingerprint"), (theirs or {}).get("fingerprint")
-        if _packed(ours) != _packed(theirs):
-            notes.append(f"{key} differ: {_short(ours)} against {_short(theirs)}")
-    values = {"difference": first - second, "first": first, "second": second}
-    return Result(
-        {name: (tensor, a.axes, a.unit) for name, tensor in values.items()},
-        coords={axis: labels for axis, labels in a.coords.items() if axis in a.axes and axis != "part"},
-        parts=a.parts if "part" in a.axes else None,
-        notes=notes,
-        provenance={"method": "diff", "first": a.provenance, "second": b.provenance},
-    )
-
-
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference. NaN equals NaN, an infinity itself; against others they are infinitely far."""
     a, b = a.double(), b.double()
@@ -475,14 +453,14 @@ def _plain(value: Any) -> Any:
     raise PatchbayError(f"a Result's tables, labels and provenance hold plain data, got {type(value).__name__}")
 
 
-def _packed(value: Any) -> Any:
+def packed(value: Any) -> Any:
     """Plain data that strict JSON holds: NaN and the infinities become {"$float": "nan"}."""
     value = _plain(value)
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": repr(value)}
     if isinstance(value, dict):
-        return {key: _packed(item) for key, item in value.items()}
-    return [_packed(item) for item in value] if isinstance(value, list) else value
+        return {key: packed(item) for key, item in value.items()}
+    return [packed(item) for item in value] if isinstance(value, list) else value
 
 
 def _unpacked(value: Any) -> Any:
@@ -560,9 +538,8 @@ def _sync(folder: Path) -> None:
 # --- text -------------------------------------------------------------------------------------------
 
 
-def _shapes(result: Result) -> str:
-    """`score [layer 2, head 4] in attention` for the main variable and the ones on other axes."""
-    names = [name for name in result.variables if name == result.name or result.axes_of(name) != result.axes]
+def _shapes(result: Result, names: Sequence[str]) -> str:
+    """`score [layer 2, head 4] in attention; mlp [layer 2] in logits`."""
     pieces = []
     for name in names:
         axes = ", ".join(f"{axis} {result.sizes[axis]}" for axis in result.axes_of(name))
@@ -577,7 +554,7 @@ def _task_options(task: Mapping[str, Any]) -> list[str]:
     return [f" {key}={value}" for key, value in shown.items() if isinstance(value, (int, float, str, bool))]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     text = re.sub(r"\s+", " ", str(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -606,11 +583,19 @@ def _cells(columns: list[str], rows: list[list[Any]]) -> list[list[str]]:
     return [list(line) for line in zip(*texts, strict=True)]
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _text_table(columns: list[str], rows: list[list[Any]]) -> list[str]:
     """Lines of a table with numbers to the right and names to the left."""
     lines = [columns, *_cells(columns, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    left = [bool(rows) and isinstance(rows[0][i], (str, Part)) for i in range(len(columns))]
+    left = [bool(rows) and not _is_number(lines[1][i]) for i in range(len(columns))]
     return [
         "  "
         + "  ".join(

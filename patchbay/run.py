@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edit import Batch, Edit, chosen, row_mask
+from patchbay.jacks import query_rows
 from patchbay.model import Model, flat_edits
 from patchbay.port import SIGNALS, PatchbayError, Port
 
@@ -27,29 +28,38 @@ class Trace:
     logits: Tensor  # [prompt, position, vocab]; of the last position alone with logits="last"
     touched: list[list[tuple[int, ...]]]  # for each edit, for each prompt, the positions it touched
     edits: list[Edit] = field(default_factory=list)
-    _captured: dict[Port, Tensor] = field(default_factory=dict, repr=False)
+    _captured: dict[Port, Tensor] = field(default_factory=dict, repr=False)  # with grad, before padding is made NaN
 
     @property
     def ports(self) -> list[Port]:
         return list(self._captured)
 
-    def _whole(self, port: Port) -> Port:
-        """The captured signal that holds this port: itself, or all heads, neurons or experts together."""
-        whole = Port(port.signal, port.layer, None, port.query)
-        found = next((p for p in (port, whole) if p in self._captured), None)
+    def _held(self, port: Port) -> Port:
+        """The captured signal that holds this port: itself, or all its heads, neurons, experts or query rows together."""
+        wholes = (Port(port.signal, port.layer, index, query) for query in (port.query, None) for index in (port.index, None))
+        found = next((whole for whole in wholes if whole in self._captured), None)
         if found is None:
             raise PatchbayError(f"{port} was not tapped; tapped were {', '.join(map(str, self._captured)) or 'none'}")
         return found
 
-    def __getitem__(self, port: Port) -> Tensor:
-        held = self._whole(port)
-        value = self._captured[held]
-        if held != port:
+    def _slice(self, value: Tensor, held: Port, port: Port) -> Tensor:
+        """What `port` names of the value of the port that holds it."""
+        if held.index != port.index:
             value = value.select(list(SIGNALS[port.signal][0]).index(str(port.index_axis)), port.index or 0)
+        if held.query != port.query:
+            rows = query_rows(port.query or (), self.lengths).to(value.device)  # [prompt, row]
+            value = torch.stack([one.index_select(-2, row) for one, row in zip(value, rows, strict=True)])
         return value
+
+    def __getitem__(self, port: Port) -> Tensor:
+        held = self._held(port)
+        value = self._captured[held]
+        return self._slice(_nan_padding(value, held, self.lengths) if value.requires_grad else value, held, port)
 
     def last(self, port: Port) -> Tensor:
         """The signal at each prompt's last position: the port's axes without the position."""
+        if port.query is not None:
+            raise PatchbayError(f"{port}: query rows are chosen by the port; read them from trace[port]")
         axis = port.axes.index(SIGNALS[port.signal][0][Port(port.signal, port.layer).position_axis])
         value = self[port].movedim(axis, 1)  # [prompt, position, ...]
         return value[torch.arange(len(value)), (self.lengths - 1).to(value.device)]
@@ -62,17 +72,18 @@ class Trace:
         return self.logits[torch.arange(len(self.logits)), (self.lengths - 1).to(self.logits.device)]
 
     def gradient(self, scalar: Tensor, *ports: Port) -> list[Tensor]:
-        """d scalar / d port for tapped ports; the run must have been made with grad=True."""
-        held = [self._captured[self._whole(port)] for port in ports]
+        """d scalar / d port for tapped ports, NaN at padding; the run must have been made with grad=True."""
+        held = [self._held(port) for port in ports]
         if not scalar.requires_grad:
             raise PatchbayError("this number carries no gradient: run with grad=True and compute it from the trace")
-        gradients = torch.autograd.grad(scalar, held, retain_graph=True, allow_unused=True)
-        out = []
-        for port, value, gradient in zip(ports, held, gradients, strict=True):
-            gradient = torch.zeros_like(value) if gradient is None else gradient
-            index = list(SIGNALS[port.signal][0]).index(str(port.index_axis)) if port.index is not None else None
-            out.append(gradient if index is None else gradient.select(index, port.index or 0))
-        return out
+        values = [self._captured[port] for port in held]
+        for port, value in zip(ports, values, strict=True):
+            if not value.requires_grad:
+                raise PatchbayError(f"{port} holds {value.dtype} and carries no gradient")
+        gradients = torch.autograd.grad(scalar, values, retain_graph=True, allow_unused=True)
+        filled = [torch.zeros_like(v) if g is None else g for v, g in zip(values, gradients, strict=True)]
+        filled = [_nan_padding(g, port, self.lengths) for g, port in zip(filled, held, strict=True)]
+        return [self._slice(g, whole, port) for g, whole, port in zip(filled, held, ports, strict=True)]
 
 
 def run(
@@ -87,17 +98,20 @@ def run(
 ) -> Trace:
     """Run `prompts` (text, texts, token ids, a tensor or a Task) once, with `edits` made and `taps` read.
 
-    `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` unembeds only each batch's last position, where the model
-    can. `batch_size` splits the prompts; edits that name rows or masks need them whole. Raises PatchbayError for a port the
+    `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` keeps those of each prompt's last position alone, and
+    unembeds no others where all prompts have one length. `batch_size` splits the prompts; edits that name rows or masks need them whole. Raises PatchbayError for a port the
     model lacks, a position outside a prompt, a value that does not fit, or an edit that touches nothing.
     """
     encoded = model.encode(prompts)
     edits = flat_edits(edits)
+    if batch_size is not None and batch_size < 1:
+        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     if batch_size is not None and batch_size < len(encoded):
-        if grad or any(edit.rows is not None or isinstance(edit.positions, Tensor) for edit in edits):
-            raise PatchbayError("batch_size cannot be combined with grad, or with edits that name rows or masks")
+        by_row = next((edit for edit in model.active_edits(edits) if edit.by_row), None)
+        if grad or by_row is not None:
+            raise PatchbayError(f"batch_size cannot be combined with {by_row or 'grad'}: edits by row or mask need every prompt")
         pieces = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
-        return _join([run(model, piece, taps=taps, edits=edits, logits=logits) for piece in pieces], max(map(len, encoded)))
+        return _join([run(model, piece, taps=taps, edits=edits, logits=logits) for piece in pieces], logits)
     if logits not in ("all", "last"):
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
     lengths = torch.tensor([len(ids) for ids in encoded])
@@ -111,8 +125,15 @@ def run(
         options["logits_to_keep"] = 1
     with model.session(taps, edits, lengths=lengths, grad=grad) as session, torch.enable_grad() if grad else torch.no_grad():
         output = model.hf(input_ids=ids, **options)
-    captured = {port: _nan_padding(value, port, lengths, grad) if ragged else value for port, value in session.captured.items()}
-    return Trace(ids, lengths, output.logits, touched, edits, captured)
+    kept = output.logits
+    if logits == "last" and kept.shape[1] > 1:
+        kept = kept[torch.arange(len(ids)), (lengths - 1).to(kept.device)][:, None]
+    captured = session.captured
+    if ragged:  # with grad a masked copy would stand beside the graph: it is made when it is read
+        captured = {p: v if v.requires_grad else _nan_padding(v, p, lengths) for p, v in captured.items()}
+        if kept.shape[1] > 1:
+            kept = _nan_padding(kept, Port("logits"), lengths)
+    return Trace(ids, lengths, kept, touched, edits, captured)
 
 
 def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:
@@ -129,12 +150,14 @@ def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:
     return [tuple(row.nonzero()[:, 0].tolist()) for row in places]
 
 
-def _nan_padding(value: Tensor, port: Port, lengths: Tensor, grad: bool) -> Tensor:
-    """The signal with its padding made NaN (-1 where it holds ids)."""
+def _nan_padding(value: Tensor, port: Port, lengths: Tensor) -> Tensor:
+    """The signal with its padding made NaN (-1 where it holds ids). Attention to padding is 0 in any case."""
     if port.query is not None:
         return value
     axis = port.axes.index(SIGNALS[port.signal][0][Port(port.signal, port.layer).position_axis])
     n = value.shape[axis]
+    if int(lengths.min()) >= n:
+        return value
     padding = torch.arange(n)[None, :] >= lengths[:, None]  # [prompt, position]
     shape = [1] * value.ndim
     shape[0], shape[axis] = len(lengths), n
@@ -142,32 +165,32 @@ def _nan_padding(value: Tensor, port: Port, lengths: Tensor, grad: bool) -> Tens
     return value.masked_fill(padding.reshape(shape).to(value.device), fill)
 
 
-def _join(traces: list[Trace], width: int) -> Trace:
+def _join(traces: list[Trace], logits: str) -> Trace:
     """Traces of batches as one, padded to the longest prompt of all."""
+    width = max(trace.ids.shape[1] for trace in traces)
 
-    def together(values: list[Tensor], axes: tuple[int, ...]) -> Tensor:
+    def together(values: list[Tensor], axes: Sequence[str], fill: float, fill_key: float) -> Tensor:
         out = []
         for value in values:
-            for axis in axes:
-                short = width - value.shape[axis]
-                if short > 0 and value.shape[axis] > 1:
-                    shape = list(value.shape)
-                    shape[axis] = short
-                    value = torch.cat([value, value.new_full(shape, float("nan") if value.is_floating_point() else 0)], axis)
+            for at, axis in enumerate(axes):
+                if axis in ("position", "query", "key") and value.shape[at] < width:
+                    shape = (*value.shape[:at], width - value.shape[at], *value.shape[at + 1 :])
+                    value = torch.cat([value, value.new_full(shape, fill_key if axis == "key" else fill)], at)
             out.append(value)
         return torch.cat(out)
 
-    first = traces[0]
+    first, nan = traces[0], float("nan")
     captured = {}
     for port in first.ports:
-        axes = [i for i, axis in enumerate(port.axes) if axis in ("position", "query", "key")]
-        axes = [i for i in axes if not (port.query is not None and port.axes[i] == "query")]
-        captured[port] = together([trace._captured[port] for trace in traces], tuple(axes))
+        axes = [axis if port.query is None or axis != "query" else "row" for axis in port.axes]
+        fill = nan if first._captured[port].is_floating_point() else -1
+        fill_key = 0.0 if port.signal == "attn.pattern" else fill  # nobody attends to padding
+        captured[port] = together([trace._captured[port] for trace in traces], axes, fill, fill_key)
     touched = [[row for trace in traces for row in trace.touched[i]] for i in range(len(first.touched))]
     return Trace(
-        together([trace.ids for trace in traces], (1,)),
+        together([trace.ids for trace in traces], ("prompt", "position"), 0, 0),
         torch.cat([trace.lengths for trace in traces]),
-        together([trace.logits for trace in traces], (1,)),
+        together([trace.logits for trace in traces], ("prompt", "position" if logits == "all" else "last"), nan, nan),
         touched,
         first.edits,
         captured,

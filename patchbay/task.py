@@ -97,7 +97,7 @@ class Task:
             for i, (positions, prompt) in enumerate(zip(groups, self.clean, strict=True)):
                 if any(not 0 <= position < len(prompt) for position in positions):
                     raise PatchbayError(
-                        f"task {self.name}: mark {name!r} of prompt {i} is at {positions}, which has {len(prompt)} tokens"
+                        f"task {self.name}: mark {name!r} is at {positions} in prompt {i}, which has {len(prompt)} tokens"
                     )
 
     def _check_answers(self) -> None:
@@ -185,7 +185,7 @@ class Task:
 
     def score(
         self, logits: Float[Tensor, "prompt vocab"], reference: Float[Tensor, "prompt vocab"] | None = None
-    ) -> Float[Tensor, "prompt"]:
+    ) -> Float[Tensor, prompt]:
         """The metric at each prompt's last position, in `unit`.
 
         accuracy is 1 where no other token of the whole vocabulary has a logit as high as the right one. kl is the
@@ -197,7 +197,7 @@ class Task:
 
         if logits.ndim != 2 or len(logits) != len(self):
             raise PatchbayError(
-                f"task {self.name}: score needs logits [prompt, vocab] of {len(self)} prompts, got {tuple(logits.shape)}"
+                f"task {self.name}: needs logits [prompt, vocab] of {len(self)} prompts, got shape {tuple(logits.shape)}"
             )
         self.check(logits.shape[1])
         if self.metric == "kl":
@@ -293,10 +293,11 @@ class Task:
                 f"{len(clean)} prompts, {len(right)} right and {len(wrongs)} wrong answers: one per prompt"
             )
         asked = [(text, a) for text, r, ws in zip(clean, right, wrongs, strict=True) for a in (r, *ws)]
-        found = answer_ids(tokenizer, asked)
-        failed = [pair for pair in dict.fromkeys(asked) if found[pair] is None]
+        tried = answer_ids(tokenizer, asked)
+        found = {pair: token for pair, token in tried.items() if token is not None}
+        failed = [pair for pair in tried if pair not in found]
         if failed:
-            raise PatchbayError(_not_single(tokenizer, failed, len(found)))
+            raise PatchbayError(_not_single(tokenizer, failed, len(tried)))
         task = cls(
             name=name,
             clean=tuple(encode(tokenizer, clean)),
@@ -353,8 +354,8 @@ def _not_single(tokenizer: Any, failed: list[tuple[str, str]], n_asked: int) -> 
         own = encode(tokenizer, [prompt, prompt + answer])
         shown.append(f"{answer!r} ({len(own[1]) - len(own[0])} tokens more after {prompt[-20:]!r})")
     return (
-        f"an answer must be one known token after its prompt in the model's tokenizer; {len(failed)} of {n_asked} are not: "
-        f"{', '.join(shown)}{', ...' if len(failed) > 5 else ''}{hint}"
+        f"an answer must be one known token after its prompt in the model's tokenizer; {len(failed)} of {n_asked} "
+        f"are not: {', '.join(shown)}{', ...' if len(failed) > 5 else ''}{hint}"
     )
 
 

@@ -228,7 +228,7 @@ class MLPView(View):
 
     def weights(self, *, fold_norm: bool = False) -> weights.MLPWeights:
         self.model.require(Port("mlp.act", self._layer))
-        return weights.mlp_weights(self.model.modules[self._layer], fold_norm=fold_norm)
+        return weights.mlp_weights(self.model.family, self.model.modules[self._layer], fold_norm=fold_norm)
 
 
 class Expert(View):

@@ -65,14 +65,12 @@ def output_weights(at: LayerModules, n_heads: int) -> Tensor:
     return matrix(at.attn_proj).unflatten(0, (n_heads, -1))
 
 
-def _columns(family: Family, at: LayerModules, n_heads: int, n_groups: int, d_head: int) -> list[Tensor]:
+def _columns(family: Family, n_heads: int, n_groups: int, d_head: int) -> list[Tensor]:
     """Column indices of q, k and v in the fused projection's output, each [head or group, d_head]."""
     place = torch.arange((n_heads + 2 * n_groups) * d_head)
     if family.qkv == "packed":  # all q, then all k, then all v
         q, k, v = place.split([n_heads * d_head, n_groups * d_head, n_groups * d_head])
         return [q.view(n_heads, d_head), k.view(n_groups, d_head), v.view(n_groups, d_head)]
-    if family.qkv == "interleaved" or n_groups == n_heads:  # q, k, v of one head after another
-        return list(place.view(n_heads, 3, d_head).unbind(1))
     per_group = place.view(n_groups, n_heads // n_groups + 2, d_head)  # a group's queries, then its key and its value
     return [per_group[:, :-2].reshape(n_heads, d_head), per_group[:, -2], per_group[:, -1]]
 
@@ -92,7 +90,9 @@ def head_weights(
         raise PatchbayError(f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules)}; give a family row that names them")
     if len(modules) == 1:
         weight, bias = matrix(modules[0]), modules[0].bias
-        columns = _columns(family, at, n_heads, n_groups, d_head)
+        n_stored = (weight.shape[1] // d_head - n_heads) // 2
+        columns = _columns(family, n_heads, n_stored, d_head)
+        columns[1:] = [c.repeat_interleave(n_groups // n_stored, 0) for c in columns[1:]]  # Falcon copies them for each head
         weights = [weight[:, c].movedim(1, 0) for c in columns]  # [head, d_model, d_head]
         biases = [None if bias is None else bias[c] for c in columns]
     else:
@@ -102,13 +102,20 @@ def head_weights(
         if family.qkv == "gated":  # the query projection also gives the output gate, after each head's query
             weights[0] = weights[0][..., :d_head]
             biases[0] = None if biases[0] is None else biases[0][..., :d_head]
-    if fold_norm and at.norm_attn is not None:
+    if fold_norm and _norm(at.norm_attn, family.norm_attn, at) is not None:
         pairs = [folded(at.norm_attn, w, b) for w, b in zip(weights, biases, strict=True)]
         weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
     return HeadWeights(*weights, output_weights(at, n_heads), *biases, getattr(at.attn_proj, "bias", None))
 
 
-def mlp_weights(at: LayerModules, *, fold_norm: bool = False) -> MLPWeights:
+def _norm(norm: nn.Module | None, path: str, at: LayerModules) -> nn.Module | None:
+    """The norm to fold: None where the family has none there, an error where its row names one that is missing."""
+    if norm is None and path:
+        raise PatchbayError(f"{type(at.layer).__name__} has no {path.replace('|', ' or ')}: give a family row that names its norm")
+    return norm
+
+
+def mlp_weights(family: Family, at: LayerModules, *, fold_norm: bool = False) -> MLPWeights:
     """The layer's MLP weights; a fused gate-and-up projection is split."""
     if at.mlp_proj is None or at.mlp_up is None:
         raise PatchbayError(f"{type(at.layer).__name__} has no plain MLP (experts: see layer.experts)")
@@ -120,7 +127,7 @@ def mlp_weights(at: LayerModules, *, fold_norm: bool = False) -> MLPWeights:
     elif w_in.shape[1] == 2 * w_out.shape[0]:  # gate first, then up
         w_gate, w_in = w_in.chunk(2, 1)
         b_gate, b_in = (None, None) if b_in is None else b_in.chunk(2)
-    if fold_norm and at.norm_mlp is not None:
+    if fold_norm and _norm(at.norm_mlp, family.norm_mlp, at) is not None:
         w_in, b_in = folded(at.norm_mlp, w_in, b_in)
         if w_gate is not None:
             w_gate, b_gate = folded(at.norm_mlp, w_gate, b_gate)

@@ -46,15 +46,19 @@ def _drafts(known: set[int], maximum: int, examples: int, rng: random.Random) ->
     rights: dict[int, list[int]] = {}
     for a, b in pairs:
         rights.setdefault(a, []).append(b)
-    while True:
-        left, right = rng.choice(pairs)
-        others = [b for b in rights[left] if b != right and len(str(b)) == len(str(right))]
+
+    def twins(left: int, right: int) -> list[int]:
+        return [b for b in rights[left] if b != right and len(str(b)) == len(str(right))]
+
+    askable = [pair for pair in pairs if twins(*pair)]
+    while askable:
+        left, right = rng.choice(askable)
         shown = [pair for pair in rng.choices(pairs, k=4 * examples) if sorted(pair) != sorted((left, right))][
             :examples
         ]
-        if not others or len(shown) < examples:
+        if len(shown) < examples:
             continue
-        twin = rng.choice(others)
+        twin = rng.choice(twins(left, right))
         solved = [words.render_sum(*pair) for pair in shown]
         before = "".join(f"{prompt}{answer}. " for prompt, answer in solved)
         prompt = before + words.render_sum(left, right).prompt

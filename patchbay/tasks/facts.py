@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from patchbay.port import PatchbayError
 from patchbay.tasks import words
-from patchbay.tasks.spell import Draft, at_least, choose_words, single_tokens, spans, spell, tokenizer_of
+from patchbay.tasks.spell import Draft, at_least, choose_words, single_tokens, spell, tokenizer_of
 
 if TYPE_CHECKING:
     from patchbay.model import Model
@@ -75,9 +75,9 @@ def facts_in_context(
     lead: int = 1,
     seed: int = 0,
 ) -> Task:
-    """Repeat what the text has stated against what is remembered: up to `lead` sentences, statement, up to `filler` sentences.
+    """Repeat what the text states against what is remembered.
 
-    `table` and `relation` as in facts_in_memory. Marks: `context` (the stated answer), `subject` (in the question),
+    Up to `lead` sentences stand before the statement, up to `filler` between it and the question. `table` and `relation` as in facts_in_memory. Marks: `context` (the stated answer), `subject` (in the question),
     `subject_in_context`. Labels: `subject`, `memory`, `stated`.
     """
     chosen, facts = _facts("facts_in_context", model, table, relation)
@@ -95,13 +95,14 @@ def _memory_drafts(facts: Mapping[str, str], relation: str, filler: int, rng: ra
             continue
         before = words.sentences(rng, rng.randint(0, filler))[1:]
         before += " " * bool(before)
-        prompt = before + relation.format(subject=subject)
+        prompt = before + relation.replace("{subject}", subject)
+        at = len(before) + relation.index("{subject}")
         yield Draft(
             prompt,
             f" {facts[subject]}",
             (f" {facts[other]}",),
-            before + relation.format(subject=other),
-            marks={"subject": spans(prompt, subject)[-1:]},
+            before + relation.replace("{subject}", other),
+            marks={"subject": [(at, at + len(subject))]},
             labels={"subject": subject, "answer": facts[subject]},
         )
 
@@ -117,16 +118,19 @@ def _context_drafts(
         before = words.sentences(rng, rng.randint(0, lead))[1:]
         before += " " * bool(before)
         between = words.sentences(rng, rng.randint(0, filler))
-        question = relation.format(subject=subject)
-        at = len(before) + len(question) + 1
+        question = relation.replace("{subject}", subject)
         texts = [f"{before}{question} {answer}.{between} {question}" for answer in (stated, memory)]
-        placed = spans(texts[0], subject)
+        starts = {"context": len(before) + len(question) + 1}
+        starts["subject"] = len(texts[0]) - len(question) + relation.index("{subject}")
+        starts["subject_in_context"] = len(before) + relation.index("{subject}")
         yield Draft(
             texts[0],
             f" {stated}",
             (f" {memory}",),
             texts[1],
-            marks={"context": [(at, at + len(stated))], "subject": placed[-1:], "subject_in_context": placed[-2:-1]},
+            marks={
+                mark: [(start, start + len(stated if mark == "context" else subject))] for mark, start in starts.items()
+            },
             labels={"subject": subject, "memory": memory, "stated": stated},
         )
 

@@ -37,13 +37,13 @@ def repeated_tokens(
     start = () if model.tokenizer is None else start_ids(model.tokenizer)
     # an offset, a string, then at most the string without its last token; its twin needs that many tokens more
     room = min(len(pool) + 1, (model.max_positions or 10**9) - len(start) + 1)
-    offset = min(8, max(room // 4, 0)) if max_offset is None else max_offset
+    offset = min(8, max(room - 4, 0) // 4) if max_offset is None else max_offset
     period = min(20, (room - offset) // 2) if max_period is None else max_period
     if min(period, (room - offset) // 2) < 2 or period > (room - offset) // 2 or offset < 0:
         raise PatchbayError(
-            f"repeated_tokens: a period of {period} after {offset} tokens needs {2 * period - 1 + offset} different tokens "
-            f"in as many positions; this model has {len(pool)} usable tokens and {model.max_positions or 'unlimited'} "
-            f"positions; possible: max_offset 0 and more, max_period from 2 to {max((room - max(offset, 0)) // 2, 0)}"
+            f"repeated_tokens: a period of {period} after {offset} tokens needs {2 * period - 1 + offset} different "
+            f"tokens in as many positions; this model has {len(pool)} usable tokens and "
+            f"{model.max_positions or 'unlimited'} positions; possible: max_offset 0 and more, max_period from 2 to {max((room - max(offset, 0)) // 2, 0)}"
         )
     rng = random.Random(f"repeated_tokens-{seed}")
     found: dict[tuple[int, ...], dict[str, Any]] = {}
@@ -54,11 +54,11 @@ def repeated_tokens(
             break
     else:
         raise PatchbayError(
-            f"repeated_tokens: asked for {n} different prompts, found {len(found)} of {len(pool)} tokens with periods up to "
-            f"{period} and offsets up to {offset}; possible: n up to {len(found)}, or larger values of those"
+            f"repeated_tokens: asked for {n} different prompts, found {len(found)} of {len(pool)} tokens with "
+            f"periods up to {period} and offsets up to {offset}; possible: n up to {len(found)}, or larger values of those"
         )
     rows = list(found.values())
-    texts = () if model.tokenizer is None else tuple(model.tokenizer.decode(list(row["clean"])) for row in rows)
+    texts = () if model.tokenizer is None else tuple(str(model.tokenizer.decode(list(row["clean"]))) for row in rows)
     return Task(
         name="repeated_tokens",
         clean=tuple(row["clean"] for row in rows),

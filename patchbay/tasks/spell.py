@@ -108,11 +108,10 @@ def choose_words(model: Model, task: str, what: str, words: Sequence[str], n: in
         pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids[probe:]))]
         shown.append(f"{word!r} is {' + '.join(map(repr, pieces))}")
     raise PatchbayError(
-        f"{task}: asked for {n} {what}, found {len(found)} that are single tokens in this tokenizer, of {len(words)} tried "
-        f"({', '.join(shown)}); possible: "
+        f"{task}: asked for {n} {what}, found {len(found)} that are single tokens in this tokenizer, of {len(words)} "
+        f"tried ({', '.join(shown)}); possible: "
         + (f"up to {len(found)} {what}, " if found else "")
-        + "a model with a larger "
-        "vocabulary, or the task repeated_tokens, which needs no words"
+        + "a model with a larger vocabulary, or the task repeated_tokens, which needs no words"
     )
 
 
@@ -133,21 +132,19 @@ def spell(
     kept: dict[str, tuple[Draft, _Spelled]] = {}
     dropped: Counter[str] = Counter()
     example: dict[str, str] = {}
-    tries = 30 * n + 300
-    while len(kept) < n and tries > 0:
-        batch = list(islice(source, min(max(n - len(kept), 32), tries)))
-        if not batch:
-            break
-        tries -= len(batch)
+    in_vain = 0
+    while len(kept) < n and in_vain < 300 + 4 * len(kept):  # rarer than that, what is left is not worth the wait
+        batch = list(islice(source, max(n - len(kept), 32)))
         fresh = {draft.prompt: draft for draft in batch if draft.prompt not in kept}
-        for draft, result in zip(
-            fresh.values(), _spell_all(tokenizer, list(fresh.values()), model.max_positions), strict=True
-        ):
+        results = _spell_all(tokenizer, list(fresh.values()), model.max_positions)
+        n_before = len(kept)
+        for draft, result in zip(fresh.values(), results, strict=True):
             if isinstance(result, str):
                 dropped[result] += 1
                 example.setdefault(result, draft.prompt + draft.answer)
             elif len(kept) < n:
                 kept[draft.prompt] = (draft, result)
+        in_vain = 0 if len(kept) > n_before else in_vain + max(len(batch), 1)
     if len(kept) < n:
         why = "; ".join(
             f"{count} dropped: {reason} (such as {example[reason]!r})" for reason, count in dropped.most_common(3)

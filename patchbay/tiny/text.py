@@ -19,8 +19,9 @@ answer begins with its space. Tasks and training use these same functions, so a 
 `documents(seed)` yields training documents for ever; `documents(seed, held_out=True)` yields documents whose prompt never
 occurs in training: a prompt is held out when the checksum of its text is 0 modulo 10 (for sums: of the unordered pair).
 The 80 facts themselves are memorised, so only the contexts around them can be held out. A document carries the weight
-of every piece of its text in the training loss: words that the past determines weigh 1, running text 0.2, random strings
-0.02, and a false statement in a context 0, so that stating it does not erase the memorised fact.
+of every piece of its text in the training loss: words that the past determines weigh 1, words that it narrows to a few
+0.3, running text 0.05, random strings 0.01, and a false statement in a context 0, so that stating it does not erase the
+memorised fact. `lessons(seed)` is the order of training: first documents whose answers stand in the prompt, then all.
 
 What it does not show: anything about English. The grammar is small and the loss on it says nothing about other text.
 """
@@ -28,9 +29,10 @@ What it does not show: anything about English. The grammar is small and the loss
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-ANSWER, TEXT, NOISE, SILENT = 1.0, 0.2, 0.02, 0.0
+ANSWER, HINT, TEXT, NOISE, SILENT = 1.0, 0.3, 0.05, 0.01, 0.0
 HELD_OUT_EVERY = 10
 MAX_SUM_TERM = 49
 
@@ -84,9 +86,7 @@ FACTS = dict(zip(LANDS, CAPITALS, strict=True))
 WRAPPING = (DAYS, MONTHS)
 ORDERED = (NUMBERS, LETTERS, DAYS, MONTHS)
 """Classes of words that `render_successor` continues; days and months begin again after the last."""
-POOL = (
-    NAMES + OBJECTS + PLACES + ADJECTIVES + WEATHER + ANIMALS + DAYS + MONTHS + LETTERS + NUMBERS + LANDS + CAPITALS
-)
+POOL = NAMES + OBJECTS + PLACES + ADJECTIVES + WEATHER + ANIMALS + DAYS + MONTHS + LETTERS + NUMBERS + LANDS + CAPITALS
 """Words that random strings are drawn from; every one is a single token with its leading space."""
 CHORES = (("wash", "washed"), ("pack", "packed"), ("clean", "cleaned"), ("sell", "sold"))
 INDIRECT_OBJECT = (
@@ -171,7 +171,9 @@ def render_laundry(objects: Sequence[str], done: Sequence[str], *, name: str = "
         raise ValueError(f"{len(objects)} objects and {len(done)} done leave {missing}; exactly one must be left")
     verb, past = CHORES[chore]
     listed, mentioned = enumerate_words(objects), enumerate_words(done)
-    return Item(f"On the list are{listed}. {name} has {past}{mentioned}. {name} still has to {verb} the", f" {missing[0]}")
+    return Item(
+        f"On the list are{listed}. {name} has {past}{mentioned}. {name} still has to {verb} the", f" {missing[0]}"
+    )
 
 
 def successor(word: str) -> str | None:
@@ -221,7 +223,9 @@ def render_repeat(words: Sequence[str], *, before: Sequence[str] = (), between: 
 
 def render_needle(name: str, secret: Sequence[str], *, before: str, after: str) -> Item:
     """A secret of several words inside a text; `before` is a text, `after` continues it with a leading space."""
-    return Item(f"{before} The secret of {name} is {' '.join(secret)}.{after} The secret of {name} is", f" {' '.join(secret)}")
+    return Item(
+        f"{before} The secret of {name} is {' '.join(secret)}.{after} The secret of {name} is", f" {' '.join(secret)}"
+    )
 
 
 def _slots(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
@@ -249,7 +253,11 @@ def story(rng: random.Random) -> Document:
     for _ in range(rng.randint(2, 6)):
         if rng.random() < 0.3:
             slots = _slots(rng, names)
-            pieces += [(" Then {first} gave the {thing} to".format(**slots), TEXT), (f" {slots['second']}", ANSWER), (".", TEXT)]
+            pieces += [
+                (" Then {first} gave the {thing} to".format(**slots), TEXT),
+                (f" {slots['second']}", ANSWER),
+                (".", TEXT),
+            ]
         else:
             pieces.append((sentences(rng, 1, names), TEXT))
     return Document("story", tuple(pieces))
@@ -261,16 +269,23 @@ def _closed(task: str, item: Item) -> Document:
 
 def _indirect_object(rng: random.Random) -> Document:
     first, second = rng.sample(NAMES, 2)
-    item = render_indirect_object(
-        first, second, rng.choice((first, second)), rng.choice(PLACES), rng.choice(OBJECTS), template=rng.randrange(3)
+    giver = rng.choice((first, second))
+    prompt, answer = render_indirect_object(
+        first, second, giver, rng.choice(PLACES), rng.choice(OBJECTS), template=rng.randrange(len(INDIRECT_OBJECT))
     )
-    return _closed("indirect_object", item)
+    head, tail = prompt.split(f", {giver}")
+    pieces = ((f"{head},", TEXT), (f" {giver}", HINT), (tail, TEXT), (answer, ANSWER), (".", TEXT))
+    return Document("indirect_object", pieces)
 
 
 def _laundry(rng: random.Random) -> Document:
     objects = rng.sample(OBJECTS, rng.randint(3, 10))
     done = rng.sample(objects, len(objects) - 1)
-    return _closed("laundry", render_laundry(objects, done, name=rng.choice(NAMES), chore=rng.randrange(len(CHORES))))
+    prompt, answer = render_laundry(objects, done, name=rng.choice(NAMES), chore=rng.randrange(len(CHORES)))
+    mentioned = enumerate_words(done)
+    head, _, tail = prompt.rpartition(mentioned + ".")
+    pieces = ((head, TEXT), (mentioned, HINT), (f".{tail}", TEXT), (answer, ANSWER), (".", TEXT))
+    return Document("laundry", pieces)
 
 
 def _successor(rng: random.Random) -> Document:
@@ -307,11 +322,17 @@ def _contradiction(rng: random.Random) -> Document:
     label = rng.choice((stated, FACTS[land]))
     item = render_contradiction(land, stated, label, filler=sentences(rng, rng.choice((0, 0, 1, 2))))
     head = f"The capital of {land} is"
-    pieces = ((head, TEXT), (f" {stated}", SILENT), (item.prompt[len(head) + len(stated) + 1 :], TEXT), (item.answer, ANSWER), (".", TEXT))
+    pieces = (
+        (head, TEXT),
+        (f" {stated}", SILENT),
+        (item.prompt[len(head) + len(stated) + 1 :], TEXT),
+        (item.answer, ANSWER),
+        (".", TEXT),
+    )
     return Document("contradiction", pieces)
 
 
-def _sum(rng: random.Random, held_out: bool) -> Document:
+def _sum(rng: random.Random, *, held_out: bool = False) -> Document:
     """One to six sums in a row, each of its own pair, all on the same side of the split."""
     pieces: list[tuple[str, float]] = []
     wanted = 1 if held_out else rng.randint(1, 6)
@@ -323,19 +344,32 @@ def _sum(rng: random.Random, held_out: bool) -> Document:
     return Document("sum", tuple(pieces))
 
 
-def _binding(rng: random.Random) -> Document:
+def _binding(rng: random.Random, *, single: bool = False) -> Document:
+    """Two to six boxes, then questions about some of them in any order; `single` asks one."""
     count = rng.randint(2, 6)
-    return _closed("binding", render_binding(rng.sample(OBJECTS, count), rng.sample(LETTERS, count), rng.randrange(count)))
+    objects, boxes = rng.sample(OBJECTS, count), rng.sample(LETTERS, count)
+    prompt = render_binding(objects, boxes, 0).prompt
+    question = f" Box {boxes[0]} contains the"
+    pieces = [(prompt.removesuffix(question), TEXT)]
+    for asked in rng.sample(range(count), 1 if single else rng.randint(1, count)):
+        pieces += [(f" Box {boxes[asked]} contains the", TEXT), (f" {objects[asked]}", ANSWER), (".", TEXT)]
+    return Document("binding", tuple(pieces))
 
 
-def _repeat(rng: random.Random) -> Document:
-    """A string of 2 to 30 words; 0 to 20 words before it and, half of the time, 1 to 10 words before the repetition."""
-    length, n_before = rng.randint(2, 30), rng.randint(0, 20)
-    n_between = rng.randint(1, 10) if rng.random() < 0.5 else 0
+def _repeat(rng: random.Random, *, single: bool = False) -> Document:
+    """0 to 20 random words, then a string that comes again, at a distance that differs in every document.
+
+    Half of the time 2 to 30 words come twice, with 0 to 10 words between; half of the time 2 to 12 words come over and
+    over, up to 30 to 70 words in all, which is the easier lesson that teaches to look back. `single`: only the first kind.
+    """
+    twice = single or rng.random() < 0.5
+    length, n_before = rng.randint(2, 30 if twice else 12), rng.randint(0, 20)
+    n_between = rng.choice((0, rng.randint(1, 10))) if twice else 0
     drawn = rng.sample(POOL, length + n_before + n_between)
     words, before, between = drawn[:length], drawn[length : length + n_before], drawn[length + n_before :]
-    first = "".join(f" {word}" for word in [*before, *words, *between, words[0]])
-    return Document("repeat", ((first, NOISE), *((f" {word}", ANSWER) for word in words[1:])))
+    again = words if twice else [words[i % length] for i in range(rng.randint(30, 70) - length)]
+    first = "".join(f" {word}" for word in [*before, *words, *between, again[0]])
+    return Document("repeat", ((first, NOISE), *((f" {word}", ANSWER) for word in again[1:])))
 
 
 def _needle(rng: random.Random) -> Document:
@@ -349,19 +383,27 @@ def _needle(rng: random.Random) -> Document:
     return _closed("needle", render_needle(name, secret, before=before, after=after))
 
 
-MAKERS: dict[str, tuple[float, Callable[[random.Random], Document]]] = {
-    "story": (0.10, story),
-    "indirect_object": (0.10, _indirect_object),
-    "laundry": (0.16, _laundry),
-    "successor": (0.08, _successor),
-    "fact": (0.10, _fact),
-    "contradiction": (0.10, _contradiction),
-    "binding": (0.12, _binding),
-    "repeat": (0.08, _repeat),
-    "needle": (0.06, _needle),
+MAKERS: dict[str, Callable[..., Document]] = {
+    "story": story,
+    "indirect_object": _indirect_object,
+    "laundry": _laundry,
+    "successor": _successor,
+    "fact": _fact,
+    "contradiction": _contradiction,
+    "sum": _sum,
+    "binding": _binding,
+    "repeat": _repeat,
+    "needle": _needle,
 }
-"""Task -> (share of the documents, maker). Sums take the rest."""
-TASKS = (*MAKERS, "sum")
+TASKS = tuple(MAKERS)
+CHAINED = ("binding", "repeat")
+"""Tasks whose training documents may ask several times; a held-out document asks once."""
+SHARES = dict(zip(TASKS, (0.08, 0.10, 0.16, 0.05, 0.08, 0.09, 0.14, 0.12, 0.12, 0.06), strict=True))
+"""Share of the documents of each task."""
+COPYING = {"indirect_object": 0.2, "laundry": 0.15, "binding": 0.15, "repeat": 0.4, "needle": 0.1}
+"""Shares of the first lessons: only tasks whose answers stand in the prompt. Mixed in from the start with the rest,
+looking back is learned much later (not within 3,500 steps; alone, within hundreds)."""
+N_COPYING = 60_000
 
 
 def _is_held_out(key: str) -> bool:
@@ -372,12 +414,12 @@ def _sum_key(left: int, right: int) -> str:
     return f"{min(left, right)} + {max(left, right)}"
 
 
-def _prompts(document: Document) -> Iterator[str]:
-    """The prompts that decide whether a document is held out: every prefix for sequences, the last one elsewhere."""
-    if document.task == "successor":
-        yield from ("".join(t for t, _ in document.pieces[: i + 1]) for i in range(0, len(document.pieces) - 1, 2))
-    else:
-        yield document.item.prompt
+def _prompts(document: Document) -> list[str]:
+    """The prompts that decide whether a document is held out: each text before an answer, the last one of a string."""
+    cuts = [i for i, (_, weight) in enumerate(document.pieces) if weight == ANSWER]
+    if document.task == "repeat":
+        cuts = cuts[-1:]
+    return ["".join(text for text, _ in document.pieces[:i]) for i in cuts] or [document.text]
 
 
 def make(task: str, rng: random.Random, *, held_out: bool = False) -> Document:
@@ -385,22 +427,24 @@ def make(task: str, rng: random.Random, *, held_out: bool = False) -> Document:
     if task not in TASKS:
         raise ValueError(f"no task {task!r}; possible: {', '.join(TASKS)}")
     if task == "sum":
-        return _sum(rng, held_out)
+        return _sum(rng, held_out=held_out)
     while True:
-        document = MAKERS[task][1](rng)
-        if task == "story" and all(weight != ANSWER for _, weight in document.pieces):
-            seen = [_is_held_out(document.text)]
-        else:
-            seen = [_is_held_out(prompt) for prompt in _prompts(document)]
+        document = MAKERS[task](rng, single=held_out) if task in CHAINED else MAKERS[task](rng)
+        seen = [_is_held_out(prompt) for prompt in _prompts(document)]
         bare = task == "fact" and len(document.pieces) == 3
         if (seen[-1] and not bare) if held_out else (bare or not any(seen)):
             return document
 
 
-def documents(seed: int, *, held_out: bool = False) -> Iterator[Document]:
-    """Documents for ever, the same ones for the same seed."""
+def documents(seed: int, *, held_out: bool = False, shares: dict[str, float] = SHARES) -> Iterator[Document]:
+    """Documents for ever, the same ones for the same seed; `shares` says how often each task is drawn."""
     rng = random.Random(f"{seed}-{'held out' if held_out else 'training'}")
-    shares = [share for share, _ in MAKERS.values()]
-    shares.append(1.0 - sum(shares))
     while True:
-        yield make(rng.choices(TASKS, shares)[0], rng, held_out=held_out)
+        task = rng.choices(tuple(shares), tuple(shares.values()))[0]
+        yield make(task, rng, held_out=held_out)
+
+
+def lessons(seed: int) -> Iterator[Document]:
+    """What a model is trained on: first N_COPYING documents that teach to look back, then everything."""
+    yield from islice(documents(seed, shares=COPYING), N_COPYING)
+    yield from documents(seed + 500_000)

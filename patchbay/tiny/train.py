@@ -38,7 +38,9 @@ from patchbay.tiny import text
 
 WEIGHTS = Path(__file__).parent / "weights"
 END, UNKNOWN = "<|endoftext|>", "<unk>"
-END_ID, N_CONTEXT, BATCH = 0, 128, 8
+END_ID, N_CONTEXT, N_LAYERS, BATCH = 0, 128, 3, 8
+SPREAD = 0.08
+"""Standard deviation of the initial weights, about 1 / sqrt(d_model), so that attention is sharp enough to learn from."""
 WORD = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 ROUTER_BALANCE = 0.01
 """Weight of the expert load-balancing loss."""
@@ -69,19 +71,26 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _tiny(n_vocab: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(
+    """GPT-2 form. Its position embeddings begin as sinusoids, which spares learning where the previous position is."""
+    model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=n_vocab, n_positions=N_CONTEXT, n_embd=128, n_layer=4, n_head=4, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, activation_function="gelu_pytorch_tanh", bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
+            vocab_size=n_vocab, n_positions=N_CONTEXT, n_embd=128, n_layer=N_LAYERS, n_head=4, initializer_range=SPREAD,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
+            bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
         )
     )  # fmt: skip
+    angles = torch.arange(N_CONTEXT)[:, None] * 1000.0 ** -(torch.arange(64) / 64)  # [position, frequency]
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [position, d_model]
+    with torch.no_grad():
+        model.transformer.wpe.weight.copy_(SPREAD * 2**0.5 * waves)
+    return model
 
 
 def _tiny_llama(n_vocab: int) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
+            vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=N_LAYERS,
+            num_attention_heads=4, num_key_value_heads=2, initializer_range=SPREAD, tie_word_embeddings=False,
             bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
         )
     )  # fmt: skip
@@ -90,8 +99,8 @@ def _tiny_llama(n_vocab: int) -> PreTrainedModel:
 def _tiny_moe(n_vocab: int) -> PreTrainedModel:
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
-            vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_experts=4, num_experts_per_tok=2,
+            vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=N_LAYERS,
+            num_attention_heads=4, num_key_value_heads=2, initializer_range=SPREAD, head_dim=32, num_experts=4, num_experts_per_tok=2,
             moe_intermediate_size=176, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=True,
             router_aux_loss_coef=ROUTER_BALANCE, bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
         )
@@ -111,30 +120,29 @@ def encode(pieces: Iterable[tuple[str, float]], ids: dict[str, int]) -> tuple[li
     return token_ids, weights
 
 
-def rows(documents: Iterator[text.Document], ids: dict[str, int], rng: random.Random) -> Iterator[tuple[list[int], list[float]]]:
+def rows(
+    documents: Iterator[text.Document], ids: dict[str, int], rng: random.Random
+) -> Iterator[tuple[list[int], list[float]]]:
     """Rows of N_CONTEXT + 1 tokens: whole documents with an end-of-text between; half of the rows also begin with one.
 
-    A document that does not fit opens the next row. As documents differ in length, they begin at many positions.
+    Of eight waiting documents the oldest that fits comes next. As documents differ in length, they begin anywhere.
     """
-    waiting: tuple[list[int], list[float]] | None = None
+    waiting = [encode(next(documents).pieces, ids) for _ in range(8)]
     while True:
-        row: tuple[list[int], list[float]] = ([END_ID], [0.0]) if rng.random() < 0.5 else ([], [])
-        misses = 0
-        while misses < 4:
-            token_ids, weights = waiting or encode(next(documents).pieces, ids)
-            waiting = None
-            if len(row[0]) + len(token_ids) > N_CONTEXT:
-                misses += 1
-                waiting = (token_ids, weights) if misses == 1 else waiting
-                continue
-            row = (row[0] + token_ids + [END_ID], row[1] + weights + [text.TEXT])
-        n_empty = N_CONTEXT + 1 - len(row[0])
-        yield row[0] + [END_ID] * n_empty, row[1] + [0.0] * n_empty
+        row_ids, row_weights = ([END_ID], [0.0]) if rng.random() < 0.5 else ([], [])
+        while fitting := [i for i, (found, _) in enumerate(waiting) if len(row_ids) + len(found) <= N_CONTEXT]:
+            token_ids, weights = waiting.pop(fitting[0])
+            waiting.append(encode(next(documents).pieces, ids))
+            row_ids, row_weights = row_ids + token_ids + [END_ID], row_weights + weights + [text.TEXT]
+        n_empty = N_CONTEXT + 1 - len(row_ids)
+        yield row_ids + [END_ID] * n_empty, row_weights + [0.0] * n_empty
 
 
 def weighted_loss(logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
     """Mean of -log p(next token) under the weights; logits [row, position, vocab] for all but the last position."""
-    losses = cross_entropy(logits.float().flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none")  # [row * position]
+    losses = cross_entropy(
+        logits.float().flatten(0, 1), token_ids[:, 1:].flatten(), reduction="none"
+    )  # [row * position]
     wanted = weights[:, 1:].flatten()
     return (losses * wanted).sum() / wanted.sum()
 
@@ -148,7 +156,13 @@ def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
 
 
 def train(
-    name: str, *, seed: int = 0, steps: int | None = None, minutes: float | None = None, rate: float = 1.5e-3, report: int = 500
+    name: str,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    minutes: float | None = None,
+    rate: float = 3e-3,
+    report: int = 500,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
     """Train one model for `steps` (repeatable) or `minutes`; returns it unrounded with its tokenizer and a record."""
     if (steps is None) == (minutes is None):
@@ -157,7 +171,7 @@ def train(
     torch.manual_seed(seed)
     model = MODELS[name](len(tokenizer)).train()
     optimizer = _optimizer(model, rate)
-    stream = rows(text.documents(seed), tokenizer.get_vocab(), random.Random(seed))
+    stream = rows(text.lessons(seed), tokenizer.get_vocab(), random.Random(seed))
     routed = {"output_router_logits": True} if name == "tiny-moe" else {}
     start, step, recent = time.monotonic(), 0, []
     while True:
@@ -167,7 +181,10 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate * min((step + 1) / 200, 0.5 * (1 + math.cos(math.pi * done)))
         batch = [next(stream) for _ in range(BATCH)]
-        token_ids, weights = torch.tensor([ids for ids, _ in batch]), torch.tensor([w for _, w in batch])  # [row, position]
+        token_ids, weights = (
+            torch.tensor([ids for ids, _ in batch]),
+            torch.tensor([w for _, w in batch]),
+        )  # [row, position]
         with torch.autocast("cpu", torch.bfloat16, enabled=not routed):
             output = model(input_ids=token_ids[:, :-1], use_cache=False, **routed)
         loss = weighted_loss(output.logits, token_ids, weights)
@@ -184,8 +201,12 @@ def train(
     return model.eval(), tokenizer, record
 
 
-def _progress(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, step: int, seconds: float, losses: list[float]) -> str:
-    shares = " ".join(f"{task} {score['accuracy']:.2f}" for task, score in evaluate(model.eval(), tokenizer, 50, 1).items())
+def _progress(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, step: int, seconds: float, losses: list[float]
+) -> str:
+    shares = " ".join(
+        f"{task} {score['accuracy']:.2f}" for task, score in evaluate(model.eval(), tokenizer, 50, 1).items()
+    )
     model.train()
     return f"step {step} {seconds:.0f} s loss {sum(losses) / len(losses):.3f} | {shares}"
 
@@ -268,7 +289,9 @@ def held_out_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n:
     return {"text": sums[text.TEXT][0] / sums[text.TEXT][1], "answer": sums[text.ANSWER][0] / sums[text.ANSWER][1]}
 
 
-def laundry_by_objects(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int, seed: int) -> dict[str, Score]:
+def laundry_by_objects(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
+) -> dict[str, Score]:
     """Laundry accuracy for every number of listed objects; guessing one of the listed scores 1 / objects."""
     items = held_out_items("laundry", n, seed)
     hits: dict[int, list[bool]] = {}
@@ -278,41 +301,52 @@ def laundry_by_objects(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFas
     return {str(count): wilson(sum(hits[count]), len(hits[count])) for count in sorted(hits)}
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any], folder: Path) -> None:
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, record: dict[str, Any], folder: Path, *, n: int = 1000
+) -> None:
     """Round to float16, measure, and write a folder that `from_pretrained` loads as float32."""
     model = model.half()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
-    model = model.float()
-    n, seed = 1000, 1_000_000 + record["seed"]
-    record |= {
+    measured = measure(model.float(), tokenizer, record["seed"], n)
+    (folder / "training.json").write_text(json.dumps(record | measured, indent=2) + "\n")
+
+
+def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: int, n: int) -> dict[str, Any]:
+    """What `training.json` says about a model besides how it was trained, on held-out text of another seed."""
+    seed += 1_000_000
+    return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "evaluation": {"prompts_per_task": n, "documents": 2000, "seed": seed},
-        "held_out_loss": held_out_loss(model, tokenizer, 2000, seed),
+        "evaluation": {"prompts_per_task": n, "documents": 2 * n, "seed": seed},
+        "held_out_loss": held_out_loss(model, tokenizer, 2 * n, seed),
         "accuracy": evaluate(model, tokenizer, n, seed),
-        "laundry_by_objects": laundry_by_objects(model, tokenizer, 2000, seed),
+        "laundry_by_objects": laundry_by_objects(model, tokenizer, 2 * n, seed),
     }
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m patchbay.tiny.train", description=__doc__.split("\n\n")[0])
     parser.add_argument("name", choices=MODELS, help="which model to train")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=int, help="optimiser steps; repeatable to the bit with the same seed and threads")
+    length.add_argument(
+        "--steps", type=int, help="optimiser steps; repeatable to the bit with the same seed and threads"
+    )
     length.add_argument("--minutes", type=float, help="train by the clock instead (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and of the text (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate (default: 0.0015)")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
     parser.add_argument("--out", type=Path, help="folder to write (default: weights/NAME beside this file)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     minutes = options.minutes or (None if options.steps else 25.0)
-    model, tokenizer, record = train(options.name, seed=options.seed, steps=options.steps, minutes=minutes, rate=options.rate)
-    save(model, tokenizer, record, options.out or WEIGHTS / options.name)
-    print(json.dumps(record["accuracy"], indent=2))
+    model, tokenizer, record = train(
+        options.name, seed=options.seed, steps=options.steps, minutes=minutes, rate=options.rate
+    )
+    folder = options.out or WEIGHTS / options.name
+    save(model, tokenizer, record, folder)
+    print((folder / "training.json").read_text())
 
 
 if __name__ == "__main__":

@@ -34,8 +34,11 @@ def test_facts_are_fixed_and_one_to_one() -> None:
 @pytest.mark.parametrize("task", text.TASKS)
 def test_no_training_prompt_is_held_out(task: str) -> None:
     held_out = {document.item.prompt for document in documents_of(task, 300, held_out=True) if has_answer(document)}
-    seen = {prompt for document in documents_of(task, 3000, seed=6) if has_answer(document) for prompt in prompts(document)}
-    assert held_out and seen
+    seen = {
+        prompt for document in documents_of(task, 3000, seed=6) if has_answer(document) for prompt in prompts(document)
+    }
+    assert held_out
+    assert seen
     assert not held_out & seen
 
 
@@ -96,7 +99,13 @@ def test_laundry_answer_is_the_only_object_named_once() -> None:
 def test_successor_wraps_days_and_months_only() -> None:
     assert text.render_successor(text.DAYS, 5, 3) == ("Saturday, Sunday, Monday,", " Tuesday")
     assert text.render_successor(text.NUMBERS, 8, 2) == ("8, 9,", " 10")
-    assert [text.successor(word) for word in ("December", "Z", "99", "41", "hat")] == ["January", None, None, "42", None]
+    assert [text.successor(word) for word in ("December", "Z", "99", "41", "hat")] == [
+        "January",
+        None,
+        None,
+        "42",
+        None,
+    ]
     with pytest.raises(ValueError, match="past the last of 26"):
         text.render_successor(text.LETTERS, 23, 3)
     for prompt, answer in items_of("successor", 300):
@@ -128,13 +137,13 @@ def test_sums_and_bindings_are_right() -> None:
             assert int(left) + int(right) == int(total)
     for prompt, answer in items_of("binding", 200):
         boxes = {box: thing for thing, box in re.findall(r"The (\w+) is in box (\w)\.", prompt)}
-        assert boxes[re.search(r"Box (\w) contains", prompt).group(1)] == answer.strip()  # type: ignore[union-attr]
+        assert boxes[re.findall(r"Box (\w) contains", prompt)[-1]] == answer.strip()
 
 
 def test_repeats_vary_in_length_offset_and_distance() -> None:
     """A model that learns one fixed distance or position would be right on few of them."""
     lengths, starts, distances = set(), set(), set()
-    for document in documents_of("repeat", 500):
+    for document in documents_of("repeat", 500, held_out=True):
         words = document.text.split()
         n_repeated = 1 + sum(weight == text.ANSWER for _, weight in document.pieces)
         second = len(words) - n_repeated
@@ -148,6 +157,25 @@ def test_repeats_vary_in_length_offset_and_distance() -> None:
     assert len(distances) > 30
 
 
+def test_every_answer_of_a_training_string_follows_an_earlier_copy_of_the_word_before_it() -> None:
+    periods = set()
+    for document in documents_of("repeat", 300):
+        words = document.text.split()
+        first = len(words) - sum(weight == text.ANSWER for _, weight in document.pieces)
+        period = first - 1 - words.index(words[first - 1])
+        for place in range(first, len(words)):
+            assert words[place] == words[words.index(words[place - 1]) + 1] or words[place] == words[first - 1]
+        periods.add(period)
+    assert len(periods) > 25
+
+
+def test_lessons_begin_with_copying_and_go_on_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "N_COPYING", 300)
+    drawn = [document.task for document in itertools.islice(text.lessons(0), 600)]
+    assert set(drawn[:300]) == set(text.COPYING)
+    assert set(drawn[300:]) == set(text.TASKS)
+
+
 def test_needle_is_stated_once_and_asked_at_the_end() -> None:
     for prompt, answer in items_of("needle", 200):
         name = prompt.split()[-2]
@@ -156,5 +184,5 @@ def test_needle_is_stated_once_and_asked_at_the_end() -> None:
 
 
 def test_unknown_task_is_named_with_the_possible_ones() -> None:
-    with pytest.raises(ValueError, match="no task 'laundrey'.*laundry"):
+    with pytest.raises(ValueError, match=r"no task 'laundrey'.*laundry"):
         text.make("laundrey", random.Random(0))

@@ -1,6 +1,7 @@
 """The shipped models load with plain transformers and still score what `training.json` says they do."""
 
 import json
+import random
 import re
 from functools import cache
 from pathlib import Path
@@ -132,14 +133,17 @@ def context_share(
         said = train.answers(model, tokenizer, items)
     finally:
         hook.remove()
-    return sum(answer == f" {item.prompt.split()[5].strip('.')}" for answer, item in zip(said, items, strict=True)) / len(items)
+    return sum(
+        answer == f" {item.prompt.split()[5].strip('.')}" for answer, item in zip(said, items, strict=True)
+    ) / len(items)
 
 
 def test_training_is_repeatable_and_lowers_the_loss() -> None:
     first, tokenizer, told = train.train("tiny", seed=3, steps=3)
     again, _, _ = train.train("tiny", seed=3, steps=3)
     other, _, _ = train.train("tiny", seed=4, steps=3)
-    assert told["steps"] == 3 and told["training_tokens"] == 3 * train.BATCH * train.N_CONTEXT
+    assert told["steps"] == 3
+    assert told["training_tokens"] == 3 * train.BATCH * train.N_CONTEXT
     pairs = zip(first.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
@@ -152,14 +156,14 @@ def test_training_is_repeatable_and_lowers_the_loss() -> None:
 
 
 def test_rows_hold_whole_documents_at_many_positions() -> None:
-    import random
-
     ids = train.build_tokenizer().get_vocab()
     stream = train.rows(text.documents(1), ids, random.Random(1))
     starts = set()
     for token_ids, weights in (next(stream) for _ in range(200)):
         assert len(token_ids) == len(weights) == train.N_CONTEXT + 1
-        starts |= {i + 1 for i, token_id in enumerate(token_ids[:-1]) if token_id == train.END_ID and weights[i + 1] > 0}
+        starts |= {
+            i + 1 for i, token_id in enumerate(token_ids[:-1]) if token_id == train.END_ID and weights[i + 1] > 0
+        }
     assert len(starts) > 80
 
 

@@ -1,0 +1,239 @@
+"""Commands made from functions: MODEL, task and parts, and one option for each keyword-only parameter of the signature.
+
+A method is imported when its own command is run, never to list it. Shared by all commands: how a model and a task are given.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchbay import options
+from patchbay.port import PatchbayError, suggest
+
+if TYPE_CHECKING:
+    from patchbay.model import Model
+    from patchbay.task import Task
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result."
+
+
+class Commands(click.Group):
+    """A group that suggests near misses, and takes `_` for `-` in names."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, cmd_name.replace("_", "-"))
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0].replace("_", "-")
+        known = self.list_commands(ctx)
+        if name not in known and not name.startswith("-"):
+            what = "command" if ctx.parent is None else "method"
+            where = f"patchbay {ctx.info_name} has" if ctx.parent is not None else "commands are"
+            ctx.fail(f"no {what} {args[0]!r}; {where} {', '.join(known) or 'none'}{suggest(name, known)}")
+        return super().resolve_command(ctx, args)
+
+
+class Room(Commands):
+    """The methods of one folder; listed from their text, imported when run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name.replace("_", "-") for name in options.methods(str(self.name))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = cmd_name.replace("-", "_")
+        return method_command(str(self.name), name) if name in options.methods(str(self.name)) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Methods"):
+            listed = options.methods(str(self.name)).values()
+            formatter.write_dl([(one.name.replace("_", "-"), one.doc) for one in listed] or [("-", "none yet")])
+
+
+# --- options that commands share ----------------------------------------------------------------------
+
+def json_option() -> click.Option:
+    return click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document.")
+
+
+def model_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--dtype"], type=click.Choice(DTYPES), help="Precision to load the weights in."),
+        click.Option(["--device"], metavar="NAME", help="Where to run: cpu, cuda, cuda:1, mps."),
+        click.Option(["--trust-remote-code"], is_flag=True, help="Let the model's folder run its own Python code."),
+    ]
+
+
+def task_options(taken: Sequence[str]) -> list[click.Parameter]:
+    rows = {
+        "task": ("--task", str, "NAME[:KEY=VALUE,...]", "Task to make for the model; see `patchbay tasks`."),
+        "prompts": ("--prompts", str, "FILE", "Own prompts: JSON lines with prompt, right, and mostly wrong and corrupted."),
+        "n": ("--n", int, "N", "Number of prompts."),
+        "metric": ("--metric", str, "NAME", "Score of an answer: logit_diff, probability, log_probability, rank, accuracy."),
+    }  # fmt: skip
+    return [
+        click.Option([flag], type=kind, metavar=metavar, help=text)
+        for name, (flag, kind, metavar, text) in rows.items()
+        if name in ("task", "prompts") or name not in taken
+    ]
+
+
+def load_model(source: str, given: Mapping[str, Any], *, quiet: bool = False) -> Model:
+    """Load as asked, with transformers' own bars and warnings off."""
+    from patchbay import screen
+
+    with screen.working(f"loading {source}", quiet=quiet):
+        import torch
+        from transformers.utils import logging
+
+        import patchbay as pb
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        device, dtype = given.get("device"), given.get("dtype")
+        if device is not None:
+            _check_device(str(device))
+        return pb.load(
+            source,
+            dtype=getattr(torch, dtype) if dtype else None,
+            device=device,
+            trust_remote_code=bool(given.get("trust_remote_code")),
+        )
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    found = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    found += ["mps"] if torch.backends.mps.is_available() else []
+    if name not in found and not (name == "cuda" and "cuda:0" in found):
+        raise PatchbayError(f"no device {name!r} here; found {', '.join(found)}" + suggest(name, found))
+
+
+def make_task(model: Model, given: Mapping[str, Any]) -> Task:
+    """The task of `--task` or `--prompts`, with `--n`, `--seed` and `--metric`."""
+    text, path = given.get("task"), given.get("prompts")
+    if (text is None) == (path is None):
+        raise PatchbayError(
+            f"give one of --task and --prompts, got {'both' if text else 'neither'}; tasks are {', '.join(options.tasks())}"
+        )
+    if text is not None:
+        task = options.read_task(text, model, n=given.get("n"), seed=given.get("seed"))
+    else:
+        task = options.read_prompts(str(path), model)
+        task = task if given.get("n") is None else task[: given["n"]]
+    return task.with_metric(given["metric"]) if given.get("metric") else task
+
+
+# --- commands of methods ------------------------------------------------------------------------------
+
+
+def method_command(room: str, name: str) -> click.Command:
+    """The command of one method: MODEL, the task and parts that it acts on, and each keyword-only option."""
+    function = options.load_method(room, name)
+    takes = options.parameters(function)
+    made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes)]
+    if {"task", "prompts"} & set(takes):
+        made += task_options(list(takes))
+    for key, parameter in takes.items():
+        if key not in ("model", "task", "prompts", "seed") and options.writable(parameter.annotation):
+            made.append(_option(key, parameter))
+    made.append(click.Option(["--seed"], type=int, help="Of the task's prompts and of random draws."))
+    made += [*model_options(), json_option()]
+    made.append(click.Option(["--rows"], type=int, default=10, show_default=True, help="Rows of the table to print."))
+    made.append(click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."))
+    made.append(click.Option(["--overwrite"], is_flag=True, help="Replace what --out wrote before."))
+    made.append(click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."))
+    doc = inspect.getdoc(inspect.getmodule(inspect.unwrap(function))) or inspect.getdoc(function) or ""
+    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in doc.split("\n\n"))
+
+    def callback(**given: Any) -> None:
+        run_method(function, takes, given)
+
+    return click.Command(name.replace("_", "-"), params=made, callback=callback, help=text, short_help=doc.split("\n")[0])
+
+
+def _option(key: str, parameter: inspect.Parameter) -> click.Option:
+    flag, hint = f"--{key.replace('_', '-')}", parameter.annotation
+    needed = parameter.default is parameter.empty
+    default = None if needed or parameter.default is None else parameter.default
+    if hint is bool and not needed:
+        return click.Option([f"{flag}/--no-{flag[2:]}", key], default=default, show_default=True)
+    shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
+    if "Part" in options.names_in(hint):
+        return click.Option([flag, key], multiple=True, required=needed, metavar="PARTS", help=PARTS_HELP)
+    help_text = "" if shown is None else f"[default: {shown}]"
+    return click.Option([flag, key], required=needed, metavar=options.shown_type(hint).upper(), help=help_text or None)
+
+
+def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Parameter], given: dict[str, Any]) -> None:
+    """Load, read what was given, call, save, print."""
+    from patchbay import screen
+
+    quiet, out = given["as_json"], given["out"]
+    if out is not None and not given["overwrite"] and Path(out).exists():
+        raise PatchbayError(f"{out} is already there; --overwrite replaces it")
+    model = load_model(given["model"], given, quiet=quiet) if given["model"] else None
+    call: dict[str, Any] = {}
+    for key, parameter in takes.items():
+        if key == "model":
+            call[key] = model
+        elif key in ("task", "prompts"):
+            assert model is not None
+            call[key] = make_task(model, given)
+        elif (value := given.get(key)) not in (None, ()):
+            call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
+    with screen.working(f"{getattr(function, 'method_name', function.__name__)}", quiet=quiet):
+        returned = function(**call)
+    written = _save(returned, given)
+    if quiet:
+        screen.emit(_as_json(returned, given["rows"]) | ({"saved": written} if written else {}))
+    else:
+        shown = screen.of_result(returned, given["rows"]) if hasattr(returned, "ranked") else [_escaped(str(returned))]
+        screen.say(*shown, *(f"[dim]saved[/] {_escaped(path)}" for path in written))
+
+
+def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:
+    if isinstance(value, tuple):  # parts, given once or several times
+        parts = options.read_parts(value, model)
+        many = {"Sequence", "list", "tuple", "Iterable"} & options.names_in(hint)
+        if not many and len(parts) > 1:
+            raise PatchbayError(f"{what} takes one part, got {', '.join(map(str, parts))}")
+        return parts if many else parts[0]
+    return options.read(value, hint, what, model) if isinstance(value, str) else value
+
+
+def _save(returned: Any, given: Mapping[str, Any]) -> list[str]:
+    """Write what was asked: a Result as a folder, a knob as a file, a figure."""
+    written = []
+    if given["out"] is not None:
+        overwrite = {"overwrite": True} if "overwrite" in inspect.signature(returned.save).parameters else {}
+        returned.save(given["out"], **(overwrite if given["overwrite"] else {}))
+        written.append(str(given["out"]))
+    if given["figure"] is not None:
+        if not hasattr(returned, "plot"):
+            raise PatchbayError(f"--plot draws a Result; this returned a {type(returned).__name__}")
+        returned.plot(given["figure"])
+        written.append(str(given["figure"]))
+    return written
+
+
+def _as_json(returned: Any, n: int | None) -> dict[str, Any]:
+    from patchbay import screen
+
+    if hasattr(returned, "ranked"):
+        return screen.result_json(returned, n)
+    if hasattr(returned, "to_json"):
+        return dict(returned.to_json())
+    return {"kind": type(returned).__name__, "text": str(returned), "provenance": getattr(returned, "provenance", None)}
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

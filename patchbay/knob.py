@@ -1,0 +1,271 @@
+"""Knob: edits, a strength, and where they came from. Data that compares, prints, saves and loads; it knows no model.
+
+`edits` are templates: what they do depends on how far the knob is turned. At its neutral strength a knob makes no edits at
+all, so the model runs as if it were not there, bit for bit. By operation, with v the template's value and s the strength:
+
+| op      | edits at strength s                              | neutral | at s = 1         |
+|---------|--------------------------------------------------|---------|------------------|
+| scale   | multiply by 1 + (s - 1) v; with v = 1, by s      | 1       | as it was        |
+| add     | add s v                                          | 0       | the template     |
+| zero    | multiply by 1 - s                                | 0       | the template     |
+| project | the matrix (1 - s) I + s v                       | 0       | the template     |
+| replace | multiply by 1 - s, then add s v                  | 0       | the template     |
+| mean    | multiply by 1 - s, then add s v                  | 0       | the template     |
+| block   | cut, whatever s is but 0                         | 0       | the template     |
+
+All but `block` are linear in s, also beyond 1 and below 0. A knob with scale edits has no others: their neutral differs.
+
+On disk a knob is one safetensors file with a JSON header: no pickle, written whole or not at all. `evidence` holds Results that
+say what the knob does (its proof, its dose-response curve) and travels in the file. A knob that was made on one model fits
+any with the same parts; `fits` says whether the weights are the same too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as write_tensors
+from torch import Tensor
+
+from patchbay.edit import Edit, pack, unpack
+from patchbay.model import Model
+from patchbay.port import PatchbayError
+from patchbay.result import Result, packed
+from patchbay.result import _unpacked as unpacked
+
+FORMAT, VERSION = "patchbay-knob", 1
+MAX_NUMBERS = 65_536  # in a JSON record; a knob that holds more is recorded by digest
+
+
+@dataclass(frozen=True, repr=False)
+class Knob:
+    """Edit templates and how far they are turned. Use it with `model.edited(knob)`, `pb.run(..., edits=[knob])` or `generate`."""
+
+    name: str
+    edits: Sequence[Edit]
+    strength: float
+    provenance: dict[str, Any] = field(default_factory=dict, compare=False)
+    evidence: Mapping[str, Result] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "edits", tuple(self.edits))
+        object.__setattr__(self, "strength", _finite(self.name, self.strength))
+        object.__setattr__(self, "provenance", dict(self.provenance))
+        object.__setattr__(self, "evidence", dict(self.evidence))
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise PatchbayError(f"a knob needs a name, got {self.name!r}")
+        wrong = next((edit for edit in self.edits if not isinstance(edit, Edit)), None)
+        if not self.edits or wrong is not None:
+            found = "none" if wrong is None else type(wrong).__name__
+            raise PatchbayError(f"knob {self.name}: edits such as pb.scale(head.z, 1.0) are needed, got {found}")
+        ops = sorted({edit.op for edit in self.edits})
+        if "scale" in ops and len(ops) > 1:
+            raise PatchbayError(
+                f"knob {self.name}: {' and '.join(ops)} in one knob have no strength at which all are neutral (scale: 1, the others: "
+                "0); make two knobs, model.edited takes several"
+            )
+        for name, result in self.evidence.items():
+            if not isinstance(result, Result) or not name.isidentifier():
+                raise PatchbayError(f"knob {self.name}: evidence is a Result by name, got {name!r}: {type(result).__name__}")
+
+    @property
+    def neutral(self) -> float:
+        """The strength at which nothing is edited: 1 for scale, 0 for the others."""
+        return 1.0 if self.edits[0].op == "scale" else 0.0
+
+    def edits_at(self, strength: float | None = None) -> list[Edit]:
+        """The edits at a strength (the knob's own without one), by the rules at the head of this file; none at neutral."""
+        s = self.strength if strength is None else _finite(self.name, strength)
+        return [] if s == self.neutral else [made for edit in self.edits for made in _turned(edit, s)]
+
+    def at(self, strength: float) -> Knob:
+        """The same knob turned to another strength."""
+        return replace(self, strength=strength)
+
+    def with_evidence(self, **results: Result) -> Knob:
+        """The same knob with Results that show what it does, such as `proof=` and `dose_response=`."""
+        return replace(self, evidence={**self.evidence, **results})
+
+    @property
+    def made_on(self) -> Mapping[str, Any]:
+        """Source and fingerprint of the model that it was made on; empty when it was made without one."""
+        return self.provenance.get("model") or {}
+
+    def fits(self, model: Model) -> bool:
+        """Whether this model has the weights that the knob was made on. Raises PatchbayError where it lacks a part."""
+        for edit in self.edits:
+            model.require(edit.port)
+        return bool(self.made_on.get("fingerprint") == model.fingerprint)
+
+    def __repr__(self) -> str:
+        lines = [f"Knob {self.name!r} at strength {self.strength:g} (neutral {self.neutral:g})"]
+        lines += [f"  {edit}" for edit in self.edits[:8]]
+        lines += [f"  and {len(self.edits) - 8} more"] if len(self.edits) > 8 else []
+        if method := self.provenance.get("method"):
+            lines.append(f"  made by {method}")
+        if self.made_on:
+            lines.append(f"  on {self.made_on.get('source') or 'a model without a name'} ({self.made_on.get('fingerprint')})")
+        lines += [f"  evidence {name}: {result.provenance.get('method', 'Result')}" for name, result in self.evidence.items()]
+        return "\n".join(lines)
+
+    # --- data and files ---------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """The knob without its evidence as JSON types, for records of what was run; tensors as lists, or digests if large."""
+        rows, tensors = pack(self.edits)
+        listed: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows}
+        if sum(tensor.numel() for tensor in tensors.values()) > MAX_NUMBERS:
+            return listed | {"sha256": _digest(tensors)}
+        kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
+        return listed | {"tensors": {name: {"dtype": kinds[name], "data": t.tolist()} for name, t in tensors.items()}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Knob:
+        """The knob that `to_json` described."""
+        if "tensors" not in data:
+            raise PatchbayError("this record holds a knob by digest alone: it was too large; load the knob's own file")
+        held = {n: torch.tensor(t["data"], dtype=getattr(torch, t["dtype"])) for n, t in data["tensors"].items()}
+        return cls(data["name"], unpack(data["edits"], held), data["strength"])
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write one file, whole or not at all; a knob that is already there stays unless `overwrite`."""
+        target = Path(os.path.realpath(path))
+        _refuse_to_replace(target, overwrite)
+        rows, tensors = pack(self.edits)
+        header: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows}
+        header |= {"provenance": self.provenance, "evidence": {}}
+        for name, result in self.evidence.items():
+            header["evidence"][name] = _described(result)
+            tensors |= {f"{name}.{variable}": result[variable] for variable in result.variables}
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # two edits may share a value, a file may not
+        text = json.dumps(packed(header), ensure_ascii=False, allow_nan=False)
+        marks = {"format": FORMAT, "version": str(VERSION), "sha256": _digest(tensors, text), "knob": text}
+        _write(target, write_tensors(tensors, metadata=marks))
+        return target
+
+
+def load_knob(path: str | Path) -> Knob:
+    """Read a file that `Knob.save` wrote. Runs nothing from it; refuses all but a whole, undamaged knob."""
+    path = Path(path)
+    if not path.is_file():
+        raise PatchbayError(f"{path} is {'a folder, not a file' if path.is_dir() else 'not there'}: no knob to load")
+    try:
+        with safe_open(path, framework="pt") as file:
+            marks = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PatchbayError(f"{path} is no knob, or a damaged one: {error}") from error
+    if marks.get("format") != FORMAT:
+        raise PatchbayError(f"{path} holds {marks.get('format', 'tensors without a format')!r}, not {FORMAT!r}")
+    if marks.get("version") != str(VERSION):
+        raise PatchbayError(f"{path} is a knob of version {marks.get('version')}; this Patchbay reads version {VERSION}: update it")
+    try:
+        if marks["sha256"] != _digest(tensors, marks["knob"]):
+            raise PatchbayError("its contents were altered (checksum differs)")
+        header = unpacked(json.loads(marks["knob"]))
+        evidence = {name: _result(name, record, tensors) for name, record in header["evidence"].items()}
+        return Knob(header["name"], unpack(header["edits"], tensors), header["strength"], header["provenance"], evidence)
+    except Exception as error:  # whatever a damaged file leads to
+        reason = str(error) if isinstance(error, PatchbayError) else repr(error)
+        raise PatchbayError(f"{path} is a damaged knob: {reason}") from error
+
+
+# --- turning --------------------------------------------------------------------------------------
+
+
+def _finite(name: object, strength: object) -> float:
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not math.isfinite(strength):
+        raise PatchbayError(f"knob {name}: strength {strength!r} is not a finite number")
+    return float(strength)
+
+
+def _turned(edit: Edit, s: float) -> list[Edit]:
+    """One template at a strength that is not neutral; the rules stand at the head of this file."""
+    value = edit.value
+    if edit.op == "scale":
+        assert value is not None
+        return [replace(edit, value=s * value + (1.0 - value))]
+    if edit.op == "add":
+        assert value is not None
+        return [replace(edit, value=s * value)]
+    if edit.op == "block" or s == 1.0:
+        return [edit]
+    if edit.op == "project":
+        assert isinstance(value, Tensor)
+        identity = torch.eye(len(value), dtype=value.dtype, device=value.device)
+        return [replace(edit, value=torch.lerp(identity, value, s))]
+    less = replace(edit, op="scale", value=1.0 - s)
+    return [less] if edit.op == "zero" else [less, replace(edit, op="add", value=s * value)]  # type: ignore[operator]
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _described(result: Result) -> dict[str, Any]:
+    """A Result without its arrays, as plain data."""
+    return {
+        "variables": [{"name": v, "axes": result.axes_of(v), "unit": result.units[v]} for v in result.variables],
+        "coords": {axis: labels for axis, labels in result.coords.items() if axis != "part"},
+        "parts": result.parts,
+        "tables": result.tables,
+        "notes": result.notes,
+        "highlights": result.highlights,
+        "provenance": result.provenance,
+    }
+
+
+def _result(name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Result:
+    variables = {v["name"]: (tensors[f"{name}.{v['name']}"], v["axes"], v["unit"]) for v in record["variables"]}
+    fields = ("coords", "parts", "tables", "notes", "highlights", "provenance")
+    return Result(variables, **{key: record[key] for key in fields})
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of names, kinds, shapes and bytes of tensors, and of a text."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _refuse_to_replace(target: Path, overwrite: bool) -> None:
+    """Raise unless the place is free, or holds a knob that may be replaced."""
+    if not target.exists():
+        return
+    if target.is_dir():
+        raise PatchbayError(f"{target} is a folder; a knob is saved as a file")
+    if not overwrite:
+        raise PatchbayError(f"{target} is already there; overwrite=True replaces a knob")
+    with contextlib.suppress(SafetensorError, OSError, ValueError), safe_open(target, framework="pt") as file:
+        if (file.metadata() or {}).get("format") == FORMAT:
+            return
+    raise PatchbayError(f"{target} is not a knob: not replaced")
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Write a sibling file, force it to disk, move it into place; on any failure all is as it was."""
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with open(fresh, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, target)
+    except OSError as error:
+        raise PatchbayError(f"could not save to {target}: {error.strerror or error}; nothing was written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            fresh.unlink()

@@ -1,0 +1,303 @@
+"""What the command line prints: tables for people, JSON for programs, progress for whoever waits at a terminal.
+
+Answers go to stdout; progress and errors to stderr. Progress falls silent where stderr is no terminal, and with `--json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from patchbay.report import MARKED, number
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from patchbay.model import Model
+    from patchbay.port import Part, Port
+    from patchbay.report import Section
+    from patchbay.result import Result
+
+BAR, WIDE = 16, 120
+ACCENT, GOOD, BAD, DIM = "bold cyan", "green", "red", "dim"
+
+
+def console(*, err: bool = False) -> Console:
+    """A terminal's own width; 120 columns elsewhere, so that tables in files and pipes are not squeezed."""
+    from rich.console import Console
+
+    stream = sys.stderr if err else sys.stdout
+    made = Console(stderr=err, highlight=False, soft_wrap=False, emoji=False)
+    return made if stream.isatty() else Console(stderr=err, highlight=False, width=WIDE, emoji=False)
+
+
+def say(*renderables: RenderableType | str) -> None:
+    """Print to stdout; texts are taken as rich markup."""
+    out = console()
+    for item in renderables:
+        out.print(item)
+
+
+def emit(value: Any) -> None:
+    """Print one JSON document; what is not a number becomes null."""
+    sys.stdout.write(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    """JSON's own types: NaN and infinities as null, tensors as lists, Parts and Ports as their text."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, Iterable):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, caption: str = "") -> Table:
+    """A table with numbers to the right. Cells are texts (rich markup) or numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
+                 title_style="bold", header_style=DIM, pad_edge=False)  # fmt: skip
+    for i, name in enumerate(columns):
+        numeric = all(isinstance(row[i], int | float) or row[i] == "" for row in rows)
+        made.add_column(name, justify="right" if numeric else "left")
+    for row in rows:
+        made.add_row(*(number(cell) for cell in row))
+    return made
+
+
+def bar(value: float, largest: float) -> str:
+    """A horizontal bar, blue above 0 and red below, scaled to the largest absolute value."""
+    if not (math.isfinite(value) and largest > 0):
+        return ""
+    eighths = round(8 * BAR * min(1.0, abs(value) / largest))
+    blocks = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+    return f"[{'blue' if value >= 0 else 'red'}]{blocks}[/]"
+
+
+def share(value: float) -> str:
+    """A share of prompts as a percentage."""
+    return f"{100 * value:.0f} %" if math.isfinite(value) else "-"
+
+
+def of_result(result: Result, n: int) -> list[RenderableType | str]:
+    """A Result for the terminal: its ranked table with bars, or its own text where it ranks nothing; notes and origin."""
+    from rich.markup import escape
+
+    if not result.ranked:
+        return [escape(str(result.summary(n)))]
+    rows = result.table(n)
+    largest = max((abs(row["value"]) for row in rows), default=0.0)
+    columns = [*(rows[0] if rows else ("rank", "part", "value")), ""]
+    cells = [[escape(v) if isinstance(v, str) else v if isinstance(v, int | float) else str(v) for v in row.values()]
+             + [bar(float(row["value"]), largest)] for row in rows]  # fmt: skip
+    measured = int((~result.values.isnan()).sum())
+    title = f"{result.provenance.get('method', 'Result')}: {result.name} in {result.unit or 'no unit'}"
+    left = f"{len(rows)} of {measured} parts" if measured > len(rows) else ""
+    notes = [f"[{DIM}]note: {escape(note)}[/]" for note in result.notes]
+    return [table(title, columns, cells, caption=left), *notes, f"[{DIM}]{escape(result.origin())}[/]"]
+
+
+def result_json(result: Result, n: int | None = None) -> dict[str, Any]:
+    """A Result as plain data: every variable with axes, unit and values, the ranked table, notes, provenance.
+
+    The prompts of the task are counted, not listed; the saved folder (`--out`) holds them.
+    """
+    provenance = dict(result.provenance)
+    if isinstance(task := provenance.get("task"), Mapping):
+        prompts = task.get("clean") or task.get("prompts") or ()
+        kept = {key: task[key] for key in ("name", "metric", "seed", "options") if key in task}
+        provenance["task"] = kept | {"prompts": len(prompts)}
+    return {
+        "method": result.provenance.get("method"),
+        "name": result.name,
+        "unit": result.unit,
+        "table": result.table(n) if result.ranked else None,
+        "variables": {v: {"axes": result.axes_of(v), "unit": result.units[v], "values": result[v]} for v in result.variables},
+        "coords": result.coords,
+        "tables": result.tables,
+        "notes": result.notes,
+        "provenance": provenance,
+    }
+
+
+def sections(section: Section, place: int) -> list[RenderableType | str]:
+    """A section of a report for the terminal: heading, sentences, the first rows of its tables."""
+    from rich.markup import escape
+
+    def marked(text: str) -> str:
+        return MARKED.sub(r"[bold]\1[/]", escape(text))
+
+    colour = {True: f"bold {GOOD}", False: f"bold {BAD}", None: ACCENT}[section.verdict]
+    lines: list[RenderableType | str] = [f"\n[{colour}]{place}  {escape(section.title)}[/]", *map(marked, section.text)]
+    for held in section.tables:
+        cells = [[marked(c) if isinstance(c, str) else c for c in row] for row in held.rows[: held.on_screen]]
+        left = f"{len(cells)} of {len(held.rows)} rows" if len(held.rows) > len(cells) else ""
+        lines.append(table(held.title, held.columns, cells, caption=left))
+    return lines
+
+
+# --- models and parts ---------------------------------------------------------------------------------
+
+
+def model_card(model: Model) -> dict[str, Any]:
+    """What `show MODEL` says, as plain data."""
+    layers = [
+        {
+            "layer": i,
+            "heads": model.n_heads(i),
+            "groups": model.n_groups(i),
+            "d_head": model.d_head(i) if model.n_heads(i) else None,
+            "neurons": model.n_neurons(i),
+            "experts": model.n_experts(i),
+            "signals": model.signals(i),
+        }
+        for i in range(model.n_layers)
+    ]
+    check = model.check
+    return {
+        "source": model.source,
+        "family": model.family.name,
+        "model_type": model.config.model_type,
+        "parameters": sum(p.numel() for p in model.hf.parameters()),
+        "d_model": model.d_model,
+        "vocab": model.vocab_size,
+        "max_positions": model.max_positions,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "fingerprint": model.fingerprint,
+        "check": {"stream": check.stream, "logits": check.logits, "heads": check.heads, "tolerance": check.tolerance, "passed": check.passed},
+        "layers": layers,
+    }  # fmt: skip
+
+
+def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
+    """`show MODEL` for the terminal: layers of one shape share a row."""
+    from rich.markup import escape
+
+    check, rows = card["check"], []
+    same: list[dict[str, Any]] = []
+    for layer in [*card["layers"], None]:
+        if same and (layer is None or {**layer, "layer": 0} != {**same[0], "layer": 0}):
+            first, last = same[0], same[-1]
+            name = f"L{first['layer']}" + (f" - L{last['layer']}" if last is not first else "")
+            rows.append([name, *(first[key] or "" for key in ("heads", "groups", "d_head", "neurons", "experts")),
+                         " ".join(first["signals"])])  # fmt: skip
+            same = []
+        same = [*same, layer] if layer is not None else same
+    verdict = f"[{GOOD}]passed[/]" if check["passed"] else f"[{BAD}]failed[/]"
+    return [
+        f"[{ACCENT}]{escape(str(card['source'] or card['model_type']))}[/]  family {card['family']} ({card['model_type']}), "
+        f"{card['parameters']:,} parameters, d_model {card['d_model']}, vocab {card['vocab']}, {card['dtype']} on {card['device']}",
+        f"self-check {verdict}: parts sum to the final stream within {check['stream']:.1e}, norm and unembedding give the "
+        f"logits within {check['logits']:.1e}, heads sum to attention out within {check['heads']:.1e} "
+        f"[{DIM}](tolerance {check['tolerance']:.0e}; weights {card['fingerprint']})[/]",
+        table("", ("layers", "heads", "k/v groups", "d_head", "neurons", "experts", "signals"), rows),
+    ]
+
+
+def part_card(model: Model, text: str) -> dict[str, Any]:
+    """What `show MODEL PART` says, as plain data: a part's ports with their axes, or those of one port."""
+    from patchbay.port import PatchbayError, parse_part
+
+    try:
+        parse_part(text)
+    except PatchbayError:
+        port = model.port(text)
+        ports, part = [port], port.part
+    else:
+        part = model.part(text)
+        ports = _ports(model, part)
+    rows = [{"port": str(port), "axes": port.axes, "editable": port.editable} for port in ports]
+    return {"model": model.source, "part": str(part), "kind": part.kind, "ports": rows}
+
+
+def _ports(model: Model, part: Part) -> list[Port]:
+    """The ports of a part that this model offers; keys and values of a head are those of its group."""
+    from patchbay.port import signals_of
+
+    if part.kind == "layer":
+        return [port for port in model.ports() if port.layer == part.layer]
+    every = [model.port(f"{part}.{signal}") if part.layer is not None else part.port(signal)
+             for signal in signals_of(part.kind) if part.layer is None
+             or part.port(signal).signal in model.signals(part.layer)]  # fmt: skip
+    return every
+
+
+def part_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
+    rows = [[row["port"], "\\[" + ", ".join(row["axes"]) + "]", "tap, edit" if row["editable"] else "tap"] for row in card["ports"]]
+    return [table(f"{card['part']} ({card['kind']}) of {card['model']}", ("port", "axes", ""), rows)]
+
+
+def families_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Families, what each offers, and whether the numbers were right."""
+    cells = [[str(row["family"]), f"[{GOOD}]yes[/]" if row["verified"] else f"[{BAD}]no[/]", " ".join(map(str, row["ports"])),
+              _error(row.get("errors"))] for row in rows]  # fmt: skip
+    return table("families", ("family", "verified", "ports", "largest error"), cells)
+
+
+def _error(found: Any) -> str:
+    """The largest of a family's errors, or the text that says what went wrong."""
+    if isinstance(found, Mapping):
+        numbers = [value for value in found.values() if isinstance(value, int | float)]
+        return f"{max(numbers):.1e}" if len(numbers) == len(found) and numbers else str(dict(found))
+    return f"{found:.1e}" if isinstance(found, float) else str(found or "")
+
+
+def side_by_side(rows: Sequence[Mapping[str, str]], edits: Sequence[str], *, changed: bool) -> list[RenderableType | str]:
+    """Generations: the prompt dim, what follows it bright; before and after in two columns."""
+    from rich.markup import escape
+
+    def shown(row: Mapping[str, str], name: str) -> str:
+        text = row[name]
+        same = text.startswith(row["prompt"])
+        return f"[{DIM}]{escape(row['prompt'])}[/][bold]{escape(text[len(row['prompt']) :])}[/]" if same else escape(text)
+
+    if not changed:
+        return [shown(row, "before") for row in rows]
+    made = table("", ("before", "after"), [[shown(row, "before"), shown(row, "after")] for row in rows])
+    return [f"[{DIM}]after: {escape(', '.join(edits) or 'no edits: the knob is at its neutral strength')}[/]", made]
+
+
+# --- progress -----------------------------------------------------------------------------------------
+
+
+def watched() -> bool:
+    """Whether somebody may be looking at stderr."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def working(text: str, *, quiet: bool = False) -> Iterator[None]:
+    """A spinner while something runs whose length is not known."""
+    if quiet or not watched():
+        yield
+        return
+    with console(err=True).status(text):
+        yield
+
+
+@contextmanager
+def progress(text: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar for something that calls back with (done, total); gone when it ends."""
+    if quiet or not watched():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(28), TextColumn("{task.percentage:.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(), console=console(err=True), transient=True) as bars:
+        row = bars.add_task(text)
+        yield lambda done, total: bars.update(row, completed=done, total=total)

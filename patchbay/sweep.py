@@ -1,0 +1,463 @@
+"""Sweeps: the effect of many edits on a task's metric, exact, in a fraction of one forward pass per edit.
+
+`sweep(model, task, edits)` gives one number for every edit (or set of edits made together) and prompt: what the metric would
+be if the model were run with that edit on that prompt. It is computed by the restarted walk of `walk.py`, a whole list of
+mixed edits as one growing batch; where a model's layers carry a state and cannot restart, whole runs are batched instead and the
+result says so. Work goes in batches that fit a memory budget; with a folder, each batch is kept as it ends, and the same call
+goes on where an earlier one stopped. Cost: with C edits over L layers and T positions, about half of C forwards for edits
+spread over layers at one position, a quarter when spread over positions too, and no full unembedding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from patchbay import maths
+from patchbay.edit import Batch, Edit, apply, chosen, pack, row_mask
+from patchbay.jacks import Session
+from patchbay.model import Model, flat_edits
+from patchbay.port import PatchbayError, Port
+from patchbay.result import Result
+from patchbay.task import METRICS, Task
+from patchbay.walk import LATE, Base, Cell, Walk, base_run, for_one, plan
+
+Metric = Callable[[Tensor, Tensor], Tensor]  # (logits [row, vocab], prompt of each row [row]) -> [row]
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will cost: rows of the batch, floating-point operations, peak bytes beside the model, seconds."""
+
+    rows: int
+    flops: float
+    peak_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows, {self.flops / 1e9:,.0f} GFLOP, about {self.peak_bytes / 1e6:,.0f} MB, {self.seconds:,.1f} s"
+
+
+def sweep(
+    model: Model,
+    task: Task | Any,
+    edits: Sequence[Edit | Sequence[Edit]],
+    metric: str | Metric | None = None,
+    *,
+    on: str = "clean",
+    folder: str | Path | None = None,
+    memory: int = 2_000_000_000,
+    precision: str = "fp32",
+    executor: str = "local",
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Result:
+    """The metric under each edit, on each prompt: a Result with `value` [edit, prompt] and `base` [prompt], in the metric's unit.
+
+    `edits`: each entry an Edit, a knob, or several made together. `metric`: one of the task's (default: its own) or a function of
+    (logits [row, vocab] at the last position, prompt index of each row). `on`: run the task's "clean" prompts or its "corrupted"
+    twins. `memory`: bytes that rows and working space may take. `folder`: keep finished batches there and resume from them.
+    `precision="bf16"` runs the walk under autocast: faster and inexact, with the error on a sample in the notes. `executor="ray"`
+    spreads batches over `workers`. `progress(done, total)` is told of cells as they end.
+    """
+    return Sweep(model, task, edits, metric, on=on, memory=memory, precision=precision).run(
+        folder=folder, executor=executor, workers=workers, progress=progress
+    )
+
+
+def estimate(model: Model, task: Task | Any, edits: Sequence[Any], metric: Any = None, **options: Any) -> Estimate:
+    """The cost of `sweep` with these arguments, by counting, and by timing one small layer call."""
+    return Sweep(model, task, edits, metric, **options).estimate()
+
+
+@dataclass
+class Ready:
+    """What the batches of one group of prompts start from."""
+
+    base: Base
+    prompts: Tensor  # their places among all prompts
+    base_values: Tensor  # [prompt]
+    batches: list[list[Cell]]
+
+
+class Sweep:
+    """A planned sweep: prompts in groups of one length, cells in batches that fit the memory."""
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task | Any,
+        edits: Sequence[Any],
+        metric: str | Metric | None = None,
+        *,
+        on: str = "clean",
+        memory: int = 2_000_000_000,
+        precision: str = "fp32",
+    ) -> None:
+        if model._session is not None:
+            raise PatchbayError("a sweep inside model.edited(...): put those edits into each entry of the sweep instead")
+        if precision not in PRECISIONS:
+            raise PatchbayError(f"precision {precision!r}; possible are {', '.join(PRECISIONS)}")
+        self.model, self.task, self.memory, self.precision, self.on = model, task, memory, precision, on
+        self.cells_edits = [tuple(flat_edits([entry])) for entry in edits]
+        if not self.cells_edits or not all(self.cells_edits):
+            raise PatchbayError("a sweep needs at least one edit in every entry, got " + ("an empty entry" if edits else "none"))
+        for edit in (edit for entry in self.cells_edits for edit in entry):
+            model.require(edit.port)
+        self.prompts = model.encode(self._prompts())
+        self.scorer = Scorer(model, task if isinstance(task, Task) else None, metric)
+        lengths = sorted({len(ids) for ids in self.prompts})
+        self.groups = [[i for i, ids in enumerate(self.prompts) if len(ids) == length] for length in lengths]
+        if len(lengths) > 1:
+            _refuse_rows(self.cells_edits, lengths)
+        self.notes: set[str] = set()
+        self._ready: tuple[int, Ready] | None = None
+
+    def _prompts(self) -> Any:
+        if not isinstance(self.task, Task):
+            return self.task
+        if self.on not in ("clean", "corrupted"):
+            raise PatchbayError(f"on={self.on!r}: 'clean' or 'corrupted'")
+        if self.on == "corrupted" and self.task.corrupted is None:
+            raise PatchbayError(f"task {self.task.name} has no corrupted twins to run on")
+        return [list(ids) for ids in (self.task.clean if self.on == "clean" else self.task.corrupted or ())]
+
+    # ---- planning ----
+
+    def _ids(self, group: Sequence[int]) -> Tensor:
+        return torch.tensor([self.prompts[i] for i in group], device=self.model.device)
+
+    def _cells(self, ids: Tensor, halves: bool) -> list[Cell]:
+        lengths = torch.full((len(ids),), ids.shape[1])
+        batch = Batch(ids, lengths, lengths, self.model.token_id)
+        cells = [plan(self.model, i, edits, batch, halves) for i, edits in enumerate(self.cells_edits)]
+        return sorted(cells, key=lambda cell: cell.key)
+
+    def _batches(self, cells: Sequence[Cell], ids: Tensor) -> list[list[Cell]]:
+        """Cells in order, split where the rows' streams and the working space would outgrow the memory."""
+        each = [self._row_bytes(ids.shape[1] - cell.start) * len(ids) for cell in cells]
+        work = self._row_bytes(1) * 2048 * 8
+        room = self.memory - work
+        if max(each) > room:
+            raise PatchbayError(
+                f"memory={self.memory:,} bytes cannot hold one cell: working space takes {work:,}, the largest cell "
+                f"{max(each):,} ({len(ids)} prompts of {ids.shape[1]} tokens)"
+            )
+        out: list[list[Cell]] = [[]]
+        held = 0
+        for cell, size in zip(cells, each, strict=True):
+            if held + size > room:
+                out.append([])
+                held = 0
+            out[-1].append(cell)
+            held += size
+        return out
+
+    def _row_bytes(self, n_positions: int) -> int:
+        return 3 * n_positions * self.model.d_model * torch.empty(0, dtype=self.model.dtype).element_size()
+
+    def _signals(self) -> list[Port]:
+        wanted = {edit.port for entry in self.cells_edits for edit in entry}
+        names = {(port.signal if port.signal != "attn.head_out" else "attn.z", port.layer) for port in wanted}
+        starts = ("attn.z", "mlp.act", "mlp.out")
+        return [Port(signal, layer) for signal, layer in sorted(names, key=str) if signal in starts]
+
+    def estimate(self) -> Estimate:
+        per_layer = sum(p.numel() for p in self.model.modules[0].layer.parameters())
+        rows, tokens, peak = 0, 0, 0
+        for group in self.groups:
+            ids = self._ids(group)
+            for cell in self._cells(ids, True):
+                rows += len(ids)
+                tokens += len(ids) * (ids.shape[1] - cell.start) * (self.model.n_layers - cell.layer)
+                peak += self._row_bytes(ids.shape[1] - cell.start) * len(ids)
+        flops = 2.0 * per_layer * tokens
+        work = self._row_bytes(1) * 2048 * 8
+        return Estimate(rows, flops, min(peak + work, self.memory), flops / self._rate(per_layer))
+
+    @torch.no_grad()
+    def _rate(self, per_layer: int) -> float:
+        """Floating-point operations a second of a matrix product of the layers' shape, from a short calibration."""
+        d = self.model.d_model
+        a, b = (torch.randn(n, d, device=self.model.device, dtype=self.model.dtype) for n in (512, 4 * d))
+        a @ b.T
+        began = time.perf_counter()
+        (a @ b.T).sum().item()
+        return 2.0 * 512 * 4 * d * d / (time.perf_counter() - began)
+
+    # ---- running ----
+
+    def run(
+        self,
+        *,
+        folder: str | Path | None = None,
+        executor: str = "local",
+        workers: int = 2,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Result:
+        if executor not in ("local", "ray"):
+            raise PatchbayError(f"executor {executor!r}; possible are 'local' and 'ray'")
+        kept = Kept(folder, self) if folder is not None else None
+        values = torch.full((len(self.cells_edits), len(self.prompts)), float("nan"))
+        base = torch.full((len(self.prompts),), float("nan"))
+        done = 0
+        for number, group in enumerate(self.groups):
+            ready = self.ready(number)
+            base[group] = ready.base_values
+            for place, block in self._blocks(number, kept, executor, workers):
+                cells = torch.tensor([cell.index for cell in ready.batches[place]])
+                values[cells[:, None], torch.tensor(group)[None, :]] = block
+                done += len(cells)
+                if progress is not None:
+                    progress(done, len(self.cells_edits) * len(self.groups))
+            if ready.base.refusal is not None:
+                self.notes.add(f"whole runs, batched: {ready.base.refusal}")
+        if self.precision != "fp32":
+            self.notes.add(self._inexact(values))
+        result = Result(
+            {"value": (values, ("edit", "prompt"), self.scorer.unit), "base": (base, ("prompt",), self.scorer.unit)},
+            coords={"edit": [" + ".join(map(str, entry)) for entry in self.cells_edits]},
+            notes=sorted(self.notes),
+        )
+        result.provenance |= {"method": "sweep", "metric": self.scorer.name, "on": self.on, "precision": self.precision}
+        return result
+
+    def ready(self, number: int) -> Ready:
+        """The base run of a group of prompts, and its cells in batches; the last one made is kept."""
+        if self._ready is None or self._ready[0] != number:
+            ids, prompts = self._ids(self.groups[number]), torch.tensor(self.groups[number])
+            base = base_run(self.model, ids, self._signals())
+            with torch.no_grad():
+                if base.refusal is None:
+                    logits = self.scorer.logits(self.model.final_norm_module(base.resid[-1][:, -1]))
+                else:
+                    logits = self.scorer.columns(self.model.hf(input_ids=ids, use_cache=False).logits[:, -1])
+                self.scorer.reference(logits, prompts)
+                values = self.scorer.score(logits, prompts).float().cpu()
+            batches = self._batches(self._cells(ids, base.halves), ids)
+            self._ready = (number, Ready(base, prompts, values, batches))
+        return self._ready[1]
+
+    def block(self, number: int, place: int) -> Tensor:
+        """Scores [cell, prompt] of one batch."""
+        ready = self.ready(number)
+        compute = self._walk if ready.base.refusal is None else self._whole
+        return compute(ready.base, ready.batches[place], ready.prompts)
+
+    def _blocks(self, number: int, kept: Kept | None, executor: str, workers: int) -> Iterator[tuple[int, Tensor]]:
+        """Every batch of a group as it ends: from the folder where it is there, else computed and kept."""
+        missing = []
+        for place in range(len(self.ready(number).batches)):
+            block = kept.read(number, place) if kept is not None else None
+            if block is None:
+                missing.append(place)
+            else:
+                yield place, block
+        if executor == "ray":
+            from patchbay import ray_executor
+
+            computed: Iterator[tuple[int, Tensor]] = ray_executor.blocks(self, number, missing, workers)
+        else:
+            computed = ((place, self.block(number, place)) for place in missing)
+        for place, block in computed:
+            if kept is not None:
+                kept.write(number, place, block)
+            yield place, block
+
+    @torch.no_grad()
+    def _walk(self, base: Base, cells: Sequence[Cell], prompts: Tensor) -> Tensor:
+        """Scores [cell, prompt] of one batch of cells."""
+        bf16 = torch.autocast(base.ids.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        with bf16:
+            walk = Walk(base, cells, base.n_positions - 1)
+            walk.run()
+        place = {cell.index: i for i, cell in enumerate(cells)}
+        block = torch.full((len(cells), len(prompts)), float("nan"))
+        late = [cell for cell in cells if any(edit.port.signal in LATE for edit in cell.edits)]
+        for cell_of, prompt, x in walk.results():
+            rows = torch.tensor([place[index] for index in cell_of])
+            scores = []
+            for some in torch.arange(len(rows)).split(max(1, 20_000_000 // self.scorer.width)):
+                normed = self._late(base, late, cell_of, prompt, some, self.model.final_norm_module(x[some]), "final_norm")
+                logits = self.scorer.logits(normed, every=bool(late))
+                logits = self._late(base, late, cell_of, prompt, some, logits, "logits")
+                scores.append(self.scorer.score(logits, prompts[prompt[some]], every=bool(late)).float().cpu())
+            block[rows, prompt] = torch.cat(scores)
+        return block
+
+    def _late(
+        self, base: Base, late: Sequence[Cell], cell_of: Sequence[int], prompt: Tensor, some: Tensor, x: Tensor, signal: str
+    ) -> Tensor:
+        """Edits of the final norm's output or the logits, at the read position of the rows that have them: x [row, d]."""
+        lengths = torch.full((len(base.ids),), base.n_positions)
+        batch = Batch(base.ids, lengths, lengths, self.model.token_id)
+        for cell in late:
+            rows = torch.tensor([j for j, i in enumerate(some.tolist()) if cell_of[i] == cell.index])
+            for edit in (edit for edit in cell.edits if edit.port.signal == signal and len(rows)):
+                ordinal = chosen(edit.positions, batch, what=str(edit))[:, -1:][prompt[some[rows]]]
+                row = row_mask(edit, len(base.ids))[prompt[some[rows]]]
+                x = x.clone()
+                x[rows] = apply(edit, x[rows][:, None], ordinal.to(x.device), row.to(x.device))[:, 0]
+        return x
+
+    @torch.no_grad()
+    def _whole(self, base: Base, cells: Sequence[Cell], prompts: Tensor) -> Tensor:
+        """The same by whole runs, rows batched: for models that cannot restart."""
+        ids, n = base.ids, len(base.ids)
+        pairs = [(cell, prompt) for cell in cells for prompt in range(n)]
+        out = []
+        for i in range(0, len(pairs), 32):
+            some = pairs[i : i + 32]
+            edits = [for_one(edit, row, prompt, n) for row, (cell, prompt) in enumerate(some) for edit in cell.edits]
+            with Session(self.model, (), edits):
+                rows = ids[[prompt for _, prompt in some]]
+                logits = self.model.hf(input_ids=rows, use_cache=False).logits[:, -1]
+            out.append(self.scorer.score(self.scorer.columns(logits), prompts[[prompt for _, prompt in some]]).float().cpu())
+        return torch.cat(out).view(len(cells), n)
+
+    def _inexact(self, values: Tensor) -> str:
+        """The error of a faster precision, on a sample of cells run exactly."""
+        sample = sorted(set(torch.linspace(0, len(self.cells_edits) - 1, 16).long().tolist()))
+        exact = Sweep(self.model, self.task, [self.cells_edits[i] for i in sample], self.scorer.given, on=self.on).run()
+        error = float((exact["value"] - values[sample]).abs().max())
+        return f"precision {self.precision}: largest error {error:.1e} {self.scorer.unit} on {len(sample)} cells run exactly"
+
+    def digest(self) -> str:
+        """What makes two sweeps the same: model, prompts, edits, metric and how they are split."""
+        rows, tensors = pack([edit for entry in self.cells_edits for edit in entry])
+        digest = hashlib.sha256(json.dumps([rows, [len(e) for e in self.cells_edits], self.prompts]).encode())
+        for name in sorted(tensors):
+            digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(json.dumps([self.model.fingerprint, self.scorer.name, self.memory, self.precision, self.on]).encode())
+        return digest.hexdigest()
+
+
+def _refuse_rows(entries: Sequence[Sequence[Edit]], lengths: list[int]) -> None:
+    for edit in (edit for entry in entries for edit in entry):
+        if edit.rows is not None or isinstance(edit.positions, Tensor):
+            raise PatchbayError(f"{edit}: rows and masks need prompts of one length, these have lengths {lengths[:8]}")
+
+
+class Scorer:
+    """The metric on rows: logits of only the tokens that it reads, where it reads few."""
+
+    def __init__(self, model: Model, task: Task | None, metric: str | Metric | None) -> None:
+        self.model, self.task, self.given = model, task, metric
+        if task is None and not callable(metric):
+            raise PatchbayError("prompts without a Task need metric=function(logits [row, vocab], prompt [row])")
+        name = metric if isinstance(metric, str) else task.metric if task is not None else ""
+        if not callable(metric) and name not in METRICS:
+            raise PatchbayError(f"metric {name!r}; possible are {', '.join(METRICS)}")
+        self.name = getattr(metric, "__name__", "metric") if callable(metric) else str(name)
+        self.unit = "" if callable(metric) else METRICS[self.name]
+        self.tokens: Tensor | None = None
+        self._reference: dict[int, Tensor] = {}
+        if task is not None and not callable(metric):
+            task.check(model.vocab_size)
+            self.right = torch.tensor(task.right)
+            widest = max(1, *(len(ids) for ids in task.wrong))
+            self.wrong = torch.tensor([ids + (-1,) * (widest - len(ids)) for ids in task.wrong])
+            if self.name == "logit_diff":
+                self.tokens = torch.unique(torch.cat([self.right, self.wrong[self.wrong >= 0]]))
+
+    @property
+    def width(self) -> int:
+        return self.model.vocab_size if self.tokens is None else len(self.tokens)
+
+    def columns(self, logits: Tensor) -> Tensor:
+        return logits if self.tokens is None else logits[:, self.tokens.to(logits.device)]
+
+    def logits(self, normed: Tensor, every: bool = False) -> Tensor:
+        """Logits of the tokens that the metric reads, from the normalised stream [row, d_model]."""
+        unembed = self.model.hf.get_output_embeddings()
+        if self.tokens is None or every:
+            return self.model.unembed_logits(normed)
+        tokens = self.tokens.to(normed.device)
+        bias = getattr(unembed, "bias", None)
+        raw = torch.nn.functional.linear(normed, unembed.weight[tokens], None if bias is None else bias[tokens])
+        return self.model.scaled_logits(raw)
+
+    def reference(self, logits: Tensor, prompts: Tensor) -> None:
+        """Keep the unedited logits: kl compares with them."""
+        if self.name == "kl":
+            self._reference |= {int(i): row for i, row in zip(prompts, logits, strict=True)}
+
+    def score(self, logits: Tensor, prompts: Tensor, every: bool = False) -> Tensor:
+        if callable(self.given):
+            return self.given(logits, prompts)
+        right, wrong = self.right[prompts].to(logits.device), self.wrong[prompts].to(logits.device)
+        if self.tokens is not None and not every:
+            tokens = self.tokens.to(logits.device)
+            right = torch.searchsorted(tokens, right)
+            wrong = torch.where(wrong >= 0, torch.searchsorted(tokens, wrong.clamp(min=0)), -1)
+        if self.name == "kl":
+            return maths.kl(torch.stack([self._reference[int(i)] for i in prompts]), logits)
+        if self.name == "logit_diff":
+            return maths.logit_diff(logits, right, wrong)
+        return {
+            "probability": maths.probability,
+            "log_probability": maths.log_probability,
+            "rank": maths.rank,
+            "accuracy": maths.accuracy,
+        }[self.name](logits, right)
+
+
+class Kept:
+    """Finished batches in a folder: `sweep.json` says what they belong to, each batch is one safetensors file."""
+
+    def __init__(self, folder: str | Path, sweep: Sweep) -> None:
+        self.folder = Path(folder)
+        manifest = {"format": "patchbay-sweep", "version": 1, "digest": sweep.digest()}
+        path = self.folder / "sweep.json"
+        if path.exists():
+            try:
+                found = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                raise PatchbayError(f"{path} cannot be read: {error}") from error
+            if found != manifest:
+                raise PatchbayError(
+                    f"{self.folder} holds another sweep (model, prompts, edits, metric or memory differ): choose another folder"
+                )
+        else:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                raise PatchbayError(f"{self.folder} is not empty and not a sweep: choose another folder")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(manifest))
+            partial.replace(path)
+
+    def path(self, group: int, place: int) -> Path:
+        return self.folder / f"batch-{group:03d}-{place:05d}.safetensors"
+
+    def read(self, group: int, place: int) -> Tensor | None:
+        path = self.path(group, place)
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)["value"]
+        except (SafetensorError, OSError, KeyError):
+            path.unlink()  # cut off while it was written by something that does not rename: compute it again
+            return None
+
+    def write(self, group: int, place: int, block: Tensor) -> None:
+        path = self.path(group, place)
+        partial = path.with_suffix(".partial")
+        try:
+            save_file({"value": block.contiguous()}, partial)
+            partial.replace(path)
+        except OSError as error:
+            raise PatchbayError(f"{path}: {error}; finished batches stay, the same call goes on from them") from error
+        finally:
+            partial.unlink(missing_ok=True)

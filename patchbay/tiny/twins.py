@@ -1,0 +1,183 @@
+"""Random-weight twins: the smallest model of every covered architecture, for proving that the view of it is right.
+
+A twin has the family's own code, two to four layers, and weights drawn so that every mechanism matters: attention is
+not uniform, biases are not zero, norm gains are not one, sinks and router corrections are on, grouped-query heads share
+keys, and sliding windows are shorter than the prompts that tests use. Its text means nothing: a twin says whether taps
+and edits are right on a family, not what a trained model of that family does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from patchbay.port import PatchbayError, suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+N_VOCAB = 96
+WINDOW = 6  # of families with sliding attention: shorter than the prompts that tests use
+
+_DENSE: dict[str, Any] = dict(
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=48,
+    max_position_embeddings=64,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+_MOE = _DENSE | dict(num_experts=4, num_local_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+_WIDE = _DENSE | dict(head_dim=12)  # heads together are wider than the stream
+_SLIDING = dict(sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"])
+_FULL = _DENSE | dict(num_key_value_heads=4)
+_LATENT = _FULL | dict(
+    n_routed_experts=8,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+    first_k_dense_replace=1,
+    n_shared_experts=1,
+    q_lora_rank=16,
+    kv_lora_rank=16,
+    head_dim=4,
+    qk_rope_head_dim=4,
+    qk_nope_head_dim=8,
+    v_head_dim=6,
+    n_group=2,
+    topk_group=1,
+    num_local_experts=8,
+)
+_LINEAR = dict(
+    layer_types=["linear_attention", "full_attention", "linear_attention"],
+    num_hidden_layers=3,
+    linear_num_value_heads=4,
+    linear_num_key_heads=2,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    shared_expert_intermediate_size=24,
+)
+_GPT = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+
+# name -> (model type, what its config sets). A name is a model type, or one with a variant after it.
+FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt2", _GPT),
+    "gpt_neox": ("gpt_neox", _DENSE | dict(use_parallel_residual=True)),
+    "gpt_neox sequential": ("gpt_neox", _DENSE | dict(use_parallel_residual=False)),
+    "gpt_neo": (
+        "gpt_neo",
+        dict(
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["local", "global"], 1]],
+            window_size=WINDOW,
+            intermediate_size=48,
+            max_position_embeddings=64,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+    ),
+    "gptj": ("gptj", _GPT | dict(rotary_dim=4)),
+    "opt": ("opt", _DENSE | dict(ffn_dim=48, word_embed_proj_dim=32)),
+    "bloom": ("bloom", dict(hidden_size=32, n_layer=2, n_head=4)),
+    "falcon": ("falcon", _DENSE | dict(multi_query=True, parallel_attn=True)),
+    "falcon grouped": ("falcon", _DENSE | dict(new_decoder_architecture=True, num_kv_heads=2, bias=True)),
+    "falcon alibi": ("falcon", _DENSE | dict(alibi=True, multi_query=False, parallel_attn=False, bias=True)),
+    "llama": ("llama", _DENSE),
+    "llama biased": ("llama", _DENSE | dict(attention_bias=True, mlp_bias=True, head_dim=12)),
+    "mistral": ("mistral", _DENSE | dict(sliding_window=WINDOW)),
+    "mixtral": ("mixtral", _MOE),
+    "qwen2": ("qwen2", _DENSE),
+    "qwen3": ("qwen3", _WIDE),
+    "qwen3_moe": ("qwen3_moe", _MOE | dict(head_dim=12)),
+    "qwen3_next": ("qwen3_next", _MOE | _LINEAR | dict(head_dim=8)),
+    "gemma": ("gemma", _WIDE),
+    "gemma2": ("gemma2", _WIDE | _SLIDING | dict(query_pre_attn_scalar=8, attn_logit_softcapping=2.0)),
+    "gemma3_text": ("gemma3_text", _WIDE | _SLIDING | dict(query_pre_attn_scalar=8)),
+    "olmo2": ("olmo2", _DENSE),
+    "olmoe": ("olmoe", _MOE),
+    "phi": ("phi", _FULL),
+    "phi3": ("phi3", _DENSE),
+    "stablelm": ("stablelm", _DENSE | dict(use_qkv_bias=True)),
+    "stablelm parallel": ("stablelm", _DENSE | dict(use_parallel_residual=True, qk_layernorm=True)),
+    "starcoder2": ("starcoder2", _DENSE | dict(sliding_window=WINDOW)),
+    "cohere": ("cohere", _DENSE | dict(logit_scale=0.5)),
+    "cohere normed": ("cohere", _DENSE | dict(use_qk_norm=True, logit_scale=0.5)),
+    "cohere2": ("cohere2", _DENSE | _SLIDING | dict(logit_scale=0.5)),
+    "granite": (
+        "granite",
+        _DENSE | dict(residual_multiplier=0.5, embedding_multiplier=2.0, logits_scaling=2.0, attention_multiplier=0.2),
+    ),
+    "gpt_oss": ("gpt_oss", _MOE | _SLIDING | dict(head_dim=12)),
+    "deepseek_v3": ("deepseek_v3", _LATENT),
+    "smollm3": ("smollm3", _DENSE | dict(no_rope_layers=[1, 0])),
+    "mamba2": (
+        "mamba2",
+        dict(hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8),
+    ),
+    "lfm2": (
+        "lfm2",
+        _DENSE
+        | dict(layer_types=["conv", "full_attention", "conv"], num_hidden_layers=3)
+        | dict(block_ff_dim=48, block_auto_adjust_ff_dim=False),
+    ),
+    "bamba": (
+        "bamba",
+        _DENSE
+        | dict(attn_layer_indices=[1], num_hidden_layers=3, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8)
+        | dict(mamba_n_groups=1, mamba_chunk_size=8),
+    ),
+    # further model types of the same rows
+    "arcee": ("arcee", _DENSE),
+    "deepseek_v2": ("deepseek_v2", _LATENT),
+    "dots1": ("dots1", _MOE | dict(n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1, n_shared_experts=1)),
+    "exaone4": ("exaone4", _DENSE | _SLIDING),
+    "flex_olmo": ("flex_olmo", _MOE),
+    "glm": ("glm", _WIDE),
+    "glm4_moe_lite": ("glm4_moe_lite", _LATENT),
+    "helium": ("helium", _DENSE | dict(head_dim=8)),
+    "mamba": ("mamba", dict(hidden_size=32, num_hidden_layers=2, state_size=8)),
+    "ministral": ("ministral", _WIDE | _SLIDING),
+    "nemotron": ("nemotron", _DENSE),
+    "olmo3": ("olmo3", _DENSE | _SLIDING),
+    "phimoe": ("phimoe", _MOE),
+    "qwen2_moe": ("qwen2_moe", _MOE | dict(shared_expert_intermediate_size=24)),
+    "seed_oss": ("seed_oss", _DENSE),
+    "vaultgemma": ("vaultgemma", _WIDE | _SLIDING | dict(query_pre_attn_scalar=8)),
+}
+
+
+def twin(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """The twin of a family, in float32 and evaluation mode; the same seed gives the same weights. `config` overrides."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if name not in FAMILY_CONFIGS:
+        known = list(FAMILY_CONFIGS)
+        raise PatchbayError(f"no twin {name!r}; there are {', '.join(known)}" + suggest(name, known))
+    model_type, settings = FAMILY_CONFIGS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=N_VOCAB, **(settings | config)))
+        _draw(hf)
+    hf.generation_config.eos_token_id = None  # generation goes on for as long as it is asked to
+    return hf.eval()
+
+
+@torch.no_grad()
+def _draw(hf: nn.Module) -> None:
+    """Matrices that keep a vector's size and a little more, embeddings of size a half, all else moved off its default."""
+    embeddings = {id(module.weight) for module in hf.modules() if isinstance(module, nn.Embedding)}
+    corrections = [buffer for name, buffer in hf.named_buffers() if name.endswith("e_score_correction_bias")]
+    for name, weight in [*hf.named_parameters(), *(("correction", buffer) for buffer in corrections)]:
+        if id(weight) in embeddings:
+            weight.normal_(0.0, 0.5)
+        elif weight.ndim < 2 or "norm" in name or name.endswith("A_log"):
+            sharper = 0.6 if any(norm in name for norm in ("q_norm", "k_norm", "q_layernorm", "k_layernorm")) else 0.0
+            weight.add_(sharper + 0.3 * torch.randn_like(weight))  # norm gains (1 or 1 + 0), biases, sinks, decay rates
+        else:
+            weight.normal_(0.0, 1.4 / max(4, min(weight.shape[-2:])) ** 0.5)

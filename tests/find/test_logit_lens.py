@@ -1,0 +1,115 @@
+"""Logit lens: the last layer is the model, the formula as loops, the planted layer is where the answer appears."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import patchbay as pb
+from patchbay.tiny import planted
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_planted(form: Any) -> None:
+    """Nothing before the induction head's layer says the answer; from it on everything does."""
+    built = planted.induction(form=form, seed=2, n_layers=4)
+    model = pb.load(built.model, built.tokenizer)
+    result = pb.find.logit_lens(model, pb.tasks.repeated_tokens(model, 12), positions=3)
+    assert result.labels_of("layer") == ["embed", "L0", "L1", "L2", "L3"]
+    assert result.labels_of("position") == [-3, -2, -1]
+    last = result.values[:, -1]  # [layer]
+    assert last[:2].max() < 0.1
+    assert last[2:].min() > 0.9
+    assert result["rank"][2:, -1].max() == 0
+    assert result["rank"][:2, -1].min() > 2
+    assert result["kl"][:2, -1].min() > 2
+    assert result.values[:, 0].max() < 0.2  # two tokens before, another answer is due
+
+
+def test_reference() -> None:
+    """Hidden states through the norm and the unembedding of Hugging Face's model, one prompt and position at a time."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=40, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in hf.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    model = pb.load(hf)
+    task = pb.tasks.repeated_tokens(model, 5, max_period=6, max_offset=4)
+    n = min(2, *map(len, task.clean))
+    result = pb.find.logit_lens(model, task, positions=n, batch_size=2)
+    expected = {name: torch.zeros(4, n, dtype=torch.float64) for name in ("probability", "logit", "rank", "kl", "logit_diff")}
+    for ids, right, wrong in zip(task.clean, task.right, task.wrong, strict=True):
+        with torch.no_grad():
+            out = hf(torch.tensor([ids]), output_hidden_states=True)
+        said = out.logits[0].double().log_softmax(-1)
+        for layer in range(4):
+            for place in range(-n, 0):
+                with torch.no_grad():
+                    hidden = out.hidden_states[layer][0, place]
+                    logits = out.logits[0, place] if layer == 3 else hf.lm_head(hf.transformer.ln_f(hidden))
+                logits = logits.double()
+                cell = (layer, place + n)
+                expected["probability"][cell] += logits.softmax(-1)[right] / len(task)
+                expected["logit"][cell] += logits[right] / len(task)
+                expected["rank"][cell] += int((logits > logits[right]).sum()) / len(task)
+                expected["logit_diff"][cell] += (logits[right] - logits[list(wrong)].mean()) / len(task)
+                gap = (said[place] - logits.log_softmax(-1)) * said[place].exp()
+                expected["kl"][cell] += gap.sum() / len(task)
+    for name, values in expected.items():
+        assert torch.allclose(result[name], values, atol=2e-5), name
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "cohere", "mamba2"])
+def test_the_last_layer_is_the_model(family: str) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
+        "gemma2": dict(head_dim=8, final_logit_softcapping=1.0),
+        "cohere": dict(logit_scale=0.2),
+        "mamba2": dict(num_heads=8, head_dim=8, state_size=8, n_groups=1, expand=2),
+    }
+    common = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
+    options = sizes[family] | ({} if family == "gpt2" else common) | dict(vocab_size=60, bos_token_id=1, eos_token_id=2)
+    if family == "mamba2":
+        options["num_heads"] = 8
+    torch.manual_seed(0)
+    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options, pad_token_id=0)).eval()
+    model = pb.load(hf)
+    task = pb.tasks.repeated_tokens(model, 4, max_period=5, max_offset=3)
+    result = pb.find.logit_lens(model, task, positions=1)
+    probabilities = [hf(torch.tensor([ids])).logits[0, -1].softmax(-1)[right] for ids, right in zip(task.clean, task.right, strict=True)]
+    assert result["kl"][-1].max() < 1e-6
+    assert float(result.values[-1, -1]) == pytest.approx(float(torch.stack(probabilities).mean()), abs=1e-6)
+
+
+def test_null() -> None:
+    """In a random model no layer says the answer: probability and rank stay those of chance."""
+    built = planted.null(seed=1)
+    model = pb.load(built.model, built.tokenizer)
+    result = pb.find.logit_lens(model, pb.tasks.repeated_tokens(model, 60), positions=1)
+    assert (result.values - 1 / model.vocab_size).abs().max() < 0.01
+    assert (result["rank"] - (model.vocab_size - 1) / 2).abs().max() < 10
+
+
+def test_the_first_prompts_best_tokens_are_listed() -> None:
+    built = planted.induction(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 3)
+    rows = pb.find.logit_lens(model, task, positions=2).tables["most_likely"]
+    assert [(row["layer"], row["position"]) for row in rows] == [(a, p) for a in ("embed", "L0", "L1") for p in (-2, -1)]
+    assert rows[-1]["token"] == task.right[0]
+    assert rows[-1]["text"] == built.tokenizer.decode([task.right[0]])
+
+
+def test_positions_outside_are_refused_or_clipped() -> None:
+    built = planted.null()
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 3)
+    with pytest.raises(pb.PatchbayError, match="at least 1"):
+        pb.find.logit_lens(model, task, positions=0)
+    assert pb.find.logit_lens(model, task, positions=500).sizes["position"] == min(map(len, task.clean))

@@ -1,0 +1,71 @@
+"""The listing is the index: file = function = export = test file = catalogue entry, for every method."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import patchbay
+
+PACKAGE = Path(patchbay.__file__).parent
+TESTS = Path(__file__).parent
+ROOMS = [room for room in ("find", "prove", "turn", "decode", "train", "measure") if (PACKAGE / room).is_dir()]
+METHODS = [(room, path.stem) for room in ROOMS for path in sorted((PACKAGE / room).glob("[!_]*.py"))]
+PAPERS = tomllib.loads((PACKAGE / "papers.toml").read_text(encoding="utf-8"))["paper"]
+
+
+def test_there_are_methods() -> None:
+    assert {"find", "prove", "turn", "measure"} <= set(ROOMS)
+    assert len(METHODS) >= 7
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_folder_exports_its_files_and_nothing_else(room: str) -> None:
+    module = importlib.import_module(f"patchbay.{room}")
+    assert list(module.__all__) == [name for where, name in METHODS if where == room]
+    for name in module.__all__:
+        assert f"{name} " in f"{module.__doc__} ", f"patchbay/{room}/__init__.py does not list {name}"
+
+
+@pytest.mark.parametrize(("room", "name"), METHODS)
+def test_a_file_is_a_method_of_that_name_with_a_test_and_an_entry(room: str, name: str) -> None:
+    module = importlib.import_module(f"patchbay.{room}.{name}")
+    function = getattr(importlib.import_module(f"patchbay.{room}"), name)
+    assert function is getattr(module, name)
+    assert function.method_name == f"{room}.{name}"
+    entry = next((paper for paper in PAPERS if paper["key"] == function.paper), None)
+    assert entry is not None, f"{room}.{name} names paper {function.paper!r}, which papers.toml lacks"
+    assert f"{room}.{name}" in entry["methods"]
+    assert (TESTS / room / f"test_{name}.py").is_file()
+
+
+@pytest.mark.parametrize(("room", "name"), METHODS)
+def test_a_method_says_what_it_is_and_what_it_does_not_show(room: str, name: str) -> None:
+    module = importlib.import_module(f"patchbay.{room}.{name}")
+    function = inspect.unwrap(getattr(module, name))
+    assert module.__doc__ is not None
+    first = module.__doc__.splitlines()[0]
+    assert ":" in first, "opens with the name and the claim"
+    assert function.__doc__
+    year = next(paper["year"] for paper in PAPERS if f"{room}.{name}" in paper["methods"])
+    assert str(year) in module.__doc__, "names its source"
+
+
+@pytest.mark.parametrize("room_name", [f"{room}/test_{name}" for room, name in METHODS])
+def test_a_method_has_the_three_tests(room_name: str) -> None:
+    text = (TESTS / f"{room_name}.py").read_text(encoding="utf-8")
+    for kind in ("test_planted", "test_reference", "test_null"):
+        assert f"def {kind}" in text, f"{room_name}.py has no {kind}"
+
+
+def test_the_catalogue_is_whole() -> None:
+    assert len({paper["key"] for paper in PAPERS}) == len(PAPERS)
+    for paper in PAPERS:
+        assert set(paper) >= {"key", "title", "year", "does", "methods", "state"}
+        assert paper["state"] in ("works", "partly", "planned")
+    named = [method for paper in PAPERS for method in paper["methods"]]
+    assert sorted(named) == sorted(f"{room}.{name}" for room, name in METHODS)

@@ -1,0 +1,403 @@
+"""method: what the decorator promises, on a model and a task small enough to see through. And replay, and diff."""
+
+import inspect
+import json
+import random
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from patchbay import method as method_module
+from patchbay.method import diff, find_method, method, replay
+from patchbay.port import Part, PatchbayError, Port
+from patchbay.result import Result, load_result
+
+
+class Model:
+    """One linear layer behind the attributes that a method's record reads."""
+
+    def __init__(self, seed: int = 0, source: str = "fake") -> None:
+        self.hf = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Dropout())
+        with torch.no_grad():
+            self.hf[0].weight.copy_(torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)))
+        self.hf.eval()
+        self.source, self.family, self.tokenizer = source, SimpleNamespace(name="linear"), None
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.hf[0].weight.sum().item():.9f}"
+
+
+class Task:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def to_json(self) -> dict:
+        return {"name": "ones", "options": {"size": self.size}, "seed": 7}
+
+    @classmethod
+    def from_json(cls, record: dict) -> "Task":
+        return cls(record["options"]["size"])
+
+
+def weights(
+    model: Model, task: Task, *, scale: float = 1.0, parts: Sequence[Part | str] | None = None, seed: int = 0
+) -> Result:
+    """Weights times the task's size, plus seeded noise."""
+    noise = torch.rand(6, 4, generator=torch.Generator().manual_seed(seed))
+    values = model.hf[0].weight * task.size * scale + noise
+    return Result(values, unit="logits", notes=[type(part).__name__ for part in parts or ()])
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """`weights` as the method find.weights of the package, and fakes for what a replay loads."""
+
+    def install(function=weights, name="weights"):
+        function = method(paper="nobody2020")(function) if function is weights else function
+        module = ModuleType(f"patchbay.find.{name}")
+        setattr(module, name, function)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return function
+
+    monkeypatch.setattr(weights, "__module__", "patchbay.find.weights")
+    monkeypatch.setattr("patchbay.model.load", lambda source: Model(source=source))
+    monkeypatch.setattr("patchbay.task.Task", Task)
+    return install
+
+
+# --- provenance -------------------------------------------------------------------------------------
+
+
+def test_provenance_says_where_the_numbers_came_from(installed):
+    result = installed()(Model(), Task(3), scale=2.0, parts=["L1.H0", Part(0, "mlp")], seed=5)
+    found = result.provenance
+    assert found["method"] == "find.weights"
+    assert found["paper"] == "nobody2020"
+    assert found["model"] == {
+        "source": "fake", "fingerprint": Model().fingerprint, "family": "linear", "dtype": "float32", "device": "cpu"
+    }  # fmt: skip
+    assert found["task"] == Task(3).to_json()
+    assert found["options"] == {"scale": 2.0, "parts": ["L1.H0", "L0.mlp"], "seed": 5}
+    assert found["seed"] == 5
+    assert (
+        found["versions"]["torch"] == torch.__version__.split("+")[0] or torch.__version__ in found["versions"]["torch"]
+    )
+    assert set(found["versions"]) == {"patchbay", "torch", "transformers", "numpy", "python"}
+    assert found["date"][:2] == "20"
+    json.dumps(found, allow_nan=False)
+
+
+def test_wall_time_is_the_time_of_the_method():
+    @method(paper="x")
+    def slow(model: Model) -> Result:
+        time.sleep(0.05)
+        return Result(torch.zeros(1, 1))
+
+    assert 0.05 <= slow(Model()).provenance["wall_time_s"] < 1.0
+
+
+def test_defaults_are_recorded_and_the_signature_is_kept(installed):
+    function = installed()
+    assert function(Model(), Task(1)).provenance["options"] == {"scale": 1.0, "parts": None, "seed": 0}
+    assert inspect.signature(function) == inspect.signature(weights)
+    assert (function.__name__, function.__doc__, function.paper, function.method_name) == (
+        "weights", "Weights times the task's size, plus seeded noise.", "nobody2020", "find.weights"
+    )  # fmt: skip
+
+
+def test_anything_with_provenance_is_filled_and_nothing_else_is_accepted():
+    knob = SimpleNamespace(provenance={"strength": 2.0})
+
+    @method(paper="x")
+    def knob_of(parts: list[Part], strength: float) -> SimpleNamespace:
+        return knob
+
+    assert knob_of(["L0.H1"], 2.0) is knob
+    assert knob.provenance["strength"] == 2.0
+    assert knob.provenance["options"] == {"parts": ["L0.H1"], "strength": 2.0}
+    assert knob.provenance["model"] is None
+
+    @method(paper="x")
+    def number(model: Model) -> int:
+        return 3
+
+    with pytest.raises(PatchbayError, match="returned int, which has no provenance"):
+        number(Model())
+
+
+def test_a_declared_unit_is_held():
+    @method(paper="x", unit="nats")
+    def wrong_unit(model: Model) -> Result:
+        return Result(torch.zeros(1, 1), unit="logits")
+
+    with pytest.raises(PatchbayError, match="declares unit 'nats' and returned 'logits'"):
+        wrong_unit(Model())
+
+
+# --- options ----------------------------------------------------------------------------------------
+
+
+def test_text_and_views_become_parts_and_ports():
+    seen = {}
+
+    @method(paper="x")
+    def look(
+        model: Model, parts: Sequence[Part | str], *, at: Part | str | None = None, port: Port | None = None
+    ) -> Result:
+        seen.update(parts=parts, at=at, port=port)
+        return Result(torch.zeros(1, 1))
+
+    view = SimpleNamespace(part=Part(2, "neuron", 7))
+    record = look(Model(), ["L3.H5", view], at="L1", port="L3.H5.z").provenance["options"]
+    assert seen == {"parts": [Part(3, "head", 5), view.part], "at": Part(1, "layer"), "port": Port("attn.z", 3, 5)}
+    assert record == {"parts": ["L3.H5", "L2.N7"], "at": "L1", "port": "L3.H5.z"}
+    look(Model(), "L0.H1,L2.E3")
+    assert seen["parts"] == [Part(0, "head", 1), Part(2, "expert", 3)]
+    with pytest.raises(PatchbayError, match=r"'L0\.Q1' is not a part"):
+        look(Model(), ["L0.Q1"])
+    with pytest.raises(PatchbayError, match=r"takes parts, got a Result; choose some, like result.top\(3\)"):
+        look(Model(), Result(torch.zeros(2, 2)))
+
+
+def test_a_result_option_is_recorded_as_its_top_parts(installed):
+    heads = installed()(Model(), Task(1))
+
+    @method(paper="x")
+    def use(model: Model, *, of: Result | Sequence[Part]) -> Result:
+        assert of is heads
+        return Result(torch.zeros(1, 1))
+
+    record = use(Model(), of=heads).provenance["options"]["of"]
+    assert record == {"result": "find.weights", "parts": [str(part) for part in heads.top(100)]}
+
+
+def test_tensors_are_refused_unless_declared():
+    def along(model: Model, *, direction: object = None) -> Result:
+        return Result(torch.zeros(1, 1))
+
+    with pytest.raises(PatchbayError, match=r"option 'direction' is a tensor of shape \(3,\)"):
+        method(paper="x")(along)(Model(), direction=torch.zeros(3))
+    allowed = method(paper="x", tensors=["direction"])(along)
+    one, two = (allowed(Model(), direction=torch.full((3,), v)).provenance["options"]["direction"] for v in (1.0, 2.0))
+    assert one["tensor"] == [3]
+    assert one["sha256"] != two["sha256"]
+    with pytest.raises(PatchbayError, match="option 'direction' is a function; recordable are"):
+        allowed(Model(), direction=lambda: 0)
+
+
+def test_prompts_are_recorded_as_the_task():
+    @method(paper="x")
+    def read(model: Model, prompts: list[str]) -> Result:
+        return Result(torch.zeros(1, 1))
+
+    assert read(Model(), ["a", "b"]).provenance["task"] == {"prompts": ["a", "b"]}
+    assert read(Model(), torch.tensor([[1, 2]])).provenance["task"] == {"prompts": [[1, 2]]}
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (
+            lambda f: f(Model(), Task(1), scael=2),
+            "no option 'scael'; its options are scale, parts, seed.*did you mean 'scale'",
+        ),
+        (lambda f: f(Model()), "missing a required argument: 'task'"),
+        (lambda f: f(Model(), Task(1), 2.0), "too many positional arguments"),
+        (lambda f: f(torch.nn.Linear(2, 2), Task(1)), r"needs a Model from patchbay.load\(...\), got Linear"),
+        (lambda f: f(Model(), Task(1), scale={1, 2}), "option 'scale' is a set"),
+    ],
+)
+def test_wrong_calls_name_the_option(installed, call, says):
+    with pytest.raises(PatchbayError, match=says):
+        call(installed())
+
+
+def test_options_must_be_keyword_only_and_named():
+    def positional(model, task, scale=1.0): ...
+    def loose(model, **options): ...
+
+    with pytest.raises(PatchbayError, match="option 'scale' has a default and must be keyword-only"):
+        method(paper="x")(positional)
+    with pytest.raises(PatchbayError, match="cannot be recorded"):
+        method(paper="x")(loose)
+
+
+# --- what stays as it was ---------------------------------------------------------------------------
+
+
+def states():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_random_states_are_put_back_also_after_an_exception(fails):
+    @method(paper="x")
+    def draw(model: Model) -> Result:
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        random.random(), np.random.rand(), torch.rand(1)
+        if fails:
+            raise RuntimeError("boom")
+        return Result(torch.zeros(1, 1))
+
+    model, before = Model(), states()
+    with pytest.raises(RuntimeError, match="boom") if fails else nullcontext():
+        draw(model)
+    assert states() == before
+
+
+def test_the_method_sees_the_callers_random_state():
+    @method(paper="x")
+    def draw(model: Model) -> Result:
+        return Result(torch.rand(2, 2))
+
+    model = Model()
+    torch.manual_seed(3)
+    expected = torch.rand(2, 2)
+    torch.manual_seed(3)
+    assert torch.equal(draw(model).values, expected)
+
+
+@pytest.mark.parametrize("move", ["train", "requires_grad", "grad"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_modes_are_put_back_and_moving_one_is_a_fault(move, fails):
+    @method(paper="x")
+    def careless(model: Model) -> Result:
+        if move == "train":
+            model.hf[1].train()
+        elif move == "requires_grad":
+            model.hf[0].weight.requires_grad_(False)
+        else:
+            torch.set_grad_enabled(False)
+        if fails:
+            raise RuntimeError("boom")
+        return Result(torch.zeros(1, 1))
+
+    model = Model()
+    with pytest.raises(
+        RuntimeError if fails else PatchbayError, match="boom" if fails else f"changed the model's.*{move}"
+    ):
+        careless(model)
+    assert not any(module.training for module in model.hf.modules())
+    assert all(parameter.requires_grad for parameter in model.hf.parameters())
+    assert torch.is_grad_enabled()
+
+
+# --- replay -----------------------------------------------------------------------------------------
+
+
+def test_a_replay_of_a_saved_result_agrees(installed, tmp_path):
+    result = installed()(Model(), Task(3), scale=0.5, parts=["L0.H1"], seed=4)
+    again = replay(load_result(result.save(tmp_path / "r")))
+    assert again
+    assert again.agrees
+    assert again.largest == 0.0
+    assert again.same_model
+    assert again.notes == ()
+    assert again.result.provenance["options"] == result.provenance["options"]
+    assert str(again) == "find.weights: the replay agrees; largest difference 0"
+
+
+def test_a_replay_on_another_model_says_so(installed):
+    result = installed()(Model(), Task(3))
+    again = replay(result, Model(seed=1))
+    assert not again
+    assert not again.same_model
+    assert again.largest > 0.1
+    assert "does NOT agree" in str(again)
+    assert "model fingerprint was" in str(again)
+    assert "score differs by up to" in str(again)
+
+
+def test_a_replay_notices_altered_numbers_and_other_versions(installed):
+    result = installed()(Model(), Task(3))
+    result.values[0, 0] += 1e-3
+    result.provenance["versions"] = {**result.provenance["versions"], "torch": "1.0"}
+    again = replay(result)
+    assert not again
+    assert again.largest == pytest.approx(1e-3, rel=1e-2)
+    assert any("version of torch was 1.0" in note for note in again.notes)
+    assert replay(result, rtol=0.1)
+
+
+def test_a_replay_rebuilds_prompts_and_parts_of_results(installed):
+    @method(paper="x")
+    def count(model: Model, prompts: list[str], *, of: Result | Sequence[Part]) -> Result:
+        parts = of.top(2) if isinstance(of, Result) else of[:2]
+        return Result(torch.tensor([[float(len(prompts[0])), float(parts[0].index)]]), unit=type(prompts).__name__)
+
+    count.__wrapped__.__module__ = "patchbay.find.count"
+    named = installed(method(paper="x")(count.__wrapped__), "count")
+    result = named(Model(), ["abc"], of=Result(torch.tensor([[1.0, 9.0]]), provenance={"method": "find.it"}))
+    again = replay(result)
+    assert again
+    assert again.notes == ("option 'of' was a Result of find.it; replayed with its 2 top parts",)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"method": "os.system"}, "'os.system' names no method"),
+        ({"method": "patchbay.cli"}, "names no method"),
+        ({"method": "find.__init__"}, "names no method"),
+        ({"method": "find.weights.weights"}, "names no method"),
+        ({"method": "find.nothing_like_it"}, "no method 'find.nothing_like_it'"),
+        ({"options": {"size": 1}}, "no option 'size'"),
+        ({"options": {"scale": {"tensor": [3], "sha256": ""}}}, "option 'scale' held a tensor"),
+        ({"options": {"scale": {"result": "find.x", "parts": []}}}, "was a Result of find.x; run that again"),
+        ({"model": {"source": "", "fingerprint": ""}}, r"pass it, replay\(result, model\)"),
+    ],
+)
+def test_what_cannot_be_replayed_is_said(installed, change, says):
+    result = installed()(Model(), Task(3))
+    result.provenance.update(change)
+    with pytest.raises(PatchbayError, match=says):
+        replay(result)
+
+
+def test_only_methods_are_found(installed, monkeypatch):
+    installed()
+    assert find_method("find.weights").paper == "nobody2020"
+    monkeypatch.setitem(sys.modules, "patchbay.find.plain", SimpleNamespace(plain=lambda: None))
+    with pytest.raises(PatchbayError, match="not a method"):
+        find_method("find.plain")
+    with pytest.raises(PatchbayError, match="does not say which method"):
+        replay(Result(torch.zeros(1, 1)))
+    assert "weights" not in vars(method_module)  # nothing is registered
+
+
+# --- diff -------------------------------------------------------------------------------------------
+
+
+def test_diff_subtracts_and_says_what_else_differs(installed):
+    function = installed()
+    first, second = function(Model(), Task(3)), function(Model(seed=1), Task(2))
+    result = diff(first, second)
+    assert torch.equal(result.values, first.values.double() - second.values.double())
+    assert torch.equal(result["second"], second.values.double())
+    assert result.unit == "logits"
+    assert len(result.notes) == 2
+    assert "model fingerprints differ" in result.notes[0]
+    assert "task differ" in result.notes[1]
+    assert diff(first, first).notes == ()
+    assert (diff(first, first).values == 0).all()
+
+
+def test_diff_refuses_other_axes_units_and_parts(tmp_path):
+    ones = torch.ones(2)
+    base = Result(ones, ("part",), "nats", parts=["L0", "L1"])
+    for other, says in [
+        (Result(ones, ("layer",), "nats"), "axes differ"),
+        (Result(torch.ones(3), ("part",), "nats", parts=["L0", "L1", "L2"]), "sizes differ"),
+        (Result(ones, ("part",), "nats", parts=["L0", "L2"]), "differ: .*L1.*against.*L2"),
+        (Result(ones, ("part",), "logits", parts=["L0", "L1"]), "unit differ: nats against logits"),
+    ]:
+        with pytest.raises(PatchbayError, match=says):
+            diff(base, other)
+    assert load_result(diff(base, base).save(tmp_path / "d")).parts == base.parts

@@ -1,0 +1,245 @@
+"""The sweep equals running every edit on its own, on every family; it resumes, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import patchbay as pb
+from patchbay.port import PatchbayError, Port
+from patchbay.sweep import Sweep, estimate
+from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+
+
+def a_task(n_prompts: int = 3, length: int = 10, seed: int = 0, **more: object) -> pb.Task:
+    ids = torch.randint(3, 60, (n_prompts, length), generator=torch.Generator().manual_seed(seed))
+    wrong = tuple((8 + i,) if i % 2 else (9 + i, 20 + i) for i in range(n_prompts))
+    return pb.Task(name="t", clean=tuple(map(tuple, ids.tolist())), right=tuple(range(3, 3 + n_prompts)), wrong=wrong, **more)
+
+
+def edits_everywhere(model: pb.Model, task: pb.Task, only: tuple[str, ...] = ()) -> list[pb.Edit | list[pb.Edit]]:
+    """Scale, replace, add and block at every editable port: some positions, the last one, all with a value for each row."""
+    generator = torch.Generator().manual_seed(1)
+    trace = pb.run(model, task, taps=[port for port in model.ports() if port.editable])
+    last = len(task.clean[0]) - 1
+    edits: list[pb.Edit | list[pb.Edit]] = []
+    for whole in trace.ports:
+        if only and whole.signal not in only:
+            continue
+        value = trace[whole].movedim(whole.position_axis, 1)
+        port = whole
+        if whole.index_axis:
+            port = Port(whole.signal, whole.layer, value.shape[2] - 1)
+            value = value[:, :, -1]
+        edits.append(pb.scale(port, 0.5, positions=[2, 6]))
+        pattern = whole.signal == "attn.pattern"
+        edits.append(pb.replace(port, 0.1 if pattern else torch.rand(value.shape[2:], generator=generator), positions=last))
+        if pattern:
+            edits.append(pb.block(port, query=[5, last], key=[1, 2]))
+        else:
+            shift = torch.randn(len(task), 1, *value.shape[2:], generator=generator)
+            edits.append(pb.add(port, 0.3 * shift, rows=range(len(task))))
+    edits.append([pb.scale(Port("attn.out", 0), 0.1), pb.scale(Port("resid_out", 1), 1.5, positions=4)])
+    return edits
+
+
+def one_by_one(model: pb.Model, task: pb.Task, edits: list) -> Tensor:
+    entries = [entry if isinstance(entry, list) else [entry] for entry in edits]
+    return torch.stack([task.score(pb.run(model, task, edits=entry).last_logits) for entry in entries])
+
+
+@pytest.mark.parametrize("family", FAMILY_CONFIGS)
+def test_reference_every_family(family: str) -> None:
+    model, task = pb.load(twin(family)), a_task()
+    stateful = any(at.attn is None for at in model.modules)
+    edits = edits_everywhere(model, task, ("resid_out", "attn.out", "logits") if stateful else ())
+    result = pb.sweep(model, task, edits)
+    torch.testing.assert_close(result["value"], one_by_one(model, task, edits), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result["base"], task.score(pb.run(model, task).last_logits), rtol=1e-5, atol=1e-5)
+    whole_runs = any("whole runs" in note for note in result.notes)
+    assert whole_runs == stateful, result.notes
+    assert float((result["value"] - result["base"]).abs().max()) > 1e-2  # the edits did something to compare
+
+
+@pytest.fixture(scope="module")
+def model() -> pb.Model:
+    return pb.load(twin("llama"))
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "probability", "log_probability", "rank", "accuracy", "kl"])
+def test_metrics(model: pb.Model, metric: str) -> None:
+    task = a_task()
+    edits = [pb.scale(model.layers[1].attn.out, 3.0), pb.zero(model.layers[0].heads[1].z, positions=3)]
+    result = pb.sweep(model, task, edits, metric)
+    base = pb.run(model, task).last_logits
+    for i, edit in enumerate(edits):
+        expected = task.with_metric(metric).score(pb.run(model, task, edits=[edit]).last_logits, base)
+        torch.testing.assert_close(result["value"][i], expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_prompts_of_different_length(model: pb.Model) -> None:
+    task = a_task(4, 9)
+    task = pb.Task(name="t", clean=tuple(ids[: 6 + i] for i, ids in enumerate(task.clean)), right=task.right, wrong=task.wrong)
+    edits = [pb.zero(model.layers[i].heads[h].z, positions="last") for i in range(2) for h in range(4)]
+    torch.testing.assert_close(pb.sweep(model, task, edits)["value"], one_by_one(model, task, edits), rtol=1e-5, atol=1e-5)
+
+
+def test_order_of_edits_is_irrelevant(model: pb.Model) -> None:
+    task = a_task()
+    edits = edits_everywhere(model, task)
+    order = torch.randperm(len(edits), generator=torch.Generator().manual_seed(3)).tolist()
+    forward, shuffled = pb.sweep(model, task, edits), pb.sweep(model, task, [edits[i] for i in order])
+    torch.testing.assert_close(forward["value"][order], shuffled["value"], rtol=1e-5, atol=1e-5)
+
+
+def test_self_patch_changes_nothing_and_patching_everything_gives_the_other_run(model: pb.Model) -> None:
+    ids = torch.randint(3, 60, (2, 3, 8), generator=torch.Generator().manual_seed(2)).tolist()
+    task = pb.Task(name="t", clean=tuple(map(tuple, ids[0])), corrupted=tuple(map(tuple, ids[1])), right=(3, 4, 5), wrong=((6,), (7,), (8,)))
+    ports = [layer.resid_in for layer in model.layers]
+    clean, other = pb.run(model, task, taps=ports), pb.run(model, [list(i) for i in task.corrupted or ()], taps=ports)
+    itself = pb.sweep(model, task, [pb.replace(port, clean[port]) for port in ports])
+    torch.testing.assert_close(itself["value"], itself["base"].expand_as(itself["value"]), rtol=1e-6, atol=1e-6)
+    everything = pb.sweep(model, task, [pb.replace(port, other[port]) for port in ports])
+    torch.testing.assert_close(everything["value"], task.score(other.last_logits).expand_as(everything["value"]), rtol=1e-5, atol=1e-5)
+    back = pb.sweep(model, task, [pb.replace(port, clean[port]) for port in ports], on="corrupted")
+    torch.testing.assert_close(back["value"], task.score(clean.last_logits).expand_as(back["value"]), rtol=1e-5, atol=1e-5)
+
+
+def test_small_memory_gives_the_same(model: pb.Model) -> None:
+    task = a_task()
+    edits = [pb.zero(head.z, positions=p) for layer in model.layers for head in layer.heads for p in range(10)]
+    small = Sweep(model, task, edits, memory=6_400_000)
+    ids = small._ids(small.groups[0])
+    assert len(small._batches(small._cells(ids, True), ids)) > 1
+    torch.testing.assert_close(small.run()["value"], pb.sweep(model, task, edits)["value"], rtol=1e-5, atol=1e-5)
+
+
+def test_model_is_left_as_it_was(model: pb.Model) -> None:
+    before = model.fingerprint
+    task = a_task()
+    with pytest.raises(PatchbayError, match="shape"):
+        pb.sweep(model, task, [pb.add(model.layers[0].resid_in, torch.zeros(7))])
+    assert model.fingerprint == before
+    assert not [m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__]
+
+
+def test_bf16_says_its_error(model: pb.Model) -> None:
+    result = pb.sweep(model, a_task(), [pb.zero(h.z) for h in model.layers[0].heads], precision="bf16")
+    assert any("largest error" in note for note in result.notes)
+
+
+def test_estimate_counts(model: pb.Model) -> None:
+    found = estimate(model, a_task(3, 10), [pb.zero(model.layers[i].heads[0].z, positions=4) for i in range(model.n_layers)])
+    assert found.rows == 3 * model.n_layers
+    per_layer = sum(p.numel() for p in model.modules[0].layer.parameters())
+    assert found.flops == 2.0 * per_layer * 3 * 6 * sum(range(1, model.n_layers + 1))
+    assert "GFLOP" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda m, t: pb.sweep(m, t, []), "at least one edit"),
+        (lambda m, t: pb.sweep(m, t, [pb.zero(Port("attn.z", 99, 0))]), "layers 0.."),
+        (lambda m, t: pb.sweep(m, t, [pb.zero(m.layers[0].heads[0].z, positions=50)]), "outside prompt"),
+        (lambda m, t: pb.sweep(m, t, [pb.zero(m.layers[0].heads[0].z)], memory=1000), "cannot hold one cell"),
+        (lambda m, t: pb.sweep(m, t, [pb.zero(m.layers[0].heads[0].z)], "blue"), "metric"),
+        (lambda m, t: pb.sweep(m, t, [pb.zero(m.layers[0].heads[0].z)], on="corrupted"), "no corrupted twins"),
+        (lambda m, t: pb.sweep(m, [[3, 4]], [pb.zero(m.layers[0].heads[0].z)]), "without a Task"),
+        (lambda m, t: pb.sweep(m, t, [pb.zero(m.layers[0].heads[0].z)], precision="fp8"), "precision"),
+    ],
+)
+def test_bad_input(model: pb.Model, make: object, message: str) -> None:
+    with pytest.raises(PatchbayError, match=message):
+        make(model, a_task())  # type: ignore[operator]
+
+
+def test_inside_edited_is_refused(model: pb.Model) -> None:
+    edit = pb.zero(model.layers[0].heads[0].z)
+    with model.edited(edit), pytest.raises(PatchbayError, match="inside model.edited"):
+        pb.sweep(model, a_task(), [edit])
+
+
+SCRIPT = """
+import sys, time
+import torch, patchbay as pb
+from patchbay.tiny.twins import twin
+sys.path.insert(0, {tests!r})
+from test_sweep import a_task
+model, task = pb.load(twin("llama")), a_task()
+edits = [pb.zero(h.z, positions=p) for layer in model.layers for h in layer.heads for p in range(10)]
+slow = (lambda done, total: time.sleep(0.3)) if sys.argv[2] == "slow" else None
+result = pb.sweep(model, task, edits, memory=6_400_000, folder=sys.argv[1], progress=slow)
+print(result["value"].numpy().tobytes().hex())
+"""
+
+
+def test_killed_in_the_middle_then_resumed_gives_the_same_bytes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(tests=str(Path(__file__).parent))))
+
+    def start(folder: str, pace: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(script), str(tmp_path / folder), pace]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    killed = start("a", "slow")
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "a").glob("batch-*.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    done = sorted((tmp_path / "a").glob("batch-*.safetensors"))
+    assert len(done) >= 2
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    resumed, fresh = start("a", "fast").communicate()[0], start("b", "fast").communicate()[0]
+    assert len(list((tmp_path / "b").glob("batch-*.safetensors"))) > len(done)  # it was in the middle
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())  # finished batches were kept, not redone
+    assert resumed == fresh
+    assert resumed
+
+
+def test_another_sweep_in_the_folder_is_refused(model: pb.Model, tmp_path: Path) -> None:
+    task = a_task()
+    pb.sweep(model, task, [pb.zero(model.layers[0].heads[0].z)], folder=tmp_path / "s")
+    with pytest.raises(PatchbayError, match="another sweep"):
+        pb.sweep(model, task, [pb.zero(model.layers[0].heads[1].z)], folder=tmp_path / "s")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(PatchbayError, match="not empty"):
+        pb.sweep(model, task, [pb.zero(model.layers[0].heads[0].z)], folder=tmp_path / "other")
+
+
+def test_ray_gives_the_same_also_when_a_worker_is_killed(model: pb.Model, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    task, flag = a_task(), str(tmp_path / "killed")
+    edits = [pb.zero(h.z, positions=p) for layer in model.layers for h in layer.heads for p in range(10)]
+
+    def score(logits: Tensor, prompts: Tensor) -> Tensor:
+        return logits[:, 5] - logits[:, 9]
+
+    def score_and_die_once(logits: Tensor, prompts: Tensor) -> Tensor:
+        import os
+        import signal
+
+        try:
+            if len(logits) > 3:  # a batch of cells in a worker, not the base run
+                os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
+        except FileExistsError:
+            pass
+        return logits[:, 5] - logits[:, 9]
+
+    local = pb.sweep(model, task, edits, score, memory=6_400_000)
+    spread = pb.sweep(model, task, edits, score_and_die_once, memory=6_400_000, executor="ray", workers=2)
+    assert Path(flag).exists()  # a worker did die
+    assert torch.equal(local["value"], spread["value"])
+    assert not ray.is_initialized()

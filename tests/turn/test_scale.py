@@ -1,0 +1,107 @@
+"""turn.scale: the knob multiplies what parts write, as multiplying weights by hand does; at 1 it is not there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.tiny import planted
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+def test_planted(form: Any) -> None:
+    """The planted head's share of the answer's logit follows the strength; silent at 0, the other way below."""
+    built = planted.induction(form=form, seed=1)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 8)
+    head, right = built.truth["induction"], torch.tensor(task.right)
+    logits = []
+    for strength in (-1.0, 0.0, 1.0, 2.0):
+        knob = pb.turn.scale([head], strength, model=model)
+        said = pb.run(model, task, edits=[knob]).last_logits
+        logits.append(said.gather(1, right[:, None]).mean())
+    assert logits[2] == pytest.approx(built.truth["logit"], rel=0.05)
+    assert abs(logits[1]) < 0.3
+    assert logits[0] < -0.8 * logits[2]
+    assert logits[3] > 1.5 * logits[2]
+
+
+def test_reference() -> None:
+    """Rows of W_O (head), of W_out (neuron) and whole projections multiplied by hand give the same logits."""
+    torch.manual_seed(0)
+    built = planted.null(form="llama", seed=1)
+    model = pb.load(built.model, built.tokenizer)
+    ids = torch.randint(3, 60, (3, 9))
+    cases: list[tuple[str, Any]] = [
+        ("L1.H2", lambda layer: layer.self_attn.o_proj.weight[:, 2 * 64 : 3 * 64]),
+        ("L1.N5", lambda layer: layer.mlp.down_proj.weight[:, 5]),
+        ("L1.mlp", lambda layer: layer.mlp.down_proj.weight),
+        ("L1.attn", lambda layer: layer.self_attn.o_proj.weight),
+        ("L1.KV1", lambda layer: layer.self_attn.v_proj.weight[64:128]),
+    ]
+    for part, weight in cases:
+        other = copy.deepcopy(model.hf)
+        with torch.no_grad():
+            weight(other.model.layers[1]).mul_(-1.7)
+            expected = other(ids).logits
+            with model.edited(pb.turn.scale([part], -1.7)):
+                found = model.hf(ids).logits
+        assert (found - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6, part
+        assert (expected - pb.run(model, ids).logits).abs().max() > 1e-4
+
+
+def test_planted_expert() -> None:
+    built = planted.routed_expert(seed=2)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    said = [
+        pb.run(model, truth["prompts"], edits=[pb.turn.scale(truth["expert"], strength)] if strength != 1 else [])
+        .last_logits[:, truth["token_id"]]
+        .mean()
+        for strength in (0.0, 1.0)
+    ]
+    assert abs(said[0]) < 0.3
+    assert said[1] > 3
+
+
+def test_null() -> None:
+    """At 1 nothing is edited, bit for bit; in a random model one head at 0 changes next to nothing."""
+    built = planted.null(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 8)
+    plain = pb.run(model, task).last_logits
+    knob = pb.turn.scale(["L0.H1", "L1.N7"], 1.0, model=model)
+    assert knob.edits_at() == []
+    assert torch.equal(pb.run(model, task, edits=[knob]).last_logits, plain)
+    silent = pb.run(model, task, edits=[knob.at(0.0)]).last_logits
+    assert 0 < (silent - plain).abs().max() < 0.5
+
+
+def test_the_knob_says_where_it_came_from() -> None:
+    built = planted.null(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    knob = pb.turn.scale("L0.H1,L1.H2", 0.5, model=model)  # type: ignore[arg-type]
+    assert knob.name == "scale L0.H1+L1.H2"
+    assert knob.provenance["method"] == "turn.scale"
+    assert knob.provenance["options"]["parts"] == ["L0.H1", "L1.H2"]
+    assert knob.made_on["fingerprint"] == model.fingerprint
+    assert knob.fits(model)
+    assert not pb.turn.scale("L0.H1", 0.5).made_on  # type: ignore[arg-type]
+
+
+def test_errors() -> None:
+    built = planted.null(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    with pytest.raises(pb.PatchbayError, match=r"L0\.H7.*has 4"):
+        pb.turn.scale("L0.H7", 0.5, model=model)  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="not a finite number"):
+        pb.turn.scale("L0.H1", float("nan"))  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="choose some, like result.top"):
+        pb.turn.scale(pb.find.previous_token_heads(model, [[5, 6, 7, 8]]), 0.0)  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="no parts"):
+        pb.turn.scale([], 0.0)
+    with pytest.raises(pb.PatchbayError, match="needs a Model"):
+        pb.turn.scale("L0.H1", 0.0, model="gpt2")  # type: ignore[arg-type]
