@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchbay import decode, find, measure, prove, tasks, tiny, train, turn
+    from patchbay import find, measure, prove, tasks, tiny, turn
     from patchbay.edit import Edit, Token, add, block, mean, project, replace, scale, zero
     from patchbay.families import Family
     from patchbay.knob import Knob, load_knob

@@ -71,11 +71,15 @@ def plain_eager(
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T * scaling + mask) v, for families without an eager function of their own."""
-    key, value = (_to_heads(x, query.shape[1]) for x in (key, value))
-    scores = query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)  # [prompt, head, query, key]
-    scores = scores if attention_mask is None else scores + attention_mask
-    pattern = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (pattern @ value).transpose(1, 2), pattern
+    pattern = plain_pattern(query, key, attention_mask, scaling)
+    return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
+
+
+def plain_pattern(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """softmax(q k^T * scaling + mask), which is what SDPA uses and does not return: [prompt, head, query, key]."""
+    scores = (query * (scaling or query.shape[-1] ** -0.5)) @ _to_heads(key, query.shape[1]).transpose(-1, -2)
+    scores = scores if mask is None else scores.add_(mask)
+    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
 
 
 def _to_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -120,44 +124,51 @@ def attend(
             f"L{layer}.attn.pattern under attention {implementation!r}: the pattern is not computed there; "
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
-    numbers = additive_mask(mask, query, n_keys)
-    closed = numbers <= torch.finfo(query.dtype).min / 2
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
-    if blocked is not None:
-        _check_not_empty(numbers, blocked, layer)
-        numbers = numbers.masked_fill(blocked, torch.finfo(query.dtype).min)
-        mask = numbers
     eager = plain_eager if options.pop("plain", False) else eager_of(module)
-    if want.changes or session.grad:
-        _, pattern = eager(module, query, key, value, numbers, **options)
-        pattern = session.site("attn.pattern", layer, pattern, closed=closed)
-        return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
+    if blocked is not None or want.changes or session.grad:
+        numbers = additive_mask(mask, query, n_keys)
+        closed = numbers <= torch.finfo(query.dtype).min / 2
+        if blocked is not None:
+            _check_not_empty(numbers, blocked, layer, session.start)
+            mask = numbers = numbers.masked_fill(blocked, torch.finfo(query.dtype).min)
+        if want.changes or session.grad:
+            _, pattern = eager(module, query, key, value, numbers, **options)
+            pattern = session.site("attn.pattern", layer, pattern, closed=closed)
+            return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
     out = inner(module, query, key, value, mask, **options)
     if not want.taps:
         return out
     rows = session.query_rows(want.taps, query.shape[2])
+    if rows is None and implementation == "eager":
+        session.site("attn.pattern", layer, out[1])
+        return out
+    numbers = additive_mask(mask, query, n_keys)
+    if rows is not None:
+        index = rows[:, None, :, None].to(query.device)  # [prompt, 1, row, 1]
+        query = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
+        numbers = numbers.expand(len(query), -1, -1, -1)
+        numbers = numbers.gather(2, index.expand(-1, numbers.shape[1], -1, n_keys))
+    if implementation == "sdpa":
+        pattern = plain_pattern(query, key, numbers, options.get("scaling"))
+    else:
+        _, pattern = eager(module, query, key, value[..., :1], numbers, **options)  # the values are not needed
     if rows is None:
-        _, pattern = eager(module, query, key, value, numbers, **options)
         session.site("attn.pattern", layer, pattern)
     else:
-        index = rows[:, None, :, None].to(query.device)  # [prompt, 1, row, 1]
-        some = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
-        numbers = numbers.expand(len(query), -1, -1, -1)
-        fewer = numbers.gather(2, index.expand(-1, numbers.shape[1], -1, n_keys))
-        _, pattern = eager(module, some, key, value, fewer, **options)
         session.capture_rows(layer, pattern, rows)
     return out
 
 
-def _check_not_empty(numbers: Tensor, blocked: Tensor, layer: int) -> None:
-    """A query cut from every key has no attention to renormalise."""
+def _check_not_empty(numbers: Tensor, blocked: Tensor, layer: int, start: int) -> None:
+    """A query cut from every key has no attention to renormalise. `start`: position of the first query."""
     open_before = (numbers > torch.finfo(numbers.dtype).min / 2).any(-1)
     open_after = ((numbers > torch.finfo(numbers.dtype).min / 2) & ~blocked).any(-1)
     lost = (open_before & ~open_after).nonzero()
     if len(lost):
         prompt, head, row = lost[0].tolist()
         raise PatchbayError(
-            f"block at L{layer}: query position {row} of prompt {prompt} (head {head}) is left with no key to attend to; "
+            f"block at L{layer}: query position {start + row} of prompt {prompt} (head {head}) is left with no key to attend to; "
             "keep at least one, for example its own position"
         )
 
@@ -212,7 +223,7 @@ class Operators(TorchFunctionMode):
         closed = scores <= torch.finfo(scores.dtype).min / 2
         blocked = self.session.blocked(self.layer, *scores.shape[1:])
         if blocked is not None:
-            _check_not_empty(scores, blocked, self.layer)
+            _check_not_empty(scores, blocked, self.layer, self.session.start)
             scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
         pattern = func(scores, *args[1:], **kwargs)
         want = self.session.wants.get(("attn.pattern", self.layer))

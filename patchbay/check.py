@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from patchbay.edit import Edit, add, replace
-from patchbay.model import TOLERANCE, Model, load
+from patchbay.model import Model, load
 from patchbay.port import SIGNALS, PatchbayError, Port
 from patchbay.run import Trace, run
 from patchbay.weights import norm_parts
 
+# relative error up to which a statement holds; many a family norms and rotates in float32 whatever its dtype
+LIMIT = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 MOVED = 1e-4  # relative change below which an edit counts as without effect
 
 
@@ -52,7 +54,7 @@ def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
     """Prove every port of `model` on one random prompt; the rows say what was checked and how well it held."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(min(3, model.vocab_size - 1), model.vocab_size, (1, n_positions), generator=generator)
-    limit = TOLERANCE.get(model.dtype, 1e-2) / 5
+    limit = LIMIT.get(model.dtype, 1e-2)
     plain = model.hf(input_ids=ids.to(model.device), use_cache=False).logits
     base = run(model, ids, taps=model.ports())
     rows = list(_taps(model, ids, plain))
@@ -65,21 +67,30 @@ def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
 
 def family_table(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """A row for the random-weight twin of every covered family: `family`, `ports`, `verified`, `checks`, `errors`."""
-    from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+    from transformers import logging
 
-    table = []
-    for name in FAMILY_CONFIGS if names is None else names:
-        try:
-            model = load(twin(name))
-            rows = verify(model)
-        except PatchbayError as error:
-            table.append({"family": name, "row": "", "ports": [], "verified": False, "checks": 0, "errors": [str(error)]})
-            continue
-        failed = [str(row) for row in rows if not row.passed]
-        ports = [signal for signal in SIGNALS if any(port.signal == signal for port in model.ports())]
-        found = {"family": name, "row": model.family.name, "ports": ports, "verified": not failed}
-        table.append(found | {"checks": len(rows), "errors": failed})
-    return table
+    from patchbay.tiny.twins import FAMILY_CONFIGS
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # each state-space twin would say that it has no fused kernel
+    try:
+        return [_family(name) for name in (FAMILY_CONFIGS if names is None else names)]
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _family(name: str) -> dict[str, Any]:
+    from patchbay.tiny.twins import twin
+
+    try:
+        model = load(twin(name))
+        rows = verify(model)
+    except PatchbayError as error:
+        return {"family": name, "row": "", "ports": [], "verified": False, "checks": 0, "errors": [str(error)]}
+    failed = [str(row) for row in rows if not row.passed]
+    ports = [signal for signal in SIGNALS if any(port.signal == signal for port in model.ports())]
+    found = {"family": name, "row": model.family.name, "ports": ports, "verified": not failed}
+    return found | {"checks": len(rows), "errors": failed}
 
 
 def _worst(rows: list[Row]) -> list[Row]:
@@ -129,7 +140,7 @@ def _edits(model: Model, ids: Tensor, base: Trace, limit: float, generator: torc
     for i, port in enumerate(ports):
         yield Row(port.signal, "its own value put back changes nothing", _relative(same.logits[i], base.logits[0]), limit)
         expected = values[i].clone()
-        expected[at] += noise[i]
+        expected[at] += noise[i] * (values[i][at] != 0) if port.signal == "attn.pattern" else noise[i]  # hidden keys stay 0
         found = _by_position(moved[port][i : i + 1], port)
         yield Row(port.signal, "a tap sees the edit, where it acts and nowhere else", _relative(found, expected), limit)
         left = _relative(moved.logits[i, :at], base.logits[0, :at])

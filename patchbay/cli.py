@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from patchbay import __version__, options
+from patchbay import __version__, options, reading
 from patchbay.commands import Commands, Room, json_option, load_model, model_options
 from patchbay.port import PatchbayError, suggest
 
@@ -99,16 +99,23 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., 
 @command(
     "demo",
     click.Option(["--model"], default="tiny", show_default=True, metavar="MODEL", help="Any model that `show` takes."),
-    click.Option(["--report"], default="patchbay-demo.html", show_default=True, metavar="FILE", help="Page to write; a knob goes beside it."),
+    click.Option(
+        ["--report"],
+        default="patchbay-demo.html",
+        show_default=True,
+        metavar="FILE",
+        help="Page to write; a knob goes beside it.",
+    ),
+    click.Option(["--n"], type=click.IntRange(8), help="Number of prompts; without it, fewer for larger models."),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts, splits and random controls."),
     *model_options(),
 )
-def demo(model: str, report: str, seed: int, as_json: bool, **given: Any) -> None:
+def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **given: Any) -> None:
     """The whole story in a minute: find the heads, prove it, turn one, see what else changes."""
     from patchbay import demo as story
     from patchbay import screen
 
-    told = story.tell(load_model(model, given, quiet=as_json), seed=seed, report=report, quiet=as_json)
+    told = story.tell(load_model(model, given, quiet=as_json), seed=seed, report=report, quiet=as_json, n=n)
     if as_json:
         screen.emit(told)
 
@@ -128,15 +135,24 @@ def show(model: str, part: str | None, as_json: bool, **given: Any) -> None:
         screen.say(*screen.part_lines(card))
 
 
-@command("families")
-def families(as_json: bool) -> None:
-    """Model families and the ports that each offers, checked now on random small twins (takes a while)."""
+@command("families", click.Argument(["names"], nargs=-1, metavar="[FAMILY]..."))
+def families(names: tuple[str, ...], as_json: bool) -> None:
+    """Model families and the ports that each offers, checked now on small random models; exit code 1 if one fails."""
     from patchbay import screen
 
-    with screen.working("checking every family", quiet=as_json):
+    with screen.working("loading", quiet=as_json):
         from patchbay.check import family_table
-
-        rows = [dict(row) for row in family_table()]
+        from patchbay.tiny.twins import FAMILY_CONFIGS
+    unknown = next((name for name in names if name not in FAMILY_CONFIGS), None)
+    if unknown is not None:
+        known = list(FAMILY_CONFIGS)
+        raise PatchbayError(f"no family {unknown!r} to check; families are {', '.join(known)}{suggest(unknown, known)}")
+    rows: list[dict[str, Any]] = []
+    asked = list(names) or list(FAMILY_CONFIGS)
+    with screen.progress("checking families", quiet=as_json) as bar:
+        for i, name in enumerate(asked):
+            rows += family_table([name])
+            bar(i + 1, len(asked))
     if as_json:
         screen.emit(rows)
     else:
@@ -168,7 +184,7 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
     if model is None:
         raise PatchbayError(f"the prompts of {name!r} are made for a model: patchbay tasks {name} MODEL")
     loaded = load_model(model, given, quiet=as_json)
-    task = options.read_task(name, loaded, n=None if "n=" in name else n)
+    task = reading.read_task(name, loaded, n=None if "n=" in name else n)
     if as_json:
         screen.emit(task.to_json())
     else:
@@ -179,10 +195,19 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
     "generate",
     click.Argument(["model"]),
     click.Argument(["prompts"], nargs=-1, required=True, metavar="PROMPT..."),
-    click.Option(["--knob", "knobs"], multiple=True, metavar="FILE[@S]", help="Turn a knob, to strength S; may be repeated."),
-    click.Option(["--edit", "edits"], multiple=True, metavar="EDIT", help='Make an edit, as "scale(L3.H5.z, 0)"; may be repeated.'),
+    click.Option(
+        ["--knob", "knobs"], multiple=True, metavar="FILE[@S]", help="Turn a knob, to strength S; may be repeated."
+    ),
+    click.Option(
+        ["--edit", "edits"],
+        multiple=True,
+        metavar="EDIT",
+        help='Make an edit, as "scale(L3.H5.z, 0)"; may be repeated.',
+    ),
     click.Option(["--max-new-tokens"], type=click.IntRange(1), default=20, show_default=True),
-    click.Option(["--temperature"], type=click.FloatRange(0, min_open=True), help="Sample instead of taking the likeliest token."),
+    click.Option(
+        ["--temperature"], type=click.FloatRange(0, min_open=True), help="Sample instead of taking the likeliest token."
+    ),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="Of sampling."),
     *model_options(),
 )
@@ -197,7 +222,7 @@ def generate(
     from patchbay.model import flat_edits
 
     loaded = load_model(model, given, quiet=as_json)
-    changes = [*map(options.read_knob, knobs), *(options.read_edit(text, loaded) for text in edits)]
+    changes = [*map(reading.read_knob, knobs), *(reading.read_edit(text, loaded) for text in edits)]
     made = flat_edits(changes)
     for edit in made:
         loaded.require(edit.port)
@@ -217,14 +242,15 @@ def generate(
     "replay",
     click.Argument(["folder"]),
     click.Argument(["model"], required=False),
-    click.Option(["--rtol"], type=float, default=1e-5, show_default=True, help="Allowed difference over the largest value."),
+    click.Option(
+        ["--rtol"], type=float, default=1e-5, show_default=True, help="Allowed difference over the largest value."
+    ),
     *model_options(),
 )
 def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: Any) -> None:
     """Run a saved Result's method again, as recorded, and say whether it agrees; exit code 1 if not."""
-    from patchbay import screen
-
     import patchbay as pb
+    from patchbay import screen
 
     saved = pb.load_result(folder)
     source = model or (saved.provenance.get("model") or {}).get("source")
@@ -232,7 +258,14 @@ def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: 
     with screen.working("running it again", quiet=as_json):
         outcome = pb.replay(saved, loaded, rtol=rtol)
     if as_json:
-        screen.emit({"agrees": outcome.agrees, "largest": outcome.largest, "same_model": outcome.same_model, "notes": outcome.notes})
+        screen.emit(
+            {
+                "agrees": outcome.agrees,
+                "largest": outcome.largest,
+                "same_model": outcome.same_model,
+                "notes": outcome.notes,
+            }
+        )
     else:
         click.echo(str(outcome))
     if not outcome.agrees:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchbay import options
+from patchbay import options, reading
 from patchbay.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, cmd_name.replace("_", "-"))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0].replace("_", "-")
         known = self.list_commands(ctx)
         if name not in known and not name.startswith("-"):
@@ -56,6 +58,7 @@ class Room(Commands):
 
 
 # --- options that commands share ----------------------------------------------------------------------
+
 
 def json_option() -> click.Option:
     return click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON document.")
@@ -123,9 +126,9 @@ def make_task(model: Model, given: Mapping[str, Any]) -> Task:
             f"give one of --task and --prompts, got {'both' if text else 'neither'}; tasks are {', '.join(options.tasks())}"
         )
     if text is not None:
-        task = options.read_task(text, model, n=given.get("n"), seed=given.get("seed"))
+        task = reading.read_task(text, model, n=given.get("n"), seed=given.get("seed"))
     else:
-        task = options.read_prompts(str(path), model)
+        task = reading.read_prompts(str(path), model)
         task = task if given.get("n") is None else task[: given["n"]]
     return task.with_metric(given["metric"]) if given.get("metric") else task
 
@@ -146,7 +149,9 @@ def method_command(room: str, name: str) -> click.Command:
     made.append(click.Option(["--seed"], type=int, help="Of the task's prompts and of random draws."))
     made += [*model_options(), json_option()]
     made.append(click.Option(["--rows"], type=int, default=10, show_default=True, help="Rows of the table to print."))
-    made.append(click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."))
+    made.append(
+        click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file.")
+    )
     made.append(click.Option(["--overwrite"], is_flag=True, help="Replace what --out wrote before."))
     made.append(click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."))
     doc = inspect.getdoc(inspect.getmodule(inspect.unwrap(function))) or inspect.getdoc(function) or ""
@@ -155,7 +160,9 @@ def method_command(room: str, name: str) -> click.Command:
     def callback(**given: Any) -> None:
         run_method(function, takes, given)
 
-    return click.Command(name.replace("_", "-"), params=made, callback=callback, help=text, short_help=doc.split("\n")[0])
+    return click.Command(
+        name.replace("_", "-"), params=made, callback=callback, help=text, short_help=doc.split("\n")[0]
+    )
 
 
 def _option(key: str, parameter: inspect.Parameter) -> click.Option:
@@ -200,12 +207,12 @@ def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Paramet
 
 def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:
     if isinstance(value, tuple):  # parts, given once or several times
-        parts = options.read_parts(value, model)
+        parts = reading.read_parts(value, model)
         many = {"Sequence", "list", "tuple", "Iterable"} & options.names_in(hint)
         if not many and len(parts) > 1:
             raise PatchbayError(f"{what} takes one part, got {', '.join(map(str, parts))}")
         return parts if many else parts[0]
-    return options.read(value, hint, what, model) if isinstance(value, str) else value
+    return reading.read(value, hint, what, model) if isinstance(value, str) else value
 
 
 def _save(returned: Any, given: Mapping[str, Any]) -> list[str]:

@@ -129,6 +129,8 @@ def _positions(positions: Positions) -> Positions:
     if isinstance(positions, Tensor):
         return positions.clone()
     if isinstance(positions, slice):
+        if positions.step is not None and positions.step < 1:
+            raise PatchbayError(f"positions {positions}: a slice steps forward; positions are a set, their order says nothing")
         return slice(*(None if x is None else int(x) for x in (positions.start, positions.stop, positions.step)))
     if positions is None or isinstance(positions, Token):
         return positions

@@ -348,13 +348,25 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
     return lacking
 
 
+def _unplaced(family: Family, hf: nn.Module) -> int:
+    """How many norms, streams and routers the row names that this model's layers lack: the fewer, the nearer."""
+    count = 0
+    for layer in follow(hf, family.layers) or ():
+        found = layer_modules(family, layer, hf.config)
+        count += bool(family.norm_attn) and found.norm_attn is None
+        count += bool(family.norm_mlp) and found.norm_mlp is None
+        count += bool(family.mid) and found.mid is None and not family.is_parallel(hf.config)
+        count += found.experts is not None and found.router is None
+    return count
+
+
 def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> list[Family]:
-    """Rows to try on this model whose paths exist, that of its model type first. Refuses with what was found."""
+    """Rows whose paths this model has, that of its type first, then the nearest. Refuses with what was found."""
     model_type = getattr(hf.config, "model_type", "")
     named = [family for family in rows if model_type in family.model_types]
-    fitting = [family for family in sorted(rows, key=lambda family: family not in named) if not missing(family, hf)]
+    fitting = [family for family in rows if not missing(family, hf)]
     if fitting:
-        return fitting
+        return sorted(fitting, key=lambda family: (family not in named, _unplaced(family, hf)))
     nearest = min(named or rows, key=lambda family: len(missing(family, hf)))
     children = ", ".join(name for name, _ in hf.named_children())
     raise PatchbayError(

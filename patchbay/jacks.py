@@ -147,7 +147,7 @@ class Session:
         if "attn.z" in signals or "attn.head_out" in signals:
             self._before(at.attn_proj, self._z(layer))
             if "attn.head_out" in signals:
-                self._after(at.attn_proj, self._add_change("attn.head_out", layer))
+                self._after(at.attn_proj, self._sum_heads(layer))
         if "attn.out" in signals:  # after head_out and before resid_mid: they may hook the same module
             self._output(at.attn_added, "attn.out", layer, scale)
         if "resid_mid" in signals:
@@ -218,12 +218,12 @@ class Session:
                 resid_in, scale = self.stash.pop(("resid_in", layer)), self.model.residual_scale
                 middle = resid_in + first(output).reshape(resid_in.shape) * scale
                 edited = self._edited(want.edits, "resid_mid", middle)
-                if not self.grad:
-                    return with_first(output, first(output) + ((edited - middle) / scale).reshape(first(output).shape))
-                self._capture(want.taps, "resid_mid", edited)
-                # the same value, its gradient through what was captured: the layer adds resid_in once more
-                more = (edited - middle.detach() - (resid_in - resid_in.detach())) / scale
-                return with_first(output, first(output).detach() + more.reshape(first(output).shape))
+                out = first(output)
+                new = torch.where(edited == middle, out.reshape(middle.shape), (edited - resid_in) / scale)
+                if self.grad:  # through what was captured alone: the layer adds resid_in once more
+                    self._capture(want.taps, "resid_mid", edited)
+                    new = new.detach() + (edited - edited.detach() - (resid_in - resid_in.detach())) / scale
+                return with_first(output, new.reshape(out.shape))
 
             self._after(at.attn_added, change)
         if want.taps and not self.grad:
@@ -412,9 +412,9 @@ class Session:
 
         def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             x = _hidden(args, kwargs)
-            shaped = self._by_prompt(x)
+            shaped = self._by_prompt(x.view_as(x) if self.grad else x)  # others may read x: their gradient is not this one's
             new = self.site(signal, layer, shaped)
-            unchanged = new is shaped and (shaped is x or not self.grad)
+            unchanged = new is shaped and not self.grad
             return None if unchanged else _with_hidden(args, kwargs, new.reshape(x.shape))
 
         self._before(module, hook)
@@ -456,28 +456,38 @@ class Session:
         return hook
 
     def _head_out(self, layer: int, z: Tensor) -> None:
-        """What heads write, z @ W_O, for the heads that are asked; the change that edits make is kept for the projection."""
+        """What heads write, z @ W_O, for the heads that are asked; kept before and after edits for the projection's sum."""
         want = self.wants[("attn.head_out", layer)]
         heads = self._asked(want, self.model.n_heads(layer))
         w_o = self.model.W_O(layer)[heads]  # [head, d_head, d_model]
         out = torch.einsum("bphd,hdm->bphm", z[:, :, heads], w_o)
         new = self._edited(want.edits, "attn.head_out", out, only=heads)
         self._capture(want.taps, "attn.head_out", new, only=heads)
-        if self.grad:  # route the gradient through what was captured
-            new = new + 0 if new is out else new
-            self.stash[("attn.head_out", layer)] = (new - out.detach()).sum(2) if new is not out else None
-        else:
-            self.stash[("attn.head_out", layer)] = None if new is out else (new - out).sum(2)
+        self.stash[("attn.head_out", layer)] = None if new is out and not self.grad else (out, new)
 
-    def _add_change(self, signal: str, layer: int) -> Callable[..., Any]:
-        def hook(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-            change = self.stash.pop((signal, layer), None)
-            if change is None:
+    def _sum_heads(self, layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            parts = self.stash.pop(("attn.head_out", layer), None)
+            if parts is None:
                 return None
-            output = output.detach() if self.grad else output
-            return output + change.reshape(output.shape)
+            bias = getattr(module, "bias", None)
+            everything = parts[0].shape[2] == self.model.n_heads(layer)
+            return self._summed(output, *parts, rest=(0.0 if bias is None else bias) if everything else None)
 
         return hook
+
+    def _summed(self, output: Tensor, old: Tensor, new: Tensor, rest: Tensor | float | None) -> Tensor:
+        """`output`, a sum of parts, after the parts [prompt, position, part, d_model] went from `old` to `new`.
+
+        With `rest`, these are all parts but that; where one changed the sum is then made anew, so that parts set to 0 leave
+        exactly the rest (a norm that follows would show the rounding). Elsewhere `output` stays as it is.
+        """
+        before = output.reshape(old.shape[0], old.shape[1], -1)
+        changed = (new != old).any(2).any(-1, keepdim=True)
+        out = torch.where(changed, before + (new - old).sum(2) if rest is None else new.sum(2) + rest, before)
+        if self.grad:  # its gradient, through what was captured alone
+            out = out.detach() + (new - new.detach()).sum(2)
+        return out.to(output.dtype).reshape(output.shape)
 
     def _routing(self, layer: int) -> Callable[..., Any]:
         """Before the experts run: (tokens, chosen experts, weights) as one dense row of weights per token, and back."""
@@ -512,8 +522,7 @@ class Session:
             self._capture(want.taps, "experts.out", new, only=experts)
             if new is out and not self.grad:
                 return None
-            base = output.detach() if self.grad else output
-            return base + (new - (out.detach() if self.grad else out)).sum(2).reshape(output.shape)
+            return self._summed(output, out, new, rest=0.0 if len(experts) == self.model.n_experts(layer) else None)
 
         return hook
 

@@ -28,7 +28,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,9 @@ class Knob:
             )
         for name, result in self.evidence.items():
             if not isinstance(result, Result) or not name.isidentifier():
-                raise PatchbayError(f"knob {self.name}: evidence is a Result by name, got {name!r}: {type(result).__name__}")
+                raise PatchbayError(
+                    f"knob {self.name}: evidence is a Result by name, got {name!r}: {type(result).__name__}"
+                )
 
     @property
     def neutral(self) -> float:
@@ -115,8 +117,12 @@ class Knob:
         if method := self.provenance.get("method"):
             lines.append(f"  made by {method}")
         if self.made_on:
-            lines.append(f"  on {self.made_on.get('source') or 'a model without a name'} ({self.made_on.get('fingerprint')})")
-        lines += [f"  evidence {name}: {result.provenance.get('method', 'Result')}" for name, result in self.evidence.items()]
+            lines.append(
+                f"  on {self.made_on.get('source') or 'a model without a name'} ({self.made_on.get('fingerprint')})"
+            )
+        lines += [
+            f"  evidence {name}: {result.provenance.get('method', 'Result')}" for name, result in self.evidence.items()
+        ]
         return "\n".join(lines)
 
     # --- data and files ---------------------------------------------------------------------------
@@ -148,7 +154,7 @@ class Knob:
         for name, result in self.evidence.items():
             header["evidence"][name] = _described(result)
             tensors |= {f"{name}.{variable}": result[variable] for variable in result.variables}
-        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # two edits may share a value, a file may not
+        tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # edits may share values, a file may not
         text = json.dumps(packed(header), ensure_ascii=False, allow_nan=False)
         marks = {"format": FORMAT, "version": str(VERSION), "sha256": _digest(tensors, text), "knob": text}
         _write(target, write_tensors(tensors, metadata=marks))
@@ -169,13 +175,17 @@ def load_knob(path: str | Path) -> Knob:
     if marks.get("format") != FORMAT:
         raise PatchbayError(f"{path} holds {marks.get('format', 'tensors without a format')!r}, not {FORMAT!r}")
     if marks.get("version") != str(VERSION):
-        raise PatchbayError(f"{path} is a knob of version {marks.get('version')}; this Patchbay reads version {VERSION}: update it")
+        raise PatchbayError(
+            f"{path} is a knob of version {marks.get('version')}; this Patchbay reads version {VERSION}: update it"
+        )
     try:
         if marks["sha256"] != _digest(tensors, marks["knob"]):
             raise PatchbayError("its contents were altered (checksum differs)")
         header = unpacked(json.loads(marks["knob"]))
         evidence = {name: _result(name, record, tensors) for name, record in header["evidence"].items()}
-        return Knob(header["name"], unpack(header["edits"], tensors), header["strength"], header["provenance"], evidence)
+        return Knob(
+            header["name"], unpack(header["edits"], tensors), header["strength"], header["provenance"], evidence
+        )
     except Exception as error:  # whatever a damaged file leads to
         reason = str(error) if isinstance(error, PatchbayError) else repr(error)
         raise PatchbayError(f"{path} is a damaged knob: {reason}") from error

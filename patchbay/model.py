@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = Path(__file__).parent / "tiny" / "weights"
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Model:
         if layers is None:
             raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
         self.modules: list[LayerModules] = [layer_modules(family, layer, self.hf.config) for layer in layers]
+        self._signals = [self._signals_of(at) for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
         self.residual_scale = float(getattr(self.hf.config, family.residual_scale or "_", None) or 1.0)
         self.check = self._self_check()
@@ -173,7 +174,9 @@ class Model:
 
     def signals(self, layer: int) -> tuple[str, ...]:
         """Signals that a layer offers."""
-        at = self.modules[layer]
+        return self._signals[layer]
+
+    def _signals_of(self, at: LayerModules) -> tuple[str, ...]:
         offered = {"resid_in", "resid_out", "attn.out"}
         if at.mid is not None:
             offered.add("resid_mid")
@@ -274,14 +277,15 @@ class Model:
         out = [self._need_tokenizer()(p)["input_ids"] if isinstance(p, str) else [int(i) for i in p] for p in prompts]
         if not out:
             raise PatchbayError("no prompts were given")
+        longest, n_embedded = self.max_positions, self.hf.get_input_embeddings().weight.shape[0]
         for i, (ids, prompt) in enumerate(zip(out, prompts, strict=True)):
             if not ids:
                 raise PatchbayError(f"prompt {i} is empty: {prompt!r}")
-            if self.max_positions is not None and len(ids) > self.max_positions:
-                raise PatchbayError(f"prompt {i} has {len(ids)} tokens, the model takes {self.max_positions}")
-            if not 0 <= min(ids) <= max(ids) < self.hf.get_input_embeddings().weight.shape[0]:
+            if longest is not None and len(ids) > longest:
+                raise PatchbayError(f"prompt {i} has {len(ids)} tokens, the model takes {longest}")
+            if not 0 <= min(ids) <= max(ids) < n_embedded:
                 raise PatchbayError(f"prompt {i} has token ids {min(ids)}..{max(ids)}, the vocabulary is 0..{self.vocab_size - 1}")
-        return [list(ids) for ids in out]
+        return out
 
     # ---- running ----
 
@@ -401,11 +405,11 @@ class Model:
             for port, value in seen.items()
             if port.signal == "resid_mid"
         ]
-        normed = self.final_norm_module(seen[Port("resid_out", last)])
+        normed = self.final_norm_module(seen[Port("resid_out", last)])[:, -1:]  # unembedding is dear: one token
         heads = [self._heads_error(i, seen) for i, at in enumerate(self.modules) if at.attn is not None]
         return Check(
             stream=max(_relative(total, seen[Port("resid_out", last)]), *middle, 0.0),
-            logits=_relative(self.unembed_logits(normed).to(logits.device), logits),
+            logits=_relative(self.unembed_logits(normed).to(logits.device), logits[:, -1:]),
             heads=max(heads, default=0.0),
             tolerance=TOLERANCE.get(self.dtype, 1e-2),
         )
@@ -414,7 +418,7 @@ class Model:
         """Heads' outputs and the projection's bias against what attention adds, through the norm after it if there is one."""
         at = self.modules[layer]
         assert at.attn_proj is not None and at.attn_added is not None
-        total = torch.einsum("bphd,hdm->bpm", seen[Port("attn.z", layer)], self.W_O(layer))
+        total = seen[Port("attn.z", layer)].flatten(-2) @ self.W_O(layer).flatten(0, 1)
         if getattr(at.attn_proj, "bias", None) is not None:
             total = total + at.attn_proj.bias
         if at.attn_added is not at.attn and at.attn_added is not at.attn_proj:
@@ -441,8 +445,8 @@ class Model:
         experts = sorted({self.n_experts(i) for i in range(self.n_layers)} - {0})
         n_parameters = sum(p.numel() for p in self.hf.parameters())
         shape = [f"{self.n_layers} layers", f"d_model {self.d_model}", f"vocab {self.vocab_size}"]
-        shape += [f"{'/'.join(map(str, heads))} heads"] if heads else ["no attention heads"]
-        shape += [f"over {'/'.join(map(str, groups))} key/value groups"] if groups != heads else []
+        grouped = f" over {'/'.join(map(str, groups))} key/value groups" if groups != heads else ""
+        shape += [f"{'/'.join(map(str, heads))} heads{grouped}"] if heads else ["no attention heads"]
         shape += [f"{'/'.join(map(str, experts))} experts"] if experts else []
         lacking = [signal for signal in (*LAYER, "attn.pattern") if not any(signal in self.signals(i) for i in range(self.n_layers))]
         return (

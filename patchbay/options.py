@@ -1,8 +1,7 @@
 """Commands from functions: the listing of a folder without importing it, and options from a signature.
 
 A listing reads each file's text (ast), so that `--help` imports no method and no torch. An option's type is the parameter's
-annotation: text becomes a bool, number, choice, list (comma between items), mapping (JSON), Part, Port, Task, Result or Knob.
-What a command line cannot write (a tensor, a function) is left to Python and not offered.
+annotation; `reading.py` turns text into it. What a command line cannot write (a tensor, a function) is left to Python.
 """
 
 from __future__ import annotations
@@ -11,19 +10,12 @@ import ast
 import collections.abc
 import functools
 import inspect
-import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from patchbay.port import PatchbayError, parse_part, parse_port, suggest
-
-if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+from typing import Any, Literal, NamedTuple
 
 PACKAGE = Path(__file__).parent
 ROOMS = {
@@ -57,7 +49,7 @@ def methods(room: str) -> dict[str, Listed]:
         tree = ast.parse(path.read_bytes())
         if (function := _function(tree, path.stem)) is not None:
             doc = ast.get_docstring(tree) or ast.get_docstring(function) or ""
-            found[path.stem] = Listed(path.stem, _first_line(doc), _written_options(function))
+            found[path.stem] = Listed(path.stem, _first_line(doc), _written_options(function, tree))
     return found
 
 
@@ -71,7 +63,7 @@ def tasks() -> dict[str, Listed]:
             for name in (alias.name for alias in line.names):
                 if (function := _function(tree, name)) is not None:
                     doc = _first_line(ast.get_docstring(function) or ast.get_docstring(tree) or "")
-                    found[name] = Listed(name, doc, _written_options(function))
+                    found[name] = Listed(name, doc, _written_options(function, tree))
     return dict(sorted(found.items()))
 
 
@@ -90,12 +82,24 @@ def _first_line(doc: str) -> str:
     return re.split(r"(?<=[.!?]) (?=[A-Z(`])", paragraph)[0].rstrip(".").replace("`", "")
 
 
-def _written_options(function: ast.FunctionDef) -> str:
-    """`n=100, objects=8` as the source has it: everything with a default."""
+def _written_options(function: ast.FunctionDef, tree: ast.Module) -> str:
+    """`n=100, objects=8`: everything with a default, constants of the same folder as their values."""
     rules = function.args
     plain = rules.args[len(rules.args) - len(rules.defaults) :]
     pairs = [*zip(plain, rules.defaults, strict=True), *zip(rules.kwonlyargs, rules.kw_defaults, strict=True)]
-    return ", ".join(f"{argument.arg}={ast.unparse(value)}" for argument, value in pairs if value is not None)
+    return ", ".join(f"{argument.arg}={_value(value, tree)}" for argument, value in pairs if value is not None)
+
+
+def _value(node: ast.expr, tree: ast.Module) -> str:
+    """A default as text; `RELATION` and `words.LIMIT` as the values that their modules give them."""
+    named = node.id if isinstance(node, ast.Name) else None
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        path = PACKAGE / "tasks" / f"{node.value.id}.py"
+        named, tree = node.attr, ast.parse(path.read_bytes()) if path.is_file() else tree
+    for line in tree.body if named else ():
+        if isinstance(line, ast.Assign) and any(isinstance(to, ast.Name) and to.id == named for to in line.targets):
+            return ast.unparse(line.value)
+    return ast.unparse(node)
 
 
 def load_method(room: str, name: str) -> Callable[..., Any]:
@@ -160,212 +164,6 @@ def shown_type(hint: Any) -> str:
         return f"{shown_type(inner[0]) if inner else 'text'},..."
     if origin in (dict, collections.abc.Mapping) or hint is dict:
         return "json"
-    return {"str": "text", "Path": "file", "float": "number"}.get(name := getattr(hint, "__name__", "value"), name.lower())
-
-
-# --- text to values -----------------------------------------------------------------------------------
-
-
-def read(text: str, hint: Any, what: str, model: Model | None = None) -> Any:
-    """The value that a text gives for an annotation, or a PatchbayError that names the option and what it takes."""
-    if text.lower() in ("none", "null") and type(None) in typing.get_args(hint):
-        return None
-    if given := choices(hint):
-        found = next((value for value in given if str(value) == text), None)
-        if found is None:
-            known = [str(value) for value in given]
-            raise PatchbayError(f"{what}: {text!r} is none of {', '.join(known)}" + suggest(text, known))
-        return found
-    origin, inner = typing.get_origin(hint), [item for item in typing.get_args(hint) if item is not type(None)]
-    if origin in (types.UnionType, typing.Union):
-        return _read_first(text, inner, what, model)
-    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable) or hint in (list, tuple):
-        item = next((one for one in inner if one is not Ellipsis), str)
-        if item is str and text.startswith("@"):
-            return _lines(text[1:], what)
-        if "Part" in names_in(item):
-            return read_parts([text], model)
-        return [read(piece.strip(), item, what, model) for piece in text.split(",") if piece.strip()]
-    return _read_one(text, origin or hint, what, model)
-
-
-def _read_first(text: str, inner: list[Any], what: str, model: Model | None) -> Any:
-    """The first type of a union that takes the text; plain text comes last."""
-    reasons = []
-    for hint in sorted(inner, key=lambda item: item is str):
-        if writable(hint):
-            try:
-                return read(text, hint, what, model)
-            except PatchbayError as error:
-                reasons.append(str(error))
-    raise PatchbayError(reasons[0] if len(reasons) == 1 else f"{what}: {text!r} is not {' or '.join(map(shown_type, inner))}")
-
-
-def _lines(path: str, what: str) -> list[str]:
-    try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PatchbayError(f"{what}: could not read {path}: {error}") from error
-
-
-def _read_one(text: str, hint: Any, what: str, model: Model | None) -> Any:
-    name = getattr(hint, "__name__", str(hint))
-    try:
-        if hint is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if hint in (int, float, Path):
-            return hint(text)
-        if hint in (dict, collections.abc.Mapping):
-            return json.loads(text)
-    except (ValueError, KeyError) as error:
-        raise PatchbayError(f"{what}: {text!r} is not {shown_type(hint)}") from error
-    if name == "Part":
-        return model.part(text) if model is not None else parse_part(text)
-    if name == "Port":
-        return model.port(text) if model is not None else parse_port(text)
-    if name in LATER:
-        return _read_later(text, name, model)
-    return text if hint is str else _literal(text)
-
-
-def _read_later(text: str, name: str, model: Model | None) -> Any:
-    import patchbay as pb
-
-    if name == "Task":
-        if model is None:
-            raise PatchbayError(f"the task {text!r} needs a model to be written for")
-        return read_task(text, model)
-    if name == "Knob":
-        return read_knob(text)
-    return pb.load(text) if name == "Model" else pb.load_result(text)
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def read_parts(texts: list[str] | tuple[str, ...], model: Model | None = None) -> list[Any]:
-    """Parts from `L3.H5,L2.H1`, or the best N of a saved Result from `FOLDER:N`; checked against the model."""
-    import patchbay as pb
-
-    found = []
-    for piece in (piece.strip() for text in texts for piece in text.split(",") if piece.strip()):
-        folder, _, n = piece.rpartition(":")
-        if n.isdigit() and Path(folder).is_dir():
-            found += pb.load_result(folder).top(int(n))
-        else:
-            found.append(model.part(piece) if model is not None else parse_part(piece))
-    if model is not None:
-        found = [model.part(str(part)) for part in found]
-    if not found:
-        raise PatchbayError("no parts were given; write them as L3.H5,L2.H1 or as FOLDER:3, the best 3 of a saved Result")
-    return list(dict.fromkeys(found))
-
-
-def read_task(text: str, model: Model, *, n: int | None = None, seed: int | None = None) -> Task:
-    """`laundry_list:n=50,objects=8` as a task in the model's own tokens. `n` and `seed` stand for those not written."""
-    name, _, written = text.partition(":")
-    name = name.strip().replace("-", "_")
-    known = tasks()
-    if name not in known:
-        raise PatchbayError(f"no task {name!r}; tasks are {', '.join(known)}" + suggest(name, list(known)))
-    import patchbay as pb
-
-    function = getattr(pb.tasks, name)
-    takes = {key: value for key, value in parameters(function).items() if key != "model"}
-    given: dict[str, Any] = {}
-    for pair in filter(None, re.split(r",\s*(?=\w+\s*=)", written.strip())):
-        key, equals, value = (piece.strip() for piece in pair.partition("="))
-        key = key.replace("-", "_")
-        if not equals or key not in takes:
-            problem = f"has no option {key!r}" if equals else f"options are written name=value, got {pair!r}"
-            raise PatchbayError(f"task {name}: {problem}; its options are {known[name].options}" + suggest(key, list(takes)))
-        given[key] = read(value, takes[key].annotation, f"task {name}, {key}")
-    for key, value in (("n", n), ("seed", seed)):
-        if value is not None and key in given and given[key] != value:
-            raise PatchbayError(f"task {name}: {key} is {given[key]} in --task and {value} in --{key}; write it once")
-        if value is not None:
-            given[key] = value
-    return typing.cast("Task", function(model, **given))
-
-
-def read_prompts(path: str, model: Model) -> Task:
-    """A task of one's own from JSON lines: `{"prompt": ..., "right": ..., "wrong": ... (or a list), "corrupted": ...}`."""
-    from patchbay.task import Task
-
-    rows: list[Mapping[str, Any]] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PatchbayError(f"could not read prompts from {path}: {error}") from error
-    for i, line in enumerate(lines, 1):
-        if line.strip():
-            rows.append(_read_row(line, f"{path}, line {i}"))
-    if not rows:
-        raise PatchbayError(f'{path} holds no prompts; each line is {{"prompt": ..., "right": ..., "wrong": ...}}')
-    whole = {key: [row.get(key) for row in rows] for key in ("wrong", "corrupted")}
-    for key, values in whole.items():
-        if None in values and any(value is not None for value in values):
-            raise PatchbayError(f"{path}: some lines have {key!r} and line {values.index(None) + 1} has not; all or none")
-    own = {key: None if values[0] is None else values for key, values in whole.items()}
-    return Task.from_prompts(
-        model,
-        [row["prompt"] for row in rows],
-        [row["right"] for row in rows],
-        own["wrong"],  # type: ignore[arg-type]
-        own["corrupted"],  # type: ignore[arg-type]
-        name=Path(path).stem,
+    return {"str": "text", "Path": "file", "float": "number"}.get(
+        name := getattr(hint, "__name__", "value"), name.lower()
     )
-
-
-def _read_row(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise PatchbayError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "right")):
-        raise PatchbayError(f'{where} needs the texts "prompt" and "right"; found {sorted(row) if isinstance(row, dict) else row!r}')
-    return row
-
-
-# --- edits --------------------------------------------------------------------------------------------
-
-
-def read_knob(text: str) -> Any:
-    """The knob of `x.knob@2`, a file and a strength; `x.knob` alone leaves the strength to the knob."""
-    import patchbay as pb
-
-    path, at, written = text.rpartition("@")
-    try:
-        strength = float(written) if at else None
-    except ValueError:
-        strength = None
-    return pb.load_knob(text) if strength is None else pb.load_knob(path).at(strength)
-
-
-def read_edit(text: str, model: Model) -> Any:
-    """`scale(L3.H5.z, 0)`, `zero(L2.mlp.out, positions=-1)`, `block(L1.H0.pattern, key=0)`: an edit as it prints."""
-    import patchbay as pb
-
-    possible = "zero(L3.H5.z), scale(L3.H5.z, 2), add(L2.N7.act, 1.5), replace(L2.N7.act, 0), block(L1.H0.pattern, key=0)"
-    found = re.fullmatch(r"\s*(\w+)\s*\(\s*([^,()\s]+?)\s*(?:,(.*))?\)\s*", text)
-    if not found:
-        raise PatchbayError(f"{text!r} is not an edit; edits are written {possible}")
-    op, port, rest = found.groups()
-    known = ("zero", "scale", "add", "replace", "block")
-    if op not in known:
-        raise PatchbayError(f"{text!r}: no edit {op!r} that can be written; possible: {possible}" + suggest(op, known))
-    try:
-        call = typing.cast("ast.Call", ast.parse(f"f({rest or ''})", mode="eval").body)
-        arguments = [ast.literal_eval(item) for item in call.args]
-        options = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
-        return getattr(pb, op)(model.port(port), *arguments, **options)
-    except (SyntaxError, TypeError) as error:
-        raise PatchbayError(f"{text!r}: {error}; edits are written {possible}") from error
-    except ValueError as error:
-        if isinstance(error, PatchbayError):
-            raise
-        raise PatchbayError(f"{text!r}: only numbers, texts and lists can be written; {possible}") from error

@@ -135,10 +135,15 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
-    numeric = [all(isinstance(row[i], int | float) or row[i] == "" for row in table.rows) for i in range(len(table.columns))]
+    numeric = [
+        all(isinstance(row[i], int | float) or row[i] == "" for row in table.rows) for i in range(len(table.columns))
+    ]
     kinds = [' class="number"' if is_number else "" for is_number in numeric]
     head = "".join(f"<th{kind}>{_text(str(name))}</th>" for name, kind in zip(table.columns, kinds, strict=True))
-    rows = ["".join(f"<td{kind}>{_text(number(cell))}</td>" for cell, kind in zip(row, kinds, strict=True)) for row in table.rows]
+    rows = [
+        "".join(f"<td{kind}>{_text(number(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
+        for row in table.rows
+    ]
     title = f"<caption>{_text(table.title)}</caption>" if table.title else ""
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="table"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -164,7 +169,7 @@ STYLE = """
 :root{--ink:#1f2933;--soft:#52606d;--line:#e4e7eb;--ground:#f5f7fa;--accent:#0072b2;--bad:#b34700}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-header,main,footer{max-width:62rem;margin:0 auto;padding:0 1.25rem}
+header,main,footer{max-width:68rem;margin:0 auto;padding:0 1.25rem}
 header{padding-top:2.5rem}
 h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.01em}
 header p{color:var(--soft);margin:.2rem 0 1rem;max-width:46rem}
@@ -179,11 +184,11 @@ h2 span{color:var(--accent);font-variant-numeric:tabular-nums}
 section p{margin:.45rem 0;max-width:50rem}
 .shown{display:flex;flex-wrap:wrap;gap:1rem 2.2rem;align-items:flex-start;margin:.9rem 0 .2rem}
 figure{margin:0;min-width:0;max-width:100%}
-figure svg{display:block;max-width:min(100%,27rem);height:auto}
+figure svg{display:block;max-width:min(100%,29rem);height:auto}
 figcaption{color:var(--soft);font-size:.86rem;line-height:1.4;margin-top:.2rem;max-width:27rem}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:0 0 1.2rem}
 .tiles div{background:#fff;border:1px solid var(--line);border-radius:12px;padding:.7rem 1rem;color:var(--soft);font-size:.86rem;flex:1 1 10rem;line-height:1.35}
-.tiles b{display:block;color:var(--ink);font-size:1.35rem;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
+.tiles b{display:block;color:var(--ink);font-size:1.3rem;white-space:nowrap;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
 .table{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-size:.88rem}
 caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
@@ -206,7 +211,7 @@ def ablation_figure(result: Result) -> Figure:
     lows = [float(result["joint_low"]), *result["low"].tolist()]
     highs = [float(result["joint_high"]), *result["high"].tolist()]
     draws = result["random"].tolist()
-    drawn, axis = _axes((6.0, 1.5 + 0.34 * (len(labels) + 1)))
+    drawn, axis = _axes((5.2, 0.9 + 0.34 * (len(labels) + 1)))
     places = range(len(labels))
     axis.barh(places, values, height=0.62, color=[GOOD] + ["#7fb8d8"] * (len(labels) - 1))
     ends = [[max(0.0, v - low) for v, low in zip(values, lows, strict=True)],
@@ -238,25 +243,40 @@ class Curve:
     dashed: bool = False
 
 
-def curves_figure(curves: Sequence[Curve], y_label: str, *, chosen: float | None = None, top: float | None = None) -> Figure:
+def curves_figure(
+    curves: Sequence[Curve], y_label: str, *, chosen: float | None = None, top: float | None = None
+) -> Figure:
     """Lines with bands over a knob's strength; a dotted line at 1, where nothing is changed, and one at the chosen strength."""
-    drawn, axis = _axes((6.0, 3.5))
+    drawn, axis = _axes((5.2, 3.3))
     for curve in curves:
         style = "--" if curve.dashed else "-"
-        axis.plot(curve.x, curve.y, style, color=curve.colour, lw=1.6 if curve.dashed else 2.2, marker="o", ms=3.5, label=curve.name)
+        axis.plot(
+            curve.x,
+            curve.y,
+            style,
+            color=curve.colour,
+            lw=1.6 if curve.dashed else 2.2,
+            marker="o",
+            ms=3.5,
+            label=curve.name,
+        )
         if curve.low is not None and curve.high is not None:
             axis.fill_between(curve.x, curve.low, curve.high, color=curve.colour, alpha=0.16, lw=0)
     axis.axvline(1, color=FAINT, lw=1, ls=":")
     if chosen is not None:
         axis.axvline(chosen, color=INK, lw=1, ls=":")
-        axis.annotate("chosen", (chosen, 0.5), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8)
+        axis.annotate(
+            "chosen", (chosen, 0.5), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8
+        )
     axis.set_xlabel("strength (1 leaves the model as it is)")
     axis.set_ylabel(y_label)
     axis.set_ylim(min(0.0, axis.get_ylim()[0]), top)
     axis.grid(axis="y", color=GREY, lw=0.7)
     axis.set_axisbelow(True)
     if len(curves) > 1:
-        axis.legend(frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=min(3, len(curves)))
+        axis.legend(
+            frameon=False, fontsize=8.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=min(3, len(curves))
+        )
     return drawn
 
 

@@ -180,16 +180,18 @@ def _join(traces: list[Trace], logits: str) -> Trace:
         return torch.cat(out)
 
     first, nan = traces[0], float("nan")
+    lengths = torch.cat([trace.lengths for trace in traces])
     captured = {}
     for port in first.ports:
         axes = [axis if port.query is None or axis != "query" else "row" for axis in port.axes]
         fill = nan if first._captured[port].is_floating_point() else -1
         fill_key = 0.0 if port.signal == "attn.pattern" else fill  # nobody attends to padding
-        captured[port] = together([trace._captured[port] for trace in traces], axes, fill, fill_key)
+        joined = together([trace._captured[port] for trace in traces], axes, fill, fill_key)
+        captured[port] = _nan_padding(joined, port, lengths)
     touched = [[row for trace in traces for row in trace.touched[i]] for i in range(len(first.touched))]
     return Trace(
         together([trace.ids for trace in traces], ("prompt", "position"), 0, 0),
-        torch.cat([trace.lengths for trace in traces]),
+        lengths,
         together([trace.logits for trace in traces], ("prompt", "position" if logits == "all" else "last"), nan, nan),
         touched,
         first.edits,

@@ -125,7 +125,9 @@ def result_json(result: Result, n: int | None = None) -> dict[str, Any]:
         "name": result.name,
         "unit": result.unit,
         "table": result.table(n) if result.ranked else None,
-        "variables": {v: {"axes": result.axes_of(v), "unit": result.units[v], "values": result[v]} for v in result.variables},
+        "variables": {
+            v: {"axes": result.axes_of(v), "unit": result.units[v], "values": result[v]} for v in result.variables
+        },
         "coords": result.coords,
         "tables": result.tables,
         "notes": result.notes,
@@ -237,33 +239,41 @@ def _ports(model: Model, part: Part) -> list[Port]:
 
 
 def part_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
-    rows = [[row["port"], "\\[" + ", ".join(row["axes"]) + "]", "tap, edit" if row["editable"] else "tap"] for row in card["ports"]]
+    rows = [
+        [row["port"], "\\[" + ", ".join(row["axes"]) + "]", "tap, edit" if row["editable"] else "tap"]
+        for row in card["ports"]
+    ]
     return [table(f"{card['part']} ({card['kind']}) of {card['model']}", ("port", "axes", ""), rows)]
 
 
 def families_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Families, what each offers, and whether the numbers were right."""
-    cells = [[str(row["family"]), f"[{GOOD}]yes[/]" if row["verified"] else f"[{BAD}]no[/]", " ".join(map(str, row["ports"])),
-              _error(row.get("errors"))] for row in rows]  # fmt: skip
-    return table("families", ("family", "verified", "ports", "largest error"), cells)
+    """Families, how many statements of each were checked, the ports it offers, and what failed."""
+    from rich.markup import escape
+
+    cells = [
+        [
+            str(row["family"]),
+            f"[{GOOD}]yes[/]" if row["verified"] else f"[{BAD}]no[/]",
+            row.get("checks", ""),
+            " ".join(map(str, row["ports"])) + "".join(f"\n[{BAD}]{escape(str(error))}[/]" for error in row["errors"]),
+        ]
+        for row in rows
+    ]
+    return table("families", ("family", "verified", "checks", "ports"), cells)
 
 
-def _error(found: Any) -> str:
-    """The largest of a family's errors, or the text that says what went wrong."""
-    if isinstance(found, Mapping):
-        numbers = [value for value in found.values() if isinstance(value, int | float)]
-        return f"{max(numbers):.1e}" if len(numbers) == len(found) and numbers else str(dict(found))
-    return f"{found:.1e}" if isinstance(found, float) else str(found or "")
-
-
-def side_by_side(rows: Sequence[Mapping[str, str]], edits: Sequence[str], *, changed: bool) -> list[RenderableType | str]:
+def side_by_side(
+    rows: Sequence[Mapping[str, str]], edits: Sequence[str], *, changed: bool
+) -> list[RenderableType | str]:
     """Generations: the prompt dim, what follows it bright; before and after in two columns."""
     from rich.markup import escape
 
     def shown(row: Mapping[str, str], name: str) -> str:
         text = row[name]
         same = text.startswith(row["prompt"])
-        return f"[{DIM}]{escape(row['prompt'])}[/][bold]{escape(text[len(row['prompt']) :])}[/]" if same else escape(text)
+        return (
+            f"[{DIM}]{escape(row['prompt'])}[/][bold]{escape(text[len(row['prompt']) :])}[/]" if same else escape(text)
+        )
 
     if not changed:
         return [shown(row, "before") for row in rows]

@@ -273,7 +273,7 @@ def _layer_of(port: Port, n_layers: int) -> int:
 
 def for_one(edit: Edit, row: int, prompt: int, n_prompts: int) -> Edit:
     """The edit as it acts on one row that is a copy of `prompt`; where it leaves that prompt alone, one that changes nothing."""
-    value, positions = edit.value, edit.positions
+    value, positions, keys = edit.value, edit.positions, edit.keys
     rows = row_mask(edit, n_prompts)
     if int(rows[prompt]) < 0:
         return Edit("scale", edit.port, 1.0, None, (row,))
@@ -282,7 +282,9 @@ def for_one(edit: Edit, row: int, prompt: int, n_prompts: int) -> Edit:
         value = value[int(rows[prompt])][None]
     if isinstance(positions, Tensor):
         positions = tuple(positions[prompt if len(positions) > 1 else 0].nonzero()[:, 0].tolist())
-    return Edit(edit.op, edit.port, value, positions, (row,), edit.keys)
+    if isinstance(keys, Tensor):
+        keys = tuple(keys[prompt if len(keys) > 1 else 0].nonzero()[:, 0].tolist())
+    return Edit(edit.op, edit.port, value, positions, (row,), keys)
 
 
 class Walk:

@@ -1,6 +1,7 @@
 """Weights by part: W_Q, W_K, W_V, W_O of every head and the MLP's in, gate and out, whatever way the family stores them.
 
-Row-vector convention: `q = x @ W_Q[head] + b_Q[head]`, with x what the layer's norm returned. W_Q [head, d_model, d_head],
+Row-vector convention: `q = x @ W_Q[head] + b_Q[head]`, with x what the layer's norm returned. Between that and the port `q`
+stand what the family has of rotary, a norm of queries and keys, and in OPT the scale 1 / sqrt(d_head); nothing for v. W_Q [head, d_model, d_head],
 W_K and W_V [group, d_model, d_head] (grouped-query heads share them), W_O [head, d_head, d_model]. These are the model's own
 numbers; `fold_norm=True` folds the gain, bias and centring of the norm before them into copies, so that `x` may be the
 normalised but not yet scaled stream.
@@ -142,12 +143,12 @@ def norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
     probe = torch.randn(weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
     with torch.no_grad():
         out = norm(probe[None, None])[0, 0].double()
-    out = out if bias is None else out - bias.double()
+    out = out if bias is None else out - bias.detach().double()
     for centred in (False, True):
         x = probe.double() - probe.double().mean() if centred else probe.double()
         unit = x / x.pow(2).mean().sqrt()
         for gain in (weight, 1 + weight):
-            if torch.allclose(out, gain.double() * unit, rtol=1e-2, atol=1e-3 * float(out.abs().max())):
+            if torch.allclose(out, gain.detach().double() * unit, rtol=1e-2, atol=1e-3 * float(out.abs().max())):
                 return gain, bias, centred
     raise PatchbayError(f"{type(norm).__name__} is neither LayerNorm nor RMSNorm with gain w or 1 + w: it cannot be folded")
 

@@ -122,7 +122,7 @@ def test_strengths_that_are_no_numbers_are_refused(model: pb.Model, strength: An
 
 def test_knobs_without_one_neutral_are_refused(model: pb.Model) -> None:
     made = templates(model)
-    with pytest.raises(pb.PatchbayError, match="add and scale in one knob.*two knobs"):
+    with pytest.raises(pb.PatchbayError, match=r"add and scale in one knob.*two knobs"):
         Knob("mixed", [made["scale"], made["add"]], 1.0)
     with pytest.raises(pb.PatchbayError, match="are needed, got none"):
         Knob("empty", [], 1.0)
@@ -137,12 +137,17 @@ def whole(model: pb.Model) -> Knob:
     vector = made["add"].value
     port = model.layers[0].resid_out
     edits = [edit for op, edit in made.items() if op != "scale"]
-    edits += [pb.add(port, vector.repeat(4), positions=slice(1, None)), pb.add(port, vector.repeat(4), positions="last")]
+    edits += [
+        pb.add(port, vector.repeat(4), positions=slice(1, None)),
+        pb.add(port, vector.repeat(4), positions="last"),
+    ]
     edits += [pb.zero(model.layers[0].mlp.neurons[3].act, positions=torch.tensor([[True, False]]))]
     edits += [pb.zero(model.layers[0].mlp.neurons[4].act, positions=pb.Token(" the"))]
     task = pb.tasks.repeated_tokens(model, 3)
     proof = pb.prove.ablation(model, task, ["L1.H2"], draws=2)
-    knob = Knob("whole ✓", edits, -0.5, {"model": {"fingerprint": model.fingerprint, "source": "here"}, "x": float("inf")})
+    knob = Knob(
+        "whole ✓", edits, -0.5, {"model": {"fingerprint": model.fingerprint, "source": "here"}, "x": float("inf")}
+    )
     return knob.with_evidence(proof=proof, other=pb.find.previous_token_heads(model, task))
 
 
@@ -196,6 +201,12 @@ def test_a_save_that_fails_leaves_nothing(model: pb.Model, tmp_path: Path, monke
     assert [found.name for found in tmp_path.iterdir()] == ["a.knob"]
     with pytest.raises(pb.PatchbayError, match="could not save"):
         knob.save(tmp_path / "no" / "such" / "folder.knob")
+    monkeypatch.undo()
+    monkeypatch.setattr("os.replace", lambda *_: full(0))  # whole on disk, not yet in its place
+    with pytest.raises(pb.PatchbayError, match="nothing was written"):
+        knob.at(9.0).save(path, overwrite=True)
+    assert path.read_bytes() == before
+    assert [found.name for found in tmp_path.iterdir()] == ["a.knob"]
 
 
 def test_damaged_foreign_and_newer_files_are_refused(model: pb.Model, tmp_path: Path) -> None:
@@ -205,17 +216,17 @@ def test_damaged_foreign_and_newer_files_are_refused(model: pb.Model, tmp_path: 
         flipped = bytearray(good)
         flipped[at] ^= 1
         bad.write_bytes(bytes(flipped))
-        with pytest.raises(pb.PatchbayError, match="bad.knob"):
+        with pytest.raises(pb.PatchbayError, match=r"bad\.knob"):
             load_knob(bad)
     for content in (good[:-5], good[: len(good) // 2], good[:4], b"", b"hello", good + b"x"):
         bad.write_bytes(content)
-        with pytest.raises(pb.PatchbayError, match="bad.knob"):
+        with pytest.raises(pb.PatchbayError, match=r"bad\.knob"):
             load_knob(bad)
     save_file({"w": torch.ones(2)}, bad)
     with pytest.raises(pb.PatchbayError, match="without a format"):
         load_knob(bad)
     save_file({}, bad, metadata={"format": "patchbay-knob", "version": "2", "knob": "{}"})
-    with pytest.raises(pb.PatchbayError, match="version 2.*reads version 1: update"):
+    with pytest.raises(pb.PatchbayError, match=r"version 2.*reads version 1: update"):
         load_knob(bad)
     save_file({}, bad, metadata={"format": "patchbay-knob", "version": "1", "knob": "{}"})
     with pytest.raises(pb.PatchbayError, match="damaged knob"):

@@ -38,9 +38,7 @@ SIGNAL = {"head": "attn.z", "neuron": "mlp.act", "expert": "experts.out", "layer
 
 
 @method(paper="elhage2021", unit="logits")
-def direct_logit_attribution(
-    model: Model, task: Task, *, part: PartKind = "head", batch_size: int = 32
-) -> Result:
+def direct_logit_attribution(model: Model, task: Task, *, part: PartKind = "head", batch_size: int = 32) -> Result:
     """Direct contribution of every part to the logit difference at the last position, mean over prompts, in logits.
 
     `part`: what is ranked: head, neuron, expert, or layer (its attention and MLP together). Beside the ranking:
@@ -50,7 +48,9 @@ def direct_logit_attribution(
     if part not in SIGNAL:
         raise PatchbayError(f"part={part!r}; possible are {', '.join(SIGNAL)}")
     if not any(SIGNAL[part] in model.signals(layer) for layer in range(model.n_layers)):
-        possible = [kind for kind, signal in SIGNAL.items() if any(signal in model.signals(i) for i in range(model.n_layers))]
+        possible = [
+            kind for kind, signal in SIGNAL.items() if any(signal in model.signals(i) for i in range(model.n_layers))
+        ]
         raise PatchbayError(
             f"part={part!r}: no layer of this {model.family.name} model has {SIGNAL[part]}; possible are {', '.join(possible)}"
         )

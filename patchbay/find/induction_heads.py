@@ -44,7 +44,9 @@ def induction_heads(model: Model, prompts: Task | list[str] | list[list[int]] | 
     encoded = model.encode(prompts)
     layers = [i for i in range(model.n_layers) if "attn.pattern" in model.signals(i)]
     if not layers:
-        raise PatchbayError(f"induction_heads needs attention patterns; no layer of this {model.family.name} model has them")
+        raise PatchbayError(
+            f"induction_heads needs attention patterns; no layer of this {model.family.name} model has them"
+        )
     targets = [_targets(ids) for ids in encoded]
     lacking = [i for i, target in enumerate(targets) if not target.any()]
     if lacking:
@@ -55,7 +57,9 @@ def induction_heads(model: Model, prompts: Task | list[str] | list[list[int]] | 
     moves = [0, *(move for size in range(1, SHIFTS + 1) for move in (-size, size))]
     scores = torch.full((len(moves), len(encoded), model.n_layers, max(map(model.n_heads, layers))), torch.nan)
     for start in range(0, len(encoded), batch_size):
-        trace = run(model, encoded[start : start + batch_size], taps=[Port("attn.pattern", i) for i in layers], logits="last")
+        trace = run(
+            model, encoded[start : start + batch_size], taps=[Port("attn.pattern", i) for i in layers], logits="last"
+        )
         for i in layers:
             patterns = trace[Port("attn.pattern", i)].float().cpu()  # [prompt, head, query, key]
             for n, pattern in enumerate(patterns, start=start):

@@ -51,8 +51,11 @@ def logit_lens(model: Model, task: Task, *, positions: int = 8, batch_size: int 
         trace = run(model, piece, taps=taps)
         said = _tail(trace.logits, trace, n)  # [prompt, position, vocab]
         for row, port in enumerate(taps):
-            with torch.no_grad():
-                lens = model.unembed_logits(model.final_norm_module(_tail(trace[port], trace, n)))  # [prompt, position, vocab]
+            with (
+                torch.no_grad()
+            ):  # forward, not a call: edits of an enclosing `edited` block belong to runs of the model
+                normed = model.final_norm_module.forward(_tail(trace[port], trace, n))
+                lens = model.unembed_logits(normed)  # [prompt, position, vocab]
             for name, values in _read(piece, lens, said).items():
                 sums.setdefault(name, torch.zeros(len(taps), n, dtype=torch.float64))[row] += values.sum(0)
             if start == 0:

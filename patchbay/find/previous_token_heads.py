@@ -36,12 +36,16 @@ def previous_token_heads(
     encoded = model.encode(prompts)
     layers = [i for i in range(model.n_layers) if "attn.pattern" in model.signals(i)]
     if not layers:
-        raise PatchbayError(f"previous_token_heads needs attention patterns; no layer of this {model.family.name} model has them")
+        raise PatchbayError(
+            f"previous_token_heads needs attention patterns; no layer of this {model.family.name} model has them"
+        )
     if first < 1:
         raise PatchbayError(f"first={first}: position 0 has no token before it, so first is at least 1")
     short = next((i for i, ids in enumerate(encoded) if len(ids) <= first), None)
     if short is not None:
-        raise PatchbayError(f"prompt {short} has {len(encoded[short])} tokens; with first={first} each needs {first + 1} or more")
+        raise PatchbayError(
+            f"prompt {short} has {len(encoded[short])} tokens; with first={first} each needs {first + 1} or more"
+        )
     scores = torch.full((len(encoded), model.n_layers, max(map(model.n_heads, layers))), torch.nan)
     for start in range(0, len(encoded), batch_size):
         piece = slice(start, start + batch_size)

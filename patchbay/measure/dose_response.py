@@ -61,11 +61,13 @@ def dose_response(
     for name in ("right", "wrong", "other"):
         variables |= _curve(name, [c[name] for c in curves], SHARE)
     if texts:
-        loss, kl = _side_effects(model, texts, turned, batch_size)  # each [strength, text]; of loss, the first is unedited
+        loss, kl = _side_effects(model, texts, turned, batch_size)  # [1 + strength, text], [strength, text]
         variables |= _curve("loss", list(loss[1:]), "nats per token") | _curve("kl", list(kl), "nats per token")
         variables["loss_without"] = (loss[0].double().mean(), (), "nats per token")
     notes = [] if texts else ["no neutral texts were given: what the knob does to other text was not measured"]
-    return Result(variables, coords={"strength": steps}, notes=notes, highlights=[edit.port.part for edit in knob.edits])
+    return Result(
+        variables, coords={"strength": steps}, notes=notes, highlights=[edit.port.part for edit in knob.edits]
+    )
 
 
 def _curve(name: str, values: list[Tensor], unit: str) -> dict[str, Any]:
@@ -77,10 +79,13 @@ def _curve(name: str, values: list[Tensor], unit: str) -> dict[str, Any]:
     return {key: (numbers[:, at], ("strength",), unit) for at, key in enumerate(names)}
 
 
-def _answers(model: Model, task: Task, edits: list[Any], batch_size: int, reference: Tensor | None) -> dict[str, Tensor]:
+def _answers(
+    model: Model, task: Task, edits: list[Any], batch_size: int, reference: Tensor | None
+) -> dict[str, Tensor]:
     """Score and kind of answer of every prompt, [prompt] each; `reference` holds the unedited logits, for kl."""
     pieces = [
-        run(model, task[i : i + batch_size], edits=edits, logits="last").last_logits for i in range(0, len(task), batch_size)
+        run(model, task[i : i + batch_size], edits=edits, logits="last").last_logits
+        for i in range(0, len(task), batch_size)
     ]
     logits = torch.cat(pieces)  # [prompt, vocab]
     said = logits.argmax(-1).tolist()

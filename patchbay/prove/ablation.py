@@ -82,7 +82,11 @@ def ablation(
             "low": ([one.low for one in singles], ("part",), task.unit),
             "high": ([one.high for one in singles], ("part",), task.unit),
             "random": (means, ("draw",), task.unit),
-            **{f"{n}{end}": (v, (), task.unit) for n, i in ends for end, v in zip(("", "_low", "_high"), i, strict=True)},
+            **{
+                f"{n}{end}": (v, (), task.unit)
+                for n, i in ends
+                for end, v in zip(("", "_low", "_high"), i, strict=True)
+            },
             "score": (scores[0].mean(), (), task.unit),
             "p": (p, (), "probability"),
             "accuracy": (right[0].mean(), (), "share of prompts"),
@@ -123,7 +127,9 @@ def _others(model: Model, kind: str, layer: int, without: set[Part]) -> list[Par
     if kind in ("attn", "mlp"):
         every = [Part(layer, kind)]
     else:
-        count = {"head": model.n_heads, "group": model.n_groups, "neuron": model.n_neurons, "expert": model.n_experts}[kind]
+        count = {"head": model.n_heads, "group": model.n_groups, "neuron": model.n_neurons, "expert": model.n_experts}[
+            kind
+        ]
         every = [Part(layer, kind, i) for i in range(count(layer))]
     return [part for part in every if part not in without]
 
@@ -209,7 +215,9 @@ def _twins(task: Task, seed: int) -> tuple[tuple[int, ...], ...]:
     if task.corrupted is not None and task.options.get("aligned", True):
         return task.corrupted
     if len(task) < 2:
-        raise PatchbayError(f"resample needs corrupted twins of equal length, or a second prompt; task {task.name} has neither")
+        raise PatchbayError(
+            f"resample needs corrupted twins of equal length, or a second prompt; task {task.name} has neither"
+        )
     order = list(range(len(task)))
     random.Random(f"ablation-twins-{seed}").shuffle(order)
     after = dict(zip(order, [*order[1:], order[0]], strict=True))
@@ -251,7 +259,9 @@ def _notes(
         f"difference {gap.mean:.3g} ({gap.low:.3g} to {gap.high:.3g}), p = {p:.3g}"
     ]
     if len(sets) < draws:
-        notes.append(f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other parts")
+        notes.append(
+            f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other parts"
+        )
     home = {(part.kind, part.layer) for part in chosen}
     if any((part.kind, part.layer) not in home for drawn in sets for part in drawn):
         notes.append("some random parts are from other layers: the layers of the given parts have too few others")

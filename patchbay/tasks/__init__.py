@@ -1,6 +1,7 @@
 """Tasks: prompts with answers, made for a model's own tokenizer. Every function takes (model, n=100, *, seed=0, ...).
 
 arithmetic         12 + 34 =                               the sum of two numbers
+binding_counterfactuals  things in boxes, and a twin       what a box holds; twins tell place, key and pointer apart
 entity_binding     things in boxes                         what a box holds, or where a thing is
 facts_in_context   a statement against memory              repeat what the text has stated
 facts_in_memory    The capital of Poland is                complete a fact from memory
@@ -15,6 +16,7 @@ they are all different. The same arguments give the same task. For your own data
 """
 
 from patchbay.tasks.arithmetic import arithmetic
+from patchbay.tasks.binding_counterfactuals import binding_counterfactuals
 from patchbay.tasks.entity_binding import entity_binding
 from patchbay.tasks.facts import facts_in_context, facts_in_memory
 from patchbay.tasks.indirect_object import indirect_object
@@ -25,6 +27,7 @@ from patchbay.tasks.successor import successor
 
 __all__ = [
     "arithmetic",
+    "binding_counterfactuals",
     "entity_binding",
     "facts_in_context",
     "facts_in_memory",

@@ -77,7 +77,8 @@ def facts_in_context(
 ) -> Task:
     """Repeat what the text states against what is remembered.
 
-    Up to `lead` sentences stand before the statement, up to `filler` between it and the question. `table` and `relation` as in facts_in_memory. Marks: `context` (the stated answer), `subject` (in the question),
+    Up to `lead` sentences stand before the statement, up to `filler` between it and the question. `table` and
+    `relation` as in facts_in_memory. Marks: `context` (the stated answer), `subject` (in the question),
     `subject_in_context`. Labels: `subject`, `memory`, `stated`.
     """
     chosen, facts = _facts("facts_in_context", model, table, relation)

@@ -179,8 +179,8 @@ def inhibition(*, form: Form = "gpt2", seed: int = 0, **sizes: Unpack[Sizes]) ->
     word after that earlier mention and writes the name into a "duplicate" code (elsewhere it rests on words that
     follow no name, and writes nothing). Layer 2: the inhibition head moves the mean of these codes to every later
     position. Layer 3: the mover attends to names and objects but not to the inhibited, and copies. Without the
-    inhibition head the twice-mentioned get most of its attention (on average). A prompt must begin with a word that is no name and
-    no object, and a mention must not follow itself at once.
+    inhibition head the twice-mentioned get most of its attention (on average). A prompt must begin with a word that is
+    no name and no object, and a mention must not follow itself at once.
     """
     sizes.setdefault("n_layers", 4)
     canvas = Canvas(form, seed, **sizes)

@@ -14,16 +14,18 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL = ("<bos>", "<pad>", "<unk>")
 BOS, PAD, UNK = range(3)
 
+
+def _spaced(text: str) -> tuple[str, ...]:
+    return tuple(f" {word}" for word in text.split())
+
+
 CLASSES: dict[str, tuple[str, ...]] = {
-    "name": tuple(f" {word}" for word in "Mary John Anna Paul Emma Tom Kate Mark Lucy Sam Rose Max".split()),
-    "object": tuple(f" {word}" for word in "apple book cup door egg fish hat key".split()),
-    "number": tuple(f" {word}" for word in "one two three four five six seven eight nine ten".split()),
-    "day": tuple(f" {word}" for word in "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()),
-    "month": tuple(
-        f" {word}"
-        for word in "January February March April May June July August September October November December".split()
-    ),
-    "other": (" the", " and", " to", " a", " is", " has", " then", " gave", ".", ",", ":", "\n"),
+    "name": _spaced("Mary John Anna Paul Emma Tom Kate Mark Lucy Sam Rose Max"),
+    "object": _spaced("apple book cup door egg fish hat key"),
+    "number": _spaced("one two three four five six seven eight nine ten"),
+    "day": _spaced("Monday Tuesday Wednesday Thursday Friday Saturday Sunday"),
+    "month": _spaced("January February March April May June July August September October November December"),
+    "other": (*_spaced("the and to a is has then gave"), ".", ",", ":", "\n"),
 }
 WORDS: tuple[str, ...] = (*SPECIAL, *(word for words in CLASSES.values() for word in words))
 TOKEN_IDS: dict[str, int] = {word: i for i, word in enumerate(WORDS)}
@@ -46,5 +48,4 @@ def tokenizer() -> PreTrainedTokenizerFast:
         bos_token=SPECIAL[BOS],
         pad_token=SPECIAL[PAD],
         unk_token=SPECIAL[UNK],
-        clean_up_tokenization_spaces=False,
     )

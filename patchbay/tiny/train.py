@@ -1,7 +1,8 @@
 """Train the small models that are shipped: `python -m patchbay.tiny.train NAME [--steps N | --minutes M] [--seed S] [--threads T]`.
 
 Loss = sum_t w_t (-log p(x_t | x_<t)) / sum_t w_t over the tokens of packed documents of `text.py`, w_t being the weight
-that the document gives to the token. AdamW, linear warm-up, cosine decay to zero. Fresh text at every step: nothing is
+that the document gives to the token. Muon (Jordan 2024) and AdamW, linear warm-up, cosine decay to zero. Attention stays
+within a document. Fresh text at every step: nothing is
 seen twice but the facts. Weights are rounded to float16 once, at the end; every number written to `training.json` is
 measured after that rounding, with the weights loaded as float32.
 
@@ -138,6 +139,13 @@ def rows(
         yield row_ids + [END_ID] * n_empty, row_weights + [0.0] * n_empty
 
 
+def own_document(token_ids: Tensor) -> Tensor:
+    """True where a query may look: at or before itself, in its own document, which begins with its end-of-text token."""
+    document = (token_ids == END_ID).cumsum(1)  # [row, position]
+    same = document[:, :, None] == document[:, None, :]  # [row, query, key]
+    return same.tril()[:, None]  # [row, 1, query, key]
+
+
 def weighted_loss(logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
     """Mean of -log p(next token) under the weights; logits [row, position, vocab] for all but the last position."""
     losses = cross_entropy(
@@ -147,12 +155,17 @@ def weighted_loss(logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * wanted).sum() / wanted.sum()
 
 
-def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+def _optimizers(model: PreTrainedModel, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the square-ish matrices inside the layers, AdamW for embeddings, norms, biases, routers and experts."""
+    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    inner, rest = [], []
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim == 2 and min(parameter.shape) >= 64 and "wpe" not in name
+        (inner if matrix and id(parameter) not in tables else rest).append(parameter)
+    return [
+        torch.optim.Muon(inner, lr=rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
 
 
 def train(
@@ -170,7 +183,7 @@ def train(
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     model = MODELS[name](len(tokenizer)).train()
-    optimizer = _optimizer(model, rate)
+    optimizers = _optimizers(model, rate)
     stream = rows(text.lessons(seed), tokenizer.get_vocab(), random.Random(seed))
     routed = {"output_router_logits": True} if name == "tiny-moe" else {}
     start, step, recent = time.monotonic(), 0, []
@@ -178,7 +191,7 @@ def train(
         done = step / steps if steps else (time.monotonic() - start) / (60 * minutes)  # type: ignore[operator]
         if done >= 1:
             break
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = rate * min((step + 1) / 200, 0.5 * (1 + math.cos(math.pi * done)))
         batch = [next(stream) for _ in range(BATCH)]
         token_ids, weights = (
@@ -186,12 +199,14 @@ def train(
             torch.tensor([w for _, w in batch]),
         )  # [row, position]
         with torch.autocast("cpu", torch.bfloat16, enabled=not routed):
-            output = model(input_ids=token_ids[:, :-1], use_cache=False, **routed)
+            seen = own_document(token_ids[:, :-1])
+            output = model(input_ids=token_ids[:, :-1], attention_mask=seen, use_cache=False, **routed)
         loss = weighted_loss(output.logits, token_ids, weights)
         (loss + ROUTER_BALANCE * output.aux_loss if routed else loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         recent.append(loss.item())
         step += 1
         if step % report == 0:

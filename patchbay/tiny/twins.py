@@ -61,6 +61,7 @@ _LINEAR = dict(
     linear_value_head_dim=8,
     shared_expert_intermediate_size=24,
 )
+_YARN = dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=32, rope_theta=10000.0)
 _GPT = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
 
 # name -> (model type, what its config sets). A name is a model type, or one with a variant after it.
@@ -113,7 +114,7 @@ FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "granite",
         _DENSE | dict(residual_multiplier=0.5, embedding_multiplier=2.0, logits_scaling=2.0, attention_multiplier=0.2),
     ),
-    "gpt_oss": ("gpt_oss", _MOE | _SLIDING | dict(head_dim=12)),
+    "gpt_oss": ("gpt_oss", _MOE | _SLIDING | dict(head_dim=12, rope_parameters=_YARN)),
     "deepseek_v3": ("deepseek_v3", _LATENT),
     "smollm3": ("smollm3", _DENSE | dict(no_rope_layers=[1, 0])),
     "mamba2": (

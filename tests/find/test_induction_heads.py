@@ -33,7 +33,9 @@ def test_planted_duplicate_head_is_told_apart() -> None:
     task = pb.tasks.repeated_tokens(model, 10)
     rows = {str(row["part"]): row for row in pb.find.induction_heads(model, task).table()}
     assert rows[built.truth["previous_token"]]["value"] < 0.01
-    short = pb.tasks.repeated_tokens(model, 10, max_period=2, max_offset=3)  # the copy stands two back: one back is the target
+    short = pb.tasks.repeated_tokens(
+        model, 10, max_period=2, max_offset=3
+    )  # the copy stands two back: one back is the target
     moved = {str(row["part"]): row for row in pb.find.induction_heads(model, short).table()}
     assert moved[built.truth["previous_token"]]["value"] > 0.9
 
@@ -41,7 +43,9 @@ def test_planted_duplicate_head_is_told_apart() -> None:
 def test_reference() -> None:
     """Olsson et al.: attention to the token after each earlier occurrence, as loops over Hugging Face's own attentions."""
     torch.manual_seed(1)
-    config = AutoConfig.for_model("gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
     hf = AutoModelForCausalLM.from_config(config).eval()
     prompts = [torch.randint(3, 12, (n,)).tolist() for n in (16, 14, 20)]  # few tokens: several earlier occurrences
     result = pb.find.induction_heads(pb.load(hf), prompts, batch_size=2)

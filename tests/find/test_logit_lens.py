@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
-from patchbay.tiny import planted
+from patchbay.tiny import planted, twins
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -43,7 +43,9 @@ def test_reference() -> None:
     task = pb.tasks.repeated_tokens(model, 5, max_period=6, max_offset=4)
     n = min(2, *map(len, task.clean))
     result = pb.find.logit_lens(model, task, positions=n, batch_size=2)
-    expected = {name: torch.zeros(4, n, dtype=torch.float64) for name in ("probability", "logit", "rank", "kl", "logit_diff")}
+    expected = {
+        name: torch.zeros(4, n, dtype=torch.float64) for name in ("probability", "logit", "rank", "kl", "logit_diff")
+    }
     for ids, right, wrong in zip(task.clean, task.right, task.wrong, strict=True):
         with torch.no_grad():
             out = hf(torch.tensor([ids]), output_hidden_states=True)
@@ -65,24 +67,15 @@ def test_reference() -> None:
         assert torch.allclose(result[name], values, atol=2e-5), name
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gemma2", "cohere", "mamba2"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "cohere", "granite", "mamba2"])
 def test_the_last_layer_is_the_model(family: str) -> None:
-    sizes: dict[str, dict[str, Any]] = {
-        "gpt2": dict(n_embd=32, n_layer=2, n_head=4),
-        "gemma2": dict(head_dim=8, final_logit_softcapping=1.0),
-        "cohere": dict(logit_scale=0.2),
-        "mamba2": dict(num_heads=8, head_dim=8, state_size=8, n_groups=1, expand=2),
-    }
-    common = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48)
-    options = sizes[family] | ({} if family == "gpt2" else common) | dict(vocab_size=60, bos_token_id=1, eos_token_id=2)
-    if family == "mamba2":
-        options["num_heads"] = 8
-    torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **options, pad_token_id=0)).eval()
+    hf = twins.twin(family, **({"final_logit_softcapping": 1.0} if family == "gemma2" else {}))
     model = pb.load(hf)
     task = pb.tasks.repeated_tokens(model, 4, max_period=5, max_offset=3)
     result = pb.find.logit_lens(model, task, positions=1)
-    probabilities = [hf(torch.tensor([ids])).logits[0, -1].softmax(-1)[right] for ids, right in zip(task.clean, task.right, strict=True)]
+    with torch.no_grad():
+        logits = [hf(torch.tensor([ids])).logits[0, -1] for ids in task.clean]
+    probabilities = [row.softmax(-1)[right] for row, right in zip(logits, task.right, strict=True)]
     assert result["kl"][-1].max() < 1e-6
     assert float(result.values[-1, -1]) == pytest.approx(float(torch.stack(probabilities).mean()), abs=1e-6)
 
@@ -101,7 +94,9 @@ def test_the_first_prompts_best_tokens_are_listed() -> None:
     model = pb.load(built.model, built.tokenizer)
     task = pb.tasks.repeated_tokens(model, 3)
     rows = pb.find.logit_lens(model, task, positions=2).tables["most_likely"]
-    assert [(row["layer"], row["position"]) for row in rows] == [(a, p) for a in ("embed", "L0", "L1") for p in (-2, -1)]
+    assert [(row["layer"], row["position"]) for row in rows] == [
+        (a, p) for a in ("embed", "L0", "L1") for p in (-2, -1)
+    ]
     assert rows[-1]["token"] == task.right[0]
     assert rows[-1]["text"] == built.tokenizer.decode([task.right[0]])
 
@@ -113,3 +108,15 @@ def test_positions_outside_are_refused_or_clipped() -> None:
     with pytest.raises(pb.PatchbayError, match="at least 1"):
         pb.find.logit_lens(model, task, positions=0)
     assert pb.find.logit_lens(model, task, positions=500).sizes["position"] == min(map(len, task.clean))
+
+
+def test_inside_an_edited_block_the_edited_model_is_read() -> None:
+    built = planted.induction(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 5)
+    with model.edited(pb.zero(model.port(f"{built.truth['induction']}.z"))):
+        silent = pb.find.logit_lens(model, task, positions=1)
+    assert silent["kl"][-1].max() < 1e-6
+    assert silent.values.max() < 0.2
+    with model.edited(pb.scale(model.final_norm.out, 0.5)):
+        assert pb.find.logit_lens(model, task, positions=1)["kl"][-1].max() > 0.01  # the norm's edit is the run's alone

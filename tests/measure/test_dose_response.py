@@ -21,7 +21,9 @@ def test_planted(form: Any) -> None:
     model, truth = pb.load(built.model, built.tokenizer), built.truth
     task = pb.Task.from_prompts(model, truth["prompts"], truth["answers"], truth["wrong"])
     knob = pb.turn.scale(list(truth["neurons"].values()), 1.0, model=model)
-    result = pb.measure.dose_response(model, task, knob, strengths=STRENGTHS, neutral=[" the door. the cup", " one, two"])
+    result = pb.measure.dose_response(
+        model, task, knob, strengths=STRENGTHS, neutral=[" the door. the cup", " one, two"]
+    )
     right, wrong = result["right"].tolist(), result["wrong"].tolist()
     assert (right[2], right[3]) == (1.0, 1.0)
     assert (right[0], wrong[0]) == (0.0, 1.0)

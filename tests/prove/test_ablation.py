@@ -15,7 +15,11 @@ from patchbay.tiny import planted
 def circuit(form: Any = "gpt2", seed: int = 0) -> tuple[pb.Model, pb.Task, list[str]]:
     built = planted.induction(form=form, seed=seed)
     model = pb.load(built.model, built.tokenizer)
-    return model, pb.tasks.repeated_tokens(model, 12, seed=seed), [built.truth["previous_token"], built.truth["induction"]]
+    return (
+        model,
+        pb.tasks.repeated_tokens(model, 12, seed=seed),
+        [built.truth["previous_token"], built.truth["induction"]],
+    )
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -65,7 +69,7 @@ def signals(model: pb.Model, heads: list[str], prompts: Any) -> list[dict[str, T
         for text in heads:
             part = model.part(text)
 
-            def keep(_: Any, args: Any, part: Any = part, text: str = text) -> None:
+            def keep(_: Any, args: Any, part: Any = part, text: str = text, seen: Any = seen) -> None:
                 d = args[0].shape[-1] // 4
                 seen[text] = args[0][0, :, part.index * d : part.index * d + d].detach()
 
@@ -139,7 +143,7 @@ def test_controls_match_layer_and_kind_and_are_never_the_parts() -> None:
     assert any("other layers" in note for note in most.notes)
     assert len(most["random"]) == 10
     assert any("12 draws were asked; 10 different" in note for note in most.notes)
-    with pytest.raises(pb.PatchbayError, match="5 parts of kind head.*give fewer"):
+    with pytest.raises(pb.PatchbayError, match=r"5 parts of kind head.*give fewer"):
         pb.prove.ablation(model, task[:2], ["L0.H0", "L0.H1", "L0.H2", "L0.H3", "L1.H0"])
 
 

@@ -99,7 +99,7 @@ def test_errors() -> None:
         pb.turn.scale("L0.H7", 0.5, model=model)  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="not a finite number"):
         pb.turn.scale("L0.H1", float("nan"))  # type: ignore[arg-type]
-    with pytest.raises(pb.PatchbayError, match="choose some, like result.top"):
+    with pytest.raises(pb.PatchbayError, match=r"choose some, like result\.top"):
         pb.turn.scale(pb.find.previous_token_heads(model, [[5, 6, 7, 8]]), 0.0)  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="no parts"):
         pb.turn.scale([], 0.0)

@@ -1,0 +1,136 @@
+"""Sweeps of patches, against one patched Hugging Face forward per cell.
+
+`base` is the plain way: for every cell a hook is put on the module, the model's own forward runs on the clean prompts, and the
+logit difference is read. Patchbay runs all cells through the public `pb.sweep`. Every number of the sweep is compared with the plain way's ("largest difference").
+"floor" is the time that the sweep's counted operations need at the rate of a large matrix product measured in the same run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import patchbay as pb
+from bench.report import Row
+from bench.shapes import prompts, save_shapes
+from patchbay.sweep import estimate
+
+PARTS = ("A", "B", "C", "long", "many")
+WHAT = {
+    "A": "residual stream, every layer and position",
+    "B": "every head's z, all positions",
+    "C": "every head's z at every position",
+    "long": "residual stream, every layer, 32 positions of 512",
+    "many": "every head's z, all positions",
+}
+SIZES = {"A": (1, 16), "B": (8, 16), "C": (1, 16), "long": (1, 512), "many": (64, 32)}
+TARGETS = {"A": 18.0, "B": 4.0, "C": 24.0}
+SAMPLE = {"C": 8, "long": 8, "many": 8}  # the plain way runs every n-th cell and its time is multiplied
+METHOD = (__doc__ or "").split("\n\n", 1)[1].replace("\n", " ").strip() + (
+    " The column best is how many times faster Patchbay is; median is seconds over the floor. In C, long and many the plain way "
+    "runs every eighth cell and its time is multiplied by eight."
+)
+
+
+def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """The section's rows."""
+    for name, path in save_shapes(folder, dtype).items():
+        model = pb.load(path, device=device, dtype=dtype)
+        for part in parts:
+            yield _row(name, model, part, device)
+        del model
+
+
+def _row(name: str, model: pb.Model, part: str, device: str) -> Row:
+    n_prompts, n_positions = SIZES[part]
+    clean = prompts(n_prompts, n_positions, model.vocab_size, device)
+    corrupted = clean.flip(1)
+    right, wrong = tuple(range(5, 5 + n_prompts)), tuple((100 + i,) for i in range(n_prompts))
+    task = pb.Task(name=part, clean=tuple(map(tuple, clean.tolist())), right=right, wrong=wrong)
+    cells = _cells(model, part, corrupted)
+    pb.sweep(model, task, cells[:: max(1, len(cells) // 24)])  # warm
+    ours = []
+    for _ in range(3):
+        began = time.perf_counter()
+        result = pb.sweep(model, task, cells)
+        ours.append(time.perf_counter() - began)
+    every = SAMPLE.get(part, 1)
+    began = time.perf_counter()
+    plain = torch.stack([_one_forward(model, clean, cell, task) for cell in cells[::every]])
+    base = (time.perf_counter() - began) * every
+    difference = float((plain - result["value"][::every]).abs().max())
+    floor = estimate(model, task, cells).flops / _rate(device, model.dtype)
+    faster, target = base / min(ours), TARGETS.get(part)
+    verdict = "" if target is None else "met" if faster >= target else "missed"
+    return Row(
+        f"{part}: {WHAT[part]} ({len(cells):,} cells)",
+        name,
+        f"{n_prompts}x{n_positions}",
+        f"{base:.2f} s",
+        f"{min(ours):.2f} s",
+        f"{faster:.1f}x",
+        f"{min(ours) / floor:.2f}x the floor of {floor:.2f} s",
+        "3",
+        "none" if target is None else f"{target:.0f}x",
+        f"{verdict}; largest difference {difference:.0e}".strip("; "),
+    )
+
+
+@torch.no_grad()
+def _cells(model: pb.Model, part: str, corrupted: torch.Tensor) -> list[pb.Edit]:
+    """Every cell sets a signal to its value in the corrupted run."""
+    places = range(0, corrupted.shape[1], 16) if part == "long" else range(corrupted.shape[1])
+    if part in ("A", "long"):
+        ports = [layer.resid_in for layer in model.layers]
+        seen = pb.run(model, corrupted, taps=ports)
+        return [pb.replace(port, seen[port][:, p : p + 1], positions=p) for port in ports for p in places]
+    heads = [head.z for layer in model.layers for head in layer.heads]
+    seen = pb.run(model, corrupted, taps=[layer.attn.z for layer in model.layers])
+    if part == "C":
+        return [pb.replace(port, seen[port][:, p : p + 1], positions=p) for port in heads for p in places]
+    return [pb.replace(port, seen[port]) for port in heads]
+
+
+@torch.no_grad()
+def _one_forward(model: pb.Model, ids: torch.Tensor, edit: pb.Edit, task: pb.Task) -> torch.Tensor:
+    """The plain way: one hook, one forward of the model."""
+    assert isinstance(edit.value, torch.Tensor)
+    at, value = model.modules[edit.port.layer or 0], edit.value
+    place = slice(None) if edit.positions is None else slice(edit.positions, edit.positions + 1)  # type: ignore[operator]
+
+    def residual(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x = args[0].clone()
+        x[:, place] = value
+        return (x, *args[1:])
+
+    def z(_: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        x, d, head = args[0].clone(), value.shape[-1], edit.port.index or 0
+        x[:, place, head * d : (head + 1) * d] = value
+        return (x, *args[1:])
+
+    hook: Callable[..., Any] = residual if edit.port.signal == "resid_in" else z
+    module = at.layer if edit.port.signal == "resid_in" else at.attn_proj
+    assert module is not None
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        logits = model.hf(input_ids=ids, use_cache=False).logits[:, -1]
+    finally:
+        handle.remove()
+    right, wrong = torch.tensor(task.right), torch.tensor([ids[0] for ids in task.wrong])
+    row = torch.arange(len(right))
+    return logits[row, right] - logits[row, wrong]
+
+
+def _rate(device: str, dtype: torch.dtype) -> float:
+    """Operations a second of a 2048 x 768 by 768 x 3072 product, best of many."""
+    a, b = torch.randn(2048, 768, device=device, dtype=dtype), torch.randn(768, 3072, device=device, dtype=dtype)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        float((a @ b)[0, 0])
+        times.append(time.perf_counter() - began)
+    return 2.0 * 2048 * 768 * 3072 / min(times)

@@ -1,0 +1,76 @@
+"""First order: gradients of a task's score along the line between two runs, and how well an estimate agrees with the truth.
+
+A first-order effect is (clean - corrupted) . d score / d signal: what the score would lose if it were linear in the signal. With
+`steps` m the gradient is the mean over m runs whose embeddings lie on the line from one run's to the other's, at k / m of the
+way for k = 1..m (Hanna et al. 2024): the last is the run that is patched, and with one step it is the only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from patchbay import edit, maths
+from patchbay.model import Model
+from patchbay.port import PatchbayError, Port
+from patchbay.run import Trace, run
+from patchbay.task import Task
+
+SMOOTH = ("logit_diff", "probability", "log_probability", "kl")
+
+
+def check_smooth(task: Task, steps: int, way: str = "noising") -> None:
+    """Raise PatchbayError where the task's metric has no gradient to go by."""
+    if steps < 1:
+        raise PatchbayError(f"steps={steps}: the gradient is the mean of at least 1 run")
+    if task.metric not in SMOOTH:
+        raise PatchbayError(
+            f"the metric {task.metric} has no gradient; possible are {', '.join(SMOOTH)}: task.with_metric(...)"
+        )
+    if task.metric == "kl" and steps == 1 and way == "noising":
+        raise PatchbayError(
+            "kl is at its lowest in the clean run, where its gradient is 0: take steps=5 or more, or another metric"
+        )
+
+
+def two_runs(task: Task, way: str = "noising") -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts that are patched, and those whose values are put in."""
+    clean, corrupted = ([list(ids) for ids in side] for side in (task.clean, task.corrupted or ()))
+    return (corrupted, clean) if way == "denoising" else (clean, corrupted)
+
+
+def along(
+    model: Model, task: Task, taps: Sequence[Port], steps: int, way: str = "noising"
+) -> Iterator[tuple[Trace, Tensor]]:
+    """Runs with a graph, and the sum of their prompts' scores: `steps` of them, towards the run that is patched."""
+    here, there = two_runs(task, way)
+    place = Port("embed")
+    start = run(model, there, taps=[place], logits="last")[place] if steps > 1 else None
+    end = run(model, here, taps=[place], logits="last")[place] if steps > 1 else None
+    reference = run(model, task, logits="last").last_logits if task.metric == "kl" else None
+    for k in range(1, steps + 1):
+        between = start is not None and end is not None and k < steps
+        edits = [edit.replace(place, start + k / steps * (end - start))] if between else []
+        trace = run(model, here, taps=taps, edits=edits, logits="last", grad=True)
+        yield trace, task.score(trace.last_logits, reference).sum()
+
+
+def agreement(estimate: Tensor, exact: Tensor) -> tuple[float, float, int]:
+    """Spearman's correlation; the share of the k largest exact effects among the k largest estimates, either sign; and k, a
+    tenth of those that have both, at least 1."""
+    both = ~(estimate.isnan() | exact.isnan())
+    estimate, exact = estimate[both], exact[both]
+    if not len(exact):
+        return float("nan"), float("nan"), 0
+    k = max(1, round(len(exact) / 10))
+    ours, true = (set(x.abs().argsort(descending=True, stable=True)[:k].tolist()) for x in (estimate, exact))
+    return maths.spearman(estimate, exact), len(ours & true) / k, k
+
+
+def agreement_note(found: tuple[float, float, int], n: int, what: str) -> str:
+    rho, overlap, k = found
+    return (
+        f"against {n} {what} patched exactly: Spearman {rho:.3f}; {overlap:.0%} of the {k} largest exact effects are among the {k} "
+        f"largest estimates (by chance {k / max(n, 1):.0%})"
+    )

@@ -1,0 +1,251 @@
+"""Cross-model activation patching (CMAP): which signals of a tuned model, copied into its base, bring the tuning's effect.
+
+Both models, of one shape, run on the same prompts. A signal of named parts (z of heads, or their q, k, v; a layer's stream; what
+attention or an MLP adds; ...) is copied from the tuned model's run into the base model's run, at all positions:
+
+    effect = score(base with the tuned signal) - score(base)         gap = score(tuned) - score(base)
+
+in the task's unit, turned round for rank and kl, where more is worse (kl is taken from the tuned model's run): positive means
+nearer to the tuned model where that is better. One by one, and all together (`joint`; `share` = joint / gap). Controls:
+as many random other parts of the same layers, with the same signals (`p_joint` = (1 + draws that bring as much) / (1 + draws)). Intervals
+are 95 % bootstraps over prompts; `p` flips the signs of a part's effects, `p_adjusted` holds the share of false finds over the
+parts. Cost: 2 + (parts + 1 + draws) forward passes. Copying from the base itself changes no bit.
+
+Keys and values belong to a key/value group: where query heads share them, k or v of a head is that of its whole group, and the
+other heads of the group are changed too. The result says so; `restore` gives those other heads the z of the base's own run, so
+that only the named heads use what was copied.
+
+Prakash, Rott Shaham, Haklay, Belinkov and Bau 2024, "Fine-Tuning Enhances Existing Mechanisms". It shows that a difference
+between the models passes through the signal, not where it came from: a late signal carries what earlier weights changed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchbay import edit, maths
+from patchbay.edit import Edit
+from patchbay.method import method
+from patchbay.model import Model
+from patchbay.port import Part, PatchbayError, Port
+from patchbay.prove._cells import batches, intervals, p_values, rounding, sign_of
+from patchbay.prove.ablation import Set, _by_position, _random_sets
+from patchbay.result import Result
+from patchbay.run import run
+from patchbay.task import Task
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What is copied with a part: its ports, and z of the heads of its groups that are not meant."""
+
+    ports: tuple[Port, ...]
+    shared: tuple[Port, ...]
+
+
+@method(paper="prakash2024")
+def cross_model_patching(
+    model: Model,
+    tuned: Model,
+    task: Task,
+    parts: Result | list[Part] | Part,
+    *,
+    signal: str | None = None,
+    restore: bool = False,
+    top: int | None = None,
+    draws: int = 20,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Result:
+    """What signals of `parts`, copied from `tuned` into `model` (the base), do to the base's answers on the clean prompts.
+
+    `parts`: parts or their text, or a Result, of which the first `top` are taken. `signal`: a signal of the parts, or several,
+    "q,k,v" (default: z of heads, v of groups, act of neurons, out of the rest; a layer needs one of resid_in, resid_mid,
+    resid_out). Main variable `effect` [part] with `low`, `high`, `p` and `p_adjusted`; `joint`, `gap`, `share` with their ends; `random`
+    [draw], `difference` from it with its ends, `p_joint`; scores and accuracies of base, tuned and joint.
+    """
+    _check_shape(model, tuned)
+    task.check(model.vocab_size)
+    chosen = _chosen(model, parts, top, draws)
+    names = [None] if signal is None else [name.strip() for name in signal.split(",")]
+    sets, notes = _controls(model, chosen, draws, seed)
+    conditions: list[Set] = [tuple(chosen), *((part,) for part in chosen), *sets]
+    copied = {part: _copied(model, part, names) for part in sorted({part for parts in conditions for part in parts})}
+    scores, right = _measure(model, tuned, task, conditions, copied, restore, batch_size)
+    effects = sign_of(task) * (scores[2:] - scores[0])  # [condition, prompt]
+    gap = sign_of(task) * (scores[1] - scores[0])
+    single = effects[1 : 1 + len(chosen)].T  # [prompt, part]
+    effect, low, high = intervals(single)
+    p, adjusted = p_values(single, rounding(scores))
+    values = {
+        "effect": (effect, ("part",), task.unit),
+        "low": (low, ("part",), task.unit),
+        "high": (high, ("part",), task.unit),
+        "p": (p, ("part",), "probability"),
+        "p_adjusted": (adjusted, ("part",), "probability"),
+        **_ends("joint", maths.bootstrap_interval(effects[0]), task.unit),
+        **_ends("gap", maths.bootstrap_interval(gap), task.unit),
+        **_ends("share", [x[0] for x in intervals(effects[0][:, None], gap)], "share of the gap"),
+        **{f"score_{name}": (scores[i].mean(), (), task.unit) for i, name in enumerate(("base", "tuned", "joint"))},
+        **{f"accuracy_{name}": (right[i].mean(), (), "share of prompts") for i, name in enumerate(("base", "tuned", "joint"))},
+    }
+    if sets:
+        drawn = effects[1 + len(chosen) :]  # [draw, prompt]
+        hits = int((drawn.mean(1) >= effects[0].mean() - 1e-9).sum())
+        values |= _ends("difference", maths.paired_interval(effects[0], drawn.mean(0)), task.unit)
+        values |= {"random": (drawn.mean(1), ("draw",), task.unit), "p_joint": ((1 + hits) / (1 + len(sets)), (), "probability")}
+    notes = [_summary(task, chosen, effects, gap, sets), *_groups(model, chosen, copied, restore), *notes]
+    return Result(values, parts=chosen, notes=notes)
+
+
+def _ends(name: str, interval: Sequence[float | Tensor], unit: str) -> dict[str, tuple[float | Tensor, tuple[str, ...], str]]:
+    return {name + end: (value, (), unit) for end, value in zip(("", "_low", "_high"), interval, strict=True)}
+
+
+# --- what is copied -------------------------------------------------------------------------------------
+
+
+def _check_shape(model: Model, tuned: Model) -> None:
+    """Raise PatchbayError that names every size in which the two models differ."""
+    unlike = []
+    sizes = ("n_layers", "d_model", "vocab_size")
+    if model.family.name != tuned.family.name:
+        unlike.append(f"family {model.family.name} and {tuned.family.name}")
+    unlike += [f"{name} {getattr(model, name)} and {getattr(tuned, name)}" for name in sizes if getattr(model, name) != getattr(tuned, name)]
+    for layer in range(min(model.n_layers, tuned.n_layers)):
+        mine, theirs = model.signals(layer), tuned.signals(layer)
+        if mine != theirs:
+            unlike.append(f"layer {layer}: signals {', '.join(sorted(set(mine) ^ set(theirs)))} in one alone")
+            continue
+        counts = ("n_heads", "n_groups", "d_head") if "attn.z" in mine else ()
+        counts += ("n_neurons",) if "mlp.act" in mine else ()
+        counts += ("n_experts",) if "experts.out" in mine else ()
+        pairs = [(name, getattr(model, name)(layer), getattr(tuned, name)(layer)) for name in counts]
+        unlike += [f"layer {layer}: {name} {a} and {b}" for name, a, b in pairs if a != b]
+    if unlike:
+        raise PatchbayError(
+            f"signals are copied between models of one shape; base and tuned have {'; '.join(unlike[:6])}"
+            + (f"; and {len(unlike) - 6} more" if len(unlike) > 6 else "")
+        )
+
+
+def _chosen(model: Model, parts: Result | list[Part] | Part, top: int | None, draws: int) -> list[Part]:
+    if draws < 1:
+        raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
+    if isinstance(parts, Result):
+        if top is None:
+            raise PatchbayError("parts is a Result: say how many of its parts, top=10, or pass result.top(10)")
+        parts = parts.top(top)
+    listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts[:top]))
+    if not listed:
+        raise PatchbayError("no parts to copy were given")
+    return listed
+
+
+def _copied(model: Model, part: Part, names: Sequence[str | None]) -> Copied:
+    ports, shared = [], []
+    for name in names:
+        port = part.port(name)
+        if part.kind == "head" and port.signal in ("attn.k", "attn.v"):
+            model.require(part.port("z"))
+            port = model.port(f"{part}.{name}")  # of its group
+            layer = part.layer or 0
+            size = model.n_heads(layer) // max(1, model.n_groups(layer))
+            heads = range((port.index or 0) * size, (port.index or 0) * size + size)
+            shared += [Port("attn.z", layer, i) for i in heads if i != part.index]
+        model.require(port)
+        ports.append(port)
+    return Copied(tuple(dict.fromkeys(ports)), tuple(dict.fromkeys(shared)))
+
+
+def _controls(model: Model, chosen: list[Part], draws: int, seed: int) -> tuple[list[Set], list[str]]:
+    """Random sets of as many other parts of the same kinds; none, and a note, where the model has too few."""
+    layers = [part for part in chosen if part.kind == "layer"]
+    others = [part for part in chosen if part.kind != "layer"]
+    free = [Part(i, "layer") for i in range(model.n_layers) if Part(i, "layer") not in layers]
+    if len(free) < len(layers):
+        return [], [f"no random control: {len(layers)} layers were given, there are {len(free)} others"]
+    try:
+        sets = _random_sets(model, others, draws, seed) if others else [()] * draws
+    except PatchbayError as error:
+        return [], [f"no random control: {error}"]
+    rng = random.Random(f"cross_model_patching-{seed}")
+    found = list(dict.fromkeys(tuple(sorted((*drawn, *rng.sample(free, len(layers))))) for drawn in sets))
+    few = f"{draws} draws were asked; {len(found)} different random sets were found: there are few other parts"
+    return found, [few] if len(found) < draws else []
+
+
+# --- the runs -------------------------------------------------------------------------------------------
+
+
+def _measure(
+    model: Model,
+    tuned: Model,
+    task: Task,
+    conditions: Sequence[Set],
+    copied: dict[Part, Copied],
+    restore: bool,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Score and rightness of every prompt: base, tuned, then the base with each condition's parts; [2 + condition, prompt]."""
+    scores, right = torch.zeros(2, 2 + len(conditions), len(task), dtype=torch.float64)
+    ports = sorted({port for one in copied.values() for port in one.ports})
+    spare = sorted({port for one in copied.values() for port in one.shared}) if restore else []
+    for prompts in batches(task, batch_size):
+        some, ids = task[prompts], [list(task.clean[i]) for i in prompts]
+        donor, own = run(tuned, ids, taps=ports, logits="last"), run(model, ids, taps=spare, logits="last")
+        values = {port: _by_position(donor[port], port) for port in ports}
+        kept = {port: _by_position(own[port], port) for port in spare}
+
+        def note(at: int, logits: Tensor, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits) -> None:
+            logits = logits.to(of.device)
+            scores[at, prompts] = some.score(logits, of if task.metric == "kl" else None).double().cpu()
+            right[at, prompts] = some.with_metric("accuracy").score(logits).double().cpu()
+
+        note(0, own.last_logits)
+        note(1, donor.last_logits)
+        for at, parts in enumerate(conditions):
+            note(2 + at, run(model, ids, edits=_edits(parts, copied, values, kept), logits="last").last_logits)
+    return scores, right
+
+
+def _edits(parts: Set, copied: dict[Part, Copied], values: dict[Port, Tensor], kept: dict[Port, Tensor]) -> list[Edit]:
+    """Tuned values at the parts' ports, and the base's own z at the heads that share a group with them unmeant."""
+    meant = {Port("attn.z", part.layer, part.index) for part in parts if part.kind == "head"}
+    ports = dict.fromkeys(port for part in parts for port in copied[part].ports)
+    shared = dict.fromkeys(port for part in parts for port in copied[part].shared if port in kept and port not in meant)
+    return [edit.replace(port, values[port]) for port in ports] + [edit.replace(port, kept[port]) for port in shared]
+
+
+# --- words ----------------------------------------------------------------------------------------------
+
+
+def _summary(task: Task, chosen: list[Part], effects: Tensor, gap: Tensor, sets: Sequence[Set]) -> str:
+    named = f"{', '.join(map(str, chosen[:6]))}{', ...' if len(chosen) > 6 else ''}"
+    text = f"from the tuned model, {named} together: {effects[0].mean():.3g} {task.unit} of a gap of {gap.mean():.3g}"
+    if sets:
+        text += f"; random parts {effects[1 + len(chosen) :].mean():.3g}"
+    ends = maths.bootstrap_interval(gap)
+    return text + ("; the gap itself is not clear of 0" if not (ends.low > 0.0 or ends.high < 0.0) else "")
+
+
+def _groups(model: Model, chosen: Sequence[Part], copied: dict[Part, Copied], restore: bool) -> list[str]:
+    """Which whole groups were copied, and with which heads."""
+    groups: dict[Port, list[Port]] = {}
+    for part in chosen:
+        for port in copied[part].ports if copied[part].shared else ():
+            if port.signal in ("attn.k", "attn.v"):
+                groups.setdefault(port, []).extend(copied[part].shared)
+    meant = {Port("attn.z", part.layer, part.index) for part in chosen}
+    notes = []
+    for port, shared in groups.items():
+        others = sorted({other.part for other in shared if other not in meant})
+        if others:
+            fate = "which keep the base's own z" if restore else "which use it too"
+            notes.append(f"{port} is the whole group's: it also serves {', '.join(map(str, others))}, {fate}")
+    return notes

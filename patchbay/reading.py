@@ -1,0 +1,241 @@
+"""Text to values: what is written on a command line, read as the parameter's annotation asks, or refused with what is possible.
+
+Numbers, choices and lists (comma between items), mappings (JSON), Parts (`L3.H5,L2.H1`, or `FOLDER:3` for the best of a saved
+Result), Ports, Tasks (`laundry_list:n=50,objects=8`), Results (their folder), knobs (`x.knob@2`), edits (`scale(L3.H5.z, 0)`).
+"""
+
+from __future__ import annotations
+
+import ast
+import collections.abc
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchbay.options import LATER, choices, names_in, parameters, shown_type, tasks, writable
+from patchbay.port import PatchbayError, parse_part, parse_port, suggest
+
+if TYPE_CHECKING:
+    from patchbay.model import Model
+    from patchbay.task import Task
+
+
+def read(text: str, hint: Any, what: str, model: Model | None = None) -> Any:
+    """The value that a text gives for an annotation, or a PatchbayError that names the option and what it takes."""
+    if text.lower() in ("none", "null") and type(None) in typing.get_args(hint):
+        return None
+    if given := choices(hint):
+        found = next((value for value in given if str(value) == text), None)
+        if found is None:
+            known = [str(value) for value in given]
+            raise PatchbayError(f"{what}: {text!r} is none of {', '.join(known)}" + suggest(text, known))
+        return found
+    origin, inner = typing.get_origin(hint), [item for item in typing.get_args(hint) if item is not type(None)]
+    if origin in (types.UnionType, typing.Union):
+        return _read_first(text, inner, what, model)
+    if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable) or hint in (list, tuple):
+        item = next((one for one in inner if one is not Ellipsis), str)
+        if item is str and text.startswith("@"):
+            return _lines(text[1:], what)
+        if "Part" in names_in(item):
+            return read_parts([text], model)
+        return [read(piece.strip(), item, what, model) for piece in text.split(",") if piece.strip()]
+    return _read_one(text, origin or hint, what, model)
+
+
+def _read_first(text: str, inner: list[Any], what: str, model: Model | None) -> Any:
+    """The first type of a union that takes the text; plain text comes last."""
+    reasons = []
+    for hint in sorted(inner, key=lambda item: item is str):
+        if writable(hint):
+            try:
+                return read(text, hint, what, model)
+            except PatchbayError as error:
+                reasons.append(str(error))
+    raise PatchbayError(
+        reasons[0] if len(reasons) == 1 else f"{what}: {text!r} is not {' or '.join(map(shown_type, inner))}"
+    )
+
+
+def _lines(path: str, what: str) -> list[str]:
+    try:
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchbayError(f"{what}: could not read {path}: {error}") from error
+
+
+def _read_one(text: str, hint: Any, what: str, model: Model | None) -> Any:
+    name = getattr(hint, "__name__", str(hint))
+    try:
+        if hint is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if hint in (int, float, Path):
+            return hint(text)
+        if hint in (dict, collections.abc.Mapping):
+            return json.loads(text)
+    except (ValueError, KeyError) as error:
+        raise PatchbayError(f"{what}: {text!r} is not {shown_type(hint)}") from error
+    if name == "Part":
+        return model.part(text) if model is not None else parse_part(text)
+    if name == "Port":
+        return model.port(text) if model is not None else parse_port(text)
+    if name in LATER:
+        return _read_later(text, name, model)
+    return text if hint is str else _literal(text)
+
+
+def _read_later(text: str, name: str, model: Model | None) -> Any:
+    import patchbay as pb
+
+    if name == "Task":
+        if model is None:
+            raise PatchbayError(f"the task {text!r} needs a model to be written for")
+        return read_task(text, model)
+    if name == "Knob":
+        return read_knob(text)
+    return pb.load(text) if name == "Model" else pb.load_result(text)
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def read_parts(texts: list[str] | tuple[str, ...], model: Model | None = None) -> list[Any]:
+    """Parts from `L3.H5,L2.H1`, or the best N of a saved Result from `FOLDER:N`; checked against the model."""
+    import patchbay as pb
+
+    found = []
+    for piece in (piece.strip() for text in texts for piece in text.split(",") if piece.strip()):
+        folder, _, n = piece.rpartition(":")
+        if n.isdigit() and Path(folder).is_dir():
+            found += pb.load_result(folder).top(int(n))
+        else:
+            found.append(model.part(piece) if model is not None else parse_part(piece))
+    if model is not None:
+        found = [model.part(str(part)) for part in found]
+    if not found:
+        raise PatchbayError(
+            "no parts were given; write them as L3.H5,L2.H1 or as FOLDER:3, the best 3 of a saved Result"
+        )
+    return list(dict.fromkeys(found))
+
+
+def read_task(text: str, model: Model, *, n: int | None = None, seed: int | None = None) -> Task:
+    """`laundry_list:n=50,objects=8` as a task in the model's own tokens. `n` and `seed` stand for those not written."""
+    name, _, written = text.partition(":")
+    name = name.strip().replace("-", "_")
+    known = tasks()
+    if name not in known:
+        raise PatchbayError(f"no task {name!r}; tasks are {', '.join(known)}" + suggest(name, list(known)))
+    import patchbay as pb
+
+    function = getattr(pb.tasks, name)
+    takes = {key: value for key, value in parameters(function).items() if key != "model"}
+    given: dict[str, Any] = {}
+    for pair in filter(None, re.split(r",\s*(?=\w+\s*=)", written.strip())):
+        key, equals, value = (piece.strip() for piece in pair.partition("="))
+        key = key.replace("-", "_")
+        if not equals or key not in takes:
+            problem = f"has no option {key!r}" if equals else f"options are written name=value, got {pair!r}"
+            raise PatchbayError(
+                f"task {name}: {problem}; its options are {known[name].options}" + suggest(key, list(takes))
+            )
+        given[key] = read(value, takes[key].annotation, f"task {name}, {key}")
+    for key, value in (("n", n), ("seed", seed)):
+        if value is not None and key in given and given[key] != value:
+            raise PatchbayError(f"task {name}: {key} is {given[key]} in --task and {value} in --{key}; write it once")
+        if value is not None:
+            given[key] = value
+    return typing.cast("Task", function(model, **given))
+
+
+def read_prompts(path: str, model: Model) -> Task:
+    """A task of one's own from JSON lines: `{"prompt": ..., "right": ..., "wrong": ... (or a list), "corrupted": ...}`."""
+    from patchbay.task import Task
+
+    rows: list[Mapping[str, Any]] = []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchbayError(f"could not read prompts from {path}: {error}") from error
+    for i, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append(_read_row(line, f"{path}, line {i}"))
+    if not rows:
+        raise PatchbayError(f'{path} holds no prompts; each line is {{"prompt": ..., "right": ..., "wrong": ...}}')
+    whole = {key: [row.get(key) for row in rows] for key in ("wrong", "corrupted")}
+    for key, values in whole.items():
+        if None in values and any(value is not None for value in values):
+            raise PatchbayError(
+                f"{path}: some lines have {key!r} and line {values.index(None) + 1} has not; all or none"
+            )
+    own = {key: None if values[0] is None else values for key, values in whole.items()}
+    return Task.from_prompts(
+        model,
+        [row["prompt"] for row in rows],
+        [row["right"] for row in rows],
+        own["wrong"],  # type: ignore[arg-type]
+        own["corrupted"],  # type: ignore[arg-type]
+        name=Path(path).stem,
+    )
+
+
+def _read_row(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise PatchbayError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "right")):
+        raise PatchbayError(
+            f'{where} needs the texts "prompt" and "right"; found {sorted(row) if isinstance(row, dict) else row!r}'
+        )
+    return row
+
+
+# --- edits --------------------------------------------------------------------------------------------
+
+
+def read_knob(text: str) -> Any:
+    """The knob of `x.knob@2`, a file and a strength; `x.knob` alone leaves the strength to the knob."""
+    import patchbay as pb
+
+    path, at, written = text.rpartition("@")
+    try:
+        strength = float(written) if at else None
+    except ValueError:
+        strength = None
+    return pb.load_knob(text) if strength is None else pb.load_knob(path).at(strength)
+
+
+def read_edit(text: str, model: Model) -> Any:
+    """`scale(L3.H5.z, 0)`, `zero(L2.mlp.out, positions=-1)`, `block(L1.H0.pattern, key=0)`: an edit as it prints."""
+    import patchbay as pb
+
+    possible = (
+        "zero(L3.H5.z), scale(L3.H5.z, 2), add(L2.N7.act, 1.5), replace(L2.N7.act, 0), block(L1.H0.pattern, key=0)"
+    )
+    found = re.fullmatch(r"\s*(\w+)\s*\(\s*([^,()\s]+?)\s*(?:,(.*))?\)\s*", text)
+    if not found:
+        raise PatchbayError(f"{text!r} is not an edit; edits are written {possible}")
+    op, port, rest = found.groups()
+    known = ("zero", "scale", "add", "replace", "block")
+    if op not in known:
+        raise PatchbayError(f"{text!r}: no edit {op!r} that can be written; possible: {possible}" + suggest(op, known))
+    try:
+        call = typing.cast("ast.Call", ast.parse(f"f({rest or ''})", mode="eval").body)
+        arguments = [ast.literal_eval(item) for item in call.args]
+        options = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+        return getattr(pb, op)(model.port(port), *arguments, **options)
+    except (SyntaxError, TypeError) as error:
+        raise PatchbayError(f"{text!r}: {error}; edits are written {possible}") from error
+    except ValueError as error:
+        if isinstance(error, PatchbayError):
+            raise
+        raise PatchbayError(f"{text!r}: only numbers, texts and lists can be written; {possible}") from error

@@ -1,0 +1,9 @@
+"""Built-in models: planted ones whose truth is known, random twins of every family, and small trained ones in the wheel.
+
+`pb.load("tiny")`, `"tiny-llama"` and `"tiny-moe"` load the trained ones; `planted` and `twins` build models in memory.
+"""
+
+from patchbay.model import built_in_names as names
+from patchbay.tiny import planted, twins
+
+__all__ = ["names", "planted", "twins"]

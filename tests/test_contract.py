@@ -1,0 +1,380 @@
+"""The contract: what is true of every method, driven by one list of cases on several families.
+
+A new method adds one `Case`; a test fails while it has none. Models are random twins: GPT-2,
+grouped-query Llama, Gemma 2 (norms after, soft caps), Phi (parallel blocks), Mixtral (experts), GPT-Neo and BLOOM (attention
+not through transformers' interface) and Mamba 2 (no heads: a method works or refuses and says what it lacks).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay import attention
+from patchbay.jacks import Session
+from patchbay.knob import Knob
+from patchbay.tiny import twins
+
+ROOMS = [room for room in ("find", "prove", "turn", "decode", "train", "measure") if hasattr(pb, room)]
+METHODS = {f"{room}.{name}": getattr(getattr(pb, room), name) for room in ROOMS for name in getattr(pb, room).__all__}
+
+
+# --- the models -------------------------------------------------------------------------------------
+
+TWINS = ("gpt2", "llama", "gemma2", "phi", "mixtral", "gpt_neo", "bloom", "mamba2")
+
+
+@functools.cache
+def lent(name: str) -> pb.Model:
+    return pb.load(twins.twin(name))
+
+
+@functools.cache
+def task(name: str, n: int = 4) -> pb.Task:
+    return pb.tasks.repeated_tokens(lent(name), n, max_period=6, max_offset=4)
+
+
+TEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]  # of different lengths
+
+
+# --- the cases --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to call one method. `means`: variables that are means over prompts; `runs`: whether it runs the model."""
+
+    method: str
+    call: Callable[..., Any]  # (model, task, **options)
+    means: tuple[str, ...] = ()
+    runs: bool = True
+    label: str = ""
+    needs: str = ""  # a signal: families without it refuse
+
+    def __str__(self) -> str:
+        return self.method + (f"-{self.label}" if self.label else "")
+
+    def __call__(self, model: pb.Model, prompts: Any, **options: Any) -> Any:
+        return self.call(model, prompts, **options)
+
+
+def part_of(model: pb.Model) -> list[str]:
+    return ["L1.H2", "L0.H1"] if model.n_heads(0) else ["L1.attn"]
+
+
+def ablation(by: str) -> Callable[..., Any]:
+    return lambda m, t, **o: pb.prove.ablation(m, t, part_of(m), **{"by": by, "draws": 3 if m.n_heads(0) else 1, **o})
+
+
+def attribution(part: str) -> Callable[..., Any]:
+    return lambda m, t, **o: pb.find.direct_logit_attribution(m, t, **{"part": part, **o})
+
+
+def dose_response(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    knob = Knob("turn", [pb.scale(pb.Part(1, "attn").port(), 1.0)], 1.0)
+    return pb.measure.dose_response(model, prompts, knob, **{"strengths": [0.0, 1.0, 2.0], "neutral": TEXTS, **options})
+
+
+DLA = ("attribution", "mlp", "attn_bias", "embed", "bias", "total")
+SHARES = ("score", "right", "wrong", "other")
+CASES = [
+    Case("find.direct_logit_attribution", attribution("head"), DLA, label="head", needs="attn.z"),
+    Case("find.direct_logit_attribution", attribution("neuron"), DLA, label="neuron", needs="mlp.act"),
+    Case("find.direct_logit_attribution", attribution("expert"), DLA, label="expert", needs="experts.out"),
+    Case("find.direct_logit_attribution", attribution("layer"), DLA, label="layer"),
+    Case("find.induction_heads", pb.find.induction_heads, ("score", "uniform"), needs="attn.pattern"),
+    Case(
+        "find.logit_lens",
+        lambda m, t, **o: pb.find.logit_lens(m, t, **{"positions": 2, **o}),
+        ("probability", "logit", "rank", "kl", "logit_diff"),
+    ),
+    Case("find.previous_token_heads", pb.find.previous_token_heads, ("score", "uniform"), needs="attn.pattern"),
+    Case("measure.dose_response", dose_response, SHARES),
+    Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
+    Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them
+    Case("prove.ablation", ablation("resample"), ("effect", "joint", "random"), label="resample"),
+    Case("turn.scale", lambda m, t, **o: pb.turn.scale(part_of(m), 0.5, model=m, **o), runs=False),
+]
+WITHOUT = {"mamba2": ("attn.z", "attn.pattern", "mlp.act", "experts.out"), "mixtral": ("mlp.act",)}
+WITHOUT = {name: WITHOUT.get(name, ("experts.out",)) for name in TWINS}  # what a family lacks; these cases refuse there
+BOTH = [pytest.param(c, name, id=f"{c}-{name}") for c in CASES for name in TWINS if c.needs not in WITHOUT[name]]
+FEW = [param for param in BOTH if param.values[1] in ("gpt2", "gemma2", "mixtral", "gpt_neo")]
+
+
+# --- what is lent comes back as it was --------------------------------------------------------------
+
+
+def state_of(model: pb.Model) -> dict[str, Any]:
+    """Everything that a method must leave alone, as comparable values."""
+    hf = model.hf
+    modules = dict(hf.named_modules())
+    return {
+        "weights": {name: tensor.detach().clone() for name, tensor in hf.state_dict().items()},
+        "pointers": {name: tensor.data_ptr() for name, tensor in hf.state_dict().items()},
+        "hooks": {
+            name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks))
+            for name, m in modules.items()
+        },
+        "forwards": [name for name, m in modules.items() if "forward" in m.__dict__],
+        "attention": [m.config._attn_implementation for m in modules.values() if hasattr(m, "config")],
+        "training": {name: m.training for name, m in modules.items()},
+        "requires_grad": {name: (p.requires_grad, p.grad is None) for name, p in hf.named_parameters()},
+        "grad mode": torch.is_grad_enabled(),
+        "torch": torch.get_rng_state(),
+        "numpy": [value.tolist() if hasattr(value, "tolist") else value for value in np.random.get_state()],
+        "random": random.getstate(),
+        "listening": dict(attention._ACTIVE),
+        "session": model._session,
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+    }
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    def same(a: Any, b: Any) -> bool:
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+        return bool(a == b)
+
+    return [name for name in before if not same(before[name], after[name])]
+
+
+@contextmanager
+def untouched(model: pb.Model, prompts: pb.Task) -> Iterator[None]:
+    """Weights, logits, hooks, modes, random states and the task are after the block what they were before."""
+    ids = torch.tensor([[5, 9, 5, 9, 11, 3]])
+    with torch.no_grad():
+        logits = model.hf(ids).logits
+    before, record = state_of(model), json.dumps(prompts.to_json())
+    yield
+    assert not differences(before, state_of(model))
+    assert json.dumps(prompts.to_json()) == record
+    with torch.no_grad():
+        assert torch.equal(model.hf(ids).logits, logits)
+
+
+@pytest.mark.parametrize(("case", "name"), BOTH)
+def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> None:
+    model = lent(name)
+    with untouched(model, task(name)):
+        returned = case(model, task(name))
+    assert isinstance(returned, pb.Result | Knob)
+    if isinstance(returned, pb.Result):
+        assert all(returned[v].isfinite().any() for v in returned.variables), "a variable without any value"
+
+
+@pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[0].runs])
+def test_also_after_an_exception(case: Case, name: str) -> None:
+    """The model fails in mid-run, on its first run and on a later one: what the method put on is gone again."""
+    model = lent(name)
+    for fails_at in (1, 2):
+        calls = 0
+
+        def fail(module: Any, args: Any, kwargs: Any, fails_at: int = fails_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == fails_at:
+                raise RuntimeError("injected")
+
+        last = model.modules[-1].layer
+        with untouched(model, task(name)):
+            hook = last.register_forward_pre_hook(fail, with_kwargs=True)
+            try:
+                if fails_at == 1:
+                    with pytest.raises(RuntimeError, match="injected"):
+                        case(model, task(name))
+                else:
+                    with pytest.raises(RuntimeError, match="injected"):
+                        case(model, task(name), batch_size=2)
+            finally:
+                hook.remove()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
+def test_also_when_hooks_cannot_all_be_put_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second layer refuses its hooks after the first has its own."""
+    name = "mixtral" if case.needs == "experts.out" else "gpt2"
+    model, attach = lent(name), Session._attach_layer
+
+    def fail(self: Session, layer: int, signals: set[str]) -> None:
+        if layer == 1:
+            raise RuntimeError("injected")
+        attach(self, layer, signals)
+
+    with untouched(model, task(name)):
+        monkeypatch.setattr(Session, "_attach_layer", fail)
+        with pytest.raises(RuntimeError, match="injected"):
+            case(model, task(name))
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
+def test_train_and_grad_modes_stay(case: Case) -> None:
+    """A model lent in training mode, with gradients off somewhere, comes back so, and no graph is kept."""
+    name = "mixtral" if case.needs == "experts.out" else "llama"
+    model = lent(name)
+    first = next(model.hf.parameters())
+    model.hf.train()
+    first.requires_grad_(False)
+    try:
+        with torch.enable_grad(), untouched(model, task(name)):
+            result = case(model, task(name))
+        assert not any(result[v].requires_grad for v in result.variables)
+    finally:
+        first.requires_grad_(True)
+        model.hf.eval()
+
+
+# --- what comes back --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "name"), FEW)
+def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
+    model = lent(name)
+    first = case(model, task(name))
+    with torch.random.fork_rng():
+        torch.manual_seed(12345)
+        random.seed(7)
+        second = case(model, task(name))
+    if isinstance(first, pb.Result):
+        assert first.equal(second), first.differences(second, rtol=0.0)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[0].means])
+def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
+    """Prompts of different lengths together, in small batches and alone: the same numbers."""
+    model, prompts = lent(name), task(name)
+    assert len({len(ids) for ids in prompts.clean}) > 1
+    whole = case(model, prompts)
+    assert case(model, prompts, batch_size=2).agrees(whole, 1e-5)
+    alone = [case(model, prompts[i]) for i in range(len(prompts))]
+    for variable in case.means:
+        mean = torch.stack([one[variable].double() for one in alone]).mean(0)
+        theirs = whole[variable].double()
+        if variable in ("probability", "logit", "rank", "kl", "logit_diff"):  # the lens takes what all prompts have
+            mean, theirs = mean[:, -1], theirs[:, -1]
+        assert torch.allclose(mean, theirs, atol=1e-4, equal_nan=True), variable
+
+
+@pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[1] in ("gpt2", "mixtral")])
+def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path) -> None:
+    model = lent(name)
+    returned = case(model, task(name))
+    if isinstance(returned, Knob):
+        assert pb.load_knob(returned.save(tmp_path / "a.knob")) == returned
+        return
+    again = pb.load_result(returned.save(tmp_path / "a"))
+    assert again.equal(returned)
+    assert again.provenance == returned.provenance
+    replayed = pb.replay(again, model)
+    assert replayed, str(replayed)
+    assert replayed.largest == 0
+    assert str(returned).startswith(case.method)
+    returned.plot(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_provenance_says_where_the_numbers_came_from(case: Case) -> None:
+    name = "mixtral" if case.needs == "experts.out" else "gpt2"
+    model = lent(name)
+    provenance = json.loads(json.dumps(case(model, task(name)).provenance))
+    assert provenance["method"] == case.method
+    assert provenance["paper"] == METHODS[case.method].paper
+    assert provenance["model"]["fingerprint"] == model.fingerprint
+    assert provenance["model"]["family"] == name.replace("mixtral", "moe")
+    options = {p.name for p in inspect.signature(METHODS[case.method]).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert options - {"model"} <= set(provenance["options"])
+    if case.runs:
+        assert provenance["task"]["clean"] == [list(ids) for ids in task(name).clean]
+
+
+# --- how it is called -------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_case() -> None:
+    assert {case.method for case in CASES} == set(METHODS)
+    assert {case.method.split(".")[0] for case in CASES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_signatures_are_typed_and_options_keyword_only(name: str) -> None:
+    function = METHODS[name]
+    signature = inspect.signature(function)
+    plain = inspect.unwrap(function)
+    assert "return" in plain.__annotations__
+    for parameter in signature.parameters.values():
+        assert parameter.name in plain.__annotations__, f"{name}: {parameter.name} has no type"
+        optional = parameter.default is not parameter.empty
+        assert optional == (parameter.kind is parameter.KEYWORD_ONLY), f"{name}: {parameter.name}"
+        if optional:
+            json.dumps(parameter.default)
+    assert len([p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]) <= 6
+    assert importlib.import_module(plain.__module__).__name__ == f"patchbay.{name}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_unknown_option_is_answered_with_the_options_there_are(case: Case) -> None:
+    name = "mixtral" if case.needs == "experts.out" else "gpt2"
+    model = lent(name)
+    with untouched(model, task(name)), pytest.raises(pb.PatchbayError) as caught:
+        case(model, task(name), zzz=1)
+    assert "'zzz'" in str(caught.value)
+    for parameter in inspect.signature(METHODS[case.method]).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            assert parameter.name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_no_model_is_refused(name: str) -> None:
+    function = METHODS[name]
+    given: dict[str, Any] = {"model": "gpt2"}
+    parameters = inspect.signature(function).parameters
+    assert "model" in parameters
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.name != "model":
+            given[parameter.name] = task("gpt2")
+    with pytest.raises(pb.PatchbayError, match=r"needs a Model from patchbay\.load\(\.\.\.\), got str"):
+        function(**given)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
+def test_prompts_of_another_vocabulary_are_refused(case: Case) -> None:
+    name = "mixtral" if case.needs == "experts.out" else "gpt2"
+    model = lent(name)
+    own = task(name)
+    foreign = pb.Task("foreign", [(*ids[:-1], 4000, 4000) for ids in own.clean], own.right, own.wrong)
+    with untouched(model, foreign), pytest.raises(pb.PatchbayError) as caught:
+        case(model, foreign)
+    assert "4000" in str(caught.value)
+    assert str(model.vocab_size - 1) in str(caught.value)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.needs], ids=str)
+def test_a_family_without_the_signal_refuses(case: Case) -> None:
+    """It names the family and what is missing, and leaves the model alone."""
+    lacking = [name for name in TWINS if case.needs in WITHOUT[name]]
+    assert lacking
+    for name in lacking:
+        model = lent(name)
+        assert not any(case.needs in model.signals(i) for i in range(model.n_layers))
+        with untouched(model, task(name)), pytest.raises(pb.PatchbayError) as caught:
+            case(model, task(name))
+        assert model.family.name in str(caught.value)
+        assert case.needs.split(".")[1] in str(caught.value)

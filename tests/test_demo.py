@@ -1,0 +1,206 @@
+"""The demo finds what was built in, says when there is nothing, and prints only numbers of its own run."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay import demo, demo_knob, demo_task
+from patchbay.port import Part, PatchbayError
+from patchbay.tiny import planted
+from patchbay.tiny.twins import twin
+
+SHARED = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="module")
+def truth() -> dict[str, Any]:
+    return dict(planted.induction().truth)
+
+
+@pytest.fixture(scope="module")
+def induction() -> pb.Model:
+    made = planted.induction()
+    return pb.load(made.model, made.tokenizer)
+
+
+def n_hooks(model: pb.Model) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.hf.modules())
+
+
+@pytest.fixture(scope="module")
+def told(induction: pb.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    page = tmp_path_factory.mktemp("demo") / "deep" / "page.html"
+    return demo.tell(induction, report=page, quiet=True, n=40), page
+
+
+# --- the whole story, where the truth is known --------------------------------------------------------
+
+
+def test_it_takes_the_question_that_the_model_can_answer(told: tuple[dict[str, Any], Path]) -> None:
+    question = told[0]["question"]
+    assert question["task"] == "repeated_tokens"
+    assert question["shares"]["copy"][0] == 1.0
+    assert len(question["tried"]) == 1
+    assert "facts_in_context was not possible" in question["tried"][0]
+
+
+def test_attribution_and_sweep_find_what_was_planted(told: tuple[dict[str, Any], Path], truth: dict[str, Any]) -> None:
+    """Attribution sees the head that writes the answer; only the sweep sees the one that it depends on, too."""
+    assert told[0]["attribution"][0]["part"] == truth["induction"]
+    labelled = {row["part"] for row in told[0]["sweep"]["heads"] if row["label"]}
+    assert labelled == {truth["induction"], truth["previous_token"]}
+    assert told[0]["proof"]["joint"][0] == pytest.approx(truth["logit"], rel=0.1)
+
+
+def test_the_knob_moves_the_answers_and_carries_its_evidence(
+    told: tuple[dict[str, Any], Path], induction: pb.Model, truth: dict[str, Any]
+) -> None:
+    data, page = told
+    assert data["knob"]["found"] is True
+    assert data["knob"]["part"] in (truth["induction"], truth["previous_token"])
+    knob = pb.load_knob(data["written"]["knob"])
+    assert set(knob.evidence) == {"proof", "dose_response"}
+    assert knob.fits(induction)
+    task = pb.tasks.repeated_tokens(induction, 30, seed=99).with_metric("accuracy")  # prompts that the demo never saw
+    accuracy = [float(task.score(pb.run(induction, task, edits=edits).last_logits).mean()) for edits in ([], [knob])]
+    assert accuracy[0] == 1.0
+    assert accuracy[1] < 0.2
+    assert sorted(path.name for path in page.parent.iterdir()) == ["page.html", "page.knob"]
+
+
+def test_judged_numbers_are_those_of_the_untouched_half(told: tuple[dict[str, Any], Path], induction: pb.Model) -> None:
+    """Recomputed here by one plain run per number."""
+    data = told[0]
+    question = demo_task.ask(induction, n=40, seed=0)
+    dev, test = question.task.split(0.5, 0)
+    assert not set(dev.clean) & set(test.clean)
+    for edits, key in (
+        ([], "before"),
+        ([pb.scale(induction.part(data["knob"]["part"]).port(), data["knob"]["strength"])], "after"),
+    ):
+        said = pb.run(induction, test, edits=edits).last_logits.argmax(-1).tolist()
+        share = sum(token in wrong for token, wrong in zip(said, test.wrong, strict=True)) / len(test)
+        assert data["knob"][key][0] == pytest.approx(share)
+    at = list(demo_knob.DOSES).index(data["knob"]["strength"])
+    assert float(data["dose_response"]["wrong"][at]) == pytest.approx(data["knob"]["after"][0])
+
+
+def test_the_page_is_of_this_run_and_needs_nothing_else(told: tuple[dict[str, Any], Path]) -> None:
+    data, page = told
+    text = page.read_text()
+    assert text.count("<svg") == 6  # attribution, ablation, sweep, three of doses
+    assert not re.search(r"<(script|link|img|iframe)\b|(src|href)=\"(?!#|data:image/)", text)
+    after = data["knob"]["after"][0]
+    assert f"<b>{100 * after:.0f} %</b>" in text
+    assert data["model"]["fingerprint"] in text
+    assert f"{data['proof']['joint'][0]:.2f}" in text
+    assert "repeated_tokens" in text
+
+
+def test_the_numbers_are_json(told: tuple[dict[str, Any], Path]) -> None:
+    from patchbay import screen
+
+    assert json.loads(json.dumps(screen.plain(told[0])))["knob"]["found"] is True
+
+
+def test_the_model_is_left_as_it_was(induction: pb.Model, told: tuple[dict[str, Any], Path]) -> None:
+    fresh = pb.load(planted.induction().model)
+    assert induction.fingerprint == fresh.fingerprint
+    assert n_hooks(induction) == n_hooks(fresh)
+
+
+# --- where there is nothing to find -------------------------------------------------------------------
+
+
+def test_a_model_without_a_mechanism_gets_no_knob(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = planted.null()
+    data = demo.tell(pb.load(made.model, made.tokenizer), report=tmp_path / "page.html", n=40)
+    assert data["question"]["task"] == "own_text"
+    assert data["knob"]["found"] is False
+    assert "knob" not in data["written"]
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No knob is found" in said
+    assert "no knob was found" in (tmp_path / "page.html").read_text()
+    assert "facts_in_context was not possible" in said
+    assert "repeated_tokens was not taken" in said
+
+
+def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PatchbayError, match="turns attention heads, and this"):
+        demo.tell(pb.load(twin("mamba2")), report=tmp_path / "page.html", quiet=True)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(induction: pb.Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "page.html"):
+        with pytest.raises(PatchbayError, match="cannot write the report"):
+            demo.tell(induction, report=place, quiet=True)
+
+
+# --- pieces -------------------------------------------------------------------------------------------
+
+
+def test_the_mildest_strength_near_the_best_is_chosen() -> None:
+    heads = [Part(0, "head", 0), Part(0, "head", 1)]
+    shares = torch.tensor([[0.1, 0.2, 0.95, 0.99], [0.97, 0.5, 0.3, 0.2]])  # [head, strength]
+    assert demo_knob._mildest(heads, shares) == (heads[0], 2.0)  # 4 moves most, 2 comes within five points
+    shares[0, 2] = 0.9
+    assert demo_knob._mildest(heads, shares) == (heads[0], 4.0)
+    shares[1] = torch.tensor([1.0, 0.96, 0.97, 0.2])
+    assert demo_knob._mildest(heads, shares) == (heads[1], 0.0)  # 2 is as near, but turns the other way
+
+
+def test_answers_count_right_wrong_and_other(induction: pb.Model) -> None:
+    task = pb.Task("own", clean=((3, 4), (5, 6), (7, 8)), right=(10, 10, 10), wrong=((11, 12), (11,), (11,)))
+    logits = torch.zeros(4, induction.vocab_size)
+    for row, token in enumerate((10, 12, 12, 10)):
+        logits[row, token] = 1.0
+    prompts = torch.tensor([0, 0, 1, 2])
+    assert demo_task.answers(task)(logits, prompts).tolist() == [1.0, -1.0, 0.0, 1.0]
+
+
+def test_own_text_asks_between_the_same_two_tokens(induction: pb.Model) -> None:
+    made = planted.null()
+    model = pb.load(made.model, made.tokenizer)
+    task = demo_task._own_text(model, 30, 0).task
+    assert len({*task.right}) == 1
+    assert len({*task.wrong}) == 1
+    for ids, right, wrong in zip(task.clean, task.right, task.wrong, strict=True):
+        assert {*pb.run(model, [list(ids)]).last_logits[0].topk(2).indices.tolist()} == {right, *wrong}
+
+
+# --- trained models -----------------------------------------------------------------------------------
+
+
+def test_the_built_in_model_moves_from_memory_to_context(tmp_path: Path) -> None:
+    from patchbay.model import built_in_names
+
+    if "tiny" not in built_in_names():
+        pytest.skip("no built-in model named tiny in this checkout")
+    began = time.process_time()
+    data = demo.tell(pb.load("tiny"), report=tmp_path / "page.html", quiet=True)
+    assert time.process_time() - began < 60
+    assert data["question"]["task"] == "facts_in_context"
+    assert data["knob"]["found"] is True
+    assert data["knob"]["gain"][0] > 0.2
+    text = (tmp_path / "page.html").read_text()
+    assert "unrelated stories" in text
+    assert "plain facts completed" in text
+
+
+def test_a_shared_checkpoint_gets_a_question_that_it_can_take(tmp_path: Path) -> None:
+    folder = SHARED / "models" / "stories260K"
+    if not folder.is_dir():
+        pytest.skip(f"no shared checkpoint at {folder}: set PATCHBAY_SHARED")
+    data = demo.tell(pb.load(str(folder)), report=tmp_path / "page.html", quiet=True, n=40)
+    assert data["question"]["task"] == "own_text"
+    assert len(data["question"]["tried"]) == 2
+    assert isinstance(data["knob"]["found"], bool)

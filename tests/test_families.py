@@ -1,0 +1,198 @@
+"""families: every port of every covered family holds what it claims, and what fits no row is refused with what was found.
+
+The proof itself is `patchbay.check`; here it runs on the twin of each family, and broken models show that it can fail.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import patchbay as pb
+from patchbay.check import Row, family_table, verify
+from patchbay.families import FAMILIES, Family, candidates, follow, layer_modules, missing
+from patchbay.model import Model
+from patchbay.port import PatchbayError, Port
+from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+
+REQUIRED = """gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
+gemma3_text olmo2 olmoe phi phi3 stablelm starcoder2 cohere cohere2 granite gpt_oss deepseek_v3 smollm3 mamba2 lfm2 bamba"""
+
+HEADS = ("attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out")
+STREAM = ("embed", "resid_in", "resid_out", "attn.out", "final_norm", "logits")
+MLP, EXPERTS = ("mlp.in", "mlp.out"), ("router.logits", "router.weights", "router.experts", "experts.out")
+PARALLEL = ("gpt_neox", "gptj", "falcon", "falcon grouped", "phi", "stablelm parallel", "cohere", "cohere normed", "cohere2")
+MIXTURE = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss", "deepseek_v3", "deepseek_v2", "glm4_moe_lite", "dots1")
+MIXTURE += ("flex_olmo", "phimoe", "qwen2_moe")
+DENSE_TOO = ("deepseek_v3", "deepseek_v2", "glm4_moe_lite", "dots1")  # a dense layer before those with experts
+
+
+@functools.cache
+def rows_of(name: str) -> tuple[Model, list[Row]]:
+    model = pb.load(twin(name))
+    return model, verify(model)
+
+
+def expected_signals(name: str) -> set[str]:
+    if name in ("mamba", "mamba2"):
+        return set(STREAM)
+    found = {*STREAM, *HEADS, *MLP}
+    found |= set() if name in PARALLEL else {"resid_mid"}
+    found |= set(EXPERTS) if name in MIXTURE else {"mlp.act"}
+    return found | ({"mlp.act"} if name in DENSE_TOO else set())
+
+
+def test_every_required_family_has_a_twin() -> None:
+    assert set(REQUIRED.split()) <= set(FAMILY_CONFIGS)
+
+
+def test_every_model_type_of_a_row_has_a_twin_that_resolves_to_it() -> None:
+    covered = {model_type for model_type, _ in FAMILY_CONFIGS.values()}
+    named = [model_type for family in FAMILIES for model_type in family.model_types]
+    assert set(named) <= covered
+    assert len(named) == len(set(named))
+
+
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_every_port_of_a_family_is_offered_and_proved(name: str) -> None:
+    model, rows = rows_of(name)
+    assert FAMILY_CONFIGS[name][0] in model.family.model_types  # adopted by its own row
+    assert {port.signal for port in model.ports()} == expected_signals(name)
+    failed = [str(row) for row in rows if not row.passed]
+    assert not failed
+    assert {row.signal for row in rows} == expected_signals(name)
+
+
+def test_the_table_is_the_result_of_the_checks() -> None:
+    table = family_table(["gpt2", "mamba2"])
+    assert [row["family"] for row in table] == ["gpt2", "mamba2"]
+    assert table == family_table(["gpt2", "mamba2"])
+    for row in table:
+        _, rows = rows_of(row["family"])
+        assert row["verified"] is True
+        assert row["errors"] == []
+        assert set(row["ports"]) == expected_signals(row["family"])
+        assert row["checks"] == len(rows)
+
+
+def failures(model: Model) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for row in verify(model):
+        if not row.passed:
+            found.setdefault(row.signal, set()).add(row.claim)
+    return found
+
+
+def test_the_checks_fail_on_a_view_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pb.load(twin("llama"))
+    assert not failures(model)
+    norm = model.modules[0].norm_mlp
+    model.modules[0] = layer_modules(
+        Family("llama", norm_mlp="input_layernorm"), model.modules[0].layer, model.config
+    )  # the MLP's norm mistaken for another
+    assert set(failures(model)) == {"mlp.in"}
+    model = pb.load(twin("llama"))
+    monkeypatch.setitem(model._heads, 0, (4, 4, 8))  # key/value groups miscounted
+    with pytest.raises((PatchbayError, RuntimeError, IndexError)):
+        verify(model)
+    model = pb.load(twin("llama"))
+    monkeypatch.setattr("patchbay.view.Group.heads", property(lambda group: group.model.layers[0].heads[0:2]))
+    assert {"attn.k", "attn.v"} <= set(failures(model))
+    assert norm is not None
+
+
+def test_the_checks_fail_where_a_tap_disturbs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pb.load(twin("llama"))
+    from patchbay.jacks import Session
+
+    plain = Session._capture
+
+    def clumsy(self, taps, signal, x, only=None):
+        plain(self, taps, signal, x, only)
+        if signal == "mlp.act" and taps:
+            x.mul_(1.001)
+
+    monkeypatch.setattr(Session, "_capture", clumsy)
+    assert "a tap leaves the logits bit-equal" in failures(model)["mlp.act"]
+
+
+# ---- unknown architectures -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "olmo2", "granite", "falcon", "gpt_neo", "gpt_oss", "stablelm parallel", "mamba2", "cohere2"]
+)
+def test_an_unknown_model_type_is_adopted_by_its_structure(name: str) -> None:
+    hf = twin(name)
+    hf.config.model_type = "brand_new"
+    model = pb.load(hf)
+    named = {family.name: family for family in FAMILIES}
+    known = pb.load(twin(name))
+    assert {port.signal for port in model.ports()} == {port.signal for port in known.ports()}
+    failed = [row for row in verify(model) if not row.passed]
+    assert not failed, (model.family.name, failed)
+    assert model.family.name in named
+
+
+class Odd(nn.Module):
+    """A language model that is built like no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = type("Config", (), {"model_type": "odd", "_name_or_path": ""})()
+        self.lookup, self.tower = nn.Embedding(8, 4), nn.ModuleList([nn.Linear(4, 4)])
+
+
+def test_what_fits_no_row_is_refused_with_what_was_found_and_what_to_pass() -> None:
+    with pytest.raises(PatchbayError) as error:
+        candidates(Odd())
+    text = str(error.value)
+    assert "Odd (model type 'odd') fits no known family" in text
+    assert "Nearest row is" in text
+    assert "the model has children lookup, tower" in text
+    assert "pb.load(model, family=patchbay.Family(" in text
+
+
+def test_a_model_that_fails_the_self_check_is_refused_with_the_numbers() -> None:
+    hf = twin("llama")
+    hf.model.layers[1].register_forward_hook(lambda module, args, output: output * 1.01)  # adds what no part accounts for
+    with pytest.raises(PatchbayError, match=r"self-check failed.*parts sum to the final stream within \d\.\de-0[123]"):
+        pb.load(hf)
+    hf = twin("llama")
+    with torch.no_grad():
+        hf.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(PatchbayError, match="within inf"):
+        pb.load(hf)
+
+
+def test_a_row_given_by_hand_is_used_and_proved() -> None:
+    row = Family("mine", norm_mlp="post_attention_layernorm")
+    assert pb.load(twin("llama"), family=row).family is row
+    with pytest.raises(PatchbayError, match=r"mine: parts sum to the final stream within"):
+        pb.load(twin("gemma2"), family=row)
+    with pytest.raises(PatchbayError, match="self-check failed|has no model.stack"):
+        pb.load(twin("llama"), family=Family("mine", layers="model.stack"))
+
+
+def test_missing_names_the_paths_and_alternatives_are_tried_in_order() -> None:
+    hf = twin("llama")
+    assert missing(FAMILIES[0], hf) == []
+    assert "model.layers.0.self_attn.out" in missing(Family("x", attn_proj="out"), hf)
+    assert "transformer.h" in missing(Family("x", layers="transformer.h"), hf)
+    layer = hf.model.layers[0]
+    assert follow(layer, "nothing|mlp.up_proj|mlp") is layer.mlp.up_proj
+    assert follow(layer, "nothing|none") is None
+    assert follow(layer, "") is None
+
+
+def test_hybrid_layers_offer_what_they_have() -> None:
+    model = pb.load(twin("lfm2"))
+    assert "attn.z" in model.signals(1)
+    assert "attn.z" not in model.signals(0)
+    assert "attn.out" in model.signals(0)
+    with pytest.raises(PatchbayError, match=r"L0.attn.z: layer 0 offers resid_in, .*; layers \[1\] have it"):
+        pb.run(model, [[1, 2, 3]], taps=[Port("attn.z", 0)])
+    assert len(model.layers[0].heads) == 0
+    with pytest.raises(PatchbayError, match="head 0 asked, there are none"):
+        model.layers[0].heads[0]

@@ -1,0 +1,520 @@
+"""run: taps see what the model used, padding changes nothing, gradients are true, and nothing is left or computed in vain."""
+
+import functools
+import gc
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+import patchbay as pb
+from patchbay import attention
+from patchbay.jacks import Session
+from patchbay.model import Model
+from patchbay.port import PatchbayError, Port
+from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+
+
+@functools.cache
+def model_of(name: str) -> Model:
+    return pb.load(twin(name))
+
+
+def tokens(n: int, seed: int = 0) -> list[int]:
+    return torch.randint(3, N_VOCAB, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+PROMPTS = [tokens(11, 1), tokens(4, 2), tokens(1, 3), tokens(8, 4)]
+
+
+def clean(model: Model) -> bool:
+    hooks = any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.hf.modules())
+    return not hooks and not attention._ACTIVE and not model.hf.config._attn_implementation.startswith(attention.PREFIX)
+
+
+# ---- padding and batches ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+def test_padding_changes_nothing_and_is_nan(name: str) -> None:
+    model = model_of(name)
+    ports = model.ports()
+    edits = [pb.scale(model.layers[0].attn.out, -0.5, positions=-1), pb.add(model.layers[1].resid_in, 0.3, positions="last")]
+    together = pb.run(model, PROMPTS, taps=ports, edits=edits)
+    for i, prompt in enumerate(PROMPTS):
+        alone = pb.run(model, [prompt], taps=ports, edits=edits)
+        n = len(prompt)
+        assert torch.allclose(together.logits[i, :n], alone.logits[0], atol=2e-5)
+        assert torch.allclose(together.last_logits[i], alone.last_logits[0], atol=2e-5)
+        assert bool(together.logits[i, n:].isnan().all())
+        for port in ports:
+            axes = [axis for axis in port.axes[1:]]
+            mine, own = together[port][i], alone[port][0]
+            inside = tuple(slice(n) if axis in ("position", "query", "key") else slice(None) for axis in axes)
+            assert torch.allclose(mine[inside].double(), own.double(), atol=2e-5), port
+            assert torch.allclose(together.last(port)[i][..., : n if axes[-1] == "key" else None].double(), alone.last(port)[0].double(), atol=2e-5)
+            beyond = mine.narrow(axes.index(whole_position(port)), n, mine.shape[axes.index(whole_position(port))] - n)
+            assert bool((beyond == -1).all() if not mine.is_floating_point() else beyond.isnan().all()), port
+        if "attn.pattern" in model.signals(1):
+            assert float(together[Port("attn.pattern", 1)][i, :, :n, n:].abs().sum()) == 0
+    assert together.lengths.tolist() == [len(prompt) for prompt in PROMPTS]
+    assert together.touched == [[(len(prompt) - 1,) for prompt in PROMPTS]] * 2
+
+
+def whole_position(port: Port) -> str:
+    return Port(port.signal, port.layer).axes[port.position_axis]
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("logits", ["all", "last"])
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_batches_equal_one_run(name: str, logits: str, size: int) -> None:
+    model = model_of(name)
+    ports = [*model.ports(), model.layers[1].heads[2].pattern.rows(-1, 0), model.layers[1].heads[1].k]
+    edits = [pb.zero(model.layers[0].attn.out, positions=-1)]
+    whole = pb.run(model, PROMPTS, taps=ports, edits=edits, logits=logits)
+    parts = pb.run(model, PROMPTS, taps=ports, edits=edits, logits=logits, batch_size=size)
+    assert parts.touched == whole.touched
+    assert torch.equal(parts.ids, whole.ids)
+    assert torch.equal(parts.lengths, whole.lengths)
+    assert torch.allclose(parts.logits, whole.logits, atol=2e-5, equal_nan=True)
+    assert torch.allclose(parts.last_logits, whole.last_logits, atol=2e-5)
+    for port in ports:
+        assert torch.allclose(parts[port].double(), whole[port].double(), atol=2e-5, equal_nan=True), port
+
+
+def test_last_logits_are_those_of_each_prompts_end() -> None:
+    for name in ("gpt2", "mamba2", "gemma2", "opt", "gptj", "bloom", "falcon"):
+        model = model_of(name)
+        everything = pb.run(model, PROMPTS).logits
+        expected = torch.stack([everything[i, len(prompt) - 1] for i, prompt in enumerate(PROMPTS)])
+        ragged = pb.run(model, PROMPTS, logits="last")
+        assert tuple(ragged.logits.shape) == (4, 1, N_VOCAB)
+        assert torch.equal(ragged.last_logits, expected)
+        even = pb.run(model, [PROMPTS[0], PROMPTS[0]], logits="last")
+        assert torch.allclose(even.last_logits, expected[:1].expand(2, -1), atol=2e-5)
+        assert tuple(even.logits.shape) == (2, 1, N_VOCAB)
+
+
+def test_what_a_run_refuses() -> None:
+    model = model_of("llama")
+    z = model.layers[0].attn.z
+    for options, says in (
+        ({"logits": "first"}, "logits='first': 'all' or 'last'"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 2, "grad": True}, "cannot be combined with grad"),
+        ({"batch_size": 2, "edits": [pb.zero(z, rows=1)]}, r"cannot be combined with zero\(L0.attn.z, rows=\[1\]\)"),
+        ({"batch_size": 2, "edits": [pb.zero(z, positions=torch.ones(4, 2, dtype=torch.bool))]}, "edits by row or mask"),
+        ({"batch_size": 2, "edits": [pb.add(z, torch.zeros(2, 1, 4, 8))]}, "edits by row or mask"),
+        ({"edits": ["zero"]}, "expected edits or knobs, got str"),
+        ({"taps": [Port("attn.pattern", 0, None, (4,))]}, r"rows \[4\] asked, the shortest prompt has 1"),
+        ({"taps": [Port("attn.pattern", 0, None, (-2,))]}, r"rows \[-2\] asked, the shortest prompt has 1"),
+    ):
+        with pytest.raises(PatchbayError, match=says):
+            pb.run(model, PROMPTS, **options)
+    with model.edited(pb.zero(z, rows=3)), pytest.raises(PatchbayError, match="cannot be combined"):
+        pb.run(model, PROMPTS, batch_size=2)  # rows of an enclosing block count too
+    trace = pb.run(model, PROMPTS, taps=[z, model.layers[0].heads[1].pattern.rows(0)])
+    with pytest.raises(PatchbayError, match=r"L1.attn.z was not tapped; tapped were L0.H1.pattern\[0\], L0.attn.z"):
+        trace[model.layers[1].attn.z]
+    with pytest.raises(PatchbayError, match="was not tapped"):
+        trace[model.layers[0].heads[1].pattern]
+    with pytest.raises(PatchbayError, match="query rows are chosen by the port"):
+        trace.last(model.layers[0].heads[1].pattern.rows(0))
+    with pytest.raises(PatchbayError, match="carries no gradient"):
+        trace.gradient(trace.logits.sum(), z)
+    assert clean(model)
+
+
+# ---- what taps see ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neo", "mixtral", "bloom", "falcon", "deepseek_v3"])
+def test_one_head_neuron_or_expert_is_its_slice_of_the_whole(name: str) -> None:
+    model = model_of(name)
+    layer = model.layers[1]
+    parts = [port for view in (layer.heads[2], layer.groups[-1], layer.heads[0]) for port in view.ports()]
+    parts += [n.act for n in layer.mlp.neurons[3:5]] + [port for e in layer.experts[:2] for port in e.ports()]
+    wholes = list(dict.fromkeys(Port(port.signal, port.layer) for port in parts))
+    together = pb.run(model, PROMPTS, taps=wholes)
+    for tapped in (parts, [*wholes, *parts]):
+        trace = pb.run(model, PROMPTS, taps=tapped)
+        for port in parts:
+            at = Port(port.signal, 1).axes.index(port.index_axis)
+            expected = together[Port(port.signal, 1)].select(at, port.index)
+            assert torch.allclose(trace[port], expected, atol=1e-6, equal_nan=True), port
+            assert torch.equal(together[port].nan_to_num(), expected.nan_to_num())
+            assert trace[port].ndim == len(port.axes)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "gptj", "bloom", "falcon", "falcon alibi", "mistral"])
+def test_chosen_query_rows_equal_those_of_the_whole_pattern(name: str) -> None:
+    model = model_of(name)
+    prompts = [tokens(9), tokens(6, 1)]
+    layer = model.layers[1]
+    whole = pb.run(model, prompts, taps=[layer.attn.pattern])[layer.attn.pattern]
+    rows = [layer.attn.pattern.rows(-1, 2), layer.heads[2].pattern.rows(4), layer.heads[0].pattern.rows(2, -1)]
+    for edits in ([], [pb.scale(layer.attn.pattern, 1.0)]):
+        for taps in (rows, [*rows, layer.attn.pattern]):
+            trace = pb.run(model, prompts, taps=taps, edits=edits)
+            for i, n in enumerate((9, 6)):
+                assert torch.allclose(trace[rows[0]][i], whole[i][:, [n - 1, 2]], atol=1e-6)
+                assert torch.allclose(trace[rows[1]][i], whole[i, 2, [4]], atol=1e-6)
+                assert torch.allclose(trace[rows[2]][i], whole[i, 0, [2, n - 1]], atol=1e-6)
+    assert torch.allclose(trace[layer.heads[3].pattern.rows(-1, 2)], whole[:, 3][torch.arange(2)[:, None], torch.tensor([[8, 2], [5, 2]])])
+
+
+def test_router_logits_of_deepseek_go_through_sigmoid_correction_and_groups() -> None:
+    model = model_of("deepseek_v3")
+    router, port = model.modules[1].router, Port("router.logits", 1)
+    base = pb.run(model, PROMPTS[:1], taps=[port])[port]
+    new = base.flip(-1) * 2
+    trace = pb.run(model, PROMPTS[:1], taps=[Port("router.weights", 1), Port("router.experts", 1), port], edits=[pb.replace(port, new)])
+    assert torch.equal(trace[port], new)
+    for place in range(len(PROMPTS[0])):  # two groups of four: the group whose best two are best, then its best two experts
+        scores = [float(torch.sigmoid(x)) for x in new[0, place]]
+        choice = [s + float(c) for s, c in zip(scores, router.e_score_correction_bias, strict=True)]
+        group = max((0, 4), key=lambda g: sum(sorted(choice[g : g + 4])[-2:]))
+        best = sorted(range(group, group + 4), key=lambda e: choice[e])[-2:]
+        assert sorted(trace[Port("router.experts", 1)][0, place].tolist()) == sorted(best)
+        total = sum(scores[e] for e in best)
+        for e in range(8):
+            expected = scores[e] / total * router.routed_scaling_factor if e in best else 0.0
+            assert float(trace[Port("router.weights", 1)][0, place, e]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_router_logits_of_gpt_oss_choose_first_and_normalise_the_chosen() -> None:
+    model, port = model_of("gpt_oss"), Port("router.logits", 0)
+    base = pb.run(model, PROMPTS[:1], taps=[port])[port]
+    trace = pb.run(model, PROMPTS[:1], taps=[Port("router.weights", 0)], edits=[pb.scale(port, -1.0)])
+    values, chosen = (-base).topk(2, dim=-1)
+    expected = torch.zeros_like(base).scatter(-1, chosen, values.softmax(-1))
+    assert torch.allclose(trace[Port("router.weights", 0)], expected, atol=1e-6)
+
+
+def test_an_expert_that_is_given_weight_where_it_was_not_chosen_really_runs() -> None:
+    for name in ("mixtral", "gpt_oss", "qwen3_next"):
+        model = model_of(name)
+        layer = model.layers[0]
+        weights, out = layer.router.weights, layer.attn.part.port()
+        base = pb.run(model, PROMPTS[:1], taps=[weights, layer.experts[1].out])
+        idle = int((base[weights][0, :, 1] == 0).nonzero()[0, 0])
+        assert float(base[layer.experts[1].out][0, idle].abs().max()) == 0
+        trace = pb.run(model, PROMPTS[:1], taps=[layer.experts[1].out, weights], edits=[pb.add(layer.experts[1].weight, 0.5, positions=idle)])
+        twice = pb.run(model, PROMPTS[:1], taps=[layer.experts[1].out], edits=[pb.add(layer.experts[1].weight, 1.0, positions=idle)])
+        assert float(trace[layer.experts[1].out][0, idle].abs().max()) > 1e-3
+        assert torch.allclose(2 * trace[layer.experts[1].out][0, idle], twice[layer.experts[1].out][0, idle], atol=1e-5)
+        assert float(trace[weights][0, idle, 1]) == 0.5
+        assert out is not None
+
+
+# ---- attention stays causal, and costs only where asked --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gemma2", "qwen3_next", "falcon", "gptj"])
+def test_a_later_token_changes_nothing_before_it_under_attention_taps(name: str) -> None:
+    """Registered without a mask of its own, the attention function would turn bidirectional."""
+    model = model_of(name)
+    ports = [port for port in model.ports() if port.signal.startswith("attn.")]
+    one, two = [tokens(10), tokens(10)]
+    two = two[:6] + tokens(4, 9)
+    found, changed = (pb.run(model, [ids], taps=ports) for ids in (one, two))
+    assert torch.allclose(found.logits[0, :6], changed.logits[0, :6], atol=1e-6)
+    assert not torch.allclose(found.logits[0, 6:], changed.logits[0, 6:], atol=1e-3)
+    plain = model.hf(torch.tensor([one]), use_cache=False).logits
+    assert torch.equal(found.logits, plain)
+
+
+def test_the_mask_of_the_attention_that_is_wrapped_is_registered_with_it() -> None:
+    model = model_of("llama")
+    pb.run(model, PROMPTS[:1], taps=[model.layers[0].attn.q])
+    assert ALL_MASK_ATTENTION_FUNCTIONS[attention.PREFIX + "sdpa"] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def eager_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Records (layer, number of query rows) of every pattern that is computed."""
+    calls: list[tuple[int, int]] = []
+    own = attention.eager_of
+
+    def spied(module: nn.Module):
+        inner = own(module)
+
+        def eager(module, query, *args, **kwargs):
+            calls.append((module.layer_idx, query.shape[2]))
+            return inner(module, query, *args, **kwargs)
+
+        return eager
+
+    monkeypatch.setattr(attention, "eager_of", spied)
+    return calls
+
+
+def test_patterns_are_computed_only_in_the_layers_and_rows_that_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    calls = eager_calls(monkeypatch)
+    layer = model.layers[1]
+    for taps, expected in (
+        ([], []),
+        ([port for port in model.ports() if port.signal != "attn.pattern"], []),
+        ([layer.attn.pattern], [(1, 11)]),
+        ([layer.heads[2].pattern.rows(-1)], [(1, 1)]),
+        ([layer.heads[2].pattern.rows(-1), layer.heads[0].pattern.rows(0, -1)], [(1, 2)]),
+        ([model.layers[0].attn.pattern.rows(-1), layer.attn.pattern], [(0, 1), (1, 11)]),
+    ):
+        calls.clear()
+        pb.run(model, PROMPTS[:1], taps=taps)
+        assert calls == expected
+    for edits, expected in (([pb.zero(layer.heads[0].pattern)], [(1, 11)]), ([pb.block(layer.attn.pattern, query=5, key=1)], [])):
+        calls.clear()
+        pb.run(model, PROMPTS[:1], edits=edits)
+        assert calls == expected
+
+
+def test_a_tap_of_one_head_does_not_keep_the_others_in_memory() -> None:
+    model = model_of("llama")
+    for port in (model.layers[0].heads[1].z, model.layers[0].heads[1].pattern, model.layers[0].mlp.neurons[3].act):
+        value = pb.run(model, PROMPTS[:1], taps=[port])[port]
+        assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), port
+
+
+def test_an_untapped_run_touches_no_module_and_is_the_models_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    plain = model.hf(torch.tensor(PROMPTS[:1]), use_cache=False).logits
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a hook was placed")
+
+    for name in ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"):
+        monkeypatch.setattr(nn.Module, name, refuse)
+    monkeypatch.setattr(attention, "listen", refuse)
+    assert torch.equal(pb.run(model, PROMPTS[:1]).logits, plain)
+    model.generate(PROMPTS[:1], 2)
+    with pytest.raises(AssertionError, match="a hook was placed"):  # the guard does guard
+        pb.run(model, PROMPTS[:1], taps=[model.layers[0].resid_in])
+
+
+def test_a_tap_hooks_only_what_it_needs() -> None:
+    model = model_of("llama")
+    with model.session([model.layers[1].resid_out, model.layers[0].attn.q]):
+        hooked = [name for name, m in model.hf.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+        assert hooked == ["", "model.layers.1"]
+        assert list(attention._ACTIVE) == [id(model.modules[0].attn)]
+    assert clean(model)
+
+
+# ---- nothing is left -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gptj", "falcon", "gemma2", "mamba2", "opt"])
+def test_no_hook_is_left_after_an_error_at_any_port(name: str) -> None:
+    model = model_of(name)
+    before = pb.run(model, PROMPTS).logits
+    for port in model.ports():
+        if port.editable:
+            with pytest.raises((PatchbayError, RuntimeError)):
+                pb.run(model, PROMPTS, taps=model.ports(), edits=[pb.add(port, torch.zeros(2, 3, 4, 5, 6, 7))])
+            assert clean(model), port
+    with pytest.raises(KeyboardInterrupt), model.session(model.ports()):
+        raise KeyboardInterrupt
+    assert clean(model)
+    assert torch.equal(pb.run(model, PROMPTS).logits.nan_to_num(), before.nan_to_num())
+
+
+def test_an_error_while_hooks_are_placed_takes_them_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+
+    def fail(self: Session, layer: int) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(Session, "_attach_attention", fail)
+    with pytest.raises(RuntimeError, match="no room"):
+        pb.run(model, PROMPTS, taps=model.ports())
+    assert clean(model)
+
+
+def test_a_trace_does_not_keep_the_session_or_the_graph() -> None:
+    model = model_of("llama")
+    trace = pb.run(model, PROMPTS, taps=model.ports())
+    assert not any(trace[port].requires_grad for port in trace.ports)
+    assert not trace.logits.requires_grad
+    gc.collect()
+    assert not [found for found in gc.get_objects() if type(found) is Session]
+
+
+def test_edited_blocks_nest_in_order_and_end_where_they_end() -> None:
+    model = model_of("llama")
+    port = model.layers[0].resid_out
+    value = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor(PROMPTS[:1])
+    plain = model.hf(ids).logits
+    set_, add, scale = pb.replace(port, value), pb.add(port, value), pb.scale(port, -1.0)
+    with model.edited(set_):
+        first = model.hf(ids).logits
+        with model.edited(add):
+            second = model.hf(ids).logits
+            third = pb.run(model, ids, edits=[scale], taps=[port])
+        assert torch.equal(model.hf(ids).logits, first)
+        with pytest.raises(RuntimeError, match="stop"), model.edited(add):
+            raise RuntimeError("stop")
+        assert torch.equal(model.hf(ids).logits, first)
+        with pytest.raises(PatchbayError, match="layers 0..1"), model.edited(pb.zero(Port("attn.z", 7))):
+            pass
+        assert torch.equal(model.hf(ids).logits, first)
+    assert clean(model)
+    assert torch.equal(model.hf(ids).logits, plain)
+    assert torch.equal(first, pb.run(model, ids, edits=[set_]).logits)
+    assert torch.equal(second, pb.run(model, ids, edits=[set_, add]).logits)
+    assert torch.allclose(third[port], (-2 * value).expand_as(third[port]))
+    assert [str(edit) for edit in model.active_edits([add])] == [str(add)]
+
+
+class Strong:
+    """What a knob is to `edited`: something that gives its edits at a strength."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+
+    def edits_at(self, strength: float | None) -> list[pb.Edit]:
+        return [pb.scale(self.port, 1.0 if strength is None else strength)]
+
+
+def test_knobs_and_lists_of_edits_are_taken_too() -> None:
+    model = model_of("llama")
+    port = model.layers[0].heads[1].z
+    with model.edited([Strong(port)], strength=0.0):
+        found = model.hf(torch.tensor(PROMPTS[:1])).logits
+    assert torch.equal(found, pb.run(model, PROMPTS[:1], edits=[pb.scale(port, 0.0)]).logits)
+    assert torch.equal(pb.run(model, PROMPTS[:1], edits=[[Strong(port)]]).logits, pb.run(model, PROMPTS[:1]).logits)
+
+
+def test_left_padding_with_positions_is_refused_and_without_is_exact() -> None:
+    model = model_of("llama")
+    ids, mask = torch.tensor([[0, 0, *PROMPTS[1]]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
+    port = model.layers[0].attn.out
+    with model.edited(pb.zero(port, positions=1)), pytest.raises(PatchbayError, match="left-padded"):
+        model.hf(ids, attention_mask=mask)
+    with model.edited(pb.add(port, torch.zeros(4, 32))), pytest.raises(PatchbayError, match="left-padded"):
+        model.hf(ids, attention_mask=mask)
+    with model.edited(pb.zero(port)):
+        found = model.hf(ids, attention_mask=mask, position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]])).logits
+    expected = pb.run(model, PROMPTS[1:2], edits=[pb.zero(port)]).logits
+    assert torch.allclose(found[:, 2:], expected, atol=1e-5)
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+
+GRADIENT = ("llama", "gpt2", "opt", "bloom", "gptj", "falcon", "falcon alibi", "gemma2", "olmo2", "granite", "phi", "mixtral")
+GRADIENT += ("gpt_oss", "deepseek_v3", "qwen3_next", "mamba2", "lfm2", "flex_olmo")
+
+
+def score(logits: Tensor) -> Tensor:
+    """A number that depends on every logit of the last position."""
+    return (logits * torch.linspace(-1, 1, logits.shape[-1], dtype=logits.dtype)).sum()
+
+
+def in_double(name: str, frozen: bool = False) -> Model:
+    hf = twin(name).double().requires_grad_(not frozen)
+    if any("experts" in part for part, _ in hf.named_modules()):
+        hf.set_experts_implementation("eager")  # the grouped kernel takes no float64
+    return pb.load(hf)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", GRADIENT)
+def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, frozen: bool) -> None:
+    """trace.gradient against (f(x + e d) - f(x - e d)) / 2e, d random, the step made by an edit of that port.
+
+    Several steps: a large one crosses corners (ReLU, other experts), a small one drowns where a family rounds to float32.
+    """
+    model = in_double(name, frozen)
+    prompt = [tokens(7, 5)]
+    ports = [p for p in model.ports() if p.editable and not (p.signal.startswith("router") and "logits" not in p.signal)]
+    trace = pb.run(model, prompt, taps=ports, grad=True)
+    plain = pb.run(model, prompt)
+    assert torch.allclose(trace.logits, plain.logits, atol=1e-5)
+    gradients = trace.gradient(score(trace.last_logits[0]), *ports)
+    generator = torch.Generator().manual_seed(0)
+    sizes, slopes, edits = (1e-3, 1e-4, 1e-5), [], []
+    for port, gradient in zip(ports, gradients, strict=True):
+        assert gradient.shape == trace[port].shape
+        value = trace[port].detach().movedim(port.position_axis, 1)[0]
+        step = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        step = step * (value != 0) if port.signal in ("attn.pattern", "experts.out") else step
+        slopes.append(float((gradient.movedim(port.position_axis, 1)[0] * step).sum()))
+        for size in sizes:
+            edits.append(pb.add(port, size * step, rows=len(edits)))
+            edits.append(pb.add(port, -size * step, rows=len(edits)))
+    moved = pb.run(model, prompt * len(edits), edits=edits).last_logits.unflatten(0, (-1, len(sizes), 2))
+    for port, slope, pairs in zip(ports, slopes, moved, strict=True):
+        found = [float(score(up) - score(down)) / (2 * size) for size, (up, down) in zip(sizes, pairs, strict=True)]
+        assert min(abs(slope - other) for other in found) < 1e-2 * max(abs(slope), 0.3), (port, slope, found)
+    assert max(map(abs, slopes)) > 1
+    assert all(p.grad is None for p in model.hf.parameters())
+
+
+def test_gradients_of_parts_rows_and_padded_prompts() -> None:
+    model = model_of("llama")
+    layer = model.layers[0]
+    ports = [layer.heads[2].z, layer.heads[1].pattern.rows(-1), layer.attn.pattern, layer.attn.z, layer.mlp.neurons[4].act, layer.resid_mid]
+    together = pb.run(model, PROMPTS, taps=ports, grad=True)
+    gradients = dict(zip(ports, together.gradient(together.last_logits.pow(2).sum(), *ports), strict=True))
+    assert torch.equal(gradients[layer.heads[2].z].nan_to_num(), gradients[layer.attn.z][:, :, 2].nan_to_num())
+    for i, prompt in enumerate(PROMPTS):
+        n = len(prompt)
+        row = gradients[layer.heads[1].pattern.rows(-1)][i, 0]
+        assert torch.equal(row, gradients[layer.attn.pattern][i, 1, n - 1])
+        alone = pb.run(model, [prompt], taps=ports, grad=True)
+        own = dict(zip(ports, alone.gradient(alone.last_logits.pow(2).sum(), *ports), strict=True))
+        for port in (layer.heads[2].z, layer.attn.z, layer.mlp.neurons[4].act, layer.resid_mid):
+            assert torch.allclose(gradients[port][i, :n], own[port][0], atol=1e-4), port
+            assert bool(gradients[port][i, n:].isnan().all())
+            assert float(own[port].abs().max()) > 1e-4
+            assert torch.allclose(together[port][i, :n], alone[port][0], atol=1e-5)
+            assert bool(together[port][i, n:].isnan().all())
+
+
+def test_gradients_flow_through_edits_of_single_parts_and_to_their_values() -> None:
+    """An edit of one head or expert must not cut the gradient through the others."""
+    for name, signal in (("llama", "attn.head_out"), ("mixtral", "experts.out")):
+        model = in_double(name)
+        edit = pb.scale(Port(signal, 1, 1), 0.5)
+        port, prompt = model.layers[0].resid_in, [tokens(6, 5)]
+        trace = pb.run(model, prompt, taps=[port], edits=[edit], grad=True)
+        (gradient,) = trace.gradient(score(trace.last_logits[0]), port)
+        step = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0), dtype=gradient.dtype)[0]
+        up, down = (pb.run(model, prompt, edits=[edit, pb.add(port, s * 1e-3 * step)]).last_logits for s in (1, -1))
+        slope = (score(up[0]) - score(down[0])) / 2e-3
+        assert float((gradient[0] * step).sum().detach()) == pytest.approx(float(slope), rel=1e-2)
+    value = torch.zeros(32, requires_grad=True)
+    model = model_of("llama")
+    trace = pb.run(model, PROMPTS[:1], edits=[pb.add(model.layers[0].resid_out, value, positions=3)], grad=True)
+    (by_value,) = torch.autograd.grad(score(trace.last_logits[0]), [value])
+    tapped = pb.run(model, PROMPTS[:1], taps=[model.layers[0].resid_out], grad=True)
+    (by_tap,) = tapped.gradient(score(tapped.last_logits[0]), model.layers[0].resid_out)
+    assert torch.allclose(by_value, by_tap[0, 3], atol=1e-5)
+
+
+def test_gradients_of_the_dense_weights_of_a_router() -> None:
+    model = in_double("mixtral")
+    port = model.layers[0].router.weights
+    prompt = [tokens(6, 5)]
+    trace = pb.run(model, prompt, taps=[port], grad=True)
+    (gradient,) = trace.gradient(score(trace.last_logits[0]), port)
+    chosen = (trace[port].detach() != 0).double()
+    step = torch.randn(chosen.shape, generator=torch.Generator().manual_seed(0), dtype=torch.double) * chosen
+    up, down = (pb.run(model, prompt, edits=[pb.add(port, s * 1e-4 * step[0])]).last_logits for s in (1, -1))
+    slope = (score(up[0]) - score(down[0])) / 2e-4
+    assert float((gradient * step).sum().detach()) == pytest.approx(float(slope), rel=1e-2)
+
+
+def test_a_gradient_that_cannot_be_is_refused() -> None:
+    model = model_of("mixtral")
+    port = model.layers[0].router.experts
+    trace = pb.run(model, PROMPTS[:1], taps=[port], grad=True)
+    with pytest.raises(PatchbayError, match=r"L0.router.experts holds torch.int64 and carries no gradient"):
+        trace.gradient(trace.logits.sum(), port)
+    with pytest.raises(PatchbayError, match="run with grad=True"):
+        trace.gradient(torch.tensor(1.0), port)
+
+
