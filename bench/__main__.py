@@ -8,7 +8,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-SECTIONS = ("foundation",)
+SECTIONS = ("foundation", "sweeps")
 
 
 def main() -> None:
@@ -20,6 +20,9 @@ def main() -> None:
         "--only", action="append", metavar="PART", help="run only this part of a section, and do not write RESULTS.md"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu, with --threads 1, on a busy machine"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long each row runs")
@@ -30,9 +33,11 @@ def main() -> None:
     import torch
     import transformers
 
+    from bench import clock
     from bench.report import COLUMNS, describe, write_section
 
     torch.set_num_threads(given.threads)
+    clock.use(given.clock)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     dtype = getattr(torch, given.dtype)
@@ -49,7 +54,7 @@ def main() -> None:
             ):
                 rows.append(row)
                 print(row, flush=True)
-        setting = describe(given.device, dtype, before)
+        setting = describe(given.device, dtype, given.clock, before)
         print(setting)
         if not given.only:
             heading = name if given.device == "cpu" else f"{name} on {given.device} in {given.dtype}"

@@ -80,12 +80,12 @@ def write_section(name: str, method: str, setting: str, rows: Sequence[Row], pat
     partial.replace(path)
 
 
-def describe(device: str, dtype: torch.dtype, load_before: float) -> str:
+def describe(device: str, dtype: torch.dtype, clock: str, load_before: float) -> str:
     """Date, hardware and versions; the load average says whether the machine was quiet."""
     versions = [f"{name} {version(name)}" for name in ("torch", "transformers")]
     hardware = torch.cuda.get_device_name() if device.startswith("cuda") else f"{_cpu()}, {os.cpu_count()} cores"
     return (
-        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {hardware}, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}; "
+        f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC. {hardware}, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}, {clock} clock; "
         f"Python {platform.python_version()}, {', '.join(versions)}. "
         f"Load average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after (a quiet machine starts near 0)."
     )

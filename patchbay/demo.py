@@ -89,7 +89,7 @@ def _the_model(story: Story, quiet: bool) -> Section:
     if plain is not None:
         text.append(f"Without a false statement it completes **{percent(plain.mean)}** of the facts ({span(plain)}).")
     rows = [[name, percent(share.mean), span(share)] for name, share in shares.items()]
-    data = {"model": card, "question": {"task": question.task.name, "prompts": len(question.task), "tried": question.tried,
+    data = {"model": card, "question": {"task": question.task.name, "prompts": len(question.task), "tried": question.tried, "answers": (question.right, question.wrong),
             "shares": {name: ends(share) for name, share in shares.items()}}}  # fmt: skip
     return Section(
         "The model, and the question", text, [Table(("it answers", "share", "95 % interval"), rows)], data=data

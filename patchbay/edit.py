@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Any, Literal, TypeAlias, SupportsIndex, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,7 +34,7 @@ class Token:
     token: int | str
 
 
-Positions = None | int | slice | Sequence[int] | Tensor | Token | Literal["last", "generated"]
+Positions: TypeAlias = int | slice | Sequence[int] | Tensor | Token | Literal["last", "generated"] | None
 
 
 @dataclass(frozen=True, eq=False)

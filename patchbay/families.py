@@ -70,7 +70,7 @@ GPT = replace(
     mid="ln_2",
     mlp_gate="",
 )
-_NEOX = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
+_NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 
 FAMILIES: tuple[Family, ...] = (

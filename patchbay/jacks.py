@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +193,7 @@ class Session:
             if before.startswith(attention.PREFIX):
                 continue
             config._attn_implementation_internal = attention.use_name(before)
-            self._undo.append(lambda c=config, b=before: setattr(c, "_attn_implementation_internal", b))
+            self._undo.append(partial(setattr, config, "_attn_implementation_internal", before))
 
     def _attach_router(self, layer: int) -> None:
         module = self.model.modules[layer].router
@@ -472,7 +473,8 @@ class Session:
                 return None
             bias = getattr(module, "bias", None)
             everything = parts[0].shape[2] == self.model.n_heads(layer)
-            return self._summed(output, *parts, rest=(0.0 if bias is None else bias) if everything else None)
+            old, new = parts
+            return self._summed(output, old, new, (0.0 if bias is None else bias) if everything else None)
 
         return hook
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import total_ordering
 
-AXES = ("prompt", "position", "query", "key", "layer", "head", "neuron", "expert", "feature", "d_model", "d_head")
+AXES: tuple[str, ...] = ("prompt", "position", "query", "key", "layer", "head", "neuron", "expert", "feature", "d_model", "d_head")
 AXES += ("vocab", "edit", "choice")
 
 # signal -> (axes of the whole signal of a layer, may it be patched)

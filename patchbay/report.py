@@ -183,9 +183,9 @@ h2{font-size:1.2rem;margin:0 0 .6rem;display:flex;gap:.6rem;align-items:baseline
 h2 span{color:var(--accent);font-variant-numeric:tabular-nums}
 section p{margin:.45rem 0;max-width:50rem}
 .shown{display:flex;flex-wrap:wrap;gap:1rem 2.2rem;align-items:flex-start;margin:.9rem 0 .2rem}
-figure{margin:0;min-width:0;max-width:100%}
-figure svg{display:block;max-width:min(100%,29rem);height:auto}
-figcaption{color:var(--soft);font-size:.86rem;line-height:1.4;margin-top:.2rem;max-width:27rem}
+figure{margin:0;width:29rem;max-width:100%}
+figure svg{display:block;width:100%;height:auto}
+figcaption{color:var(--soft);font-size:.86rem;line-height:1.4;margin-top:.2rem}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:0 0 1.2rem}
 .tiles div{background:#fff;border:1px solid var(--line);border-radius:12px;padding:.7rem 1rem;color:var(--soft);font-size:.86rem;flex:1 1 10rem;line-height:1.35}
 .tiles b{display:block;color:var(--ink);font-size:1.3rem;white-space:nowrap;letter-spacing:-.01em;font-variant-numeric:tabular-nums}

@@ -124,7 +124,7 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     with Session(model, list(dict.fromkeys(ports))) as session:
         for i, at in enumerate(model.modules):
             for name, module in (("layer", at.layer), ("attn", at.attn)):
-                session.on_call(module, lambda args, kwargs, key=(name, i): calls.__setitem__(key, (args, kwargs)))
+                session.on_call(module, _note(calls, (name, i)))
         model.hf(input_ids=ids, past_key_values=cache, use_cache=True)
     seen = session.captured
     n = model.n_layers
@@ -144,6 +144,13 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     return base
 
 
+def _note(calls: dict[Any, Any], key: tuple[str, int]) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[key] = (args, kwargs)
+
+    return note
+
+
 def _reproduces(base: Base, call: Callable[[int, int, Tensor, Tensor], Tensor]) -> str | None:
     """None when calling each layer so, from the middle of the first prompt on, gives the base run; else what differs."""
     start, rows = base.n_positions // 2, torch.zeros(1, dtype=torch.long)
@@ -153,9 +160,9 @@ def _reproduces(base: Base, call: Callable[[int, int, Tensor, Tensor], Tensor]) 
         except (TypeError, RuntimeError, AttributeError, ValueError, IndexError, PatchbayError) as error:
             return f"layer {i} cannot be called on some positions: {error}"
         expected = base.resid[i + 1][:1, start:]
-        error = float((out - expected).abs().max() / expected.abs().max())
-        if not error <= (1e-4 if expected.dtype == torch.float32 else 5e-2):
-            return f"layer {i} called on some positions differs from the whole run by {error:.1e}"
+        off = float((out - expected).abs().max() / expected.abs().max())
+        if not off <= (1e-4 if expected.dtype == torch.float32 else 5e-2):
+            return f"layer {i} called on some positions differs from the whole run by {off:.1e}"
     return None
 
 

@@ -10,6 +10,7 @@ normalised but not yet scaled stream.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def head_weights(
             "ports q, k, v, z and W_O are available"
         )
     assert at.attn is not None and at.attn_proj is not None
-    modules = [follow(at.attn, name) for name in family.qkv_modules]
+    modules: list[Any] = [follow(at.attn, name) for name in family.qkv_modules]
     if any(module is None for module in modules):
         raise PatchbayError(f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules)}; give a family row that names them")
     if len(modules) == 1:
@@ -106,7 +107,9 @@ def head_weights(
     if fold_norm and _norm(at.norm_attn, family.norm_attn, at) is not None:
         pairs = [folded(at.norm_attn, w, b) for w, b in zip(weights, biases, strict=True)]
         weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
-    return HeadWeights(*weights, output_weights(at, n_heads), *biases, getattr(at.attn_proj, "bias", None))
+    (w_q, w_k, w_v), (b_q, b_k, b_v) = weights, biases
+    b_o = getattr(at.attn_proj, "bias", None)
+    return HeadWeights(w_q, w_k, w_v, output_weights(at, n_heads), b_q, b_k, b_v, b_o)
 
 
 def _norm(norm: nn.Module | None, path: str, at: LayerModules) -> nn.Module | None:

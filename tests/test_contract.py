@@ -88,6 +88,19 @@ def dose_response(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.measure.dose_response(model, prompts, knob, **{"strengths": [0.0, 1.0, 2.0], "neutral": TEXTS, **options})
 
 
+def patching(**chosen: Any) -> Callable[..., Any]:
+    return lambda m, t, **o: pb.prove.activation_patching(m, t, **{**chosen, **o})
+
+
+def knockout(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    return pb.prove.attention_knockout(model, prompts, **{"keys": ["first", "second"], "draws": 1, **options})
+
+
+def path(receiver: str) -> Callable[..., Any]:
+    return lambda m, t, **o: pb.prove.path_patching(m, t, **{"receivers": [receiver], **o})
+
+
+PATCHED = ("effect", "clean", "corrupted")
 DLA = ("attribution", "mlp", "attn_bias", "embed", "bias", "total")
 SHARES = ("score", "right", "wrong", "other")
 CASES = [
@@ -106,6 +119,23 @@ CASES = [
     Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
     Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them
     Case("prove.ablation", ablation("resample"), ("effect", "joint", "random"), label="resample"),
+    Case("prove.activation_patching", patching(positions="marks"), PATCHED, label="stream"),
+    Case("prove.activation_patching", patching(site="head", way="noising"), PATCHED, label="head", needs="attn.z"),
+    Case(
+        "prove.activation_patching",
+        patching(site="neuron", parts=["L0.N3", "L1.N5"]),
+        PATCHED,
+        label="neuron",
+        needs="mlp.act",
+    ),
+    Case("prove.attention_knockout", knockout, ("relative", "change", "everywhere"), needs="attn.pattern"),
+    Case(
+        "prove.knockout_curve",
+        lambda m, t, **o: pb.prove.knockout_curve(m, t, part_of(m), **{"draws": 3, "by": "zero", **o}),
+        ("effect", "singles", "null_mean", "accuracy", "score"),
+    ),
+    Case("prove.path_patching", path("logits"), (*PATCHED, "joint", "mlp", "relative"), needs="attn.z"),
+    Case("prove.path_patching", path("L1.H1"), (*PATCHED, "joint"), label="receiver", needs="attn.z"),
     Case("turn.scale", lambda m, t, **o: pb.turn.scale(part_of(m), 0.5, model=m, **o), runs=False),
 ]
 WITHOUT = {"mamba2": ("attn.z", "attn.pattern", "mlp.act", "experts.out"), "mixtral": ("mlp.act",)}

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +77,6 @@ def test_the_knob_moves_the_answers_and_carries_its_evidence(
     assert sorted(path.name for path in page.parent.iterdir()) == ["page.html", "page.knob"]
 
 
-def test_judged_numbers_are_those_of_the_untouched_half(told: tuple[dict[str, Any], Path], induction: pb.Model) -> None:
-    """Recomputed here by one plain run per number."""
-    data = told[0]
-    question = demo_task.ask(induction, n=40, seed=0)
-    dev, test = question.task.split(0.5, 0)
-    assert not set(dev.clean) & set(test.clean)
-    for edits, key in (
-        ([], "before"),
-        ([pb.scale(induction.part(data["knob"]["part"]).port(), data["knob"]["strength"])], "after"),
-    ):
-        said = pb.run(induction, test, edits=edits).last_logits.argmax(-1).tolist()
-        share = sum(token in wrong for token, wrong in zip(said, test.wrong, strict=True)) / len(test)
-        assert data["knob"][key][0] == pytest.approx(share)
-    at = list(demo_knob.DOSES).index(data["knob"]["strength"])
-    assert float(data["dose_response"]["wrong"][at]) == pytest.approx(data["knob"]["after"][0])
-
-
 def test_the_page_is_of_this_run_and_needs_nothing_else(told: tuple[dict[str, Any], Path]) -> None:
     data, page = told
     text = page.read_text()
@@ -119,18 +104,52 @@ def test_the_model_is_left_as_it_was(induction: pb.Model, told: tuple[dict[str, 
 # --- where there is nothing to find -------------------------------------------------------------------
 
 
-def test_a_model_without_a_mechanism_gets_no_knob(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(scope="module")
+def nothing() -> pb.Model:
     made = planted.null()
-    data = demo.tell(pb.load(made.model, made.tokenizer), report=tmp_path / "page.html", n=40)
+    return pb.load(made.model, made.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def told_of_nothing(nothing: pb.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+    page, said = tmp_path_factory.mktemp("null") / "page.html", StringIO()
+    with redirect_stdout(said):
+        data = demo.tell(nothing, report=page, n=40)
+    return data, page, " ".join(said.getvalue().split())
+
+
+def test_a_model_without_a_mechanism_gets_no_knob(told_of_nothing: tuple[dict[str, Any], Path, str]) -> None:
+    data, page, said = told_of_nothing
     assert data["question"]["task"] == "own_text"
     assert data["knob"]["found"] is False
     assert "knob" not in data["written"]
-    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
-    said = " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
     assert "No knob is found" in said
-    assert "no knob was found" in (tmp_path / "page.html").read_text()
+    assert "no knob was found" in page.read_text()
     assert "facts_in_context was not possible" in said
     assert "repeated_tokens was not taken" in said
+
+
+def test_judged_numbers_are_those_of_the_half_that_chose_nothing(
+    told_of_nothing: tuple[dict[str, Any], Path, str], nothing: pb.Model
+) -> None:
+    """Recomputed here by one plain run per number."""
+    data, page, said = told_of_nothing
+    dev, test = demo_task.ask(nothing, n=40, seed=0).task.split(0.5, 0)
+    assert not set(dev.clean) & set(test.clean)
+    head, strength = nothing.part(data["knob"]["part"]).port(), data["knob"]["strength"]
+    name, at = (
+        ("right" if data["knob"]["answer"] == data["question"]["answers"][0] else "wrong"),
+        list(demo_knob.DOSES).index(strength),
+    )
+    for edits, key in (([], "before"), ([pb.scale(head, strength)], "after")):
+        tokens = pb.run(nothing, test, edits=edits).last_logits.argmax(-1).tolist()
+        answers = [(right,) for right in test.right] if name == "right" else test.wrong
+        share = sum(token in wanted for token, wanted in zip(tokens, answers, strict=True)) / len(test)
+        assert data["knob"][key][0] == pytest.approx(share)
+    assert float(data["dose_response"][name][at]) == pytest.approx(data["knob"]["after"][0])
+    assert f"to {100 * data['knob']['after'][0]:.0f} % (" in said
+    assert f"<b>{100 * data['knob']['after'][0]:.0f} %</b>" in page.read_text()
 
 
 def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
@@ -167,14 +186,12 @@ def test_answers_count_right_wrong_and_other(induction: pb.Model) -> None:
     assert demo_task.answers(task)(logits, prompts).tolist() == [1.0, -1.0, 0.0, 1.0]
 
 
-def test_own_text_asks_between_the_same_two_tokens(induction: pb.Model) -> None:
-    made = planted.null()
-    model = pb.load(made.model, made.tokenizer)
-    task = demo_task._own_text(model, 30, 0).task
+def test_own_text_asks_between_the_same_two_tokens(nothing: pb.Model) -> None:
+    task = demo_task._own_text(nothing, 30, 0).task
     assert len({*task.right}) == 1
     assert len({*task.wrong}) == 1
     for ids, right, wrong in zip(task.clean, task.right, task.wrong, strict=True):
-        assert {*pb.run(model, [list(ids)]).last_logits[0].topk(2).indices.tolist()} == {right, *wrong}
+        assert {*pb.run(nothing, [list(ids)]).last_logits[0].topk(2).indices.tolist()} == {right, *wrong}
 
 
 # --- trained models -----------------------------------------------------------------------------------

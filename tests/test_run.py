@@ -40,20 +40,21 @@ def clean(model: Model) -> bool:
 def test_padding_changes_nothing_and_is_nan(name: str) -> None:
     model = model_of(name)
     ports = model.ports()
+    atol = 2e-4 if name == "qwen3_next" else 2e-5  # the gated norm of its linear attention magnifies rounding
     edits = [pb.scale(model.layers[0].attn.out, -0.5, positions=-1), pb.add(model.layers[1].resid_in, 0.3, positions="last")]
     together = pb.run(model, PROMPTS, taps=ports, edits=edits)
     for i, prompt in enumerate(PROMPTS):
         alone = pb.run(model, [prompt], taps=ports, edits=edits)
         n = len(prompt)
-        assert torch.allclose(together.logits[i, :n], alone.logits[0], atol=2e-5)
-        assert torch.allclose(together.last_logits[i], alone.last_logits[0], atol=2e-5)
+        assert torch.allclose(together.logits[i, :n], alone.logits[0], atol=atol)
+        assert torch.allclose(together.last_logits[i], alone.last_logits[0], atol=atol)
         assert bool(together.logits[i, n:].isnan().all())
         for port in ports:
             axes = [axis for axis in port.axes[1:]]
             mine, own = together[port][i], alone[port][0]
             inside = tuple(slice(n) if axis in ("position", "query", "key") else slice(None) for axis in axes)
-            assert torch.allclose(mine[inside].double(), own.double(), atol=2e-5), port
-            assert torch.allclose(together.last(port)[i][..., : n if axes[-1] == "key" else None].double(), alone.last(port)[0].double(), atol=2e-5)
+            assert torch.allclose(mine[inside].double(), own.double(), atol=atol), port
+            assert torch.allclose(together.last(port)[i][..., : n if axes[-1] == "key" else None].double(), alone.last(port)[0].double(), atol=atol)
             beyond = mine.narrow(axes.index(whole_position(port)), n, mine.shape[axes.index(whole_position(port))] - n)
             assert bool((beyond == -1).all() if not mine.is_floating_point() else beyond.isnan().all()), port
         if "attn.pattern" in model.signals(1):
@@ -232,40 +233,43 @@ def test_the_mask_of_the_attention_that_is_wrapped_is_registered_with_it() -> No
     assert ALL_MASK_ATTENTION_FUNCTIONS[attention.PREFIX + "sdpa"] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
-def eager_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Records (layer, number of query rows) of every pattern that is computed."""
-    calls: list[tuple[int, int]] = []
-    own = attention.eager_of
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Records how many query rows each pattern has that is computed."""
+    calls: list[int] = []
+    own, plain = attention.eager_of, attention.plain_pattern
 
     def spied(module: nn.Module):
-        inner = own(module)
-
-        def eager(module, query, *args, **kwargs):
-            calls.append((module.layer_idx, query.shape[2]))
-            return inner(module, query, *args, **kwargs)
+        def eager(module: nn.Module, query: Tensor, *args: object, **kwargs: object):
+            calls.append(query.shape[2])
+            return own(module)(module, query, *args, **kwargs)
 
         return eager
 
+    def spied_plain(query: Tensor, *args: object, **kwargs: object) -> Tensor:
+        calls.append(query.shape[2])
+        return plain(query, *args, **kwargs)
+
     monkeypatch.setattr(attention, "eager_of", spied)
+    monkeypatch.setattr(attention, "plain_pattern", spied_plain)
     return calls
 
 
 def test_patterns_are_computed_only_in_the_layers_and_rows_that_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of("llama")
-    calls = eager_calls(monkeypatch)
+    calls = computed(monkeypatch)
     layer = model.layers[1]
     for taps, expected in (
         ([], []),
         ([port for port in model.ports() if port.signal != "attn.pattern"], []),
-        ([layer.attn.pattern], [(1, 11)]),
-        ([layer.heads[2].pattern.rows(-1)], [(1, 1)]),
-        ([layer.heads[2].pattern.rows(-1), layer.heads[0].pattern.rows(0, -1)], [(1, 2)]),
-        ([model.layers[0].attn.pattern.rows(-1), layer.attn.pattern], [(0, 1), (1, 11)]),
+        ([layer.attn.pattern], [11]),
+        ([layer.heads[2].pattern.rows(-1)], [1]),
+        ([layer.heads[2].pattern.rows(-1), layer.heads[0].pattern.rows(0, -1)], [2]),
+        ([model.layers[0].attn.pattern.rows(-1), layer.attn.pattern], [1, 11]),
     ):
         calls.clear()
         pb.run(model, PROMPTS[:1], taps=taps)
         assert calls == expected
-    for edits, expected in (([pb.zero(layer.heads[0].pattern)], [(1, 11)]), ([pb.block(layer.attn.pattern, query=5, key=1)], [])):
+    for edits, expected in (([pb.zero(layer.heads[0].pattern)], [11]), ([pb.block(layer.attn.pattern, query=5, key=1)], [])):
         calls.clear()
         pb.run(model, PROMPTS[:1], edits=edits)
         assert calls == expected
@@ -420,8 +424,7 @@ def in_double(name: str, frozen: bool = False) -> Model:
     return pb.load(hf)
 
 
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize(("name", "frozen"), [*((name, False) for name in GRADIENT), ("llama", True), ("falcon", True), ("phi", True)])
 def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, frozen: bool) -> None:
     """trace.gradient against (f(x + e d) - f(x - e d)) / 2e, d random, the step made by an edit of that port.
 
@@ -442,10 +445,9 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
         step = torch.randn(value.shape, generator=generator, dtype=value.dtype)
         step = step * (value != 0) if port.signal in ("attn.pattern", "experts.out") else step
         slopes.append(float((gradient.movedim(port.position_axis, 1)[0] * step).sum()))
-        for size in sizes:
-            edits.append(pb.add(port, size * step, rows=len(edits)))
-            edits.append(pb.add(port, -size * step, rows=len(edits)))
-    moved = pb.run(model, prompt * len(edits), edits=edits).last_logits.unflatten(0, (-1, len(sizes), 2))
+        moves = torch.stack([sign * size * step for size in sizes for sign in (1, -1)])  # [row, position, ...]
+        edits.append(pb.add(port, moves, rows=range(len(edits) * len(moves), (len(edits) + 1) * len(moves))))
+    moved = pb.run(model, prompt * len(edits) * 2 * len(sizes), edits=edits).last_logits.unflatten(0, (-1, len(sizes), 2))
     for port, slope, pairs in zip(ports, slopes, moved, strict=True):
         found = [float(score(up) - score(down)) / (2 * size) for size, (up, down) in zip(sizes, pairs, strict=True)]
         assert min(abs(slope - other) for other in found) < 1e-2 * max(abs(slope), 0.3), (port, slope, found)

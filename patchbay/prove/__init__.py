@@ -3,6 +3,13 @@
 ablation              what is lost without the parts, against as many random parts of the same layers
 activation_patching   what one run's signals, put into the other run of a pair, bring back or take away
 attention_knockout    in which layers the answer needs what some tokens tell others by attention
+attribution_patching  the effect of patching every site at once, estimated from one gradient
+circuit               how much of the answer the best edges or heads carry alone, and what is left without them
+cross_model_patching  what signals of a tuned model, copied into its base, bring over
+desiderata_mask       the fewest heads that, taken from another run, do what is asked of them, by a learned mask
+edge_attribution      the effect of corrupting every edge between two parts, estimated from gradients
+fit_mechanisms        how far place, key and pointer explain the answers after an interchange
+interchange           what the last token's stream holds at each depth: a place, a key, or the answer
 knockout_curve        what is lost as more and more parts are taken away together, against random ones
 path_patching         what a part tells another part, or the logits, by the path between them alone
 """
@@ -10,7 +17,27 @@ path_patching         what a part tells another part, or the logits, by the path
 from patchbay.prove.ablation import ablation
 from patchbay.prove.activation_patching import activation_patching
 from patchbay.prove.attention_knockout import attention_knockout
+from patchbay.prove.attribution_patching import attribution_patching
+from patchbay.prove.circuit import circuit
+from patchbay.prove.cross_model_patching import cross_model_patching
+from patchbay.prove.desiderata_mask import desiderata_mask
+from patchbay.prove.edge_attribution import edge_attribution
+from patchbay.prove.fit_mechanisms import fit_mechanisms
+from patchbay.prove.interchange import interchange
 from patchbay.prove.knockout_curve import knockout_curve
 from patchbay.prove.path_patching import path_patching
 
-__all__ = ["ablation", "activation_patching", "attention_knockout", "knockout_curve", "path_patching"]
+__all__ = [
+    "ablation",
+    "activation_patching",
+    "attention_knockout",
+    "attribution_patching",
+    "circuit",
+    "cross_model_patching",
+    "desiderata_mask",
+    "edge_attribution",
+    "fit_mechanisms",
+    "interchange",
+    "knockout_curve",
+    "path_patching",
+]

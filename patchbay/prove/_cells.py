@@ -17,6 +17,7 @@ from torch import Tensor
 from patchbay.maths import benjamini_hochberg
 from patchbay.model import Model
 from patchbay.port import PatchbayError
+from patchbay.result import Result
 from patchbay.task import Task
 
 WORSE_WHEN_HIGHER = ("rank", "kl")
@@ -50,6 +51,24 @@ def batches(task: Task, size: int) -> Iterator[list[int]]:
     for length in sorted({len(ids) for ids in task.clean}):
         same = [i for i, ids in enumerate(task.clean) if len(ids) == length]
         yield from (same[start : start + size] for start in range(0, len(same), size))
+
+
+def held_out(task: Task, ranking: object) -> tuple[Task, list[str]]:
+    """The task without the prompts on which a Result ranked its parts, where at least two others remain, and a note."""
+    if not isinstance(ranking, Result):
+        return task, []
+    record = ranking.provenance.get("task") or {}
+    used = {tuple(ids) for ids in record.get("clean", ())}
+    left = [i for i, ids in enumerate(task.clean) if ids not in used]
+    n_used = len(task) - len(left)
+    if not n_used:
+        return task, []
+    if len(left) < 2:
+        return task, [
+            f"the parts were ranked on {n_used} of these {len(task)} prompts and nothing is held out: rank on one half of "
+            "task.split() and prove on the other"
+        ]
+    return task[left], [f"the {n_used} prompts on which the parts were ranked are left out: {len(left)} remain"]
 
 
 def sign_of(task: Task) -> float:

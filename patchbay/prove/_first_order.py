@@ -1,14 +1,16 @@
 """First order: gradients of a task's score along the line between two runs, and how well an estimate agrees with the truth.
 
-A first-order effect is (clean - corrupted) . d score / d signal: what the score would lose if it were linear in the signal. With
-`steps` m the gradient is the mean over m runs whose embeddings lie on the line from one run's to the other's, at k / m of the
-way for k = 1..m (Hanna et al. 2024): the last is the run that is patched, and with one step it is the only one.
+A first-order effect is (clean - corrupted) . d score / d signal: what the score would lose if it were linear in the
+signal. With `steps` m the gradient is the mean over m runs whose embeddings lie on the line from one run's to the
+other's, at k / m of the way for k = 1..m (Hanna et al. 2024): the last is the run that is patched, and with one step
+it is the only one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from patchbay import edit, maths
@@ -46,12 +48,10 @@ def along(
     """Runs with a graph, and the sum of their prompts' scores: `steps` of them, towards the run that is patched."""
     here, there = two_runs(task, way)
     place = Port("embed")
-    start = run(model, there, taps=[place], logits="last")[place] if steps > 1 else None
-    end = run(model, here, taps=[place], logits="last")[place] if steps > 1 else None
+    ends = [run(model, ids, taps=[place], logits="last")[place] for ids in (there, here)] if steps > 1 else []
     reference = run(model, task, logits="last").last_logits if task.metric == "kl" else None
     for k in range(1, steps + 1):
-        between = start is not None and end is not None and k < steps
-        edits = [edit.replace(place, start + k / steps * (end - start))] if between else []
+        edits = [edit.replace(place, torch.lerp(ends[0], ends[1], k / steps))] if k < steps else []
         trace = run(model, here, taps=taps, edits=edits, logits="last", grad=True)
         yield trace, task.score(trace.last_logits, reference).sum()
 

@@ -1,22 +1,23 @@
 """The graph of a model: who writes into the stream, who reads it, and runs in which every reader has a stream of its own.
 
-Writers are the embedding, every head (a whole mixer in layers without heads) and every MLP. Readers are every head's q,
-every key/value group's k and v, whatever else attention reads (a gate, or all that a mixer reads: its port is `attn.out`),
-every MLP and the logits. An edge goes from a writer to each later reader; in parallel blocks attention and MLP of one layer
-do not see each other.
+Writers are the embedding, every head (a whole mixer in layers without heads) and every MLP. Readers are every head's
+q, every key/value group's k and v, whatever else attention reads (a gate, or all that a mixer reads: its port is
+`attn.out`), every MLP and the logits. An edge goes from a writer to each later reader; in parallel blocks attention
+and MLP of one layer do not see each other.
 
-`Mixed` runs the model with the edges in `keep` as they are and all others replaced: a reader's stream is the sum of what
-the writers that it keeps put out in this very run, and of what the others put out in the run given for them. Where a family
-norms what attention adds, a layer's heads are mixed before that norm. Every value is computed by the model's own layer on
-such streams: q, k, v read off it and put back for the layer's z, then the MLP from its own stream. Exact; costs a call of
-the layer for each distinct stream of its heads, and two more.
+`Mixed` runs the model with the edges in `keep` as they are and all others replaced: a reader's stream is the sum of
+what the writers that it keeps put out in this very run, and of what the others put out in the run given for them.
+Where a family norms what attention adds, a layer's heads are mixed before that norm. Every value is computed by the
+model's own layer on such streams: q, k, v read off it and put back for the layer's z, then the MLP from its own
+stream. Exact; costs a call of the layer for each distinct stream of its heads, and two more.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from patchbay.port import Part, PatchbayError, Port
 from patchbay.run import run
 
 QKV = ("attn.q", "attn.k", "attn.v")
+Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"  # with what a module was called
 ROOM = 2**27  # numbers held at a time by a batch of circuits
 
 
@@ -159,7 +161,7 @@ class Mixed:
         self.ids = torch.tensor([list(ids) for ids in prompts], device=self.model.device)
         self.embed = outputs(graph, prompts).values[0]  # [prompt, position, 1, d_model]
         self.most = max(1, rows // len(prompts))
-        self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._calls: dict[int, list[Call]] = {}
 
     def size(self) -> int:
         """How many circuits fit in memory together."""
@@ -254,13 +256,17 @@ class Mixed:
             start += n
         return {port: torch.cat(pieces) for port, pieces in out.items()}
 
-    def _recorded(self, n: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    def _recorded(self, n: int) -> list[Call]:
         """What each layer is called with on n copies of the prompts."""
         if n not in self._calls:
-            calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+            calls: dict[int, Call] = {}
             with Session(self.model, [Port("attn.out", i) for i in range(self.model.n_layers)]) as session:
                 for i, at in enumerate(self.model.modules):
-                    session.on_call(at.layer, lambda args, kwargs, i=i: calls.__setitem__(i, (args, kwargs)))
+                    session.on_call(at.layer, functools.partial(_note, calls, i))
                 self.model.hf(input_ids=self.ids.repeat(n, 1), use_cache=False)
             self._calls[n] = [calls[i] for i in range(self.model.n_layers)]
         return self._calls[n]
+
+
+def _note(calls: dict[int, Call], layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    calls[layer] = (args, kwargs)

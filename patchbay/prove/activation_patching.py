@@ -34,7 +34,8 @@ from patchbay.edit import Edit
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port, suggest
-from patchbay.prove._cells import batches, check_twins, intervals, listed, p_values, rounding, sign_of
+from patchbay.prove._cells import batches, check_twins, held_out, intervals, listed, p_values, rounding, sign_of
+from patchbay.prove._first_order import along, two_runs
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.sweep import sweep
@@ -77,8 +78,8 @@ def activation_patching(
     """
     _check(model, site, way, top)
     check_twins(model, task)
-    notes: list[str] = []
     chosen = _given(model, site, parts, top)
+    task, notes = held_out(task, parts)
     if chosen is None and top is not None:
         dev, task = task.split()
         chosen = _first_order(model, dev, site, way, top, batch_size)
@@ -165,26 +166,18 @@ def _first_order(model: Model, task: Task, site: str, way: str, top: int, batch_
     sums = [torch.zeros(0)] * len(ports)
     for prompts in batches(task, batch_size):
         some = task[prompts].with_metric(smooth)
-        here, there = _two(some, way)
-        donor = run(model, there, taps=ports, logits="last")
-        trace = run(model, here, taps=ports, logits="last", grad=True)
-        gradients = trace.gradient(some.score(trace.last_logits).sum(), *ports)
-        for i, (port, gradient) in enumerate(zip(ports, gradients, strict=True)):
-            product = (gradient * (donor[port] - trace[port].detach())).double()  # [prompt, position, part, ...]
-            total = product.flatten(3).sum((0, 1, 3)) if product.ndim > 3 else product.sum((0, 1))
-            sums[i] = total.cpu() if not len(sums[i]) else sums[i] + total.cpu()
+        donor = run(model, two_runs(some, way)[1], taps=ports, logits="last")
+        for trace, score in along(model, some, ports, 1, way):
+            for i, (port, gradient) in enumerate(zip(ports, trace.gradient(score, *ports), strict=True)):
+                product = (gradient * (donor[port] - trace[port].detach())).double()  # [prompt, position, part, ...]
+                total = (product.flatten(3).sum((0, 1, 3)) if product.ndim > 3 else product.sum((0, 1))).cpu()
+                sums[i] = total if not len(sums[i]) else sums[i] + total
     ranked = [
         (float(-abs(x)), Part(layer, site, n))
         for layer, row in zip(layers, sums, strict=True)
         for n, x in enumerate(row)
     ]
     return [part for _, part in sorted(ranked)[:top]]
-
-
-def _two(task: Task, way: str) -> tuple[list[list[int]], list[list[int]]]:
-    """Prompts to run on, and prompts whose values are put in."""
-    clean, corrupted = ([list(ids) for ids in side] for side in (task.clean, task.corrupted or ()))
-    return (corrupted, clean) if way == "denoising" else (clean, corrupted)
 
 
 # --- where --------------------------------------------------------------------------------------------
@@ -247,7 +240,7 @@ def _measure(
     scores = {side: torch.zeros(len(task), dtype=torch.float64) for side in ("here", "there")}
     for prompts in batches(task, batch_size):
         some = task[prompts]
-        here, there = _two(some, way)
+        here, there = two_runs(some, way)
         taps = sorted(
             {Port(p.signal, p.layer, p.index if p.signal in ("mlp.act", "experts.out") else None) for p in ports}
         )

@@ -2,18 +2,20 @@
 
     effect = (clean signal - corrupted signal) . d score / d signal        summed over the site's positions and features
 
-in the task's unit, positive where the site carries the answer (turned round for kl): what `activation_patching` would find
-if the score were linear in the signal. `noising` takes the gradient of the clean run, `denoising` that of the corrupted
-run. With `steps` above 1 it is the mean gradient over runs whose embeddings lie on the line between the twins, k / steps of
-the way to the run that is patched: closer where attention is saturated, and the effects at the embedding then sum to the
-gap between the runs. Cost: two runs, and a run with its backward pass a step, for all sites, not one run a site.
+in the task's unit, positive where the site carries the answer (turned round for kl): what `activation_patching` would
+find if the score were linear in the signal. `noising` takes the gradient of the clean run, `denoising` that of the
+corrupted run. With `steps` above 1 it is the mean gradient over runs whose embeddings lie on the line between the
+twins, k / steps of the way to the run that is patched: closer where attention is saturated, and the effects at the
+embedding then sum to the gap between the runs. Cost: two runs, and a run with its backward pass a step, for all
+sites, not one run a site.
 
-`exact=True` patches every cell as well (a sweep), and reports the agreement: Spearman's correlation of the mean effects,
-and the overlap of the largest tenths. Intervals are 95 % bootstraps over prompts, `p` flips signs prompt by prompt,
-`p_adjusted` holds the share of false finds over all cells (Benjamini and Hochberg).
+`exact=True` patches every cell as well (a sweep), and reports the agreement: Spearman's correlation of the mean
+effects, and the overlap of the largest tenths. Intervals are 95 % bootstraps over prompts, `p` flips signs prompt by
+prompt, `p_adjusted` holds the share of false finds over all cells (Benjamini and Hochberg).
 
-Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; steps after Hanna et al. 2024. An estimate, no
-proof: it fails where a signal moves far (streams of early layers, saturated attention), and a cell near 0 may matter.
+Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; steps after Hanna et al. 2024. An
+estimate, no proof: it fails where a signal moves far (streams of early layers, saturated attention), and a cell near
+0 may matter.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ def attribution_patching(
     mean, low, high = intervals(effects)
     p, adjusted = p_values(effects, rounding(clean, corrupted))
     named = {"effect": mean, "low": low, "high": high, "p": p, "p_adjusted": adjusted}
+    scalars: dict[str, tuple[Tensor | float, tuple[str, ...], str]]
     scalars = {"clean": (clean.mean(), (), task.unit), "corrupted": (corrupted.mean(), (), task.unit)}
     notes = [_largest(layout, mean, adjusted)]
     if exact:

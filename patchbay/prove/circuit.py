@@ -1,8 +1,8 @@
 """Circuit: how much of the answer the best edges (or heads) carry alone, what is left without them, which are needed.
 
-Edges (or parts, with all that they send) are put in order by their scores; the circuit C_k is the first k. An edge outside
-it carries what its writer puts out on the corrupted twin (or its mean), so every reader sees a stream of its own; the runs
-are exact. With m the mean score over prompts, N the whole model and 0 the empty circuit:
+Edges (or parts, with all that they send) are put in order by their scores; the circuit C_k is the first k. An edge
+outside it carries what its writer puts out on the corrupted twin (or its mean), so every reader sees a stream of its
+own; the runs are exact. With m the mean score over prompts, N the whole model and 0 the empty circuit:
 
     faithfulness(k)  = (m(C_k) - m(0)) / (m(N) - m(0))
     completeness(k)  = 1 - the same of N without C_k: 1 where nothing outside the circuit carries the answer
@@ -10,19 +10,19 @@ are exact. With m the mean score over prompts, N the whole model and 0 the empty
                        among them: 0 where the circuit holds what it does not need
     CPR = integral of faithfulness over k / n from 0 to 1        CMD = integral of |1 - faithfulness|
 
-at k / n = .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, rounded to whole edges and at least one, with faithfulness 0 at
-k = 0, by trapezoids: the areas of Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", without its pruning
-of edges that lead nowhere. Without `scores`, half of the prompts choose (EAP-IG, 5 steps) and the other half are measured.
-The control is circuits of as many random edges: `null_mean` and its range, `cpr_random`, p = (1 + draws with a CPR as high)
-/ (1 + draws). Intervals are 95 % bootstraps over prompts. Completeness and minimality after Wang et al. 2022 (by one edge
-at a time), greedy growth after Hanna et al. 2024. Parts that the scores do not rank stay as they are.
+at k / n = .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, rounded to whole edges and at least one, with faithfulness
+0 at k = 0, by trapezoids: the areas of Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", without
+its pruning of edges that lead nowhere. Without `scores`, half of the prompts choose (EAP-IG, 5 steps) and the other
+half are measured. The control is circuits of as many random edges: `null_mean` and its range, `cpr_random`, p = (1 +
+draws with a CPR as high) / (1 + draws). Intervals are 95 % bootstraps over prompts. Completeness and minimality after
+Wang et al. 2022 (by one edge at a time), greedy growth after Hanna et al. 2024. Parts that the scores do not rank
+stay as they are.
 
 A faithful circuit is enough for these prompts against these twins, not the only one that is; a ratio may pass 1.
 """
 
 from __future__ import annotations
 
-import heapq
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,7 @@ from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
 from patchbay.prove._cells import batches, check_twins, intervals, sign_of
 from patchbay.prove._graph import Graph, Mixed, Outputs, mean_outputs, outputs
+from patchbay.prove._units import Units, order_of, units_of
 from patchbay.prove.edge_attribution import edge_attribution
 from patchbay.result import Result
 from patchbay.task import Task
@@ -45,20 +46,6 @@ CHECKED = 4  # edges that are taken out one by one
 LISTED = 200  # edges in the table
 STEPS = 5
 ENOUGH = 0.9  # faithfulness of the smallest circuit
-
-
-@dataclass
-class Units:
-    """What a circuit is made of: edges, or parts with all that they send. `of` [writer, reader] is the unit, -1 always kept."""
-
-    graph: Graph
-    labels: list[str]
-    scores: Tensor
-    of: Tensor
-
-    def keep(self, members: Tensor) -> Tensor:
-        """Circuits [circuit, unit] as edges [circuit, writer, reader]."""
-        return self.graph.valid & ((self.of < 0) | members[:, self.of.clamp_min(0)])
 
 
 @method(paper="mueller2025")
@@ -102,106 +89,14 @@ def circuit(
         notes.append(
             "scores were given: faithfulness is optimistic where they come from the prompts that it is measured on"
         )
-    units = _units(Graph(model), scores)
+    units = units_of(Graph(model), scores)
     n = len(units.labels)
-    order = _order(units, select)
+    order = order_of(units, select)
     sizes = sorted({max(1, round(share * n)) for share in SHARES})
     plan = _plan(order, sizes, draws, seed)
     values = _measure(units, task, plan.members, outside, batch_size)  # [circuit, prompt]
     smallest = _smallest(units, task, order, sizes, plan, values, outside, batch_size)
     return _result(task, units, order, sizes, plan, values, smallest, notes)
-
-
-# --- what circuits are made of ------------------------------------------------------------------------
-
-
-def _units(graph: Graph, scores: Result | list[Part]) -> Units:
-    if isinstance(scores, Result) and scores.axes == ("edit",):
-        place = {graph.label(edge): edge for edge in graph.edges}
-        labels = [str(label) for label in scores.labels_of("edit")]
-        if set(labels) != set(place):
-            odd = next(iter(set(labels) ^ set(place)))
-            raise PatchbayError(
-                f"scores are of another graph than this model's {len(place)} edges, for example {odd!r}"
-            )
-        of = torch.full(graph.valid.shape, -1)
-        for unit, label in enumerate(labels):
-            of[place[label]] = unit
-        return Units(graph, labels, scores.values.double(), of)
-    if isinstance(scores, Result):
-        rows = [(row["part"], float(row["value"])) for row in scores.table()]  # raises where it ranks no parts
-    else:
-        parts = list(dict.fromkeys(scores))
-        rows = [(part, float(len(parts) - i)) for i, part in enumerate(parts)]
-    of = torch.full(graph.valid.shape, -1)
-    for unit, (part, _) in enumerate(rows):
-        of[_writers(graph, part)] = unit
-    return Units(graph, [str(part) for part, _ in rows], torch.tensor([value for _, value in rows]).double(), of)
-
-
-def _writers(graph: Graph, part: Part) -> list[int]:
-    """The writers that a part stands for."""
-    found = [i for i, writer in enumerate(graph.writers) if writer == part]
-    if not found and part.kind == "attn":
-        found = [i for i, writer in enumerate(graph.writers) if writer.layer == part.layer and writer.kind == "head"]
-    if not found:
-        raise PatchbayError(
-            f"{part} is no writer of this model's graph: circuits are of edges, heads, attentions and MLPs "
-            f"({', '.join(map(str, graph.writers[:6]))}, ...)"
-        )
-    return found
-
-
-def _order(units: Units, select: str) -> list[int]:
-    """Units, best first; a unit without a score comes last."""
-    size = (units.scores if select == "value" else units.scores.abs()).nan_to_num(-torch.inf)
-    ranked = size.argsort(descending=True, stable=True).tolist()
-    return _greedy(units, size) if select == "greedy" else ranked
-
-
-def _greedy(units: Units, size: Tensor) -> list[int]:
-    """Grown from the logits: always the largest edge that is read by a part in the circuit; its writer's own readings come next."""
-    graph = units.graph
-    if int((units.of >= 0).sum()) != len(units.labels):
-        raise PatchbayError(
-            "select='greedy' follows edges from the logits back: give edge scores, or select='abs' or 'value'"
-        )
-    into: dict[int, list[int]] = {}
-    for writer, reader in graph.edges:
-        into.setdefault(reader, []).append(writer)
-    waiting: list[tuple[float, int, int]] = []
-    opened: set[int] = set()
-
-    def open_reader(reader: int) -> None:
-        if reader not in opened:
-            opened.add(reader)
-            for writer in into.get(reader, []):
-                unit = int(units.of[writer, reader])
-                heapq.heappush(waiting, (-float(size[unit]), unit, writer))
-
-    open_reader(len(graph.readers) - 1)
-    out = []
-    while waiting:
-        _, unit, writer = heapq.heappop(waiting)
-        out.append(unit)
-        for reader in _read_by(graph, graph.writers[writer]):
-            open_reader(reader)
-    return out + sorted(set(range(len(units.labels))) - set(out))
-
-
-def _read_by(graph: Graph, part: Part) -> list[int]:
-    """The readers through which a writer gets its input."""
-    if part.layer is None:
-        return []
-    if part.kind == "mlp":
-        return graph.of(part.layer, "mlp.in")
-    found = graph.of(part.layer, "attn.out")
-    if part.kind == "head":
-        model, own = graph.model, part.index or 0
-        group = own * model.n_groups(part.layer) // model.n_heads(part.layer)
-        for signal, index in (("attn.q", own), ("attn.k", group), ("attn.v", group)):
-            found += [i for i in graph.of(part.layer, signal) if graph.readers[i].index == index]
-    return found
 
 
 # --- which circuits are run -----------------------------------------------------------------------------
@@ -308,7 +203,7 @@ def _areas(share: Tensor, above: Tensor, over: Tensor, n: int = 2000) -> dict[st
     times = torch.cat([torch.ones(1, count).double(), times])  # as they are, then each draw
     curves = (times @ above.T / (times @ over)[:, None]).T  # [size, draw]
     found = {"cpr": area(share, curves), "cmd": area(share, (1.0 - curves).abs(), 1.0)}
-    out = {}
+    out: dict[str, float] = {}
     for name, values in found.items():
         low, high = torch.nanquantile(values[1:], torch.tensor([0.025, 0.975]).double()).tolist()
         ends = (low, high) if count > 1 else (float("nan"), float("nan"))

@@ -73,7 +73,7 @@ def cross_model_patching(
     task.check(model.vocab_size)
     chosen = _chosen(model, parts, top, draws)
     names = [None] if signal is None else [name.strip() for name in signal.split(",")]
-    sets, notes = _controls(model, chosen, draws, seed)
+    sets, notes = _controls(model, chosen, names, draws, seed)
     conditions: list[Set] = [tuple(chosen), *((part,) for part in chosen), *sets]
     copied = {part: _copied(model, part, names) for part in sorted({part for parts in conditions for part in parts})}
     scores, right = _measure(model, tuned, task, conditions, copied, restore, batch_size)
@@ -163,21 +163,28 @@ def _copied(model: Model, part: Part, names: Sequence[str | None]) -> Copied:
     return Copied(tuple(dict.fromkeys(ports)), tuple(dict.fromkeys(shared)))
 
 
-def _controls(model: Model, chosen: list[Part], draws: int, seed: int) -> tuple[list[Set], list[str]]:
-    """Random sets of as many other parts of the same kinds; none, and a note, where the model has too few."""
+def _controls(
+    model: Model, chosen: list[Part], names: Sequence[str | None], draws: int, seed: int
+) -> tuple[list[Set], list[str]]:
+    """Random sets of as many other parts of the same kinds; none, and a note, where the model has too few.
+
+    A set that holds a port of the chosen parts (another head of a group whose keys are copied) is no control.
+    """
     layers = [part for part in chosen if part.kind == "layer"]
     others = [part for part in chosen if part.kind != "layer"]
     free = [Part(i, "layer") for i in range(model.n_layers) if Part(i, "layer") not in layers]
     if len(free) < len(layers):
         return [], [f"no random control: {len(layers)} layers were given, there are {len(free)} others"]
     try:
-        sets = _random_sets(model, others, draws, seed) if others else [()] * draws
+        sets = _random_sets(model, others, 4 * draws, seed) if others else [()] * 4 * draws
     except PatchbayError as error:
         return [], [f"no random control: {error}"]
     rng = random.Random(f"cross_model_patching-{seed}")
-    found = list(dict.fromkeys(tuple(sorted((*drawn, *rng.sample(free, len(layers))))) for drawn in sets))
+    drawn = dict.fromkeys(tuple(sorted((*one, *rng.sample(free, len(layers))))) for one in sets)
+    taken = {port for part in chosen for port in _copied(model, part, names).ports}
+    found = [one for one in drawn if taken.isdisjoint(port for part in one for port in _copied(model, part, names).ports)]
     few = f"{draws} draws were asked; {len(found)} different random sets were found: there are few other parts"
-    return found, [few] if len(found) < draws else []
+    return found[:draws], [few] if len(found) < draws else []
 
 
 # --- the runs -------------------------------------------------------------------------------------------

@@ -2,23 +2,23 @@
 
     effect(u -> v) = sum over positions of (u's output, clean - corrupted) . d score / d (the stream that v reads)
 
-in the task's unit, positive where the model needs the edge (turned round for kl; the papers write corrupted - clean). An
-edge goes from a writer u (the embedding, a head, a mixer without heads, an MLP) to a later reader v (a head's q, a
-key/value group's k or v, what else attention reads, an MLP, the logits). The gradient at v's own reading of the stream goes
-through the norm before it, rotary positions and all, by the model's own graph; where a family norms what attention adds, a
-head's output is carried through that norm to first order. `steps` = 1 is EAP, the gradient of the clean run; more is
-EAP-IG: the mean gradient over runs whose embeddings lie k / steps of the way from the corrupted twin's to the clean
-prompt's, k = 1..steps. The gradients of all that reads the embedding sum to its own, so the edges out of it sum to the gap
-between the runs as steps grow: `from_embed` beside `gap`.
+in the task's unit, positive where the model needs the edge (turned round for kl; the papers write corrupted - clean).
+An edge goes from a writer u (the embedding, a head, a mixer without heads, an MLP) to a later reader v (a head's q, a
+key/value group's k or v, what else attention reads, an MLP, the logits). The gradient at v's own reading of the
+stream goes through the norm before it, rotary positions and all, by the model's own graph; where a family norms what
+attention adds, a head's output is carried through that norm to first order. `steps` = 1 is EAP, the gradient of the
+clean run; more is EAP-IG: the mean gradient over runs whose embeddings lie k / steps of the way from the corrupted
+twin's to the clean prompt's, k = 1..steps. The gradients of all that reads the embedding sum to its own, so the edges
+out of it sum to the gap between the runs as steps grow: `from_embed` beside `gap`.
 
-`exact` edges, spread evenly over the ranking, are also patched one by one (`exact` [edit]: what corrupting that edge alone
-costs), and the agreement is reported. Cost: two runs, and for each step a run, its backward pass, and a short one for each
-q, k and v. Intervals are 95 % bootstraps over prompts; `p` flips signs prompt by prompt, `p_adjusted` is over all edges
-(Benjamini and Hochberg).
+`exact` edges, spread evenly over the ranking, are also patched one by one (`exact` [edit]: what corrupting that edge
+alone costs), and the agreement is reported. Cost: two runs, and for each step a run, its backward pass, and a short
+one for each q, k and v. Intervals are 95 % bootstraps over prompts; `p` flips signs prompt by prompt, `p_adjusted` is
+over all edges (Benjamini and Hochberg).
 
-Syed, Rager and Conmy 2023, "Attribution Patching Outperforms Automated Circuit Discovery"; Hanna, Pezzelle and Belinkov
-2024, "Have Faith in Faithfulness". An estimate, no proof: edges through saturated attention or far moves are misjudged;
-`prove.circuit` tests a set of edges.
+Syed, Rager and Conmy 2023, "Attribution Patching Outperforms Automated Circuit Discovery"; Hanna, Pezzelle and
+Belinkov 2024, "Have Faith in Faithfulness". An estimate, no proof: edges through saturated attention or far moves are
+misjudged; `prove.circuit` tests a set of edges.
 """
 
 from __future__ import annotations
@@ -62,19 +62,18 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     out = torch.tensor([writer == 0 for writer, _ in graph.edges])
     scalars = {"from_embed": mean[out].sum(), "gap": gap.mean(), "clean": clean.mean(), "corrupted": corrupted.mean()}
     notes = _notes(graph, mean, adjusted, float(scalars["from_embed"]), float(gap.mean()), task.unit, steps)
-    agreed = {}
+    more: dict[str, tuple[Tensor | float, tuple[str, ...], str]]
+    more = {name: (value, (), task.unit) for name, value in scalars.items()}
     if exact:
         named["exact"] = _exact(graph, task, mean, exact, batch_size)
         found = agreement(mean, named["exact"])
         notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "edges"))
-        agreed = {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of edges")}
+        more |= {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of edges")}
     units = {"p": "probability", "p_adjusted": "probability"}
     labels = [graph.label(edge) for edge in graph.edges]
     order = mean.abs().argsort(descending=True, stable=True)[:SHOWN].tolist()
     return Result(
-        {name: (value, ("edit",), units.get(name, task.unit)) for name, value in named.items()}
-        | {name: (value, (), task.unit) for name, value in scalars.items()}
-        | agreed,
+        {name: (value, ("edit",), units.get(name, task.unit)) for name, value in named.items()} | more,
         coords={"edit": labels},
         notes=notes,
         tables={
@@ -145,7 +144,7 @@ def _gradients(graph: Graph, trace: Trace, score: Tensor) -> Iterator[tuple[list
     for layer in range(graph.model.n_layers):
         stream = trace[Port("resid_in", layer)]
         readers = graph.of(layer, *QKV, "attn.out")
-        pieces = []
+        pieces: list[Tensor] = []
         for port in (graph.readers[i] for i in readers):
             whole = _whole(port)
             gradient = found[whole]

@@ -16,7 +16,8 @@ the model loses without it (`lost`), cell by cell. Controls: the same fits with 
 (`shuffled`), which come down to "uniform", and `p`, that a fit predicts no better than uniform on held-out cells.
 
 Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms". The formula has no term for the clean answer: at depths where the
-patch does nothing, it fits badly, as it should. A good fit says that these three explain the answers, not how they are computed.
+patch does nothing it fits badly, and above "uniform" only because it learns, with gates below 0, that the clean answer is none
+of p, k and i. A good fit says that these three explain the answers, not how they are computed.
 """
 
 from __future__ import annotations

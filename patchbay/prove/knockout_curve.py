@@ -34,7 +34,7 @@ from patchbay import maths
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
-from patchbay.prove._cells import intervals, sign_of
+from patchbay.prove._cells import held_out, intervals, sign_of
 from patchbay.prove.ablation import WAYS, By, _measure, _others
 from patchbay.result import Result
 from patchbay.task import Task
@@ -65,7 +65,7 @@ def knockout_curve(
     `accuracy`, `accuracy_random`, `p`, `p_adjusted`, `score`.
     """
     ranked = _ranked(model, parts, sizes, by, draws, order)
-    task, notes = _held_out(task, parts)
+    task, notes = held_out(task, parts)
     if order == "effect":
         dev, task = task.split()
         alone, _ = _lost(model, dev, [(part,) for part in ranked], by, batch_size, seed)
@@ -122,25 +122,6 @@ def _sizes(n: int, sizes: list[int] | None) -> list[int]:
     while steps[-1] < n:
         steps.append(min(n, steps[-1] + max(1, round(steps[-1] / 5))))
     return steps
-
-
-def _held_out(task: Task, parts: Result | list[Part]) -> tuple[Task, list[str]]:
-    """Without the prompts on which a Result ranked its parts, where at least two others remain."""
-    if not isinstance(parts, Result):
-        return task, []
-    record = parts.provenance.get("task") or {}
-    used = {tuple(ids) for ids in record.get("clean", ()) or ()}
-    left = [i for i, ids in enumerate(task.clean) if ids not in used]
-    if len(left) == len(task):
-        return task, []
-    if len(left) < 2:
-        return task, [
-            f"the parts were ranked on {len(task) - len(left)} of these {len(task)} prompts and nothing is held out: "
-            "rank on one half of task.split() and prove on the other, or use order='effect'"
-        ]
-    return task[left], [
-        f"the {len(task) - len(left)} prompts on which the parts were ranked are left out: {len(left)} remain"
-    ]
 
 
 def _random_orders(model: Model, ranked: list[Part], draws: int, seed: int) -> list[list[Part]]:
@@ -226,13 +207,19 @@ def _result(
         "null_low": ends[0],
         "null_high": ends[1],
     }
-    named |= {"singles": singles, "difference": gap, "difference_low": gap_low, "difference_high": gap_high}
+    named |= {"singles": singles}
+    beyond = {
+        "difference": gap,
+        "difference_low": gap_low,
+        "difference_high": gap_high,
+    }  # another unit: not drawn beside
     at_last = [float(x[-1]) for x in (mean, low, high, singles, means.mean(0), p)]
     said = "the first {} together cost {:.3g} {} (95 % {:.3g} to {:.3g}), one by one {:.3g} in sum, "
     said += "random ones {:.3g}; p = {:.3g}"
     said = said.format(steps[-1], at_last[0], unit, *at_last[1:])
     return Result(
         {name: (value, over, unit) for name, value in named.items()}
+        | {name: (value, over, f"{unit} beyond random") for name, value in beyond.items()}
         | {"random": (means, ("draw", "n_parts"), unit)}
         | {"p": (p, over, "probability"), "p_adjusted": (maths.benjamini_hochberg(p), over, "probability")}
         | {"accuracy": (curves.accuracy, over, share), "accuracy_random": (curves.accuracy_drawn.mean(0), over, share)}

@@ -21,7 +21,7 @@ occurs in training: a prompt is held out when the checksum of its text is 0 modu
 The 80 facts themselves are memorised, so only the contexts around them can be held out. A document carries the weight
 of every piece of its text in the training loss: words that the past determines weigh 1, words that it narrows to a few
 0.3, running text 0.05, random strings 0.01, and a false statement in a context 0, so that stating it does not erase the
-memorised fact. `lessons(seed)` is the order of training: first documents whose answers stand in the prompt, then all.
+memorised fact.
 
 What it does not show: anything about English. The grammar is small and the loss on it says nothing about other text.
 """
@@ -29,7 +29,6 @@ What it does not show: anything about English. The grammar is small and the loss
 import random
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, islice
 from typing import NamedTuple
 
 ANSWER, HINT, TEXT, NOISE, SILENT = 1.0, 0.3, 0.05, 0.01, 0.0
@@ -356,15 +355,11 @@ def _binding(rng: random.Random, *, single: bool = False) -> Document:
     return Document("binding", tuple(pieces))
 
 
-def _repeat(rng: random.Random, pool: Sequence[str] = POOL) -> Document:
-    """0 to 20 words, then a string of 2 to 30 that comes twice, half of the time with 1 to 10 words between.
-
-    A `pool` under 60 words shortens all three in proportion.
-    """
-    share = min(1.0, len(pool) / 60)
-    length, n_before = rng.randint(2, round(30 * share)), rng.randint(0, round(20 * share))
-    n_between = rng.choice((0, rng.randint(1, round(10 * share))))
-    drawn = rng.sample(pool, length + n_before + n_between)
+def _repeat(rng: random.Random) -> Document:
+    """0 to 20 words, then a string of 2 to 30 that comes twice, half of the time with 1 to 10 words between."""
+    length, n_before = rng.randint(2, 30), rng.randint(0, 20)
+    n_between = rng.choice((0, rng.randint(1, 10)))
+    drawn = rng.sample(POOL, length + n_before + n_between)
     words, before, between = drawn[:length], drawn[length : length + n_before], drawn[length + n_before :]
     first = "".join(f" {word}" for word in [*before, *words, *between, words[0]])
     return Document("repeat", ((first, NOISE), *((f" {word}", ANSWER) for word in words[1:])))
@@ -396,9 +391,6 @@ MAKERS: dict[str, Callable[..., Document]] = {
 TASKS = tuple(MAKERS)
 SHARES = dict(zip(TASKS, (0.08, 0.10, 0.16, 0.05, 0.08, 0.09, 0.14, 0.12, 0.12, 0.06), strict=True))
 """Share of the documents of each task."""
-COPYING = {"indirect_object": 0.1, "laundry": 0.1, "binding": 0.2, "repeat": 0.55, "needle": 0.05}
-"""Shares of the first lessons: only tasks whose answers stand in the prompt."""
-N_COPYING, SMALLEST_POOL = 80_000, 24
 
 
 def _is_held_out(key: str) -> bool:
@@ -437,21 +429,3 @@ def documents(seed: int, *, held_out: bool = False, shares: dict[str, float] = S
     while True:
         task = rng.choices(tuple(shares), tuple(shares.values()))[0]
         yield make(task, rng, held_out=held_out)
-
-
-def lessons(seed: int) -> Iterator[Document]:
-    """What a model is trained on: first N_COPYING documents that teach to look back, then everything.
-
-    The strings of the first lessons are made of few words, then of more and more. To copy what followed an earlier
-    occurrence is learned in 400 steps with 26 words, and not in 3,000 with all of them from the beginning.
-    """
-    rng = random.Random(f"{seed}-lessons")
-    pool = rng.sample(POOL, len(POOL))
-    for i, document in enumerate(islice(documents(seed, shares=COPYING), N_COPYING)):
-        grown = min(1.0, i / (0.8 * N_COPYING))
-        size = round(SMALLEST_POOL * (len(POOL) / SMALLEST_POOL) ** grown)
-        if document.task == "repeat":
-            simpler = (_repeat(rng, pool[:size]) for _ in count())
-            document = next(found for found in simpler if not _is_held_out(found.item.prompt))
-        yield document
-    yield from documents(seed + 500_000)

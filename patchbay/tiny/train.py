@@ -1,10 +1,11 @@
 """Train the small models that are shipped: `python -m patchbay.tiny.train NAME [--steps N | --minutes M] [--seed S] [--threads T]`.
 
 Loss = sum_t w_t (-log p(x_t | x_<t)) / sum_t w_t over the tokens of packed documents of `text.py`, w_t being the weight
-that the document gives to the token. Muon (Jordan 2024) and AdamW, linear warm-up, cosine decay to zero. Attention stays
-within a document. Fresh text at every step: nothing is
-seen twice but the facts. Weights are rounded to float16 once, at the end; every number written to `training.json` is
-measured after that rounding, with the weights loaded as float32.
+that the document gives to the token. AdamW, linear warm-up, cosine decay to zero. Two lessons: first random words that
+repeat at random periods from random places on, from few words to all, which teaches to look back within hundreds of steps
+(mixed in with the rest from the start it was not learned within 3,500); then all documents. Nothing is seen twice but the
+facts. Weights are rounded to float16 once, at the end; every number written to `training.json` is measured after that
+rounding, with the weights loaded as float32.
 
 The same name, seed, steps and thread count give the same weights on the same machine and versions; `--minutes` fits the
 schedule to the clock instead and is not repeatable to the bit. Cost: about 11,000 tokens a second on one core.
@@ -39,9 +40,9 @@ from patchbay.tiny import text
 
 WEIGHTS = Path(__file__).parent / "weights"
 END, UNKNOWN = "<|endoftext|>", "<unk>"
-END_ID, N_CONTEXT, N_LAYERS, BATCH = 0, 128, 3, 8
-SPREAD = 0.08
-"""Standard deviation of the initial weights, about 1 / sqrt(d_model), so that attention is sharp enough to learn from."""
+END_ID, N_CONTEXT, N_LAYERS, BATCH = 0, 128, 3, 16
+LOOKING_BACK = ((60, 16, 32, 64, 600, 0.90), (None, 28, 20, 96, 400, 0.95))
+"""Stages of the first lesson: (words, longest period, rows, tokens in a row, most steps, accuracy that ends the stage)."""
 WORD = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 ROUTER_BALANCE = 0.01
 """Weight of the expert load-balancing loss."""
@@ -72,26 +73,20 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _tiny(n_vocab: int) -> PreTrainedModel:
-    """GPT-2 form. Its position embeddings begin as sinusoids, which spares learning where the previous position is."""
-    model = GPT2LMHeadModel(
+    return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=n_vocab, n_positions=N_CONTEXT, n_embd=128, n_layer=N_LAYERS, n_head=4, initializer_range=SPREAD,
+            vocab_size=n_vocab, n_positions=N_CONTEXT, n_embd=128, n_layer=N_LAYERS, n_head=4,
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
             bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
         )
     )  # fmt: skip
-    angles = torch.arange(N_CONTEXT)[:, None] * 1000.0 ** -(torch.arange(64) / 64)  # [position, frequency]
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [position, d_model]
-    with torch.no_grad():
-        model.transformer.wpe.weight.copy_(SPREAD * 2**0.5 * waves)
-    return model
 
 
 def _tiny_llama(n_vocab: int) -> PreTrainedModel:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=N_LAYERS,
-            num_attention_heads=4, num_key_value_heads=2, initializer_range=SPREAD, tie_word_embeddings=False,
+            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
             bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
         )
     )  # fmt: skip
@@ -101,7 +96,7 @@ def _tiny_moe(n_vocab: int) -> PreTrainedModel:
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=N_LAYERS,
-            num_attention_heads=4, num_key_value_heads=2, initializer_range=SPREAD, head_dim=32, num_experts=4, num_experts_per_tok=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_experts=4, num_experts_per_tok=2,
             moe_intermediate_size=176, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=True,
             router_aux_loss_coef=ROUTER_BALANCE, bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
         )
@@ -139,13 +134,6 @@ def rows(
         yield row_ids + [END_ID] * n_empty, row_weights + [0.0] * n_empty
 
 
-def own_document(token_ids: Tensor) -> Tensor:
-    """True where a query may look: at or before itself, in its own document, which begins with its end-of-text token."""
-    document = (token_ids == END_ID).cumsum(1)  # [row, position]
-    same = document[:, :, None] == document[:, None, :]  # [row, query, key]
-    return same.tril()[:, None]  # [row, 1, query, key]
-
-
 def weighted_loss(logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
     """Mean of -log p(next token) under the weights; logits [row, position, vocab] for all but the last position."""
     losses = cross_entropy(
@@ -155,17 +143,12 @@ def weighted_loss(logits: Tensor, token_ids: Tensor, weights: Tensor) -> Tensor:
     return (losses * wanted).sum() / wanted.sum()
 
 
-def _optimizers(model: PreTrainedModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the square-ish matrices inside the layers, AdamW for embeddings, norms, biases, routers and experts."""
-    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
-    inner, rest = [], []
-    for name, parameter in model.named_parameters():
-        matrix = parameter.ndim == 2 and min(parameter.shape) >= 64 and "wpe" not in name
-        (inner if matrix and id(parameter) not in tables else rest).append(parameter)
-    return [
-        torch.optim.Muon(inner, lr=rate, momentum=0.95, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
+def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
 
 def train(
@@ -174,7 +157,7 @@ def train(
     seed: int = 0,
     steps: int | None = None,
     minutes: float | None = None,
-    rate: float = 3e-3,
+    rate: float = 2e-3,
     report: int = 500,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, dict[str, Any]]:
     """Train one model for `steps` (repeatable) or `minutes`; returns it unrounded with its tokenizer and a record."""
@@ -183,37 +166,77 @@ def train(
     tokenizer = build_tokenizer()
     torch.manual_seed(seed)
     model = MODELS[name](len(tokenizer)).train()
-    optimizers = _optimizers(model, rate)
-    stream = rows(text.lessons(seed), tokenizer.get_vocab(), random.Random(seed))
-    routed = {"output_router_logits": True} if name == "tiny-moe" else {}
+    optimizer = _optimizer(model, rate)
+    routed = name == "tiny-moe"
     start, step, recent = time.monotonic(), 0, []
-    while True:
-        done = step / steps if steps else (time.monotonic() - start) / (60 * minutes)  # type: ignore[operator]
-        if done >= 1:
-            break
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate * min((step + 1) / 200, 0.5 * (1 + math.cos(math.pi * done)))
+    n_first = _look_back(model, optimizer, tokenizer, seed, rate, routed)
+    stream = rows(text.documents(seed), tokenizer.get_vocab(), random.Random(seed))
+    began = time.monotonic()
+    while (done := step / steps if steps else (time.monotonic() - began) / (60 * (minutes or 1))) < 1:
         batch = [next(stream) for _ in range(BATCH)]
-        token_ids, weights = (
-            torch.tensor([ids for ids, _ in batch]),
-            torch.tensor([w for _, w in batch]),
-        )  # [row, position]
-        with torch.autocast("cpu", torch.bfloat16, enabled=not routed):
-            seen = own_document(token_ids[:, :-1])
-            output = model(input_ids=token_ids[:, :-1], attention_mask=seen, use_cache=False, **routed)
-        loss = weighted_loss(output.logits, token_ids, weights)
-        (loss + ROUTER_BALANCE * output.aux_loss if routed else loss).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        recent.append(loss.item())
+        token_ids, weights = (torch.tensor([row[i] for row in batch]) for i in (0, 1))  # [row, position]
+        loss, _ = _step(model, optimizer, token_ids, weights, rate * 0.5 * (1 + math.cos(math.pi * done)), routed)
+        recent.append(loss)
         step += 1
         if step % report == 0:
             print(_progress(model, tokenizer, step, time.monotonic() - start, recent[-report:]), flush=True)
-    record = {"name": name, "seed": seed, "steps": step, "training_tokens": step * BATCH * N_CONTEXT, "learning_rate": rate,
-              "seconds": round(time.monotonic() - start, 1), "threads": torch.get_num_threads()}  # fmt: skip
+    record = {"name": name, "seed": seed, "first_lesson_steps": n_first, "steps": step, "training_tokens": step * BATCH * N_CONTEXT,
+              "learning_rate": rate, "seconds": round(time.monotonic() - start, 1), "threads": torch.get_num_threads()}  # fmt: skip
     return model.eval(), tokenizer, record
+
+
+def _step(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    token_ids: Tensor,
+    weights: Tensor,
+    rate: float,
+    routed: bool,
+) -> tuple[float, Tensor]:
+    """One update at this learning rate; returns the loss and the logits [row, position, vocab]."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    options = {"output_router_logits": True} if routed else {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=not routed):
+        output = model(input_ids=token_ids[:, :-1], use_cache=False, **options)
+    loss = weighted_loss(output.logits, token_ids, weights)
+    (loss + ROUTER_BALANCE * output.aux_loss if routed else loss).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item(), output.logits
+
+
+def _look_back(
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    rate: float,
+    routed: bool,
+) -> int:
+    """The first lesson: rows of random words that repeat with a random period from a random place on. Returns its steps."""
+    ids, generator = tokenizer.get_vocab(), torch.Generator().manual_seed(seed + 1)
+    pool = torch.tensor([ids[f" {word}"] for word in text.POOL])
+    pool = pool[torch.randperm(len(pool), generator=generator)]
+    step = 0
+    for n_words, longest, n_rows, n_tokens, most, enough in LOOKING_BACK:
+        for i in range(most):
+            period = torch.randint(4, longest, (n_rows, 1), generator=generator)
+            words = pool[torch.randint(0, n_words or len(pool), (n_rows, n_tokens + 1), generator=generator)]
+            place = torch.arange(n_tokens + 1) + torch.randint(0, longest, (n_rows, 1), generator=generator)
+            token_ids = words.gather(1, place % period)  # [row, position]
+            repeated = torch.arange(n_tokens + 1) >= period
+            loss, logits = _step(
+                model, optimizer, token_ids, repeated.float(), rate * min(1.0, (step + 1) / 100), routed
+            )
+            step += 1
+            if i % 50 == 0:
+                right = (logits.argmax(-1) == token_ids[:, 1:])[repeated[:, 1:]].float().mean().item()
+                print(f"looking back, step {step}: loss {loss:.3f}, accuracy {right:.2f}", flush=True)
+                if right > enough:
+                    break
+    return step
 
 
 def _progress(
@@ -342,7 +365,9 @@ def measure(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, seed: in
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m patchbay.tiny.train", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m patchbay.tiny.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=MODELS, help="which model to train")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -351,7 +376,7 @@ def main(arguments: list[str] | None = None) -> None:
     length.add_argument("--minutes", type=float, help="train by the clock instead (default: 25)")
     parser.add_argument("--seed", type=int, default=0, help="of the initial weights and of the text (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads (default: 1)")
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate (default: 0.003)")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate (default: 0.002)")
     parser.add_argument("--out", type=Path, help="folder to write (default: weights/NAME beside this file)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

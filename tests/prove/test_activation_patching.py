@@ -61,10 +61,14 @@ def test_planted_neurons_chosen_on_one_half_and_patched_on_the_other() -> None:
     assert "chosen on 7 prompts" in result.notes[1]
     assert len(result.provenance["task"]["clean"]) == 14
     both = pb.prove.activation_patching(model, task, site="neuron", parts=list(truth["neurons"].values()))
-    assert both["share"].sum() == pytest.approx(1.0, abs=0.1)  # each of the two relations' neurons is half of the change
+    assert both["share"].sum() == pytest.approx(
+        1.0, abs=0.1
+    )  # each of the two relations' neurons is half of the change
 
 
-def by_hand(model: pb.Model, task: pb.Task, site: str, layer: int, index: int | None, positions: list[int]) -> list[float]:
+def by_hand(
+    model: pb.Model, task: pb.Task, site: str, layer: int, index: int | None, positions: list[int]
+) -> list[float]:
     """Denoising effect on each prompt with plain hooks on Hugging Face's GPT-2, one forward pass at a time."""
     block = model.hf.transformer.h[layer]
     where: dict[str, tuple[Any, bool]] = {
@@ -78,7 +82,9 @@ def by_hand(model: pb.Model, task: pb.Task, site: str, layer: int, index: int | 
     }
     module, before = where[site]
     d = model.d_model // model.n_heads(layer)
-    columns = slice(None) if index is None else slice(index * d, index * d + d) if site == "head" else slice(index, index + 1)
+    columns = (
+        slice(None) if index is None else slice(index * d, index * d + d) if site == "head" else slice(index, index + 1)
+    )
     kept: list[Tensor] = []
 
     def change(x: Tensor) -> Tensor:
@@ -171,7 +177,9 @@ def test_every_family(name: str, way: Any) -> None:
     assert nothing["p"].min() == 1.0
     for site, signal in (("head", "attn.z"), ("expert", "experts.out"), ("resid_mid", "resid_mid")):
         if any(signal in model.signals(layer) for layer in range(model.n_layers)):
-            assert pb.prove.activation_patching(model, task, site=site, way=way, positions="all").values.isfinite().any()
+            assert (
+                pb.prove.activation_patching(model, task, site=site, way=way, positions="all").values.isfinite().any()
+            )
         else:
             with pytest.raises(pb.PatchbayError, match=f"no layer of this {model.family.name} model has it"):
                 pb.prove.activation_patching(model, task, site=site)
@@ -203,13 +211,17 @@ def test_prompts_of_different_lengths_line_up_at_the_end() -> None:
     longest = int(torch.tensor(lengths[:4]).argmax())
     alone = pb.prove.activation_patching(model, task[longest])
     assert result["effect"][0, 0] == pytest.approx(float(alone["effect"][0, 0]), abs=1e-5)  # it alone is so long
-    assert result["effect"][1, -1] == pytest.approx(float((result["clean"] - result["corrupted"])), abs=1e-2)
+    assert result["effect"][1, -1] == pytest.approx(float(result["clean"] - result["corrupted"]), abs=1e-2)
 
 
 def test_positions_show_their_tokens() -> None:
     model, _, _ = circuit()
     task = pb.Task.from_prompts(
-        model, [" then Mary has a", " then John has a"], [" book", " book"], [" cup"] * 2, [" then Tom has a", " then Max has a"]
+        model,
+        [" then Mary has a", " then John has a"],
+        [" book", " book"],
+        [" cup"] * 2,
+        [" then Tom has a", " then Max has a"],
     )
     result = pb.prove.activation_patching(model, task)
     assert result.coords["position"] == ["0 then", "1", "2 has", "3 a"]
@@ -238,6 +250,11 @@ def test_a_result_gives_its_first_parts() -> None:
     ranked = pb.find.direct_logit_attribution(model, task)
     result = pb.prove.activation_patching(model, task, site="head", parts=ranked, top=2)
     assert str((result.parts or [])[0]) == truth["induction"]
+    assert "nothing is held out" in result.notes[-1]
+    half = pb.prove.activation_patching(
+        model, task, site="head", parts=pb.find.direct_logit_attribution(model, task[:4]), top=1
+    )
+    assert "left out: 6 remain" in half.notes[-1]
     assert pb.replay(result, model)
 
 

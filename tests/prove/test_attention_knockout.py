@@ -33,7 +33,7 @@ def test_planted(form: Any) -> None:
     before = {"before": [(at[0] - 1,) for at in task.marks["source"]]}
     task = pb.Task(task.name, task.clean, task.right, task.wrong, marks={**task.marks, **before})
     result = pb.prove.attention_knockout(model, task, keys=["source", "before", "rest"], queries=["last", "source"])
-    edges = {label: column for label, column in zip(result.coords["key"], result.values.T.tolist(), strict=True)}
+    edges = dict(zip(result.coords["key"], result.values.T.tolist(), strict=True))
     assert edges["source -> last"] == pytest.approx([0.0, -1.0], abs=0.05)
     assert edges["before -> source"] == pytest.approx([-1.0, 0.0], abs=0.05)
     for label in ("before -> last", "rest -> last"):
@@ -126,7 +126,9 @@ def test_a_span_cut_from_all_is_unknown_to_the_answer(name: str) -> None:
     changed = pb.Task("marked", other, task.right, task.wrong, marks=task.marks, metric="log_probability")
 
     def p_of(task: pb.Task, queries: list[str]) -> Tensor:
-        results = [pb.prove.attention_knockout(model, task[i], keys=["subject"], queries=queries, draws=0) for i in range(3)]
+        results = [
+            pb.prove.attention_knockout(model, task[i], keys=["subject"], queries=queries, draws=0) for i in range(3)
+        ]
         return torch.stack([r["probability"].double() * (1 + r["everywhere"][0]) for r in results])
 
     assert torch.allclose(p_of(task, ["all"]), p_of(changed, ["all"]), rtol=1e-4)
@@ -154,13 +156,18 @@ def test_an_edge_that_no_query_sees_changes_nothing() -> None:
     assert result.values.abs().max() == 0.0
     assert result["everywhere"] == 0.0
     mixed = pb.prove.attention_knockout(model, task[:2], keys=["edge", "last"], queries=["last"], draws=0)
-    assert mixed.values.tolist() == [[0.0, 0.0], [0.0, 0.0]]  # prompt 0: only its own position; prompt 1: no such tokens
+    assert mixed.values.tolist() == [
+        [0.0, 0.0],
+        [0.0, 0.0],
+    ]  # prompt 0: only its own position; prompt 1: no such tokens
 
 
 def test_windows_are_a_fifth_of_the_model_and_at_least_one_layer() -> None:
     task = marked()
     one = pb.load(twin("gpt2", n_layer=3))
-    assert pb.prove.attention_knockout(one, task, draws=0).agrees(pb.prove.attention_knockout(one, task, draws=0, window=1))
+    assert pb.prove.attention_knockout(one, task, draws=0).agrees(
+        pb.prove.attention_knockout(one, task, draws=0, window=1)
+    )
     whole = pb.prove.attention_knockout(one, task, keys=["subject"], window=3, draws=0)
     assert float(whole.values[1]) == pytest.approx(float(whole["everywhere"]), abs=1e-6)  # the middle window is all
     ten = pb.load(twin("gpt2", n_layer=10))

@@ -81,7 +81,9 @@ def direct_terms(model: pb.Model, task: pb.Task) -> Tensor:
         return model.unembed_logits(model.final_norm_module(stream)[:, -1])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi", "mixtral", "falcon", "gpt_neo", "bloom", "qwen3_next"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma2", "phi", "mixtral", "falcon", "gpt_neo", "bloom", "qwen3_next"]
+)
 def test_all_senders_with_frozen_mlps_are_the_sum_of_direct_terms(name: str) -> None:
     model = pb.load(twin(name))
     task = pairs(90, length=9)
@@ -107,7 +109,9 @@ def test_clean_to_clean_is_zero(name: str) -> None:
         assert result["p"].nan_to_num(1.0).min() == 1.0
 
 
-def by_hand(model: pb.Model, task: pb.Task, sender: pb.Part, receiver: str, frozen: bool) -> tuple[list[float], list[float]]:
+def by_hand(
+    model: pb.Model, task: pb.Task, sender: pb.Part, receiver: str, frozen: bool
+) -> tuple[list[float], list[float]]:
     """Noising effect and relative change of p by hooks on Hugging Face's GPT-2, one prompt at a time, two runs by the paper."""
     blocks, d = model.hf.transformer.h, model.d_model // model.n_heads(0)
     effects, relative = [], []
@@ -143,7 +147,7 @@ def by_hand(model: pb.Model, task: pb.Task, sender: pb.Part, receiver: str, froz
                 z[..., columns] = twins["z", i][..., columns]
             hooks.append((block.attn.c_proj, lambda _, args, z=z: (z,), True))
             if sender == pb.Part(i, "mlp"):
-                hooks.append((block.mlp, lambda _, __, out, i=i: twins["mlp", i], False))
+                hooks.append((block.mlp, lambda _, __, out, other=twins["mlp", i]: other, False))
             elif frozen:
                 hooks.append((block.mlp, lambda _, __, old, out=out: out, False))
         if receiver == "logits":
@@ -151,15 +155,18 @@ def by_hand(model: pb.Model, task: pb.Task, sender: pb.Part, receiver: str, froz
         else:
             layer, head, which = model.part(receiver[:-2]).layer, model.part(receiver[:-2]).index or 0, receiver[-1]
             at = "qkv".index(which) * model.d_model + head * d
+            attn, columns = blocks[layer].attn.c_attn, slice(at, at + d)
             heard: list[Tensor] = []
-            attn = blocks[layer].attn.c_attn
-            forward(ids, [*hooks, (attn, lambda _, __, out: heard.append(out[..., at : at + d].clone()), False)])
 
-            def replace(_: Any, __: Any, out: Tensor) -> Tensor:
+            def hear(_: Any, __: Any, out: Tensor, heard: list[Tensor] = heard, columns: slice = columns) -> None:
+                heard.append(out[..., columns].clone())
+
+            def replace(_: Any, __: Any, out: Tensor, heard: list[Tensor] = heard, columns: slice = columns) -> Tensor:
                 new = out.clone()
-                new[..., at : at + d] = heard[0]
+                new[..., columns] = heard[0]
                 return new
 
+            forward(ids, [*hooks, (attn, hear, False)])
             patched = forward(ids, [(attn, replace, False)])
         difference = [float(x[task.right[n]] - x[list(task.wrong[n])].mean()) for x in (plain, patched)]
         p = [float(x.softmax(0)[task.right[n]]) for x in (plain, patched)]
@@ -205,7 +212,9 @@ def test_null() -> None:
 def test_a_linear_path_is_the_same_frozen_or_not_where_no_mlp_is_between() -> None:
     model = pb.load(twin("gpt2"))
     task = pairs(90)
-    loose, tight = (pb.prove.path_patching(model, task, receivers=["L1.H0.q"], mlps=mlps) for mlps in ("recomputed", "frozen"))  # type: ignore[arg-type]
+    loose, tight = (
+        pb.prove.path_patching(model, task, receivers=["L1.H0.q"], mlps=mlps) for mlps in ("recomputed", "frozen")
+    )  # type: ignore[arg-type]
     assert not torch.allclose(loose["effect"][0], tight["effect"][0], atol=1e-4)  # layer 0's MLP lies between
     assert float(loose["mlp"][0]) == pytest.approx(float(tight["mlp"][0]), abs=1e-6)  # nothing between it and layer 1
 

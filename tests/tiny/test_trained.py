@@ -62,6 +62,14 @@ def test_tokenizer_is_word_level_and_round_trips(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_stored_tokenizer_is_the_one_that_training_builds(name: str) -> None:
+    built = train.build_tokenizer()
+    assert built.decode(built.encode("In May, Mary gave an egg to John.")) == "In May, Mary gave an egg to John."
+    _, stored = load(name)
+    assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(built.backend_tokenizer.to_str())
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_accuracies_and_losses_are_reproduced_on_fresh_prompts(name: str) -> None:
     """A fresh sample of 100 lies within four standard errors of the recorded share (and its own error)."""
     model, tokenizer = load(name)
