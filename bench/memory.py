@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+REPEATS = 3  # the resident set differs by about 1 MB from process to process
 
 
 def measure(folder: Path, size: tuple[int, int], taps: str, device: str, dtype: torch.dtype) -> tuple[int, int]:
-    """(peak bytes, captured bytes) of a fresh process that runs the model of `folder` with these taps."""
+    """(peak bytes, captured bytes) of a fresh process that runs the model of `folder` with these taps; the least of REPEATS."""
     command = [
         sys.executable,
         "-m",
@@ -33,9 +34,12 @@ def measure(folder: Path, size: tuple[int, int], taps: str, device: str, dtype: 
         str(dtype).removeprefix("torch."),
     ]
     command.append(str(torch.get_num_threads()))
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | MALLOC, cwd=Path(__file__).parents[1], check=False
-    )
+    return min(_child(command) for _ in range(REPEATS))
+
+
+def _child(command: list[str]) -> tuple[int, int]:
+    root, environment = Path(__file__).parents[1], os.environ | MALLOC
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])

@@ -237,9 +237,13 @@ class Operators(TorchFunctionMode):
     def _fused(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **options: Any) -> Tensor:
         def inner(_: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **__: Any) -> tuple[Tensor, None]:
             causal = options.get("is_causal", False) and mask is None
-            return F.scaled_dot_product_attention(q, k, v, mask, **(options | {"is_causal": causal})).transpose(1, 2), None
+            return F.scaled_dot_product_attention(q, k, v, mask, **(options | {"is_causal": causal})).transpose(
+                1, 2
+            ), None
 
-        z, _ = attend(self.session, self.layer, inner, "sdpa", self.module, query, key, value, attn_mask, {"plain": True})
+        z, _ = attend(
+            self.session, self.layer, inner, "sdpa", self.module, query, key, value, attn_mask, {"plain": True}
+        )
         return z.transpose(1, 2)
 
 

@@ -138,9 +138,13 @@ def _edits(model: Model, ids: Tensor, base: Trace, limit: float, generator: torc
     more = [add(port, v, positions=at, rows=i) for i, (port, v) in enumerate(zip(ports, noise, strict=True))]
     moved = run(model, batch, taps=ports, edits=more)
     for i, port in enumerate(ports):
-        yield Row(port.signal, "its own value put back changes nothing", _relative(same.logits[i], base.logits[0]), limit)
+        yield Row(
+            port.signal, "its own value put back changes nothing", _relative(same.logits[i], base.logits[0]), limit
+        )
         expected = values[i].clone()
-        expected[at] += noise[i] * (values[i][at] != 0) if port.signal == "attn.pattern" else noise[i]  # hidden keys stay 0
+        expected[at] += (
+            noise[i] * (values[i][at] != 0) if port.signal == "attn.pattern" else noise[i]
+        )  # hidden keys stay 0
         found = _by_position(moved[port][i : i + 1], port)
         yield Row(port.signal, "a tap sees the edit, where it acts and nowhere else", _relative(found, expected), limit)
         left = _relative(moved.logits[i, :at], base.logits[0, :at])
@@ -197,13 +201,24 @@ def _meanings(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
         if at.experts is not None:
             yield from _experts(model, i, ports)
     final = base[Port("resid_out", model.n_layers - 1)]
-    yield "final_norm", "the norm of the final stream", _relative(model.final_norm_module(final), base[Port("final_norm")])
-    yield "logits", "the unembedding of final_norm", _relative(model.unembed_logits(base[Port("final_norm")]), base.logits)
+    yield (
+        "final_norm",
+        "the norm of the final stream",
+        _relative(model.final_norm_module(final), base[Port("final_norm")]),
+    )
+    yield (
+        "logits",
+        "the unembedding of final_norm",
+        _relative(model.unembed_logits(base[Port("final_norm")]), base.logits),
+    )
 
 
 def _attention(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tuple[str, str, float]]:
     at, z = model.modules[layer], ports["attn.z"]
-    pattern, value = ports["attn.pattern"], ports["attn.v"].repeat_interleave(model.n_heads(layer) // model.n_groups(layer), 1)
+    pattern, value = (
+        ports["attn.pattern"],
+        ports["attn.v"].repeat_interleave(model.n_heads(layer) // model.n_groups(layer), 1),
+    )
     total = pattern.sum(-1)  # [prompt, head, query]
     over = total.clamp(min=1) if hasattr(at.attn, "sinks") else total  # a sink takes the rest
     yield "attn.pattern", "rows sum to 1, or less beside a sink", _relative(over, torch.ones_like(over))
@@ -227,7 +242,9 @@ def _head_weights(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterato
     if at.norm_attn is not None:
         centred = norm_parts(at.norm_attn)[2]
         normed, unit = at.norm_attn(normed), normed - normed.mean(-1, keepdim=True) if centred else normed
-        epsilon = next((getattr(at.norm_attn, name) for name in ("eps", "variance_epsilon") if hasattr(at.norm_attn, name)), 0.0)
+        epsilon = next(
+            (getattr(at.norm_attn, name) for name in ("eps", "variance_epsilon") if hasattr(at.norm_attn, name)), 0.0
+        )
         unit = unit / (unit.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
     for fold, x, how in ((False, normed, "the normed stream times W"), (True, unit, "the unit stream times W folded")):
         w = attn.weights(fold_norm=fold)
@@ -247,7 +264,11 @@ def _mlp(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tuple[s
     out = at.mlp_proj(ports["mlp.act"])  # type: ignore[misc]
     if at.mlp_added is not at.mlp and at.mlp_added is not at.mlp_proj:
         out = at.mlp_added(out)  # type: ignore[misc]
-    yield "mlp.act", "through the down projection it is mlp.out", _relative(out * model.residual_scale, ports["mlp.out"])
+    yield (
+        "mlp.act",
+        "through the down projection it is mlp.out",
+        _relative(out * model.residual_scale, ports["mlp.out"]),
+    )
     w = model.layers[layer].mlp.weights()
     plain = ports["mlp.act"] @ w.W_out + (0 if w.b_out is None else w.b_out)
     yield "mlp.out", "act times W_out", _relative(plain, at.mlp_proj(ports["mlp.act"]))  # type: ignore[misc]
@@ -263,7 +284,11 @@ def _experts(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tup
             total = total + shared(ports["mlp.in"]) * (1 if gate is None else torch.sigmoid(gate(ports["mlp.in"])))
     if at.mlp_added is not at.mlp:
         total = at.mlp_added(total)  # type: ignore[misc]
-    yield "experts.out", "experts sum to their part of mlp.out", _relative(total * model.residual_scale, ports["mlp.out"])
+    yield (
+        "experts.out",
+        "experts sum to their part of mlp.out",
+        _relative(total * model.residual_scale, ports["mlp.out"]),
+    )
 
 
 def _structure(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
@@ -273,7 +298,11 @@ def _structure(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
             pattern = base[Port("attn.pattern", i)]
             back = torch.arange(pattern.shape[-2])[:, None] - torch.arange(pattern.shape[-1])  # [query, key]
             hidden = (back < 0) | (back >= (_window(model, i) or len(back)))
-            yield "attn.pattern", "0 ahead and beyond the window", float(pattern[..., hidden.to(pattern.device)].abs().max())
+            yield (
+                "attn.pattern",
+                "0 ahead and beyond the window",
+                float(pattern[..., hidden.to(pattern.device)].abs().max()),
+            )
         if at.experts is not None:
             weights, chosen = base[Port("router.weights", i)], base[Port("router.experts", i)]
             allowed = torch.zeros_like(weights).scatter(-1, chosen, 1.0)

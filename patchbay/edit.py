@@ -59,7 +59,9 @@ class Edit:
         if self.op not in OPS:
             raise PatchbayError(f"no edit {self.op!r}; edits are {', '.join(OPS)}" + suggest(str(self.op), OPS))
         if not isinstance(self.port, Port):
-            raise PatchbayError(f"an edit needs a Port such as model.layers[3].heads[5].z, got {type(self.port).__name__}")
+            raise PatchbayError(
+                f"an edit needs a Port such as model.layers[3].heads[5].z, got {type(self.port).__name__}"
+            )
         if not self.port.editable:
             raise PatchbayError(f"{self.port} can be tapped, not edited")
         if self.port.query is not None:
@@ -81,7 +83,8 @@ class Edit:
             return NotImplemented
         mine, theirs = pack([self]), pack([other])
         return mine[0] == theirs[0] and all(
-            value.dtype == theirs[1][name].dtype and torch.equal(value, theirs[1][name]) for name, value in mine[1].items()
+            value.dtype == theirs[1][name].dtype and torch.equal(value, theirs[1][name])
+            for name, value in mine[1].items()
         )
 
     def __hash__(self) -> int:
@@ -96,7 +99,11 @@ class Edit:
     def by_row(self) -> bool:
         """Does it treat prompts by their place in the batch, so that the batch must be run whole?"""
         masks = [mask for mask in (self.positions, self.keys) if isinstance(mask, Tensor)]
-        values = [self.value] if isinstance(self.value, Tensor) and self.spread and self.value.ndim == len(self.port.axes) else []
+        values = (
+            [self.value]
+            if isinstance(self.value, Tensor) and self.spread and self.value.ndim == len(self.port.axes)
+            else []
+        )
         return self.rows is not None or any(len(tensor) > 1 for tensor in [*masks, *values])
 
     def __str__(self) -> str:
@@ -130,7 +137,9 @@ def _positions(positions: Positions) -> Positions:
         return positions.clone()
     if isinstance(positions, slice):
         if positions.step is not None and positions.step < 1:
-            raise PatchbayError(f"positions {positions}: a slice steps forward; positions are a set, their order says nothing")
+            raise PatchbayError(
+                f"positions {positions}: a slice steps forward; positions are a set, their order says nothing"
+            )
         return slice(*(None if x is None else int(x) for x in (positions.start, positions.stop, positions.step)))
     if positions is None or isinstance(positions, Token):
         return positions
@@ -138,7 +147,9 @@ def _positions(positions: Positions) -> Positions:
         return int(positions)
     if isinstance(positions, str):
         if positions not in ("last", "generated"):
-            raise PatchbayError(f"positions {positions!r}: as text only 'last' or 'generated'; for a token use pb.Token(...)")
+            raise PatchbayError(
+                f"positions {positions!r}: as text only 'last' or 'generated'; for a token use pb.Token(...)"
+            )
         return positions
     return tuple(int(p) for p in positions)
 
@@ -306,7 +317,9 @@ def _value_for(edit: Edit, signal: Tensor, ordinal: Tensor | None, row: Tensor |
     value = edit.value.to(device=signal.device, dtype=signal.dtype)
     if edit.op == "project":
         if value.shape[0] != signal.shape[-1]:
-            raise PatchbayError(f"{edit}: directions have {value.shape[0]} features, {edit.port} has {signal.shape[-1]}")
+            raise PatchbayError(
+                f"{edit}: directions have {value.shape[0]} features, {edit.port} has {signal.shape[-1]}"
+            )
         return value
     features = tuple(signal.shape[2:])
     extra = value.ndim - len(features)
@@ -430,7 +443,9 @@ def load_edits(path: str | Path) -> list[Edit]:
     except (SafetensorError, OSError) as error:
         raise PatchbayError(f"{path} is not a readable edits file: {error}") from error
     if header.get("format") != FORMAT["format"] or header.get("version") != FORMAT["version"]:
-        raise PatchbayError(f"{path} is not an edits file of version {FORMAT['version']}: its header says {header or 'nothing'}")
+        raise PatchbayError(
+            f"{path} is not an edits file of version {FORMAT['version']}: its header says {header or 'nothing'}"
+        )
     try:
         rows = json.loads(header["edits"])
     except (KeyError, json.JSONDecodeError) as error:

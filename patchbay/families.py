@@ -45,7 +45,9 @@ class Family:
     parallel: bool | tuple[str, ...] = False
     qkv: str = "separate"  # layout of the query, key and value weights: see weights.py
     qkv_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
-    attention: str = "interface"  # how attention is reached: transformers' AttentionInterface, or the operators it calls
+    attention: str = (
+        "interface"  # how attention is reached: transformers' AttentionInterface, or the operators it calls
+    )
     residual_scale: str = ""  # config attribute that multiplies what attention and MLP add
     overwrites: bool = False  # the layer adds in place into what attention or MLP returned: captures must be copies
 

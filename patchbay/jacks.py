@@ -88,7 +88,9 @@ class Session:
         self._undo: list[Callable[[], Any]] = []
         for port in taps:
             model.require(port)
-            self._want(port).taps.append(Port(port.signal, port.layer) if grad else port)  # a slice is off the graph's path
+            self._want(port).taps.append(
+                Port(port.signal, port.layer) if grad else port
+            )  # a slice is off the graph's path
         for i, edit in enumerate(self.edits):
             model.require(edit.port)
             self._want(edit.port).edits.append((i, edit))
@@ -107,7 +109,9 @@ class Session:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
     def detach(self) -> None:
@@ -213,7 +217,9 @@ class Session:
         at = self.model.modules[layer]
         want = self.wants[("resid_mid", layer)]
         if want.edits or self.grad:  # this stream is a sum inside the layer: change what attention adds to it
-            self._before(at.layer, lambda _, args, kwargs: self.stash.update({("resid_in", layer): _hidden(args, kwargs)}))
+            self._before(
+                at.layer, lambda _, args, kwargs: self.stash.update({("resid_in", layer): _hidden(args, kwargs)})
+            )
 
             def change(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
                 resid_in, scale = self.stash.pop(("resid_in", layer)), self.model.residual_scale
@@ -258,11 +264,15 @@ class Session:
         seen = self._seen(past, ids)
         mask = kwargs.get("attention_mask")
         if self.positioned and mask is not None and mask.ndim == 2 and not bool(mask[:, 0].all()):
-            raise PatchbayError("edits at positions on a left-padded batch: pass prompts of one length, or let Patchbay group them")
+            raise PatchbayError(
+                "edits at positions on a left-padded batch: pass prompts of one length, or let Patchbay group them"
+            )
         if not seen:
             self.captured.clear()
         earlier = self.batch if seen and self.batch is not None and len(self.batch.ids) == len(ids) else None
-        if earlier is None or earlier.ids.shape[1] < seen:  # a cache filled before this session: its tokens are not known
+        if (
+            earlier is None or earlier.ids.shape[1] < seen
+        ):  # a cache filled before this session: its tokens are not known
             n = torch.full((len(ids),), seen + ids.shape[1])
             prompt = n if self.prompt_length is None else torch.full_like(n, self.prompt_length)
             earlier = Batch(ids.new_full((len(ids), seen), -1), n, prompt)
@@ -308,7 +318,12 @@ class Session:
         return x
 
     def _edited(
-        self, edits: Sequence[tuple[int, Edit]], signal: str, x: Tensor, n_keys: int | None = None, only: Sequence[int] | None = None
+        self,
+        edits: Sequence[tuple[int, Edit]],
+        signal: str,
+        x: Tensor,
+        n_keys: int | None = None,
+        only: Sequence[int] | None = None,
     ) -> Tensor:
         if not edits:
             return x
@@ -413,7 +428,9 @@ class Session:
 
         def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             x = _hidden(args, kwargs)
-            shaped = self._by_prompt(x.view_as(x) if self.grad else x)  # others may read x: their gradient is not this one's
+            shaped = self._by_prompt(
+                x.view_as(x) if self.grad else x
+            )  # others may read x: their gradient is not this one's
             new = self.site(signal, layer, shaped)
             unchanged = new is shaped and not self.grad
             return None if unchanged else _with_hidden(args, kwargs, new.reshape(x.shape))

@@ -62,7 +62,9 @@ class Model:
     `.router`), `embed`, `final_norm` and `unembed` are views of its parts; printing one shows its ports.
     """
 
-    def __init__(self, hf: PreTrainedModel, tokenizer: Any = None, *, family: Family | None = None, source: str = "") -> None:
+    def __init__(
+        self, hf: PreTrainedModel, tokenizer: Any = None, *, family: Family | None = None, source: str = ""
+    ) -> None:
         self.hf = hf
         self.source = source
         self._tokenizer = tokenizer
@@ -197,7 +199,9 @@ class Model:
     def require(self, port: Port) -> None:
         """Raise PatchbayError unless the model offers this port."""
         if not isinstance(port, Port):
-            raise PatchbayError(f"expected a Port such as model.layers[3].heads[5].z or model.port('L3.H5.z'), got {port!r}")
+            raise PatchbayError(
+                f"expected a Port such as model.layers[3].heads[5].z or model.port('L3.H5.z'), got {port!r}"
+            )
         if port.layer is None:
             return
         if not 0 <= port.layer < self.n_layers:
@@ -251,7 +255,9 @@ class Model:
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            raise PatchbayError("text needs a tokenizer and this model came without: pb.load(model, tokenizer), or pass token ids")
+            raise PatchbayError(
+                "text needs a tokenizer and this model came without: pb.load(model, tokenizer), or pass token ids"
+            )
         return self.tokenizer
 
     def token_id(self, text: str) -> int:
@@ -271,7 +277,9 @@ class Model:
         if hasattr(prompts, "tolist"):
             prompts = prompts.tolist()
         if not isinstance(prompts, str | Sequence):
-            raise PatchbayError(f"prompts are a text, texts, token ids, lists of ids, a tensor or a Task, got {type(prompts).__name__}")
+            raise PatchbayError(
+                f"prompts are a text, texts, token ids, lists of ids, a tensor or a Task, got {type(prompts).__name__}"
+            )
         if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Integral)):
             prompts = [prompts]
         out = [self._need_tokenizer()(p)["input_ids"] if isinstance(p, str) else [int(i) for i in p] for p in prompts]
@@ -284,7 +292,9 @@ class Model:
             if longest is not None and len(ids) > longest:
                 raise PatchbayError(f"prompt {i} has {len(ids)} tokens, the model takes {longest}")
             if not 0 <= min(ids) <= max(ids) < n_embedded:
-                raise PatchbayError(f"prompt {i} has token ids {min(ids)}..{max(ids)}, the vocabulary is 0..{self.vocab_size - 1}")
+                raise PatchbayError(
+                    f"prompt {i} has token ids {min(ids)}..{max(ids)}, the vocabulary is 0..{self.vocab_size - 1}"
+                )
         return out
 
     # ---- running ----
@@ -334,7 +344,9 @@ class Model:
                 f"{max_new_tokens} new tokens asked after a prompt of {lengths[-1]}: the model takes {self.max_positions} in all"
             )
         if by_row is not None and len(lengths) > 1:
-            raise PatchbayError(f"{by_row}: edits by row need prompts of one length in generation, these have {lengths}")
+            raise PatchbayError(
+                f"{by_row}: edits by row need prompts of one length in generation, these have {lengths}"
+            )
         _check_options(options, self.active_edits(given))
         out: list[list[int]] = [[] for _ in encoded]
         options = {"do_sample": False} | options
@@ -343,7 +355,11 @@ class Model:
             ids = torch.tensor([encoded[i] for i in members], device=self.device)
             with self.session(edits=given, prompt_length=length):
                 grown = self.hf.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, pad_token_id=self._pad_id(), **options
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=self._pad_id(),
+                    **options,
                 )
             for i, row in zip(members, grown.tolist(), strict=True):
                 out[i] = row
@@ -448,11 +464,16 @@ class Model:
         grouped = f" over {'/'.join(map(str, groups))} key/value groups" if groups != heads else ""
         shape += [f"{'/'.join(map(str, heads))} heads{grouped}"] if heads else ["no attention heads"]
         shape += [f"{'/'.join(map(str, experts))} experts"] if experts else []
-        lacking = [signal for signal in (*LAYER, "attn.pattern") if not any(signal in self.signals(i) for i in range(self.n_layers))]
+        lacking = [
+            signal
+            for signal in (*LAYER, "attn.pattern")
+            if not any(signal in self.signals(i) for i in range(self.n_layers))
+        ]
         return (
             f"Model {self.source or type(self.hf).__name__}: family {self.family.name} ({self.hf.config.model_type}), "
             f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {self.check}\n"
-            f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}" + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
+            f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}"
+            + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
         )
 
 
@@ -460,7 +481,9 @@ def _check_options(options: dict[str, Any], edits: Sequence[Edit]) -> None:
     """Refuse options of transformers' generate under which rows or tokens would no longer be those that were meant."""
     for name in ("num_return_sequences", "return_dict_in_generate"):
         if options.get(name) not in (None, False, 1):
-            raise PatchbayError(f"{name} asked: Model.generate returns one continuation for each prompt; repeat the prompt instead")
+            raise PatchbayError(
+                f"{name} asked: Model.generate returns one continuation for each prompt; repeat the prompt instead"
+            )
     moved = next((edit for edit in edits if edit.by_row or isinstance(edit.positions, Token)), None)
     if options.get("num_beams", 1) > 1 and moved is not None:
         raise PatchbayError(f"{moved}: beam search reorders the batch, so edits by row or by token do not hold there")
@@ -489,7 +512,11 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 def built_in_names() -> list[str]:
     """Names of the trained models that ship with the package."""
-    return sorted(path.name for path in BUILT_IN.iterdir() if (path / "config.json").is_file()) if BUILT_IN.is_dir() else []
+    return (
+        sorted(path.name for path in BUILT_IN.iterdir() if (path / "config.json").is_file())
+        if BUILT_IN.is_dir()
+        else []
+    )
 
 
 def _folder(source: str) -> str:
@@ -539,10 +566,14 @@ def _from_pretrained(source: str, **options: Any) -> Any:
     given = {name: value for name, value in options.items() if value is not None}
     path = Path(_folder(source))
     if path.is_dir() and not (path / "config.json").is_file():
-        raise PatchbayError(f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}")
+        raise PatchbayError(
+            f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
+        )
     try:
         return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
-    except Exception as error:  # a hub name that is not there, no network, a damaged file: transformers raises many kinds
+    except (
+        Exception
+    ) as error:  # a hub name that is not there, no network, a damaged file: transformers raises many kinds
         hint = suggest(source, built_in_names())
         raise PatchbayError(
             f"could not load {source!r}: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}. "

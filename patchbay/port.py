@@ -13,7 +13,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import total_ordering
 
-AXES: tuple[str, ...] = ("prompt", "position", "query", "key", "layer", "head", "neuron", "expert", "feature", "d_model", "d_head")
+AXES: tuple[str, ...] = (
+    "prompt",
+    "position",
+    "query",
+    "key",
+    "layer",
+    "head",
+    "neuron",
+    "expert",
+    "feature",
+    "d_model",
+    "d_head",
+)
 AXES += ("vocab", "edit", "choice")
 
 # signal -> (axes of the whole signal of a layer, may it be patched)
@@ -145,7 +157,9 @@ class Port:
         if self.index is not None and self.index_axis is None:
             raise PatchbayError(f"{self.signal} has axes {', '.join(SIGNALS[self.signal][0])}: none to index")
         if self.query is not None and (self.signal != "attn.pattern" or not self.query):
-            raise PatchbayError(f"{self.signal}: query rows {self.query} asked; one or more can be, of attn.pattern alone")
+            raise PatchbayError(
+                f"{self.signal}: query rows {self.query} asked; one or more can be, of attn.pattern alone"
+            )
 
     def __lt__(self, other: Port) -> bool:
         mine, theirs = (_order(p.layer, p.signal, p.index, *(p.query or ())) for p in (self, other))

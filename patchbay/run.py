@@ -23,7 +23,7 @@ from patchbay.port import SIGNALS, PatchbayError, Port
 class Trace:
     """What a run saw. `trace[port]` is a torch tensor with the port's axes; `trace.logits` [prompt, position, vocab]."""
 
-    ids: Tensor  # [prompt, position], padding is 0
+    ids: Tensor  # [prompt, position], on the right of a prompt some filler token
     lengths: Tensor  # [prompt]
     logits: Tensor  # [prompt, position, vocab]; of the last position alone with logits="last"
     touched: list[list[tuple[int, ...]]]  # for each edit, for each prompt, the positions it touched
@@ -36,7 +36,9 @@ class Trace:
 
     def _held(self, port: Port) -> Port:
         """The captured signal that holds this port: itself, or all its heads, neurons, experts or query rows together."""
-        wholes = (Port(port.signal, port.layer, index, query) for query in (port.query, None) for index in (port.index, None))
+        wholes = (
+            Port(port.signal, port.layer, index, query) for query in (port.query, None) for index in (port.index, None)
+        )
         found = next((whole for whole in wholes if whole in self._captured), None)
         if found is None:
             raise PatchbayError(f"{port} was not tapped; tapped were {', '.join(map(str, self._captured)) or 'none'}")
@@ -109,21 +111,27 @@ def run(
     if batch_size is not None and batch_size < len(encoded):
         by_row = next((edit for edit in model.active_edits(edits) if edit.by_row), None)
         if grad or by_row is not None:
-            raise PatchbayError(f"batch_size cannot be combined with {by_row or 'grad'}: edits by row or mask need every prompt")
+            raise PatchbayError(
+                f"batch_size cannot be combined with {by_row or 'grad'}: edits by row or mask need every prompt"
+            )
         pieces = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
         return _join([run(model, piece, taps=taps, edits=edits, logits=logits) for piece in pieces], logits)
     if logits not in ("all", "last"):
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
     lengths = torch.tensor([len(ids) for ids in encoded])
     width = int(lengths.max())
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in encoded], device=model.device)
+    filler = int(getattr(model.config, "pad_token_id", None) == 0)  # any token but the one that transformers warns about
+    ids = torch.tensor([row + [filler] * (width - len(row)) for row in encoded], device=model.device)
     ragged = bool((lengths < width).any())
     batch = Batch(ids, lengths, lengths, model.token_id)
     touched = [_touched(edit, batch) for edit in edits]
     options: dict[str, Any] = {"use_cache": False}
     if logits == "last" and not ragged and "logits" not in {port.signal for port in taps}:
         options["logits_to_keep"] = 1
-    with model.session(taps, edits, lengths=lengths, grad=grad) as session, torch.enable_grad() if grad else torch.no_grad():
+    with (
+        model.session(taps, edits, lengths=lengths, grad=grad) as session,
+        torch.enable_grad() if grad else torch.no_grad(),
+    ):
         output = model.hf(input_ids=ids, **options)
     kept = output.logits
     if logits == "last" and kept.shape[1] > 1:

@@ -41,7 +41,9 @@ class Many(Sequence[T], Generic[T]):
         return (self._make(i) for i in range(self._n))
 
     def __repr__(self) -> str:
-        return f"{self._n} {self._kind}s" + (f": {self._make(0).part} .. {self._make(self._n - 1).part}" if self._n else "")  # type: ignore[attr-defined]
+        return f"{self._n} {self._kind}s" + (
+            f": {self._make(0).part} .. {self._make(self._n - 1).part}" if self._n else ""
+        )  # type: ignore[attr-defined]
 
 
 class View:
@@ -128,7 +130,10 @@ class Head(View):
 
     def weights(self, *, fold_norm: bool = False) -> dict[str, Tensor]:
         """W_Q, W_K, W_V [d_model, d_head] and W_O [d_head, d_model] of this head; see `AttentionView.weights`."""
-        w, g = AttentionView(self.model, Part(self._layer, "attn")).weights(fold_norm=fold_norm), self.group.part.index or 0
+        w, g = (
+            AttentionView(self.model, Part(self._layer, "attn")).weights(fold_norm=fold_norm),
+            self.group.part.index or 0,
+        )
         h = self.part.index or 0
         return {"W_Q": w.W_Q[h], "W_K": w.W_K[g], "W_V": w.W_V[g], "W_O": w.W_O[h]}
 
@@ -139,7 +144,11 @@ class Group(View):
     @property
     def heads(self) -> list[Head]:
         n_heads, n_groups = self.model.n_heads(self._layer), self.model.n_groups(self._layer)
-        return [Head(self.model, Part(self._layer, "head", h)) for h in range(n_heads) if h * n_groups // n_heads == self.part.index]
+        return [
+            Head(self.model, Part(self._layer, "head", h))
+            for h in range(n_heads)
+            if h * n_groups // n_heads == self.part.index
+        ]
 
     def _what(self) -> str:
         return f"key/value group (heads {', '.join(str(head.part) for head in self.heads)})"
@@ -209,7 +218,9 @@ class MLPView(View):
 
     @property
     def neurons(self) -> Many[Neuron]:
-        return Many(self.model.n_neurons(self._layer), lambda n: Neuron(self.model, Part(self._layer, "neuron", n)), "neuron")
+        return Many(
+            self.model.n_neurons(self._layer), lambda n: Neuron(self.model, Part(self._layer, "neuron", n)), "neuron"
+        )
 
     @property
     def input(self) -> Port:
@@ -275,7 +286,9 @@ class LayerView(View):
         at = self.model.modules[self._layer]
         mixer = f"{self.model.n_heads(self._layer)} heads" if at.attn is not None else type(at.attn_added).__name__
         experts = self.model.n_experts(self._layer)
-        return f"layer with {mixer}, " + (f"{experts} experts" if experts else f"{self.model.n_neurons(self._layer)} neurons")
+        return f"layer with {mixer}, " + (
+            f"{experts} experts" if experts else f"{self.model.n_neurons(self._layer)} neurons"
+        )
 
     def ports(self) -> list[Port]:
         return [Port(signal, self._layer) for signal in self.model.signals(self._layer)]
@@ -290,7 +303,9 @@ class LayerView(View):
 
     @property
     def groups(self) -> Many[Group]:
-        return Many(self.model.n_groups(self._layer), lambda g: Group(self.model, Part(self._layer, "group", g)), "group")
+        return Many(
+            self.model.n_groups(self._layer), lambda g: Group(self.model, Part(self._layer, "group", g)), "group"
+        )
 
     @property
     def mlp(self) -> MLPView:
@@ -303,7 +318,9 @@ class LayerView(View):
 
     @property
     def experts(self) -> Many[Expert]:
-        return Many(self.model.n_experts(self._layer), lambda e: Expert(self.model, Part(self._layer, "expert", e)), "expert")
+        return Many(
+            self.model.n_experts(self._layer), lambda e: Expert(self.model, Part(self._layer, "expert", e)), "expert"
+        )
 
     @property
     def resid_in(self) -> Port:

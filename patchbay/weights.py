@@ -57,7 +57,9 @@ def matrix(module: nn.Module) -> Tensor:
     """The weight of a linear map as [in, out]: Conv1D stores it so, Linear the other way round."""
     weight = module.weight
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise PatchbayError(f"{type(module).__name__} holds no plain floating-point matrix (quantised weights are not read)")
+        raise PatchbayError(
+            f"{type(module).__name__} holds no plain floating-point matrix (quantised weights are not read)"
+        )
     return weight if type(module).__name__ == "Conv1D" else weight.T
 
 
@@ -89,18 +91,24 @@ def head_weights(
     assert at.attn is not None and at.attn_proj is not None
     modules: list[Any] = [follow(at.attn, name) for name in family.qkv_modules]
     if any(module is None for module in modules):
-        raise PatchbayError(f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules)}; give a family row that names them")
+        raise PatchbayError(
+            f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules)}; give a family row that names them"
+        )
     if len(modules) == 1:
         weight, bias = matrix(modules[0]), modules[0].bias
         n_stored = (weight.shape[1] // d_head - n_heads) // 2
         columns = _columns(family, n_heads, n_stored, d_head)
-        columns[1:] = [c.repeat_interleave(n_groups // n_stored, 0) for c in columns[1:]]  # Falcon copies them for each head
+        columns[1:] = [
+            c.repeat_interleave(n_groups // n_stored, 0) for c in columns[1:]
+        ]  # Falcon copies them for each head
         weights = [weight[:, c].movedim(1, 0) for c in columns]  # [head, d_model, d_head]
         biases = [None if bias is None else bias[c] for c in columns]
     else:
         counts = (n_heads, n_groups, n_groups)
         weights = [matrix(m).unflatten(1, (n, -1)).movedim(1, 0) for m, n in zip(modules, counts, strict=True)]
-        biases = [None if m.bias is None else m.bias.unflatten(0, (n, -1)) for m, n in zip(modules, counts, strict=True)]
+        biases = [
+            None if m.bias is None else m.bias.unflatten(0, (n, -1)) for m, n in zip(modules, counts, strict=True)
+        ]
         if family.qkv == "gated":  # the query projection also gives the output gate, after each head's query
             weights[0] = weights[0][..., :d_head]
             biases[0] = None if biases[0] is None else biases[0][..., :d_head]
@@ -115,7 +123,9 @@ def head_weights(
 def _norm(norm: nn.Module | None, path: str, at: LayerModules) -> nn.Module | None:
     """The norm to fold: None where the family has none there, an error where its row names one that is missing."""
     if norm is None and path:
-        raise PatchbayError(f"{type(at.layer).__name__} has no {path.replace('|', ' or ')}: give a family row that names its norm")
+        raise PatchbayError(
+            f"{type(at.layer).__name__} has no {path.replace('|', ' or ')}: give a family row that names its norm"
+        )
     return norm
 
 
@@ -153,7 +163,9 @@ def norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
         for gain in (weight, 1 + weight):
             if torch.allclose(out, gain.detach().double() * unit, rtol=1e-2, atol=1e-3 * float(out.abs().max())):
                 return gain, bias, centred
-    raise PatchbayError(f"{type(norm).__name__} is neither LayerNorm nor RMSNorm with gain w or 1 + w: it cannot be folded")
+    raise PatchbayError(
+        f"{type(norm).__name__} is neither LayerNorm nor RMSNorm with gain w or 1 + w: it cannot be folded"
+    )
 
 
 def folded(norm: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

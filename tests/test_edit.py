@@ -134,7 +134,9 @@ def test_no_edit_of_a_pattern_lets_a_query_see_what_comes_after_it() -> None:
 def test_project_keeps_and_removes_complementary_parts_and_twice_is_once() -> None:
     model, port, basis = model_of(), Port("resid_in", 1), noise(3, 32)
     base = pb.run(model, ids(), taps=[port])[port]
-    keep, drop = (pb.run(model, ids(), taps=[port], edits=[pb.project(port, basis, keep=k)])[port] for k in (True, False))
+    keep, drop = (
+        pb.run(model, ids(), taps=[port], edits=[pb.project(port, basis, keep=k)])[port] for k in (True, False)
+    )
     assert torch.allclose(keep + drop, base, atol=1e-5)
     assert float((drop @ basis.T).abs().max()) < 1e-4 < float((base @ basis.T).abs().max())
     twice = pb.run(model, ids(), taps=[port], edits=[pb.project(port, basis)] * 2)[port]
@@ -350,7 +352,10 @@ def test_printing_says_what_and_where() -> None:
     assert str(pb.scale(Port("attn.z", 1, 2), 0.5, positions=slice(2, None), rows=1)) == (
         "scale(L1.H2.z, 0.5, positions=slice(2, None, None), rows=[1])"
     )
-    assert str(pb.add(Port("resid_out", 3), noise(32), positions="last")) == "add(L3.resid_out, tensor[32], positions='last')"
+    assert (
+        str(pb.add(Port("resid_out", 3), noise(32), positions="last"))
+        == "add(L3.resid_out, tensor[32], positions='last')"
+    )
     assert str(pb.block(Port("attn.pattern", 0), query=-1, key=[3])) == "block(L0.attn.pattern, positions=-1, key=(3,))"
 
 
@@ -433,7 +438,10 @@ def test_what_is_not_an_edit_is_refused_when_it_is_made(make, says: str) -> None
 @pytest.mark.parametrize(
     ("edit", "says"),
     [
-        (pb.zero(Z, positions=N), rf"zero\(L0.H1.z, positions={N}\): position {N} is outside prompt 0, which has {N} tokens \(0..6\)"),
+        (
+            pb.zero(Z, positions=N),
+            rf"zero\(L0.H1.z, positions={N}\): position {N} is outside prompt 0, which has {N} tokens \(0..6\)",
+        ),
         (pb.zero(Z, positions=-N - 1), "position -8 is outside prompt 0"),
         (pb.zero(Z, positions=slice(3, 3)), "touches nothing"),
         (pb.zero(Z, positions="generated"), "touches nothing"),
@@ -450,7 +458,10 @@ def test_what_is_not_an_edit_is_refused_when_it_is_made(make, says: str) -> None
         (pb.zero(Port("attn.z", 2)), "the model has layers 0..1"),
         (pb.zero(Port("router.logits", 0)), "layer 0 offers .*no layer of this llama model has it"),
         (pb.zero(Z, positions=pb.Token("word")), "text needs a tokenizer"),
-        (pb.block(Port("attn.pattern", 0), query=3, key=slice(0, None)), "query position 3 of prompt 0 .* left with no key"),
+        (
+            pb.block(Port("attn.pattern", 0), query=3, key=slice(0, None)),
+            "query position 3 of prompt 0 .* left with no key",
+        ),
         (pb.block(Port("attn.pattern", 0), query=2, key=5), "touches nothing"),
     ],
     ids=str,

@@ -22,8 +22,28 @@ gemma3_text olmo2 olmoe phi phi3 stablelm starcoder2 cohere cohere2 granite gpt_
 HEADS = ("attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out")
 STREAM = ("embed", "resid_in", "resid_out", "attn.out", "final_norm", "logits")
 MLP, EXPERTS = ("mlp.in", "mlp.out"), ("router.logits", "router.weights", "router.experts", "experts.out")
-PARALLEL = ("gpt_neox", "gptj", "falcon", "falcon grouped", "phi", "stablelm parallel", "cohere", "cohere normed", "cohere2")
-MIXTURE = ("mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss", "deepseek_v3", "deepseek_v2", "glm4_moe_lite", "dots1")
+PARALLEL = (
+    "gpt_neox",
+    "gptj",
+    "falcon",
+    "falcon grouped",
+    "phi",
+    "stablelm parallel",
+    "cohere",
+    "cohere normed",
+    "cohere2",
+)
+MIXTURE = (
+    "mixtral",
+    "qwen3_moe",
+    "qwen3_next",
+    "olmoe",
+    "gpt_oss",
+    "deepseek_v3",
+    "deepseek_v2",
+    "glm4_moe_lite",
+    "dots1",
+)
 MIXTURE += ("flex_olmo", "phimoe", "qwen2_moe")
 DENSE_TOO = ("deepseek_v3", "deepseek_v2", "glm4_moe_lite", "dots1")  # a dense layer before those with experts
 
@@ -121,7 +141,8 @@ def test_the_checks_fail_where_a_tap_disturbs_the_model(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "olmo2", "granite", "falcon", "gpt_neo", "gpt_oss", "stablelm parallel", "mamba2", "cohere2"]
+    "name",
+    ["llama", "gemma2", "olmo2", "granite", "falcon", "gpt_neo", "gpt_oss", "stablelm parallel", "mamba2", "cohere2"],
 )
 def test_an_unknown_model_type_is_adopted_by_its_structure(name: str) -> None:
     hf = twin(name)
@@ -156,7 +177,9 @@ def test_what_fits_no_row_is_refused_with_what_was_found_and_what_to_pass() -> N
 
 def test_a_model_that_fails_the_self_check_is_refused_with_the_numbers() -> None:
     hf = twin("llama")
-    hf.model.layers[1].register_forward_hook(lambda module, args, output: output * 1.01)  # adds what no part accounts for
+    hf.model.layers[1].register_forward_hook(
+        lambda module, args, output: output * 1.01
+    )  # adds what no part accounts for
     with pytest.raises(PatchbayError, match=r"self-check failed.*parts sum to the final stream within \d\.\de-0[123]"):
         pb.load(hf)
     hf = twin("llama")

@@ -79,7 +79,9 @@ def edit_of(op: str, port: Port, tap: torch.Tensor, seed: int, **where: object) 
     return None
 
 
-def generated(model: Model, ids: torch.Tensor, edits: list[Edit], **options: object) -> tuple[torch.Tensor, torch.Tensor]:
+def generated(
+    model: Model, ids: torch.Tensor, edits: list[Edit], **options: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Greedy continuation with the cache: the whole text [prompt, position], and the logits of its new tokens."""
     with model.edited(*edits):
         out = model.hf.generate(
@@ -95,7 +97,9 @@ def generated(model: Model, ids: torch.Tensor, edits: list[Edit], **options: obj
     return out.sequences, torch.stack(out.logits, 1)
 
 
-def assert_equals_recomputation(model: Model, edits: list[Edit], kinds: list[object], key_kinds: list[object] | None = None) -> torch.Tensor:
+def assert_equals_recomputation(
+    model: Model, edits: list[Edit], kinds: list[object], key_kinds: list[object] | None = None
+) -> torch.Tensor:
     """Returns by how much each row's logits, at any position, differ from those without edits."""
     text, logits = generated(model, prompt_ids(len(edits)), edits)
     plain = []
@@ -162,14 +166,20 @@ def test_attention_cut_in_generation_equals_one_run_without_the_cache(name: str)
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "cohere2"])
 def test_the_window_is_shorter_than_the_prompt_in_these_tests(name: str) -> None:
-    cache = model_of(name).hf.generate(prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True).past_key_values
+    cache = (
+        model_of(name)
+        .hf.generate(prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+        .past_key_values
+    )
     assert cache.layers[0].keys.shape[-2] == WINDOW - 1 < LENGTH
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mamba2", "qwen3_next", "gemma3_text"])
 def test_generate_without_edits_is_the_models_own(name: str) -> None:
     model, ids = model_of(name), prompt_ids()
-    own = model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+    own = model.hf.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+    )
     assert model.generate(ids, NEW) == own.tolist()
     assert model.generate(ids[0].tolist(), NEW) == own[0].tolist()
 
@@ -178,7 +188,11 @@ def test_generate_without_edits_is_the_models_own(name: str) -> None:
 def test_generate_with_and_without_the_cache_counts_positions_alike(name: str) -> None:
     model = model_of(name)
     base = pb.run(model, prompt_ids(), taps=[model.layers[0].resid_out])
-    noise = 5 * base[model.layers[0].resid_out].std() * torch.randn(model.d_model, generator=torch.Generator().manual_seed(2))
+    noise = (
+        5
+        * base[model.layers[0].resid_out].std()
+        * torch.randn(model.d_model, generator=torch.Generator().manual_seed(2))
+    )
     texts = []
     for positions in ("last", "generated", -2, slice(-3, None), slice(-3, -1)):
         edits = [pb.replace(model.layers[0].resid_out, noise, positions=positions)]
@@ -191,7 +205,10 @@ def test_prompts_of_different_lengths_generate_as_each_alone() -> None:
     model = model_of("llama")
     prompts = [prompt_ids()[0, :n].tolist() for n in (4, 9, 4, 6)]
     noise = torch.randn(model.d_model, generator=torch.Generator().manual_seed(2))
-    edits = [pb.add(model.layers[0].resid_out, noise, positions=-1), pb.zero(model.layers[1].heads[2].z, positions="generated")]
+    edits = [
+        pb.add(model.layers[0].resid_out, noise, positions=-1),
+        pb.zero(model.layers[1].heads[2].z, positions="generated"),
+    ]
     alone = [model.generate(prompt, NEW, edits=edits) for prompt in prompts]
     assert model.generate(prompts, NEW, edits=edits) == alone
     assert alone != [model.generate(prompt, NEW) for prompt in prompts]

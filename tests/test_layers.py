@@ -13,7 +13,7 @@ import patchbay as pb
 ROOT = Path(pb.__file__).parent
 LINE = "port maths families edit task weights attention jacks view model run result walk sweep method knob".split()
 VERBS = ("tasks", "find", "prove", "turn", "decode", "train", "measure")
-LATE = {("result", "plot")}  # a Result that is asked to draw itself imports the drawing then, and not before
+LATE = {("result", "plot"), ("sweep", "ray_executor")}  # imported when asked to draw, or to run on several machines
 
 
 def files(*rooms: str) -> list[Path]:

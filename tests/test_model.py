@@ -51,10 +51,17 @@ def test_walking_the_parts_names_the_ports() -> None:
     assert layer.heads[3].k == layer.groups[1].k == Port("attn.k", 1, 1)  # heads 2 and 3 share group 1
     assert [str(head.part) for head in layer.groups[1].heads] == ["L1.H2", "L1.H3"]
     assert layer.experts[2].out == Port("experts.out", 1, 2)
-    assert (layer.experts[2].weight, layer.experts[2].logit) == (Port("router.weights", 1, 2), Port("router.logits", 1, 2))
+    assert (layer.experts[2].weight, layer.experts[2].logit) == (
+        Port("router.weights", 1, 2),
+        Port("router.logits", 1, 2),
+    )
     assert layer.router.experts == Port("router.experts", 1)
-    assert (layer.resid_in, layer.resid_mid, layer.resid_out) == tuple(Port(f"resid_{x}", 1) for x in ("in", "mid", "out"))
-    assert (model.embed.out, model.final_norm.out, model.unembed.logits) == tuple(Port(x) for x in ("embed", "final_norm", "logits"))
+    assert (layer.resid_in, layer.resid_mid, layer.resid_out) == tuple(
+        Port(f"resid_{x}", 1) for x in ("in", "mid", "out")
+    )
+    assert (model.embed.out, model.final_norm.out, model.unembed.logits) == tuple(
+        Port(x) for x in ("embed", "final_norm", "logits")
+    )
     assert layer.attn.out == Port("attn.out", 1)
     assert (layer.mlp.input, layer.mlp.out) == (Port("mlp.in", 1), Port("mlp.out", 1))
     dense = model_of("llama").layers[-1]
@@ -86,7 +93,14 @@ def test_printing_a_part_shows_what_it_is_and_its_ports() -> None:
     assert "4 heads over 2 key/value groups, 4 experts" in text
     assert "self-check: parts sum to the final stream within" in text
     assert "lacks: resid_mid" in repr(model_of("phi"))
-    for view in (model.embed, model.final_norm, model.unembed, model.layers[0].attn, model.layers[0].mlp, model.layers[0].experts[1]):
+    for view in (
+        model.embed,
+        model.final_norm,
+        model.unembed,
+        model.layers[0].attn,
+        model.layers[0].mlp,
+        model.layers[0].experts[1],
+    ):
         assert str(view.ports()[0]) in repr(view)
 
 
@@ -131,18 +145,24 @@ def rotated(x: Tensor, theta: float = 10000.0) -> Tensor:
     return torch.cat([left * angle.cos() - right * angle.sin(), right * angle.cos() + left * angle.sin()], -1)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neo", "bloom", "llama", "llama biased", "mistral", "granite", "phi3"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "opt", "gpt_neo", "bloom", "llama", "llama biased", "mistral", "granite", "phi3"]
+)
 def test_the_normed_stream_times_a_heads_weights_is_its_q_k_and_v(name: str) -> None:
     model = model_of(name)
     layer = model.layers[1]
     turn = rotated if model.family.name in ("llama", "granite", "phi3") else (lambda x: x)
     scale = 8**-0.5 if name == "opt" else 1.0  # OPT scales its queries before attention sees them
-    trace = pb.run(model, ids(), taps=[layer.resid_in, layer.attn.q, layer.attn.k, layer.attn.v, layer.attn.z, layer.attn.head_out])
+    trace = pb.run(
+        model, ids(), taps=[layer.resid_in, layer.attn.q, layer.attn.k, layer.attn.v, layer.attn.z, layer.attn.head_out]
+    )
     x = model.modules[1].norm_attn(trace[layer.resid_in])
     all_weights = layer.attn.weights()
     for head in layer.heads:
         w, h, g = head.weights(), head.part.index, head.group.part.index
-        b_q, b_k, b_v = (0 if b is None else b[i] for b, i in ((all_weights.b_Q, h), (all_weights.b_K, g), (all_weights.b_V, g)))
+        b_q, b_k, b_v = (
+            0 if b is None else b[i] for b, i in ((all_weights.b_Q, h), (all_weights.b_K, g), (all_weights.b_V, g))
+        )
         assert torch.allclose(turn(x @ w["W_Q"] + b_q) * scale, trace[head.q], atol=1e-4)
         assert torch.allclose(turn(x @ w["W_K"] + b_k), trace[head.k], atol=1e-4)
         assert torch.allclose(x @ w["W_V"] + b_v, trace[head.v], atol=1e-4)
@@ -157,7 +177,13 @@ def test_the_normed_stream_times_a_heads_weights_is_its_q_k_and_v(name: str) -> 
     )
 
 
-NORMS = {"gpt2": ("w", True), "llama": ("w", False), "gemma": ("1 + w", False), "cohere": ("w", True), "nemotron": ("1 + w", True)}
+NORMS = {
+    "gpt2": ("w", True),
+    "llama": ("w", False),
+    "gemma": ("1 + w", False),
+    "cohere": ("w", True),
+    "nemotron": ("1 + w", True),
+}
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -221,7 +247,9 @@ def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(PatchbayError, match="neither LayerNorm nor RMSNorm"):
         norm_parts(Scaled())
     model = pb.load(twin("llama"), family=pb.Family("mine", norm_attn="somewhere"))
-    with pytest.raises(PatchbayError, match="has no somewhere"):  # asked to fold, it does not quietly return the plain ones
+    with pytest.raises(
+        PatchbayError, match="has no somewhere"
+    ):  # asked to fold, it does not quietly return the plain ones
         model.layers[0].attn.weights(fold_norm=True)
 
 
@@ -253,7 +281,9 @@ def state(hf: nn.Module) -> dict[str, object]:
         "generation": json.dumps(hf.generation_config.to_dict(), default=str, sort_keys=True),
         "mode": torch.is_grad_enabled(),
         "random": hashlib.sha256(
-            torch.get_rng_state().numpy().tobytes() + str(np.random.get_state()).encode() + str(random.getstate()).encode()
+            torch.get_rng_state().numpy().tobytes()
+            + str(np.random.get_state()).encode()
+            + str(random.getstate()).encode()
         ).hexdigest(),
     }
 
@@ -301,7 +331,9 @@ def tokenizer_of() -> PreTrainedTokenizerFast:
     words = ["<pad>", "<bos>", "<eos>", "<unk>", *(f"w{i}" for i in range(90)), "the", "cat"]
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
 
 
 @pytest.fixture
@@ -336,7 +368,9 @@ def test_a_local_folder_loads_without_any_connection(folder: Path) -> None:
     assert text.startswith("the cat")
     assert model.generate(["the cat", "w3"], 3) == [text, model.generate("w3", 3)]
     assert pb.run(model, "the cat").ids.tolist() == [[94, 95]]
-    touched = pb.run(model, ["the cat the", "cat the"], edits=[pb.zero(model.layers[0].attn.out, positions=pb.Token("the"))]).touched
+    touched = pb.run(
+        model, ["the cat the", "cat the"], edits=[pb.zero(model.layers[0].attn.out, positions=pb.Token("the"))]
+    ).touched
     assert touched == [[(0, 2), (1,)]]
     with pytest.raises(PatchbayError, match="'the cat' is 2 tokens in this tokenizer"):
         model.token_id("the cat")
@@ -367,7 +401,11 @@ def test_attention_implementations_agree(folder: Path) -> None:
     fused, eager = (pb.load(folder, attn_implementation=kind) for kind in ("sdpa", "eager"))
     assert (fused.hf.config._attn_implementation, eager.hf.config._attn_implementation) == ("sdpa", "eager")
     port = fused.layers[1].attn.pattern
-    edits = [pb.block(port, query=5, key=[1, 2]), pb.scale(fused.layers[0].heads[1].pattern, 0.5), pb.add(fused.layers[0].attn.k, 0.3)]
+    edits = [
+        pb.block(port, query=5, key=[1, 2]),
+        pb.scale(fused.layers[0].heads[1].pattern, 0.5),
+        pb.add(fused.layers[0].attn.k, 0.3),
+    ]
     for given in ([], edits):
         a, b = (pb.run(model, ids(), taps=fused.ports(), edits=given) for model in (fused, eager))
         for p in fused.ports():
@@ -422,7 +460,10 @@ def test_code_of_a_models_repository_does_not_run(folder: Path, tmp_path: Path) 
     ran = tmp_path / "ran"
     (folder / "modeling.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "stranger", "auto_map": {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"}}
+    config |= {
+        "model_type": "stranger",
+        "auto_map": {"AutoConfig": "modeling.Config", "AutoModelForCausalLM": "modeling.Model"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(PatchbayError, match="could not load"):
         pb.load(folder)
@@ -433,7 +474,17 @@ def test_prompts_in_every_form_and_what_is_refused() -> None:
     model = pb.load(twin("gpt2"), tokenizer_of())
     same = [[5, 6, 7]]
     array = np.array([5, 6, 7])
-    for form in ("w1 w2 w3", ["w1 w2 w3"], same[0], same, torch.tensor(same), torch.tensor(same[0]), array, array[None], list(array)):
+    for form in (
+        "w1 w2 w3",
+        ["w1 w2 w3"],
+        same[0],
+        same,
+        torch.tensor(same),
+        torch.tensor(same[0]),
+        array,
+        array[None],
+        list(array),
+    ):
         assert model.encode(form) == same
     for prompts, says in (
         ([], "no prompts were given"),

@@ -4,7 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchbay.port import KINDS, SIGNALS, WHOLE_MODEL, Part, PatchbayError, Port, as_part, parse_part, parse_port, signals_of
+from patchbay.port import (
+    KINDS,
+    SIGNALS,
+    WHOLE_MODEL,
+    Part,
+    PatchbayError,
+    Port,
+    as_part,
+    parse_part,
+    parse_port,
+    signals_of,
+)
 
 IN_LAYERS = [signal for signal in SIGNALS if signal not in WHOLE_MODEL]
 small = st.integers(0, 200)
@@ -85,7 +96,10 @@ def test_axes_lose_the_one_that_is_indexed() -> None:
     [
         (lambda: parse_part("H5"), r"'H5' is not a part.*L3\.H5 \(head\)"),
         (lambda: parse_part("L3.X5"), "is not a part"),
-        (lambda: parse_port("L3.H5.zed"), r"asked for signal 'zed', this part has q, k, v, pattern, z, out; did you mean 'z'"),
+        (
+            lambda: parse_port("L3.H5.zed"),
+            r"asked for signal 'zed', this part has q, k, v, pattern, z, out; did you mean 'z'",
+        ),
         (lambda: parse_port("logit"), "did you mean 'logits'"),
         (lambda: parse_port("L3"), "is not a port"),
         (lambda: Port("attn.zz", 0), "no signal 'attn.zz'.*did you mean 'attn.z'"),

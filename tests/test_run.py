@@ -41,7 +41,10 @@ def test_padding_changes_nothing_and_is_nan(name: str) -> None:
     model = model_of(name)
     ports = model.ports()
     atol = 2e-4 if name == "qwen3_next" else 2e-5  # the gated norm of its linear attention magnifies rounding
-    edits = [pb.scale(model.layers[0].attn.out, -0.5, positions=-1), pb.add(model.layers[1].resid_in, 0.3, positions="last")]
+    edits = [
+        pb.scale(model.layers[0].attn.out, -0.5, positions=-1),
+        pb.add(model.layers[1].resid_in, 0.3, positions="last"),
+    ]
     together = pb.run(model, PROMPTS, taps=ports, edits=edits)
     for i, prompt in enumerate(PROMPTS):
         alone = pb.run(model, [prompt], taps=ports, edits=edits)
@@ -54,7 +57,11 @@ def test_padding_changes_nothing_and_is_nan(name: str) -> None:
             mine, own = together[port][i], alone[port][0]
             inside = tuple(slice(n) if axis in ("position", "query", "key") else slice(None) for axis in axes)
             assert torch.allclose(mine[inside].double(), own.double(), atol=atol), port
-            assert torch.allclose(together.last(port)[i][..., : n if axes[-1] == "key" else None].double(), alone.last(port)[0].double(), atol=atol)
+            assert torch.allclose(
+                together.last(port)[i][..., : n if axes[-1] == "key" else None].double(),
+                alone.last(port)[0].double(),
+                atol=atol,
+            )
             beyond = mine.narrow(axes.index(whole_position(port)), n, mine.shape[axes.index(whole_position(port))] - n)
             assert bool((beyond == -1).all() if not mine.is_floating_point() else beyond.isnan().all()), port
         if "attn.pattern" in model.signals(1):
@@ -106,7 +113,10 @@ def test_what_a_run_refuses() -> None:
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 2, "grad": True}, "cannot be combined with grad"),
         ({"batch_size": 2, "edits": [pb.zero(z, rows=1)]}, r"cannot be combined with zero\(L0.attn.z, rows=\[1\]\)"),
-        ({"batch_size": 2, "edits": [pb.zero(z, positions=torch.ones(4, 2, dtype=torch.bool))]}, "edits by row or mask"),
+        (
+            {"batch_size": 2, "edits": [pb.zero(z, positions=torch.ones(4, 2, dtype=torch.bool))]},
+            "edits by row or mask",
+        ),
         ({"batch_size": 2, "edits": [pb.add(z, torch.zeros(2, 1, 4, 8))]}, "edits by row or mask"),
         ({"edits": ["zero"]}, "expected edits or knobs, got str"),
         ({"taps": [Port("attn.pattern", 0, None, (4,))]}, r"rows \[4\] asked, the shortest prompt has 1"),
@@ -163,7 +173,9 @@ def test_chosen_query_rows_equal_those_of_the_whole_pattern(name: str) -> None:
                 assert torch.allclose(trace[rows[0]][i], whole[i][:, [n - 1, 2]], atol=1e-6)
                 assert torch.allclose(trace[rows[1]][i], whole[i, 2, [4]], atol=1e-6)
                 assert torch.allclose(trace[rows[2]][i], whole[i, 0, [2, n - 1]], atol=1e-6)
-    assert torch.allclose(trace[layer.heads[3].pattern.rows(-1, 2)], whole[:, 3][torch.arange(2)[:, None], torch.tensor([[8, 2], [5, 2]])])
+    assert torch.allclose(
+        trace[layer.heads[3].pattern.rows(-1, 2)], whole[:, 3][torch.arange(2)[:, None], torch.tensor([[8, 2], [5, 2]])]
+    )
 
 
 def test_router_logits_of_deepseek_go_through_sigmoid_correction_and_groups() -> None:
@@ -171,9 +183,16 @@ def test_router_logits_of_deepseek_go_through_sigmoid_correction_and_groups() ->
     router, port = model.modules[1].router, Port("router.logits", 1)
     base = pb.run(model, PROMPTS[:1], taps=[port])[port]
     new = base.flip(-1) * 2
-    trace = pb.run(model, PROMPTS[:1], taps=[Port("router.weights", 1), Port("router.experts", 1), port], edits=[pb.replace(port, new)])
+    trace = pb.run(
+        model,
+        PROMPTS[:1],
+        taps=[Port("router.weights", 1), Port("router.experts", 1), port],
+        edits=[pb.replace(port, new)],
+    )
     assert torch.equal(trace[port], new)
-    for place in range(len(PROMPTS[0])):  # two groups of four: the group whose best two are best, then its best two experts
+    for place in range(
+        len(PROMPTS[0])
+    ):  # two groups of four: the group whose best two are best, then its best two experts
         scores = [float(torch.sigmoid(x)) for x in new[0, place]]
         choice = [s + float(c) for s, c in zip(scores, router.e_score_correction_bias, strict=True)]
         group = max((0, 4), key=lambda g: sum(sorted(choice[g : g + 4])[-2:]))
@@ -202,8 +221,18 @@ def test_an_expert_that_is_given_weight_where_it_was_not_chosen_really_runs() ->
         base = pb.run(model, PROMPTS[:1], taps=[weights, layer.experts[1].out])
         idle = int((base[weights][0, :, 1] == 0).nonzero()[0, 0])
         assert float(base[layer.experts[1].out][0, idle].abs().max()) == 0
-        trace = pb.run(model, PROMPTS[:1], taps=[layer.experts[1].out, weights], edits=[pb.add(layer.experts[1].weight, 0.5, positions=idle)])
-        twice = pb.run(model, PROMPTS[:1], taps=[layer.experts[1].out], edits=[pb.add(layer.experts[1].weight, 1.0, positions=idle)])
+        trace = pb.run(
+            model,
+            PROMPTS[:1],
+            taps=[layer.experts[1].out, weights],
+            edits=[pb.add(layer.experts[1].weight, 0.5, positions=idle)],
+        )
+        twice = pb.run(
+            model,
+            PROMPTS[:1],
+            taps=[layer.experts[1].out],
+            edits=[pb.add(layer.experts[1].weight, 1.0, positions=idle)],
+        )
         assert float(trace[layer.experts[1].out][0, idle].abs().max()) > 1e-3
         assert torch.allclose(2 * trace[layer.experts[1].out][0, idle], twice[layer.experts[1].out][0, idle], atol=1e-5)
         assert float(trace[weights][0, idle, 1]) == 0.5
@@ -269,7 +298,10 @@ def test_patterns_are_computed_only_in_the_layers_and_rows_that_are_asked(monkey
         calls.clear()
         pb.run(model, PROMPTS[:1], taps=taps)
         assert calls == expected
-    for edits, expected in (([pb.zero(layer.heads[0].pattern)], [11]), ([pb.block(layer.attn.pattern, query=5, key=1)], [])):
+    for edits, expected in (
+        ([pb.zero(layer.heads[0].pattern)], [11]),
+        ([pb.block(layer.attn.pattern, query=5, key=1)], []),
+    ):
         calls.clear()
         pb.run(model, PROMPTS[:1], edits=edits)
         assert calls == expected
@@ -408,7 +440,20 @@ def test_left_padding_with_positions_is_refused_and_without_is_exact() -> None:
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
-GRADIENT = ("llama", "gpt2", "opt", "bloom", "gptj", "falcon", "falcon alibi", "gemma2", "olmo2", "granite", "phi", "mixtral")
+GRADIENT = (
+    "llama",
+    "gpt2",
+    "opt",
+    "bloom",
+    "gptj",
+    "falcon",
+    "falcon alibi",
+    "gemma2",
+    "olmo2",
+    "granite",
+    "phi",
+    "mixtral",
+)
 GRADIENT += ("gpt_oss", "deepseek_v3", "qwen3_next", "mamba2", "lfm2", "flex_olmo")
 
 
@@ -424,7 +469,9 @@ def in_double(name: str, frozen: bool = False) -> Model:
     return pb.load(hf)
 
 
-@pytest.mark.parametrize(("name", "frozen"), [*((name, False) for name in GRADIENT), ("llama", True), ("falcon", True), ("phi", True)])
+@pytest.mark.parametrize(
+    ("name", "frozen"), [*((name, False) for name in GRADIENT), ("llama", True), ("falcon", True), ("phi", True)]
+)
 def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, frozen: bool) -> None:
     """trace.gradient against (f(x + e d) - f(x - e d)) / 2e, d random, the step made by an edit of that port.
 
@@ -432,7 +479,9 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
     """
     model = in_double(name, frozen)
     prompt = [tokens(7, 5)]
-    ports = [p for p in model.ports() if p.editable and not (p.signal.startswith("router") and "logits" not in p.signal)]
+    ports = [
+        p for p in model.ports() if p.editable and not (p.signal.startswith("router") and "logits" not in p.signal)
+    ]
     trace = pb.run(model, prompt, taps=ports, grad=True)
     plain = pb.run(model, prompt)
     assert torch.allclose(trace.logits, plain.logits, atol=1e-5)
@@ -447,7 +496,9 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
         slopes.append(float((gradient.movedim(port.position_axis, 1)[0] * step).sum()))
         moves = torch.stack([sign * size * step for size in sizes for sign in (1, -1)])  # [row, position, ...]
         edits.append(pb.add(port, moves, rows=range(len(edits) * len(moves), (len(edits) + 1) * len(moves))))
-    moved = pb.run(model, prompt * len(edits) * 2 * len(sizes), edits=edits).last_logits.unflatten(0, (-1, len(sizes), 2))
+    moved = pb.run(model, prompt * len(edits) * 2 * len(sizes), edits=edits).last_logits.unflatten(
+        0, (-1, len(sizes), 2)
+    )
     for port, slope, pairs in zip(ports, slopes, moved, strict=True):
         found = [float(score(up) - score(down)) / (2 * size) for size, (up, down) in zip(sizes, pairs, strict=True)]
         assert min(abs(slope - other) for other in found) < 1e-2 * max(abs(slope), 0.3), (port, slope, found)
@@ -458,7 +509,14 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
 def test_gradients_of_parts_rows_and_padded_prompts() -> None:
     model = model_of("llama")
     layer = model.layers[0]
-    ports = [layer.heads[2].z, layer.heads[1].pattern.rows(-1), layer.attn.pattern, layer.attn.z, layer.mlp.neurons[4].act, layer.resid_mid]
+    ports = [
+        layer.heads[2].z,
+        layer.heads[1].pattern.rows(-1),
+        layer.attn.pattern,
+        layer.attn.z,
+        layer.mlp.neurons[4].act,
+        layer.resid_mid,
+    ]
     together = pb.run(model, PROMPTS, taps=ports, grad=True)
     gradients = dict(zip(ports, together.gradient(together.last_logits.pow(2).sum(), *ports), strict=True))
     assert torch.equal(gradients[layer.heads[2].z].nan_to_num(), gradients[layer.attn.z][:, :, 2].nan_to_num())
@@ -518,5 +576,3 @@ def test_a_gradient_that_cannot_be_is_refused() -> None:
         trace.gradient(trace.logits.sum(), port)
     with pytest.raises(PatchbayError, match="run with grad=True"):
         trace.gradient(torch.tensor(1.0), port)
-
-

@@ -56,11 +56,13 @@ def along(
         yield trace, task.score(trace.last_logits, reference).sum()
 
 
-def agreement(estimate: Tensor, exact: Tensor) -> tuple[float, float, int]:
-    """Spearman's correlation; the share of the k largest exact effects among the k largest estimates, either sign; and k, a
-    tenth of those that have both, at least 1."""
+def agreement(estimate: Tensor, exact: Tensor, floor: float) -> tuple[float, float, int]:
+    """Spearman's correlation; the share of the k largest exact effects among the k largest estimates, either sign; and k.
+
+    k is a tenth of those that have both, at least 1. Values no larger than `floor` are rounding and count as 0.
+    """
     both = ~(estimate.isnan() | exact.isnan())
-    estimate, exact = estimate[both], exact[both]
+    estimate, exact = (torch.where(x.abs() <= floor, 0.0, x)[both] for x in (estimate, exact))
     if not len(exact):
         return float("nan"), float("nan"), 0
     k = max(1, round(len(exact) / 10))

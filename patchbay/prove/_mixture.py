@@ -82,7 +82,9 @@ def kullback_leibler(observed: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     return forward.clamp_min(0.0), (log_q.exp() * (log_q - log_p)).sum(-1).clamp_min(0.0)
 
 
-def fit(observed: Tensor, labels: Tensor, terms: Tensor, train: Tensor, valid: Tensor, steps: int) -> tuple[Mixture, int]:
+def fit(
+    observed: Tensor, labels: Tensor, terms: Tensor, train: Tensor, valid: Tensor, steps: int
+) -> tuple[Mixture, int]:
     """The best mixture of each fit and the steps made. observed [fit, cell, token]; train and valid: indices of cells."""
     with torch.enable_grad():
         now = Mixture(*(tensor.requires_grad_() for tensor in start(len(observed), observed.shape[-1])))

@@ -68,7 +68,7 @@ def attribution_patching(
     if exact:
         true, _, _ = _measure(model, task, layout.ports, columns, way, batch_size)
         named["exact"] = intervals(true)[0]
-        found = agreement(mean.flatten(), named["exact"].flatten())
+        found = agreement(mean.flatten(), named["exact"].flatten(), rounding(clean, corrupted))
         notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "cells"))
         scalars |= {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of cells")}
     units = {"p": "probability", "p_adjusted": "probability"}

@@ -92,18 +92,26 @@ def cross_model_patching(
         **_ends("gap", maths.bootstrap_interval(gap), task.unit),
         **_ends("share", [x[0] for x in intervals(effects[0][:, None], gap)], "share of the gap"),
         **{f"score_{name}": (scores[i].mean(), (), task.unit) for i, name in enumerate(("base", "tuned", "joint"))},
-        **{f"accuracy_{name}": (right[i].mean(), (), "share of prompts") for i, name in enumerate(("base", "tuned", "joint"))},
+        **{
+            f"accuracy_{name}": (right[i].mean(), (), "share of prompts")
+            for i, name in enumerate(("base", "tuned", "joint"))
+        },
     }
     if sets:
         drawn = effects[1 + len(chosen) :]  # [draw, prompt]
         hits = int((drawn.mean(1) >= effects[0].mean() - 1e-9).sum())
         values |= _ends("difference", maths.paired_interval(effects[0], drawn.mean(0)), task.unit)
-        values |= {"random": (drawn.mean(1), ("draw",), task.unit), "p_joint": ((1 + hits) / (1 + len(sets)), (), "probability")}
+        values |= {
+            "random": (drawn.mean(1), ("draw",), task.unit),
+            "p_joint": ((1 + hits) / (1 + len(sets)), (), "probability"),
+        }
     notes = [_summary(task, chosen, effects, gap, sets), *_groups(model, chosen, copied, restore), *notes]
     return Result(values, parts=chosen, notes=notes)
 
 
-def _ends(name: str, interval: Sequence[float | Tensor], unit: str) -> dict[str, tuple[float | Tensor, tuple[str, ...], str]]:
+def _ends(
+    name: str, interval: Sequence[float | Tensor], unit: str
+) -> dict[str, tuple[float | Tensor, tuple[str, ...], str]]:
     return {name + end: (value, (), unit) for end, value in zip(("", "_low", "_high"), interval, strict=True)}
 
 
@@ -116,7 +124,11 @@ def _check_shape(model: Model, tuned: Model) -> None:
     sizes = ("n_layers", "d_model", "vocab_size")
     if model.family.name != tuned.family.name:
         unlike.append(f"family {model.family.name} and {tuned.family.name}")
-    unlike += [f"{name} {getattr(model, name)} and {getattr(tuned, name)}" for name in sizes if getattr(model, name) != getattr(tuned, name)]
+    unlike += [
+        f"{name} {getattr(model, name)} and {getattr(tuned, name)}"
+        for name in sizes
+        if getattr(model, name) != getattr(tuned, name)
+    ]
     for layer in range(min(model.n_layers, tuned.n_layers)):
         mine, theirs = model.signals(layer), tuned.signals(layer)
         if mine != theirs:
@@ -182,7 +194,9 @@ def _controls(
     rng = random.Random(f"cross_model_patching-{seed}")
     drawn = dict.fromkeys(tuple(sorted((*one, *rng.sample(free, len(layers))))) for one in sets)
     taken = {port for part in chosen for port in _copied(model, part, names).ports}
-    found = [one for one in drawn if taken.isdisjoint(port for part in one for port in _copied(model, part, names).ports)]
+    found = [
+        one for one in drawn if taken.isdisjoint(port for part in one for port in _copied(model, part, names).ports)
+    ]
     few = f"{draws} draws were asked; {len(found)} different random sets were found: there are few other parts"
     return found[:draws], [few] if len(found) < draws else []
 
@@ -209,7 +223,9 @@ def _measure(
         values = {port: _by_position(donor[port], port) for port in ports}
         kept = {port: _by_position(own[port], port) for port in spare}
 
-        def note(at: int, logits: Tensor, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits) -> None:
+        def note(
+            at: int, logits: Tensor, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits
+        ) -> None:
             logits = logits.to(of.device)
             scores[at, prompts] = some.score(logits, of if task.metric == "kl" else None).double().cpu()
             right[at, prompts] = some.with_metric("accuracy").score(logits).double().cpu()

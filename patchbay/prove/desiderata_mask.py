@@ -121,12 +121,16 @@ def _desiderata(model: Model, given: Any, penalty: float, steps: int, positions:
     if positions not in ("all", "last"):
         raise PatchbayError(f"positions={positions!r}; possible are all and last")
     if not penalty >= 0.0 or steps < 1 or draws < 1:
-        raise PatchbayError(f"penalty={penalty}, steps={steps}, draws={draws}: 0 or more, and at least 1 of each of the others")
+        raise PatchbayError(
+            f"penalty={penalty}, steps={steps}, draws={draws}: 0 or more, and at least 1 of each of the others"
+        )
     tasks = [given] if isinstance(given, Task) else list(given)
     tasks = [Task.from_json(one["json"]) if isinstance(one, Mapping) else one for one in tasks]
     for one in tasks:
         if not isinstance(one, Task):
-            raise PatchbayError(f"a desideratum is a Task (corrupted: base, clean: source, right: target), got {type(one).__name__}")
+            raise PatchbayError(
+                f"a desideratum is a Task (corrupted: base, clean: source, right: target), got {type(one).__name__}"
+            )
         check_twins(model, one)
         if len(one) < LEAST_PROMPTS:
             raise PatchbayError(
@@ -279,7 +283,9 @@ def _compare(
             f"heads, p = {values['p'][0]:.3g}"
         )
         if len(sets) < draws:
-            notes.append(f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other heads")
+            notes.append(
+                f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other heads"
+            )
     return values, notes
 
 
@@ -294,7 +300,12 @@ def _by_task(mask: Mask, chosen: list[Part], pieces: Sequence[Some], tasks: Sequ
         own = [some for some in pieces if some.desideratum == number]
         before, after = mask.scores([], own)[0], mask.scores(chosen, own)[0]
         rows.append(
-            {"task": task.name, "prompts": len(after), "accuracy_base": float(before.mean()), "accuracy": float(after.mean())}
+            {
+                "task": task.name,
+                "prompts": len(after),
+                "accuracy_base": float(before.mean()),
+                "accuracy": float(after.mean()),
+            }
         )
     return rows
 

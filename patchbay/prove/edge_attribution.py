@@ -66,7 +66,7 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     more = {name: (value, (), task.unit) for name, value in scalars.items()}
     if exact:
         named["exact"] = _exact(graph, task, mean, exact, batch_size)
-        found = agreement(mean, named["exact"])
+        found = agreement(mean, named["exact"], rounding(clean, corrupted))
         notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "edges"))
         more |= {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of edges")}
     units = {"p": "probability", "p_adjusted": "probability"}

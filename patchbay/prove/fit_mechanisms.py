@@ -190,9 +190,7 @@ def _notes(
     made: int,
 ) -> list[str]:
     best = int((jss[:, 0] - jss[:, -1]).argmax())
-    needed = [
-        f"{name} {lost[best, 1 + m]:.3f}" for m, name in enumerate(MECHANISMS) if lost_low[best, 1 + m] > 0.0
-    ]
+    needed = [f"{name} {lost[best, 1 + m]:.3f}" for m, name in enumerate(MECHANISMS) if lost_low[best, 1 + m] > 0.0]
     return [
         f"furthest above uniform at {depths[best]}: jss {jss[best, 0]:.4f} against {jss[best, -1]:.4f} uniform and "
         f"{shuffled[best].mean():.4f} with shuffled places (p_adjusted {adjusted[best, 0]:.3g}); lost without "

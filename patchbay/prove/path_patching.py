@@ -177,7 +177,7 @@ def _reaches(model: Model, part: Part, receivers: Sequence[Port]) -> bool:
 
 @dataclass
 class Seen:
-    """Effects in the task's metric and relative changes of p(answer) [prompt, condition], both runs' scores [prompt]."""
+    """Effects in the task's metric and relative changes of p(answer) [prompt, condition]; scores [prompt]."""
 
     effect: Tensor
     relative: Tensor
@@ -226,10 +226,10 @@ class Paths:
         self.twin = run(model, twin, taps=taps, logits="last")
 
     def run(self, conditions: list[Senders], n_at_once: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Places of some conditions, last logits of as many unpatched rows and patched: each [condition, prompt, vocab].
+        """Places of some conditions, and last logits [condition, prompt, vocab] of unpatched rows and patched.
 
-        All batches have one shape, the last one by going back over some conditions: a row is compared with the unpatched
-        row at its own place in a batch, where rounding is the same.
+        All batches have one shape (the last goes back over some conditions): a row is compared with the unpatched row at
+        its own place in a batch, where rounding is the same.
         """
         n = min(n_at_once, len(conditions))
         plain = self._logits([()] * n)
@@ -248,7 +248,7 @@ class Paths:
         return trace.last_logits.unflatten(0, (-1, len(self.prompts)))
 
     def edits(self, rows: list[tuple[Senders, int]]) -> list[Edit]:
-        """For every row: all attention (and frozen MLPs) from the base run, then what its senders write from the twin."""
+        """For each row: all attention (and frozen MLPs) from the base run, then what its senders write, from the twin."""
         made: list[Edit] = []
         for layer in range(self.model.n_layers):
             sending: dict[Part, list[int]] = {}

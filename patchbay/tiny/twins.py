@@ -136,7 +136,10 @@ FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     # further model types of the same rows
     "arcee": ("arcee", _DENSE),
     "deepseek_v2": ("deepseek_v2", _LATENT),
-    "dots1": ("dots1", _MOE | dict(n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1, n_shared_experts=1)),
+    "dots1": (
+        "dots1",
+        _MOE | dict(n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1, n_shared_experts=1),
+    ),
     "exaone4": ("exaone4", _DENSE | _SLIDING),
     "flex_olmo": ("flex_olmo", _MOE),
     "glm": ("glm", _WIDE),
@@ -163,7 +166,9 @@ def twin(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     model_type, settings = FAMILY_CONFIGS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, vocab_size=N_VOCAB, **(settings | config)))
+        hf = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, vocab_size=N_VOCAB, **(settings | config))
+        )
         _draw(hf)
     hf.generation_config.eos_token_id = None  # generation goes on for as long as it is asked to
     return hf.eval()

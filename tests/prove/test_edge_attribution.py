@@ -17,12 +17,12 @@ KINDS = ["gpt2", "gptj", "bloom", "falcon", "falcon grouped", "gemma2", "olmo2",
 KINDS += ["deepseek_v3", "qwen3_next", "bamba", "mamba2"]
 
 
-def pairs(n: int = 3, length: int = 8, seed: int = 0, **more: Any) -> pb.Task:
+def pairs(n: int = 3, length: int = 8, seed: int = 0, n_wrong: int = 2, **more: Any) -> pb.Task:
     """Random prompts, twins with two tokens changed, random answers: nothing that a random model knows."""
     rng = random.Random(seed)
     clean = [[rng.randrange(3, 60) for _ in range(length)] for _ in range(n)]
     corrupted = [[rng.randrange(3, 60) if at in (1, 4) else token for at, token in enumerate(ids)] for ids in clean]
-    answers = [rng.sample(range(3, 60), 3) for _ in range(n)]
+    answers = [rng.sample(range(3, 60), 1 + n_wrong) for _ in range(n)]
     right, wrong = [a[0] for a in answers], [a[1:] for a in answers]
     return pb.Task("pairs", clean, right, wrong, corrupted, **more)  # type: ignore[arg-type]
 
@@ -235,7 +235,7 @@ def test_null() -> None:
     model = pb.load(planted.null(seed=3).model)
     ps = []
     for seed in range(3):
-        result = pb.prove.edge_attribution(model, pairs(12, seed=seed))
+        result = pb.prove.edge_attribution(model, pairs(12, seed=seed, n_wrong=1))
         assert result["p_adjusted"].min() > 0.02
         ps.append(result["p"])
     every = torch.cat(ps)

@@ -161,9 +161,7 @@ def test_reference_of_the_training() -> None:
     task, given = grid(12)
     result = pb.prove.fit_mechanisms(null_model(), task, patched=given, steps=5, draws=1, seed=2)
     names = ("positional", "lexical", "reflexive")
-    rows = sorted(
-        (tuple(task.labels[m][at] for m in names), given["distribution"][0, at].double()) for at in range(12)
-    )
+    rows = sorted((tuple(task.labels[m][at] for m in names), given["distribution"][0, at].double()) for at in range(12))
     order = torch.randperm(12, generator=torch.Generator().manual_seed(2)).tolist()[:8]  # 12 - 2 x 2 train
     w = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     s = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
