@@ -223,6 +223,9 @@ def generate(
 
     loaded = load_model(model, given, quiet=as_json)
     changes = [*map(reading.read_knob, knobs), *(reading.read_edit(text, loaded) for text in edits)]
+    for knob in (change for change in changes if hasattr(change, "fits")):
+        if not knob.fits(loaded) and knob.made_on:
+            click.echo(f"note: {knob.name!r} was made on other weights ({knob.made_on.get('source')})", err=True)
     made = flat_edits(changes)
     for edit in made:
         loaded.require(edit.port)

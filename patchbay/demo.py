@@ -89,11 +89,15 @@ def _the_model(story: Story, quiet: bool) -> Section:
     if plain is not None:
         text.append(f"Without a false statement it completes **{percent(plain.mean)}** of the facts ({span(plain)}).")
     rows = [[name, percent(share.mean), span(share)] for name, share in shares.items()]
-    data = {"model": card, "question": {"task": question.task.name, "prompts": len(question.task), "tried": question.tried, "answers": (question.right, question.wrong),
-            "shares": {name: ends(share) for name, share in shares.items()}}}  # fmt: skip
-    return Section(
-        "The model, and the question", text, [Table(("it answers", "share", "95 % interval"), rows)], data=data
-    )
+    asked = {
+        "task": question.task.name,
+        "prompts": len(question.task),
+        "tried": question.tried,
+        "answers": (question.right, question.wrong),
+        "shares": {name: ends(share) for name, share in shares.items()},
+    }
+    table = Table(("it answers", "share", "95 % interval"), rows)
+    return Section("The model, and the question", text, [table], data={"model": card, "question": asked})
 
 
 def _attribution(story: Story, quiet: bool) -> Section:

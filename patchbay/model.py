@@ -24,7 +24,7 @@ from patchbay import weights
 from patchbay.edit import Edit, Token
 from patchbay.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
 from patchbay.jacks import Session
-from patchbay.port import LAYER, SIGNALS, PatchbayError, Part, Port, parse_part, parse_port, suggest
+from patchbay.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port, suggest
 from patchbay.task import Task
 from patchbay.view import Embed, FinalNorm, LayerView, Many, Unembed
 
@@ -433,7 +433,8 @@ class Model:
     def _heads_error(self, layer: int, seen: dict[Port, Tensor]) -> float:
         """Heads' outputs and the projection's bias against what attention adds, through the norm after it if there is one."""
         at = self.modules[layer]
-        assert at.attn_proj is not None and at.attn_added is not None
+        assert at.attn_proj is not None
+        assert at.attn_added is not None
         total = seen[Port("attn.z", layer)].flatten(-2) @ self.W_O(layer).flatten(0, 1)
         if getattr(at.attn_proj, "bias", None) is not None:
             total = total + at.attn_proj.bias
@@ -443,7 +444,8 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of all weights, 16 hex digits; recomputed when a weight changes."""
+        """SHA-256 over names, shapes, dtypes and bytes of all weights, 16 hex digits; recomputed when a weight changes
+        (a change made through `.data`, which PyTorch does not count, goes unnoticed once it has been computed)."""
         state = self.hf.state_dict()
         version = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
         if self._fingerprint is None or self._fingerprint[0] != version:

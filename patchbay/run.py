@@ -120,7 +120,9 @@ def run(
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
     lengths = torch.tensor([len(ids) for ids in encoded])
     width = int(lengths.max())
-    filler = int(getattr(model.config, "pad_token_id", None) == 0)  # any token but the one that transformers warns about
+    filler = int(
+        getattr(model.config, "pad_token_id", None) == 0
+    )  # any token but the one that transformers warns about
     ids = torch.tensor([row + [filler] * (width - len(row)) for row in encoded], device=model.device)
     ragged = bool((lengths < width).any())
     batch = Batch(ids, lengths, lengths, model.token_id)

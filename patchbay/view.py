@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from torch import Tensor
 
 from patchbay import weights
-from patchbay.port import PatchbayError, Part, Port, signals_of
+from patchbay.port import Part, PatchbayError, Port, signals_of
 
 if TYPE_CHECKING:
     from patchbay.model import Model
@@ -41,9 +41,8 @@ class Many(Sequence[T], Generic[T]):
         return (self._make(i) for i in range(self._n))
 
     def __repr__(self) -> str:
-        return f"{self._n} {self._kind}s" + (
-            f": {self._make(0).part} .. {self._make(self._n - 1).part}" if self._n else ""
-        )  # type: ignore[attr-defined]
+        ends = [str(getattr(self._make(i), "part", "")) for i in (0, self._n - 1)] if self._n else []
+        return f"{self._n} {self._kind}s" + (f": {ends[0]} .. {ends[1]}" if ends else "")
 
 
 class View:

@@ -67,6 +67,9 @@ class Rows:
         self.prompt = torch.cat([self.prompt, prompts])
 
 
+Waiting = tuple[Rows, Any, Tensor, Tensor]  # a group, which of its rows, their stream, what attention adds to it
+
+
 class Past:
     """Keys and values of the base run left of `start`, for the rows of one call; what layers take for a cache."""
 
@@ -313,42 +316,53 @@ class Walk:
         for layer in range(self.model.n_layers):
             self._join(layer, IN)
             only_read = self.base.halves and layer == last
+            waiting: list[Waiting] = []
             for group in self.groups.values():
-                self._through(group, layer, only_read)
+                waiting += self._through(group, layer, only_read)
+            self._mlps(waiting, layer)
             self._join(layer, MID, only_read)
             self._join(layer, OUT, only_read)
 
-    def _through(self, group: Rows, layer: int, only_read: bool) -> None:
-        """All rows of a group through one layer, in pieces of bounded size; rows edited inside it apart, under a Session."""
-        if not group.cell:
-            return
+    def _through(self, group: Rows, layer: int, only_read: bool) -> list[Waiting]:
+        """All rows of a group through one layer, in pieces of bounded size. Where halves are called apart, what comes
+        back waits for the MLP, with the rows of the other groups; rows edited inside the layer run it under a Session."""
         edited = [i for i, cell in enumerate(group.cell) if self._inside(cell, layer)]
         plain = [i for i in range(len(group.cell)) if not self._inside(group.cell[i], layer)] if edited else None
         keep = slice(self.read - group.start, self.read - group.start + 1) if only_read else slice(None)
-        out = None
-        for rows in _pieces(plain if plain is not None else len(group.cell), self.tokens // max(group.x.shape[1], 1)):
-            x, prompts = group.x[rows], group.prompt[rows]
+        before = group.x
+        group.x = before[:, keep].clone() if only_read else torch.empty_like(before)
+        waiting = []
+        for rows in _pieces(plain if plain is not None else len(group.cell), self.tokens // before.shape[1]):
+            x, prompts = before[rows], group.prompt[rows]
             if self.base.halves:
                 added = _attention_half(self.base, layer, group.start, x, prompts)
-                new = _mlp_half(self.base, layer, x[:, keep], added[:, keep])
+                waiting.append((group, rows, x[:, keep], added[:, keep]))
             else:
-                new = _whole_layer(self.base, layer, group.start, x, prompts)[:, keep]
-            out = new.new_empty(len(group.cell), *new.shape[1:]) if out is None else out
-            out[rows] = new
+                group.x[rows] = _whole_layer(self.base, layer, group.start, x, prompts)
         for rows in _pieces(edited, 32):
-            new = self._under_session(group, rows, layer)[:, keep]
-            out = new.new_empty(len(group.cell), *new.shape[1:]) if out is None else out
-            out[rows] = new
-        assert out is not None
-        group.x = out
+            group.x[rows] = self._under_session(group, before, rows, layer)[:, keep].to(group.x.dtype)
+        return waiting
+
+    def _mlps(self, waiting: list[Waiting], layer: int) -> None:
+        """The MLP, which knows no positions, on the tokens of many groups at once: few large products, not many small."""
+        while waiting:
+            block: list[Waiting] = []
+            n_tokens = 0
+            while waiting and (not block or n_tokens + waiting[-1][2][..., 0].numel() <= self.tokens):
+                block.append(waiting.pop())
+                n_tokens += block[-1][2][..., 0].numel()
+            x, added = (torch.cat([item[i].flatten(0, 1) for item in block])[None] for i in (2, 3))  # [1, token, d_model]
+            out = _mlp_half(self.base, layer, x, added)[0]
+            for (group, rows, some, _), new in zip(block, out.split([b[2][..., 0].numel() for b in block]), strict=True):
+                group.x[rows] = new.view(some.shape).to(group.x.dtype)
 
     def _inside(self, index: int, layer: int) -> bool:
         cell = self.cells[index]
         return cell.inside and any(_layer_of(edit.port, self.model.n_layers) == layer for edit in cell.edits)
 
-    def _under_session(self, group: Rows, rows: Any, layer: int) -> Tensor:
+    def _under_session(self, group: Rows, before: Tensor, rows: list[int], layer: int) -> Tensor:
         """One layer for rows whose edits act inside it, each row with its own."""
-        x, prompts = group.x[rows], group.prompt[rows]
+        x, prompts = before[rows], group.prompt[rows]
         edits = []
         for row, index in enumerate(group.cell[i] for i in rows):
             for edit in self.cells[index].edits:

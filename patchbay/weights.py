@@ -88,7 +88,8 @@ def head_weights(
             f"{family.name}: keys and values pass a norm inside a compressed latent, so W_Q, W_K, W_V are not single matrices; "
             "ports q, k, v, z and W_O are available"
         )
-    assert at.attn is not None and at.attn_proj is not None
+    assert at.attn is not None
+    assert at.attn_proj is not None
     modules: list[Any] = [follow(at.attn, name) for name in family.qkv_modules]
     if any(module is None for module in modules):
         raise PatchbayError(

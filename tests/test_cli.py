@@ -228,6 +228,15 @@ def test_find_prove_turn_generate(folder: str, model: pb.Model, truth: dict[str,
     assert written["generations"][0]["after"] == both["generations"][0]["after"]
 
 
+def test_a_knob_of_other_weights_is_used_and_said_to_be(folder: str, tmp_path: Path) -> None:
+    made = planted.null()
+    pb.turn.scale([Part(1, "head", 0)], 2.0, model=pb.load(made.model)).save(tmp_path / "x.knob")
+    done = patchbay("generate", folder, " Mary", "--knob", str(tmp_path / "x.knob"), "--max-new-tokens", "1", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["edits"] == ["scale(L1.H0.z, 2)"]
+    assert "was made on other weights" in done.stderr
+
+
 def test_generate_shows_before_and_after_side_by_side(folder: str, truth: dict[str, Any]) -> None:
     done = patchbay(
         "generate", folder, " Mary Paul Mary", "--edit", f"zero({truth['induction']}.z)", "--max-new-tokens", "2"

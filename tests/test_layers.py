@@ -11,7 +11,24 @@ import pytest
 import patchbay as pb
 
 ROOT = Path(pb.__file__).parent
-LINE = "port maths families edit task weights attention jacks view model run result walk sweep method knob".split()
+LINE = [
+    "port",
+    "maths",
+    "families",
+    "edit",
+    "task",
+    "weights",
+    "attention",
+    "jacks",
+    "view",
+    "model",
+    "run",
+    "result",
+    "walk",
+    "sweep",
+    "method",
+    "knob",
+]
 VERBS = ("tasks", "find", "prove", "turn", "decode", "train", "measure")
 LATE = {("result", "plot"), ("sweep", "ray_executor")}  # imported when asked to draw, or to run on several machines
 

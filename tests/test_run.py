@@ -53,7 +53,7 @@ def test_padding_changes_nothing_and_is_nan(name: str) -> None:
         assert torch.allclose(together.last_logits[i], alone.last_logits[0], atol=atol)
         assert bool(together.logits[i, n:].isnan().all())
         for port in ports:
-            axes = [axis for axis in port.axes[1:]]
+            axes = list(port.axes[1:])
             mine, own = together[port][i], alone[port][0]
             inside = tuple(slice(n) if axis in ("position", "query", "key") else slice(None) for axis in axes)
             assert torch.allclose(mine[inside].double(), own.double(), atol=atol), port

@@ -53,7 +53,9 @@ def along(
     for k in range(1, steps + 1):
         edits = [edit.replace(place, torch.lerp(ends[0], ends[1], k / steps))] if k < steps else []
         trace = run(model, here, taps=taps, edits=edits, logits="last", grad=True)
-        yield trace, task.score(trace.last_logits, reference).sum()
+        with torch.enable_grad():  # whatever the caller's mode
+            score = task.score(trace.last_logits, reference).sum()
+        yield trace, score
 
 
 def agreement(estimate: Tensor, exact: Tensor, floor: float) -> tuple[float, float, int]:

@@ -134,9 +134,8 @@ def _check_shape(model: Model, tuned: Model) -> None:
         if mine != theirs:
             unlike.append(f"layer {layer}: signals {', '.join(sorted(set(mine) ^ set(theirs)))} in one alone")
             continue
-        counts = ("n_heads", "n_groups", "d_head") if "attn.z" in mine else ()
-        counts += ("n_neurons",) if "mlp.act" in mine else ()
-        counts += ("n_experts",) if "experts.out" in mine else ()
+        counts = ["n_heads", "n_groups", "d_head"] if "attn.z" in mine else []
+        counts += [name for name, of in (("n_neurons", "mlp.act"), ("n_experts", "experts.out")) if of in mine]
         pairs = [(name, getattr(model, name)(layer), getattr(tuned, name)(layer)) for name in counts]
         unlike += [f"layer {layer}: {name} {a} and {b}" for name, a, b in pairs if a != b]
     if unlike:

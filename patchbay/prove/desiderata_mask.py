@@ -17,8 +17,9 @@ and backward pass over the training prompts, and a forward pass over the validat
 
 Prakash, Rott Shaham, Haklay, Belinkov and Bau 2024, "Fine-Tuning Enhances Existing Mechanisms"; the method of Davies et al.
 2023, "Discovering Variable Binding Circuitry with Desiderata". One set that is enough is shown, not that it is the only one:
-heads that stand in for one another are found as whichever lowers the loss first. A head is a query head, also where heads
-share keys and values.
+heads that stand in for one another are found as whichever lowers the loss first, and a head whose change reaches the answer
+through saturated attention alone has no gradient at m = 1 and is missed. A head is a query head, also where heads share
+keys and values.
 """
 
 from __future__ import annotations
@@ -92,8 +93,8 @@ def desiderata_mask(
             side.append(piece)
     heads = _heads(model)
     mask = Mask(model, heads, positions)
-    kept, rows = _learn(mask, *(_prepare(model, side, mask, batch_size) for side in (train, valid)), penalty, steps)
-    del train, valid
+    ready, check = (_prepare(model, side, mask, batch_size) for side in (train, valid))
+    kept, rows = _learn(mask, ready, check, penalty, steps)
     report = _prepare(model, test, mask, batch_size)
     chosen = [head for head, m in zip(heads, kept.mask.tolist(), strict=True) if m < 0.5]
     values, notes = _compare(model, mask, chosen, report, draws, seed)
@@ -241,7 +242,7 @@ def _learn(
                 logits = mask.logits(m, some, grad=True)
                 part = -logits.gather(1, some.target.to(logits.device)[:, None]).sum() / n_prompts
                 gradient += torch.autograd.grad(part, m)[0]
-                loss += float(part)
+                loss += float(part.detach())
         rows[-1]["loss"] = loss
         m.grad = gradient - penalty
         optimiser.step()

@@ -103,15 +103,16 @@ def _cells(labels: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _split(n: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Cells to train on, to stop by and to report: 70, 15 and 15 %."""
-    if n < 3:
+    """Cells to train on, to stop by and to report: 70, 15 and 15 %, two or more of the last for an interval."""
+    if n < 4:
         raise PatchbayError(
-            f"the task has {n} different triples of places (positional, lexical, reflexive): a fit needs 3 or more, "
+            f"the task has {n} different triples of places (positional, lexical, reflexive): a fit needs 4 or more, "
             "to train, to stop and to report; give more prompts"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    n_valid = max(1, round(0.15 * n))
-    return order[: n - 2 * n_valid], order[n - 2 * n_valid : n - n_valid], order[n - n_valid :]
+    n_valid, n_test = max(1, round(0.15 * n)), max(2, round(0.15 * n))
+    n_train = n - n_valid - n_test
+    return order[:n_train], order[n_train : n_train + n_valid], order[n_train + n_valid :]
 
 
 def _fit(

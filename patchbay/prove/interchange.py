@@ -116,7 +116,7 @@ def _notes(
     for m, name in enumerate(MECHANISMS):
         clear = [i for i in range(len(depths)) if adjusted[i, m] <= 0.05 and share[i, m] > control[i, m]]
         if clear:
-            best = max(clear, key=lambda i, m=m: float(share[i, m]))
+            best = clear[int(share[clear, m].argmax())]
             notes.append(
                 f"{name}: clear of random twins entering {', '.join(str(depths[i]) for i in clear)}; most at {depths[best]}, "
                 f"{share[best, m]:.2f} ({low[best, m]:.2f} to {high[best, m]:.2f}) against {control[best, m]:.2f}"
