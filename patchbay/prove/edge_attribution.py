@@ -72,8 +72,10 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     units = {"p": "probability", "p_adjusted": "probability"}
     labels = [graph.label(edge) for edge in graph.edges]
     order = mean.abs().argsort(descending=True, stable=True)[:SHOWN].tolist()
+    variables: dict[str, tuple[Tensor | float, tuple[str, ...], str]]
+    variables = {name: (value, ("edit",), units.get(name, task.unit)) for name, value in named.items()}
     return Result(
-        {name: (value, ("edit",), units.get(name, task.unit)) for name, value in named.items()} | more,
+        variables | more,
         coords={"edit": labels},
         notes=notes,
         tables={

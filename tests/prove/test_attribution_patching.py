@@ -95,7 +95,8 @@ def test_reference(way: str, steps: int) -> None:
     def run(embeds: Tensor) -> tuple[list[Tensor], Tensor]:
         seen: list[Tensor] = []
         hooks = [
-            layer.attn.c_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for layer in hf.transformer.h
+            layer.attn.c_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            for layer in hf.transformer.h
         ]
         logits = hf(inputs_embeds=embeds).logits[0, -1]
         for hook in hooks:

@@ -16,7 +16,19 @@ from patchbay.prove._graph import Graph, Mixed, outputs
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 
-KINDS = ["gpt2", "gptj", "gpt_neo", "gpt_neox", "bloom", "falcon", "falcon grouped", "gemma2", "olmo2", "phi", "granite"]
+KINDS = [
+    "gpt2",
+    "gptj",
+    "gpt_neo",
+    "gpt_neox",
+    "bloom",
+    "falcon",
+    "falcon grouped",
+    "gemma2",
+    "olmo2",
+    "phi",
+    "granite",
+]
 KINDS += ["mixtral", "opt", "gpt_oss", "deepseek_v3", "qwen3_next", "bamba", "mamba2"]
 
 
@@ -85,7 +97,9 @@ def test_planted_heads_and_greedy_growth() -> None:
     within = {"logits"}  # the writers whose own reading counts
     for row in grown.tables["circuit"][:40]:
         writer, reader = row["unit"].split(" -> ")
-        part = reader.removesuffix(".in").rpartition(".")[0] if reader != "logits" and not reader.endswith(".in") else ""
+        part = (
+            reader.removesuffix(".in").rpartition(".")[0] if reader != "logits" and not reader.endswith(".in") else ""
+        )
         parts = {part, part.replace("KV", "H")} if part else {reader.removesuffix(".in")}
         assert parts & within, row["unit"]
         within.add(writer)
@@ -94,7 +108,9 @@ def test_planted_heads_and_greedy_growth() -> None:
 # --- by hand ------------------------------------------------------------------------------------------
 
 
-def by_hand(hf: Any, ids: list[int], other: dict[str, Tensor] | None, keep: Callable[[str, str], bool]) -> dict[str, Tensor]:
+def by_hand(
+    hf: Any, ids: list[int], other: dict[str, Tensor] | None, keep: Callable[[str, str], bool]
+) -> dict[str, Tensor]:
     """A Llama forward pass, head by head, in which every reader sums its own choice of writers; `logits` are the last ones."""
     model, n, d = hf.model, len(ids), 8
     out = {"embed": model.embed_tokens(torch.tensor(ids))}
@@ -134,7 +150,9 @@ def test_reference() -> None:
     edges = pb.prove.edge_attribution(model, task)
     result = pb.prove.circuit(model, task, scores=edges, draws=2)
     order = [row["unit"] for row in result.tables["circuit"]]
-    assert order == [label for _, label in sorted(zip((-edges.values.abs()).tolist(), edges.coords["edit"], strict=True))]
+    assert order == [
+        label for _, label in sorted(zip((-edges.values.abs()).tolist(), edges.coords["edit"], strict=True))
+    ]
     twins = [by_hand(hf, list(ids), None, lambda w, r: True) for ids in task.corrupted or ()]
 
     def score(kept: list[str]) -> float:
@@ -192,7 +210,9 @@ def test_all_edges_are_the_model_none_its_twin_and_those_of_a_part_its_patch(fam
 def test_the_mean_outside() -> None:
     """With no edge, every prompt gives what the mean stream unembeds to; with all of them, the model."""
     model = pb.load(twin("llama"))
-    task = pb.Task("own", *([*getattr(pairs(2, 8), n), *getattr(pairs(1, 6), n)] for n in ("clean", "right", "wrong", "corrupted")))
+    task = pb.Task(
+        "own", *([*getattr(pairs(2, 8), n), *getattr(pairs(1, 6), n)] for n in ("clean", "right", "wrong", "corrupted"))
+    )
     result = pb.prove.circuit(model, task, scores=["L0.H1", "L1.mlp", "embed", "L1.attn"], outside="mean", draws=1)  # type: ignore[list-item]
     port = model.layers[1].resid_out
     assert float(result["whole"]) == pytest.approx(float(task.score(pb.run(model, task).last_logits).mean()), abs=1e-5)
