@@ -54,7 +54,39 @@ _HOME = {
 }
 _FOLDERS = ("find", "measure", "prove", "tasks", "tiny", "turn")
 
-__all__ = [*sorted([*_HOME, *_FOLDERS])]  # noqa: PLE0604
+__all__ = [
+    "Edit",
+    "Family",
+    "Knob",
+    "Model",
+    "Part",
+    "PatchbayError",
+    "Port",
+    "Result",
+    "Task",
+    "Token",
+    "Trace",
+    "add",
+    "block",
+    "diff",
+    "find",
+    "load",
+    "load_knob",
+    "load_result",
+    "mean",
+    "measure",
+    "project",
+    "prove",
+    "replace",
+    "replay",
+    "run",
+    "scale",
+    "sweep",
+    "tasks",
+    "tiny",
+    "turn",
+    "zero",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,7 +30,9 @@ def blocks(sweep: Sweep, group: int, places: Sequence[int], workers: int) -> Ite
     try:
         import ray
     except ImportError as error:
-        raise PatchbayError("executor='ray' needs Ray: pip install 'patchbay-lm[ray]', or use executor='local'") from error
+        raise PatchbayError(
+            "executor='ray' needs Ray: pip install 'patchbay-lm[ray]', or use executor='local'"
+        ) from error
     started = not ray.is_initialized()
     if started:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)

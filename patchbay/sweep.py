@@ -107,13 +107,17 @@ class Sweep:
         precision: str = "fp32",
     ) -> None:
         if model._session is not None:
-            raise PatchbayError("a sweep inside model.edited(...): put those edits into each entry of the sweep instead")
+            raise PatchbayError(
+                "a sweep inside model.edited(...): put those edits into each entry of the sweep instead"
+            )
         if precision not in PRECISIONS:
             raise PatchbayError(f"precision {precision!r}; possible are {', '.join(PRECISIONS)}")
         self.model, self.task, self.memory, self.precision, self.on = model, task, memory, precision, on
         self.cells_edits = [tuple(flat_edits([entry])) for entry in edits]
         if not self.cells_edits or not all(self.cells_edits):
-            raise PatchbayError("a sweep needs at least one edit in every entry, got " + ("an empty entry" if edits else "none"))
+            raise PatchbayError(
+                "a sweep needs at least one edit in every entry, got " + ("an empty entry" if edits else "none")
+            )
         for edit in (edit for entry in self.cells_edits for edit in entry):
             model.require(edit.port)
         self.prompts = model.encode(self._prompts())
@@ -290,7 +294,9 @@ class Sweep:
             rows = torch.tensor([place[index] for index in cell_of])
             scores = []
             for some in torch.arange(len(rows)).split(max(1, 20_000_000 // self.scorer.width)):
-                normed = self._late(base, late, cell_of, prompt, some, self.model.final_norm_module(x[some]), "final_norm")
+                normed = self._late(
+                    base, late, cell_of, prompt, some, self.model.final_norm_module(x[some]), "final_norm"
+                )
                 logits = self.scorer.logits(normed, every=bool(late))
                 logits = self._late(base, late, cell_of, prompt, some, logits, "logits")
                 scores.append(self.scorer.score(logits, prompts[prompt[some]], every=bool(late)).float().cpu())
@@ -298,7 +304,14 @@ class Sweep:
         return block
 
     def _late(
-        self, base: Base, late: Sequence[Cell], cell_of: Sequence[int], prompt: Tensor, some: Tensor, x: Tensor, signal: str
+        self,
+        base: Base,
+        late: Sequence[Cell],
+        cell_of: Sequence[int],
+        prompt: Tensor,
+        some: Tensor,
+        x: Tensor,
+        signal: str,
     ) -> Tensor:
         """Edits of the final norm's output or the logits, at the read position of the rows that have them: x [row, d]."""
         lengths = torch.full((len(base.ids),), base.n_positions)
@@ -324,7 +337,9 @@ class Sweep:
             with Session(self.model, (), edits):
                 rows = ids[[prompt for _, prompt in some]]
                 logits = self.model.hf(input_ids=rows, use_cache=False).logits[:, -1]
-            out.append(self.scorer.score(self.scorer.columns(logits), prompts[[prompt for _, prompt in some]]).float().cpu())
+            out.append(
+                self.scorer.score(self.scorer.columns(logits), prompts[[prompt for _, prompt in some]]).float().cpu()
+            )
         return torch.cat(out).view(len(cells), n)
 
     def _inexact(self, values: Tensor) -> str:
@@ -340,7 +355,9 @@ class Sweep:
         digest = hashlib.sha256(json.dumps([rows, [len(e) for e in self.cells_edits], self.prompts]).encode())
         for name in sorted(tensors):
             digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
-        digest.update(json.dumps([self.model.fingerprint, self.scorer.name, self.memory, self.precision, self.on]).encode())
+        digest.update(
+            json.dumps([self.model.fingerprint, self.scorer.name, self.memory, self.precision, self.on]).encode()
+        )
         return digest.hexdigest()
 
 

@@ -117,7 +117,9 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     """Run the base prompts, keeping streams, calls, keys and values, and the signals that edits start from."""
     lacking = [i for i, at in enumerate(model.modules) if at.attn is None]
     if lacking:
-        return Base(model, ids, [], [], [], {}, [], [], refusal=f"layers {lacking[:6]} carry a state, not keys and values")
+        return Base(
+            model, ids, [], [], [], {}, [], [], refusal=f"layers {lacking[:6]} carry a state, not keys and values"
+        )
     calls: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
     ports = [Port("resid_in", i) for i in range(model.n_layers)]
     ports += [Port("resid_out", model.n_layers - 1), *signals]
@@ -351,9 +353,13 @@ class Walk:
             while waiting and (not block or n_tokens + waiting[-1][2][..., 0].numel() <= self.tokens):
                 block.append(waiting.pop())
                 n_tokens += block[-1][2][..., 0].numel()
-            x, added = (torch.cat([item[i].flatten(0, 1) for item in block])[None] for i in (2, 3))  # [1, token, d_model]
+            x, added = (
+                torch.cat([item[i].flatten(0, 1) for item in block])[None] for i in (2, 3)
+            )  # [1, token, d_model]
             out = _mlp_half(self.base, layer, x, added)[0]
-            for (group, rows, some, _), new in zip(block, out.split([b[2][..., 0].numel() for b in block]), strict=True):
+            for (group, rows, some, _), new in zip(
+                block, out.split([b[2][..., 0].numel() for b in block]), strict=True
+            ):
                 group.x[rows] = new.view(some.shape).to(group.x.dtype)
 
     def _inside(self, index: int, layer: int) -> bool:
@@ -479,7 +485,11 @@ class Walk:
     def results(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """After the walk, group by group: each row's cell, its prompt, its final stream at the read position [row, d_model]."""
         for group in self.groups.values():
-            yield group.cell, group.prompt, group.x[:, 0] if group.x.shape[1] == 1 else group.x[:, self.read - group.start]
+            yield (
+                group.cell,
+                group.prompt,
+                group.x[:, 0] if group.x.shape[1] == 1 else group.x[:, self.read - group.start],
+            )
 
 
 def _full(base: Base) -> Tensor:

@@ -23,7 +23,9 @@ from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 def a_task(n_prompts: int = 3, length: int = 10, seed: int = 0, **more: object) -> pb.Task:
     ids = torch.randint(3, 60, (n_prompts, length), generator=torch.Generator().manual_seed(seed))
     wrong = tuple((8 + i,) if i % 2 else (9 + i, 20 + i) for i in range(n_prompts))
-    return pb.Task(name="t", clean=tuple(map(tuple, ids.tolist())), right=tuple(range(3, 3 + n_prompts)), wrong=wrong, **more)
+    return pb.Task(
+        name="t", clean=tuple(map(tuple, ids.tolist())), right=tuple(range(3, 3 + n_prompts)), wrong=wrong, **more
+    )
 
 
 def edits_everywhere(model: pb.Model, task: pb.Task, only: tuple[str, ...] = ()) -> list[pb.Edit | list[pb.Edit]]:
@@ -42,7 +44,9 @@ def edits_everywhere(model: pb.Model, task: pb.Task, only: tuple[str, ...] = ())
             value = value[:, :, -1]
         edits.append(pb.scale(port, 0.5, positions=[2, 6]))
         pattern = whole.signal == "attn.pattern"
-        edits.append(pb.replace(port, 0.1 if pattern else torch.rand(value.shape[2:], generator=generator), positions=last))
+        edits.append(
+            pb.replace(port, 0.1 if pattern else torch.rand(value.shape[2:], generator=generator), positions=last)
+        )
         if pattern:
             edits.append(pb.block(port, query=[5, last], key=[1, 2]))
         else:
@@ -88,9 +92,13 @@ def test_metrics(model: pb.Model, metric: str) -> None:
 
 def test_prompts_of_different_length(model: pb.Model) -> None:
     task = a_task(4, 9)
-    task = pb.Task(name="t", clean=tuple(ids[: 6 + i] for i, ids in enumerate(task.clean)), right=task.right, wrong=task.wrong)
+    task = pb.Task(
+        name="t", clean=tuple(ids[: 6 + i] for i, ids in enumerate(task.clean)), right=task.right, wrong=task.wrong
+    )
     edits = [pb.zero(model.layers[i].heads[h].z, positions="last") for i in range(2) for h in range(4)]
-    torch.testing.assert_close(pb.sweep(model, task, edits)["value"], one_by_one(model, task, edits), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        pb.sweep(model, task, edits)["value"], one_by_one(model, task, edits), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_order_of_edits_is_irrelevant(model: pb.Model) -> None:
@@ -103,15 +111,25 @@ def test_order_of_edits_is_irrelevant(model: pb.Model) -> None:
 
 def test_self_patch_changes_nothing_and_patching_everything_gives_the_other_run(model: pb.Model) -> None:
     ids = torch.randint(3, 60, (2, 3, 8), generator=torch.Generator().manual_seed(2)).tolist()
-    task = pb.Task(name="t", clean=tuple(map(tuple, ids[0])), corrupted=tuple(map(tuple, ids[1])), right=(3, 4, 5), wrong=((6,), (7,), (8,)))
+    task = pb.Task(
+        name="t",
+        clean=tuple(map(tuple, ids[0])),
+        corrupted=tuple(map(tuple, ids[1])),
+        right=(3, 4, 5),
+        wrong=((6,), (7,), (8,)),
+    )
     ports = [layer.resid_in for layer in model.layers]
     clean, other = pb.run(model, task, taps=ports), pb.run(model, [list(i) for i in task.corrupted or ()], taps=ports)
     itself = pb.sweep(model, task, [pb.replace(port, clean[port]) for port in ports])
     torch.testing.assert_close(itself["value"], itself["base"].expand_as(itself["value"]), rtol=1e-6, atol=1e-6)
     everything = pb.sweep(model, task, [pb.replace(port, other[port]) for port in ports])
-    torch.testing.assert_close(everything["value"], task.score(other.last_logits).expand_as(everything["value"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        everything["value"], task.score(other.last_logits).expand_as(everything["value"]), rtol=1e-5, atol=1e-5
+    )
     back = pb.sweep(model, task, [pb.replace(port, clean[port]) for port in ports], on="corrupted")
-    torch.testing.assert_close(back["value"], task.score(clean.last_logits).expand_as(back["value"]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        back["value"], task.score(clean.last_logits).expand_as(back["value"]), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_small_memory_gives_the_same(model: pb.Model) -> None:
@@ -138,7 +156,9 @@ def test_bf16_says_its_error(model: pb.Model) -> None:
 
 
 def test_estimate_counts(model: pb.Model) -> None:
-    found = estimate(model, a_task(3, 10), [pb.zero(model.layers[i].heads[0].z, positions=4) for i in range(model.n_layers)])
+    found = estimate(
+        model, a_task(3, 10), [pb.zero(model.layers[i].heads[0].z, positions=4) for i in range(model.n_layers)]
+    )
     assert found.rows == 3 * model.n_layers
     per_layer = sum(p.numel() for p in model.modules[0].layer.parameters())
     assert found.flops == 2.0 * per_layer * 3 * 6 * sum(range(1, model.n_layers + 1))
@@ -202,7 +222,9 @@ def test_killed_in_the_middle_then_resumed_gives_the_same_bytes(tmp_path: Path) 
     stamps = {path: path.stat().st_mtime_ns for path in done}
     resumed, fresh = start("a", "fast").communicate()[0], start("b", "fast").communicate()[0]
     assert len(list((tmp_path / "b").glob("batch-*.safetensors"))) > len(done)  # it was in the middle
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())  # finished batches were kept, not redone
+    assert all(
+        path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()
+    )  # finished batches were kept, not redone
     assert resumed == fresh
     assert resumed
 

@@ -65,8 +65,8 @@ def held_out(task: Task, ranking: object) -> tuple[Task, list[str]]:
         return task, []
     if len(left) < 2:
         return task, [
-            f"the parts were ranked on {n_used} of these {len(task)} prompts and nothing is held out: rank on one half of "
-            "task.split() and prove on the other"
+            f"the parts were ranked on {n_used} of these {len(task)} prompts and nothing is held out: rank on one half "
+            "of task.split() and prove on the other"
         ]
     return task[left], [f"the {n_used} prompts on which the parts were ranked are left out: {len(left)} remain"]
 

@@ -248,7 +248,7 @@ class Paths:
         return trace.last_logits.unflatten(0, (-1, len(self.prompts)))
 
     def edits(self, rows: list[tuple[Senders, int]]) -> list[Edit]:
-        """For each row: all attention (and frozen MLPs) from the base run, then what its senders write, from the twin."""
+        """Each row: all attention (and frozen MLPs) from the base run, then what its senders write, from the twin."""
         made: list[Edit] = []
         for layer in range(self.model.n_layers):
             sending: dict[Part, list[int]] = {}
