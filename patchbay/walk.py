@@ -18,7 +18,7 @@ import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,17 @@ class Rows:
         self.prompt = torch.cat([self.prompt, prompts])
 
 
-Waiting = tuple[Rows, Any, Tensor, Tensor]  # a group, which of its rows, their stream, what attention adds to it
+class Waiting(NamedTuple):
+    """Rows of a group between attention and MLP: which ones, their stream and what attention adds [row, position, d_model]."""
+
+    group: Rows
+    rows: Any
+    stream: Tensor
+    added: Tensor
+
+    @property
+    def n_tokens(self) -> int:
+        return self.stream[..., 0].numel()
 
 
 class Past:
@@ -338,7 +348,7 @@ class Walk:
             x, prompts = before[rows], group.prompt[rows]
             if self.base.halves:
                 added = _attention_half(self.base, layer, group.start, x, prompts)
-                waiting.append((group, rows, x[:, keep], added[:, keep]))
+                waiting.append(Waiting(group, rows, x[:, keep], added[:, keep]))
             else:
                 group.x[rows] = _whole_layer(self.base, layer, group.start, x, prompts)
         for rows in _pieces(edited, 32):
@@ -348,19 +358,14 @@ class Walk:
     def _mlps(self, waiting: list[Waiting], layer: int) -> None:
         """The MLP, which knows no positions, on the tokens of many groups at once: few large products, not many small."""
         while waiting:
-            block: list[Waiting] = []
-            n_tokens = 0
-            while waiting and (not block or n_tokens + waiting[-1][2][..., 0].numel() <= self.tokens):
+            block = [waiting.pop()]
+            while waiting and sum(some.n_tokens for some in block) + waiting[-1].n_tokens <= self.tokens:
                 block.append(waiting.pop())
-                n_tokens += block[-1][2][..., 0].numel()
-            x, added = (
-                torch.cat([item[i].flatten(0, 1) for item in block])[None] for i in (2, 3)
-            )  # [1, token, d_model]
+            x = torch.cat([some.stream.flatten(0, 1) for some in block])[None]  # [1, token, d_model]
+            added = torch.cat([some.added.flatten(0, 1) for some in block])[None]
             out = _mlp_half(self.base, layer, x, added)[0]
-            for (group, rows, some, _), new in zip(
-                block, out.split([b[2][..., 0].numel() for b in block]), strict=True
-            ):
-                group.x[rows] = new.view(some.shape).to(group.x.dtype)
+            for some, new in zip(block, out.split([some.n_tokens for some in block]), strict=True):
+                some.group.x[some.rows] = new.view(some.stream.shape).to(some.group.x.dtype)
 
     def _inside(self, index: int, layer: int) -> bool:
         cell = self.cells[index]
