@@ -143,7 +143,7 @@ def attend(
     if rows is None and implementation == "eager":
         session.site("attn.pattern", layer, out[1])
         return out
-    numbers = additive_mask(mask, query, n_keys)
+    numbers = _held_mask(session, mask, query, n_keys)
     if rows is not None:
         index = rows[:, None, :, None].to(query.device)  # [prompt, 1, row, 1]
         query = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
@@ -158,6 +158,16 @@ def attend(
     else:
         session.capture_rows(layer, pattern, rows)
     return out
+
+
+def _held_mask(session: Session, mask: Tensor | None, query: Tensor, n_keys: int) -> Tensor:
+    """`additive_mask`, with the causal one kept from layer to layer."""
+    if mask is not None:
+        return additive_mask(mask, query, n_keys)
+    held = session.stash.get(("causal", n_keys))
+    if held is None or (held.shape[2], held.dtype, held.device) != (query.shape[2], query.dtype, query.device):
+        held = session.stash[("causal", n_keys)] = additive_mask(None, query, n_keys)
+    return held
 
 
 def _check_not_empty(numbers: Tensor, blocked: Tensor, layer: int, start: int) -> None:

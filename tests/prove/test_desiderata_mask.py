@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import ids, tokenizer
 
+desiderata_mask: Any = importlib.import_module("patchbay.prove.desiderata_mask")  # the file; the name is its method
 DAYS, MONTHS, SUMS = ids("day")[:3], ids("month")[:3], ids("number")[:9]
 FILLER = ids("name") + ids("object")
 
@@ -227,6 +230,30 @@ def test_reference() -> None:
         ]
     assert float(result["gain"]) == pytest.approx(sum(rise) / len(rise), abs=1e-4)
     assert float(result["gain"]) > 5
+
+
+def test_of_equals_the_fewest_heads_are_kept_also_when_they_come_later() -> None:
+    """A stand-in for the model: head 0 is wanted throughout, head 1 in the first steps only; head 0 alone is enough."""
+
+    class Drifting(desiderata_mask.Mask):
+        def __init__(self) -> None:
+            self.heads = [pb.Part(0, "head", 0), pb.Part(0, "head", 1)]
+            self.model: Any = SimpleNamespace(dtype=torch.float32)
+            self.calls = 0
+
+        def logits(self, m: Tensor, some: desiderata_mask.Some, grad: bool = False) -> Tensor:
+            self.calls += 1
+            return (-m[0] - (m[1] if self.calls <= 7 else -m[1])).reshape(1, 1)
+
+        def scores(self, chosen: Any, pieces: Any) -> tuple[Tensor, Tensor]:
+            return torch.tensor([float(self.heads[0] in chosen)]), torch.zeros(1)
+
+    some = desiderata_mask.Some([[1]], {}, torch.tensor([0]), 0)
+    kept, rows = desiderata_mask._learn(Drifting(), [some], [some], 0.01, 30)
+    assert {row["n_heads"] for row in rows} == {0, 1, 2}
+    assert next(row["n_heads"] for row in rows if row["accuracy"] == 1.0) == 2  # the first that is right is not the one
+    assert (kept.accuracy, kept.n_heads) == (1.0, 1)
+    assert (kept.mask < 0.5).tolist() == [True, False]
 
 
 def test_null() -> None:
