@@ -1,8 +1,8 @@
 """The demo: which heads carry the answer, the proof, the sweep that labels every head, one knob, and what else it changes.
 
 Heads are ranked by attribution, proved by ablation against random heads, and labelled by the sweep alone: each head's z is
-scaled by -2, 0, 2 and 4, and the shares of the two answers are counted. Head and strength are chosen on one half of the prompts and
-judged on the other, against random heads at the same strength, with side effects on unrelated text. Every number comes from
+scaled by -2, 0, 2 and 4, and the shares of the two answers are counted. Head and strength are chosen on one half of the prompts (of
+the best, the one that changes unrelated text least) and judged on the other, against random heads at the same strength, with side effects on unrelated text. Every number comes from
 the run; where no knob is found, that is what it says. On `tiny`: under a minute of compute.
 
 What it does not show: that the head does this on other wordings, or that nothing else in the model does it too.

@@ -1,4 +1,4 @@
-"""The demo's knob: every head turned, one chosen on half of the prompts, and judged on the other half with its side effects."""
+"""The demo's knob: every head turned, one chosen on half of the prompts and texts, and judged on the other half of both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SWEPT = (-2.0, 0.0, 2.0, 4.0)
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 N_CONTROLS = 5
 BUDGET = 4e12  # floating-point operations that the sweep may take; beyond, fewer heads are swept
-CLOSE = 0.05  # of the share that the strongest turn reaches: the mildest turn within it is chosen
+CLOSE = 0.05  # of the highest share: of the turns within it, the one that changes unrelated text least is chosen
 LEAST_GAIN = 0.2  # of the prompts that a knob must move to be called one
 ROOM = 0.8  # where the first answer has more than this share, the knob is to move answers to the second
 
@@ -36,7 +36,9 @@ def sweep(story: Story, quiet: bool) -> Section:
     base = swept["base"]  # [prompt]
     story.goal = 1 if float((base == 1).float().mean()) <= ROOM else -1
     goal = (codes == story.goal).float().mean(-1)  # [head, strength]
-    story.head, story.strength = _mildest(heads, goal)
+    near = _near(heads, goal)
+    with screen.working("comparing what they do to unrelated text", quiet=quiet):
+        story.head, story.strength = min(near, key=lambda turn: _divergence(story, *turn))
     labels = [_label(story, codes[i], len(heads)) for i in range(len(heads))]
     moved = codes[:, -1].mean(-1) - codes[:, 0].mean(-1)  # [head]
     story.results["sweep"] = Result(
@@ -49,13 +51,30 @@ def sweep(story: Story, quiet: bool) -> Section:
     )
 
 
-def _mildest(heads: list[Part], goal: Tensor) -> tuple[Part, float]:
-    """The head that reaches the highest share, at the mildest strength on that side of 1 that comes within `CLOSE` of it."""
-    best = int(goal.max(1).values.argmax())
-    shares = dict(zip(SWEPT, goal[best].tolist(), strict=True))
-    furthest = max(SWEPT, key=lambda s: (shares[s], -abs(s - 1)))
-    near = [s for s in SWEPT if (s > 1) == (furthest > 1) and shares[s] >= shares[furthest] - CLOSE]
-    return heads[best], min(near, key=lambda s: abs(s - 1))
+def _near(heads: list[Part], goal: Tensor) -> list[tuple[Part, float]]:
+    """Heads and strengths whose share of the wanted answer, [head, strength], comes within `CLOSE` of the highest."""
+    places = (goal >= goal.max() - CLOSE - 1e-6).nonzero().tolist()
+    return [(heads[i], SWEPT[j]) for i, j in places]
+
+
+def _turns(heads: list[Part], goal: Tensor) -> str:
+    n = len(_near(heads, goal))
+    return f"{n} turns come" if n > 1 else "1 turn comes"
+
+
+@torch.no_grad()
+def _divergence(story: Story, head: Part, strength: float) -> float:
+    """KL(as it is || turned) of the next token, mean over the positions of half of the unrelated texts, in nats."""
+    texts, total, count = story.question.neutral[::2], 0.0, 0
+    for start in range(0, len(texts), 8):
+        some = texts[start : start + 8]
+        plain, turned = (
+            pb.run(story.model, some, edits=made).logits for made in ([], [pb.scale(head.port(), strength)])
+        )
+        for i, ids in enumerate(some):
+            total += float(maths.kl(plain[i, : len(ids)], turned[i, : len(ids)]).sum())
+            count += len(ids)
+    return total / count
 
 
 def _sweep_section(
@@ -69,8 +88,9 @@ def _sweep_section(
     text = [
         f"Every head's z is scaled by {', '.join(f'{s:g}' for s in SWEPT)} and the answers are counted; a head is named after the answer "
         f"that grows with its strength (95 % over all {len(heads)} heads together). Found: {', '.join(counts)}.",
-        f"Untouched, the model answers {story.name(story.goal)} on {percent(base)} of these prompts. **{story.head}** moves that most, and "
-        f"**{story.strength:g}** is its mildest strength within {100 * CLOSE:.0f} points of the most: the two to judge on the other half. "
+        f"Untouched, the model answers {story.name(story.goal)} on {percent(base)} of these prompts. {_turns(heads, goal)} within "
+        f"{100 * CLOSE:.0f} points of the most that any does; of these, **{story.head}** at **{story.strength:g}** changes unrelated text "
+        f"least (half of the texts), and is the one to judge on the other half of both. "
         f"Attribution had {first} first" + ("." if first == story.head else ": a rank by attribution is no label."),
     ]
     if left_out:
@@ -114,7 +134,7 @@ def dose(story: Story, quiet: bool) -> Section:
     random_heads = random.Random(f"demo-controls-{story.seed}").sample(others, min(N_CONTROLS, len(others)))
     measure = partial(pb.measure.dose_response, model, strengths=DOSES)
     with screen.progress("dose and response", quiet=quiet) as bar:
-        curve = measure(story.test, story.knob, neutral=question.neutral)
+        curve = measure(story.test, story.knob, neutral=question.neutral[1::2])
         plain = measure(question.plain, story.knob) if question.plain is not None else None
         controls = []
         for i, head in enumerate(random_heads):

@@ -23,7 +23,7 @@ from patchbay.port import SIGNALS, PatchbayError, Port
 class Trace:
     """What a run saw. `trace[port]` is a torch tensor with the port's axes; `trace.logits` [prompt, position, vocab]."""
 
-    ids: Tensor  # [prompt, position], on the right of a prompt some filler token
+    ids: Tensor  # [prompt, position], 0 on the right of a prompt
     lengths: Tensor  # [prompt]
     logits: Tensor  # [prompt, position, vocab]; of the last position alone with logits="last"
     touched: list[list[tuple[int, ...]]]  # for each edit, for each prompt, the positions it touched
@@ -120,10 +120,7 @@ def run(
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
     lengths = torch.tensor([len(ids) for ids in encoded])
     width = int(lengths.max())
-    filler = int(
-        getattr(model.config, "pad_token_id", None) == 0
-    )  # any token but the one that transformers warns about
-    ids = torch.tensor([row + [filler] * (width - len(row)) for row in encoded], device=model.device)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in encoded], device=model.device)
     ragged = bool((lengths < width).any())
     batch = Batch(ids, lengths, lengths, model.token_id)
     touched = [_touched(edit, batch) for edit in edits]
@@ -134,7 +131,7 @@ def run(
         model.session(taps, edits, lengths=lengths, grad=grad) as session,
         torch.enable_grad() if grad else torch.no_grad(),
     ):
-        output = model.hf(input_ids=ids, **options)
+        output = model.hf(input_ids=_filled(ids, lengths, model) if ragged else ids, **options)
     kept = output.logits
     if logits == "last" and kept.shape[1] > 1:
         kept = kept[torch.arange(len(ids)), (lengths - 1).to(kept.device)][:, None]
@@ -144,6 +141,12 @@ def run(
         if kept.shape[1] > 1:
             kept = _nan_padding(kept, Port("logits"), lengths)
     return Trace(ids, lengths, kept, touched, edits, captured)
+
+
+def _filled(ids: Tensor, lengths: Tensor, model: Model) -> Tensor:
+    """The ids with padding of any token but the pad token, at which transformers warns that a mask is missing."""
+    padding = torch.arange(ids.shape[1])[None, :] >= lengths[:, None]
+    return ids.masked_fill(padding.to(ids.device), int(getattr(model.config, "pad_token_id", None) == 0))
 
 
 def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:

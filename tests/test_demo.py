@@ -167,14 +167,34 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(inductio
 # --- pieces -------------------------------------------------------------------------------------------
 
 
-def test_the_mildest_strength_near_the_best_is_chosen() -> None:
+def test_turns_near_the_best_are_compared() -> None:
     heads = [Part(0, "head", 0), Part(0, "head", 1)]
-    shares = torch.tensor([[0.1, 0.2, 0.95, 0.99], [0.97, 0.5, 0.3, 0.2]])  # [head, strength]
-    assert demo_knob._mildest(heads, shares) == (heads[0], 2.0)  # 4 moves most, 2 comes within five points
-    shares[0, 2] = 0.9
-    assert demo_knob._mildest(heads, shares) == (heads[0], 4.0)
-    shares[1] = torch.tensor([1.0, 0.96, 0.97, 0.2])
-    assert demo_knob._mildest(heads, shares) == (heads[1], 0.0)  # 2 is as near, but turns the other way
+    shares = torch.tensor([[0.1, 0.2, 0.94, 0.99], [0.97, 0.5, 0.3, 0.93]])  # [head, strength]
+    assert demo_knob._near(heads, shares) == [(heads[0], 2.0), (heads[0], 4.0), (heads[1], -2.0)]
+
+
+def test_of_the_turns_near_the_best_the_one_that_changes_unrelated_text_least_is_chosen(
+    told_of_nothing: tuple[dict[str, Any], Path, str], nothing: pb.Model
+) -> None:
+    """The side effects of every candidate, measured by the method on the half of the texts that chooses."""
+    data = told_of_nothing[0]
+    swept = data["sweep"]["heads"]
+    best = max(float(row["shares"].max()) for row in swept)
+    near = [
+        (row["part"], s)
+        for row in swept
+        for s, share in zip(demo_knob.SWEPT, row["shares"], strict=True)
+        if share >= best - 0.05 - 1e-6
+    ]
+    question = demo_task.ask(nothing, n=40, seed=0)
+    harm = {}
+    for part, strength in near:
+        knob = pb.turn.scale(part, strength)
+        neutral = question.neutral[::2]
+        seen = pb.measure.dose_response(nothing, question.task[:2], knob, strengths=[strength], neutral=neutral)
+        harm[part, strength] = float(seen["kl"][0])
+    assert len(near) > 1
+    assert min(harm, key=harm.__getitem__) == (data["knob"]["part"], data["knob"]["strength"])
 
 
 def test_answers_count_right_wrong_and_other(induction: pb.Model) -> None:

@@ -113,7 +113,7 @@ def test_a_page_says_what_it_was_given_and_escapes_it() -> None:
 
 def test_ablation_figure_draws_every_bar_and_every_draw() -> None:
     axis = report.ablation_figure(ablation(7)).axes[0]
-    assert [bar.get_width() for bar in axis.patches] == [3.0, 2.0, 0.5]
+    assert [bar.get_width() for bar in axis.containers[0]] == [3.0, 2.0, 0.5]
     dots = [line for line in axis.lines if line.get_marker() == "o"]
     assert torch.allclose(torch.tensor(dots[0].get_xdata()).float(), torch.linspace(-0.1, 0.1, 7))
     assert [text.get_text() for text in axis.get_yticklabels()] == ["together", "L1.H0", "L0.H2", "7 random draws"]
@@ -122,7 +122,7 @@ def test_ablation_figure_draws_every_bar_and_every_draw() -> None:
 def test_curves_figure_draws_lines_bands_and_the_chosen_strength() -> None:
     curves = [Curve("a", [0.0, 1.0], [0.2, 0.4], [0.1, 0.3], [0.3, 0.5]), Curve("b", [0.0, 1.0], [0.3, 0.1])]
     axis = report.curves_figure(curves, "share", chosen=2.0).axes[0]
-    assert [line.get_ydata().tolist() for line in axis.lines[:2]] == [[0.2, 0.4], [0.3, 0.1]]
+    assert [list(line.get_ydata()) for line in axis.lines[:2]] == [[0.2, 0.4], [0.3, 0.1]]
     assert len(axis.collections) == 1  # one band: the second curve has none
     assert [line.get_xdata()[0] for line in axis.lines[2:]] == [1, 2.0]
 
