@@ -81,8 +81,8 @@ def _the_model(story: Story, quiet: bool) -> Section:
     check = card["check"]
     text = [
         f"{card['source'] or card['model_type']}: family {card['family']}, {card['parameters']:,} parameters, {model.n_layers} "
-        f"layers, {len(heads_of(model))} heads. The self-check holds: parts sum to the final stream within {check['stream']:.0e}, "
-        f"norm and unembedding give the logits {_within(check['logits'])}, heads sum to attention out within {check['heads']:.0e}.",
+        f"layers, {len(heads_of(model))} heads. The self-check holds: parts sum to the final stream {_within(check['stream'])}, "
+        f"norm and unembedding give the logits {_within(check['logits'])}, heads sum to attention out {_within(check['heads'])}.",
         *question.tried,
         f"The question, on {len(question.task)} prompts ({len(story.dev)} to choose on, {len(story.test)} to judge on): {question.asks}",
     ]

@@ -1,4 +1,4 @@
-"""What `interchange` and `fit_mechanisms` share: candidates with their roles, and the runs with a twin's last stream put in.
+"""What `interchange` and `fit_mechanisms` share: candidates and their roles, runs with a twin's last stream put in.
 
 A depth is an index: d < n_layers is the stream entering block d, n_layers is the stream that leaves the last block.
 """

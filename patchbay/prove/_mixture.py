@@ -2,8 +2,9 @@
 
     logits(a) = w exp(-(a - p)^2 / (2 sigma(p)^2)) + g_k[k] 1{a = k} + g_i[i] 1{a = i},   sigma(p) = s0 + s1 p/P + s2 (p/P)^2
 
-for candidates a = 0..P-1. A cell is one (p, k, i) with the distribution observed there. Adam acts on each number by itself, so
-fits that share nothing but the step count are independent; each keeps the parameters of its own best validation loss.
+for candidates a = 0..P-1. A cell is one (p, k, i) with the distribution observed there. Adam acts on each number by
+itself, so fits that share nothing but the step count are independent; each keeps the parameters of its own best
+validation loss.
 """
 
 from __future__ import annotations

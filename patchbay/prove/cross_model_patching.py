@@ -1,22 +1,25 @@
-"""Cross-model activation patching (CMAP): which signals of a tuned model, copied into its base, bring the tuning's effect.
+"""Cross-model activation patching (CMAP): which signals of a tuned model, copied into its base, bring its answers.
 
-Both models, of one shape, run on the same prompts. A signal of named parts (z of heads, or their q, k, v; a layer's stream; what
-attention or an MLP adds; ...) is copied from the tuned model's run into the base model's run, at all positions:
+Both models, of one shape, run on the same prompts. A signal of named parts (z of heads, or their q, k, v; a layer's
+stream; what attention or an MLP adds; ...) is copied from the tuned model's run into the base model's run, at all
+positions:
 
     effect = score(base with the tuned signal) - score(base)         gap = score(tuned) - score(base)
 
-in the task's unit, turned round for rank and kl, where more is worse (kl is taken from the tuned model's run): positive means
-nearer to the tuned model where that is better. One by one, and all together (`joint`; `share` = joint / gap). Controls:
-as many random other parts of the same layers, with the same signals (`p_joint` = (1 + draws that bring as much) / (1 + draws)). Intervals
-are 95 % bootstraps over prompts; `p` flips the signs of a part's effects, `p_adjusted` holds the share of false finds over the
-parts. Cost: 2 + (parts + 1 + draws) forward passes. Copying from the base itself changes no bit.
+in the task's unit, turned round for rank and kl, where more is worse (kl is taken from the tuned model's run): positive
+means nearer to the tuned model where that is better. One by one, and all together (`joint`; `share` = joint / gap).
+Controls: as many random other parts of the same layers, with the same signals (`p_joint` = (1 + draws that bring as
+much) / (1 + draws)). Intervals are 95 % bootstraps over prompts; `p` flips the signs of a part's effects, `p_adjusted`
+holds the share of false finds over the parts. Cost: 2 + (parts + 1 + draws) forward passes. Copying from the base
+itself changes no bit.
 
-Keys and values belong to a key/value group: where query heads share them, k or v of a head is that of its whole group, and the
-other heads of the group are changed too. The result says so; `restore` gives those other heads the z of the base's own run, so
-that only the named heads use what was copied.
+Keys and values belong to a key/value group: where query heads share them, k or v of a head is that of its whole group,
+and the other heads of the group are changed too. The result says so; `restore` gives those other heads the z of the
+base's own run, so that only the named heads use what was copied.
 
-Prakash, Rott Shaham, Haklay, Belinkov and Bau 2024, "Fine-Tuning Enhances Existing Mechanisms". It shows that a difference
-between the models passes through the signal, not where it came from: a late signal carries what earlier weights changed.
+Prakash, Rott Shaham, Haklay, Belinkov and Bau 2024, "Fine-Tuning Enhances Existing Mechanisms". It shows that a
+difference between the models passes through the signal, not where it came from: a late signal carries what earlier
+weights changed.
 """
 
 from __future__ import annotations
@@ -64,10 +67,11 @@ def cross_model_patching(
 ) -> Result:
     """What signals of `parts`, copied from `tuned` into `model` (the base), do to the base's answers on the clean prompts.
 
-    `parts`: parts or their text, or a Result, of which the first `top` are taken. `signal`: a signal of the parts, or several,
-    "q,k,v" (default: z of heads, v of groups, act of neurons, out of the rest; a layer needs one of resid_in, resid_mid,
-    resid_out). Main variable `effect` [part] with `low`, `high`, `p` and `p_adjusted`; `joint`, `gap`, `share` with their ends; `random`
-    [draw], `difference` from it with its ends, `p_joint`; scores and accuracies of base, tuned and joint.
+    `parts`: parts or their text, or a Result, of which the first `top` are taken. `signal`: a signal of the parts, or
+    several, "q,k,v" (default: z of heads, v of groups, act of neurons, out of the rest; a layer needs one of resid_in,
+    resid_mid, resid_out). Main variable `effect` [part] with `low`, `high`, `p` and `p_adjusted`; `joint`, `gap`,
+    `share` with their ends; `random` [draw], `difference` from it with its ends, `p_joint`; scores and accuracies of
+    base, tuned and joint.
     """
     _check_shape(model, tuned)
     task.check(model.vocab_size)

@@ -1,25 +1,27 @@
 """Desiderata-based component masking (DCM): the fewest heads that, taken from another run, do what is asked of them.
 
-A desideratum is a task: its corrupted prompts are run (the base), heads are taken from the run on its clean prompts (the source),
-and the right answers are what should come out. A mask m in [0, 1] over all heads, 1 at the start, blends at each head
+A desideratum is a task: its corrupted prompts are run (the base), heads are taken from the run on its clean prompts
+(the source), and the right answers are what should come out. A mask m in [0, 1] over all heads, 1 at the start, blends
+at each head
 
     z = m * z(base) + (1 - m) * z(source)          loss = - mean target logit + penalty * sum(1 - m)
 
-where z(base) is what the head gives in the patched run. Adam with step 0.1 on all training prompts, m clamped to [0, 1] after
-each step. After each step the mask is rounded; of all rounded masks, no heads among them, the one of the highest
-accuracy on validation prompts is kept, of equals the one with the fewest heads. Each task gives a quarter of its prompts to
-training, a quarter to validation, and the other half is only reported: `accuracy`, and `gain`, the rise of the target logit,
-against as many random heads of the same layers (`p` = (1 + draws that gain as much) / (1 + draws)).
+where z(base) is what the head gives in the patched run. Adam with step 0.1 on all training prompts, m clamped to [0, 1]
+after each step. After each step the mask is rounded; of all rounded masks, no heads among them, the one of the highest
+accuracy on validation prompts is kept, of equals the one with the fewest heads. Each task gives a quarter of its
+prompts to training, a quarter to validation, and the other half is only reported: `accuracy`, and `gain`, the rise of
+the target logit, against as many random heads of the same layers (`p` = (1 + draws that gain as much) / (1 + draws)).
 
-Which prompts are asked decides what is found: twins that differ in the value name the heads that carry the value, twins that
-differ in the place those that carry the place. Several tasks at once ask for heads that do all of it. Cost: per step one forward
-and backward pass over the training prompts, and a forward pass over the validation prompts when the rounded mask is new.
+Which prompts are asked decides what is found: twins that differ in the value name the heads that carry the value, twins
+that differ in the place those that carry the place. Several tasks at once ask for heads that do all of it. Cost: per
+step one forward and backward pass over the training prompts, and a forward pass over the validation prompts when the
+rounded mask is new.
 
-Prakash, Rott Shaham, Haklay, Belinkov and Bau 2024, "Fine-Tuning Enhances Existing Mechanisms"; the method of Davies et al.
-2023, "Discovering Variable Binding Circuitry with Desiderata". One set that is enough is shown, not that it is the only one:
-heads that stand in for one another are found as whichever lowers the loss first, and a head whose change reaches the answer
-through saturated attention alone has no gradient at m = 1 and is missed. A head is a query head, also where heads share
-keys and values.
+Prakash, Rott Shaham, Haklay, Belinkov and Bau 2024, "Fine-Tuning Enhances Existing Mechanisms"; the method of Davies et
+al. 2023, "Discovering Variable Binding Circuitry with Desiderata". One set that is enough is shown, not that it is the
+only one: heads that stand in for one another are found as whichever lowers the loss first, and a head whose change
+reaches the answer through saturated attention alone has no gradient at m = 1 and is missed. A head is a query head,
+also where heads share keys and values.
 """
 
 from __future__ import annotations
@@ -80,10 +82,11 @@ def desiderata_mask(
 ) -> Result:
     """The heads whose z, taken from the clean run into the corrupted one, gives the right answers; by a learned mask.
 
-    `task`: one desideratum or several; each has twins and at least 4 prompts. `penalty`: logits that a head must be worth.
-    `positions`: take z at "all" positions or the "last". Main variable `weight` [layer, head], 1 - m where it was kept;
-    `chosen` [layer, head], its rounding; on the reported half `accuracy` with its ends, `accuracy_base` (no heads),
-    `accuracy_all` (all heads), `gain` and `difference` (from random heads) with their ends, `random` [draw], and `p`.
+    `task`: one desideratum or several; each has twins and at least 4 prompts. `penalty`: logits that a head must be
+    worth. `positions`: take z at "all" positions or the "last". Main variable `weight` [layer, head], 1 - m where it
+    was kept; `chosen` [layer, head], its rounding; on the reported half `accuracy` with its ends, `accuracy_base` (no
+    heads), `accuracy_all` (all heads), `gain` and `difference` (from random heads) with their ends, `random` [draw],
+    and `p`.
     """
     desiderata = _desiderata(model, task, penalty, steps, positions, draws)
     train, valid, test = ([], [], [])  # type: list[Task], list[Task], list[Task]

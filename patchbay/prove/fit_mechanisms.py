@@ -1,23 +1,24 @@
 """Fit mechanisms: how far place, key and pointer explain, as one mixture, what an interchange makes a model answer.
 
-After `prove.interchange` put the twin's last-token stream into the clean run, the candidates a = 0..P-1 have a distribution. For a
-twin whose place is p, key k and answer i (`positional`, `lexical`, `reflexive`), the causal model says
+After `prove.interchange` put the twin's last-token stream into the clean run, the candidates a = 0..P-1 have a
+distribution. For a twin whose place is p, key k and answer i (`positional`, `lexical`, `reflexive`), the causal model
+says
 
     logits(a) = w exp(-(a - p)^2 / (2 sigma(p)^2)) + g_k[k] 1{a = k} + g_i[i] 1{a = i},   sigma(p) quadratic in p / P
 
-so a place may be blurred, more in the middle than at the ends, while key and pointer are exact; w and the tables g are free.
-Prompts of one (p, k, i) are averaged to a cell; 70 % of the cells train (Adam 5e-2 on the Jensen-Shannon divergence, base 2), 15 %
-stop the training, and the last 15 % are reported:
+so a place may be blurred, more in the middle than at the ends, while key and pointer are exact; w and the tables g are
+free. Prompts of one (p, k, i) are averaged to a cell; 70 % of the cells train (Adam 5e-2 on the Jensen-Shannon
+divergence, base 2), 15 % stop the training, and the last 15 % are reported:
 
     jss = 1 - JSD in bits, 1 where the distributions are equal        kl, kl_reverse in nats
 
-for the full model, without each term, with each term alone, and for none of them ("uniform"). What a term is worth is what
-the model loses without it (`lost`), cell by cell. Controls: the same fits with the places of the cells shuffled
+for the full model, without each term, with each term alone, and for none of them ("uniform"). What a term is worth is
+what the model loses without it (`lost`), cell by cell. Controls: the same fits with the places of the cells shuffled
 (`shuffled`), which come down to "uniform", and `p`, that a fit predicts no better than uniform on held-out cells.
 
 Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms". The formula has no term for the clean answer: at depths where the
-patch does nothing it fits badly, and above "uniform" only because it learns, with gates below 0, that the clean answer is none
-of p, k and i. A good fit says that these three explain the answers, not how they are computed.
+patch does nothing it fits badly, and above "uniform" only because it learns, with gates below 0, that the clean answer
+is none of p, k and i. A good fit says that these three explain the answers, not how they are computed.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ def fit_mechanisms(
     """The mixture of positional, lexical and reflexive terms that fits the patched answers best, at each depth.
 
     `patched`: the Result of `prove.interchange` on the same task, of which nothing is run again (its `distribution` is
-    all that is used). Main variable `jss` [layer, condition] on held-out cells with `low` and `high`; `kl`, `kl_reverse`, `lost`
-    (against the full model) and its ends, `p`, `p_adjusted`; `shuffled` [layer, draw]; the full model's `weight`, and
-    `sigma`, `lexical`, `reflexive` by place [layer, token].
+    all that is used). Main variable `jss` [layer, condition] on held-out cells with `low` and `high`; `kl`,
+    `kl_reverse`, `lost` (against the full model) and its ends, `p`, `p_adjusted`; `shuffled` [layer, draw]; the full
+    model's `weight`, and `sigma`, `lexical`, `reflexive` by place [layer, token].
     """
     if steps < 1 or draws < 1:
         raise PatchbayError(f"steps={steps}, draws={draws}: at least 1 of each")

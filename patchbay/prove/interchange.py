@@ -1,20 +1,21 @@
-"""Interchange: what the last token's stream holds at each depth of what was asked: a place, a key, or the answer itself.
+"""Interchange: what the last token's stream holds of what was asked, depth by depth: a place, a key, or the answer.
 
-Each prompt has a counterfactual twin over the same pairs in which place, key and answer point at three different pairs (see
-`tasks.binding_counterfactuals`). The stream of the twin's last token, entering block d, is put into the clean run, which
-goes on from there; the candidate that then has the highest logit is the outcome:
+Each prompt has a counterfactual twin over the same pairs in which place, key and answer point at three different pairs
+(see `tasks.binding_counterfactuals`). The stream of the twin's last token, entering block d, is put into the clean run,
+which goes on from there; the candidate that then has the highest logit is the outcome:
 
     positional   the clean answer at the place that the twin asks about       (the stream held a place)
     lexical      the clean answer of the key that the twin asks with          (it held the key)
-    reflexive    the answer of the twin, wherever it stands in the clean prompt (it held a pointer to the answer, or the answer)
+    reflexive    the answer of the twin, wherever that stands in the clean prompt (it held a pointer to it, or itself)
     none         still the clean answer                                       (what was patched did not matter yet)
     other        any other candidate
 
-`share` counts them, with 95 % bootstraps over prompts; `probability` is the mean probability of the same candidates, the
-softmax taken over the candidates alone. Control: the same patch with the stream of another prompt's twin, drawn at
-random; `p` flips the signs of the paired differences from it, `p_adjusted` holds the share of false finds over all depths and
-mechanisms. Entering block 0 the last token's stream is its embedding, the same word in both: everything is
-"none"; after the last block it is all there is, and the outcome is the twin's own answer. Cost: 2 + 2 x (number of depths) forward passes.
+`share` counts them, with 95 % bootstraps over prompts; `probability` is the mean probability of the same candidates,
+the softmax taken over the candidates alone. Control: the same patch with the stream of another prompt's twin, drawn at
+random; `p` flips the signs of the paired differences from it, `p_adjusted` holds the share of false finds over all
+depths and mechanisms. Entering block 0 the last token's stream is its embedding, the same word in both: everything is
+"none"; after the last block it is all there is, and the outcome is the twin's own answer. Cost: 2 + 2 x (number of
+depths) forward passes.
 
 Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms: How Language Models Retrieve Bound Entities In-Context". It
 shows what the later blocks make of the stream, not which parts wrote it; where shares are mixed, `prove.fit_mechanisms`
@@ -53,9 +54,9 @@ def interchange(
 ) -> Result:
     """The share of each outcome when the twin's last-token stream is put into the clean run, depth by depth.
 
-    `layers`: only these depths; d is the stream entering block d, and the number of layers means the stream that leaves the
-    last block. Main variable `share` [layer, condition] with `low`, `high`, `control` (a random twin's stream), `p` and
-    `p_adjusted`; `probability`; `base` [condition], nothing patched; `distribution` [layer, prompt, token] over the
+    `layers`: only these depths; d is the stream entering block d, and the number of layers means the stream that leaves
+    the last block. Main variable `share` [layer, condition] with `low`, `high`, `control` (a random twin's stream), `p`
+    and `p_adjusted`; `probability`; `base` [condition], nothing patched; `distribution` [layer, prompt, token] over the
     candidates and `clean_distribution`; and each role's place [prompt].
     """
     found, depths = candidates(model, task), depths_of(model, layers)

@@ -228,7 +228,7 @@ class Paths:
     def run(self, conditions: list[Senders], n_at_once: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Places of some conditions, and last logits [condition, prompt, vocab] of unpatched rows and patched.
 
-        All batches have one shape (the last goes back over some conditions): a row is compared with the unpatched row at
+        All batches have one shape (the last goes back over some conditions): a row is compared with an unpatched one at
         its own place in a batch, where rounding is the same.
         """
         n = min(n_at_once, len(conditions))

@@ -1,12 +1,12 @@
 """Binding counterfactuals: things in boxes, and a twin in which place, key and answer point at three different pairs.
 
-clean   `The apple is in box A. The pear is in box B. ... Box A contains the` -> the thing of pair `asked`
-twin    the same pairs, but pair c has changed its box letter with pair k and its thing with pair s; asked is the letter now at c
+clean   `The apple is in box A. The pear is in box B. ... Box A contains the` -> the thing of pair `asked` twin    the
+same pairs, but pair c has changed its box letter with pair k and its thing with pair s; asked is the letter now at c
 
 A model that answers the twin could have found its answer by place (pair c), by the key (the letter, which in the clean
-prompt belongs to pair k) or by a pointer to the answer itself (the thing, which in the clean prompt belongs to pair s). Put
-one signal of the twin's run into the clean run, and the thing that is then named tells which of the three the signal
-held: that of c, of k or of s, or still the one that was asked. The four pairs are all different.
+prompt belongs to pair k) or by a pointer to the answer itself (the thing, which in the clean prompt belongs to pair s).
+Put one signal of the twin's run into the clean run, and the thing that is then named tells which of the three the
+signal held: that of c, of k or of s, or still the one that was asked. The four pairs are all different.
 
 As in Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms". It says what was retrieved, not which parts did it.
 """

@@ -1,4 +1,4 @@
-"""Cross-model patching: the part that tuning changed brings the change; equals hooks put on by hand; a twin brings nothing."""
+"""Cross-model patching: what tuning changed brings the change; equals hooks put on by hand; itself brings nothing."""
 
 from __future__ import annotations
 

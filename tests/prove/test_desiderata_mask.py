@@ -1,4 +1,4 @@
-"""Desiderata masks: the two heads that are needed together, at several seeds; the role that is asked for; equals plain loops."""
+"""Desiderata masks: two heads needed together, at several seeds; the role that is asked for; equals plain loops."""
 
 from __future__ import annotations
 

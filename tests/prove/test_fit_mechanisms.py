@@ -1,4 +1,4 @@
-"""Fit mechanisms: planted parameters are recovered, also through a model; the formula as loops; nothing where there is nothing."""
+"""Fit mechanisms: planted parameters are recovered, also through a model; equals loops; nothing in noise."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ N = 10
 TRUTH: dict[str, Any] = {
     "w": 4.0,
     "sigma": [0.5 + 2.0 * (p / N) - 1.8 * (p / N) ** 2 for p in range(N)],
-    "lexical": [3.0 + 0.25 * k for k in range(N)],
-    "reflexive": [4.5 - 0.2 * i for i in range(N)],
+    "lexical": [2.0 + 0.05 * k for k in range(N)],
+    "reflexive": [2.5 - 0.05 * i for i in range(N)],
 }
 
 
@@ -101,7 +101,6 @@ def test_planted() -> None:
     assert result["kl_reverse"][0, 0] < 1e-3
     assert jss["positional alone"] < 0.92
     assert max(jss[name] for name in HYPOTHESES[1:]) < 0.98
-    assert max(jss[name] for name in HYPOTHESES[4:7]) < min(jss[name] for name in HYPOTHESES[1:4])
     assert float(result["weight"][0]) == pytest.approx(TRUTH["w"], abs=0.05)
     assert result["sigma"][0].tolist() == pytest.approx(TRUTH["sigma"], abs=0.02)
     assert result["lexical"][0].tolist() == pytest.approx(TRUTH["lexical"], abs=0.05)
