@@ -101,8 +101,9 @@ def run(
     """Run `prompts` (text, texts, token ids, a tensor or a Task) once, with `edits` made and `taps` read.
 
     `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` keeps those of each prompt's last position alone, and
-    unembeds no others where all prompts have one length. `batch_size` splits the prompts; edits that name rows or masks need them whole. Raises PatchbayError for a port the
-    model lacks, a position outside a prompt, a value that does not fit, or an edit that touches nothing.
+    unembeds no others where all prompts have one length. `batch_size` splits the prompts; edits that name rows or masks
+    need them whole. Raises PatchbayError for a port the model lacks, a position outside a prompt, a value that does not
+    fit, or an edit that touches nothing.
     """
     encoded = model.encode(prompts)
     edits = flat_edits(edits)
