@@ -13,9 +13,7 @@ SECTIONS = ("foundation", "sweeps")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument(
-        "sections", nargs="*", choices=[*SECTIONS, []], default=list(SECTIONS), help="sections to run (default: all)"
-    )
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)} (default: all)")
     parser.add_argument(
         "--only", action="append", metavar="PART", help="run only this part of a section, and do not write RESULTS.md"
     )
@@ -27,6 +25,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seconds", type=float, default=8.0, help="about how long each row runs")
     given = parser.parse_args()
+    if unknown := set(given.sections) - set(SECTIONS):
+        parser.error(f"{', '.join(sorted(unknown))}: the sections are {', '.join(SECTIONS)}")
 
     os.environ["OMP_NUM_THREADS"] = str(given.threads)  # before torch starts its threads
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,10 +41,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     dtype = getattr(torch, given.dtype)
-    for name in given.sections:
+    for name in given.sections or SECTIONS:
         section = import_module(f"bench.{name}")
-        unknown = set(given.only or ()) - set(section.PARTS)
-        if unknown:
+        if unknown := set(given.only or ()) - set(section.PARTS):
             parser.error(f"{', '.join(sorted(unknown))}: the parts of {name} are {', '.join(section.PARTS)}")
         before, rows = os.getloadavg()[0], []
         print(f"| {' | '.join(COLUMNS)} |", flush=True)
