@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from patchbay.jacks import Session
 
 PREFIX = "patchbay_"
-_ACTIVE: dict[int, tuple[Session, int]] = {}  # id(attention module) -> the session that listens there, and its layer
+_ACTIVE: dict[int, Callable[..., Any]] = {}  # id(attention module) -> what attends in its place, called as `attend` is
 
 
 def use_name(implementation: str) -> str:
@@ -51,7 +51,7 @@ def _wrapper(implementation: str) -> Callable[..., Any]:
         listening = _ACTIVE.get(id(module))
         if listening is None:
             return inner(module, query, key, value, attention_mask, **options)
-        return attend(*listening, inner, implementation, module, query, key, value, attention_mask, options)
+        return listening(inner, implementation, module, query, key, value, attention_mask, options)
 
     return patchbay_attention
 
@@ -257,13 +257,14 @@ class Operators(TorchFunctionMode):
         return z.transpose(1, 2)
 
 
-def listen(session: Session, layer: int, module: nn.Module) -> None:
+def listen(function: Callable[..., Any], layer: int, module: nn.Module) -> None:
+    """Let `function(inner, implementation, module, query, key, value, mask, options)` attend for this module."""
     if id(module) in _ACTIVE:
         raise PatchbayError(
             f"attention of layer {layer} is already tapped or edited through another Model of the same Hugging Face model; "
             "load it once and nest `with model.edited(...)` blocks on that"
         )
-    _ACTIVE[id(module)] = (session, layer)
+    _ACTIVE[id(module)] = function
 
 
 def unlisten(module: nn.Module) -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from patchbay.model import Model
 
 ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.pattern")
+FUSED = {
+    "NewGELUActivation": partial(F.gelu, approximate="tanh")
+}  # written out in transformers as eight passes over memory
 
 
 @dataclass
@@ -190,7 +193,13 @@ class Session:
 
             self._override(module, forward)
             return
-        attention.listen(self, layer, module)
+        self.on_attention(layer, partial(attention.attend, self, layer))
+
+    def on_attention(self, layer: int, function: Callable[..., Any]) -> None:
+        """Let `function` compute a layer's attention, called as `attention.attend` is after its first two arguments."""
+        module = self.model.modules[layer].attn
+        assert module is not None
+        attention.listen(function, layer, module)
         self._undo.append(lambda: attention.unlisten(module))
         for config in {id(c): c for c in (self.model.hf.config, module.config)}.values():
             before = config._attn_implementation_internal
@@ -198,6 +207,17 @@ class Session:
                 continue
             config._attn_implementation_internal = attention.use_name(before)
             self._undo.append(partial(setattr, config, "_attn_implementation_internal", before))
+
+    def on_forward(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        """Let `function(inner, *args)` run in place of a module's forward, which is `inner`."""
+        self._override(module, partial(function, module.forward))
+
+    def fuse_activations(self) -> None:
+        """Let activations that transformers writes out step by step run as torch's one kernel: the same function, rounded otherwise."""
+        for at in self.model.modules:
+            for module in at.layer.modules():
+                if type(module).__name__ in FUSED:
+                    self._override(module, FUSED[type(module).__name__])
 
     def _attach_router(self, layer: int) -> None:
         module = self.model.modules[layer].router
