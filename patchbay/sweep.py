@@ -14,8 +14,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,45 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.difference import Difference
 from patchbay.edit import Batch, Edit, apply, chosen, pack, row_mask
 from patchbay.jacks import Session
 from patchbay.model import Model, flat_edits
 from patchbay.port import PatchbayError, Port
+from patchbay.restart import Base, base_run
 from patchbay.result import Result
 from patchbay.task import METRICS, Task
-from patchbay.walk import LATE, Base, Cell, Walk, base_run, for_one, plan
+from patchbay.walk import LATE, Cell, Walk, for_one, plan
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # (logits [row, vocab], prompt of each row [row]) -> [row]
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "delta-bf16")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sweeps are run that were not told: see `using`."""
+
+    progress: Callable[[int, int], None] | None = None
+    announce: Callable[[Estimate], None] | None = None
+    folder: str | Path | None = None
+    memory: int = 2_000_000_000
+    executor: str = "local"
+    workers: int = 2
+
+
+SETTINGS: ContextVar[Settings] = ContextVar("sweep settings", default=Settings())  # noqa: B039
+
+
+@contextmanager
+def using(**given: Any) -> Iterator[None]:
+    """Within the block, how every sweep is run that is not told otherwise, also those inside methods: `progress(done, total)`,
+    `announce(estimate)` before each, `folder` (each sweep in a folder of its own below it), `memory`, `executor`, `workers`.
+    """
+    token = SETTINGS.set(replace(SETTINGS.get(), **given))
+    try:
+        yield
+    finally:
+        SETTINGS.reset(token)
 
 
 @dataclass(frozen=True)
@@ -58,19 +88,19 @@ def sweep(
     *,
     on: str = "clean",
     folder: str | Path | None = None,
-    memory: int = 2_000_000_000,
+    memory: int | None = None,
     precision: str = "fp32",
-    executor: str = "local",
-    workers: int = 2,
+    executor: str | None = None,
+    workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Result:
     """The metric under each edit, on each prompt: a Result with `value` [edit, prompt] and `base` [prompt], in the metric's unit.
 
     `edits`: each entry an Edit, a knob, or several made together. `metric`: one of the task's (default: its own) or a function of
     (logits [row, vocab] at the last position, prompt index of each row). `on`: run the task's "clean" prompts or its "corrupted"
-    twins. `memory`: bytes that rows and working space may take. `folder`: keep finished batches there and resume from them.
-    `precision="bf16"` runs the walk under autocast: faster and inexact, with the error on a sample in the notes. `executor="ray"`
-    spreads batches over `workers`. `progress(done, total)` is told of cells as they end.
+    twins. `memory`: bytes that rows and working space may take (2 GB). `folder`: keep finished batches there and resume from them.
+    `precision="bf16"` runs the walk under autocast, "delta-bf16" only what differs from the base run: faster and inexact, with
+    the error on a sample in the notes. `executor="ray"` spreads batches over `workers`. `progress(done, total)` is told of cells as they end.
     """
     return Sweep(model, task, edits, metric, on=on, memory=memory, precision=precision).run(
         folder=folder, executor=executor, workers=workers, progress=progress
@@ -103,7 +133,7 @@ class Sweep:
         metric: str | Metric | None = None,
         *,
         on: str = "clean",
-        memory: int = 2_000_000_000,
+        memory: int | None = None,
         precision: str = "fp32",
     ) -> None:
         if model._session is not None:
@@ -112,8 +142,9 @@ class Sweep:
             )
         if precision not in PRECISIONS:
             raise PatchbayError(f"precision {precision!r}; possible are {', '.join(PRECISIONS)}")
-        self.model, self.task, self.memory, self.precision, self.on = model, task, memory, precision, on
-        self.cells_edits = [tuple(flat_edits([entry])) for entry in edits]
+        self.model, self.task, self.precision, self.on = model, task, precision, on
+        self.memory = SETTINGS.get().memory if memory is None else memory
+        self.cells_edits = [tuple(flat_edits([entry], model=model)) for entry in edits]
         if not self.cells_edits or not all(self.cells_edits):
             raise PatchbayError(
                 "a sweep needs at least one edit in every entry, got " + ("an empty entry" if edits else "none")
@@ -128,6 +159,7 @@ class Sweep:
             _refuse_rows(self.cells_edits, lengths)
         self.notes: set[str] = set()
         self._ready: tuple[int, Ready] | None = None
+        self._held: Difference | None = None
 
     def _prompts(self) -> Any:
         if not isinstance(self.task, Task):
@@ -207,16 +239,23 @@ class Sweep:
         self,
         *,
         folder: str | Path | None = None,
-        executor: str = "local",
-        workers: int = 2,
+        executor: str | None = None,
+        workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
+        usual = SETTINGS.get()
+        executor, workers = executor or usual.executor, workers or usual.workers
+        progress = progress or usual.progress
+        if folder is None and usual.folder is not None:
+            folder = Path(usual.folder) / self.digest()[:16]
+        if usual.announce is not None:
+            usual.announce(self.estimate())
         if executor not in ("local", "ray"):
             raise PatchbayError(f"executor {executor!r}; possible are 'local' and 'ray'")
         kept = Kept(folder, self) if folder is not None else None
         values = torch.full((len(self.cells_edits), len(self.prompts)), float("nan"))
         base = torch.full((len(self.prompts),), float("nan"))
-        done = 0
+        done, total = 0, len(self.cells_edits) * len(self.groups)
         for number, group in enumerate(self.groups):
             ready = self.ready(number)
             base[group] = ready.base_values
@@ -225,7 +264,7 @@ class Sweep:
                 values[cells[:, None], torch.tensor(group)[None, :]] = block
                 done += len(cells)
                 if progress is not None:
-                    progress(done, len(self.cells_edits) * len(self.groups))
+                    progress(done, total)
             if ready.base.refusal is not None:
                 self.notes.add(f"whole runs, batched: {ready.base.refusal}")
         if self.precision != "fp32":
@@ -283,9 +322,10 @@ class Sweep:
     @torch.no_grad()
     def _walk(self, base: Base, cells: Sequence[Cell], prompts: Tensor) -> Tensor:
         """Scores [cell, prompt] of one batch of cells."""
+        difference = self._difference(base) if self.precision == "delta-bf16" else None
         bf16 = torch.autocast(base.ids.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with bf16:
-            walk = Walk(base, cells, base.n_positions - 1)
+            walk = Walk(base, cells, base.n_positions - 1, difference=difference)
             walk.run()
         place = {cell.index: i for i, cell in enumerate(cells)}
         block = torch.full((len(cells), len(prompts)), float("nan"))
@@ -302,6 +342,12 @@ class Sweep:
                 scores.append(self.scorer.score(logits, prompts[prompt[some]], every=bool(late)).float().cpu())
             block[rows, prompt] = torch.cat(scores)
         return block
+
+    def _difference(self, base: Base) -> Difference:
+        """Made once for a base run, and kept with it."""
+        if self._held is None or self._held.base is not base:
+            self._held = Difference(base)
+        return self._held
 
     def _late(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.port import PatchbayError, Port
-from patchbay.sweep import Sweep, estimate
+from patchbay.sweep import Sweep, estimate, using
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 
 
@@ -148,6 +148,40 @@ def test_model_is_left_as_it_was(model: pb.Model) -> None:
         pb.sweep(model, task, [pb.add(model.layers[0].resid_in, torch.zeros(7))])
     assert model.fingerprint == before
     assert not [m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi"])
+def test_the_difference_in_bf16_is_nearer_than_all_of_it_in_bf16(name: str) -> None:
+    model = pb.load(twin(name))
+    cells = [pb.scale(head.z, 0.0, positions=at) for layer in model.layers for head in layer.heads for at in (2, -1)]
+    cells += [pb.scale(layer.resid_in, 1.2, positions=3) for layer in model.layers]
+    exact = pb.sweep(model, a_task(), cells)["value"]
+    results = {how: pb.sweep(model, a_task(), cells, precision=how) for how in ("bf16", "delta-bf16")}
+    off = {how: float((result["value"] - exact).abs().mean()) for how, result in results.items()}
+    assert 0 < off["delta-bf16"] < off["bf16"]
+    assert "delta-bf16: largest error" in results["delta-bf16"].notes[-1]
+    assert all("forward" not in module.__dict__ for module in model.hf.modules())
+
+
+def test_using_tells_the_sweeps_inside_a_method_how_to_run(model: pb.Model, tmp_path: Path) -> None:
+    task, cells = a_task(), [pb.zero(head.z) for head in model.layers[0].heads]
+    seen: list[tuple[int, int]] = []
+    estimates = []
+    with using(progress=lambda *at: seen.append(at), announce=estimates.append, folder=tmp_path / "kept"):
+        first = pb.sweep(model, task, cells)
+        again = pb.sweep(model, task, cells)  # from the folder
+        other = pb.sweep(model, task, cells[:1])  # another sweep has a folder of its own
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert seen[-1] == (1, 1)
+    assert (len(cells), len(cells)) in seen
+    assert estimates[0].rows == len(cells) * len(task)
+    assert torch.equal(first["value"], again["value"])
+    assert torch.allclose(first["value"][:1], other["value"], atol=1e-5)
+    plain = len(seen)
+    pb.sweep(model, task, cells)
+    assert len(seen) == plain, "outside the block all is as before"
+    with using(memory=10), pytest.raises(PatchbayError, match="memory=10 bytes cannot hold one cell"):
+        pb.sweep(model, task, cells)
 
 
 def test_bf16_says_its_error(model: pb.Model) -> None:

@@ -1,0 +1,325 @@
+"""Restarting: one run of some prompts with all that is needed to call their layers again on other streams, from any position on.
+
+A row that differs from the base run from layer l and position p on is computed from there alone: its stream goes through the
+layers' own modules at positions p.. , with what each layer was called with in the base run narrowed to these positions, and its
+queries see the base run's keys and values left of p. Three ways, the fastest that holds for the model: attention on the tokens
+of rows of many starts at once, where transformers' attention interface tells the rows apart only when queries meet keys;
+attention and MLP called apart, start by start; whole layers. A way is believed only after it reproduced the base run.
+Models whose layers carry a state instead of keys and values cannot restart: `Base.refusal` says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from patchbay.jacks import Session, first
+from patchbay.model import Model
+from patchbay.port import PatchbayError, Port
+
+PAST = ("past_key_values", "layer_past", "past_key_value")
+
+
+class Past:
+    """Keys and values of the base run left of `start`, for the rows of one call; what layers take for a cache."""
+
+    def __init__(self, base: Base, start: int, prompts: Tensor) -> None:
+        self.base, self.start, self.prompts = base, start, prompts
+        self.is_compileable = False
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self.start == 0:
+            return key, value
+        old_key, old_value = self.base.keys[layer_idx], self.base.values[layer_idx]  # [prompt, group, position, d]
+        return self._before(old_key, key), self._before(old_value, value)
+
+    def _before(self, old: Tensor, new: Tensor) -> Tensor:
+        left = old[:, :, : self.start]
+        left = left.expand(len(new), -1, -1, -1) if len(old) == 1 else left[self.prompts]
+        return torch.cat([left, new], 2)
+
+    def get_seq_length(self, *_: Any) -> int:
+        return self.start
+
+
+@dataclass
+class Base:
+    """One run of prompts of one length, with all that a restarted row needs."""
+
+    model: Model
+    ids: Tensor  # [prompt, position]
+    layer_calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    attn_calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    resid: list[Tensor]  # n_layers + 1 streams, [prompt, position, d_model]
+    taps: dict[Port, Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
+    halves: bool = False  # attention and MLP can be called apart
+    flat: bool = False  # attention can be called on the tokens of rows of many starts at once
+    refusal: str | None = None  # why rows of this model cannot restart; None when they can
+
+    masks: dict[Any, Tensor] = field(default_factory=dict)
+    where: Tensor | None = None  # prompt * n_positions + position of each token that the running call is about
+
+    @property
+    def n_positions(self) -> int:
+        return self.ids.shape[1]
+
+    def tokens(self, start: int, prompts: Tensor) -> Tensor:
+        """Where the tokens of rows stand in the base run: prompt * n_positions + position, [row, position - start]."""
+        return (prompts[:, None] * self.n_positions + torch.arange(start, self.n_positions)[None]).to(self.ids.device)
+
+    def mask(self, layer: int, start: int, query: Tensor, implementation: str) -> Tensor | None:
+        """The mask of queries from `start` on, [prompt or 1, 1, query, key]; None where nothing is hidden or causal says all."""
+        args, kwargs = self.attn_calls[layer]
+        given = kwargs.get("attention_mask", next((a for a in args[1:] if isinstance(a, Tensor) and a.ndim == 4), None))
+        if given is not None and given.ndim == 4:
+            return given[:, :, start:]
+        if implementation == "sdpa" and (start == 0 or query.shape[2] == 1):
+            return None  # it is causal by itself, and a last query sees every key
+        held = self.masks.get((start, implementation))
+        if held is None:
+            place = torch.arange(self.n_positions, device=query.device)
+            held = (place[None, :] <= place[start:, None])[None, None]
+            held = held if implementation == "sdpa" else _numbers(held, query)
+            self.masks[start, implementation] = held
+        return held
+
+
+@torch.no_grad()
+def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
+    """Run the base prompts, keeping streams, calls, keys and values, and the signals that edits start from."""
+    lacking = [i for i, at in enumerate(model.modules) if at.attn is None]
+    if lacking:
+        return Base(
+            model, ids, [], [], [], {}, [], [], refusal=f"layers {lacking[:6]} carry a state, not keys and values"
+        )
+    calls: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
+    ports = [Port("resid_in", i) for i in range(model.n_layers)]
+    ports += [Port("resid_out", model.n_layers - 1), *signals]
+    ports += [Port("attn.out", i) for i in range(model.n_layers)]
+    ports += [Port("resid_mid", i) for i in range(model.n_layers) if "resid_mid" in model.signals(i)]
+    cache = DynamicCache()
+    with Session(model, list(dict.fromkeys(ports))) as session:
+        for i, at in enumerate(model.modules):
+            for name, module in (("layer", at.layer), ("attn", at.attn)):
+                session.on_call(module, _note(calls, (name, i)))
+        unembed = model.hf.get_output_embeddings()
+        if unembed is not None and model.hf.get_input_embeddings() is not unembed:
+            session.on_forward(
+                unembed, lambda inner, x: x[..., :1]
+            )  # nobody reads these logits, and its weights are many
+        model.hf(input_ids=ids, past_key_values=cache, use_cache=True)
+    seen = session.captured
+    n = model.n_layers
+    base = Base(
+        model,
+        ids,
+        [calls["layer", i] for i in range(n)],
+        [calls["attn", i] for i in range(n)],
+        [seen[Port("resid_in", i)] for i in range(n)] + [seen[Port("resid_out", n - 1)]],
+        seen,
+        [cache.layers[i].keys for i in range(n)],
+        [cache.layers[i].values for i in range(n)],
+    )
+    key = (len(ids) == 1, base.n_positions, base.resid[0].dtype, model.hf.config._attn_implementation)
+    known = _CALLABLE.setdefault(model, {})
+    if key not in known:
+        known[key] = _how_called(base)
+    base.flat, base.halves, base.refusal = known[key]
+    return base
+
+
+_CALLABLE: WeakKeyDictionary[Model, dict[Any, tuple[bool, bool, str | None]]] = WeakKeyDictionary()
+
+
+def _how_called(base: Base) -> tuple[bool, bool, str | None]:
+    """Whether attention takes rows of many starts at once, whether halves can be called apart, and why rows cannot restart:
+    each believed after it reproduced the base run, once for prompts of a length."""
+    flat = base.model.family.attention == "interface" and _reproduces(base, _flat_halves(base)) is None
+    halves = flat or _reproduces(base, lambda i, start, x, rows: _halves(base, i, start, x, rows)) is None
+    refusal = None if halves else _reproduces(base, lambda i, start, x, rows: whole_layer(base, i, start, x, rows))
+    return flat, halves, refusal
+
+
+def _note(calls: dict[Any, Any], key: tuple[str, int]) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls[key] = (args, kwargs)
+
+    return note
+
+
+def _reproduces(base: Base, call: Callable[[int, int, Tensor, Tensor], Tensor]) -> str | None:
+    """None when calling each layer so, from the middle of the first prompt on, gives the base run; else what differs."""
+    start, rows = base.n_positions // 2, torch.zeros(1, dtype=torch.long)
+    for i in range(base.model.n_layers):
+        try:
+            out = call(i, start, base.resid[i][:1, start:], rows)
+        except (TypeError, RuntimeError, AttributeError, ValueError, IndexError, PatchbayError) as error:
+            return f"layer {i} cannot be called on some positions: {error}"
+        expected = base.resid[i + 1][:1, start:]
+        off = float((out - expected).abs().max() / expected.abs().max())
+        if not off <= (1e-4 if expected.dtype == torch.float32 else 5e-2):
+            return f"layer {i} called on some positions differs from the whole run by {off:.1e}"
+    return None
+
+
+def _halves(base: Base, layer: int, start: int, x: Tensor, prompts: Tensor) -> Tensor:
+    return mlp_half(base, layer, x, attention_half(base, layer, start, x, prompts))
+
+
+def _flat_halves(base: Base) -> Callable[[int, int, Tensor, Tensor], Tensor]:
+    """`_halves` by the flat call, among rows of another prompt and start that must not be mixed up with these."""
+
+    def call(layer: int, start: int, x: Tensor, prompts: Tensor) -> Tensor:
+        last = torch.full((2,), len(base.ids) - 1)
+        other = base.resid[layer][last, start // 2 :]
+        return mlp_half(
+            base, layer, x, attention_flat(base, layer, [(start // 2, other, last), (start, x, prompts)])[1]
+        )
+
+    return call
+
+
+# ---- calling a layer on rows -----------------------------------------------------------------------------------------
+
+
+def _for_rows(
+    base: Base, module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], start: int, x: Tensor, prompts: Tensor
+) -> dict[str, Any]:
+    """The arguments of a recorded call by name, for rows of the given prompts and positions from `start` on."""
+    args, kwargs = call
+    names = list(inspect.signature(module.forward).parameters)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    given.pop(names[0])  # the stream itself
+    if "attention_mask" in names:
+        given.setdefault("attention_mask", None)
+    n, n_prompts = base.n_positions, len(base.ids)
+
+    def narrowed(value: Any, name: str) -> Any:
+        if name in PAST:
+            return Past(base, start, prompts)
+        if name == "attention_mask":
+            if value is None or value.ndim != 4:
+                place = torch.arange(n, device=x.device)
+                value = (place[None, :] <= place[:, None])[None, None]  # causal
+                value = value if base.model.hf.config._attn_implementation == "sdpa" else _numbers(value, x)
+            return _some(value, prompts, n_prompts)[:, :, start:]
+        if name == "alibi" and isinstance(value, Tensor):
+            per_prompt = value.unflatten(0, (n_prompts, -1))[:1]
+            return per_prompt.expand(len(x), *per_prompt.shape[1:]).flatten(0, 1)
+        if isinstance(value, tuple) and value and all(isinstance(v, Tensor) for v in value):
+            return tuple(narrowed(v, name) for v in value)
+        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == n:
+            return _some(value, prompts, n_prompts)[:, start:]
+        if isinstance(value, Tensor) and n in value.shape:
+            raise PatchbayError(f"{name} of shape {tuple(value.shape)} cannot be narrowed to some positions")
+        return value
+
+    return {name: narrowed(value, name) for name, value in given.items()}
+
+
+def _numbers(mask: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(mask.shape, dtype=like.dtype, device=like.device).masked_fill(~mask, torch.finfo(like.dtype).min)
+
+
+def _some(value: Tensor, prompts: Tensor, n_prompts: int) -> Tensor:
+    return value if value.shape[0] == 1 or n_prompts == 1 else value[prompts.to(value.device)]
+
+
+def _call(module: nn.Module, base: Base, call: Any, start: int, x: Tensor, prompts: Tensor) -> Tensor:
+    return first(module(x, **_for_rows(base, module, call, start, x, prompts)))
+
+
+def whole_layer(base: Base, layer: int, start: int, x: Tensor, prompts: Tensor) -> Tensor:
+    return _call(base.model.modules[layer].layer, base, base.layer_calls[layer], start, x, prompts)
+
+
+def attention_half(base: Base, layer: int, start: int, x: Tensor, prompts: Tensor) -> Tensor:
+    """What attention adds to the stream x [row, position, d_model]."""
+    at, model = base.model.modules[layer], base.model
+    normed = x if at.norm_attn is None else at.norm_attn(x)
+    assert at.attn is not None
+    out = _call(at.attn, base, base.attn_calls[layer], start, normed, prompts)
+    return added_by(at.attn_added, (at.attn, at.attn_proj), out, model.residual_scale)
+
+
+Piece = tuple[int, Tensor, Tensor]  # start, stream x [row, position, d_model], prompt of each row
+
+
+def attention_flat(base: Base, layer: int, pieces: Sequence[Piece]) -> list[Tensor]:
+    """What attention adds to the streams of several pieces: its linear maps run once, on all their tokens as one long
+    sequence; the rows are told apart only where queries meet keys. Few large products, where each piece alone is small."""
+    at, model = base.model.modules[layer], base.model
+    assert at.attn is not None
+    sizes = [x.shape[0] * x.shape[1] for _, x, _ in pieces]
+    x = torch.cat([x.flatten(0, 1) for _, x, _ in pieces])[None]  # [1, token, d_model]
+    base.where = torch.cat([base.tokens(start, prompts).flatten() for start, _, prompts in pieces])
+    prompt, place = base.where // base.n_positions, base.where % base.n_positions
+
+    def attend(inner: Any, implementation: str, module: nn.Module, *given: Any) -> tuple[Tensor, None]:
+        *qkv, _, options = given  # the mask of one long sequence is not ours
+        z = []
+        for (start, rows, prompts), *some in zip(pieces, *(t[0].split(sizes, 1) for t in qkv), strict=True):
+            q, k, v = (t.unflatten(1, rows.shape[:2]).transpose(0, 1) for t in some)  # [row, head, position, d_head]
+            k, v = Past(base, start, prompts).update(k, v, layer)
+            mask = base.mask(layer, start, q, implementation)
+            mask = mask if mask is None else _some(mask, prompts, len(base.ids))
+            z.append(inner(module, q, k, v, mask, **options)[0].flatten(0, 1))  # [token, head, d_head]
+        return torch.cat(z)[None], None
+
+    with Session(model) as session:
+        session.on_attention(layer, attend)
+        normed = x if at.norm_attn is None else at.norm_attn(x)
+        out = first(at.attn(normed, **_by_token(base, at.attn, base.attn_calls[layer], place, prompt)))
+        added = added_by(at.attn_added, (at.attn, at.attn_proj), out, model.residual_scale)[0]
+    return [new.view(x.shape) for new, (_, x, _) in zip(added.split(sizes), pieces, strict=True)]
+
+
+def _by_token(
+    base: Base, module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], place: Tensor, prompt: Tensor
+) -> dict[str, Any]:
+    """The arguments of a recorded call by name, for one long sequence of tokens at these places of these prompts."""
+    args, kwargs = call
+    names = list(inspect.signature(module.forward).parameters)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    given.pop(names[0])  # the stream itself
+    n = base.n_positions
+
+    def narrowed(value: Any, name: str) -> Any:
+        if name in (*PAST, "attention_mask"):  # `attention_flat` has its own
+            return None
+        if isinstance(value, tuple) and value and all(isinstance(v, Tensor) for v in value):
+            return tuple(narrowed(v, name) for v in value)
+        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == n:
+            return (value[0, place] if len(value) == 1 else value[prompt, place])[None]
+        if isinstance(value, Tensor) and n in value.shape:
+            raise PatchbayError(f"{name} of shape {tuple(value.shape)} cannot be narrowed to some tokens")
+        return value
+
+    return {name: narrowed(value, name) for name, value in given.items()}
+
+
+def added_by(module: nn.Module | None, inner: tuple[nn.Module | None, ...], out: Tensor, scale: float) -> Tensor:
+    """Through the norm after a block, where the family has one, and its residual scale."""
+    if module is not None and all(module is not m for m in inner):
+        out = module(out)
+    return out if scale == 1.0 else out * scale
+
+
+def mlp_half(base: Base, layer: int, x: Tensor, added: Tensor) -> Tensor:
+    """The stream after the layer, from the stream before it and what attention added."""
+    at, model = base.model.modules[layer], base.model
+    if at.mlp is None or at.mlp_added is at.mlp_proj:
+        raise PatchbayError("this layer's MLP is not one module")
+    middle = x + added
+    source = x if at.mid is None else middle
+    out = first(at.mlp(source if at.norm_mlp is None else at.norm_mlp(source)))
+    return middle + added_by(at.mlp_added, (at.mlp,), out.reshape(x.shape), model.residual_scale)
