@@ -11,8 +11,9 @@ of alternatives, written "a|b", the first that exists is meant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -362,13 +363,21 @@ def _unplaced(family: Family, hf: nn.Module) -> int:
     return count
 
 
-def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> list[Family]:
+def _fitting(hf: nn.Module, *some: Sequence[Family]) -> Iterator[Family]:
+    """Of each list the rows that fit, the nearest first; a list is looked at only when those before it are used up."""
+    for rows in some:
+        fitting = [family for family in rows if not missing(family, hf)]
+        yield from sorted(fitting, key=lambda family: _unplaced(family, hf)) if len(fitting) > 1 else fitting
+
+
+def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> Iterator[Family]:
     """Rows whose paths this model has, that of its type first, then the nearest. Refuses with what was found."""
     model_type = getattr(hf.config, "model_type", "")
     named = [family for family in rows if model_type in family.model_types]
-    fitting = [family for family in rows if not missing(family, hf)]
-    if fitting:
-        return sorted(fitting, key=lambda family: (family not in named, _unplaced(family, hf)))
+    others = [family for family in rows if family not in named]
+    fitting = _fitting(hf, named, others)
+    if (best := next(fitting, None)) is not None:
+        return chain([best], fitting)
     nearest = min(named or rows, key=lambda family: len(missing(family, hf)))
     children = ", ".join(name for name, _ in hf.named_children())
     raise PatchbayError(

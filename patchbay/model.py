@@ -9,6 +9,7 @@ the numbers.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 BUILT_IN = Path(__file__).parent / "tiny" / "weights"
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+# what the self-check establishes
+PROVED = ("family", "modules", "_signals", "_heads", "final_norm_module", "residual_scale", "check")
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,45 @@ class Model:
     """
 
     def __init__(
-        self, hf: PreTrainedModel, tokenizer: Any = None, *, family: Family | None = None, source: str = ""
+        self,
+        hf: PreTrainedModel,
+        tokenizer: Any = None,
+        *,
+        family: Family | None = None,
+        source: str = "",
+        prove: bool = True,
     ) -> None:
         self.hf = hf
         self.source = source
         self._tokenizer = tokenizer
         self._session: Session | None = None
         self._fingerprint: tuple[tuple[Any, ...], str] | None = None
+        self._given_family = family
+        if prove:
+            self._prove()
+        else:
+            next(self._rows())  # refuses at once where no row fits the structure
+
+    def _rows(self) -> Iterator[Family]:
+        return candidates(self.hf, FAMILIES) if self._given_family is None else iter([self._given_family])
+
+    def __getattr__(self, name: str) -> Any:
+        """What the self-check establishes is not there before it: the first look at a part makes the check."""
+        if name not in PROVED or "_given_family" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            self._prove()
+        except BaseException:
+            for unproved in PROVED:
+                self.__dict__.pop(unproved, None)
+            raise
+        return self.__dict__[name]
+
+    def _prove(self) -> None:
+        """Adopt the first row that passes the self-check. Raises PatchbayError when none does."""
         self._heads: dict[int, tuple[int, int, int]] = {}  # layer -> (heads, key/value groups, width of q and k)
         failed: list[str] = []
-        for row in [family] if family is not None else candidates(hf, FAMILIES):
+        for row in self._rows():
             try:
                 self._adopt(row)
             except (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, IndexError) as error:
@@ -82,7 +114,7 @@ class Model:
                 return
             failed.append(f"{row.name}: {self.check}")
         raise PatchbayError(
-            f"{type(hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
+            f"{type(self.hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
             + "; ".join(failed[:3])
             + ". If the paths of the family row are wrong for it, pass family=patchbay.Family(...)"
         )
@@ -320,10 +352,11 @@ class Model:
         return [*(self._session.edits if self._session else ()), *edits]
 
     @contextmanager
-    def edited(self, *edits: Any, strength: float | None = None) -> Iterator[Model]:
+    def edited(self, *edits: Any, strength: float | Sequence[float] | None = None) -> Iterator[Model]:
         """Run under edits or knobs: `with model.edited(knob): ...`. Applies to everything that runs the model meanwhile,
-        also to `model.hf(...)`. Several act in the order given; `strength` is for the knobs among them."""
-        with self.session(edits=flat_edits(edits, strength)):
+        also to `model.hf(...)`. Several act in the order given, with a warning where that order matters; `strength` is
+        one number for the knobs among them, or one for each."""
+        with self.session(edits=flat_edits(edits, strength, self)):
             yield self
 
     @torch.no_grad()
@@ -336,7 +369,7 @@ class Model:
         """
         encoded = self.encode(prompts)
         as_text = isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str))
-        given = flat_edits(edits)
+        given = flat_edits(edits, model=self)
         by_row = next((edit for edit in self.active_edits(given) if edit.by_row), None)
         lengths = sorted({len(ids) for ids in encoded})
         if self.max_positions is not None and lengths[-1] + max_new_tokens > self.max_positions:
@@ -491,19 +524,41 @@ def _check_options(options: dict[str, Any], edits: Sequence[Edit]) -> None:
         raise PatchbayError(f"{moved}: beam search reorders the batch, so edits by row or by token do not hold there")
 
 
-def flat_edits(given: Sequence[Any], strength: float | None = None) -> list[Edit]:
-    """Edits from edits and knobs (anything with `edits_at(strength)`), in order."""
-    out: list[Edit] = []
+def flat_edits(
+    given: Sequence[Any], strength: float | Sequence[float] | None = None, model: Model | None = None
+) -> list[Edit]:
+    """Edits from edits and knobs (anything with `edits_at(strength)`), in order; a `KnobConflict` warns where it matters.
+
+    With `model`, a knob that was made on other weights is refused."""
+    items = list(_flat(given))
+    knobs = [item for item in items if not isinstance(item, Edit)]
+    for knob in knobs if model is not None else ():
+        knob.check(model)
+    several = isinstance(strength, Sequence) and not isinstance(strength, str)
+    strengths: list[Any] = list(strength) if several else [strength] * len(knobs)  # type: ignore[arg-type]
+    if len(strengths) != len(knobs):
+        raise PatchbayError(
+            f"{len(strengths)} strengths were given for {len(knobs)} knobs: one number, or one for each"
+        )
+    if len(knobs) > 1:
+        from patchbay.knob import KnobConflict, conflicts
+
+        for found in conflicts(*knobs, strengths=strengths):
+            warnings.warn(found, KnobConflict, stacklevel=2)
+    left = iter(strengths)
+    return [made for item in items for made in ([item] if isinstance(item, Edit) else item.edits_at(next(left)))]
+
+
+def _flat(given: Sequence[Any]) -> Iterator[Any]:
+    """Edits and knobs of nested lists, in order."""
     for item in given:
-        if isinstance(item, Edit):
-            out.append(item)
-        elif hasattr(item, "edits_at"):
-            out.extend(item.edits_at(strength))
+        if isinstance(item, Edit) or hasattr(item, "edits_at"):
+            yield item
         elif isinstance(item, list | tuple):
-            out.extend(flat_edits(item, strength))
+            yield from _flat(item)
         else:
-            raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}")
-    return out
+            said = f": {item.notes[0]}" if getattr(item, "notes", ()) else ""
+            raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}{said}")
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -540,7 +595,9 @@ def load(
     """Load a model by hub name, local folder or built-in name, or wrap a Hugging Face model object as it is.
 
     Weights are read from safetensors only; no code of the model's repository runs unless `trust_remote_code=True`. A model
-    object keeps its dtype, device and mode. Raises PatchbayError when nothing is found, or when the self-check fails.
+    object keeps its dtype, device and mode. Raises PatchbayError when nothing is found or no family row fits. The self-check
+    runs before any part is shown: here for model objects and for families known by their structure alone, at the first
+    look at a part for saved models of a known family, since it reads every weight and `from_pretrained` only maps them.
     """
     if isinstance(model, Model):
         return model
@@ -559,7 +616,11 @@ def load(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-    return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source)
+    named = any(
+        hf.config.model_type in row.model_types for row in FAMILIES
+    )  # else by structure: proved before it returns
+    prove = family is not None or not named
+    return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source, prove=prove)
 
 
 def _from_pretrained(source: str, **options: Any) -> Any:

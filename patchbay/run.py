@@ -106,7 +106,7 @@ def run(
     fit, or an edit that touches nothing.
     """
     encoded = model.encode(prompts)
-    edits = flat_edits(edits)
+    edits = flat_edits(edits, model=model)
     if batch_size is not None and batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     if batch_size is not None and batch_size < len(encoded):

@@ -452,8 +452,24 @@ def test_a_weight_that_is_not_a_number_fails_the_self_check(folder: Path) -> Non
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.down_proj.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(PatchbayError, match="self-check failed"):
-        pb.load(folder)
+    loaded = pb.load(folder)  # a known family's check waits for the first look at a part
+    for look in (lambda: loaded.layers[0], lambda: loaded.check, lambda: repr(loaded)):
+        with pytest.raises(PatchbayError, match="self-check failed"):
+            look()
+
+
+def test_the_self_check_runs_once_before_anything_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = []
+    inner = Model._self_check
+    monkeypatch.setattr(Model, "_self_check", lambda self: checks.append(1) or inner(self))
+    loaded = pb.load(folder)
+    assert not checks
+    loaded.layers[0].heads[0]
+    pb.run(loaded, [[1, 2, 3]], taps=[loaded.layers[0].resid_in])
+    assert loaded.check.passed
+    assert len(checks) == 1
+    pb.load(twin("llama"))  # a model object is checked at once, and so is one that only its structure places
+    assert len(checks) == 2
 
 
 def test_code_of_a_models_repository_does_not_run(folder: Path, tmp_path: Path) -> None:
