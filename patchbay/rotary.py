@@ -1,0 +1,218 @@
+"""What stands between W_Q or W_K and the ports q and k: a norm of queries and keys, and the turn by position.
+
+Both are read off the model itself. One run puts the same random streams into every layer at every position and taps q and k:
+the q of position t is then the q of position 0 turned by the family's own rotary code, whatever its layout (halves or
+neighbouring pairs), its share of the head (partial rotary) or its scaling; layers without rotary positions do not turn. The
+turn is found as one angle per pair of head dimensions and must explain every tapped q and k, and W_Q with the norm's gain
+must give the direction of every q at position 0; a model of which either is untrue is refused. So what is said of W_Q and W_K
+has been checked against what the model computes. Cost: one run of 2 prompts (8 in half precision), as long as the largest offset.
+
+Row vectors: q_t = q_0 @ R[t]. The score of a query t and a key s turns with their offset alone: R[t] R[s]^T = R[t - s].
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from patchbay import edit
+from patchbay.port import PatchbayError, Port
+from patchbay.weights import HeadWeights, norm_parts
+
+if TYPE_CHECKING:
+    from patchbay.model import Model
+
+N_PROBES = {torch.float64: 2, torch.float32: 2}  # of other types, 8: their rounding is averaged out
+NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))  # modules that norm queries and keys, by their names
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Of one layer: `rotation` [offset, d_head, d_head] (None where positions do not turn q and k), and queries' and keys'
+    maps [head or group, d_model, d_head] behind the layer's norm, with the gain of their own norm folded in."""
+
+    rotation: Tensor | None
+    W_Q: Tensor
+    W_K: Tensor
+
+
+@torch.no_grad()
+def turns(model: Model, offsets: Sequence[int], folded: dict[int, HeadWeights]) -> dict[int, Turn]:
+    """How queries and keys of each layer in `folded` come about. `folded`: weights with the layer's norm folded in."""
+    longest = model.max_positions or max(offsets) + 1
+    if not offsets or min(offsets) < 0 or max(offsets) >= longest:
+        raise PatchbayError(f"offsets {list(offsets)} were asked; they lie in 0..{longest - 1} in this model")
+    stream, seen = _probe(model, max(offsets) + 1, list(folded))
+    tolerance = TOLERANCE.get(model.dtype, 6e-2)
+    layout: tuple[bool, int] | None = None
+    out = {}
+    for layer, weights in folded.items():
+        q, k = seen[Port("attn.q", layer)].double(), seen[Port("attn.k", layer)].double()
+        rotation, layout = _rotation(model, layer, q, k, layout, tolerance)
+        kept = None if rotation is None else rotation[list(offsets)].to(weights.W_Q)
+        maps = _own_norm(model, layer, weights)
+        _check_direction(model, layer, stream, q, k, tolerance)
+        out[layer] = Turn(kept, *maps)
+    return out
+
+
+def last_only(hf: nn.Module) -> dict[str, int]:
+    """The option of a forward that spares the logits of all positions but the last, where it has one."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(hf.forward).parameters else {}
+
+
+def _probe(model: Model, n_positions: int, layers: list[int]) -> tuple[Tensor, dict[Port, Tensor]]:
+    """Random streams [probe, d_model] put into every layer at every position, and the q and k that came of them."""
+    generator = torch.Generator().manual_seed(0)
+    n_probes = N_PROBES.get(model.dtype, 8)
+    x = torch.randn(n_probes, 1, model.d_model, generator=generator, dtype=torch.float64).to(model.device, model.dtype)
+    same = x.expand(-1, n_positions, -1)  # [probe, position, d_model]
+    taps = [Port(signal, layer) for layer in layers for signal in ("attn.q", "attn.k")]
+    edits = [edit.replace(Port("resid_in", layer), same) for layer in layers]
+    ids = torch.full((n_probes, n_positions), model.vocab_size // 3, device=model.device)
+    training = [module for module in model.hf.modules() if module.training]
+    model.hf.eval()
+    try:
+        with model.session(taps, edits) as session:
+            model.hf(input_ids=ids, use_cache=False, **last_only(model.hf))
+    finally:
+        for module in training:
+            module.training = True
+    return x[:, 0], session.captured
+
+
+# --- the turn by position -----------------------------------------------------------------------------
+
+
+def _rotation(
+    model: Model, layer: int, q: Tensor, k: Tensor, layout: tuple[bool, int] | None, tolerance: float
+) -> tuple[Tensor | None, tuple[bool, int] | None]:
+    """R [position, d_head, d_head] of a layer, None where nothing turns; with its layout, to be tried first on the next."""
+    both = torch.cat([q, k], 1)  # [probe, head and group, position, d_head]
+    if float((both - both[:, :, :1]).norm() / both.norm()) <= tolerance:
+        return None, layout
+    d_head = q.shape[3]
+    tries = [(pairs, width) for width in range(d_head - d_head % 2, 0, -2) for pairs in (False, True)]
+    best = (float("inf"), None, layout)
+    few = both[:, :4]
+    for candidate in [layout, *tries] if layout else tries:
+        rotation = _fit(few, *candidate)
+        error = _error(few, rotation)
+        if error < best[0]:
+            best = (error, rotation, candidate)
+        if error <= tolerance:
+            break
+    error, _, layout = best
+    assert layout is not None
+    rotation = _fit(both, *layout)
+    error = _error(both, rotation)
+    if not error <= tolerance:
+        raise PatchbayError(
+            f"L{layer} of this {model.family.name} model: positions do more to q and k than turn pairs of dimensions (a turn "
+            f"leaves {error:.1e} of them unexplained); kinds 'value', 'mlp', 'router' and 'unembed' are possible"
+        )
+    return rotation, layout
+
+
+def _fit(x: Tensor, neighbours: bool, width: int) -> Tensor:
+    """R [position, d_head, d_head] that turns pairs among the first `width` dimensions, by least squares over `x`."""
+    half = width // 2
+    first = torch.arange(half) * 2 if neighbours else torch.arange(half)
+    second = first + 1 if neighbours else first + half
+    a, b = x[:, :, :1, first], x[:, :, :1, second]  # [probe, head, 1, pair]
+    c, d = x[..., first], x[..., second]
+    along, across = (a * c + b * d).sum((0, 1)), (a * d - b * c).sum((0, 1))  # [position, pair]
+    length = torch.hypot(along, across).clamp_min(1e-300)
+    cos, sin = along / length, across / length
+    rotation = torch.eye(x.shape[3], dtype=x.dtype, device=x.device).repeat(x.shape[2], 1, 1)
+    rotation[:, first, first], rotation[:, second, second] = cos, cos
+    rotation[:, first, second], rotation[:, second, first] = sin, -sin
+    return rotation
+
+
+def _error(x: Tensor, rotation: Tensor) -> float:
+    """Share of x [probe, head, position, d_head] that the turn of its position 0 does not explain."""
+    turned = torch.einsum("phi,tij->phtj", x[:, :, 0], rotation)
+    return float((turned - x).norm() / x.norm())
+
+
+# --- a norm of queries and keys -----------------------------------------------------------------------
+
+
+def _own_norm(model: Model, layer: int, weights: HeadWeights) -> tuple[Tensor, Tensor]:
+    """W_Q and W_K with the gain (and centring) of the norms that follow them; the direction is exact, the size is not:
+    such a norm divides every token's query by its own length."""
+    found = query_key_norms(model, layer)
+    if found is None:
+        return weights.W_Q, weights.W_K
+    return _behind(weights.W_Q, found[0]), _behind(weights.W_K, found[1])
+
+
+def query_key_norms(model: Model, layer: int) -> tuple[nn.Module, nn.Module] | None:
+    """The modules that norm queries and keys; None where there are none."""
+    attn = model.modules[layer].attn
+    for names in NORMS:
+        q, k = (getattr(attn, name, None) for name in names)
+        if isinstance(q, nn.Module) and isinstance(k, nn.Module):
+            return q, k
+    return None
+
+
+def _behind(weight: Tensor, norm: nn.Module) -> Tensor:
+    """The map [head, d_model, d_head] followed by a norm, up to the length that the norm divides by."""
+    n_heads, _, d_head = weight.shape
+    gain, centred = _gain(norm, n_heads, d_head)
+    if centred:
+        weight = weight - weight.mean(-1, keepdim=True)
+    return weight * gain.to(weight)[:, None, :]
+
+
+def _gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]:
+    """Gain [head or 1, d_head] of a norm of queries or keys, and whether it centres each head's."""
+    if isinstance(getattr(norm, "norms", None), nn.ModuleList):  # one norm per head
+        parts = [norm_parts(one) for one in norm.norms]
+        return torch.stack([gain for gain, _, _ in parts]), parts[0][2]
+    weight = getattr(norm, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2:  # one gain per head, in one module
+        x = torch.randn(1, 1, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
+        out = norm(x)[0, 0] / weight
+        centred = bool(out.mean(-1).abs().max() < 1e-2 * out.abs().max())
+        return weight, centred
+    gain, _, centred = norm_parts(norm)
+    if gain.numel() == d_head:
+        return gain[None], centred
+    if gain.numel() == n_heads * d_head and not centred:
+        return gain.view(n_heads, d_head), False
+    raise PatchbayError(
+        f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
+    )
+
+
+def _check_direction(model: Model, layer: int, stream: Tensor, q: Tensor, k: Tensor, tolerance: float) -> None:
+    """W_Q x + b_Q, normed by the family's own module, is the tapped q of position 0, up to a factor for each query."""
+    at, plain = model.modules[layer], model.layers[layer].attn.weights()
+    x = stream if at.norm_attn is None else at.norm_attn(stream[:, None])[:, 0]
+    norms = query_key_norms(model, layer) or (None, None)
+    pairs = ((plain.W_Q, plain.b_Q, norms[0], q, "q"), (plain.W_K, plain.b_K, norms[1], k, "k"))
+    for weight, bias, norm, tapped, name in pairs:
+        made = torch.einsum("pd,hdr->phr", x.double(), weight.double())
+        made = made if bias is None else made + bias.double()
+        if norm is not None:
+            gain, centred = _gain(norm, *made.shape[1:])
+            made = (made - made.mean(-1, keepdim=True) if centred else made) * gain.to(made)
+            shift = getattr(norm, "bias", None)
+            if shift is not None:
+                continue  # a norm with a bias moves the direction too: the gain stands, unchecked
+        cosine = torch.nn.functional.cosine_similarity(made, tapped[:, :, 0], dim=-1)
+        if not bool((cosine > 1 - 10 * tolerance).all()):
+            raise PatchbayError(
+                f"L{layer} of this {model.family.name} model: W_{name.upper()} does not give the direction of {name} (cosine "
+                f"{float(cosine.min()):.3f}): something stands between them that is not known; "
+                "kinds 'value', 'mlp', 'router' and 'unembed' are possible"
+            )
