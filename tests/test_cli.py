@@ -19,8 +19,9 @@ import torch
 from click.testing import CliRunner, Result
 
 import patchbay as pb
-from patchbay import check, commands, options, reading, screen
-from patchbay.cli import cli
+from patchbay import check
+from patchbay.cli import cli, commands, options, reading
+from patchbay.draw import screen
 from patchbay.port import Part, PatchbayError, Port
 from patchbay.tiny import planted
 
@@ -228,13 +229,21 @@ def test_find_prove_turn_generate(folder: str, model: pb.Model, truth: dict[str,
     assert written["generations"][0]["after"] == both["generations"][0]["after"]
 
 
-def test_a_knob_of_other_weights_is_used_and_said_to_be(folder: str, tmp_path: Path) -> None:
+def test_a_knob_of_other_weights_is_used_when_that_is_asked_and_said_to_be(folder: str, tmp_path: Path) -> None:
     made = planted.null()
     pb.turn.scale([Part(1, "head", 0)], 2.0, model=pb.load(made.model)).save(tmp_path / "x.knob")
-    done = patchbay("generate", folder, " Mary", "--knob", str(tmp_path / "x.knob"), "--max-new-tokens", "1", "--json")
+    asked = ("generate", folder, " Mary", "--knob", str(tmp_path / "x.knob"), "--max-new-tokens", "1", "--json")
+    made_on, here = pb.load(made.model).fingerprint, pb.load(folder).fingerprint
+    refused = patchbay(*asked)
+    assert refused.exit_code == 2
+    assert made_on in refused.stderr
+    assert here in refused.stderr
+    assert "--other-weights" in refused.stderr
+    done = patchbay(*asked, "--other-weights")
     assert done.exit_code == 0
     assert json.loads(done.stdout)["edits"] == ["scale(L1.H0.z, 2)"]
-    assert "was made on other weights" in done.stderr
+    assert made_on in done.stderr
+    assert here in done.stderr
 
 
 def test_generate_shows_before_and_after_side_by_side(folder: str, truth: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import demo, demo_knob, demo_task
 from patchbay.port import Part, PatchbayError
+from patchbay.stories import _demo_knob, _demo_task, demo
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 
@@ -90,7 +90,7 @@ def test_the_page_is_of_this_run_and_needs_nothing_else(told: tuple[dict[str, An
 
 
 def test_the_numbers_are_json(told: tuple[dict[str, Any], Path]) -> None:
-    from patchbay import screen
+    from patchbay.draw import screen
 
     assert json.loads(json.dumps(screen.plain(told[0])))["knob"]["found"] is True
 
@@ -135,12 +135,12 @@ def test_judged_numbers_are_those_of_the_half_that_chose_nothing(
 ) -> None:
     """Recomputed here by one plain run per number."""
     data, page, said = told_of_nothing
-    dev, test = demo_task.ask(nothing, n=40, seed=0).task.split(0.5, 0)
+    dev, test = _demo_task.ask(nothing, n=40, seed=0).task.split(0.5, 0)
     assert not set(dev.clean) & set(test.clean)
     head, strength = nothing.part(data["knob"]["part"]).port(), data["knob"]["strength"]
     name, at = (
         ("right" if data["knob"]["answer"] == data["question"]["answers"][0] else "wrong"),
-        list(demo_knob.DOSES).index(strength),
+        list(_demo_knob.DOSES).index(strength),
     )
     for edits, key in (([], "before"), ([pb.scale(head, strength)], "after")):
         tokens = pb.run(nothing, test, edits=edits).last_logits.argmax(-1).tolist()
@@ -170,7 +170,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(inductio
 def test_turns_near_the_best_are_compared() -> None:
     heads = [Part(0, "head", 0), Part(0, "head", 1)]
     shares = torch.tensor([[0.1, 0.2, 0.94, 0.99], [0.97, 0.5, 0.3, 0.93]])  # [head, strength]
-    assert demo_knob._near(heads, shares) == [(heads[0], 2.0), (heads[0], 4.0), (heads[1], -2.0)]
+    assert _demo_knob._near(heads, shares) == [(heads[0], 2.0), (heads[0], 4.0), (heads[1], -2.0)]
 
 
 def test_of_the_turns_near_the_best_the_one_that_changes_unrelated_text_least_is_chosen(
@@ -183,10 +183,10 @@ def test_of_the_turns_near_the_best_the_one_that_changes_unrelated_text_least_is
     near = [
         (row["part"], s)
         for row in swept
-        for s, share in zip(demo_knob.SWEPT, row["shares"], strict=True)
+        for s, share in zip(_demo_knob.SWEPT, row["shares"], strict=True)
         if share >= best - 0.05 - 1e-6
     ]
-    question = demo_task.ask(nothing, n=40, seed=0)
+    question = _demo_task.ask(nothing, n=40, seed=0)
     harm = {}
     for part, strength in near:
         knob = pb.turn.scale(part, strength)
@@ -203,11 +203,11 @@ def test_answers_count_right_wrong_and_other(induction: pb.Model) -> None:
     for row, token in enumerate((10, 12, 12, 10)):
         logits[row, token] = 1.0
     prompts = torch.tensor([0, 0, 1, 2])
-    assert demo_task.answers(task)(logits, prompts).tolist() == [1.0, -1.0, 0.0, 1.0]
+    assert _demo_task.answers(task)(logits, prompts).tolist() == [1.0, -1.0, 0.0, 1.0]
 
 
 def test_own_text_asks_between_the_same_two_tokens(nothing: pb.Model) -> None:
-    task = demo_task._own_text(nothing, 30, 0).task
+    task = _demo_task._own_text(nothing, 30, 0).task
     assert len({*task.right}) == 1
     assert len({*task.wrong}) == 1
     for ids, right, wrong in zip(task.clean, task.right, task.wrong, strict=True):

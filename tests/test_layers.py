@@ -13,6 +13,7 @@ import patchbay as pb
 ROOT = Path(pb.__file__).parent
 LINE = [
     "port",
+    "channel",
     "maths",
     "families",
     "edit",
@@ -22,15 +23,23 @@ LINE = [
     "jacks",
     "view",
     "model",
+    "rotary",
+    "wiring",
     "run",
     "result",
+    "restart",
+    "difference",
     "walk",
     "sweep",
     "method",
     "knob",
+    "rows",
+    "affine",
+    "fold",
+    "export",
 ]
 VERBS = ("tasks", "find", "prove", "turn", "decode", "train", "measure")
-LATE = {("result", "plot"), ("sweep", "ray_executor")}  # imported when asked to draw, or to run on several machines
+LATE = {("result", "draw"), ("sweep", "ray_executor")}  # imported when asked to draw, or to run on several machines
 
 
 def files(*rooms: str) -> list[Path]:
@@ -81,6 +90,14 @@ def test_a_file_of_the_line_imports_only_what_stands_before_it(name: str) -> Non
 def test_a_method_imports_the_line_and_its_own_room_only(path: Path) -> None:
     room = path.parent.name
     found = [name for name in imports(parse(path), at_top=False) if name.split(".")[0] not in (*LINE, room)]
+    assert found == []
+
+
+@pytest.mark.parametrize("path", files("stories"), ids=lambda path: f"stories/{path.stem}")
+def test_a_story_imports_methods_and_what_shows_them(path: Path) -> None:
+    """Stories stand after the verbs, beside the demo; nothing but the command line knows them."""
+    shown = ("patchbay", "draw", "stories", "tiny")
+    found = [name for name in imports(parse(path), at_top=False) if name.split(".")[0] not in (*LINE, *VERBS, *shown)]
     assert found == []
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from patchbay import plot
+from patchbay.draw import plot
 from patchbay.port import PatchbayError
 from patchbay.result import Result
 
@@ -169,7 +169,7 @@ def test_nothing_global_is_touched():
     plot.svg(plot.figure(grid()))
     assert dict(mpl.rcParams) == before
     code = (
-        "import sys, torch; from patchbay import plot; from patchbay.result import Result\n"
+        "import sys, torch; from patchbay.draw import plot; from patchbay.result import Result\n"
         "plot.svg(plot.figure(Result(torch.rand(2, 2)))); print('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
@@ -185,3 +185,16 @@ def test_what_cannot_be_drawn_or_written_is_said(tmp_path):
     with pytest.raises(PatchbayError, match="No such file or directory; nothing was written"):
         plot.save(plot.figure(grid()), tmp_path / "no" / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_curves_over_named_layers():
+    """The embedding is no number: its name and the layers' stand at the steps."""
+    result = Result(
+        torch.rand(3, 2, generator=torch.Generator().manual_seed(0)),
+        ("layer", "condition"),
+        "probability",
+        coords={"layer": ["embed", "L0", "L1"], "condition": ["a", "b"]},
+    )
+    axis = plot.figure(result).axes[0]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["embed", "L0", "L1"]
+    assert len([line for line in axis.lines if len(line.get_xdata()) == 3]) == 2

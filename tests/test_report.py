@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchbay import plot, report
+from patchbay.draw import plot, report
+from patchbay.draw.report import Curve, Picture, Section, Table
 from patchbay.port import PatchbayError
-from patchbay.report import Curve, Picture, Section, Table
 from patchbay.result import Result
 
 

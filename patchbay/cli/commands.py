@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchbay import options, reading
+from patchbay.cli import options, reading
 from patchbay.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
@@ -45,16 +46,21 @@ class Room(Commands):
     """The methods of one folder; listed from their text, imported when run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [name.replace("_", "-") for name in options.methods(str(self.name))]
+        names = [name.replace("_", "-") for name in options.methods(str(self.name))]
+        return ["all", *names] if self.name == "find" else names
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = cmd_name.replace("-", "_")
+        if (self.name, name) == ("find", "all"):
+            return all_command()
         return method_command(str(self.name), name) if name in options.methods(str(self.name)) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Methods"):
             listed = options.methods(str(self.name)).values()
-            formatter.write_dl([(one.name.replace("_", "-"), one.doc) for one in listed] or [("-", "none yet")])
+            rows = [(one.name.replace("_", "-"), one.doc) for one in listed]
+            everything = [("all", "every finder at once, how they agree, and what each role's heads do together")]
+            formatter.write_dl((everything if self.name == "find" else []) + rows)
 
 
 # --- options that commands share ----------------------------------------------------------------------
@@ -86,9 +92,27 @@ def task_options(taken: Sequence[str]) -> list[click.Parameter]:
     ]
 
 
+def sweep_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--keep"], metavar="FOLDER", help="Keep a sweep's finished batches; the same call goes on from them."),
+        click.Option(["--memory"], type=click.FloatRange(0, min_open=True), metavar="GB", help="What a sweep may take.  [default: 2]"),
+        click.Option(["--executor"], type=click.Choice(("local", "ray")), help="Where a sweep runs.  [default: local]"),
+        click.Option(["--workers"], type=click.IntRange(1), help="Processes of the ray executor.  [default: 2]"),
+    ]  # fmt: skip
+
+
+def sweeps(given: Mapping[str, Any], shown: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """How the sweeps of a command are run: as its options say, shown as they go."""
+    from patchbay.sweep import using
+
+    told = {"folder": given.get("keep"), "executor": given.get("executor"), "workers": given.get("workers")}
+    told["memory"] = None if given.get("memory") is None else int(given["memory"] * 1e9)
+    return using(**{key: value for key, value in told.items() if value is not None}, **shown)
+
+
 def load_model(source: str, given: Mapping[str, Any], *, quiet: bool = False) -> Model:
     """Load as asked, with transformers' own bars and warnings off."""
-    from patchbay import screen
+    from patchbay.draw import screen
 
     with screen.working(f"loading {source}", quiet=quiet):
         import torch
@@ -147,13 +171,8 @@ def method_command(room: str, name: str) -> click.Command:
         if key not in ("model", "task", "prompts", "seed") and options.writable(parameter.annotation):
             made.append(_option(key, parameter))
     made.append(click.Option(["--seed"], type=int, help="Of the task's prompts and of random draws."))
-    made += [*model_options(), json_option()]
-    made.append(click.Option(["--rows"], type=int, default=10, show_default=True, help="Rows of the table to print."))
-    made.append(
-        click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file.")
-    )
-    made.append(click.Option(["--overwrite"], is_flag=True, help="Replace what --out wrote before."))
-    made.append(click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."))
+    made += [*(sweep_options() if room == "prove" else []), *model_options(), json_option()]
+    made += output_options()
     doc = inspect.getdoc(inspect.getmodule(inspect.unwrap(function))) or inspect.getdoc(function) or ""
     text = "\n\n".join(f"\b\n{paragraph}" for paragraph in doc.split("\n\n"))
 
@@ -163,6 +182,45 @@ def method_command(room: str, name: str) -> click.Command:
     return click.Command(
         name.replace("_", "-"), params=made, callback=callback, help=text, short_help=doc.split("\n")[0]
     )
+
+
+def output_options() -> list[click.Parameter]:
+    return [
+        click.Option(["--rows"], type=int, default=10, show_default=True, help="Rows of the table to print."),
+        click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."),
+        click.Option(["--overwrite"], is_flag=True, help="Replace what --out wrote before."),
+        click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."),
+    ]
+
+
+def all_command() -> click.Command:
+    """`patchbay find all MODEL`: the survey."""
+    made: list[click.Parameter] = [click.Argument(["model"]), *task_options(())]
+    made.append(
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts and of random draws.")
+    )
+    made.append(
+        click.Option(["--curves/--no-curves"], default=True, show_default=True, help="Joint knockout of each role.")
+    )
+    made += [*model_options(), json_option(), *output_options()]
+
+    def callback(**given: Any) -> None:
+        from patchbay.draw import screen
+        from patchbay.survey import find_all
+
+        _refuse_to_replace(given)
+        quiet = given["as_json"]
+        model = load_model(given["model"], given, quiet=quiet)
+        task = make_task(model, given) if given.get("task") or given.get("prompts") else None
+        with screen.progress("find all", quiet=quiet) as bar:
+            result = find_all(
+                model, task=task, n=given["n"] or 32, seed=given["seed"], curves=given["curves"],
+                progress=lambda done, total, what: bar(done, total),
+            )  # fmt: skip
+        _show(result, given)
+
+    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in options.doc("survey").split("\n\n"))
+    return click.Command("all", params=made, callback=callback, help=text)
 
 
 def _option(key: str, parameter: inspect.Parameter) -> click.Option:
@@ -180,11 +238,10 @@ def _option(key: str, parameter: inspect.Parameter) -> click.Option:
 
 def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Parameter], given: dict[str, Any]) -> None:
     """Load, read what was given, call, save, print."""
-    from patchbay import screen
+    from patchbay.draw import screen
 
-    quiet, out = given["as_json"], given["out"]
-    if out is not None and not given["overwrite"] and Path(out).exists():
-        raise PatchbayError(f"{out} is already there; --overwrite replaces it")
+    _refuse_to_replace(given)
+    quiet = given["as_json"]
     model = load_model(given["model"], given, quiet=quiet) if given["model"] else None
     call: dict[str, Any] = {}
     for key, parameter in takes.items():
@@ -195,10 +252,24 @@ def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Paramet
             call[key] = make_task(model, given)
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
-    with screen.working(f"{getattr(function, 'method_name', function.__name__)}", quiet=quiet):
+    name = str(getattr(function, "method_name", function.__name__))
+    with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
         returned = function(**call)
+    _show(returned, given)
+
+
+def _refuse_to_replace(given: Mapping[str, Any]) -> None:
+    out = given["out"]
+    if out is not None and not given["overwrite"] and Path(out).exists():
+        raise PatchbayError(f"{out} is already there; --overwrite replaces it")
+
+
+def _show(returned: Any, given: Mapping[str, Any]) -> None:
+    """Save what was asked, and print."""
+    from patchbay.draw import screen
+
     written = _save(returned, given)
-    if quiet:
+    if given["as_json"]:
         screen.emit(_as_json(returned, given["rows"]) | ({"saved": written} if written else {}))
     else:
         shown = screen.of_result(returned, given["rows"]) if hasattr(returned, "ranked") else [_escaped(str(returned))]
@@ -231,7 +302,7 @@ def _save(returned: Any, given: Mapping[str, Any]) -> list[str]:
 
 
 def _as_json(returned: Any, n: int | None) -> dict[str, Any]:
-    from patchbay import screen
+    from patchbay.draw import screen
 
     if hasattr(returned, "ranked"):
         return screen.result_json(returned, n)

@@ -103,7 +103,7 @@ def write(path: str | Path, text: str) -> Path:
 
 def of_result(result: Result, n: int = 20) -> Section:
     """Any Result as a section: its figure where it has one, its ranked table, notes and origin."""
-    from patchbay import plot
+    from patchbay.draw import plot
 
     def draw() -> Figure:
         return plot.figure(result)
@@ -129,7 +129,7 @@ def _section(section: Section, number: int) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    from patchbay import plot
+    from patchbay.draw import plot
 
     return f"<figure>{plot.svg(picture.draw())}<figcaption>{_text(picture.caption)}</figcaption></figure>"
 

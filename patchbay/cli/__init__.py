@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 
 import click
 
-from patchbay import __version__, options, reading
-from patchbay.commands import Commands, Room, json_option, load_model, model_options
+from patchbay import __version__
+from patchbay.cli import knob_commands, options, reading
+from patchbay.cli.commands import Commands, Room, json_option, load_model, model_options
 from patchbay.port import PatchbayError, suggest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,11 +24,14 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 EXAMPLES = """\b
 Examples:
   patchbay demo --report demo.html
+  patchbay run talking-heads --model tiny --report talking-heads.html
   patchbay show tiny L2.H1
   patchbay find direct-logit-attribution tiny --task facts_in_context --n 50 --out attribution
   patchbay prove ablation tiny --task facts_in_context --parts attribution:3
   patchbay turn scale tiny --parts L2.H1 --strength 4 -o context.knob
   patchbay generate tiny "The capital of Zorland is" --knob context.knob@2
+  patchbay knob show context.knob
+  patchbay knob export context.knob tiny -o edited
 """
 
 
@@ -112,10 +116,40 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., 
 )
 def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **given: Any) -> None:
     """The whole story in a minute: find the heads, prove it, turn one, see what else changes."""
-    from patchbay import demo as story
-    from patchbay import screen
+    from patchbay.draw import screen
+    from patchbay.stories import demo as story
 
     told = story.tell(load_model(model, given, quiet=as_json), seed=seed, report=report, quiet=as_json, n=n)
+    if as_json:
+        screen.emit(told)
+
+
+@command(
+    "run",
+    click.Argument(["story"], required=False),
+    click.Option(["--model"], default="tiny", show_default=True, metavar="MODEL", help="Any model that `show` takes."),
+    click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
+    click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
+    click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts, splits and random controls."),
+    *model_options(),
+)
+def run_story(
+    story: str | None, model: str, report: str | None, n: int | None, seed: int, as_json: bool, **given: Any
+) -> None:
+    """What a paper did, end to end, on a model: STORY is demo or talking-heads; without one, the stories that there are."""
+    from patchbay import stories
+    from patchbay.draw import screen
+
+    if story is None:
+        rows = [{"story": name, "about": stories.first_line(name)} for name in stories.names()]
+        if as_json:
+            screen.emit(rows)
+        else:
+            screen.say(screen.table("stories", ("story", "what it does"), [list(row.values()) for row in rows]))
+        return
+    tell = stories.story(story)
+    page = report or f"patchbay-{story.replace('_', '-')}.html"
+    told = tell(load_model(model, given, quiet=as_json), seed=seed, report=page, quiet=as_json, n=n)
     if as_json:
         screen.emit(told)
 
@@ -123,7 +157,7 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
 @command("show", click.Argument(["model"]), click.Argument(["part"], required=False), *model_options())
 def show(model: str, part: str | None, as_json: bool, **given: Any) -> None:
     """What a model is: its shape, its self-check and its parts; or one PART (L3.H5) or port (L3.H5.z) of it."""
-    from patchbay import screen
+    from patchbay.draw import screen
 
     loaded = load_model(model, given, quiet=as_json)
     card = screen.model_card(loaded) if part is None else screen.part_card(loaded, part)
@@ -138,7 +172,7 @@ def show(model: str, part: str | None, as_json: bool, **given: Any) -> None:
 @command("families", click.Argument(["names"], nargs=-1, metavar="[FAMILY]..."))
 def families(names: tuple[str, ...], as_json: bool) -> None:
     """Model families and the ports that each offers, checked now on small random models; exit code 1 if one fails."""
-    from patchbay import screen
+    from patchbay.draw import screen
 
     with screen.working("loading", quiet=as_json):
         from patchbay.check import family_table
@@ -172,7 +206,7 @@ def families(names: tuple[str, ...], as_json: bool) -> None:
 )
 def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: Any) -> None:
     """The tasks and their options; with NAME[:KEY=VALUE,...] and MODEL, the first prompts of one."""
-    from patchbay import screen
+    from patchbay.draw import screen
 
     if name is None:
         rows = [one._asdict() for one in options.tasks().values()]
@@ -191,54 +225,8 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
         click.echo(task.show(loaded.tokenizer, n))
 
 
-@command(
-    "generate",
-    click.Argument(["model"]),
-    click.Argument(["prompts"], nargs=-1, required=True, metavar="PROMPT..."),
-    click.Option(
-        ["--knob", "knobs"], multiple=True, metavar="FILE[@S]", help="Turn a knob, to strength S; may be repeated."
-    ),
-    click.Option(
-        ["--edit", "edits"],
-        multiple=True,
-        metavar="EDIT",
-        help='Make an edit, as "scale(L3.H5.z, 0)"; may be repeated.',
-    ),
-    click.Option(["--max-new-tokens"], type=click.IntRange(1), default=20, show_default=True),
-    click.Option(
-        ["--temperature"], type=click.FloatRange(0, min_open=True), help="Sample instead of taking the likeliest token."
-    ),
-    click.Option(["--seed"], type=int, default=0, show_default=True, help="Of sampling."),
-    *model_options(),
-)
-def generate(
-    model: str, prompts: tuple[str, ...], knobs: tuple[str, ...], edits: tuple[str, ...], max_new_tokens: int,
-    temperature: float | None, seed: int, as_json: bool, **given: Any,
-) -> None:  # fmt: skip
-    """Continue each PROMPT; with knobs or edits, before and after side by side."""
-    import torch
-
-    from patchbay import screen
-    from patchbay.model import flat_edits
-
-    loaded = load_model(model, given, quiet=as_json)
-    changes = [*map(reading.read_knob, knobs), *(reading.read_edit(text, loaded) for text in edits)]
-    for knob in (change for change in changes if hasattr(change, "fits")):
-        if not knob.fits(loaded) and knob.made_on:
-            click.echo(f"note: {knob.name!r} was made on other weights ({knob.made_on.get('source')})", err=True)
-    made = flat_edits(changes)
-    for edit in made:
-        loaded.require(edit.port)
-    sampling = {"do_sample": True, "temperature": temperature} if temperature is not None else {}
-    rows = [{"prompt": prompt} for prompt in prompts]
-    for name, active in [("before", []), ("after", made)][: 2 if changes else 1]:
-        for row in rows:
-            torch.manual_seed(seed)
-            row[name] = loaded.generate(row["prompt"], max_new_tokens, edits=active, **sampling)
-    if as_json:
-        screen.emit({"model": loaded.source, "edits": [str(edit) for edit in made], "generations": rows})
-    else:
-        screen.say(*screen.side_by_side(rows, [str(edit) for edit in made], changed=bool(changes)))
+cli.add_command(knob_commands.generate)
+cli.add_command(knob_commands.knob)
 
 
 @command(
@@ -253,7 +241,7 @@ def generate(
 def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: Any) -> None:
     """Run a saved Result's method again, as recorded, and say whether it agrees; exit code 1 if not."""
     import patchbay as pb
-    from patchbay import screen
+    from patchbay.draw import screen
 
     saved = pb.load_result(folder)
     source = model or (saved.provenance.get("model") or {}).get("source")
@@ -273,3 +261,47 @@ def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: 
         click.echo(str(outcome))
     if not outcome.agrees:
         raise SystemExit(1)
+
+
+@command(
+    "papers",
+    click.Argument(["words"], nargs=-1, metavar="[WORD]... | show KEY | run KEY"),
+    click.Option(["--model"], default="tiny", show_default=True, metavar="MODEL", help="Where `run` checks the claim."),
+    click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the prompts that `run` makes."),
+    click.Option(["--rows"], type=click.IntRange(1), default=20, show_default=True, help="Papers to list."),
+    *model_options(),
+)
+def papers(words: tuple[str, ...], model: str, seed: int, rows: int, as_json: bool, **given: Any) -> None:
+    """The catalogue: search it, `show` one paper, or `run` its claim on a model; exit code 1 if that is not confirmed."""
+    from patchbay import catalogue
+    from patchbay.draw import screen
+
+    verb = words[0] if words and words[0] in ("show", "run") else ""
+    if verb and len(words) != 2:
+        raise PatchbayError(
+            f"`patchbay papers {verb}` takes one KEY, got {len(words) - 1}; `patchbay papers WORDS` finds it"
+        )
+    if verb == "show":
+        entry = catalogue.paper(words[1])
+        screen.emit(entry) if as_json else screen.say(*screen.paper_lines(entry))
+    elif verb == "run":
+        from patchbay import claims
+
+        catalogue.paper(words[1])
+        claims.known(words[1])
+        loaded = load_model(model, given, quiet=as_json)
+        with screen.working(f"checking {words[1]} on {model}", quiet=as_json):
+            outcome = claims.check(words[1], loaded, seed=seed)
+        screen.emit(outcome.to_json()) if as_json else screen.say(*screen.claim_lines(outcome))
+        if outcome.verdict != "confirmed":
+            raise SystemExit(1)
+    else:
+        found = catalogue.search(" ".join(words))
+        if as_json:
+            screen.emit([{key: entry[key] for key in ("key", "title", "year", "state", "methods")} for entry in found])
+        elif not found:
+            raise PatchbayError(
+                f"no paper has all of {' '.join(words)!r}; fewer words find more of {len(catalogue.papers())}"
+            )
+        else:
+            screen.say(screen.papers_table(found, rows))

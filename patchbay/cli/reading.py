@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.options import LATER, choices, names_in, parameters, shown_type, tasks, writable
+from patchbay.channel import parse_channel
+from patchbay.cli.options import LATER, choices, names_in, parameters, shown_type, tasks, writable
 from patchbay.port import PatchbayError, parse_part, parse_port, suggest
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ def _read_one(text: str, hint: Any, what: str, model: Model | None) -> Any:
         return model.part(text) if model is not None else parse_part(text)
     if name == "Port":
         return model.port(text) if model is not None else parse_port(text)
+    if name == "Channel":
+        channel = parse_channel(text)
+        return channel if model is None else channel.check(model)
     if name in LATER:
         return _read_later(text, name, model)
     return text if hint is str else _literal(text)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parent.parent
 ROOMS = {
     "find": "Find the parts that do a thing.",
     "prove": "Prove causally that parts do it, against controls.",
@@ -51,6 +51,11 @@ def methods(room: str) -> dict[str, Listed]:
             doc = ast.get_docstring(tree) or ast.get_docstring(function) or ""
             found[path.stem] = Listed(path.stem, _first_line(doc), _written_options(function, tree))
     return found
+
+
+def doc(module: str) -> str:
+    """The docstring of a file of the package, by its name, without importing it."""
+    return ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_bytes())) or ""
 
 
 @functools.cache

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay import maths, plot, report, screen
-from patchbay.demo_task import Story, answers, ends, heads_of, percent
+from patchbay import maths
+from patchbay.draw import plot, report, screen
+from patchbay.draw.report import BAD, FAINT, GOOD, Curve, Picture, Section, Table
 from patchbay.model import Model
 from patchbay.port import Part
-from patchbay.report import BAD, FAINT, GOOD, Curve, Picture, Section, Table
 from patchbay.result import Result
+from patchbay.stories._demo_task import Story, answers, ends, heads_of, percent
 
 SWEPT = (-2.0, 0.0, 2.0, 4.0)
 DOSES = (-2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
@@ -132,7 +133,7 @@ def dose(story: Story, quiet: bool) -> Section:
     )
     others = [head for head in heads_of(model) if head != story.head]
     random_heads = random.Random(f"demo-controls-{story.seed}").sample(others, min(N_CONTROLS, len(others)))
-    measure = partial(pb.measure.dose_response, model, strengths=DOSES)
+    measure = partial(pb.measure.dose_response, model, strengths=DOSES, draws=0)  # the same random heads for all, below
     with screen.progress("dose and response", quiet=quiet) as bar:
         curve = measure(story.test, story.knob, neutral=question.neutral[1::2])
         plain = measure(question.plain, story.knob) if question.plain is not None else None

@@ -26,6 +26,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from patchbay.draw.graph import is_wiring
 from patchbay.port import PatchbayError
 from patchbay.result import Result
 
@@ -111,6 +112,10 @@ def _style() -> Iterator[None]:
 def _figure(result: Result) -> Figure:
     if not result.values.numel():
         raise PatchbayError(f"nothing to draw: {result.name} has shape {tuple(result.values.shape)}")
+    if is_wiring(result):
+        from patchbay.draw.plot_wiring import wiring  # only here: it draws with what stands in this file
+
+        return wiring(result)
     axes = result.axes
     if len(axes) == 2:
         if axes[0] in ("condition", "draw") and axes[1] in CURVE_AXES:
@@ -247,7 +252,9 @@ def _curves(result: Result) -> Figure:
     )
     over = over or result.axes[0]
     drawn, axis = _blank((5.6, 3.4), result)
-    steps = np.asarray(result.labels_of(over), dtype=np.float64)
+    labels = result.labels_of(over)
+    named = any(not isinstance(label, (int, float)) for label in labels)
+    steps = np.arange(len(labels), dtype=np.float64) if named else np.asarray(labels, dtype=np.float64)
     others = [name for name in result.axes if name != over]
     lines = np.moveaxis(_cells(result), result.axes.index(over), -1).reshape(-1, len(steps))  # [line, step]
     names = [_visible(label) for label in result.labels_of(others[0])] if others else [_words(result.name)]
@@ -269,7 +276,9 @@ def _curves(result: Result) -> Figure:
     axis.set_ylabel(_quantity(result) if shown == 1 or others else result.unit)
     axis.grid(axis="y", color=GREY, linewidth=0.7)
     axis.set_axisbelow(True)
-    if np.equal(np.mod(steps, 1), 0).all():
+    if named:
+        _name_steps(axis, "x", over, labels, len(labels))
+    elif np.equal(np.mod(steps, 1), 0).all():
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     if shown > 1 and not faint:
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from patchbay.report import MARKED, number
+from patchbay.draw.report import MARKED, number
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
+    from patchbay.claims import Claim
+    from patchbay.draw.report import Section
     from patchbay.model import Model
     from patchbay.port import Part, Port
-    from patchbay.report import Section
     from patchbay.result import Result
 
 BAR, WIDE = 16, 120
@@ -281,6 +282,31 @@ def side_by_side(
     return [f"[{DIM}]after: {escape(', '.join(edits) or 'no edits: the knob is at its neutral strength')}[/]", made]
 
 
+@contextmanager
+def growing(
+    rows: Sequence[Mapping[str, str]], edits: Sequence[str], *, changed: bool, quiet: bool = False
+) -> Iterator[Callable[[int, str, str], None] | None]:
+    """Show generations as they grow, where stdout is a terminal: call with row, column and the text so far; gone when it ends."""
+    if quiet or not sys.stdout.isatty():
+        yield None
+        return
+    from rich.console import Group
+    from rich.live import Live
+
+    now = [{"before": row["prompt"], "after": row["prompt"], **row} for row in rows]
+
+    def picture() -> Group:
+        return Group(*side_by_side(now, edits, changed=changed))
+
+    with Live(picture(), console=console(), transient=True, refresh_per_second=12) as live:
+
+        def note(row: int, column: str, text: str) -> None:
+            now[row][column] = text
+            live.update(picture())
+
+        yield note
+
+
 # --- progress -----------------------------------------------------------------------------------------
 
 
@@ -300,6 +326,21 @@ def working(text: str, *, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def sweeping(text: str, *, quiet: bool = False) -> Iterator[dict[str, Callable[..., None]]]:
+    """A bar for sweeps inside a method, with the estimate of each before it; what `sweep.using` is to be told."""
+    if quiet or not watched():
+        yield {}
+        return
+    with progress(text) as bar:
+
+        def announce(estimate: Any) -> None:
+            console(err=True).print(f"[{DIM}]{text}: a sweep of {estimate}[/]")
+            bar(0, 1)
+
+        yield {"progress": bar, "announce": announce}
+
+
+@contextmanager
 def progress(text: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar for something that calls back with (done, total); gone when it ends."""
     if quiet or not watched():
@@ -311,3 +352,36 @@ def progress(text: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
     with Progress(*columns, TimeRemainingColumn(), console=console(err=True), transient=True) as bars:
         row = bars.add_task(text)
         yield lambda done, total: bars.update(row, completed=done, total=total)
+
+
+# --- papers -------------------------------------------------------------------------------------------
+
+
+def papers_table(found: Sequence[Mapping[str, Any]], n: int) -> Table:
+    cells = [[p["key"], p["year"], p["state"], _escape(p["title"]), ", ".join(p["methods"])] for p in found[:n]]
+    more = f"{len(found) - n} more; --rows {len(found)} lists them" if len(found) > n else ""
+    return table(f"{len(found)} papers", ("key", "year", "state", "title", "methods"), cells, caption=more)
+
+
+def paper_lines(paper: Mapping[str, Any]) -> list[str]:
+    lines = [f"[bold]{_escape(paper['title'])}[/] ({paper['year']}) [{DIM}]{paper['key']}, {paper['kind']}[/]"]
+    lines += [
+        f"{key:>9}  {_escape(str(paper[key]))}"
+        for key in ("does", "headline", "state", "claim", "measured")
+        if paper.get(key)
+    ]
+    lines += [f"{'methods':>9}  {', '.join(paper['methods']) or 'none'}"]
+    return lines + (
+        [f"{'run':>9}  patchbay papers run {paper['key']} --model {paper['model']}"] if "claim" in paper else []
+    )
+
+
+def claim_lines(claim: Claim) -> list[str]:
+    style = {"confirmed": GOOD, "not confirmed": BAD}.get(claim.verdict, "yellow")
+    return [f"[{style}]{claim.verdict}[/]: {_escape(claim.text)}", f"  {_escape(claim.numbers())}"]
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,240 @@
+"""The commands that use knobs: `patchbay generate`, `patchbay knob show` and `patchbay knob export`.
+
+`generate` shows before and after side by side, token by token where somebody looks at a terminal. With `--each`, knob i is for
+prompt i alone, and all prompts run as rows of one batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from patchbay.cli import reading
+from patchbay.cli.commands import Commands, json_option, load_model, model_options
+from patchbay.port import PatchbayError
+
+if TYPE_CHECKING:
+    from patchbay.knob import Knob
+    from patchbay.model import Model
+
+OTHER = click.Option(
+    ["--other-weights"], is_flag=True, help="Use a knob that was made on other weights; both are named."
+)
+
+
+# --- generate -----------------------------------------------------------------------------------------
+
+
+def _generate(
+    model: str, prompts: tuple[str, ...], knobs: tuple[str, ...], edits: tuple[str, ...], each: bool, max_new_tokens: int,
+    temperature: float | None, seed: int, other_weights: bool, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Continue each PROMPT; with knobs or edits, before and after side by side.
+
+    Knobs and edits act together, in the order given, knobs first; with --each the first knob is for the first prompt, the second
+    for the second, and one prompt, or one knob, stands for as many as there are of the other.
+    """
+    from patchbay.draw import screen
+    from patchbay.model import flat_edits
+
+    loaded = load_model(model, given, quiet=as_json)
+    turned = [fitting(reading.read_knob(text), loaded, other_weights) for text in knobs]
+    written = [reading.read_edit(text, loaded) for text in edits]
+    if each and not turned:
+        raise PatchbayError("--each is one knob for each prompt, and no --knob was given")
+    texts, own = _paired(prompts, turned) if each else (list(prompts), [turned] * len(prompts))
+    changes: list[list[Any]] = [[*entry, *written] for entry in own]
+    shown = [[str(edit) for edit in flat_edits(entry, model=loaded)] for entry in changes]
+    changed = bool(turned or written)
+    rows = [{"prompt": text} for text in texts]
+    sampling = {"do_sample": True, "temperature": temperature} if temperature is not None else {}
+    passes: dict[str, list[Any]] = {"before": [None] * len(rows)} | ({"after": list(changes)} if changed else {})
+    edits_shown = (
+        shown[0] if not each else [f"{name}: {', '.join(made)}" for name, made in zip(_names(own), shown, strict=True)]
+    )
+    with screen.growing(rows, edits_shown, changed=changed, quiet=as_json) as note:
+        for name, entries in passes.items():
+            _fill(loaded, rows, name, entries, max_new_tokens, seed, sampling, note)
+    if as_json:
+        screen.emit({"model": loaded.source, "edits": shown if each else shown[0], "generations": rows})
+    else:
+        screen.say(*screen.side_by_side(rows, edits_shown, changed=changed))
+
+
+def _fill(
+    model: Model, rows: list[dict[str, str]], name: str, entries: Sequence[Any], n: int, seed: int, sampling: dict[str, Any],
+    note: Callable[[int, str, str], None] | None,
+) -> None:  # fmt: skip
+    """Put the generations of one pass into the rows: as one batch, or one by one where tokens are drawn by a seed."""
+    import torch
+
+    from patchbay.rows import generate_rows
+
+    ids: dict[int, list[int]] = {}
+
+    def heard(row: int, token: int) -> None:
+        ids.setdefault(row, []).append(token)
+        if note is not None:
+            note(row, name, rows[row]["prompt"] + model.decode(ids[row]))
+
+    groups = [[i] for i in range(len(rows))] if sampling else [list(range(len(rows)))]
+    for group in groups:
+        torch.manual_seed(seed)
+        listen = {} if note is None else {"note": lambda row, token, group=group: heard(group[row], token)}
+        prompts = [rows[i]["prompt"] for i in group]
+        grown = generate_rows(model, prompts, [entries[i] for i in group], n, **listen, **sampling)
+        for i, text in zip(group, grown, strict=True):
+            rows[i][name] = text
+
+
+def _paired(prompts: Sequence[str], knobs: Sequence[Knob]) -> tuple[list[str], list[list[Knob]]]:
+    """As many prompts as knobs; one stands for many."""
+    n = max(len(prompts), len(knobs))
+    if len(prompts) not in (1, n) or len(knobs) not in (1, n):
+        raise PatchbayError(
+            f"--each: {len(prompts)} prompts and {len(knobs)} knobs; give as many of both, or one of either"
+        )
+    return list(prompts) * (n // len(prompts)), [[knob] for knob in list(knobs) * (n // len(knobs))]
+
+
+def _names(own: Sequence[Sequence[Knob]]) -> list[str]:
+    return [f"{knob.name}@{knob.strength:g}" for (knob,) in own]
+
+
+def fitting(knob: Knob, model: Model, other_weights: bool) -> Knob:
+    """The knob for this model: as it is, or, where that was asked, moved from other weights with a note on stderr."""
+    if not other_weights:
+        knob.check(model)
+        knob.fits(model)
+        return knob
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        moved = knob.for_model(model)
+    for one in said:
+        click.echo(f"note: {one.message}", err=True)
+    return moved
+
+
+generate = click.Command(
+    "generate",
+    params=[
+        click.Argument(["model"]),
+        click.Argument(["prompts"], nargs=-1, required=True, metavar="PROMPT..."),
+        click.Option(["--knob", "knobs"], multiple=True, metavar="FILE[@S]", help="Turn a knob, to strength S; may be repeated."),
+        click.Option(["--edit", "edits"], multiple=True, metavar="EDIT", help='Make an edit, as "scale(L3.H5.z, 0)"; may be repeated.'),
+        click.Option(["--each"], is_flag=True, help="The first knob for the first prompt, and so on, as rows of one batch."),
+        click.Option(["--max-new-tokens"], type=click.IntRange(1), default=20, show_default=True),
+        click.Option(["--temperature"], type=click.FloatRange(0, min_open=True), help="Sample instead of taking the likeliest token."),
+        click.Option(["--seed"], type=int, default=0, show_default=True, help="Of sampling."),
+        OTHER,
+        *model_options(),
+        json_option(),
+    ],
+    callback=_generate,
+    help=_generate.__doc__,
+)  # fmt: skip
+
+
+# --- knob files ---------------------------------------------------------------------------------------
+
+
+def _show(file: str, rows: int, as_json: bool) -> None:
+    """What a knob file holds: edits, strength, the weights it was made on, and its evidence."""
+    from patchbay.draw import screen
+
+    knob = reading.read_knob(file)
+    card = knob_card(knob)
+    if as_json:
+        evidence = {name: screen.result_json(result, rows) for name, result in knob.evidence.items()}
+        screen.emit(card | {"evidence": evidence})
+        return
+    from rich.markup import escape
+
+    made, lines = (
+        card["made_on"],
+        [f"[bold]{escape(card['name'])}[/] at strength {card['strength']:g}, neutral at {card['neutral']:g}"],
+    )
+    lines += [f"  {escape(edit)}" for edit in card["edits"][:rows]]
+    lines += [f"  and {len(card['edits']) - rows} more edits"] if len(card["edits"]) > rows else []
+    lines.append(f"at this strength: {escape(', '.join(card['now'][:rows])) or 'no edits'}")
+    source = (
+        f"{made.get('source') or 'a model without a name'} (weights {made.get('fingerprint')})" if made else "no model"
+    )
+    lines.append(f"made by {escape(str(card['method']))} on {escape(source)}")
+    screen.say(*lines)
+    for name, result in knob.evidence.items():
+        screen.say(f"\n[bold]{escape(name)}[/]", *screen.of_result(result, rows))
+
+
+def knob_card(knob: Knob) -> dict[str, Any]:
+    """A knob as plain data, without its evidence."""
+    return {
+        "name": knob.name,
+        "strength": knob.strength,
+        "neutral": knob.neutral,
+        "edits": [str(edit) for edit in knob.edits],
+        "now": [str(edit) for edit in knob.edits_at()],
+        "method": knob.provenance.get("method"),
+        "options": knob.provenance.get("options"),
+        "made_on": dict(knob.made_on),
+        "date": knob.provenance.get("date"),
+    }
+
+
+def _export(
+    file: str, model: str, out: str, form: str, other_weights: bool, overwrite: bool, as_json: bool, **given: Any
+) -> None:
+    """Write what a knob does into FOLDER for other programs: checkpoint, lora (PEFT), gguf (control vector), vector (safetensors)."""
+    from patchbay.draw import screen
+
+    loaded = load_model(model, given, quiet=as_json)
+    knob = fitting(reading.read_knob(file), loaded, other_weights)
+    with screen.working(f"exporting {knob.name}", quiet=as_json):
+        written = knob.export(loaded, out, form=form, overwrite=overwrite)
+    if as_json:
+        screen.emit(
+            {"folder": str(written.folder), **{k: getattr(written, k) for k in ("form", "files", "error", "changed")}}
+        )
+    else:
+        click.echo(str(written))
+
+
+class Files(Commands):
+    """`patchbay knob`: a group that says what it has."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own: Mapping[str, click.Command] = self.commands
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in own.items()])
+
+
+knob = Files("knob", help="Knob files: show what one holds, export what it does.")
+_FILE = click.Argument(["file"], metavar="FILE[@S]")
+knob.add_command(
+    click.Command(
+        "show",
+        params=[_FILE, click.Option(["--rows"], type=click.IntRange(1), default=10, show_default=True, help="Rows of each table."), json_option()],
+        callback=_show,
+        help=_show.__doc__,
+    )
+)  # fmt: skip
+knob.add_command(
+    click.Command(
+        "export",
+        params=[
+            _FILE,
+            click.Argument(["model"]),
+            click.Option(["-o", "--out"], required=True, metavar="FOLDER", help="Folder to write."),
+            click.Option(["--form"], type=click.Choice(["checkpoint", "lora", "gguf", "vector"]), default="checkpoint", show_default=True),
+            click.Option(["--overwrite"], is_flag=True, help="Replace what an export wrote there before."),
+            OTHER,
+            *model_options(),
+            json_option(),
+        ],
+        callback=_export,
+        help=_export.__doc__,
+    )
+)  # fmt: skip

@@ -1,0 +1,36 @@
+"""Stories: what a paper did, end to end, on the model at hand: `patchbay run STORY --model MODEL`.
+
+talking-heads   find the channel that tells the mover what is done with, prove it, turn it, and count what is named
+
+A story finds, proves and turns with the methods of the other folders, says what came of it on prompts that chose nothing, also
+when that is nothing, and writes a page. One file is one story: its function `tell` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from patchbay.port import PatchbayError, suggest
+
+
+def names() -> list[str]:
+    """The stories that can be run, as the command line writes them."""
+    return sorted(path.stem.replace("_", "-") for path in Path(__file__).parent.glob("[a-z]*.py"))
+
+
+def story(name: str) -> Callable[..., dict[str, Any]]:
+    """The function that tells a story: (model, *, seed, report, quiet, n) -> its numbers."""
+    known = names()
+    if name.replace("_", "-") not in known:
+        raise PatchbayError(f"no story {name!r}; stories are {', '.join(known)}{suggest(name, known)}")
+    tell: Callable[..., dict[str, Any]] = import_module(f"patchbay.stories.{name.replace('-', '_')}").tell
+    return tell
+
+
+def first_line(name: str) -> str:
+    """What a story is about, from its file's first line, without importing it."""
+    text = (Path(__file__).parent / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return text.removeprefix('"""').split("\n")[0]
