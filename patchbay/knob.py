@@ -14,10 +14,15 @@ all, so the model runs as if it were not there, bit for bit. By operation, with 
 | block   | cut, whatever s is but 0                         | 0       | the template     |
 
 All but `block` are linear in s, also beyond 1 and below 0. A knob with scale edits has no others: their neutral differs.
+With `kept`, strength counts what is kept instead: the edits at s are those of the table at 1 - s, so that 1 is neutral and
+0 the template (which then takes something away). A knob with scale edits is like that by itself.
+
+Several knobs add up in the order given (`model.edited(a, b, strength=[2, 0.5])`); `conflicts` says where that order matters, and
+using them together warns of it. `on_rows` limits a knob to some prompts of a batch.
 
 On disk a knob is one safetensors file with a JSON header: no pickle, written whole or not at all. `evidence` holds Results that
-say what the knob does (its proof, its dose-response curve) and travels in the file. A knob that was made on one model fits
-any with the same parts; `fits` says whether the weights are the same too.
+say what the knob does (its proof, its dose-response curve) and travels in the file. A knob that was made on one model acts on
+those weights alone: `for_model` makes one for another model with the same parts, and warns with both fingerprints.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import json
 import math
 import os
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -57,6 +63,7 @@ class Knob:
     strength: float
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
     evidence: Mapping[str, Result] = field(default_factory=dict, compare=False)
+    kept: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "edits", tuple(self.edits))
@@ -75,6 +82,10 @@ class Knob:
                 f"knob {self.name}: {' and '.join(ops)} in one knob have no strength at which all are neutral (scale: 1, the others: "
                 "0); make two knobs, model.edited takes several"
             )
+        if self.kept and "scale" in ops:
+            raise PatchbayError(
+                f"knob {self.name}: kept is for templates that take away; scale edits keep at 1 by themselves"
+            )
         for name, result in self.evidence.items():
             if not isinstance(result, Result) or not name.isidentifier():
                 raise PatchbayError(
@@ -83,17 +94,23 @@ class Knob:
 
     @property
     def neutral(self) -> float:
-        """The strength at which nothing is edited: 1 for scale, 0 for the others."""
-        return 1.0 if self.edits[0].op == "scale" else 0.0
+        """The strength at which nothing is edited: 1 for scale and where strength counts what is kept, else 0."""
+        return 1.0 if self.kept or self.edits[0].op == "scale" else 0.0
 
     def edits_at(self, strength: float | None = None) -> list[Edit]:
         """The edits at a strength (the knob's own without one), by the rules at the head of this file; none at neutral."""
         s = self.strength if strength is None else _finite(self.name, strength)
-        return [] if s == self.neutral else [made for edit in self.edits for made in _turned(edit, s)]
+        if s == self.neutral:
+            return []
+        return [made for edit in self.edits for made in _turned(edit, 1.0 - s if self.kept else s)]
 
     def at(self, strength: float) -> Knob:
         """The same knob turned to another strength."""
         return replace(self, strength=strength)
+
+    def on_rows(self, *rows: int) -> Knob:
+        """The same knob for some prompts of a batch only; the others run as if it were not there."""
+        return replace(self, edits=[replace(edit, rows=tuple(rows)) for edit in self.edits])
 
     def with_evidence(self, **results: Result) -> Knob:
         """The same knob with Results that show what it does, such as `proof=` and `dose_response=`."""
@@ -109,6 +126,40 @@ class Knob:
         for edit in self.edits:
             model.require(edit.port)
         return bool(self.made_on.get("fingerprint") == model.fingerprint)
+
+    def check(self, model: Model) -> None:
+        """Raise PatchbayError where the knob was made on other weights; one that does not say where is not held to any."""
+        made = self.made_on.get("fingerprint")
+        if made and made != model.fingerprint:
+            raise PatchbayError(
+                f"knob {self.name!r} was made on {self.made_on.get('source') or 'a model without a name'} (weights {made}), this "
+                f"is {model.source or type(model.hf).__name__} (weights {model.fingerprint}); to try it here all the same, "
+                "use knob.for_model(model) (on the command line --other-weights)"
+            )
+
+    def for_model(self, model: Model) -> Knob:
+        """The same edits for another model that has these parts, in these widths; warns where its weights are others.
+
+        What the knob does was measured elsewhere: its evidence stays behind."""
+        if self.fits(model):
+            return self
+        for edit in self.edits:
+            _check_width(edit, model)
+        made = self.made_on.get("fingerprint") or "unknown"
+        warnings.warn(
+            f"knob {self.name!r} was made on weights {made} and is used on weights {model.fingerprint}: what it does here is "
+            "not known until it is measured here",
+            stacklevel=2,
+        )
+        record = {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name}
+        provenance = {**self.provenance, "model": record, "first_model": dict(self.made_on)}
+        return replace(self, provenance=provenance, evidence={})
+
+    def export(self, model: Model, folder: str | Path, *, form: str = "checkpoint", overwrite: bool = False) -> Any:
+        """Write what the knob does for other programs: a checkpoint, a LoRA adapter, a steering vector. See `export.py`."""
+        from patchbay import export  # only here: a knob that is not exported needs none of it
+
+        return export.export(self, model, folder, form=form, overwrite=overwrite)
 
     def __repr__(self) -> str:
         lines = [f"Knob {self.name!r} at strength {self.strength:g} (neutral {self.neutral:g})"]
@@ -130,7 +181,7 @@ class Knob:
     def to_json(self) -> dict[str, Any]:
         """The knob without its evidence as JSON types, for records of what was run; tensors as lists, or digests if large."""
         rows, tensors = pack(self.edits)
-        listed: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows}
+        listed: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows, "kept": self.kept}
         if sum(tensor.numel() for tensor in tensors.values()) > MAX_NUMBERS:
             return listed | {"sha256": _digest(tensors)}
         kinds = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
@@ -142,14 +193,14 @@ class Knob:
         if "tensors" not in data:
             raise PatchbayError("this record holds a knob by digest alone: it was too large; load the knob's own file")
         held = {n: torch.tensor(t["data"], dtype=getattr(torch, t["dtype"])) for n, t in data["tensors"].items()}
-        return cls(data["name"], unpack(data["edits"], held), data["strength"])
+        return cls(data["name"], unpack(data["edits"], held), data["strength"], kept=bool(data.get("kept")))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one file, whole or not at all; a knob that is already there stays unless `overwrite`."""
         target = Path(os.path.realpath(path))
         _refuse_to_replace(target, overwrite)
         rows, tensors = pack(self.edits)
-        header: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows}
+        header: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows, "kept": self.kept}
         header |= {"provenance": self.provenance, "evidence": {}}
         for name, result in self.evidence.items():
             header["evidence"][name] = _described(result)
@@ -183,12 +234,26 @@ def load_knob(path: str | Path) -> Knob:
             raise PatchbayError("its contents were altered (checksum differs)")
         header = unpacked(json.loads(marks["knob"]))
         evidence = {name: _result(name, record, tensors) for name, record in header["evidence"].items()}
-        return Knob(
-            header["name"], unpack(header["edits"], tensors), header["strength"], header["provenance"], evidence
-        )
+        made, kept = unpack(header["edits"], tensors), bool(header.get("kept"))
+        return Knob(header["name"], made, header["strength"], header["provenance"], evidence, kept)
     except Exception as error:  # whatever a damaged file leads to
         reason = str(error) if isinstance(error, PatchbayError) else repr(error)
         raise PatchbayError(f"{path} is a damaged knob: {reason}") from error
+
+
+def _check_width(edit: Edit, model: Model) -> None:
+    """Raise unless the numbers of the edit are as many as the model's signal has."""
+    port, value = edit.port, edit.value
+    if not isinstance(value, Tensor) or not value.ndim:
+        return
+    layer = port.layer or 0
+    widths = {"d_model": model.d_model, "neuron": model.n_neurons(layer), "expert": model.n_experts(layer)}
+    widths |= {"vocab": model.vocab_size}
+    if port.signal == "attn.z":
+        widths["d_head"] = model.W_O(layer).shape[1]
+    width = widths.get(port.axes[-1])
+    if width is not None and value.shape[-1] not in (1, width):
+        raise PatchbayError(f"{edit}: made for {value.shape[-1]} numbers, {port} of this model has {width}")
 
 
 # --- turning --------------------------------------------------------------------------------------
@@ -217,6 +282,90 @@ def _turned(edit: Edit, s: float) -> list[Edit]:
         return [replace(edit, value=torch.lerp(identity, value, s))]
     less = replace(edit, op="scale", value=1.0 - s)
     return [less] if edit.op == "zero" else [less, replace(edit, op="add", value=s * value)]  # type: ignore[operator]
+
+
+# --- several together -----------------------------------------------------------------------------
+
+
+class KnobConflict(UserWarning):
+    """Knobs that are used together and whose order matters."""
+
+
+def conflicts(*knobs: Knob, strengths: Sequence[float | None] | None = None) -> list[str]:
+    """Where the order of these knobs matters, in words; nothing where they give the same in every order.
+
+    Knobs add up in the order given: at one port, each edits what those before it left. The order matters where two knobs edit
+    one signal, at positions and rows that may be the same, by operations that do not commute, such as adding and then
+    scaling. Edits of different signals act in the order of the forward pass whatever the order of the knobs.
+    """
+    at = list(strengths) if strengths is not None else [None] * len(knobs)
+    turned = [(knob.name, knob.edits_at(s)) for knob, s in zip(knobs, at, strict=True)]
+    found = []
+    for i, (first, before) in enumerate(turned):
+        for second, after in turned[i + 1 :]:
+            pair = next(((a, b) for a in before for b in after if _meet(a, b) and not _commute(a, b)), None)
+            if pair is not None:
+                found.append(
+                    f"knobs {first!r} and {second!r} do not commute: {pair[0]} acts first, then {pair[1]}, the order in which "
+                    "they were given; turned round, they give something else"
+                )
+    return found
+
+
+def _meet(a: Edit, b: Edit) -> bool:
+    """Whether two edits may touch the same entry of a signal."""
+    same = (a.port.signal, a.port.layer) == (b.port.signal, b.port.layer)
+    if not same or (None not in (a.port.index, b.port.index) and a.port.index != b.port.index):
+        return False
+    if a.rows is not None and b.rows is not None and not set(a.rows) & set(b.rows):
+        return False
+    one, two = a.positions, b.positions
+    listed = [_listed(positions) for positions in (one, two)]
+    if listed[0] is not None and listed[1] is not None:
+        signs = {at < 0 for positions in listed for at in positions or ()}
+        return len(signs) > 1 or bool(set(listed[0]) & set(listed[1]))
+    for left, right in ((one, listed[1]), (two, listed[0])):  # those listed are in the prompt
+        if isinstance(left, str) and left == "generated" and right is not None:
+            return False
+    return {one, two} != {"last", "generated"} if isinstance(one, str) and isinstance(two, str) else True
+
+
+def _listed(positions: Any) -> tuple[int, ...] | None:
+    """Positions within the prompt one by one, where that can be said without it; "last" is -1."""
+    if isinstance(positions, str):
+        return (-1,) if positions == "last" else None
+    if isinstance(positions, int):
+        return (positions,)
+    if isinstance(positions, slice) and positions.stop is not None:
+        start = positions.start or 0
+        return tuple(range(start, positions.stop, positions.step or 1)) if start >= 0 < positions.stop else None
+    return positions if isinstance(positions, tuple) else None
+
+
+def _commute(a: Edit, b: Edit) -> bool:
+    """Whether two edits of the same entries give the same in either order: proved on data, not on a run."""
+    if "block" in (a.op, b.op) or (a.op == b.op and a.op in ("add", "scale", "zero")):
+        return True  # a pattern is cut before it is changed, in any order
+    if a.op == b.op and a.op in ("replace", "mean"):
+        return a == b
+    first, second = sorted((a, b), key=lambda edit: edit.op)  # add mean project replace scale zero
+    if first.op == "project" == second.op:
+        return _close(_times(first.value, second.value), _times(second.value, first.value))
+    if {first.op, second.op} <= {"project", "scale", "zero"}:  # linear; a number or nothing commutes with a matrix
+        return first.op != "project" or not isinstance(second.value, Tensor) or not second.value.ndim
+    if "project" in (first.op, second.op):  # what is added or set lies in what stays
+        matrix, put = (first, second) if first.op == "project" else (second, first)
+        return isinstance(put.value, Tensor) and _close(_times(put.value, matrix.value), put.value)
+    return False
+
+
+def _times(value: Any, matrix: Any) -> Tensor:
+    return torch.as_tensor(value).double() @ torch.as_tensor(matrix).double()
+
+
+def _close(a: Any, b: Any) -> bool:
+    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-6 * b.abs().max().clamp(min=1e-12))
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -76,6 +76,21 @@ def test_at_one_the_template_itself_is_used(model: pb.Model) -> None:
             assert Knob(op, [template], 1.0).edits_at() == [template]
 
 
+def test_kept_counts_what_is_left(model: pb.Model, tmp_path: Path) -> None:
+    """1 is neutral, 0 the template; the strength that is left goes through records and files."""
+    template = templates(model)["project"]
+    knob = Knob("less", [template], 0.25, kept=True)
+    assert knob.neutral == 1.0
+    assert knob.at(1.0).edits_at() == []
+    assert knob.edits_at(0.0) == [template]
+    assert knob.edits_at() == Knob("less", [template], 0.75).edits_at()
+    assert knob.edits_at(3.0) == Knob("less", [template], -2.0).edits_at()
+    assert knob != Knob("less", [template], 0.25)
+    assert load_knob(knob.save(tmp_path / "a.knob")) == knob == Knob.from_json(knob.to_json())
+    with pytest.raises(pb.PatchbayError, match="scale edits keep at 1 by themselves"):
+        Knob("both", [templates(model)["scale"]], 1.0, kept=True)
+
+
 @pytest.mark.parametrize("strength", [-2.0, 0.0, 0.3, 4.0])
 def test_scale_multiplies_by_the_strength_or_by_a_share_of_it(model: pb.Model, strength: float) -> None:
     port = model.layers[0].heads[0].z

@@ -1,8 +1,37 @@
-"""Turn: make a Knob of parts. Every function returns a Knob, which is data until it is used.
+"""Turn: make a Knob of parts. Every function returns a Knob, which is data until it is used; `set_prompt` turns the prompt.
 
-scale   multiply what parts write
+block          cut attention from some tokens to others
+channel        multiply or set one component of what a head writes
+clamp          hold a neuron, a coordinate or a direction at a value
+context_knob   find the direction that decides between context and prior knowledge, and turn it
+neurofeedback  what a model reports and controls of an axis from examples
+project        take a subspace out of a signal, or keep only that
+route          forbid, boost or force experts
+scale          multiply what parts write, or the values that heads read
+set_prompt     answer a prompt whose options have no order
+steer          add a direction that contrast pairs differ by
 """
 
+from patchbay.turn.block import block
+from patchbay.turn.channel import channel
+from patchbay.turn.clamp import clamp
+from patchbay.turn.context_knob import context_knob
+from patchbay.turn.neurofeedback import neurofeedback
+from patchbay.turn.project import project
+from patchbay.turn.route import route
 from patchbay.turn.scale import scale
+from patchbay.turn.set_prompt import set_prompt
+from patchbay.turn.steer import steer
 
-__all__ = ["scale"]
+__all__ = [
+    "block",
+    "channel",
+    "clamp",
+    "context_knob",
+    "neurofeedback",
+    "project",
+    "route",
+    "scale",
+    "set_prompt",
+    "steer",
+]

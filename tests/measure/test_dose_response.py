@@ -9,7 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import patchbay as pb
-from patchbay.tiny import planted
+from patchbay.knob import Knob
+from patchbay.measure._controls import random_knobs
+from patchbay.measure._restarted import Restarted
+from patchbay.tiny import planted, twins
 
 STRENGTHS = [-2.0, 0.0, 1.0, 2.0]
 
@@ -83,6 +86,144 @@ def test_null() -> None:
     assert (result["right"].max() - result["right"].min()) <= 0.05
     assert (result.values.max() - result.values.min()) < float((result["high"] - result["low"]).min())
     assert result["kl"].max() < 0.01
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi", "mixtral", "bloom", "falcon", "mamba2", "bamba"])
+def test_restarted_equals_whole_runs(name: str) -> None:
+    """Edits of every layer, several at once, at some positions, of embedding and final norm; texts of several lengths."""
+    model = pb.load(twins.twin(name))
+    texts = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
+    last = model.n_layers - 1
+    noise = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
+    lists = [
+        [pb.add(pb.Port("resid_out", 0), noise), pb.scale(pb.Port("attn.out", last), -1.5)],
+        [pb.zero(pb.Port("attn.out", last), positions="last"), pb.add(pb.Port("resid_in", last), noise, positions=-2)],
+        [pb.scale(pb.Port("embed"), 2.0)],
+        [pb.scale(pb.Port("final_norm"), noise)],
+        [pb.scale(pb.Port("logits"), 0.5)],
+        [pb.add(pb.Port("resid_out", last), noise, positions=pb.Token(15))],
+    ]
+    for ends in (True, False):
+        ready = Restarted(model, texts, last=ends)
+        assert ready.logits([]) is ready.plain
+        for edits in lists:
+            trace = pb.run(model, texts, edits=edits)
+            found, expected = ready.logits(edits), trace.last_logits if ends else trace.logits
+            for i, ids in enumerate(texts):
+                mine, theirs = (found[i], expected[i]) if ends else (found[i, : len(ids)], expected[i, : len(ids)])
+                assert torch.allclose(mine, theirs, atol=2e-5), (name, edits)
+
+
+def test_an_enclosing_block_holds() -> None:
+    model = pb.load(twins.twin("llama"))
+    task = pb.tasks.repeated_tokens(model, 6)
+    knob, other = Knob("a", [pb.scale(pb.Port("attn.out", 1), 1.0)], 2.0), pb.scale(pb.Port("mlp.out", 0), -2.0)
+    with model.edited(other):
+        found = pb.measure.dose_response(model, task, knob, strengths=[2.0])
+        expected = task.score(pb.run(model, task, edits=[knob]).last_logits).mean()
+    assert float(found.values[0]) == pytest.approx(float(expected), abs=1e-5)
+    assert float(found.values[0]) != pytest.approx(
+        float(pb.measure.dose_response(model, task, knob, strengths=[2.0]).values[0])
+    )
+
+
+def test_layers_below_the_knob_run_once_for_all_strengths() -> None:
+    """Counted in calls of each layer: one base run with its proof, and from the knob's layer on once for each strength."""
+    model = pb.load(twins.twin("llama", num_hidden_layers=4))
+    task = pb.tasks.repeated_tokens(model, 4)
+    calls = [0] * 4
+    hooks = [
+        at.layer.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+        for i, at in enumerate(model.modules)
+    ]
+    knob = Knob("a", [pb.scale(pb.Port("attn.out", 2), 1.0)], 2.0)
+    pb.measure.dose_response(model, task, knob, strengths=[0.0, 0.5, 2.0, 3.0], draws=0)
+    for hook in hooks:
+        hook.remove()
+    assert calls[0] == calls[1] <= 2
+    assert calls[2] == calls[3] == calls[0] + 4
+
+
+def test_a_strength_is_chosen_on_one_half_and_tested_on_the_other() -> None:
+    """The planted switch: turned up it answers right everywhere; random neurons do not; equal to counting by hand."""
+    built = planted.relation_neuron(seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    many = 3 * list(range(len(truth["prompts"])))
+    task = pb.Task.from_prompts(model, truth["prompts"], truth["wrong"], truth["answers"])[
+        many
+    ]  # the other answer is asked
+    knob = pb.turn.scale(list(truth["neurons"].values()), 1.0, model=model)
+    texts = [" the door. the cup", " one, two", " the cup, one", " two. the door"]
+    result = pb.measure.dose_response(model, task, knob, strengths=[-4.0, -2.0, 0.0, 1.0, 2.0], neutral=texts, draws=2)
+    dev, test = task.split(0.5, 0)
+    assert float(result["chosen"]) in (-2.0, -4.0)
+    at = float(result["chosen"])
+    plain, turned = (test.score(pb.run(model, test, edits=e).last_logits).double() for e in ([], [knob.at(at)]))
+    assert float(result["test_effect"]) == pytest.approx(float((turned - plain).mean()), abs=1e-4)
+    assert float(result["test_effect_low"]) > 0 < float(result["test_against_random_low"])
+    assert float(result["test_right"]) == 1.0
+    assert float(result["p"]) < 0.01
+    assert "an effect and more than random knobs" in result.notes[-1]
+    assert result["random"].shape == (2, 5)
+    assert len(dev) + len(test) == len(task)
+
+
+def test_where_nothing_gains_no_strength_is_chosen() -> None:
+    """Silencing what answers: every strength loses, so none is chosen; and a knob of noise is not confirmed."""
+    built = planted.induction(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 20)
+    knob = pb.turn.scale([built.truth["induction"]], 1.0, model=model)
+    result = pb.measure.dose_response(model, task, knob, strengths=[-1.0, 0.0, 0.5])
+    assert "chosen" not in result
+    assert "none was chosen" in result.notes[-1]
+    null = planted.null(seed=0)
+    model = pb.load(null.model, null.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 40)
+    result = pb.measure.dose_response(model, task, pb.turn.scale("L0.N3", 1.0), strengths=STRENGTHS)  # type: ignore[arg-type]
+    assert "chosen" not in result or "NOT confirmed" in result.notes[-1]
+
+
+def test_other_tasks_by_name() -> None:
+    model = pb.load(twins.twin("llama"))
+    task, other = pb.tasks.repeated_tokens(model, 5), pb.tasks.repeated_tokens(model, 4, seed=3)
+    knob = Knob("a", [pb.scale(pb.Port("attn.out", 1), 1.0)], 2.0)
+    both = {"again": other, "as probability": other.with_metric("probability")}
+    result = pb.measure.dose_response(model, task, knob, strengths=[0.0, 1.0, 3.0], others=both)
+    assert result.labels_of("condition") == list(both)
+    for row, one in enumerate(both.values()):
+        for step, strength in enumerate((0.0, 1.0, 3.0)):
+            expected = one.score(pb.run(model, one, edits=[knob.at(strength)]).last_logits).mean()
+            assert float(result["others"][row, step]) == pytest.approx(float(expected), abs=1e-5)
+    assert torch.equal(result["others"][:, 1], result["others_without"])
+
+
+def test_random_knobs_are_as_strong_and_aimed_at_nothing() -> None:
+    model = pb.load(twins.twin("llama"))
+    layer = model.layers[1]
+    vector, basis = torch.randn(32, generator=torch.Generator().manual_seed(0)), torch.eye(32)[:3]
+    steer = Knob("s", [pb.add(layer.resid_out, vector, positions="last"), pb.project(layer.resid_mid, basis)], 2.0)
+    made, said = random_knobs(model, steer, 3, 0)
+    assert "random directions" in said
+    for knob in made:
+        add, project = knob.edits
+        assert (add.port, add.positions, project.port) == (layer.resid_out, "last", layer.resid_mid)
+        assert torch.allclose(add.value.norm(), vector.norm())  # type: ignore[union-attr]
+        assert abs(float(torch.nn.functional.cosine_similarity(add.value, vector, 0))) < 0.6  # type: ignore[arg-type]
+        assert torch.allclose(project.value @ project.value, project.value, atol=1e-5)  # type: ignore[operator]
+        assert float(project.value.trace()) == pytest.approx(29.0, abs=1e-4)  # type: ignore[union-attr]
+    heads = pb.turn.scale(["L1.H2", "L1.H0"], 3.0, model=model)
+    made, said = random_knobs(model, heads, 4, 0)
+    assert "random parts" in said
+    drawn = [{str(edit.port.part) for edit in knob.edits} for knob in made]
+    assert all(len(one) == 2 and not one & {"L1.H2", "L1.H0"} for one in drawn)
+    assert {"L1.H1", "L1.H3"} in drawn  # the same layer first
+    assert len(set.union(*drawn)) > 2  # then others
+    assert random_knobs(model, heads, 4, 0)[0] == made
+    everything = pb.turn.scale(["L0.attn", "L1.attn"], 0.5, model=model)
+    made, said = random_knobs(model, everything, 2, 0)
+    assert made == []
+    assert "no other part like L0.attn" in said
 
 
 def test_without_neutral_texts_it_says_so() -> None:

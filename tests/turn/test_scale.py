@@ -105,3 +105,43 @@ def test_errors() -> None:
         pb.turn.scale([], 0.0)
     with pytest.raises(pb.PatchbayError, match="needs a Model"):
         pb.turn.scale("L0.H1", 0.0, model="gpt2")  # type: ignore[arg-type]
+
+
+def test_values_are_scaled_where_they_are_read() -> None:
+    """A group's values by 2 are its heads' z by 2; at some positions they are the value rows of W_V there, by hand."""
+    built = planted.null(form="llama", seed=1)
+    model = pb.load(built.model, built.tokenizer)
+    ids = torch.randint(3, 60, (3, 9), generator=torch.Generator().manual_seed(0))
+
+    def logits(*edits: Any) -> torch.Tensor:
+        return pb.run(model, ids, edits=list(edits)).logits
+
+    group = pb.turn.scale("L1.KV1", 2.0, of="values", model=model)  # type: ignore[arg-type]
+    heads = pb.turn.scale("L1.H2,L1.H3", 2.0, model=model)  # type: ignore[arg-type]
+    assert torch.allclose(logits(group), logits(heads), atol=1e-5)
+    assert group.name == "scale values of L1.KV1"
+    some = pb.turn.scale("L1.KV1", 2.0, of="values", positions="2:5")  # type: ignore[arg-type]
+    port = model.layers[1].groups[1].v
+    value = pb.run(model, ids, taps=[port])[port].clone()  # [prompt, key, d_head]
+    value[:, 2:5] *= 2
+    assert torch.allclose(logits(some), logits(pb.replace(port, value)), atol=1e-5)
+    assert not torch.allclose(logits(some), logits(group), atol=1e-3)
+    whole = pb.turn.scale("L1.attn", 0.0, of="values")  # type: ignore[arg-type]
+    assert torch.allclose(logits(whole), logits(pb.turn.scale("L1.attn", 0.0)), atol=1e-5)  # type: ignore[arg-type]
+    plain = pb.load(planted.null(seed=1).model)  # GPT-2: every head has its own
+    assert str(pb.turn.scale("L1.H2", 0.5, of="values", model=plain).edits[0].port) == "L1.KV2.v"  # type: ignore[arg-type]
+
+
+def test_values_that_are_shared_are_refused() -> None:
+    model = pb.load(planted.null(form="llama", seed=1).model)
+    for part, options, message in (
+        ("L1.H2", {"model": model}, r"L1\.H2, L1\.H3 share those of L1\.KV1"),
+        ("L1.H2", {}, "give model="),
+        ("L1.N2", {"model": model}, "reads no value vectors"),
+    ):
+        with pytest.raises(pb.PatchbayError, match=message):
+            pb.turn.scale(part, 2.0, of="values", **options)  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="outputs and values"):
+        pb.turn.scale("L1.H2", 2.0, of="keys")  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="positions 'first'"):
+        pb.turn.scale("L1.H2", 2.0, positions="first")  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""Logits under many lists of edits, each run from the first layer that it edits: what stands below is run once.
+
+The base run keeps every residual stream; a list of edits whose first layer is l starts from the stream that enters layer l and
+calls the model's own layers l, l + 1, ... under a session with those edits. Equal to whole runs up to rounding; an empty list
+gives the base run itself. Models whose layers carry a state, and edits of the logits, are run whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from patchbay.edit import Batch, Edit
+from patchbay.jacks import Session
+from patchbay.model import Model
+from patchbay.restart import Base, base_run, whole_layer
+from patchbay.run import run
+
+
+class Restarted:
+    """Prompts of one batch, run once; `logits` gives what other edits make of them."""
+
+    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], *, last: bool) -> None:
+        self.model, self.prompts, self.last = model, [list(ids) for ids in prompts], last
+        self.lengths = torch.tensor([len(ids) for ids in self.prompts])
+        width = int(self.lengths.max())
+        filler = int(
+            getattr(model.config, "pad_token_id", None) == 0
+        )  # transformers warns of pad tokens without a mask
+        rows = [ids + [filler] * (width - len(ids)) for ids in self.prompts]
+        ids = torch.tensor(rows, device=model.device)
+        self.batch = Batch(ids, self.lengths, self.lengths, model.token_id)
+        self.base: Base | None = None
+        if model._session is None:  # edits of an enclosing block are not in the kept streams
+            base = base_run(model, ids, [])
+            self.base = base if base.refusal is None else None
+        self.plain = self._whole([]) if self.base is None else self._read(self.base.resid[-1])
+
+    @torch.no_grad()
+    def logits(self, edits: Sequence[Edit]) -> Tensor:
+        """[prompt, vocab] of each prompt's last position with `last`, else [prompt, position, vocab]."""
+        if not edits:
+            return self.plain
+        if self.base is None or any(edit.port.signal == "logits" for edit in edits):
+            return self._whole(edits)
+        n = self.model.n_layers
+        places = [n if e.port.signal == "final_norm" else 0 if e.port.layer is None else e.port.layer for e in edits]
+        first = min(places)
+        x, prompts = self.base.resid[first], torch.arange(len(self.prompts))
+        with Session(self.model, (), edits, lengths=self.lengths) as session:
+            session.place(self.batch, 0, self.base.n_positions)
+            for layer in range(first, n):
+                x = whole_layer(self.base, layer, 0, x, prompts)
+            return self._read(x)
+
+    def _read(self, stream: Tensor) -> Tensor:
+        """Final norm and unembedding of a stream [prompt, position, d_model]."""
+        normed = self.model.final_norm_module(stream)  # whole: an edit of it counts positions
+        if self.last:
+            normed = normed[torch.arange(len(normed)), (self.lengths - 1).to(normed.device)]
+        with torch.no_grad():
+            return self.model.unembed_logits(normed)
+
+    def _whole(self, edits: Sequence[Edit]) -> Tensor:
+        trace = run(self.model, self.prompts, edits=list(edits), logits="last" if self.last else "all")
+        return trace.last_logits if self.last else trace.logits

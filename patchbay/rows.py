@@ -1,0 +1,110 @@
+"""Many prompts, each with its own knobs, as rows of one batch: the model runs once, and no row touches another.
+
+`by_row` gives the edits: those that do the same at the same port, with other numbers, become one edit with a value for each
+row, so that sixteen steering vectors at one layer cost one addition. A row without a knob keeps its logits to the last bit.
+Within a row, edits of one signal act in the order in which its knobs and their edits were given.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchbay.edit import Edit
+from patchbay.model import Model, flat_edits
+from patchbay.port import PatchbayError
+
+MERGED = ("add", "scale", "replace", "mean")  # a projector has no row axis, and zero has no value
+
+
+def by_row(model: Model, knobs: Sequence[Any]) -> list[Edit]:
+    """Edits that turn entry i of `knobs` on prompt i alone. An entry is a knob, an edit, several of them, or None for none."""
+    groups: dict[tuple[int, Hashable], list[tuple[int, Edit]]] = defaultdict(list)
+    for row, entry in enumerate(knobs):
+        seen: dict[tuple[str, int | None], int] = defaultdict(int)  # signal -> edits of this row there so far
+        for edit in flat_edits([] if entry is None else [entry], model=model):
+            if edit.by_row:
+                raise PatchbayError(f"{edit} names rows by itself; an edit of one row is given without")
+            model.require(edit.port)
+            place = seen[edit.port.signal, edit.port.layer]
+            seen[edit.port.signal, edit.port.layer] += 1
+            groups[place, _kind(edit, row)].append((row, edit))
+    return [_together(model, groups[key]) for key in sorted(groups, key=lambda key: key[0])]
+
+
+def generate_rows(
+    model: Model,
+    prompts: Any,
+    knobs: Sequence[Any],
+    max_new_tokens: int = 20,
+    *,
+    note: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Any:
+    """Continue prompt i under entry i of `knobs`, all as rows of one batch; prompts of one length run together.
+
+    Returns what `model.generate` does. `note(row, token)` is told of each new token as it comes; `options` go to
+    transformers' generate.
+    """
+    encoded = model.encode(prompts)
+    if len(encoded) != len(knobs):
+        raise PatchbayError(
+            f"{len(encoded)} prompts and {len(knobs)} knobs: one for each prompt, None where it has none"
+        )
+    by_row(model, knobs)  # refuses what does not fit before anything runs
+    out: list[list[int]] = [[] for _ in encoded]
+    for length in sorted({len(ids) for ids in encoded}):
+        members = [i for i, ids in enumerate(encoded) if len(ids) == length]
+        heard = {} if note is None else {"streamer": _Heard(members, note)}
+        edits = by_row(model, [knobs[i] for i in members])
+        grown = model.generate([encoded[i] for i in members], max_new_tokens, edits=edits, **heard, **options)
+        for i, row in zip(members, grown, strict=True):
+            out[i] = row
+    if isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str)):
+        texts = [str(model._need_tokenizer().decode(row, skip_special_tokens=True)) for row in out]
+        return texts[0] if isinstance(prompts, str) else texts
+    return out[0] if isinstance(prompts, list | tuple) and isinstance(prompts[0], Integral) else out
+
+
+class _Heard:
+    """What transformers' generate tells of tokens, prompt first; passed on row by row."""
+
+    def __init__(self, members: Sequence[int], note: Callable[[int, int], None]) -> None:
+        self.members, self.note, self.begun = members, note, False
+
+    def put(self, tokens: Tensor) -> None:
+        if self.begun:
+            for row, token in zip(self.members, tokens.flatten().tolist(), strict=True):
+                self.note(row, int(token))
+        self.begun = True
+
+    def end(self) -> None:
+        self.begun = False
+
+
+def _kind(edit: Edit, row: int) -> Hashable:
+    """Edits of one kind differ by their numbers alone and become one; all others stay apart."""
+    masks = any(isinstance(where, Tensor) for where in (edit.positions, edit.keys))
+    if edit.op not in MERGED or edit.spread or masks:
+        return (row, edit.op, str(edit.port))
+    dtype = str(edit.value.dtype) if isinstance(edit.value, Tensor) else "number"
+    return (edit.op, edit.port, repr(edit.positions), dtype)
+
+
+def _together(model: Model, group: Sequence[tuple[int, Edit]]) -> Edit:
+    """One edit of several rows, its value [row, 1, ...features]."""
+    rows = tuple(row for row, _ in group)
+    first = group[0][1]
+    if len(group) == 1:
+        return replace(first, rows=rows)
+    n_features = len(first.port.axes) - 2
+    values = [torch.as_tensor(edit.value, dtype=None if isinstance(edit.value, Tensor) else torch.float64)
+              for _, edit in group]  # fmt: skip
+    values = [value.reshape((1,) * (n_features - value.ndim) + value.shape) for value in values]
+    return replace(first, value=torch.stack(torch.broadcast_tensors(*values))[:, None], rows=rows)
