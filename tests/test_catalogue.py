@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import patchbay
+from patchbay import catalogue, claims
+from patchbay.catalogue import STATES
 
 PACKAGE = Path(patchbay.__file__).parent
 TESTS = Path(__file__).parent
@@ -65,7 +67,25 @@ def test_a_method_has_the_three_tests(room_name: str) -> None:
 def test_the_catalogue_is_whole() -> None:
     assert len({paper["key"] for paper in PAPERS}) == len(PAPERS)
     for paper in PAPERS:
-        assert set(paper) >= {"key", "title", "year", "does", "methods", "state"}
-        assert paper["state"] in ("works", "partly", "planned")
+        assert set(paper) >= {"key", "title", "year", "kind", "does", "headline", "methods", "state"}
+        assert paper["state"] in STATES
+        assert bool(paper["methods"]) == (paper["state"] in ("works", "partly")), paper["key"]
+        assert paper["key"].startswith(tuple("abcdefghijklmnopqrstuvwxyz"))
+        assert str(paper["year"]) in paper["key"]
     named = [method for paper in PAPERS for method in paper["methods"]]
     assert sorted(named) == sorted(f"{room}.{name}" for room, name in METHODS)
+
+
+def test_every_claim_is_of_a_paper_that_works_and_says_what_was_measured() -> None:
+    assert claims.CLAIMS
+    for key in claims.CLAIMS:
+        entry = catalogue.paper(key)
+        assert entry["state"] in ("works", "partly")
+        assert set(entry) >= {"claim", "measured", "model", "command"}, key
+    for entry in PAPERS:
+        assert ("claim" in entry) == (entry["key"] in claims.CLAIMS), entry["key"]
+
+
+def test_the_page_is_what_the_catalogue_says() -> None:
+    page = PACKAGE.parent / "docs" / "papers.md"
+    assert page.read_text(encoding="utf-8") == catalogue.page(), "python -m patchbay.catalogue > docs/papers.md"

@@ -1,0 +1,111 @@
+"""The catalogue: what each paper does, which methods here implement it, and in what state. Searched, shown, written as a page.
+
+`python -m patchbay.catalogue` prints docs/papers.md. Searching is by BM25 (SQLite's FTS5), a word of the title counting most;
+word endings do not matter.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sqlite3
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchbay.port import PatchbayError, suggest
+
+STATES = {
+    "works": "its methods are here, and find what was planted, equal the formula, and find nothing where there is nothing",
+    "partly": "some of it is here",
+    "not yet": "could be here and is not",
+    "not a system": "nothing in it can be run on a language model here: surveys, positions, other modalities",
+}
+Paper = Mapping[str, Any]
+WEIGHTS = (6.0, 8.0, 3.0, 1.0, 3.0, 1.0)  # of key, title, what it does, headline, methods, kind
+
+
+@functools.cache
+def papers() -> tuple[Paper, ...]:
+    """Every entry of papers.toml, in its order (by key)."""
+    return tuple(tomllib.loads((Path(__file__).parent / "papers.toml").read_text(encoding="utf-8"))["paper"])
+
+
+def paper(key: str) -> Paper:
+    """The entry of a key. Raises PatchbayError with the nearest keys where there is none."""
+    found = next((entry for entry in papers() if entry["key"] == key), None)
+    if found is None:
+        near = suggest(key, [entry["key"] for entry in papers()])
+        raise PatchbayError(
+            f"no paper {key!r} in the catalogue of {len(papers())}{near}; `patchbay papers WORDS` searches it"
+        )
+    return found
+
+
+def search(words: str = "") -> list[Paper]:
+    """Entries in which every word occurs, best first; all of them, those that work first, without words."""
+    terms = re.findall(r"\w+", words)
+    if not terms:
+        rank = list(STATES)
+        return sorted(papers(), key=lambda entry: (rank.index(entry["state"]), entry["key"]))
+    with _index() as index:
+        match = " AND ".join(f'"{term}"' if len(term) < 3 else f'"{term}"*' for term in terms)
+        order = f"bm25(papers, {', '.join(map(str, WEIGHTS))})"
+        rows = index.execute(f"SELECT rowid FROM papers WHERE papers MATCH ? ORDER BY {order}", (match,)).fetchall()
+    return [papers()[row] for (row,) in rows]
+
+
+def _index() -> sqlite3.Connection:
+    """The catalogue as a full-text index in memory."""
+    index = sqlite3.connect(":memory:")
+    index.execute(
+        "CREATE VIRTUAL TABLE papers USING fts5(key, title, does, headline, methods, kind, tokenize='porter')"
+    )
+    rows = [
+        (
+            n,
+            entry["key"],
+            entry["title"],
+            entry["does"],
+            entry["headline"],
+            " ".join(entry["methods"]).replace("_", " "),
+            entry["kind"],
+        )
+        for n, entry in enumerate(papers())
+    ]
+    index.executemany(
+        "INSERT INTO papers(rowid, key, title, does, headline, methods, kind) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
+    )
+    return index
+
+
+def page() -> str:
+    """docs/papers.md."""
+    lines = [
+        "# Papers",
+        "",
+        f"{len(papers())} papers; written from `patchbay/papers.toml` by `python -m patchbay.catalogue`.",
+        "`patchbay papers WORDS` searches them, `patchbay papers run KEY --model M` checks the claim of one that works.",
+    ]
+    for state, meaning in STATES.items():
+        entries = [entry for entry in search() if entry["state"] == state]
+        lines += ["", f"## {state.capitalize()} ({len(entries)}): {meaning}", ""]
+        for entry in entries:
+            lines += _entry(entry)
+    return "\n".join(lines) + "\n"
+
+
+def _entry(entry: Paper) -> Sequence[str]:
+    head = f"- **{entry['title']}** ({entry['year']}, `{entry['key']}`): {entry['does']}."
+    methods = ", ".join(f"`{name}`" for name in entry["methods"])
+    more = [f"  {methods}."] if methods else []
+    if "claim" in entry:
+        more.append(f"  Claim: {entry['claim']}.")
+    if "measured" in entry:
+        more.append(f"  Measured on `{entry['model']}`: {entry['measured']} (`{entry['command']}`).")
+    return [head, *more]
+
+
+if __name__ == "__main__":
+    print(page(), end="")

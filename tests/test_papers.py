@@ -1,0 +1,71 @@
+"""The catalogue as people meet it: search, one paper, and a claim with its verdict."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from click.testing import CliRunner
+
+from patchbay import catalogue, claims
+from patchbay.claims import Claim
+from patchbay.cli import cli
+from patchbay.port import PatchbayError
+
+
+def ask(*words: str) -> tuple[int, str]:
+    done = CliRunner().invoke(cli, ["papers", *words])
+    return done.exit_code, done.output
+
+
+def test_search_ranks_titles_first_and_needs_every_word() -> None:
+    assert catalogue.search("attention sink")[0]["key"] == "gu2024"
+    assert catalogue.search("induction heads")[0]["title"] == "In-context Learning and Induction Heads"
+    assert all("mixture" in str(entry).lower() for entry in catalogue.search("mixture"))
+    assert catalogue.search("knob zebra") == []
+    assert len(catalogue.search("")) == len(catalogue.papers())
+    assert catalogue.search("")[0]["state"] == "works"
+
+
+def test_search_takes_anything_that_is_typed() -> None:
+    for words in ('"', "AND OR NOT", "a*b(c", "NEAR(", "'; DROP TABLE papers", "é", "-"):
+        catalogue.search(words)
+
+
+def test_the_command_lists_shows_and_refuses() -> None:
+    code, text = ask("talking", "heads", "--json")
+    rows = json.loads(text)
+    assert code == 0
+    assert rows[0]["title"].startswith("Talking Heads")
+    assert set(rows[0]) >= {"key", "title", "state", "methods"}
+    code, text = ask("show", "olsson2022")
+    assert code == 0
+    assert "find.induction_heads" in text
+    code, text = ask("show", "olson2022")
+    assert code == 2
+    assert "olsson2022" in text
+    assert ask("run", "agerri2022")[0] == 2
+    assert ask("show")[0] == 2
+    assert ask("zebra", "knob")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "above", "verdict"),
+    [
+        (0.6, 0.9, True, "confirmed"),
+        (0.1, 0.4, True, "not confirmed"),
+        (0.4, 0.6, True, "inconclusive"),
+        (0.1, 0.4, False, "confirmed"),
+        (0.6, 0.9, False, "not confirmed"),
+        (0.4, 0.6, False, "inconclusive"),
+        (math.nan, 0.9, True, "inconclusive"),
+    ],
+)
+def test_the_verdict_is_the_intervals(low: float, high: float, above: bool, verdict: str) -> None:
+    assert Claim("x", (low + high) / 2, low, high, 0.5, "share", above).verdict == verdict
+
+
+def test_a_claim_without_a_check_is_refused_with_those_that_have_one() -> None:
+    with pytest.raises(PatchbayError, match="no claim of 'agerri2022' can be run; those that can are"):
+        claims.known("agerri2022")
