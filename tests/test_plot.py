@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -198,3 +199,18 @@ def test_curves_over_named_layers():
     axis = plot.figure(result).axes[0]
     assert [text.get_text() for text in axis.get_xticklabels()] == ["embed", "L0", "L1"]
     assert len([line for line in axis.lines if len(line.get_xdata()) == 3]) == 2
+
+
+def test_a_circuit_of_edges_is_drawn_as_a_graph(tmp_path: Path) -> None:
+    from patchbay.draw.plot_circuit import circuit
+
+    rows = [("embed -> L0.H1.v", 3.0), ("L0.H1 -> L1.KV0.k", 2.0), ("L1.mlp -> logits", -1.0), ("L0.H1 -> L1.mlp", 0.5)]
+    table = [{"rank": i, "unit": unit, "score": score} for i, (unit, score) in enumerate(rows, 1)]
+    result = Result(torch.rand(3), ("n_parts",), coords={"n_parts": [1, 2, 4]}, tables={"circuit": table})
+    drawn = result.plot(tmp_path / "circuit.svg", graph=True)
+    text = (tmp_path / "circuit.svg").read_text()
+    assert all(name in text for name in ("embed", "KV0", "logits", "against the answer", "by a key"))
+    assert len(drawn.axes[0].patches) == len(rows)
+    assert len(circuit(result, n=2).axes[0].patches) == 2
+    with pytest.raises(PatchbayError, match="holds no circuit of edges"):
+        Result(torch.rand(3), ("n_parts",)).plot(graph=True)

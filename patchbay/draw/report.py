@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +104,7 @@ def write(path: str | Path, text: str) -> Path:
 
 def of_result(result: Result, n: int = 20) -> Section:
     """Any Result as a section: its figure where it has one, its ranked table, notes and origin."""
-    from patchbay.draw import plot
+    from patchbay.draw import plot, plot_circuit
 
     def draw() -> Figure:
         return plot.figure(result)
@@ -112,6 +113,8 @@ def of_result(result: Result, n: int = 20) -> Section:
     text = [f"{result.name} in {result.unit or 'no unit'}", *result.notes, result.origin()]
     drawable = len(result.axes) in (1, 2) and result.values.numel() > 0
     pictures = [Picture(draw, f"{result.name} by {', '.join(result.axes)}")] if drawable else []
+    if any(" -> " in str(row.get("unit")) for row in result.tables.get("circuit", [])):
+        pictures.append(Picture(partial(plot_circuit.circuit, result), "the circuit's first edges"))
     return Section(str(result.provenance.get("method", "Result")), text, table, pictures)
 
 

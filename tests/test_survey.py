@@ -1,0 +1,82 @@
+"""The survey on a trained model: its table is the finders' own numbers, and what cannot be run says why."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import patchbay as pb
+from patchbay.cli import cli
+from patchbay.maths import spearman
+from patchbay.port import PatchbayError
+from patchbay.survey import OTHERS, ROLES, adjusted, find_all
+from patchbay.tiny.twins import twin
+
+N = 12
+
+
+@pytest.fixture(scope="module")
+def model() -> pb.Model:
+    return pb.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def survey(model: pb.Model) -> pb.Result:
+    return find_all(model, n=N)
+
+
+def test_every_finder_is_run_or_says_why_not(survey: pb.Result) -> None:
+    skipped = {row["finder"] for row in survey.tables["not run"]}
+    assert set(survey.labels_of("condition")) == set(ROLES), skipped
+    assert {row["finder"] for row in survey.tables["others"]} | skipped == set(OTHERS) | skipped
+    assert all(row["why"] for row in survey.tables["not run"])
+
+
+def test_the_table_holds_what_each_finder_says_alone(model: pb.Model, survey: pb.Result) -> None:
+    roles = survey.labels_of("condition")
+    heads = [(part.layer, part.index) for part in survey.parts or ()]
+    for role, alone in (
+        ("induction_heads", pb.find.induction_heads(model, pb.tasks.repeated_tokens(model, N, seed=0))),
+        ("name_mover_heads", pb.find.name_mover_heads(model, pb.tasks.indirect_object(model, N, seed=0))),
+    ):
+        at = roles.index(role)
+        for i, place in enumerate(heads):
+            assert float(survey["score"][at, i]) == pytest.approx(float(alone.values[place]), abs=1e-6)
+            assert float(survey["p_adjusted"][at, i]) == pytest.approx(float(adjusted(alone)[place]), abs=1e-9)
+    first = survey["score"][roles.index("induction_heads")]
+    second = survey["score"][roles.index("ngram_heads")]
+    at = (roles.index("induction_heads"), roles.index("ngram_heads"))
+    assert float(survey["agreement"][at]) == pytest.approx(spearman(first, second))
+
+
+def test_roles_are_the_heads_known_of_this_model_and_are_proved_jointly(survey: pb.Result) -> None:
+    best = {row["role"]: row for row in reversed(survey.tables["roles"])}
+    assert best["induction_heads"]["head"].startswith("L1.")
+    assert best["induction_heads"]["p_adjusted"] < 0.05
+    ends = {row["role"]: row for row in survey.tables["knockout"]}
+    assert ends["induction_heads"]["effect"] > ends["induction_heads"]["null_mean"]
+    roles = survey.labels_of("condition")
+    assert survey["knockout_p"][roles.index("induction_heads")].min() >= 1 / 20 - 1e-6
+    assert "a score is not a cause" in survey.notes[-1]
+
+
+def test_scores_without_a_null_have_no_p() -> None:
+    scores = pb.Result(torch.rand(2, 3), unit="attention")
+    assert adjusted(scores).isnan().all()
+
+
+def test_models_without_heads_are_refused() -> None:
+    with pytest.raises(PatchbayError, match="no finder of heads runs on this mamba2 model"):
+        find_all(pb.load(twin("mamba2")), n=4, curves=False)
+
+
+def test_the_command(tmp_path: object) -> None:
+    done = CliRunner().invoke(cli, ["find", "all", "tiny", "--n", "8", "--no-curves", "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert {row["role"] for row in told["tables"]["roles"]} == set(ROLES)
+    assert CliRunner().invoke(cli, ["find", "all", "no-such-model"]).exit_code == 2
+    assert "every finder at once" in CliRunner().invoke(cli, ["find", "--help"]).output
