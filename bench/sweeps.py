@@ -7,6 +7,7 @@ logit difference is read. Patchbay runs all cells through the public `pb.sweep`.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 import patchbay as pb
+from bench import peers
 from bench.report import Row
 from bench.shapes import prompts, save_shapes
 from patchbay.sweep import estimate
@@ -29,10 +31,12 @@ WHAT = {
 }
 SIZES = {"A": (1, 16), "B": (8, 16), "C": (1, 16), "long": (1, 512), "many": (64, 32)}
 TARGETS = {"A": 18.0, "B": 4.0, "C": 24.0}
+PEER = ("A", "B", "C")
 SAMPLE = {"C": 8, "long": 8, "many": 8}  # the plain way runs every n-th cell and its time is multiplied
 METHOD = (__doc__ or "").split("\n\n", 1)[1].replace("\n", " ").strip() + (
     " The column best is how many times faster Patchbay is; median is seconds over the floor. In C, long and many the plain way "
-    "runs every eighth cell and its time is multiplied by eight."
+    "runs every eighth cell and its time is multiplied by eight. In the rows against TransformerLens its time stands in the place "
+    "of Hugging Face's."
 )
 
 
@@ -41,11 +45,11 @@ def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, 
     for name, path in save_shapes(folder, dtype).items():
         model = pb.load(path, device=device, dtype=dtype)
         for part in parts:
-            yield _row(name, model, part, device)
+            yield from _rows(name, model, part, device, path)
         del model
 
 
-def _row(name: str, model: pb.Model, part: str, device: str) -> Row:
+def _rows(name: str, model: pb.Model, part: str, device: str, path: Path) -> Iterator[Row]:
     n_prompts, n_positions = SIZES[part]
     clean = prompts(n_prompts, n_positions, model.vocab_size, device)
     corrupted = clean.flip(1)
@@ -66,7 +70,7 @@ def _row(name: str, model: pb.Model, part: str, device: str) -> Row:
     floor = estimate(model, task, cells).flops / _rate(device, model.dtype)
     faster, target = base / min(ours), TARGETS.get(part)
     verdict = "" if target is None else "met" if faster >= target else "missed"
-    return Row(
+    yield Row(
         f"{part}: {WHAT[part]} ({len(cells):,} cells)",
         name,
         f"{n_prompts}x{n_positions}",
@@ -78,6 +82,23 @@ def _row(name: str, model: pb.Model, part: str, device: str) -> Row:
         "none" if target is None else f"{target:.0f}x",
         f"{verdict}; largest difference {difference:.0e}".strip("; "),
     )
+    if part in PEER and device == "cpu":
+        yield _against_peer(name, part, task, corrupted, path, min(ours), len(cells))
+
+
+def _against_peer(
+    name: str, part: str, task: pb.Task, corrupted: torch.Tensor, path: Path, ours: float, n_cells: int
+) -> Row:
+    """The same sweep by TransformerLens's own patching function, in its own environment."""
+    given = {"clean": task.clean, "corrupted": corrupted.tolist(), "right": task.right}
+    given["wrong"] = [ids[0] for ids in task.wrong]
+    prompts_file = path / f"prompts-{part}.json"
+    prompts_file.write_text(json.dumps(given))
+    theirs = peers.run("transformer_lens", str(path), part, str(prompts_file), str(torch.get_num_threads()))
+    assert theirs["cells"] == n_cells, "both sides must run the same cells"
+    size = f"{SIZES[part][0]}x{SIZES[part][1]}"
+    what, faster = f"{part} against TransformerLens 4.3", theirs["seconds"] / ours
+    return Row(what, name, size, f"{theirs['seconds']:.2f} s", f"{ours:.2f} s", f"{faster:.1f}x", "", "1", "none", "")
 
 
 @torch.no_grad()
