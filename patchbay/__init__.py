@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchbay import find, measure, prove, tasks, tiny, turn
+    from patchbay import find, measure, prove, tasks, tiny, train, turn
     from patchbay.edit import Edit, Token, add, block, mean, project, replace, scale, zero
     from patchbay.families import Family
     from patchbay.knob import Knob, load_knob
@@ -52,7 +52,7 @@ _HOME = {
     "sweep": "sweep",
     "zero": "edit",
 }
-_FOLDERS = ("find", "measure", "prove", "tasks", "tiny", "turn")
+_FOLDERS = ("find", "measure", "prove", "tasks", "tiny", "train", "turn")
 
 __all__ = [
     "Edit",
@@ -84,6 +84,7 @@ __all__ = [
     "sweep",
     "tasks",
     "tiny",
+    "train",
     "turn",
     "zero",
 ]

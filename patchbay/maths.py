@@ -21,6 +21,7 @@ Logits = Float[Tensor, "prompt vocab"]
 PerPrompt = Float[Tensor, " prompt"]
 Answers = Int[Tensor, " prompt"]
 ManyAnswers = Int[Tensor, " prompt"] | Int[Tensor, "prompt n_wrong"]
+ROOM = 2**22  # numbers held at a time
 
 
 class Interval(NamedTuple):
@@ -206,6 +207,71 @@ def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     ranks_a, ranks_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
     scale = (ranks_a.norm() * ranks_b.norm()).item()
     return max(-1.0, min(1.0, (ranks_a @ ranks_b).item() / scale)) if scale else float("nan")
+
+
+# --- many cells at once -----------------------------------------------------------------------------
+
+
+def intervals(
+    values: Tensor, over: Tensor | None = None, *, n: int = 2000, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, low and high [*cell] of values [prompt, *cell], cell by cell what `bootstrap_interval` gives.
+
+    With `over` [prompt], mean(values) / mean(over) each time: numerator and denominator are drawn together.
+    NaN where no prompt has a value; low and high also where only one prompt was given. A mean of 0 below gives NaN.
+    """
+    count, shape = len(values), values.shape[1:]
+    flat = values.detach().double().cpu().reshape(count, -1)  # [prompt, cell]
+    below = torch.ones(count, dtype=torch.float64) if over is None else over.detach().double().cpu()
+    drawn = torch.randint(count, (n, count), generator=torch.Generator().manual_seed(seed))
+    times = torch.zeros(n, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones(n, count, dtype=torch.float64))
+    once = torch.ones(1, count, dtype=torch.float64)
+    step = max(1, ROOM // n)
+    means, ends = [], []
+    for start in range(0, flat.shape[1], step):
+        piece = flat[:, start : start + step]
+        means.append(_ratio(once, piece, below)[0])
+        ends.append(
+            torch.nanquantile(_ratio(times, piece, below), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
+        )
+    low, high = torch.cat(ends, 1) if ends else flat.new_zeros(2, 0)
+    if count == 1:
+        low, high = torch.full_like(low, torch.nan), torch.full_like(high, torch.nan)
+    mean = torch.cat(means) if means else flat.new_zeros(0)
+    return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
+
+
+def _ratio(times: Tensor, values: Tensor, below: Tensor) -> Tensor:
+    """Weighted sums of values over those of `below`, [draw, cell]; prompts without a value count on neither side."""
+    has = (~values.isnan()).double()
+    bottom = times @ (has * below[:, None])
+    return (times @ values.nan_to_num(0.0)) / torch.where(bottom == 0, torch.nan, bottom)
+
+
+def sign_flip_p(values: Tensor, *, floor: float = 0.0, n: int = 10_000, seed: int = 0) -> Tensor:
+    """Two-sided p [*cell] that the mean of values [prompt, *cell] is 0, by flipping signs prompt by prompt.
+
+    Values no larger than `floor` are rounding and count as 0. Exact up to `n` patterns of signs, else sampled as in
+    `maths.permutation_p`.
+    """
+    count, shape = len(values), values.shape[1:]
+    flat = values.detach().double().cpu().reshape(count, -1)
+    empty = flat.isnan().all(0)
+    flat = flat.nan_to_num(0.0)
+    flat = torch.where(flat.abs() <= floor, 0.0, flat)
+    if 2**count <= n:
+        signs = 1.0 - 2.0 * ((torch.arange(2**count)[:, None] >> torch.arange(count)) & 1).double()  # [pattern, prompt]
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        signs = 1.0 - 2.0 * torch.randint(2, (n, count), generator=generator).double()
+    observed = flat.sum(0).abs() - 1e-9 * flat.abs().sum(0)  # sums in another order still count as equal
+    step = max(1, ROOM // len(signs))
+    hits = [
+        ((signs @ flat[:, i : i + step]).abs() >= observed[i : i + step]).sum(0) for i in range(0, flat.shape[1], step)
+    ]
+    found = torch.cat(hits).double() if hits else flat.new_zeros(0)
+    p = found / len(signs) if 2**count <= n else (1 + found) / (1 + n)
+    return p.masked_fill(empty, torch.nan).reshape(shape)
 
 
 # --- shared checks --------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchbay.channel import Channel, parse_channel
 from patchbay.port import Part, PatchbayError, Port, as_part, parse_port, suggest
 from patchbay.result import Result, largest_difference, packed, short
 
@@ -39,7 +40,7 @@ R = TypeVar("R")
 ROOMS = ("find", "prove", "turn", "decode", "measure", "train")
 INPUTS = ("task", "prompts")  # arguments that are recorded as the task
 MAX_PARTS = 100  # of a Result given as an option, how many of its ranked parts are recorded
-RECORDABLE = "None, bool, int, float, str, lists and dicts of these, Parts, Ports, Results and Tasks"
+RECORDABLE = "None, bool, int, float, str, lists and dicts of these, Parts, Ports, Channels, Results and Tasks"
 
 
 def method(
@@ -124,13 +125,13 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
 def _read(value: Any, parameter: inspect.Parameter, name: str) -> Any:
     """Turn text and views into the Parts or Ports that the annotation asks for; leave everything else."""
     annotation = str(parameter.annotation)
-    kinds = set(re.findall(r"\b(?:Part|Port|Result)\b", annotation))
+    kinds = set(re.findall(r"\b(?:Part|Port|Channel|Result)\b", annotation))
     many = re.search(r"list|Sequence|tuple|Iterable", annotation) is not None
     if isinstance(value, Result) and "Part" in kinds and "Result" not in kinds:
         raise PatchbayError(f"{name}: {parameter.name} takes parts, got a Result; choose some, like result.top(3)")
-    if value is None or isinstance(value, Result) or not kinds & {"Part", "Port"}:
+    if value is None or isinstance(value, Result) or not kinds & {"Part", "Port", "Channel"}:
         return value
-    convert = as_part if "Part" in kinds else _as_port
+    convert = parse_channel if "Channel" in kinds else as_part if "Part" in kinds else _as_port
     if many and isinstance(value, str):
         value = [piece for piece in value.split(",") if piece.strip()]
     return [convert(item) for item in value] if isinstance(value, (list, tuple)) else convert(value)
@@ -237,7 +238,7 @@ def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, (Part, Port, Path)):
+    if isinstance(value, (Part, Port, Channel, Path)):
         return str(value)
     if isinstance(getattr(value, "part", None), Part):
         return str(value.part)
@@ -407,11 +408,18 @@ def _changes(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list
 # --- difference -----------------------------------------------------------------------------------
 
 
-def diff(a: Result, b: Result) -> Result:
+def diff(a: Any, b: Any) -> Result:
     """a minus b, value by value, for two Results on the same axes; notes say what else differs between them.
 
-    Intervals and p values of either say nothing of the difference and are left out.
+    Intervals and p values of either say nothing of the difference and are left out. For two Models of one shape: which channels
+    between parts are stronger or weaker in the second than in the first (`find.channel_changes`), against its rotation null.
     """
+    if _is_model(a) and _is_model(b):
+        changes: Result = find_method("find.channel_changes")(a, b)
+        return changes
+    if not isinstance(a, Result) or not isinstance(b, Result):
+        kinds = " and ".join(type(one).__name__ for one in (a, b))
+        raise PatchbayError(f"diff takes two Results, or two Models from patchbay.load(...), got {kinds}")
     for what in ("axes", "sizes", "coords", "parts", "unit"):
         ours, theirs = getattr(a, what), getattr(b, what)
         if what == "sizes":

@@ -1,8 +1,8 @@
 """Result: what every method returns. Labelled arrays, a ranked table of parts, units, and where the numbers came from.
 
 The first variable is the main one. On the axes (layer, head), (layer, neuron), (layer, expert), (layer) or (part)
-it ranks the parts, and each other variable on the same axes (`low`, `high`, `null_mean`, `null_high`, `p`, ...) becomes
-a column. NaN means that a part has no value (it lacks the port, or was not measured): it is never ranked.
+it ranks the parts (or channels between them), and each other variable on the same axes (`low`, `high`, `null_mean`, `p`, ...)
+becomes a column. NaN means that a part has no value (it lacks the port, or was not measured): it is never ranked.
 
 A Result is data: it compares, prints, saves and loads. On disk it is a folder of two files, `arrays.safetensors` and
 `result.json` (no pickle), written whole or not at all. A rank says what the method measured, not what the model uses.
@@ -28,6 +28,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from patchbay.channel import Channel, parse_channel
 from patchbay.port import AXES, Part, PatchbayError, as_part, suggest
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ MADE_AXES = {
     "condition": "named cases side by side: chosen and random parts, clean and corrupted prompts",
     "statistic": "named summaries side by side that are no variables of their own",
     "token": "named tokens: the candidates of an answer, the most likely ones",
+    "component": "singular components of a part's out-map, largest first",
+    "writer": "parts, or pieces of parts, that write into the stream",
+    "reader": "inputs of parts that read from the stream",
+    "offset": "distances between a query and the key it looks at",
 }
 RANKED_GRIDS: dict[tuple[str, ...], str] = {("layer", kind): kind for kind in ("head", "neuron", "expert")} | {
     ("layer",): "layer"
@@ -93,13 +98,13 @@ class Result:
         }
         self.parts: list[Part] | None = None
         if parts is not None:
-            self.parts = [as_part(part) for part in parts]
+            self.parts = [_placed(part) for part in parts]
             self.coords["part"] = self._labels("part", [str(part) for part in self.parts])
         elif "part" in self.axes:
             raise PatchbayError("axis 'part' needs parts=[...], one for each step")
         self.tables: dict[str, list[Row]] = {key: [_plain(row) for row in rows] for key, rows in (tables or {}).items()}
         self.notes = tuple(str(note) for note in notes)
-        self.highlights = tuple(as_part(part) for part in highlights)
+        self.highlights = tuple(_placed(part) for part in highlights)
         self.provenance: dict[str, Any] = dict(provenance or {})
 
     def _add(self, name: str, array: Array, axes: tuple[str, ...], unit: str) -> None:
@@ -286,11 +291,11 @@ class Result:
 
     # --- print and plot ---------------------------------------------------------------------------
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """A figure of the main variable; written to `path` (.png, .svg or .pdf) when given."""
-        from patchbay import plot  # only here: a Result that is not drawn needs no matplotlib
+    def plot(self, path: str | Path | None = None, *, graph: bool = False) -> Figure:
+        """A figure of the main variable, or with `graph` of a circuit's edges; written to `path` (.png, .svg or .pdf) when given."""
+        from patchbay.draw import plot, plot_circuit  # only here: a Result that is not drawn needs no matplotlib
 
-        figure = plot.figure(self)
+        figure = plot_circuit.circuit(self) if graph else plot.figure(self)
         if path is not None:
             plot.save(figure, path)
         return figure
@@ -435,6 +440,12 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
 # --- plain data -------------------------------------------------------------------------------------
 
 
+def _placed(value: Any) -> Any:
+    """A part, or a channel between parts: what axis "part" may list."""
+    between = isinstance(value, Channel) or (isinstance(value, str) and ">" in value)
+    return parse_channel(value) if between else as_part(value)
+
+
 def _plain(value: Any) -> Any:
     """Parts as text, numbers as Python's own, tuples as lists; refuses what JSON cannot hold."""
     if value is None or isinstance(value, bool):
@@ -442,7 +453,7 @@ def _plain(value: Any) -> Any:
     for kind in (int, float, str):
         if isinstance(value, kind):
             return kind(value)  # numpy's float64 is a float that prints otherwise
-    if isinstance(value, Part):
+    if isinstance(value, Part | Channel):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

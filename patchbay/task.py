@@ -174,6 +174,37 @@ class Task:
         )
         return dev, test
 
+    @classmethod
+    def joined(cls, tasks: Sequence[Task]) -> Task:
+        """The prompts of several tasks in one, such as one question in several wordings or at several lengths.
+
+        They need the same metric. Kept are the marks and labels that all have; the label `task` says which of them each
+        prompt is from (0, 1, ...), and `options["joined"]` their names, options and seeds. Twins where all have them.
+        """
+        if not tasks:
+            raise PatchbayError("no tasks to join were given")
+        first = tasks[0]
+        other = next((task for task in tasks if task.metric != first.metric), None)
+        if other is not None:
+            raise PatchbayError(f"tasks of one metric can be joined; got {first.metric} and {other.metric}")
+        marks = [mark for mark in first.marks if all(mark in task.marks for task in tasks)]
+        labels = [label for label in first.labels if all(label in task.labels for task in tasks)]
+        options = {"joined": [{"name": task.name, "options": task.options, "seed": task.seed} for task in tasks]}
+        twins = [task.corrupted for task in tasks]
+        return cls(
+            name=first.name,
+            clean=tuple(ids for task in tasks for ids in task.clean),
+            right=tuple(token for task in tasks for token in task.right),
+            wrong=tuple(ids for task in tasks for ids in task.wrong),
+            corrupted=None if None in twins else tuple(ids for rows in twins for ids in rows or ()),
+            metric=first.metric,
+            options=options | ({} if all(t.options.get("aligned", True) for t in tasks) else {"aligned": False}),
+            texts=tuple(text for task in tasks for text in task.texts) if all(task.texts for task in tasks) else (),
+            marks={mark: tuple(row for task in tasks for row in task.marks[mark]) for mark in marks},
+            labels={label: tuple(value for task in tasks for value in task.labels[label]) for label in labels}
+            | {"task": tuple(place for place, task in enumerate(tasks) for _ in task.clean)},
+        )
+
     def with_metric(self, metric: str) -> Task:
         """The same prompts under another metric."""
         return replace(self, metric=metric)

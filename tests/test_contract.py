@@ -7,6 +7,7 @@ not through transformers' interface) and Mamba 2 (no heads: a method works or re
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -98,6 +99,10 @@ def knockout(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.prove.attention_knockout(model, prompts, **{"keys": ["first", "second"], "draws": 1, **options})
 
 
+def gate(channel: str = "L0.H1.C2>L1.H3.k", **chosen: Any) -> Callable[..., Any]:
+    return lambda m, t, **o: pb.prove.channel(m, t, channel, **{"draws": 2, "sizes": [2, 8], **chosen, **o})  # type: ignore[arg-type]
+
+
 def path(receiver: str) -> Callable[..., Any]:
     return lambda m, t, **o: pb.prove.path_patching(m, t, **{"receivers": [receiver], **o})
 
@@ -111,10 +116,59 @@ def bound(prompts: pb.Task) -> pb.Task:
     return pb.Task(prompts.name, prompts.clean, prompts.right, wrong, prompts.corrupted or prompts.clean, labels=labels)
 
 
+def marked(prompts: pb.Task) -> pb.Task:
+    """The same prompts with marks that the head finders ask for, wherever they may lie."""
+    n = len(prompts)
+    marks = {
+        "boxes": [[0, 2]] * n,
+        "objects": [[1, 3]] * n,
+        "answer": [[1 + 2 * (ids[0] % 2)] for ids in prompts.clean],
+    }
+    marks |= {"needle": [[1, 2]] * n, "left": [[0]] * n, "right": [[2]] * n, "operator": [[1]] * n}
+    return pb.Task(prompts.name, prompts.clean, prompts.right, prompts.wrong, prompts.corrupted, marks=marks)
+
+
+ORDERED = {"numbers": list(range(5, 45)), "days": [50, 51, 52, 53, 54, 55, 56]}  # twins have no tokenizer
+
+
+def ordinal(name: str, **chosen: Any) -> Callable[..., Any]:
+    return lambda m, t, **o: getattr(pb.find, name)(m, **{"classes": ORDERED, "draws": 5, **chosen, **o})
+
+
+def inhibition(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    last = max((i for i in range(model.n_layers) if model.n_heads(i)), default=1)
+    return pb.find.inhibition_heads(model, prompts, **{"movers": [f"L{last}.H1"], "draws": 1, **options})
+
+
+def propagation(**chosen: Any) -> Callable[..., Any]:
+    return lambda m, t, **o: pb.find.observable_propagation(m, t, **{**chosen, **o})
+
+
+def importance(name: str) -> Callable[..., Any]:
+    return lambda m, t, **o: getattr(pb.find, name)(m, t, **{"exact": 4, **o})
+
+
+def twinned(prompts: pb.Task) -> pb.Task:
+    """The same prompts, with twins where they have none."""
+    return pb.Task(prompts.name, prompts.clean, prompts.right, prompts.wrong, prompts.corrupted or prompts.clean)
+
+
+def intents(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
+    """The same prompts, said to ask for one of two things in turn."""
+    labels = {"intent": ["context" if place % 2 else "prior" for place in range(len(prompts))]}
+    twins_ = prompts.corrupted or prompts.clean
+    own = pb.Task(prompts.name, prompts.clean, prompts.right, prompts.wrong, twins_, labels=labels)
+    return pb.turn.context_knob(model, own, **{"steps": 2, "layers": [0], **options})
+
+
 @functools.cache
 def other(name: str) -> pb.Model:
     """A second model of the same shape with other weights."""
     return pb.load(twins.twin(name, seed=1))
+
+
+def second(model: pb.Model) -> pb.Model:
+    return other(next(name for name in TWINS if lent(name) is model))
 
 
 def across(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
@@ -122,14 +176,151 @@ def across(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
     return pb.prove.cross_model_patching(model, tuned, prompts, parts, **{"draws": 1, **options})  # type: ignore[arg-type]
 
 
+def set_prompt(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    """The same prompts, their second and third token being two options."""
+    spans = [[[1, 2], [2, 3]]] * len(prompts)
+    own = pb.Task(prompts.name, prompts.clean, prompts.right, prompts.wrong, labels={"options": spans})
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):  # it has hooks, and changes nothing
+        return pb.turn.set_prompt(model, own, **{"orders": 1, "max_new_tokens": 2, **options})
+
+
+HALVES = {"low": range(48), "high": range(48, 96)}  # of the twins' vocabulary
+
+
+def depth(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    labels = [place % 2 for place in range(len(prompts))]
+    return pb.find.concept_depth(model, prompts, labels, **{"draws": 3, "folds": 2, **options})
+
+
+def priors(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    """The answers made different: some tasks repeat one."""
+    right = [40 + place for place in range(len(prompts))]
+    other = pb.Task(prompts.name, prompts.clean, right, metric="log_probability")
+    return pb.find.prior_layers(model, other, **{"prior": [0.5, -1.0, 2.0, 0.1], "draws": 5, "folds": 2, **options})
+
+
+def clusters(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    """Reads logits alone, so that hooks are there only for an edit around it."""
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        return pb.find.key_clusters(model, prompts, **{"n_clusters": 8, "upto": 40, **options})
+
+
+def translated(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    other = {"reversed": [list(ids[::-1]) for ids in prompts.clean]}
+    return pb.find.language_similarity(model, prompts, other, **{"draws": 5, **options})
+
+
+def sorted_by(prompts: pb.Task, **labels: list[Any]) -> pb.Task:
+    """The same prompts with labels."""
+    return dataclasses.replace(
+        prompts, labels={name: [row[i % len(row)] for i in range(len(prompts))] for name, row in labels.items()}
+    )
+
+
+def relations(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    labelled = sorted_by(prompts, relation=["a", "a", "b", "b"], subject=["s", "t"])
+    return pb.find.relation_neurons(model, labelled, **{"shares": [], **options})
+
+
+def experts(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    return pb.find.expert_specialisation(model, sorted_by(prompts, half=[0, 1]), **{"label": "half", **options})
+
+
+def vocabulary(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    return pb.find.neuron_vocabulary(model, **{"draws": 50, **options})
+
+
+def agreeing(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    return vocabulary(
+        model, prompts, **{"other": other(next(name for name in TWINS if lent(name) is model)), **options}
+    )
+
+
 PATCHED = ("effect", "clean", "corrupted")
 DLA = ("attribution", "mlp", "attn_bias", "embed", "bias", "total")
 SHARES = ("score", "right", "wrong", "other")
 CASES = [
+    Case("find.activation_sparsity", pb.find.activation_sparsity, needs="mlp.act"),
+    Case("find.concept_neurons", pb.find.concept_neurons, needs="mlp.act"),
+    Case("find.expert_specialisation", experts, needs="experts.out"),
+    Case("find.neuron_vocabulary", vocabulary, runs=False, needs="mlp.act"),
+    Case("find.neuron_vocabulary", agreeing, runs=False, label="agreement", needs="mlp.act", replays=False),
+    Case("find.relation_neurons", relations, needs="mlp.act"),
+    Case("find.channels", lambda m, t, **o: pb.find.channels(m, **{"nulls": 5, **o}), runs=False, needs="attn.z"),
+    Case(
+        "find.channel_changes",
+        lambda m, t, **o: pb.find.channel_changes(m, second(m), **o),
+        runs=False,
+        needs="attn.z",
+        replays=False,
+    ),
+    Case(
+        "find.channel_content",
+        lambda m, t, **o: pb.find.channel_content(m, t, "L1.H1.C2", **{"draws": 3, **o}),
+        needs="attn.z",
+    ),
+    Case(
+        "find.communities",
+        lambda m, t, **o: pb.find.communities(m, **{"rate": 1.0, "draws": 3, **o}),
+        runs=False,
+        needs="attn.z",
+    ),
     Case("find.direct_logit_attribution", attribution("head"), DLA, label="head", needs="attn.z"),
     Case("find.direct_logit_attribution", attribution("neuron"), DLA, label="neuron", needs="mlp.act"),
     Case("find.direct_logit_attribution", attribution("expert"), DLA, label="expert", needs="experts.out"),
     Case("find.direct_logit_attribution", attribution("layer"), DLA, label="layer"),
+    Case(
+        "find.arithmetic_heads",
+        lambda m, t, **o: pb.find.arithmetic_heads(m, marked(t), **{"all_prompts": True, **o}),
+        ("effect", "effect_frozen", "operands"),
+        needs="attn.pattern",
+    ),
+    Case(
+        "find.attention_sinks",
+        lambda m, t, **o: pb.find.attention_sinks(m, t, **{"epsilon": 0.2, "length": 12, **o}),
+        ("rate", "alpha", "key_norm", "uniform"),
+        needs="attn.pattern",
+    ),
+    Case(
+        "find.binding_heads",
+        lambda m, t, **o: pb.find.binding_heads(m, marked(t), **o),
+        ("score", "partner", "answer"),
+        needs="attn.pattern",
+    ),
+    Case("find.duplicate_token_heads", pb.find.duplicate_token_heads, ("score", "uniform"), needs="attn.pattern"),
+    Case("find.fact_heads", pb.find.fact_heads, ("slope", "attribution", "stated_without"), needs="attn.z"),
+    Case("find.ngram_heads", pb.find.ngram_heads, ("excess", "uniform"), needs="attn.pattern"),
+    Case(
+        "find.retrieval_heads",
+        lambda m, t, **o: pb.find.retrieval_heads(m, marked(t), **{"all_runs": True, **o}),
+        ("score", "activation"),
+        needs="attn.pattern",
+    ),
+    Case(
+        "find.copy_suppression_heads",
+        pb.find.copy_suppression_heads,
+        ("suppression", "without_first", "attention"),
+        needs="attn.pattern",
+    ),
+    Case("find.head_importance", importance("head_importance"), ("importance", "norm", "loss"), needs="attn.z"),
+    Case("find.inhibition_heads", inhibition, ("inhibition", "effect", "looks_at_wrong"), needs="attn.pattern"),
+    Case("find.mod_features", ordinal("mod_features", modulus=4), runs=False, needs="attn.z"),
+    Case(
+        "find.name_mover_heads",
+        pb.find.name_mover_heads,
+        ("moved", "moved_wrong", "elsewhere", "attention", "copy"),
+        needs="attn.pattern",
+    ),
+    Case("find.neuron_importance", importance("neuron_importance"), ("importance", "output", "loss"), needs="mlp.act"),
+    Case("find.observable_propagation", propagation(), ("score", "effect", "vector"), needs="attn.pattern"),
+    Case(
+        "find.observable_propagation",
+        propagation(path=["L1.mlp"]),
+        ("score", "effect"),
+        label="path",
+        needs="attn.pattern",
+    ),
+    Case("find.successor_heads", ordinal("successor_heads"), runs=False, needs="attn.z"),
     Case("find.induction_heads", pb.find.induction_heads, ("score", "uniform"), needs="attn.pattern"),
     Case(
         "find.logit_lens",
@@ -137,6 +328,22 @@ CASES = [
         ("probability", "logit", "rank", "kl", "logit_diff"),
     ),
     Case("find.previous_token_heads", pb.find.previous_token_heads, ("score", "uniform"), needs="attn.pattern"),
+    Case("find.concept_depth", depth),
+    Case(
+        "find.concept_depth",
+        lambda m, t, **o: depth(m, t, **{"conditions": ["noise 0.5", "int4"], "draws": 1, **o}),
+        label="conditions",
+    ),
+    Case("find.isotropy", lambda m, t, **o: pb.find.isotropy(m, t, **{"draws": 20, **o})),
+    Case("find.key_clusters", clusters),
+    Case("find.language_similarity", translated),
+    Case(
+        "find.latent_language",
+        lambda m, t, **o: pb.find.latent_language(m, t, HALVES, **{"draws": 3, **o}),
+        ("entropy", "energy"),
+    ),
+    Case("find.prior_layers", priors),
+    Case("find.word_classes", lambda m, t, **o: pb.find.word_classes(m, t, HALVES, **{"draws": 5, **o})),
     Case("measure.dose_response", dose_response, SHARES),
     Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
     Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them
@@ -168,6 +375,14 @@ CASES = [
         lambda m, t, **o: pb.prove.knockout_curve(m, t, part_of(m), **{"draws": 3, "by": "zero", **o}),
         ("effect", "singles", "null_mean", "accuracy", "score"),
     ),
+    Case(
+        "prove.channel",
+        gate(),
+        ("removed", "edge", "restored", "effect", "accuracy", "score"),
+        label="key",
+        needs="attn.z",
+    ),
+    Case("prove.channel", gate("L0.H1.C2>unembed", by="mean", n_components=2), label="logits", needs="attn.z"),
     Case("prove.path_patching", path("logits"), (*PATCHED, "joint", "mlp", "relative"), needs="attn.z"),
     Case("prove.path_patching", path("L1.H1"), (*PATCHED, "joint"), label="receiver", needs="attn.z"),
     Case(
@@ -178,9 +393,53 @@ CASES = [
     ),
     Case("prove.edge_attribution", pb.prove.edge_attribution, ("effect", "from_embed", "gap", "clean", "corrupted")),
     Case("prove.circuit", lambda m, t, **o: pb.prove.circuit(m, t, **{"scores": part_of(m), "draws": 2, **o})),
+    Case(
+        "turn.channel",
+        lambda m, t, **o: pb.turn.channel(m, "L0.H1.C2", **{"strength": 0.5, **o}),
+        runs=False,
+        needs="attn.z",
+    ),
+    Case("turn.set_prompt", set_prompt, ("score", "plain_score"), needs="attn.mask"),
+    Case(
+        "train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, part_of(m), **{"steps": 2, **o}), label="heads"
+    ),
+    Case("train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, "L1", **{"steps": 2, **o}), label="layer"),  # type: ignore[arg-type]
+    Case("turn.block", lambda m, t, **o: pb.turn.block(m, "1:3", **o), runs=False, needs="attn.pattern"),
+    Case(
+        "turn.clamp",
+        lambda m, t, **o: pb.turn.clamp(m, "L1.N3", 1.0, **o),  # type: ignore[arg-type]
+        runs=False,
+        label="neuron",
+        needs="mlp.act",
+    ),
+    Case(
+        "turn.clamp",
+        lambda m, t, **o: pb.turn.clamp(m, "L1", 1.0, **{"coordinate": 2, "texts": TEXTS, **o}),  # type: ignore[arg-type]
+        runs=False,
+        label="stream",
+    ),
+    Case("turn.context_knob", intents),
+    Case(
+        "turn.project",
+        lambda m, t, **o: pb.turn.project("L1.resid_out", torch.ones(m.d_model), model=m, **o),  # type: ignore[arg-type]
+        runs=False,
+    ),
+    Case(
+        "turn.route",
+        lambda m, t, **o: pb.turn.route(m, "L1.E0", **{"texts": TEXTS, **o}),  # type: ignore[arg-type]
+        runs=False,
+        needs="experts.out",
+    ),
+    Case("turn.steer", lambda m, t, **o: pb.turn.steer(m, twinned(t), **o)),
+    Case(
+        "turn.neurofeedback",
+        lambda m, t, **o: pb.turn.neurofeedback(m, t, **{"marks": ([60], [61]), "shots": [2], **o}),
+    ),
     Case("turn.scale", lambda m, t, **o: pb.turn.scale(part_of(m), 0.5, model=m, **o), runs=False),
 ]
 WITHOUT = {"mamba2": ("attn.z", "attn.pattern", "mlp.act", "experts.out"), "mixtral": ("mlp.act",)}
+WITHOUT |= {"bloom": ("experts.out", "attn.mask"), "gpt_neo": ("experts.out", "attn.mask")}  # ALiBi, a window in tokens
+WITHOUT["mamba2"] += ("attn.mask",)
 WITHOUT = {name: WITHOUT.get(name, ("experts.out",)) for name in TWINS}  # what a family lacks; these cases refuse there
 BOTH = [pytest.param(c, name, id=f"{c}-{name}") for c in CASES for name in TWINS if c.needs not in WITHOUT[name]]
 FEW = [param for param in BOTH if param.values[1] in ("gpt2", "gemma2", "mixtral", "gpt_neo")]
@@ -306,7 +565,8 @@ def test_train_and_grad_modes_stay(case: Case) -> None:
     try:
         with torch.enable_grad(), untouched(model, task(name)):
             result = case(model, task(name))
-        assert not any(result[v].requires_grad for v in result.variables)
+        if isinstance(result, pb.Result):
+            assert not any(result[v].requires_grad for v in result.variables)
     finally:
         first.requires_grad_(True)
         model.hf.eval()

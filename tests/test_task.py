@@ -362,3 +362,29 @@ def test_show_reads_for_people():
 def test_importing_and_making_tasks_needs_no_torch():
     code = "import sys, patchbay.tasks; assert 'torch' not in sys.modules, 'torch was imported'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_joined_tasks_keep_what_all_have() -> None:
+    a = Task(
+        "a", [[1, 2], [3, 4]], [5, 6], [[7], [8]], [[1, 9], [3, 9]], marks={"x": [[0], [1]], "y": [[1], [0]]}, seed=1
+    )
+    b = Task("b", [[1, 2, 3]], [5], [[7]], [[1, 2, 9]], options={"length": 3}, marks={"x": [[2]]}, labels={"z": [1]})
+    both = Task.joined([a, b])
+    assert both.clean == (*a.clean, *b.clean)
+    assert both.corrupted == ((1, 9), (3, 9), (1, 2, 9))
+    assert (both.right, both.wrong) == ((5, 6, 5), ((7,), (8,), (7,)))
+    assert both.marks == {"x": ((0,), (1,), (2,))}
+    assert both.labels == {"task": (0, 0, 1)}
+    assert [one["options"] for one in both.options["joined"]] == [{}, {"length": 3}]
+    assert Task.from_json(both.to_json()) == both
+    assert Task.joined([a, Task("c", [[1]], [2], [[3]])]).corrupted is None
+    uneven = Task("u", [[1, 2]], [5], [[7]], [[1]], options={"aligned": False})
+    assert Task.joined([a, uneven]).options["aligned"] is False
+
+
+def test_tasks_that_cannot_be_joined() -> None:
+    a = Task("a", [[1]], [2], [[3]])
+    with pytest.raises(PatchbayError, match="no tasks to join"):
+        Task.joined([])
+    with pytest.raises(PatchbayError, match="logit_diff and rank"):
+        Task.joined([a, a.with_metric("rank")])

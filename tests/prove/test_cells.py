@@ -76,7 +76,7 @@ def test_one_prompt_has_no_interval_and_no_evidence() -> None:
 def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     values = draw(6, 50)
     whole = cells.intervals(values), cells.sign_flip_p(values)
-    monkeypatch.setattr(cells, "ROOM", 4000)
+    monkeypatch.setattr(maths, "ROOM", 4000)
     pieces = cells.intervals(values), cells.sign_flip_p(values)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(whole[0], pieces[0], strict=True))
     assert torch.equal(whole[1], pieces[1])

@@ -1,0 +1,82 @@
+"""What the finders of layers share: the stream through the depth of a model, the logit lens on it, and random draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchbay.edit import Edit
+from patchbay.model import Model
+from patchbay.port import PatchbayError, Port
+from patchbay.run import run
+
+SITES = ("resid_out", "resid_in", "resid_mid", "attn.out", "mlp.in", "mlp.out")
+
+
+def depth(model: Model, site: str = "resid_out") -> tuple[list[str], list[Port]]:
+    """Names and ports of one signal of width d_model through the depth; before the first `resid_out` comes the embedding."""
+    if site not in SITES:
+        raise PatchbayError(f"site={site!r}; possible are {', '.join(SITES)}")
+    layers = [i for i in range(model.n_layers) if site in model.signals(i)]
+    if not layers:
+        offered = [name for name in SITES if any(name in model.signals(i) for i in range(model.n_layers))]
+        raise PatchbayError(
+            f"site={site!r}: no layer of this {model.family.name} model has it; possible are {', '.join(offered)}"
+        )
+    names, ports = [f"L{i}" for i in layers], [Port(site, i) for i in layers]
+    return (["embed", *names], [Port("resid_in", 0), *ports]) if site == "resid_out" else (names, ports)
+
+
+def last_states(
+    model: Model,
+    encoded: Sequence[list[int]],
+    ports: Sequence[Port],
+    batch_size: int,
+    edits: Callable[[int, int], list[Edit]] | None = None,
+) -> Tensor:
+    """The signals at each prompt's last token, [port, prompt, d_model] in float64; `edits(start, stop)` are made of a batch."""
+    pieces = []
+    for start in range(0, len(encoded), checked_batch(batch_size)):
+        piece = list(encoded[start : start + batch_size])
+        made = edits(start, start + len(piece)) if edits is not None else []
+        trace = run(model, piece, taps=list(ports), edits=made, logits="last")
+        pieces.append(torch.stack([trace.last(port).double().cpu() for port in ports]))
+    return torch.cat(pieces, 1)
+
+
+def checked_batch(batch_size: int) -> int:
+    if batch_size < 1:
+        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
+    return batch_size
+
+
+def lens(model: Model, stream: Tensor) -> tuple[Tensor, Tensor]:
+    """What the final norm and the unembedding make of a stream [..., d_model]: the normed stream, logits [..., vocab]."""
+    with torch.no_grad():  # forward, not a call: edits of an enclosing `edited` block belong to runs of the model
+        normed = model.final_norm_module.forward(stream)
+        return normed, model.unembed_logits(normed)
+
+
+def permutations(n: int, draws: int, seed: int) -> Tensor:
+    """`draws` random orders of 0..n-1, [draw, n], from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(draws)])
+
+
+def exceeded(observed: Tensor, null: Tensor) -> Tensor:
+    """p that a null draw is as high as what was observed, (1 + hits) / (1 + draws): [..., ] against [draw, ...]."""
+    return (1.0 + (null >= observed - 1e-12).sum(0)) / (1.0 + len(null))
+
+
+def token_ids(model: Model, tokens: Any, what: str) -> list[int]:
+    """Ids of a group of tokens, given as ids or as texts that are single tokens; an empty or foreign one is refused."""
+    listed = list(tokens)
+    found = [model.token_id(token) if isinstance(token, str) else int(token) for token in listed]
+    outside = [token for token in found if not 0 <= token < model.vocab_size]
+    if not found or outside:
+        problem = f"token ids {outside[:5]} are outside 0..{model.vocab_size - 1}" if outside else "it has no tokens"
+        raise PatchbayError(f"{what}: {problem}")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,113 @@
+"""N-gram heads: the planted induction head, the formula as loops for every order, closed form, nothing in a random model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import patchbay as pb
+from patchbay.tiny import planted
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_planted(form: Any, n: int) -> None:
+    """An induction head attends to what followed, whatever the order: all its attention, less what even attention has."""
+    built = planted.induction(form=form, seed=1)
+    model = pb.load(built.model, built.tokenizer)
+    result = pb.find.ngram_heads(model, pb.tasks.repeated_tokens(model, 12, seed=1), n=n)
+    head = built.truth["induction"]
+    best, second = result.table(2)
+    assert str(best["part"]) == head
+    assert best["value"] == pytest.approx(built.truth["attention"][head] - float(result["uniform"]), abs=0.02)
+    assert best["without_first"] == pytest.approx(best["value"], abs=0.03)
+    assert best["p_adjusted"] <= 0.05 < 0.2 < best["value"] - second["value"]
+    assert float(result["held_out"]) > 0.9
+
+
+def test_planted_order_is_told() -> None:
+    """Where the last token came twice, but only once after the same token before it, the planted head pays to both alike."""
+    built = planted.induction(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    words = torch.randperm(48, generator=torch.Generator().manual_seed(0)).add(12).tolist()
+    prompts = [[*words[i : i + 4], 5, 6, 7, *words[i + 4 : i + 8], 9, 6, 8, 11, 5, 6] for i in range(0, 40, 8)]
+    result = pb.find.ngram_heads(model, prompts, n=2)
+    row = next(r for r in result.table() if str(r["part"]) == built.truth["induction"])
+    assert row["excess_1"] > 0.85
+    assert 0.25 < row["shorter"] < 0.75  # some to 7, some to 8: a head of order 1
+    assert row["shorter"] + row["excess_2"] + 1 / 17 == pytest.approx(0.97, abs=0.03)
+
+
+def _reference(attentions: Any, prompts: list[list[int]], n: int, leave_out: bool = False) -> torch.Tensor:
+    total = torch.zeros(2, 4)
+    for ids, layers in zip(prompts, attentions, strict=True):
+        for layer in range(2):
+            for head in range(4):
+                a, found = layers[layer][0, head], []
+                for i in range(len(ids)):
+                    keys = [
+                        j
+                        for j in range(n, i)
+                        if i - n + 1 >= 0
+                        and all(ids[j - 1 - m] == ids[i - m] for m in range(n))
+                        and not (leave_out and j == 0)
+                    ]
+                    if keys:
+                        scale = 1 / float(a[i, 1 : i + 1].sum()) if leave_out else 1.0
+                        even = len(keys) / (i if leave_out else i + 1)
+                        found.append(sum(float(a[i, j]) for j in keys) * scale - even)
+                total[layer, head] += sum(found) / len(found) / len(prompts)
+    return total
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_reference(n: int) -> None:
+    """The definition as loops over Hugging Face's own attentions: strict j < i, whole n-grams, prompt by prompt."""
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(
+        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    hf = AutoModelForCausalLM.from_config(config).eval()
+    prompts = [torch.randint(3, 6, (size,)).tolist() for size in (26, 24, 30)]  # few tokens: matches of every order
+    result = pb.find.ngram_heads(pb.load(hf), prompts, n=n, batch_size=2)
+    hf.set_attn_implementation("eager")
+    with torch.no_grad():
+        attentions = [hf(torch.tensor([ids]), output_attentions=True).attentions for ids in prompts]
+    assert torch.allclose(result.values, _reference(attentions, prompts, n), atol=1e-6)
+    assert torch.allclose(result["without_first"], _reference(attentions, prompts, n, True), atol=1e-5)
+    for order in (1, 2, 3):
+        assert torch.allclose(result[f"excess_{order}"], _reference(attentions, prompts, order), atol=1e-6)
+
+
+def test_an_immediate_repeat_does_not_count() -> None:
+    """x_i = x_{i-1}: the token after the earlier one is the query itself, and j < i is strict."""
+    built = planted.null(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    with pytest.raises(pb.PatchbayError, match="none of the 1 prompts says 1 tokens in a row again"):
+        pb.find.ngram_heads(model, [[5, 6, 7, 7]])
+
+
+def test_null() -> None:
+    """A random model has no excess, and even attention has none at all."""
+    built = planted.null(seed=3)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.tasks.repeated_tokens(model, 40)
+    result = pb.find.ngram_heads(model, task)
+    assert result.values.abs().max() < 0.02
+    assert (result["p_adjusted"] > 0.05).all()
+    with model.edited(*(pb.zero(layer.attn.k) for layer in model.layers)):
+        even = pb.find.ngram_heads(model, task)
+    assert even.values.abs().max() < 1e-6
+    assert even["without_first"].abs().max() < 1e-6
+
+
+def test_errors() -> None:
+    built = planted.null()
+    model = pb.load(built.model, built.tokenizer)
+    with pytest.raises(pb.PatchbayError, match="n=4; possible are 1, 2, 3"):
+        pb.find.ngram_heads(model, [[5, 6, 5, 6]], n=4)
+    with pytest.raises(pb.PatchbayError, match=r"none of the 1 prompts says 2 tokens.*repeated_tokens"):
+        pb.find.ngram_heads(model, [[5, 6, 7, 5, 8, 9]], n=2)
