@@ -279,3 +279,68 @@ def _mcdougall2023(model: Model, seed: int) -> Claim:
     score, error = _top(found, "suppression"), 1.96 * _top(found, "standard_error")
     text = f"{found.top(1)[0]} pushes down what is about to be said where it stands in the prompt, more than elsewhere"
     return Claim(text, score, score - error, score + error, _top(found, "null_mean"), "logits")
+
+
+@claim("prakash2024")
+def _prakash2024(model: Model, seed: int) -> Claim:
+    from patchbay import prove, tasks
+
+    found = prove.desiderata_mask(model, tasks.indirect_object(model, N, seed=seed), seed=seed)
+    ends = _ends(found, "difference", "difference_low", "difference_high")
+    text = f"the {int(found['chosen'].nansum())} heads of a learned mask bring the answer over, more than as many random heads"
+    return Claim(text, *ends, 0.0, found.units["difference"])
+
+
+@claim("zhang2025")
+def _zhang2025(model: Model, seed: int) -> Claim:
+    from patchbay import prove, tasks
+
+    half, other = tasks.facts_in_context(model, 2 * N, seed=seed).split(seed=seed)
+    names = prove.attention_knockout(model, half, seed=seed)
+    at = int(names["everywhere"].nan_to_num(0.0).argmin())
+    group = str(names.labels_of("key")[at])
+    found = prove.attention_knockout(model, other, seed=seed)
+    value, low, high = (float(found[name][at]) for name in ("everywhere", "everywhere_low", "everywhere_high"))
+    text = f"what the answer says flows by attention to {group!r}: cut from there, its probability falls"
+    return Claim(text, value, low, high, 0.0, "relative change", above=False)
+
+
+@claim("davies2025")
+def _davies2025(model: Model, seed: int) -> Claim:
+    from patchbay import find
+
+    p = find.neuron_vocabulary(model, seed=seed)["p"].flatten()
+    p = p[~p.isnan()]
+    share, bound = float((p <= 0.01).double().mean()), 0.01
+    error = 1.96 * math.sqrt(share * (1 - share) / len(p))
+    text = "more neurons read one token's direction apart from all others than randomly turned ones do"
+    return Claim(text, share, share - error, share + error, bound, "share of neurons")
+
+
+@claim("dahlke2025")
+def _dahlke2025(model: Model, seed: int) -> Claim:
+    from patchbay import find, tasks
+    from patchbay.task import Task
+
+    kinds = (tasks.successor, tasks.arithmetic, tasks.indirect_object)
+    half, other = (
+        Task.joined([make(model, N // 2, seed=at) for make in kinds]).with_metric("log_probability")
+        for at in (seed, seed + 1)
+    )
+    best = find.expert_specialisation(model, half, label="task", value="0", seed=seed).top(1)[0]
+    found = find.expert_specialisation(model, other, label="task", value="0", seed=seed)
+    value, low, high = (_at(found, name, best) for name in ("relevance", "low", "high"))
+    text = f"{best} is chosen more often where the next of a series is asked than elsewhere, also on new prompts"
+    return Claim(text, value, low, high, 0.0, "share of prompts")
+
+
+@claim("rimsky2024")
+def _rimsky2024(model: Model, seed: int) -> Claim:
+    from patchbay import tasks, turn
+
+    knob = turn.steer(model, tasks.indirect_object(model, 2 * N, seed=seed), seed=seed)
+    found = knob.evidence["steering"]
+    at = knob.edits[0].port.layer
+    value, low, high = (float(found[name][at]) for name in ("effect", "low", "high"))
+    text = f"the mean difference of prompts and their twins, added at layer {at}, moves the answer, on prompts that chose nothing"
+    return Claim(text, value, low, high, 0.0, "logits")

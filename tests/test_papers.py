@@ -8,10 +8,12 @@ import math
 import pytest
 from click.testing import CliRunner
 
+import patchbay as pb
 from patchbay import catalogue, claims
 from patchbay.claims import Claim
 from patchbay.cli import cli
 from patchbay.port import PatchbayError
+from patchbay.tiny.twins import twin
 
 
 def ask(*words: str) -> tuple[int, str]:
@@ -69,3 +71,20 @@ def test_the_verdict_is_the_intervals(low: float, high: float, above: bool, verd
 def test_a_claim_without_a_check_is_refused_with_those_that_have_one() -> None:
     with pytest.raises(PatchbayError, match="no claim of 'agerri2022' can be run; those that can are"):
         claims.known("agerri2022")
+
+
+def test_a_claim_is_confirmed_where_it_holds_and_not_where_nothing_was_learned() -> None:
+    found = claims.check("olsson2022", pb.load("tiny"))
+    assert found.verdict == "confirmed"
+    assert found.low > found.bound
+    assert claims.check("olsson2022", pb.load(twin("gpt2"))).verdict != "confirmed"
+    code, text = ask("run", "gu2024", "--model", "tiny")
+    assert code == 1
+    assert "not confirmed" in text
+    told = json.loads(ask("run", "olsson2022", "--json")[1])
+    assert told["verdict"] == "confirmed"
+
+
+def test_claims_that_cannot_be_asked_of_a_model_are_refused() -> None:
+    with pytest.raises(PatchbayError, match="attn.pattern"):
+        claims.check("olsson2022", pb.load(twin("mamba2")))
