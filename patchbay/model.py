@@ -533,7 +533,8 @@ def flat_edits(
     items = list(_flat(given))
     knobs = [item for item in items if not isinstance(item, Edit)]
     for knob in knobs if model is not None else ():
-        knob.check(model)
+        if hasattr(knob, "check"):  # others that have `edits_at` know nothing of weights
+            knob.check(model)
     several = isinstance(strength, Sequence) and not isinstance(strength, str)
     strengths: list[Any] = list(strength) if several else [strength] * len(knobs)  # type: ignore[arg-type]
     if len(strengths) != len(knobs):

@@ -69,7 +69,7 @@ def test_scores_without_a_null_have_no_p() -> None:
 
 
 def test_models_without_heads_are_refused() -> None:
-    with pytest.raises(PatchbayError, match="no finder of heads runs on this mamba2 model"):
+    with pytest.raises(PatchbayError, match="no finder of heads runs on this mamba model"):
         find_all(pb.load(twin("mamba2")), n=4, curves=False)
 
 
