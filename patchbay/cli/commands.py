@@ -231,7 +231,8 @@ def _option(key: str, parameter: inspect.Parameter) -> click.Option:
         return click.Option([f"{flag}/--no-{flag[2:]}", key], default=default, show_default=True)
     shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     if "Part" in options.names_in(hint):
-        return click.Option([flag, key], multiple=True, required=needed, metavar="PARTS", help=PARTS_HELP)
+        flags = [flag, "--heads"] if key == "parts" else [flag]
+        return click.Option([*flags, key], multiple=True, required=needed, metavar="PARTS", help=PARTS_HELP)
     help_text = "" if shown is None else f"[default: {shown}]"
     return click.Option([flag, key], required=needed, metavar=options.shown_type(hint).upper(), help=help_text or None)
 
