@@ -77,8 +77,18 @@ def plain_eager(
 
 def plain_pattern(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """softmax(q k^T * scaling + mask), which is what SDPA uses and does not return: [prompt, head, query, key]."""
-    scores = (query * (scaling or query.shape[-1] ** -0.5)) @ _to_heads(key, query.shape[1]).transpose(-1, -2)
-    scores = scores if mask is None else scores.add_(mask)
+    scale, keys = scaling or query.shape[-1] ** -0.5, _to_heads(key, query.shape[1]).transpose(-1, -2)
+    in_place = not torch.is_grad_enabled() and query.dtype == torch.float32
+    if in_place and mask is not None and mask.shape[:2] == (1, 1):  # scaled, masked and multiplied in one pass
+        numbers = mask.expand(*query.shape[:2], -1, -1).flatten(0, 1)
+        keys = keys.expand(*query.shape[:2], -1, -1)
+        scores = torch.baddbmm(numbers, query.flatten(0, 1), keys.flatten(0, 1), alpha=scale)
+        scores = scores.unflatten(0, query.shape[:2])
+    else:
+        scores = (query * scale) @ keys
+        scores = scores if mask is None else scores.add_(mask)
+    if in_place:  # every row is read before it is written, so the scores can become the pattern where they lie
+        return torch.softmax(scores, dim=-1, out=scores)
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
 
 
