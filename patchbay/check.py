@@ -19,8 +19,9 @@ from torch import Tensor
 from patchbay.edit import Edit, add, replace
 from patchbay.model import Model, load
 from patchbay.port import SIGNALS, PatchbayError, Port
+from patchbay.rotary import rotary_size
 from patchbay.run import Trace, run
-from patchbay.weights import norm_parts
+from patchbay.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts
 
 # relative error up to which a statement holds; many a family norms and rotates in float32 whatever its dtype
 LIMIT = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
@@ -236,18 +237,16 @@ def _attention(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[t
 def _head_weights(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tuple[str, str, float]]:
     """The stream through norm and weights gives v; and q and k at position 0, where rotary turns by nothing."""
     at, attn = model.modules[layer], model.layers[layer].attn
-    if model.family.qkv == "latent":  # W_Q, W_K and W_V are refused there
-        return
     normed, unit = ports["resid_in"], ports["resid_in"]
     if at.norm_attn is not None:
         centred = norm_parts(at.norm_attn)[2]
         normed, unit = at.norm_attn(normed), normed - normed.mean(-1, keepdim=True) if centred else normed
-        epsilon = next(
-            (getattr(at.norm_attn, name) for name in ("eps", "variance_epsilon") if hasattr(at.norm_attn, name)), 0.0
-        )
-        unit = unit / (unit.pow(2).mean(-1, keepdim=True) + epsilon).sqrt()
+        unit = unit / (unit.pow(2).mean(-1, keepdim=True) + norm_epsilon(at.norm_attn)).sqrt()
     for fold, x, how in ((False, normed, "the normed stream times W"), (True, unit, "the unit stream times W folded")):
         w = attn.weights(fold_norm=fold)
+        if model.family.qkv == "latent":
+            yield from _latent(model, layer, ports, w, x, normed, how)
+            continue
         for name, matrix, bias in (("attn.q", w.W_Q, w.b_Q), ("attn.k", w.W_K, w.b_K), ("attn.v", w.W_V, w.b_V)):
             found = torch.einsum("bpm,hmd->bhpd", x, matrix) + (0 if bias is None else bias[:, None])
             seen = ports[name]
@@ -257,6 +256,31 @@ def _head_weights(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterato
                 if any("norm" in child for child, _ in at.attn.named_children()):  # type: ignore[union-attr]
                     continue
             yield name, how, _relative(found, seen)
+
+
+def _latent(
+    model: Model, layer: int, ports: dict[str, Tensor], w: HeadWeights, x: Tensor, normed: Tensor, how: str
+) -> Iterator[tuple[str, str, float]]:
+    """With the inner norms of each token as they were, x W is q, k and v: where rotary turns, at position 0, else everywhere."""
+    rates = model.layers[layer].attn.inner_rates(normed)
+    factors = latent_weights(model.family, model.modules[layer], model.n_heads(layer))
+    still = model.d_head(layer) - len(factors.order)
+    maps = (("attn.q", w.W_Q, w.b_Q), ("attn.k", w.W_K, w.b_K), ("attn.v", w.W_V, w.b_V))
+    for (name, matrix, bias), rate in zip(maps, rates, strict=True):
+        found = torch.einsum("bpm,hmd->bhpd", x, matrix).double() + (0 if bias is None else bias.double()[:, None])
+        found, seen = found * rate[:, None], ports[name].double()
+        where = how + ", at each token's inner scale"
+        if name == "attn.v":
+            yield name, where, _relative(found, seen)
+            continue
+        yield name, where + ": what is not turned", _relative(found[..., :still], seen[..., :still])
+        turned, there = found[..., still:], seen[..., still:]
+        turned = turned * rotary_size(turned[:, :, 0], there[:, :, 0])  # some scalings of rotary positions lengthen it
+        yield name, where + ": the rotary part at position 0", _relative(turned[:, :, 0], there[:, :, 0])
+        yield name, where + ": the length of the rotary part", _relative(turned.norm(dim=-1), there.norm(dim=-1))
+    if how.endswith("W"):
+        out = torch.einsum("bphd,hdm->bphm", ports["attn.z"], w.W_O)
+        yield "attn.head_out", "z times W_O", _relative(out, ports["attn.head_out"])
 
 
 def _mlp(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tuple[str, str, float]]:

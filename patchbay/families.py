@@ -73,6 +73,7 @@ GPT = replace(
     mid="ln_2",
     mlp_gate="",
 )
+_LATENT = ("q_a_proj", "q_a_layernorm", "q_b_proj|q_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 _NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 
@@ -80,7 +81,13 @@ FAMILIES: tuple[Family, ...] = (
     LLAMA,
     replace(LLAMA, name="moe", model_types=_MOE),
     replace(LLAMA, name="gpt_oss", model_types=("gpt_oss", "phimoe"), router="mlp.router"),
-    replace(LLAMA, name="deepseek", model_types=("deepseek_v3", "deepseek_v2", "glm4_moe_lite"), qkv="latent"),
+    replace(
+        LLAMA,
+        name="deepseek",
+        model_types=("deepseek_v3", "deepseek_v2", "glm4_moe_lite"),
+        qkv="latent",
+        qkv_modules=_LATENT,
+    ),
     replace(LLAMA, name="qwen3_next", model_types=("qwen3_next",), mixers=("linear_attn",), qkv="gated"),
     replace(
         LLAMA,

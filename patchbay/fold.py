@@ -76,10 +76,11 @@ def _head_out(fold: Fold, port: Port, map_: Affine) -> None:
 def _v(fold: Fold, port: Port, map_: Affine) -> None:
     model, layer = fold.model, port.layer or 0
     family, at, n_groups, d_head = model.family, model.modules[layer], model.n_groups(layer), model.d_head(layer)
-    if family.qkv == "latent":
-        raise NotFoldableError("values come out of a compressed latent that keys share")
     modules: list[Any] = [follow(at.attn, name) for name in family.qkv_modules]
-    if len(modules) == 1:
+    if family.qkv == "latent":  # the last map gives, head by head, the key's part that is not turned, then the value
+        width = matrix(at.attn_proj).shape[0] // n_groups  # type: ignore[arg-type]
+        columns = torch.arange(matrix(modules[-1]).shape[1]).view(n_groups, -1)[:, -width:]
+    elif len(modules) == 1:
         n_stored = (matrix(modules[0]).shape[1] // d_head - model.n_heads(layer)) // 2
         columns = _columns(family, model.n_heads(layer), n_stored, d_head)[2]
     else:

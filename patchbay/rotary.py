@@ -2,10 +2,11 @@
 
 Both are read off the model itself. One run puts the same random streams into every layer at every position and taps q and k:
 the q of position t is then the q of position 0 turned by the family's own rotary code, whatever its layout (halves or
-neighbouring pairs), its share of the head (partial rotary) or its scaling; layers without rotary positions do not turn. The
-turn is found as one angle per pair of head dimensions and must explain every tapped q and k, and W_Q with the norm's gain
-must give the direction of every q at position 0; a model of which either is untrue is refused. So what is said of W_Q and W_K
-has been checked against what the model computes. Cost: one run of 2 prompts (8 in half precision), as long as the largest offset.
+neighbouring pairs), its share of the head (partial rotary; in latent attention its end) or its scaling; layers without rotary positions
+do not turn. The turn is found as one angle per pair of head dimensions and must explain every tapped q and k, and W_Q with
+the norm's gain must give the direction of every q at position 0; a model of which either is untrue is refused. So what is
+said of W_Q and W_K has been checked against what the model computes. Cost: one run of 2 prompts (8 in half precision), as
+long as the largest offset.
 
 Row vectors: q_t = q_0 @ R[t]. The score of a query t and a key s turns with their offset alone: R[t] R[s]^T = R[t - s].
 """
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from patchbay import edit
 from patchbay.port import PatchbayError, Port
-from patchbay.weights import HeadWeights, norm_parts
+from patchbay.weights import HeadWeights, latent_weights, norm_parts
 
 if TYPE_CHECKING:
     from patchbay.model import Model
@@ -50,14 +51,16 @@ def turns(model: Model, offsets: Sequence[int], folded: dict[int, HeadWeights]) 
         raise PatchbayError(f"offsets {list(offsets)} were asked; they lie in 0..{longest - 1} in this model")
     stream, seen = _probe(model, max(offsets) + 1, list(folded))
     tolerance = TOLERANCE.get(model.dtype, 6e-2)
-    layout: tuple[bool, int] | None = None
+    layout: tuple[bool, int, int] | None = None
     out = {}
     for layer, weights in folded.items():
         q, k = seen[Port("attn.q", layer)].double(), seen[Port("attn.k", layer)].double()
         rotation, layout = _rotation(model, layer, q, k, layout, tolerance)
         kept = None if rotation is None else rotation[list(offsets)].to(weights.W_Q)
         maps = _own_norm(model, layer, weights)
-        _check_direction(model, layer, stream, q, k, tolerance)
+        sizes = _check_direction(model, layer, stream, q, k, tolerance)
+        if bool((sizes != 1).any()):
+            maps = (maps[0] * sizes.to(maps[0]), maps[1] * sizes.to(maps[1]))
         out[layer] = Turn(kept, *maps)
     return out
 
@@ -91,14 +94,18 @@ def _probe(model: Model, n_positions: int, layers: list[int]) -> tuple[Tensor, d
 
 
 def _rotation(
-    model: Model, layer: int, q: Tensor, k: Tensor, layout: tuple[bool, int] | None, tolerance: float
-) -> tuple[Tensor | None, tuple[bool, int] | None]:
+    model: Model, layer: int, q: Tensor, k: Tensor, layout: tuple[bool, int, int] | None, tolerance: float
+) -> tuple[Tensor | None, tuple[bool, int, int] | None]:
     """R [position, d_head, d_head] of a layer, None where nothing turns; with its layout, to be tried first on the next."""
     both = torch.cat([q, k], 1)  # [probe, head and group, position, d_head]
     if float((both - both[:, :, :1]).norm() / both.norm()) <= tolerance:
         return None, layout
     d_head = q.shape[3]
-    tries = [(pairs, width) for width in range(d_head - d_head % 2, 0, -2) for pairs in (False, True)]
+    widths = range(d_head - d_head % 2, 0, -2)
+    tries = [(pairs, width, 0) for width in widths for pairs in (False, True)]
+    tries += [
+        (pairs, width, d_head - width) for width in widths for pairs in (False, True)
+    ]  # a latent head's end turns
     best = (float("inf"), None, layout)
     few = both[:, :4]
     for candidate in [layout, *tries] if layout else tries:
@@ -120,10 +127,10 @@ def _rotation(
     return rotation, layout
 
 
-def _fit(x: Tensor, neighbours: bool, width: int) -> Tensor:
-    """R [position, d_head, d_head] that turns pairs among the first `width` dimensions, by least squares over `x`."""
+def _fit(x: Tensor, neighbours: bool, width: int, start: int) -> Tensor:
+    """R [position, d_head, d_head] that turns pairs among `width` dimensions from `start` on, by least squares over `x`."""
     half = width // 2
-    first = torch.arange(half) * 2 if neighbours else torch.arange(half)
+    first = start + (torch.arange(half) * 2 if neighbours else torch.arange(half))
     second = first + 1 if neighbours else first + half
     a, b = x[:, :, :1, first], x[:, :, :1, second]  # [probe, head, 1, pair]
     c, d = x[..., first], x[..., second]
@@ -194,15 +201,27 @@ def _gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]:
     )
 
 
-def _check_direction(model: Model, layer: int, stream: Tensor, q: Tensor, k: Tensor, tolerance: float) -> None:
-    """W_Q x + b_Q, normed by the family's own module, is the tapped q of position 0, up to a factor for each query."""
+def rotary_size(made: Tensor, tapped: Tensor) -> float:
+    """By how much rotary positions lengthen what they turn: 1 but for some scalings to longer texts (YaRN)."""
+    return max(0.0, float((made.double() * tapped.double()).sum() / made.double().pow(2).sum().clamp_min(1e-300)))
+
+
+def _check_direction(model: Model, layer: int, stream: Tensor, q: Tensor, k: Tensor, tolerance: float) -> Tensor:
+    """W_Q x + b_Q, normed by the family's own module, is the tapped q of position 0, up to a factor for each query. Returns what
+    rotary positions multiply dimensions by besides turning them, relative to the others: 1 but in part of a latent head."""
     at, plain = model.modules[layer], model.layers[layer].attn.weights()
     x = stream if at.norm_attn is None else at.norm_attn(stream[:, None])[:, 0]
     norms = query_key_norms(model, layer) or (None, None)
-    pairs = ((plain.W_Q, plain.b_Q, norms[0], q, "q"), (plain.W_K, plain.b_K, norms[1], k, "k"))
-    for weight, bias, norm, tapped, name in pairs:
+    rates, sizes = model.layers[layer].attn.inner_rates(x), torch.ones(q.shape[3], dtype=q.dtype, device=q.device)
+    if model.family.qkv == "latent":
+        still = len(sizes) - len(latent_weights(model.family, at, model.n_heads(layer)).order)
+        made = torch.einsum("pd,hdr->phr", x.double(), plain.W_K.double()[..., still:])
+        made = made if plain.b_K is None else made + plain.b_K.double()[..., still:]
+        sizes[still:] = rotary_size(made, k[:, :, 0, still:])
+    pairs = ((plain.W_Q, plain.b_Q, norms[0], q, "q", rates[0]), (plain.W_K, plain.b_K, norms[1], k, "k", rates[1]))
+    for weight, bias, norm, tapped, name, rate in pairs:
         made = torch.einsum("pd,hdr->phr", x.double(), weight.double())
-        made = made if bias is None else made + bias.double()
+        made = (made if bias is None else made + bias.double()) * (rate if rate.ndim == 1 else rate[:, None]) * sizes
         if norm is not None:
             gain, centred = _gain(norm, *made.shape[1:])
             made = (made - made.mean(-1, keepdim=True) if centred else made) * gain.to(made)
@@ -216,3 +235,4 @@ def _check_direction(model: Model, layer: int, stream: Tensor, q: Tensor, k: Ten
                 f"{float(cosine.min()):.3f}): something stands between them that is not known; "
                 "kinds 'value', 'mlp', 'router' and 'unembed' are possible"
             )
+    return sizes

@@ -196,11 +196,21 @@ class AttentionView(View):
         return self.port("out")
 
     def weights(self, *, fold_norm: bool = False) -> weights.HeadWeights:
-        """Per-head weights; `fold_norm` folds the gain, bias and centring of the norm before attention into copies."""
+        """Per-head weights; `fold_norm` folds the gain, bias and centring of the norm before attention into copies. Of latent
+        attention they are products of its factors, right up to one positive number per token (`inner_rates`)."""
         self.model.require(Port("attn.z", self._layer))
         i, model = self._layer, self.model
         shape = (model.n_heads(i), model.n_groups(i), model.d_head(i))
         return weights.head_weights(model.family, model.modules[i], *shape, fold_norm=fold_norm)
+
+    def inner_rates(self, x: Tensor) -> list[Tensor]:
+        """By what x W_Q, x W_K and x W_V are multiplied to be q, k and v: 1, but in latent attention what the norms inside do
+        to tokens x [..., d_model] of the normed stream (`weights.py`). Each [..., 1] or, for keys, [..., d_head]."""
+        self.model.require(Port("attn.z", self._layer))
+        i, model = self._layer, self.model
+        if model.family.qkv != "latent":
+            return [x.new_ones(1)] * 3
+        return weights.inner_rates(model.family, model.modules[i], model.n_heads(i), model.d_head(i), x)
 
 
 class Neuron(View):

@@ -5,6 +5,15 @@ stand what the family has of rotary, a norm of queries and keys, and in OPT the 
 W_K and W_V [group, d_model, d_head] (grouped-query heads share them), W_O [head, d_head, d_model]. These are the model's own
 numbers; `fold_norm=True` folds the gain, bias and centring of the norm before them into copies, so that `x` may be the
 normalised but not yet scaled stream.
+
+Latent attention (DeepSeek) makes keys, values and often queries of a compressed latent, c = x W_down, that passes an RMS norm
+on its way: v = n(x) c gain W_up, with one positive number n(x) = 1 / sqrt(mean(c^2) + eps) for each token. So the maps are the
+products W_down gain W_up times one number per layer in place of n(x). By convention that is the one of the root mean square
+latent of an isotropic unit-variance stream, which weights alone give: n = 1 / sqrt(|W_down|_F^2 / d_latent + eps), the layer's
+norm folded in (and its bias counted, where there is one). Directions are exact; n is right up to a factor per token,
+`inner_rates`, times which x W_Q, x W_K and x W_V are the tapped q, k and v. Composition scores do not depend on the n of
+queries, and those of values on none. A key's rotary part comes without that norm: the n of keys weighs its two parts
+against each other, and with that W_QK, the scores of queries and keys alike.
 """
 
 from __future__ import annotations
@@ -39,6 +48,49 @@ class HeadWeights:
     def W_QK(self, head: int) -> Tensor:
         """W_Q W_K^T of one query head at rotary offset 0: [d_model, d_model]."""
         return self.W_Q[head] @ self.W_K[head * len(self.W_K) // len(self.W_Q)].T
+
+
+@dataclass(frozen=True)
+class Latent:
+    """x W_down + b_down, an RMS norm, then W_up: what latent attention has for queries, and for keys and values.
+
+    `rate`: the number in place of the norm's 1 / length, by the convention above."""
+
+    W_down: Tensor  # [d_model, d_latent]
+    W_up: Tensor  # [head, d_latent, width], the norm's gain folded in
+    rate: Tensor
+    epsilon: float
+    b_down: Tensor | None = None  # [d_latent]
+
+    def rates(self, x: Tensor) -> Tensor:
+        """What the norm does to tokens x [..., d_model], in units of `rate`: [..., 1]."""
+        latent = x.double() @ self.W_down.detach().double()
+        latent = latent if self.b_down is None else latent + self.b_down.detach().double()
+        return (latent.pow(2).mean(-1, keepdim=True) + self.epsilon).rsqrt() / self.rate.double()
+
+    def maps(self) -> tuple[Tensor, Tensor | None]:
+        """W_down W_up times `rate`, [head, d_model, width], and the bias [head, width]; summed in float32 or better."""
+        kept, wide = self.W_up.dtype, torch.promote_types(self.W_up.dtype, torch.float32)
+        up = self.W_up.to(wide) * self.rate.to(wide)
+        bias = None if self.b_down is None else (self.b_down.to(wide) @ up).to(kept)
+        return (self.W_down.to(wide) @ up).to(kept), bias
+
+
+@dataclass(frozen=True)
+class LatentWeights:
+    """The factors of one layer of latent attention: queries (None where they are one plain map), keys and values, and the keys'
+    rotary part, which all heads share. W_up of keys and values holds the unturned part of the key, then the value."""
+
+    query: Latent | None
+    key_value: Latent
+    W_rotary: Tensor  # [d_model, n_rotary]
+    b_rotary: Tensor | None
+    order: Tensor  # the rotary part's dimensions as the port has them at position 0
+
+    def split(self, x: Tensor, d_head: int) -> list[Tensor]:
+        """Unturned key and value of the last axis of `x`."""
+        n = d_head - self.W_rotary.shape[1]
+        return [x[..., :n], x[..., n:]]
 
 
 @dataclass(frozen=True)
@@ -82,14 +134,24 @@ def _columns(family: Family, n_heads: int, n_groups: int, d_head: int) -> list[T
 def head_weights(
     family: Family, at: LayerModules, n_heads: int, n_groups: int, d_head: int, *, fold_norm: bool = False
 ) -> HeadWeights:
-    """The layer's weights by head. Refuses layouts in which q, k or v is not a linear map of the normed stream."""
-    if family.qkv == "latent":
-        raise PatchbayError(
-            f"{family.name}: keys and values pass a norm inside a compressed latent, so W_Q, W_K, W_V are not single matrices; "
-            "ports q, k, v, z and W_O are available"
-        )
-    assert at.attn is not None
+    """The layer's weights by head; of latent attention the products of its factors, by the convention above."""
     assert at.attn_proj is not None
+    made = _latent_maps if family.qkv == "latent" else _plain_maps
+    weights, biases = made(family, at, n_heads, n_groups, d_head)
+    if fold_norm and _norm(at.norm_attn, family.norm_attn, at) is not None:
+        pairs = [folded(at.norm_attn, w, b) for w, b in zip(weights, biases, strict=True)]
+        weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
+    (w_q, w_k, w_v), (b_q, b_k, b_v) = weights, biases
+    b_o = getattr(at.attn_proj, "bias", None)
+    return HeadWeights(w_q, w_k, w_v, output_weights(at, n_heads), b_q, b_k, b_v, b_o)
+
+
+Maps = tuple[
+    list[Tensor], list[Tensor | None]
+]  # of q, k and v: [head or group, d_model, d_head], [head or group, d_head]
+
+
+def _plain_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d_head: int) -> Maps:
     modules: list[Any] = [follow(at.attn, name) for name in family.qkv_modules]
     if any(module is None for module in modules):
         raise PatchbayError(
@@ -113,12 +175,89 @@ def head_weights(
         if family.qkv == "gated":  # the query projection also gives the output gate, after each head's query
             weights[0] = weights[0][..., :d_head]
             biases[0] = None if biases[0] is None else biases[0][..., :d_head]
-    if fold_norm and _norm(at.norm_attn, family.norm_attn, at) is not None:
-        pairs = [folded(at.norm_attn, w, b) for w, b in zip(weights, biases, strict=True)]
-        weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
-    (w_q, w_k, w_v), (b_q, b_k, b_v) = weights, biases
-    b_o = getattr(at.attn_proj, "bias", None)
-    return HeadWeights(w_q, w_k, w_v, output_weights(at, n_heads), b_q, b_k, b_v, b_o)
+    return weights, biases
+
+
+# --- latent attention -----------------------------------------------------------------------------------
+
+
+def latent_weights(family: Family, at: LayerModules, n_heads: int) -> LatentWeights:
+    """The factors of a layer of latent attention, by the modules that the family's row names."""
+    q_down, q_norm, _, kv_down, kv_norm, kv_up = (follow(at.attn, name) for name in family.qkv_modules)
+    if kv_down is None or kv_norm is None or kv_up is None:
+        raise PatchbayError(
+            f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules[3:])}; give a family row that names them"
+        )
+    n = int(norm_parts(kv_norm)[0].numel())
+    down, bias = matrix(kv_down), getattr(kv_down, "bias", None)
+    n_rotary = down.shape[1] - n
+    order = torch.arange(n_rotary, device=down.device)
+    if getattr(
+        getattr(at.attn, "config", None), "rope_interleave", False
+    ):  # neighbours that turn together are put apart
+        order = torch.cat([order[::2], order[1::2]])
+    key_value = _latent(at, down[:, :n], None if bias is None else bias[:n], kv_norm, kv_up, n_heads)
+    query = None
+    if q_down is not None and q_norm is not None:
+        q_up = follow(at.attn, family.qkv_modules[2])
+        query = _latent(at, matrix(q_down), getattr(q_down, "bias", None), q_norm, q_up, n_heads)
+    return LatentWeights(query, key_value, down[:, n:], None if bias is None else bias[n:], order)
+
+
+def _latent(at: LayerModules, down: Tensor, bias: Tensor | None, norm: Any, up: Any, n_heads: int) -> Latent:
+    gain, shift, centred = norm_parts(norm)
+    if shift is not None or centred or getattr(up, "bias", None) is not None:
+        raise PatchbayError(
+            f"{type(at.attn).__name__}: its latent passes {type(norm).__name__}, which is no plain RMS norm before a map "
+            "without bias: W_Q, W_K and W_V are not its product up to one number per token"
+        )
+    inward, moved = (down, bias) if at.norm_attn is None else folded(at.norm_attn, down, bias)
+    power = inward.detach().double().pow(2).sum() + (0.0 if moved is None else moved.detach().double().pow(2).sum())
+    epsilon = norm_epsilon(norm)
+    rate = (power / down.shape[1] + epsilon).rsqrt()
+    W_up = (gain[:, None] * matrix(up)).unflatten(1, (n_heads, -1)).movedim(1, 0)
+    return Latent(down, W_up, rate, epsilon, bias)
+
+
+def _latent_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d_head: int) -> Maps:
+    del n_groups  # keys and values are made for every query head
+    found = latent_weights(family, at, n_heads)
+    made, bias = found.key_value.maps()
+    w_k, w_v = found.split(made, d_head)
+    b_k, b_v = (None, None) if bias is None else found.split(bias, d_head)
+    w_k = torch.cat([w_k, found.W_rotary[:, found.order].expand(n_heads, -1, -1)], -1)
+    if b_k is not None and found.b_rotary is not None:
+        b_k = torch.cat([b_k, found.b_rotary[found.order].expand(n_heads, -1)], -1)
+    if found.query is not None:
+        w_q, b_q = found.query.maps()
+    else:
+        plain: Any = follow(at.attn, family.qkv_modules[2])
+        w_q, b_q = matrix(plain).unflatten(1, (n_heads, -1)).movedim(1, 0), plain.bias
+        b_q = None if b_q is None else b_q.unflatten(0, (n_heads, -1))
+    place = torch.arange(d_head, device=w_q.device)
+    place[d_head - len(found.order) :] = found.order + d_head - len(found.order)
+    w_q, b_q = w_q[..., place], None if b_q is None else b_q[..., place]
+    return [w_q, w_k, w_v], [b_q, b_k, b_v]
+
+
+def inner_rates(family: Family, at: LayerModules, n_heads: int, d_head: int, x: Tensor) -> list[Tensor]:
+    """By what x W_Q, x W_K and x W_V of a latent layer are multiplied to be what its inner norms make of tokens x [..., d_model].
+
+    `x`: what the layer's norm returned, whether that norm is folded into the weights or not. For queries and values [..., 1], for
+    keys [..., d_head], 1 in the rotary part."""
+    found = latent_weights(family, at, n_heads)
+    shared = found.key_value.rates(x)  # [..., 1]
+    key = shared.expand(*shared.shape[:-1], d_head).clone()
+    key[..., d_head - len(found.order) :] = 1.0
+    return [torch.ones_like(shared) if found.query is None else found.query.rates(x), key, shared]
+
+
+# --- norms ----------------------------------------------------------------------------------------------
+
+
+def norm_epsilon(norm: nn.Module) -> float:
+    """What a norm adds to the mean square before the root."""
+    return float(next((getattr(norm, name) for name in ("eps", "variance_epsilon") if hasattr(norm, name)), 0.0) or 0.0)
 
 
 def _norm(norm: nn.Module | None, path: str, at: LayerModules) -> nn.Module | None:

@@ -9,11 +9,13 @@ d_model matrices is made for it.
 Norms: gain and centring are folded into the reading side of copies (the model stays as it is). A norm after attention or MLP
 (Gemma 2, OLMo 2) is part of the writer: its gain and centring give the direction of what is written exactly; its size
 follows the token, since the norm divides each token's sum of writes by its length: `Components.note` says so. The family's
-residual scale is part of the writer. Elhage et al. 2021; components as in Merullo et al. 2024.
+residual scale is part of the writer. Latent attention has a norm inside its maps: see `weights.py` for the one number that stands
+in its place, `INNER` and `WEIGHED` for what depends on it. Elhage et al. 2021; components as in Merullo et al. 2024.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -193,6 +195,22 @@ class Components:
 AFTER = "a norm after the block divides what all its parts write by one length per token: directions are exact, sizes up to that"
 
 
+INNER = (
+    "values pass a norm inside a latent, which multiplies them by one positive number per token: singular values have in its "
+    "place that of a root mean square latent of an isotropic stream; directions and coordinates are exact, these up to that"
+)
+
+WEIGHED = (
+    "a latent's norm multiplies keys but for their rotary part by one positive number per token: query and key scores "
+    "have both parts at the weight of a root mean square latent of an isotropic stream; value scores do not depend on it"
+)
+
+
+def weighed(model: Model, kinds: Iterable[str]) -> list[str]:
+    """The note on scores of these kinds of readers, where the model has latent attention and one of them is query or key."""
+    return [WEIGHED] if model.family.qkv == "latent" and not {"query", "key"}.isdisjoint(kinds) else []
+
+
 def n_components(model: Model, part: Part) -> int:
     """How many components a writer has at most: the smaller side of its out-map."""
     layer = part.layer or 0
@@ -218,7 +236,8 @@ def components(model: Model, part: Part | str, named: str | None = None) -> Comp
         assert part.layer is not None
         assert part.index is not None
         w = folded_heads(model, part.layer)
-        note = AFTER if after_norm(at.attn_added, at.attn, at.attn_proj) is not None else ""
+        notes = [AFTER] * (after_norm(at.attn_added, at.attn, at.attn_proj) is not None)
+        note = "; ".join(notes + [INNER] * (model.family.qkv == "latent"))
         W_V, W_O = per_head(w.W_V, len(w.W_O))[part.index], w.W_O[part.index]
         return _decomposed(part, W_V, W_O, note)
     if at is not None:
@@ -267,7 +286,8 @@ def writing_rows(model: Model, part: Part, named: str | None = None) -> Tensor:
 
 
 def bias_rows(model: Model, part: Part) -> Tensor | None:
-    """What attention or MLP adds whatever the prompt, [1, d_model]: attention rows sum to 1, so that b_V W_O counts. None: 0."""
+    """What attention or MLP adds whatever the prompt, [1, d_model]: attention rows sum to 1, so that b_V W_O counts,
+    but not in latent attention, which multiplies b_V by a number that differs by token. None: 0."""
     layer = part.layer or 0
     at = model.modules[layer]
     if part.kind == "mlp":
@@ -279,7 +299,7 @@ def bias_rows(model: Model, part: Part) -> Tensor | None:
             return None
         w = folded_heads(model, layer)
         found = w.b_O
-        if w.b_V is not None:
+        if w.b_V is not None and model.family.qkv != "latent":
             moved = torch.einsum("hr,hrd->d", per_head(w.b_V, len(w.W_O)), w.W_O)
             found = moved if found is None else found + moved
     return None if found is None or not bool(found.any()) else found[None]

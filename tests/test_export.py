@@ -23,7 +23,19 @@ from patchbay.port import Port
 from patchbay.tiny import planted, twins
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
-FAMILIES = ("gpt2", "llama", "gemma2", "olmo2", "phi", "falcon grouped", "mixtral", "gpt_oss", "granite", "lfm2")
+FAMILIES = (
+    "gpt2",
+    "llama",
+    "gemma2",
+    "olmo2",
+    "phi",
+    "falcon grouped",
+    "mixtral",
+    "gpt_oss",
+    "granite",
+    "lfm2",
+    "deepseek_v3",
+)
 
 
 @functools.cache
@@ -55,7 +67,7 @@ def turned(*edits: Edit, strength: float | None = None) -> Knob:
 
 FOLDED: dict[str, Callable[[pb.Model, int], list[Edit]]] = {
     "heads": lambda m, i: [pb.scale(m.layers[i].heads[1].z, 1.0), pb.scale(m.layers[i].heads[3].z, -0.5)],
-    "values": lambda m, i: [pb.scale(m.layers[i].groups[0].v, noise(m.d_head(i)))],
+    "values": lambda m, i: [pb.scale(m.layers[i].groups[0].v, noise(m.W_O(i).shape[1]))],
     "z of all heads": lambda m, i: [pb.scale(m.layers[i].attn.z, noise(m.n_heads(i), m.W_O(i).shape[1]))],
     "z project": lambda m, i: [pb.project(m.layers[i].heads[2].z, noise(2, m.W_O(i).shape[1]))],
     "head out": lambda m, i: [pb.project(m.layers[i].heads[0].out, noise(3, m.d_model), keep=True)],

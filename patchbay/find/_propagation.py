@@ -142,6 +142,11 @@ class Field:
 
     def check_values(self, layer: int) -> None:
         """Raise unless values are the normed stream times W_V, and z is attention times values, as propagation takes them."""
+        if self.model.family.qkv == "latent":
+            raise PatchbayError(
+                f"{WHAT}: values of this {self.model.family.name} model pass a norm inside a compressed latent, token by token; "
+                "direct_logit_attribution works"
+            )
         weights, norm = self._weights(layer), self.model.modules[layer].norm_attn
         stream = self.trace[Port("resid_in", layer)]
         with torch.no_grad():

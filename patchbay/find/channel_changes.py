@@ -30,6 +30,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError
 from patchbay.result import Result
+from patchbay.wiring import weighed
 
 LISTED = 200
 ERROR_RATE = 0.05
@@ -82,7 +83,8 @@ def channel_changes(
     note = f"{passing} of {tested} channels changed at an adjusted p of {ERROR_RATE}"
     note += "" if passing else "; the list shows the largest changes, which chance may give"
     coords = {"writer": [str(name) for name in sources], "reader": [reader_text(*target) for target in targets]}
-    return Result(values, coords=coords, parts=parts, notes=[note])
+    notes = [note, *weighed(net.model, {group.kind for group in net.readers})]
+    return Result(values, coords=coords, parts=parts, notes=notes)
 
 
 def _side(net: Net) -> tuple[Tensor, Tensor]:

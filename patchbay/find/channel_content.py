@@ -63,6 +63,8 @@ def channel_content(
         raise PatchbayError(
             "one prompt was given: the read-out is fitted on some prompts and scored on others, at least 2"
         )
+    if first < 0:
+        raise PatchbayError(f"first={first}: positions count from 0")
     values = _coordinates(model, prompts, channel, found, i, batch_size)  # [prompt, position], NaN where padded
     labels = dict(prompts.labels) if isinstance(prompts, Task) else {}
     generator = torch.Generator().manual_seed(seed)

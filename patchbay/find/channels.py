@@ -7,7 +7,9 @@ W_QK for its query, W_QK^T for its key, W_OV for its value; an MLP or expert, a 
 
 and CS^2 = sum s_i^2 CS_i^2 / sum s_i^2: a channel on a small singular value cannot be seen in CS and is plain in CS_i. Norm gains
 and centring are folded into the reading side of copies. In rotary models W_QK depends on the distance between query and key:
-CS^2 is then taken with |.|^2 averaged over `offsets` above and below the line, and `by_offset` has the score at each distance.
+CS^2 is then taken with |.|^2 averaged over `offsets` above and below the line, and `by_offset` has the score at each distance. Latent
+attention has a norm inside its maps, one positive number per token; `weights.py` says which number stands for it: value
+scores do not depend on it, query and key scores do.
 
 Every score has its null: a random orthogonal matrix between the two keeps both spectra and destroys the alignment. The mean,
 variance and skewness of CS^2 are known in closed form (`_haar.py`), so nothing is sampled: z = (CS^2 - 1 / d_model) / sd is exact,
@@ -37,6 +39,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError
 from patchbay.result import Result
+from patchbay.wiring import weighed
 
 LISTED = 200  # channels in the ranked list
 ERROR_RATE = 0.05  # the share of false finds that the list of channels allows
@@ -261,6 +264,7 @@ def _notes(net: Net, table: Table, listed: list[Row]) -> list[str]:
         notes.append(f"queries and keys turn with distance: scores are over offsets {', '.join(map(str, net.offsets))}")
     if net.model.family.qkv == "gated":
         notes.append("a gate multiplies what heads write, token by token: their scores are of the map before it")
+    notes += weighed(net.model, {group.kind for group in net.readers})
     skipped = [i for i, at in enumerate(net.model.modules) if at.attn is None]
     if skipped:
         notes.append(

@@ -30,6 +30,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
 from patchbay.result import Result
+from patchbay.wiring import weighed
 
 
 @method(paper="merullo2024")
@@ -79,6 +80,7 @@ def communities(
         },
         parts=parts,
         tables={"communities": _table(parts, groups, weights)},
+        notes=weighed(model, kinds),
     )
 
 

@@ -44,7 +44,7 @@ from patchbay.prove._components import Answers, Change, Reader, Writer, answers,
 from patchbay.result import Result
 from patchbay.rotary import turns
 from patchbay.task import Task
-from patchbay.wiring import components, folded_heads, readers
+from patchbay.wiring import components, folded_heads, readers, weighed
 
 By = Literal["zero", "mean"]
 OFFSETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # as find.channels has them
@@ -379,6 +379,7 @@ def _notes(
         )
     if plan.directions:
         notes.append("the head has too few other components: some controls are random directions of what it writes")
+    notes += weighed(model, [str(channel.kind)])
     reader = channel.reader
     if reader is not None and channel.kind in ("key", "value"):
         layer = reader.layer or 0

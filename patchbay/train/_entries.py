@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import weights
-from patchbay.families import LayerModules, layer_modules
+from patchbay.families import LayerModules, follow, layer_modules
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
 
@@ -95,7 +95,19 @@ class Numbered:
             return [*columns, *biases, w.W_out[index]]
         return self._of_head(part, index)
 
+    def _of_latent_head(self, part: Part, index: int) -> list[Tensor]:
+        """A head's columns of the maps out of the latents, which no other head reads, and its rows of W_O; the latents are all heads'."""
+        assert self.at.attn_proj is not None
+        n, attn = self.model.n_heads(self.layer), self.at.attn
+        q_up, kv_up = (follow(attn, self.model.family.qkv_modules[i]) for i in (2, 5))
+        shared = _columns_of(kv_up, n, index)
+        if part.kind == "group":
+            return shared
+        return [*_columns_of(q_up, n, index), *shared, weights.output_weights(self.at, n)[index]]
+
     def _of_head(self, part: Part, index: int) -> list[Tensor]:
+        if self.model.family.qkv == "latent":
+            return self._of_latent_head(part, index)
         if self._heads is None:
             shape = (self.model.n_heads(self.layer), self.model.n_groups(self.layer), self.model.d_head(self.layer))
             self._heads = weights.head_weights(self.model.family, self.at, *shape)
@@ -112,3 +124,11 @@ class Numbered:
         flat = places.detach().flatten().long()
         which = torch.searchsorted(self.starts, flat, right=True) - 1
         return [(self.own[i], flat[which == i] - self.starts[i]) for i in which.unique().tolist()]
+
+
+def _columns_of(module: nn.Module | None, n_heads: int, head: int) -> list[Tensor]:
+    """A head's columns of a linear map [in, out], and of its bias."""
+    assert module is not None
+    bias = getattr(module, "bias", None)
+    found = [weights.matrix(module).unflatten(1, (n_heads, -1))[:, head]]
+    return found if bias is None else [*found, bias.unflatten(0, (n_heads, -1))[head]]

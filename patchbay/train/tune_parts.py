@@ -21,9 +21,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
 from patchbay.result import Result
 from patchbay.run import run
+from patchbay.saved import write_folder
 from patchbay.task import Task
 from patchbay.train._entries import Entries, entries
 
@@ -226,15 +224,12 @@ def _drift(model: Model, tuned: Model, seed: int) -> Tensor:
 
 
 def _write(model: Model, tuned: Model, folder: Path) -> str:
-    """Save as a Hugging Face checkpoint: into a sibling first, so that a folder of that name is a whole one."""
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    try:
-        tuned.hf.save_pretrained(partial)
+    """Save as a Hugging Face checkpoint, whole or not at all."""
+
+    def write(fresh: Path) -> None:
+        tuned.hf.save_pretrained(fresh)
         if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(partial)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise PatchbayError(f"could not write {folder}: {error.strerror or error}; nothing was written") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            model.tokenizer.save_pretrained(fresh)
+
+    write_folder(folder, write)
     return str(folder)

@@ -39,5 +39,7 @@ def places(written: Place) -> Positions:
         return int(written)
     if found := re.fullmatch(r"(-?\d*):(-?\d*)", written):
         start, stop = (int(end) if end not in ("", "-") else None for end in found.groups())
+        if None not in (start, stop) and (start < 0) == (stop < 0) and start >= stop:  # type: ignore[operator]
+            raise PatchbayError(f"positions {written!r}: no position from {start} to before {stop}")
         return slice(start, stop)
     raise PatchbayError(f"positions {written!r}: written {FORMS}")

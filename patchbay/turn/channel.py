@@ -9,7 +9,8 @@ coordinate. As an edit of z at every position (or where `positions` says):
 with read_i = W_O v_i and write_i the shortest z with write_i W_O = v_i. All other components stay. Other readers hear the
 turned component too: a channel's reader only names whom it is turned for. `edited_weight` is the same as weights, W_OV -
 (1 - t) s_i u_i v_i^T: as W_O of the query head, (1 - (1 - t) read_i write_i^T) W_O, which is exact also with biases and where
-several query heads share keys and values; or as W_V and its bias, where they are the head's own. Making the knob runs nothing.
+several query heads share keys and values; or as W_V and its bias, where they are the head's own. In latent attention W_V is a
+product with a norm in it: there the head's value columns of the map out of the latent are edited. Making the knob runs nothing.
 
 Merullo, Eickhoff and Pavlick 2024, "Talking Heads", who edit single components of inhibition heads and so change which item
 of a list is named. It shows what depends on the component, not that it means one thing: compare with other components
@@ -26,11 +27,13 @@ from torch import Tensor
 from patchbay import edit
 from patchbay.channel import Channel
 from patchbay.edit import Edit
+from patchbay.families import follow
 from patchbay.knob import Knob
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError
 from patchbay.turn._places import Place, places
+from patchbay.weights import matrix
 from patchbay.wiring import components
 
 Matrix = Literal["W_O", "W_V"]
@@ -83,7 +86,8 @@ def edited_weight(
     """A copy of one head's weight in which the component has `strength`, and the bias that goes with it.
 
     `matrix`: "W_O" [d_head, d_model], which needs no other bias (None); or "W_V" [d_model, d_head] and b_V, refused where
-    other query heads share them.
+    other query heads share them; of latent attention W_V is [d_latent, d_head], the head's value columns of the map out of the
+    latent (`kv_b_proj` stores [out, in]), which is no other head's.
     """
     _check(model, channel)
     if channel.component is None:
@@ -91,12 +95,15 @@ def edited_weight(
     if matrix not in ("W_O", "W_V"):
         raise PatchbayError(f"matrix={matrix!r}; possible are W_O and W_V")
     layer, index = channel.writer.layer or 0, channel.writer.index or 0
-    weights = model.layers[layer].attn.weights()
     read, write = _maps(model, channel)
     change = torch.eye(len(read)) - (1.0 - strength) * torch.outer(read, write)  # of z as a row
     if matrix == "W_O":
-        found = weights.W_O[index]
+        found = model.W_O(layer)[index]
         return (change.to(found) @ found).detach().clone(), None
+    if model.family.qkv == "latent":
+        found = _value_columns(model, layer)[:, index]
+        return (found @ change.to(found)).detach().clone(), None
+    weights = model.layers[layer].attn.weights()
     if len(weights.W_V) < len(weights.W_Q):
         raise PatchbayError(
             f"{channel}: W_V belongs to {len(weights.W_Q) // len(weights.W_V)} query heads, and all of them would change; W_O is its own"
@@ -105,6 +112,14 @@ def edited_weight(
         raise PatchbayError(f"{channel}: a gate stands between W_V and z in this {model.family.name} model; change W_O")
     found, bias = weights.W_V[index], None if weights.b_V is None else weights.b_V[index]
     return (found @ change.to(found)).detach().clone(), None if bias is None else (bias @ change.to(bias)).detach()
+
+
+def _value_columns(model: Model, layer: int) -> Tensor:
+    """The values' part of the map out of the latent, [d_latent, head, d_head]."""
+    at, n_heads = model.modules[layer], model.n_heads(layer)
+    up = follow(at.attn, model.family.qkv_modules[-1])
+    assert up is not None
+    return matrix(up).unflatten(1, (n_heads, -1))[:, :, -model.W_O(layer).shape[1] :]
 
 
 def _check(model: Model, channel: Channel) -> None:

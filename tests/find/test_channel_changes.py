@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,12 @@ def test_null() -> None:
     same = pb.find.channel_changes(pair[0], pair[0])
     assert float(same["whole"].nan_to_num(0).abs().max()) == 0.0
     assert "0 of" in same.notes[0]
+
+
+def test_no_change_at_all_is_drawn(tmp_path: Path) -> None:
+    model = pb.load(twins.twin("gpt2"))
+    assert pb.find.channel_changes(model, model).plot(tmp_path / "a.png") is not None
+    assert (tmp_path / "a.png").stat().st_size > 0
 
 
 def test_diff_of_two_models_is_this() -> None:

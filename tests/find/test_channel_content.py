@@ -115,6 +115,7 @@ def test_neurons_and_mlps_have_coordinates_too() -> None:
         ("L0.attn.bias", {}, "heads, MLPs and neurons"),
         ("L0.H1.C0", {"draws": 0}, "at least 1"),
         ("L0.H1.C0", {"first": 50}, "no prompt has a token there"),
+        ("L0.H1.C0", {"first": -1}, "first=-1: positions count from 0"),
     ],
 )
 def test_what_cannot_be_is_refused(channel: str, options: dict[str, int], says: str) -> None:

@@ -118,6 +118,8 @@ def test_null() -> None:
         "gpt_oss",
         "mamba2",
         "opt",
+        "deepseek_v3",
+        "deepseek_v2",
     ],
 )
 def test_entries_are_all_that_a_part_is(name: str) -> None:
@@ -187,13 +189,10 @@ def test_errors(tmp_path: Path) -> None:
         ("L1.mlp", {"steps": 0}, "1 or more steps"),
         ("L1.mlp", {"folder": str(tmp_path)}, "already there"),
         ("L1.mlp", {"rate": 1e30, "steps": 3}, "no longer finite"),
-        ("L1.mlp", {"folder": str(tmp_path / "file" / "tuned")}, "could not write.*nothing was written"),
+        ("L1.mlp", {"folder": str(tmp_path / "file" / "tuned")}, "could not save.*nothing was written"),
     ):
         with pytest.raises(pb.PatchbayError, match=message):
             tune(parts, **options)
-    with pytest.raises(pb.PatchbayError, match="single matrices"):
-        other = pb.load(twins.twin("deepseek_v3"))
-        pb.train.tune_parts(other, task, "L1.H1", steps=1)  # type: ignore[arg-type]
     with model.edited(pb.turn.scale("L0.attn", 0.5)), pytest.raises(pb.PatchbayError, match="leave the block"):  # type: ignore[arg-type]
         tune("L1.mlp")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]

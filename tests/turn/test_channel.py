@@ -48,7 +48,7 @@ def test_planted(form: Any, strength: float) -> None:
     assert torch.allclose(placed[:, :-1], along[:, :-1], atol=1e-6)
 
 
-FAMILIES = ["gpt2", "llama", "gemma2", "phi", "qwen3", "gpt_neo", "bloom"]
+FAMILIES = ["gpt2", "llama", "gemma2", "phi", "qwen3", "gpt_neo", "bloom", "deepseek_v3"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -87,6 +87,8 @@ def _write_v(model: pb.Model, layer: int, head: int, weight: torch.Tensor, bias:
     elif model.config.model_type == "bloom":  # by head: q, k, v
         at = slice((3 * head + 2) * d, (3 * head + 3) * d)
         attn.query_key_value.weight[at], attn.query_key_value.bias[at] = weight.T, bias
+    elif model.config.model_type == "deepseek_v3":  # by head: the key's part that is not turned (8), then the value (6)
+        attn.kv_b_proj.weight[14 * head + 8 : 14 * head + 14] = weight.T
     else:
         at = slice(head * d, head * d + d)
         attn.v_proj.weight[at] = weight.T
