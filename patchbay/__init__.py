@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from patchbay.edit import Edit, Token, add, block, mean, project, replace, scale, zero
     from patchbay.families import Family
     from patchbay.knob import Knob, load_knob
-    from patchbay.method import diff, replay
     from patchbay.model import Model, load
     from patchbay.port import Part, PatchbayError, Port
+    from patchbay.replay import diff, replay
     from patchbay.result import Result, load_result
     from patchbay.run import Trace, run
     from patchbay.sweep import sweep
@@ -39,14 +39,14 @@ _HOME = {
     "Trace": "run",
     "add": "edit",
     "block": "edit",
-    "diff": "method",
+    "diff": "replay",
     "load": "model",
     "load_knob": "knob",
     "load_result": "result",
     "mean": "edit",
     "project": "edit",
     "replace": "edit",
-    "replay": "method",
+    "replay": "replay",
     "run": "run",
     "scale": "edit",
     "sweep": "sweep",

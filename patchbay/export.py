@@ -20,8 +20,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from patchbay.method import versions
 from patchbay.model import TOLERANCE, Model
 from patchbay.port import PatchbayError, suggest
 from patchbay.run import run
+from patchbay.saved import write_folder
 
 FORMS = ("checkpoint", "lora", "gguf", "vector")
 RECORD = "patchbay.json"
@@ -331,27 +330,13 @@ def _check_place(target: Path, overwrite: bool) -> None:
 
 
 def _write_folder(target: Path, write: Writer, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Write a sibling folder and move it into place; on any failure all is as it was."""
-    fresh, old = (target.with_name(f".{target.name}.{secrets.token_hex(4)}.{what}") for what in ("partial", "old"))
-    try:
-        fresh.mkdir(parents=True)
+    """Write the export and its record, whole or not at all."""
+
+    def both(fresh: Path) -> None:
         write(fresh)
         _write_json(fresh / RECORD, record)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(fresh, target)
-    except BaseException as error:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        if isinstance(error, OSError):
-            raise PatchbayError(
-                f"could not export to {target}: {error.strerror or error}; nothing was written"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+
+    write_folder(target, both)
     return tuple(sorted(path.name for path in target.iterdir()))
 
 

@@ -32,7 +32,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,8 +46,8 @@ from torch import Tensor
 from patchbay.edit import Edit, pack, unpack
 from patchbay.model import Model
 from patchbay.port import PatchbayError
-from patchbay.result import Result, packed
-from patchbay.result import _unpacked as unpacked
+from patchbay.result import Result, described, from_described
+from patchbay.saved import packed, unpacked, write_file
 
 FORMAT, VERSION = "patchbay-knob", 1
 MAX_NUMBERS = 65_536  # in a JSON record; a knob that holds more is recorded by digest
@@ -203,12 +202,12 @@ class Knob:
         header: dict[str, Any] = {"name": self.name, "strength": self.strength, "edits": rows, "kept": self.kept}
         header |= {"provenance": self.provenance, "evidence": {}}
         for name, result in self.evidence.items():
-            header["evidence"][name] = _described(result)
+            header["evidence"][name] = described(result)
             tensors |= {f"{name}.{variable}": result[variable] for variable in result.variables}
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # edits may share values, a file may not
         text = json.dumps(packed(header), ensure_ascii=False, allow_nan=False)
         marks = {"format": FORMAT, "version": str(VERSION), "sha256": _digest(tensors, text), "knob": text}
-        _write(target, write_tensors(tensors, metadata=marks))
+        write_file(target, write_tensors(tensors, metadata=marks))
         return target
 
 
@@ -233,7 +232,10 @@ def load_knob(path: str | Path) -> Knob:
         if marks["sha256"] != _digest(tensors, marks["knob"]):
             raise PatchbayError("its contents were altered (checksum differs)")
         header = unpacked(json.loads(marks["knob"]))
-        evidence = {name: _result(name, record, tensors) for name, record in header["evidence"].items()}
+        evidence = {
+            name: from_described(record, {key.removeprefix(f"{name}."): value for key, value in tensors.items()})
+            for name, record in header["evidence"].items()
+        }
         made, kept = unpack(header["edits"], tensors), bool(header.get("kept"))
         return Knob(header["name"], made, header["strength"], header["provenance"], evidence, kept)
     except Exception as error:  # whatever a damaged file leads to
@@ -371,25 +373,6 @@ def _close(a: Any, b: Any) -> bool:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _described(result: Result) -> dict[str, Any]:
-    """A Result without its arrays, as plain data."""
-    return {
-        "variables": [{"name": v, "axes": result.axes_of(v), "unit": result.units[v]} for v in result.variables],
-        "coords": {axis: labels for axis, labels in result.coords.items() if axis != "part"},
-        "parts": result.parts,
-        "tables": result.tables,
-        "notes": result.notes,
-        "highlights": result.highlights,
-        "provenance": result.provenance,
-    }
-
-
-def _result(name: str, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Result:
-    variables = {v["name"]: (tensors[f"{name}.{v['name']}"], v["axes"], v["unit"]) for v in record["variables"]}
-    fields = ("coords", "parts", "tables", "notes", "highlights", "provenance")
-    return Result(variables, **{key: record[key] for key in fields})
-
-
 def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
     """SHA-256 of names, kinds, shapes and bytes of tensors, and of a text."""
     digest = hashlib.sha256(text.encode())
@@ -412,19 +395,3 @@ def _refuse_to_replace(target: Path, overwrite: bool) -> None:
         if (file.metadata() or {}).get("format") == FORMAT:
             return
     raise PatchbayError(f"{target} is not a knob: not replaced")
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Write a sibling file, force it to disk, move it into place; on any failure all is as it was."""
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(fresh, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, target)
-    except OSError as error:
-        raise PatchbayError(f"could not save to {target}: {error.strerror or error}; nothing was written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            fresh.unlink()

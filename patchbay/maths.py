@@ -252,7 +252,7 @@ def sign_flip_p(values: Tensor, *, floor: float = 0.0, n: int = 10_000, seed: in
     """Two-sided p [*cell] that the mean of values [prompt, *cell] is 0, by flipping signs prompt by prompt.
 
     Values no larger than `floor` are rounding and count as 0. Exact up to `n` patterns of signs, else sampled as in
-    `maths.permutation_p`.
+    `permutation_p`. Prompts without a value (NaN) do not count; a cell without any has p NaN.
     """
     count, shape = len(values), values.shape[1:]
     flat = values.detach().double().cpu().reshape(count, -1)

@@ -1,18 +1,16 @@
-"""@method: what is true of every published method. `replay` runs a recorded one again, `diff` subtracts two Results.
+"""@method: what is true of every published method.
 
 A method is a plain function `def name(model, task, *, options...) -> Result`. What it acts on (model, task, parts)
 comes first and has no default; options are keyword-only, typed and recordable. The decorator reads parts written as
 text, times the call, puts back the random states and the train and grad modes of the model, and fills `provenance` with
 method, paper, model, task, options, seed, versions, wall time and date. It seeds nothing and registers nothing.
-
-A replay that agrees says that the numbers follow from what is recorded, on this machine; not that the method is right.
+What is recorded is enough to make the call again (`replay.py`), but for second models without a source and for tensors.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import inspect
 import platform
 import random
@@ -20,11 +18,10 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -32,13 +29,15 @@ from torch import Tensor
 
 from patchbay.channel import Channel, parse_channel
 from patchbay.port import Part, PatchbayError, Port, as_part, parse_port, suggest
-from patchbay.result import Result, largest_difference, packed, short
+from patchbay.result import Result
+from patchbay.saved import plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 ROOMS = ("find", "prove", "turn", "decode", "measure", "train")
 INPUTS = ("task", "prompts")  # arguments that are recorded as the task
+CALL = ("method", "model", "task", "options")  # of a Result given as an option, what is needed to make it again
 MAX_PARTS = 100  # of a Result given as an option, how many of its ranked parts are recorded
 RECORDABLE = "None, bool, int, float, str, lists and dicts of these, Parts, Ports, Channels, Results and Tasks"
 
@@ -49,7 +48,7 @@ def method(
     """Make a function a method of the catalogue entry `paper`.
 
     `unit`: the unit that its Result must have, where it is always the same. `tensors`: options that may be tensors;
-    they are recorded by shape and digest, and such a call cannot be replayed.
+    they are recorded by shape and digest, and a replay of such a call must be given them.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -60,7 +59,7 @@ def method(
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             given = _bind(signature, name, args, kwargs)
             record = _record(given, name, tensors)
-            with _unchanged([value for value in given.values() if _is_model(value)], name):
+            with _unchanged([value for value in given.values() if is_model(value)], name):
                 start = time.perf_counter()
                 returned = function(**given)  # type: ignore[call-arg]
                 seconds = time.perf_counter() - start
@@ -113,8 +112,10 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
     except TypeError as error:
         raise PatchbayError(f"{name}{signature}: {error}") from error
     bound.apply_defaults()
+    if isinstance(size := bound.arguments.get("batch_size"), int) and size < 1:
+        raise PatchbayError(f"batch_size={size}: at least one prompt is run at a time")
     optional = "model" in known and signature.parameters["model"].default is None and bound.arguments["model"] is None
-    if "model" in bound.arguments and not optional and not _is_model(bound.arguments["model"]):
+    if "model" in bound.arguments and not optional and not is_model(bound.arguments["model"]):
         found = type(bound.arguments["model"]).__name__
         raise PatchbayError(
             f"{name} needs a Model from patchbay.load(...), got {found}; load() takes names, paths and models"
@@ -190,7 +191,7 @@ def _fill(returned: Any, provenance: dict[str, Any]) -> None:
 # --- the record -------------------------------------------------------------------------------------
 
 
-def _is_model(value: Any) -> bool:
+def is_model(value: Any) -> bool:
     return isinstance(getattr(value, "hf", None), torch.nn.Module) and hasattr(value, "source")
 
 
@@ -204,7 +205,7 @@ def _record(given: Mapping[str, Any], name: str, tensors: Sequence[str]) -> dict
         if key not in ("model", *INPUTS)
     }
     return {
-        "model": None if model is None else _model_record(model),
+        "model": None if model is None else model_record(model),
         "task": None if inputs is None else _task_record(inputs, f"{name}: the task"),
         "options": options,
         "seed": options.get("seed"),
@@ -212,7 +213,7 @@ def _record(given: Mapping[str, Any], name: str, tensors: Sequence[str]) -> dict
     }
 
 
-def _model_record(model: Any) -> dict[str, Any]:
+def model_record(model: Any) -> dict[str, Any]:
     first = next(model.hf.parameters(), None)
     dtype = getattr(model.hf, "dtype", None) or getattr(first, "dtype", None)
     return {
@@ -232,6 +233,11 @@ def _task_record(inputs: Any, what: str) -> dict[str, Any]:
     return {"prompts": _recorded(inputs, what, False)}
 
 
+def ranked_parts(result: Result) -> list[str]:
+    """The best parts of a Result, as they are recorded."""
+    return [str(part) for part in result.top(MAX_PARTS)] if result.ranked else []
+
+
 def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
     """JSON for an option, or a PatchbayError that names it."""
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -243,10 +249,12 @@ def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
     if isinstance(getattr(value, "part", None), Part):
         return str(value.part)
     if isinstance(value, Result):
-        parts = [str(part) for part in value.top(MAX_PARTS)] if value.ranked else []
-        return {"result": value.provenance.get("method"), "parts": parts}
-    if _is_model(value):
-        return {"model": _model_record(value)}
+        record = {key: plain(value.provenance.get(key)) for key in CALL} if "options" in value.provenance else {}
+        return {"result": value.provenance.get("method"), "parts": ranked_parts(value)} | (
+            {"record": record} if record else {}
+        )
+    if is_model(value):
+        return {"model": model_record(value)}
     if isinstance(value, Mapping):
         return {str(key): _recorded(item, what, tensor_allowed) for key, item in value.items()}
     if isinstance(value, (list, tuple, range)):
@@ -277,168 +285,3 @@ def _version(package: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# --- replay -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Replay:
-    """What came of running a recorded method again. True when it agrees."""
-
-    agrees: bool
-    largest: float
-    same_model: bool
-    notes: tuple[str, ...]
-    result: Result
-    original: Result
-
-    def __bool__(self) -> bool:
-        return self.agrees
-
-    def __str__(self) -> str:
-        verdict = "agrees" if self.agrees else "does NOT agree"
-        lines = [f"{self.original.provenance['method']}: the replay {verdict}; largest difference {self.largest:.3g}"]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
-
-    __repr__ = __str__
-
-
-def find_method(name: str) -> Callable[..., Any]:
-    """The method of a recorded name such as `find.induction_heads`: a function of this package made with @method."""
-    room, _, short = name.partition(".")
-    if room not in ROOMS or not re.fullmatch(r"[a-z][a-z0-9_]*", short):
-        raise PatchbayError(f"{name!r} names no method; a name is one of {', '.join(ROOMS)}, a dot and a file there")
-    try:
-        module = importlib.import_module(f"patchbay.{room}.{short}")
-    except ModuleNotFoundError as error:
-        raise PatchbayError(f"this Patchbay has no method {name!r}: {error}") from error
-    function = getattr(module, short, None)
-    if getattr(function, "method_name", None) != name or not callable(function):
-        raise PatchbayError(f"patchbay.{name} is not a method")
-    return cast("Callable[..., Any]", function)
-
-
-def replay(result: Result, model: Any = None, *, rtol: float = 1e-5) -> Replay:
-    """Run the method recorded in `result` again, on the recorded task with the recorded options, and compare.
-
-    `model`: a Model, or what `load` takes; by default the recorded source. Values agree when they differ by at most
-    `rtol` times the largest of their variable.
-    """
-    record = result.provenance
-    if "method" not in record or "options" not in record:
-        raise PatchbayError(
-            "this Result does not say which method made it: only what a method returned can be replayed"
-        )
-    function = find_method(str(record["method"]))
-    arguments, notes = _replayed_options(function, record)
-    if record.get("model"):
-        arguments["model"] = _replayed_model(record["model"], model)
-        notes += _changes("model", record["model"], _model_record(arguments["model"]))
-    if record.get("task"):
-        arguments[next(key for key in inspect.signature(function).parameters if key in INPUTS)] = _replayed_task(
-            record["task"]
-        )
-    notes += _changes("version of", record.get("versions") or {}, versions())
-    again = function(**arguments)
-    if not isinstance(again, Result):
-        raise PatchbayError(f"{record['method']} returned {type(again).__name__}; only Results are compared")
-    found = result.differences(again, rtol=rtol)
-    shared = [v for v in result.variables if v in again and again[v].shape == result[v].shape]
-    largest = max((largest_difference(result[v], again[v]) for v in shared), default=float("inf"))
-    same = (record.get("model") or {}).get("fingerprint") == (again.provenance.get("model") or {}).get("fingerprint")
-    return Replay(not found, largest, same, (*notes, *found), again, result)
-
-
-def _replayed_options(function: Callable[..., Any], record: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The recorded options as arguments, and notes on those that are not quite what they were."""
-    arguments, notes = dict(record["options"]), []
-    for key, value in arguments.items():
-        if isinstance(value, dict) and set(value) == {"result", "parts"}:
-            parameter = inspect.signature(function).parameters.get(key)
-            if parameter is None or "Part" not in str(parameter.annotation):
-                raise PatchbayError(
-                    f"cannot replay: option {key!r} was a Result of {value['result']}; run that again first"
-                )
-            arguments[key] = value["parts"]
-            notes.append(
-                f"option {key!r} was a Result of {value['result']}; replayed with its {len(value['parts'])} top parts"
-            )
-        elif isinstance(value, dict) and value.get("object") == "Knob" and "tensors" in value["json"]:
-            from patchbay.knob import Knob
-
-            arguments[key] = Knob.from_json(value["json"])
-        elif kinds := _lost(value):
-            raise PatchbayError(f"cannot replay: option {key!r} held a {kinds} of which only a digest is recorded")
-    return arguments, notes
-
-
-def _lost(value: Any) -> str:
-    """What kind of object stood in a recorded option that cannot be rebuilt; empty when all of it can."""
-    if isinstance(value, dict):
-        kind = next((kind for kind in ("tensor", "model", "object", "result") if kind in value), "")
-        return kind or next((lost for item in value.values() if (lost := _lost(item))), "")
-    return next((lost for item in value if (lost := _lost(item))), "") if isinstance(value, list) else ""
-
-
-def _replayed_model(record: Mapping[str, Any], model: Any) -> Any:
-    if _is_model(model):
-        return model
-    if model is None and not record.get("source"):
-        raise PatchbayError(
-            "the model's source is not recorded (it was lent as an object): pass it, replay(result, model)"
-        )
-    from patchbay.model import load
-
-    return load(record["source"] if model is None else model)
-
-
-def _replayed_task(record: Mapping[str, Any]) -> Any:
-    if set(record) == {"prompts"}:
-        return record["prompts"]
-    from patchbay.task import Task
-
-    return Task.from_json(record)
-
-
-def _changes(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [f"{what} {key} was {then[key]}, is {now.get(key)}" for key in then if then[key] != now.get(key)]
-
-
-# --- difference -----------------------------------------------------------------------------------
-
-
-def diff(a: Any, b: Any) -> Result:
-    """a minus b, value by value, for two Results on the same axes; notes say what else differs between them.
-
-    Intervals and p values of either say nothing of the difference and are left out. For two Models of one shape: which channels
-    between parts are stronger or weaker in the second than in the first (`find.channel_changes`), against its rotation null.
-    """
-    if _is_model(a) and _is_model(b):
-        changes: Result = find_method("find.channel_changes")(a, b)
-        return changes
-    if not isinstance(a, Result) or not isinstance(b, Result):
-        kinds = " and ".join(type(one).__name__ for one in (a, b))
-        raise PatchbayError(f"diff takes two Results, or two Models from patchbay.load(...), got {kinds}")
-    for what in ("axes", "sizes", "coords", "parts", "unit"):
-        ours, theirs = getattr(a, what), getattr(b, what)
-        if what == "sizes":
-            ours, theirs = a.values.shape, b.values.shape
-        if packed(ours) != packed(theirs):
-            raise PatchbayError(f"cannot subtract: {what} differ: {short(ours)} against {short(theirs)}")
-    first, second = a.values.double(), b.values.double()
-    notes = [] if a.name == b.name else [f"variables differ: {a.name} against {b.name}"]
-    for key in ("method", "model", "task", "options"):
-        ours, theirs = a.provenance.get(key), b.provenance.get(key)
-        if key == "model":
-            key, ours, theirs = "model fingerprints", (ours or {}).get("fingerprint"), (theirs or {}).get("fingerprint")
-        if packed(ours) != packed(theirs):
-            notes.append(f"{key} differ: {short(ours)} against {short(theirs)}")
-    values = {"difference": first - second, "first": first, "second": second}
-    return Result(
-        {name: (tensor, a.axes, a.unit) for name, tensor in values.items()},
-        coords={axis: labels for axis, labels in a.coords.items() if axis in a.axes and axis != "part"},
-        parts=a.parts if "part" in a.axes else None,
-        notes=notes,
-        provenance={"method": "diff", "first": a.provenance, "second": b.provenance},
-    )

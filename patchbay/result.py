@@ -10,15 +10,10 @@ A Result is data: it compares, prints, saves and loads. On disk it is a folder o
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import html
 import json
 import math
 import os
-import re
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from patchbay import printed
 from patchbay.channel import Channel, parse_channel
 from patchbay.port import AXES, Part, PatchbayError, as_part, suggest
+from patchbay.saved import packed, plain, unpacked, write_folder
 
 if TYPE_CHECKING:
     import numpy
@@ -102,7 +99,7 @@ class Result:
             self.coords["part"] = self._labels("part", [str(part) for part in self.parts])
         elif "part" in self.axes:
             raise PatchbayError("axis 'part' needs parts=[...], one for each step")
-        self.tables: dict[str, list[Row]] = {key: [_plain(row) for row in rows] for key, rows in (tables or {}).items()}
+        self.tables: dict[str, list[Row]] = {key: [plain(row) for row in rows] for key, rows in (tables or {}).items()}
         self.notes = tuple(str(note) for note in notes)
         self.highlights = tuple(_placed(part) for part in highlights)
         self.provenance: dict[str, Any] = dict(provenance or {})
@@ -132,7 +129,7 @@ class Result:
         self._axes[name], self.units[name] = axes, str(unit)
 
     def _labels(self, axis: str, labels: Sequence[Any]) -> list[Any]:
-        labels = [_plain(label) for label in (labels.tolist() if hasattr(labels, "tolist") else labels)]
+        labels = [plain(label) for label in (labels.tolist() if hasattr(labels, "tolist") else labels)]
         if axis not in self.sizes:
             raise PatchbayError(
                 f"labels for axis {axis!r}, which no variable has; axes here are {', '.join(self.sizes)}"
@@ -195,7 +192,7 @@ class Result:
         import pandas
 
         if self.ranked:
-            return pandas.DataFrame([row | {"part": str(row["part"])} for row in self.table()], columns=self._columns)
+            return pandas.DataFrame([row | {"part": str(row["part"])} for row in self.table()], columns=self.columns)
         frame = self.data.to_dataframe() if self.sizes else self.data.expand_dims("draw").to_dataframe()
         return frame.reset_index()
 
@@ -220,7 +217,8 @@ class Result:
         return Part(layers[layer], kind, self.labels_of(kind)[index])
 
     @property
-    def _columns(self) -> list[str]:
+    def columns(self) -> list[str]:
+        """Columns of `table`: rank, part, value, and the other variables on the same axes."""
         return ["rank", "part", "value", *self._beside()]
 
     def _beside(self) -> list[str]:
@@ -263,7 +261,9 @@ class Result:
     def differences(self, other: Result, *, atol: float = 0.0, rtol: float = 1e-5) -> list[str]:
         """What differs, in words; nothing when they agree. `rtol` is relative to the largest value of each variable."""
         if (self._axes, self.units) != (other._axes, other.units):
-            return [f"variables differ: {_shapes(self, self.variables)} against {_shapes(other, other.variables)}"]
+            return [
+                f"variables differ: {printed.shapes(self, self.variables)} against {printed.shapes(other, other.variables)}"
+            ]
         found = [
             f"{what} differ"
             for what in ("sizes", "coords", "parts")
@@ -302,55 +302,11 @@ class Result:
 
     def origin(self) -> str:
         """One line on where the numbers came from."""
-        known, pieces = self.provenance, []
-        if model := known.get("model"):
-            details = [model.get("family"), model.get("dtype"), str(model.get("fingerprint") or "")[:12]]
-            pieces.append(f"{model.get('source')} ({', '.join(str(d) for d in details if d)})")
-        if task := known.get("task"):
-            pieces.append(f"task {task.get('name', 'prompts')}" + "".join(_task_options(task)))
-        pieces += [f"{key}={value}" for key, value in known.get("options", {}).items() if len(str(value)) <= 40]
-        if (seconds := known.get("wall_time_s")) is not None:
-            pieces.append(f"{seconds:.2f} s")
-        return " · ".join(pieces) or "no provenance: made by hand"
+        return printed.origin(self)
 
     def summary(self, n: int = 10) -> str:
         """The top rows, units, notes and provenance as plain text."""
-        columns, rows, left = self._shown(n)
-        below = [f"({left})" if left else "", self._scalars(), *(f"note: {note}" for note in self.notes), self.origin()]
-        return "\n".join([self._title(), *_text_table(columns, rows), *(f"  {line}" for line in below if line)])
-
-    def _title(self) -> str:
-        """The method, the main variable and the ones on other axes."""
-        shown = [v for v in self.variables if v == self.name or (self._axes[v] and self._axes[v] != self.axes)]
-        return f"{self.provenance.get('method', 'Result')}: {_shapes(self, shown)}"
-
-    def _scalars(self) -> str:
-        """The variables that are single numbers, but the main one."""
-        names = [v for v in self.variables[1:] if not self._axes[v]]
-        return " · ".join(f"{v} {self[v].item():.4g} {self.units[v]}".rstrip() for v in names)
-
-    def _shown(self, n: int) -> tuple[list[str], list[list[Any]], str]:
-        """Columns and rows to print, and a word on what they leave out."""
-        if self.ranked:
-            return self._columns, *self._ranked_rows(n)
-        if len(self.axes) == 1:
-            columns = [self.axes[0], self.name, *self._beside()]
-            steps = list(zip(self.labels_of(self.axes[0]), *(self[v].tolist() for v in columns[1:]), strict=True))
-            left = f"{4 * n} of {len(steps)} steps" if len(steps) > 4 * n else ""
-            return columns, [list(step) for step in steps[: 4 * n]], left
-        arrays = [name for name in self.variables if name == self.name or self._axes[name]]
-        rows = [[name, *_numbers(_range(self[name]))] for name in arrays]  # a row has one unit, a column many
-        return ["variable", "lowest", "mean", "highest"], rows, ""
-
-    def _ranked_rows(self, n: int) -> tuple[list[list[Any]], str]:
-        rows = self.table(n)
-        for row in rows:
-            row["part"] = f"{row['part']}{' *' if row['part'] in self.highlights else ''}"
-        empty = int(self.values.isnan().sum())
-        total = self.values.numel() - empty
-        left = [f"{len(rows)} of {total} parts"] if total > len(rows) else []
-        left += [f"{empty} without a value"] if empty else []
-        return [list(row.values()) for row in rows], ", ".join(left)
+        return printed.summary(self, n)
 
     def __str__(self) -> str:
         return self.summary()
@@ -358,15 +314,7 @@ class Result:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        columns, rows, left = self._shown(10)
-        lines = _cells(columns, rows)
-        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
-        small = [left, self._scalars(), *(f"note: {note}" for note in self.notes), self.origin()]
-        return (
-            f"<div><b>{html.escape(self._title())}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            f"<small>{'<br>'.join(html.escape(line) for line in small if line)}</small></div>"
-        )
+        return printed.as_html(self)
 
     # --- files ------------------------------------------------------------------------------------
 
@@ -375,21 +323,31 @@ class Result:
         target = Path(os.path.realpath(folder))
         _refuse_to_replace(target, overwrite)
         arrays = safetensors.torch.save(self._tensors)
-        record = {
-            "format": FORMAT,
-            "version": VERSION,
-            "arrays_sha256": hashlib.sha256(arrays).hexdigest(),
-            "variables": [{"name": n, "axes": self._axes[n], "unit": self.units[n]} for n in self.variables],
-            "coords": {axis: labels for axis, labels in self.coords.items() if axis != "part"},
-            "parts": self.parts,
-            "tables": self.tables,
-            "notes": self.notes,
-            "highlights": self.highlights,
-            "provenance": self.provenance,
-        }
+        record = {"format": FORMAT, "version": VERSION, "arrays_sha256": hashlib.sha256(arrays).hexdigest()}
+        record |= described(self)
         text = json.dumps(packed(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        _write_folder(target, dict(zip(FILES, (arrays, text.encode()), strict=True)))
+        write_folder(target, dict(zip(FILES, (arrays, text.encode()), strict=True)))
         return target
+
+
+def described(result: Result) -> dict[str, Any]:
+    """A Result without its arrays, as data that `packed` takes."""
+    return {
+        "variables": [{"name": v, "axes": result.axes_of(v), "unit": result.units[v]} for v in result.variables],
+        "coords": {axis: labels for axis, labels in result.coords.items() if axis != "part"},
+        "parts": result.parts,
+        "tables": result.tables,
+        "notes": result.notes,
+        "highlights": result.highlights,
+        "provenance": result.provenance,
+    }
+
+
+def from_described(record: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> Result:
+    """The Result that `described` was given, with its arrays by name."""
+    variables = {v["name"]: (arrays[v["name"]], v["axes"], v["unit"]) for v in record["variables"]}
+    fields = ("coords", "parts", "tables", "notes", "highlights", "provenance")
+    return Result(variables, **{field: record[field] for field in fields})
 
 
 def load_result(folder: str | Path) -> Result:
@@ -419,12 +377,11 @@ def load_result(folder: str | Path) -> Result:
         if hashlib.sha256(arrays).hexdigest() != record["arrays_sha256"]:
             raise PatchbayError(f"arrays.safetensors is truncated or altered ({len(arrays)} bytes, checksum differs)")
         tensors = safetensors.torch.load(arrays)
-        record = _unpacked(record)
-        variables = {v["name"]: (tensors.pop(v["name"]), v["axes"], v["unit"]) for v in record["variables"]}
+        record = unpacked(record)
+        arrays_of = {variable["name"]: tensors.pop(variable["name"]) for variable in record["variables"]}
         if tensors:
             raise PatchbayError(f"arrays without an entry in result.json: {', '.join(tensors)}")
-        fields = ("coords", "parts", "tables", "notes", "highlights", "provenance")
-        return Result(variables, **{field: record[field] for field in fields})
+        return from_described(record, arrays_of)
     except Exception as error:  # whatever a damaged file leads to
         reason = str(error) if isinstance(error, PatchbayError) else repr(error)
         raise PatchbayError(f"{folder} is a damaged Result: {reason}") from error
@@ -437,47 +394,13 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     return gap.nan_to_num(nan=math.inf, posinf=math.inf).max().item() if gap.numel() else 0.0
 
 
-# --- plain data -------------------------------------------------------------------------------------
+# --- parts -------------------------------------------------------------------------------------
 
 
 def _placed(value: Any) -> Any:
     """A part, or a channel between parts: what axis "part" may list."""
     between = isinstance(value, Channel) or (isinstance(value, str) and ">" in value)
     return parse_channel(value) if between else as_part(value)
-
-
-def _plain(value: Any) -> Any:
-    """Parts as text, numbers as Python's own, tuples as lists; refuses what JSON cannot hold."""
-    if value is None or isinstance(value, bool):
-        return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):
-            return kind(value)  # numpy's float64 is a float that prints otherwise
-    if isinstance(value, Part | Channel):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist") and getattr(value, "ndim", 1) == 0:
-        return value.tolist()
-    raise PatchbayError(f"a Result's tables, labels and provenance hold plain data, got {type(value).__name__}")
-
-
-def packed(value: Any) -> Any:
-    """Plain data that strict JSON holds: NaN and the infinities become {"$float": "nan"}."""
-    value = _plain(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"$float": repr(value)}
-    if isinstance(value, dict):
-        return {key: packed(item) for key, item in value.items()}
-    return [packed(item) for item in value] if isinstance(value, list) else value
-
-
-def _unpacked(value: Any) -> Any:
-    if isinstance(value, dict):
-        return float(value["$float"]) if set(value) == {"$float"} else {k: _unpacked(v) for k, v in value.items()}
-    return [_unpacked(item) for item in value] if isinstance(value, list) else value
 
 
 # --- folders ----------------------------------------------------------------------------------------
@@ -501,116 +424,3 @@ def _refuse_to_replace(target: Path, overwrite: bool) -> None:
         )
     if found and FORMAT.encode() not in b"".join(p.read_bytes() for p in target.glob("result.json")):
         raise PatchbayError(f"{target} holds {', '.join(found)}, which Patchbay did not write: not replaced")
-
-
-def _write_folder(target: Path, files: dict[str, bytes]) -> None:
-    """Write files to a sibling folder, force them to disk, move it into place; on any failure all is as it was."""
-    made = [parent for parent in [target.parent, *target.parent.parents] if not parent.exists()]
-    fresh, old = (target.with_name(f".{target.name}.{secrets.token_hex(4)}.{what}") for what in ("partial", "old"))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.mkdir()
-        for name, content in files.items():
-            with open(fresh / name, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(fresh)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(fresh, target)
-        _sync(target.parent)
-    except BaseException as error:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        shutil.rmtree(fresh, ignore_errors=True)
-        for parent in made:
-            if parent.is_dir() and not any(parent.iterdir()):
-                parent.rmdir()
-        if isinstance(error, OSError):
-            raise PatchbayError(
-                f"could not save to {target}: {error.strerror or error}; nothing was written"
-            ) from error
-        raise
-    finally:
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some network file systems cannot; the files themselves are on disk
-        os.fsync(descriptor)
-    os.close(descriptor)
-
-
-# --- text -------------------------------------------------------------------------------------------
-
-
-def _shapes(result: Result, names: Sequence[str]) -> str:
-    """`score [layer 2, head 4] in attention; mlp [layer 2] in logits`."""
-    pieces = []
-    for name in names:
-        axes = ", ".join(f"{axis} {result.sizes[axis]}" for axis in result.axes_of(name))
-        unit = result.units[name]
-        pieces.append(name + (f" [{axes}]" if axes else "") + (f" in {unit}" if unit else ""))
-    return "; ".join(pieces)
-
-
-def _task_options(task: Mapping[str, Any]) -> list[str]:
-    options = task.get("options") if isinstance(task.get("options"), Mapping) else {}
-    shown = {**(options or {}), "seed": task.get("seed")}
-    return [f" {key}={value}" for key, value in shown.items() if isinstance(value, (int, float, str, bool))]
-
-
-def short(value: Any) -> str:
-    text = re.sub(r"\s+", " ", str(value))
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _range(tensor: Tensor) -> list[float]:
-    finite = tensor.double()[tensor.double().isfinite()]
-    return [finite.min().item(), finite.mean().item(), finite.max().item()] if len(finite) else [math.nan] * 3
-
-
-def _numbers(column: list[float]) -> list[str]:
-    """One format for a column: about four figures of its largest, or powers of ten where that hides the small."""
-    sizes = [abs(x) for x in column if math.isfinite(x) and x]
-    if not sizes:
-        return [f"{x:g}" for x in column]
-    if max(sizes) >= 1e6 or max(sizes) < 1e-3 or (max(sizes) <= 1 and min(sizes) < 1e-4 <= max(sizes) / 100):
-        return [f"{x:.3g}" for x in column]
-    decimals = max(0, 3 - math.floor(math.log10(max(sizes))))
-    return [f"{x:.{decimals}f}" for x in column]
-
-
-def _cells(columns: list[str], rows: list[list[Any]]) -> list[list[str]]:
-    texts = []
-    for column in zip(*rows, strict=True) if rows else [[] for _ in columns]:
-        is_float = column and all(isinstance(cell, float) for cell in column)
-        texts.append(_numbers(list(column)) if is_float else [str(cell) for cell in column])
-    return [list(line) for line in zip(*texts, strict=True)]
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _text_table(columns: list[str], rows: list[list[Any]]) -> list[str]:
-    """Lines of a table with numbers to the right and names to the left."""
-    lines = [columns, *_cells(columns, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    left = [bool(rows) and not _is_number(lines[1][i]) for i in range(len(columns))]
-    return [
-        "  "
-        + "  ".join(
-            c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in lines
-    ]

@@ -45,6 +45,7 @@ class Task:
 
     A twin has as many tokens as its prompt, unless `options["aligned"]` is False. `marks` maps a name to the positions
     of that group in every prompt (of the twin too, where aligned); `labels` maps a name to one value per prompt.
+    `task[2:5]` is the task of some prompts, `split` draws two halves, `Task.joined` puts several tasks together.
     """
 
     name: str
@@ -179,7 +180,8 @@ class Task:
         """The prompts of several tasks in one, such as one question in several wordings or at several lengths.
 
         They need the same metric. Kept are the marks and labels that all have; the label `task` says which of them each
-        prompt is from (0, 1, ...), and `options["joined"]` their names, options and seeds. Twins where all have them.
+        prompt is from (0, 1, ...), and `options["joined"]` their names, options and seeds. Twins and texts where all have
+        them. A task that was joined itself counts as one: its own label `task` gives way.
         """
         if not tasks:
             raise PatchbayError("no tasks to join were given")

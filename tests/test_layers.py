@@ -14,6 +14,7 @@ ROOT = Path(pb.__file__).parent
 LINE = [
     "port",
     "channel",
+    "saved",
     "maths",
     "families",
     "edit",
@@ -26,6 +27,7 @@ LINE = [
     "rotary",
     "wiring",
     "run",
+    "printed",
     "result",
     "restart",
     "difference",
@@ -33,6 +35,7 @@ LINE = [
     "sweep",
     "method",
     "knob",
+    "replay",
     "rows",
     "affine",
     "fold",
@@ -91,6 +94,20 @@ def test_a_method_imports_the_line_and_its_own_room_only(path: Path) -> None:
     room = path.parent.name
     found = [name for name in imports(parse(path), at_top=False) if name.split(".")[0] not in (*LINE, room)]
     assert found == []
+
+
+@pytest.mark.parametrize("path", files("prove", "measure"), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_methods_share_is_in_a_shared_file(path: Path) -> None:
+    """A method takes private names of no other method's file: what two of them need stands in a file that starts with `_`."""
+    taken = [
+        f"{node.module}: {alias.name}"
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom) and node.module and not node.module.split(".")[-1].startswith("_")
+        for alias in node.names
+        if node.module.startswith("patchbay.") and alias.name.startswith("_") and node.module.count(".") > 1
+    ]
+    known = {"attribution_patching": "patchbay.prove.activation_patching"}
+    assert [name for name in taken if not name.startswith(known.get(path.stem, " "))] == []
 
 
 @pytest.mark.parametrize("path", files("stories"), ids=lambda path: f"stories/{path.stem}")

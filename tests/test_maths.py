@@ -1,6 +1,7 @@
 """maths: against scipy, against plain loops, and by algebra."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,3 +211,25 @@ def test_spearman_equals_scipy_with_ties(pairs):
 def test_errors_say_what_was_found(call, says):
     with pytest.raises(PatchbayError, match=says):
         call()
+
+
+def test_sign_flips_of_many_cells_are_those_of_each():
+    """Exact and sampled, with a value missing, a cell without any, and rounding that counts as 0."""
+    for count in (6, 15):
+        values = torch.randn(count, 2, 3, generator=torch.Generator().manual_seed(count)) + 0.4
+        found = maths.sign_flip_p(values)
+        for i, j in np.ndindex(2, 3):
+            assert found[i, j].item() == pytest.approx(maths.permutation_p(values[:, i, j], torch.zeros(count)))
+    values[:, 0, 0], values[0, 0, 1], values[:, 0, 2] = torch.nan, torch.nan, 1e-8
+    found = maths.sign_flip_p(values, floor=1e-6)
+    assert found[0, 0].isnan()
+    without = maths.permutation_p(values[1:, 0, 1], torch.zeros(count - 1))
+    assert found[0, 1].item() == pytest.approx(without, abs=0.02)  # other coins
+    assert found[0, 2] == 1.0
+
+
+def test_there_is_one_of_each_test_and_interval():
+    names = ("bootstrap_interval", "paired_interval", "permutation_p", "benjamini_hochberg", "intervals", "sign_flip_p")
+    room = Path(maths.__file__).parent
+    found = [(path.name, name) for path in room.rglob("*.py") for name in names if f"def {name}(" in path.read_text()]
+    assert sorted(found) == sorted(("maths.py", name) for name in names)

@@ -1,4 +1,4 @@
-"""method: what the decorator promises, on a model and a task small enough to see through. And replay, and diff."""
+"""method: what the decorator promises, on a model and a task small enough to see through."""
 
 import inspect
 import json
@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchbay import method as method_module
-from patchbay.method import diff, find_method, method, replay
+from patchbay.method import method
 from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result, load_result
+from patchbay.result import Result
 
 
 class Model:
@@ -67,8 +66,6 @@ def installed(monkeypatch):
         return function
 
     monkeypatch.setattr(weights, "__module__", "patchbay.find.weights")
-    monkeypatch.setattr("patchbay.model.load", lambda source: Model(source=source))
-    monkeypatch.setattr("patchbay.task.Task", Task)
     return install
 
 
@@ -175,7 +172,8 @@ def test_a_result_option_is_recorded_as_its_top_parts(installed):
         return Result(torch.zeros(1, 1))
 
     record = use(Model(), of=heads).provenance["options"]["of"]
-    assert record == {"result": "find.weights", "parts": [str(part) for part in heads.top(100)]}
+    call = {key: heads.provenance[key] for key in ("method", "model", "task", "options")}
+    assert record == {"result": "find.weights", "parts": [str(part) for part in heads.top(100)], "record": call}
 
 
 def test_tensors_are_refused_unless_declared():
@@ -287,117 +285,3 @@ def test_modes_are_put_back_and_moving_one_is_a_fault(move, fails):
     assert not any(module.training for module in model.hf.modules())
     assert all(parameter.requires_grad for parameter in model.hf.parameters())
     assert torch.is_grad_enabled()
-
-
-# --- replay -----------------------------------------------------------------------------------------
-
-
-def test_a_replay_of_a_saved_result_agrees(installed, tmp_path):
-    result = installed()(Model(), Task(3), scale=0.5, parts=["L0.H1"], seed=4)
-    again = replay(load_result(result.save(tmp_path / "r")))
-    assert again
-    assert again.agrees
-    assert again.largest == 0.0
-    assert again.same_model
-    assert again.notes == ()
-    assert again.result.provenance["options"] == result.provenance["options"]
-    assert str(again) == "find.weights: the replay agrees; largest difference 0"
-
-
-def test_a_replay_on_another_model_says_so(installed):
-    result = installed()(Model(), Task(3))
-    again = replay(result, Model(seed=1))
-    assert not again
-    assert not again.same_model
-    assert again.largest > 0.1
-    assert "does NOT agree" in str(again)
-    assert "model fingerprint was" in str(again)
-    assert "score differs by up to" in str(again)
-
-
-def test_a_replay_notices_altered_numbers_and_other_versions(installed):
-    result = installed()(Model(), Task(3))
-    result.values[0, 0] += 1e-3
-    result.provenance["versions"] = {**result.provenance["versions"], "torch": "1.0"}
-    again = replay(result)
-    assert not again
-    assert again.largest == pytest.approx(1e-3, rel=1e-2)
-    assert any("version of torch was 1.0" in note for note in again.notes)
-    assert replay(result, rtol=0.1)
-
-
-def test_a_replay_rebuilds_prompts_and_parts_of_results(installed):
-    @method(paper="x")
-    def count(model: Model, prompts: list[str], *, of: Result | Sequence[Part]) -> Result:
-        parts = of.top(2) if isinstance(of, Result) else of[:2]
-        return Result(torch.tensor([[float(len(prompts[0])), float(parts[0].index)]]), unit=type(prompts).__name__)
-
-    count.__wrapped__.__module__ = "patchbay.find.count"
-    named = installed(method(paper="x")(count.__wrapped__), "count")
-    result = named(Model(), ["abc"], of=Result(torch.tensor([[1.0, 9.0]]), provenance={"method": "find.it"}))
-    again = replay(result)
-    assert again
-    assert again.notes == ("option 'of' was a Result of find.it; replayed with its 2 top parts",)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"method": "os.system"}, "'os.system' names no method"),
-        ({"method": "patchbay.cli"}, "names no method"),
-        ({"method": "find.__init__"}, "names no method"),
-        ({"method": "find.weights.weights"}, "names no method"),
-        ({"method": "find.nothing_like_it"}, "no method 'find.nothing_like_it'"),
-        ({"options": {"size": 1}}, "no option 'size'"),
-        ({"options": {"scale": {"tensor": [3], "sha256": ""}}}, "option 'scale' held a tensor"),
-        ({"options": {"scale": {"result": "find.x", "parts": []}}}, "was a Result of find.x; run that again"),
-        ({"model": {"source": "", "fingerprint": ""}}, r"pass it, replay\(result, model\)"),
-    ],
-)
-def test_what_cannot_be_replayed_is_said(installed, change, says):
-    result = installed()(Model(), Task(3))
-    result.provenance.update(change)
-    with pytest.raises(PatchbayError, match=says):
-        replay(result)
-
-
-def test_only_methods_are_found(installed, monkeypatch):
-    installed()
-    assert find_method("find.weights").paper == "nobody2020"
-    monkeypatch.setitem(sys.modules, "patchbay.find.plain", SimpleNamespace(plain=lambda: None))
-    with pytest.raises(PatchbayError, match="not a method"):
-        find_method("find.plain")
-    with pytest.raises(PatchbayError, match="does not say which method"):
-        replay(Result(torch.zeros(1, 1)))
-    assert "weights" not in vars(method_module)  # nothing is registered
-
-
-# --- diff -------------------------------------------------------------------------------------------
-
-
-def test_diff_subtracts_and_says_what_else_differs(installed):
-    function = installed()
-    first, second = function(Model(), Task(3)), function(Model(seed=1), Task(2))
-    result = diff(first, second)
-    assert torch.equal(result.values, first.values.double() - second.values.double())
-    assert torch.equal(result["second"], second.values.double())
-    assert result.unit == "logits"
-    assert len(result.notes) == 2
-    assert "model fingerprints differ" in result.notes[0]
-    assert "task differ" in result.notes[1]
-    assert diff(first, first).notes == ()
-    assert (diff(first, first).values == 0).all()
-
-
-def test_diff_refuses_other_axes_units_and_parts(tmp_path):
-    ones = torch.ones(2)
-    base = Result(ones, ("part",), "nats", parts=["L0", "L1"])
-    for other, says in [
-        (Result(ones, ("layer",), "nats"), "axes differ"),
-        (Result(torch.ones(3), ("part",), "nats", parts=["L0", "L1", "L2"]), "sizes differ"),
-        (Result(ones, ("part",), "nats", parts=["L0", "L2"]), "differ: .*L1.*against.*L2"),
-        (Result(ones, ("part",), "logits", parts=["L0", "L1"]), "unit differ: nats against logits"),
-    ]:
-        with pytest.raises(PatchbayError, match=says):
-            diff(base, other)
-    assert load_result(diff(base, base).save(tmp_path / "d")).parts == base.parts

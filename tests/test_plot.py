@@ -183,9 +183,10 @@ def test_what_cannot_be_drawn_or_written_is_said(tmp_path):
         plot.figure(Result(torch.zeros(0, 2)))
     with pytest.raises(PatchbayError, match=r"'a.jpg': the suffix is one of .png, .svg, .pdf"):
         plot.save(plot.figure(grid()), tmp_path / "a.jpg")
-    with pytest.raises(PatchbayError, match="No such file or directory; nothing was written"):
+    (tmp_path / "no").write_text("mine")
+    with pytest.raises(PatchbayError, match="no is a file, not a folder; nothing was written"):
         plot.save(plot.figure(grid()), tmp_path / "no" / "a.png")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["no"]
 
 
 def test_curves_over_named_layers():

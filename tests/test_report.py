@@ -156,7 +156,7 @@ def test_a_failed_write_leaves_the_old_page_and_nothing_else(tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(PatchbayError, match="No space left on device; nothing was written"):
         report.write(target, "new")
     assert target.read_text() == "old"

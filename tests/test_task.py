@@ -382,6 +382,20 @@ def test_joined_tasks_keep_what_all_have() -> None:
     assert Task.joined([a, uneven]).options["aligned"] is False
 
 
+def test_a_joined_task_is_scored_sliced_and_joined_like_any_other() -> None:
+    a = Task("a", [[1, 2], [3, 4]], [5, 6], [[7], [8]], texts=["one", "two"])
+    b = Task("b", [[1, 2, 3]], [4], [[7, 8]], texts=["three"], seed=3)
+    both = Task.joined([a, b])
+    logits = torch.randn(3, 10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(both.score(logits), torch.cat([a.score(logits[:2]), b.score(logits[2:])]))
+    assert both.texts == ("one", "two", "three")
+    assert both[2].clean == b.clean
+    assert both[2].labels == {"task": (1,)}
+    assert Task.joined([b, both]).labels == {"task": (0, 1, 1, 1)}
+    assert sorted(label for half in both.split(0.5) for label in half.labels["task"]) == [0, 0, 1]
+    assert Task.joined([a]).options == {"joined": [{"name": "a", "options": {}, "seed": 0}]}
+
+
 def test_tasks_that_cannot_be_joined() -> None:
     a = Task("a", [[1]], [2], [[3]])
     with pytest.raises(PatchbayError, match="no tasks to join"):

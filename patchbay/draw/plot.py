@@ -12,7 +12,7 @@ import math
 import textwrap
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -29,6 +29,7 @@ from matplotlib.ticker import MaxNLocator
 from patchbay.draw.graph import is_wiring
 from patchbay.port import PatchbayError
 from patchbay.result import Result
+from patchbay.saved import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -90,15 +91,7 @@ def save(drawn: Figure, path: str | Path) -> Path:
     undated: dict[str, Any] = {"metadata": {key: None}} if (key := DATES.get(kind)) else {}
     with _style():
         drawn.savefig(content, format=kind, dpi=200, **undated)
-    fresh = path.with_name(f".{path.name}.partial")
-    try:
-        fresh.write_bytes(content.getvalue())
-        fresh.replace(path)
-    except OSError as error:
-        raise PatchbayError(f"could not write {path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
+    write_file(path, content.getvalue())
     return path
 
 

@@ -86,7 +86,7 @@ def _layout(result: Result, found: list[Edge]) -> tuple[list[list[Part]], dict[P
 def _edges(axis: Axes, found: list[Edge], places: dict[Part, tuple[float, float]]) -> None:
     from patchbay.draw.plot import COLOURS
 
-    most = max(abs(edge.score) for edge in found)
+    most = max(abs(edge.score) for edge in found) or 1.0  # all alike: thin lines
     for edge in reversed(found):  # the strongest on top
         start, end = places[edge.channel.writer], places[edge.reader]
         share = abs(edge.score) / most

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import html
 import math
-import os
 import re
-import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.port import PatchbayError
+from patchbay.saved import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,18 +85,7 @@ def page(
 
 def write(path: str | Path, text: str) -> Path:
     """Write a page, whole or not at all; its folder is made where there is none."""
-    target = Path(os.path.realpath(path))
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, target)
-    except OSError as error:
-        raise PatchbayError(f"could not write {path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
-    return target
+    return write_file(path, text.encode())
 
 
 def of_result(result: Result, n: int = 20) -> Section:

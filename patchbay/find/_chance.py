@@ -1,4 +1,4 @@
-"""Chance: p values of many parts at once, and how sure a rank correlation is. Pure functions of tensors."""
+"""Chance: how sure a mean and a rank correlation are. Pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -6,33 +6,6 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-
-ROOM = 2**22  # numbers held at a time
-
-
-def sign_flip_p(values: Tensor, *, floor: float = 1e-6, n: int = 2000, seed: int = 0) -> Tensor:
-    """Two-sided p [*cell] that the mean of values [prompt, *cell] is 0, by flipping each prompt's sign.
-
-    Values no larger than `floor` are rounding and count as 0. Exact up to `n` patterns of signs, else (1 + hits) / (1
-    + n). A cell without any value has p NaN; prompts without one do not count.
-    """
-    count, shape = len(values), values.shape[1:]
-    flat = values.detach().double().cpu().reshape(count, -1)  # [prompt, cell]
-    empty = flat.isnan().all(0)
-    flat = flat.nan_to_num(0.0)
-    flat = torch.where(flat.abs() <= floor, 0.0, flat)
-    exact = 2**count <= n
-    if exact:
-        signs = 1.0 - 2.0 * ((torch.arange(2**count)[:, None] >> torch.arange(count)) & 1).double()
-    else:
-        generator = torch.Generator().manual_seed(seed)
-        signs = 1.0 - 2.0 * torch.randint(2, (n, count), generator=generator).double()  # [draw, prompt]
-    seen = flat.sum(0).abs() - 1e-9 * flat.abs().sum(0)  # sums in another order still count as equal
-    step = max(1, ROOM // len(signs))
-    hits = [((signs @ flat[:, i : i + step]).abs() >= seen[i : i + step]).sum(0) for i in range(0, flat.shape[1], step)]
-    found = torch.cat(hits).double() if hits else flat.new_zeros(0)
-    p = found / len(signs) if exact else (1.0 + found) / (1.0 + n)
-    return p.masked_fill(empty, torch.nan).reshape(shape)
 
 
 def standard_error(values: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.find._chance import sign_flip_p
 from patchbay.find._direct import by_head, by_source, grid, head_layers, own_place, places, precise, read_at_z, reading
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
@@ -33,7 +32,7 @@ class Moved:
 
     def p(self) -> Tensor:
         """p [layer, head] that the answer's places give no more than other places."""
-        return sign_flip_p(self.right - self.elsewhere)
+        return maths.sign_flip_p(self.right - self.elsewhere, floor=1e-6)
 
 
 def moved(model: Model, task: Task, what: str, *, top: int, batch_size: int) -> Moved:

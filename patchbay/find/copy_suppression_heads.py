@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.find._chance import sign_flip_p, standard_error
+from patchbay.find._chance import standard_error
 from patchbay.find._direct import by_head, grid, head_layers, normed_after, own_place, precise
 from patchbay.find.direct_logit_attribution import Frozen
 from patchbay.method import method
@@ -80,7 +80,7 @@ def copy_suppression_heads(
         trace = run(model, encoded[start : start + batch_size], taps=taps, logits="last")
         pieces += [_one(model, trace, row, layers, share, lowest, sample, seed) for row in range(len(trace.lengths))]
     seen = {name: torch.cat([piece[name] for piece in pieces]) for name in NAMES}  # [prompt, layer, head]
-    p = sign_flip_p(seen["suppression"] - seen["null"])
+    p = maths.sign_flip_p(seen["suppression"] - seen["null"], floor=1e-6)
     adjusted, axes = maths.benjamini_hochberg(p), ("layer", "head")
     score = seen["suppression"].mean(0)
     clear = (score > seen["null"].mean(0)) & (score > 0) & (adjusted <= 0.05)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from patchbay import edit, maths
-from patchbay.find._chance import sign_flip_p, standard_error
+from patchbay.find._chance import standard_error
 from patchbay.find._direct import head_layers, normed_after, places
 from patchbay.find._movers import best_movers
 from patchbay.method import method
@@ -69,7 +69,7 @@ def inhibition_heads(
         )
     seen = _measure(model, tested, senders, chosen, draws, batch_size, seed)
     found = {name: _grid(model, senders, value) for name, value in seen.items()}  # [prompt, layer, head]
-    p = sign_flip_p(found["inhibition"])
+    p = maths.sign_flip_p(found["inhibition"], floor=1e-6)
     axes, unit = ("layer", "head"), {"effect": task.unit}
     score = found["inhibition"].mean(0)
     clear = (maths.benjamini_hochberg(p) <= 0.05) & (score > found["random"].mean(0))

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from patchbay import edit, maths
-from patchbay.find._chance import rank_agreement, sign_flip_p, standard_error
+from patchbay.find._chance import rank_agreement, standard_error
 from patchbay.find._direct import grid, head_layers, precise
 from patchbay.find._importance import losses
 from patchbay.find._propagation import WHAT, Field
@@ -84,7 +84,7 @@ def observable_propagation(
     ]
     order = torch.tensor([i for some in _batches(task, batch_size) for i in some]).argsort()
     score, effect, angle, feature = (torch.cat([piece[k] for piece in pieces])[order] for k in range(4))
-    p, axes, mean = sign_flip_p(score), ("layer", "head"), score.mean(0)
+    p, axes, mean = maths.sign_flip_p(score, floor=1e-6), ("layer", "head"), score.mean(0)
     y = feature.mean(0)  # [layer, head, d_model]
     top = divmod(int(mean.abs().nan_to_num(-1.0).argmax()), mean.shape[1])
     agree = rank_agreement(mean.abs().flatten(), effect.mean(0).abs().flatten(), seed=seed)

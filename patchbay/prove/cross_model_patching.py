@@ -37,7 +37,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
 from patchbay.prove._cells import batches, intervals, p_values, rounding, sign_of
-from patchbay.prove.ablation import Set, _by_position, _random_sets
+from patchbay.prove._removal import Set, by_position, random_sets
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.task import Task
@@ -152,6 +152,8 @@ def _check_shape(model: Model, tuned: Model) -> None:
 def _chosen(model: Model, parts: Result | list[Part] | Part, top: int | None, draws: int) -> list[Part]:
     if draws < 1:
         raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
+    if top is not None and top < 1:
+        raise PatchbayError(f"top={top}: at least one part is needed")
     if isinstance(parts, Result):
         if top is None:
             raise PatchbayError("parts is a Result: say how many of its parts, top=10, or pass result.top(10)")
@@ -191,7 +193,7 @@ def _controls(
     if len(free) < len(layers):
         return [], [f"no random control: {len(layers)} layers were given, there are {len(free)} others"]
     try:
-        sets = _random_sets(model, others, 4 * draws, seed) if others else [()] * 4 * draws
+        sets = random_sets(model, others, 4 * draws, seed) if others else [()] * 4 * draws
     except PatchbayError as error:
         return [], [f"no random control: {error}"]
     rng = random.Random(f"cross_model_patching-{seed}")
@@ -223,8 +225,8 @@ def _measure(
     for prompts in batches(task, batch_size):
         some, ids = task[prompts], [list(task.clean[i]) for i in prompts]
         donor, own = run(tuned, ids, taps=ports, logits="last"), run(model, ids, taps=spare, logits="last")
-        values = {port: _by_position(donor[port], port) for port in ports}
-        kept = {port: _by_position(own[port], port) for port in spare}
+        values = {port: by_position(donor[port], port) for port in ports}
+        kept = {port: by_position(own[port], port) for port in spare}
 
         def note(
             at: int, logits: Tensor, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits

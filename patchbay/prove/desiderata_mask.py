@@ -39,7 +39,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
 from patchbay.prove._cells import batches, check_twins, listed
-from patchbay.prove.ablation import _random_sets
+from patchbay.prove._removal import random_sets
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.task import Task
@@ -121,7 +121,7 @@ def desiderata_mask(
 
 
 def _desiderata(model: Model, given: Any, penalty: float, steps: int, positions: str, draws: int) -> list[Task]:
-    """The tasks, each with what a desideratum needs; a record of them (as in a replay) is read back."""
+    """The tasks, each with what a desideratum needs."""
     if positions not in ("all", "last"):
         raise PatchbayError(f"positions={positions!r}; possible are all and last")
     if not penalty >= 0.0 or steps < 1 or draws < 1:
@@ -129,7 +129,6 @@ def _desiderata(model: Model, given: Any, penalty: float, steps: int, positions:
             f"penalty={penalty}, steps={steps}, draws={draws}: 0 or more, and at least 1 of each of the others"
         )
     tasks = [given] if isinstance(given, Task) else list(given)
-    tasks = [Task.from_json(one["json"]) if isinstance(one, Mapping) else one for one in tasks]
     for one in tasks:
         if not isinstance(one, Task):
             raise PatchbayError(
@@ -272,7 +271,7 @@ def _compare(
     values |= {"accuracy_base": (base_right.mean(), (), share), "accuracy_all": (every_right.mean(), (), share)}
     values |= {"gain_all": ((every_target - base_target).mean(), (), unit)}
     try:
-        sets = _random_sets(model, chosen, draws, seed) if chosen else [()]
+        sets = random_sets(model, chosen, draws, seed) if chosen else [()]
     except PatchbayError as error:
         return values, [f"no random control: {error}"]
     gained = torch.stack([mask.scores(drawn, pieces)[1] - base_target for drawn in sets])  # [draw, prompt]

@@ -35,7 +35,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
 from patchbay.prove._cells import held_out, intervals, sign_of
-from patchbay.prove.ablation import WAYS, By, _measure, _others
+from patchbay.prove._removal import WAYS, By, measured, others
 from patchbay.result import Result
 from patchbay.task import Task
 
@@ -110,7 +110,7 @@ def _ranked(
 def _total(model: Model, parts: Sequence[Part]) -> int:
     """How many parts of these kinds the model has."""
     return sum(
-        len(_others(model, kind, i, set())) for kind in {part.kind for part in parts} for i in range(model.n_layers)
+        len(others(model, kind, i, set())) for kind in {part.kind for part in parts} for i in range(model.n_layers)
     )
 
 
@@ -135,7 +135,7 @@ def _random_orders(model: Model, ranked: list[Part], draws: int, seed: int) -> l
         drawn = list(ranked)
         for (kind, layer), at in places.items():
             layers = range(model.n_layers) if layer is None else (layer,)
-            pool = [part for one in layers for part in _others(model, kind, one, set())]
+            pool = [part for one in layers for part in others(model, kind, one, set())]
             for i, part in zip(at, rng.sample(pool, len(at)), strict=True):
                 drawn[i] = part
         orders.append(drawn)
@@ -162,7 +162,7 @@ def _lost(
     model: Model, task: Task, sets: list[tuple[Part, ...]], by: By, batch_size: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Loss [set, prompt] without each set; scores and rightness [2, 1 + set, prompt], of the plain run first."""
-    scores, right = _measure(model, task, [(), *sets], by, batch_size, seed)
+    scores, right = measured(model, task, [(), *sets], by, batch_size, seed)
     return sign_of(task) * (scores[0] - scores[1:]), torch.stack([scores, right])
 
 

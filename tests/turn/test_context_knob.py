@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_context import context
 from patchbay.turn._intent import attention_range, items, swapped
+from patchbay.turn.context_knob import _found
 
 
 def asked(form: Any, funnelled: bool, n: int = 48) -> tuple[pb.Model, pb.Task, Any]:
@@ -122,3 +123,14 @@ def test_errors() -> None:
     ):
         with pytest.raises(pb.PatchbayError, match=message):
             pb.turn.context_knob(model, given, **options)
+
+
+def test_a_model_that_guesses_the_intent_has_no_knob() -> None:
+    """It says "the other answer" half of the time by itself: flips alone, also beyond random ones, are no find."""
+    guessing = {"iia": torch.tensor([0.56]), "margin": (0.1, 0.02, 0.2), "accuracy_low": 0.4}
+    assert not _found(guessing, 0)
+    assert _found({**guessing, "accuracy_low": 0.9}, 0)
+    model = pb.load("tiny-llama")  # knows the facts, and was never told what "Mary knew" asks for
+    none = pb.turn.context_knob(model, pb.tasks.facts_by_intent(model, 24), layers=[0], steps=2)
+    assert isinstance(none, pb.Result)
+    assert any("little to turn" in note for note in none.notes)

@@ -101,6 +101,8 @@ def test_errors() -> None:
         pb.turn.scale("L0.H1", float("nan"))  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match=r"choose some, like result\.top"):
         pb.turn.scale(pb.find.previous_token_heads(model, [[5, 6, 7, 8]]), 0.0)  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="'2:2': no position from 2 to before 2"):
+        pb.turn.scale("L0.H1", 0.5, positions="2:2")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="no parts"):
         pb.turn.scale([], 0.0)
     with pytest.raises(pb.PatchbayError, match="needs a Model"):

@@ -1,0 +1,158 @@
+"""How a Result prints: its best rows as a table in text or HTML, with units, notes and where the numbers came from."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from patchbay.result import Result
+
+
+def origin(result: Result) -> str:
+    """One line on where the numbers came from."""
+    known, pieces = result.provenance, []
+    if model := known.get("model"):
+        details = [model.get("family"), model.get("dtype"), str(model.get("fingerprint") or "")[:12]]
+        pieces.append(f"{model.get('source')} ({', '.join(str(d) for d in details if d)})")
+    if task := known.get("task"):
+        pieces.append(f"task {task.get('name', 'prompts')}" + "".join(_task_options(task)))
+    pieces += [f"{key}={value}" for key, value in known.get("options", {}).items() if len(str(value)) <= 40]
+    if (seconds := known.get("wall_time_s")) is not None:
+        pieces.append(f"{seconds:.2f} s")
+    return " · ".join(pieces) or "no provenance: made by hand"
+
+
+def summary(result: Result, n: int = 10) -> str:
+    """The top rows, units, notes and provenance as plain text."""
+    columns, rows, left = _shown(result, n)
+    below = [f"({left})" if left else "", _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
+    return "\n".join([_title(result), *_text_table(columns, rows), *(f"  {line}" for line in below if line)])
+
+
+def _title(result: Result) -> str:
+    """The method, the main variable and the ones on other axes."""
+    shown = [
+        v for v in result.variables if v == result.name or (result.axes_of(v) and result.axes_of(v) != result.axes)
+    ]
+    return f"{result.provenance.get('method', 'Result')}: {shapes(result, shown)}"
+
+
+def _scalars(result: Result) -> str:
+    """The variables that are single numbers, but the main one."""
+    names = [v for v in result.variables[1:] if not result.axes_of(v)]
+    return " · ".join(f"{v} {result[v].item():.4g} {result.units[v]}".rstrip() for v in names)
+
+
+def _shown(result: Result, n: int) -> tuple[list[str], list[list[Any]], str]:
+    """Columns and rows to print, and a word on what they leave out."""
+    if result.ranked:
+        return result.columns, *_ranked_rows(result, n)
+    if len(result.axes) == 1:
+        columns = [result.axes[0], result.name, *result.columns[3:]]
+        steps = list(zip(result.labels_of(result.axes[0]), *(result[v].tolist() for v in columns[1:]), strict=True))
+        left = f"{4 * n} of {len(steps)} steps" if len(steps) > 4 * n else ""
+        return columns, [list(step) for step in steps[: 4 * n]], left
+    arrays = [name for name in result.variables if name == result.name or result.axes_of(name)]
+    rows = [[name, *_numbers(_range(result[name]))] for name in arrays]  # a row has one unit, a column many
+    return ["variable", "lowest", "mean", "highest"], rows, ""
+
+
+def _ranked_rows(result: Result, n: int) -> tuple[list[list[Any]], str]:
+    rows = result.table(n)
+    for row in rows:
+        row["part"] = f"{row['part']}{' *' if row['part'] in result.highlights else ''}"
+    empty = int(result.values.isnan().sum())
+    total = result.values.numel() - empty
+    left = [f"{len(rows)} of {total} parts"] if total > len(rows) else []
+    left += [f"{empty} without a value"] if empty else []
+    return [list(row.values()) for row in rows], ", ".join(left)
+
+
+def as_html(result: Result) -> str:
+    """The same as a table for a notebook."""
+    columns, rows, left = _shown(result, 10)
+    lines = _cells(columns, rows)
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
+    small = [left, _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
+    return (
+        f"<div><b>{html.escape(_title(result))}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<small>{'<br>'.join(html.escape(line) for line in small if line)}</small></div>"
+    )
+
+
+# --- text -------------------------------------------------------------------------------------------
+
+
+def shapes(result: Result, names: Sequence[str]) -> str:
+    """`score [layer 2, head 4] in attention; mlp [layer 2] in logits`."""
+    pieces = []
+    for name in names:
+        axes = ", ".join(f"{axis} {result.sizes[axis]}" for axis in result.axes_of(name))
+        unit = result.units[name]
+        pieces.append(name + (f" [{axes}]" if axes else "") + (f" in {unit}" if unit else ""))
+    return "; ".join(pieces)
+
+
+def _task_options(task: Mapping[str, Any]) -> list[str]:
+    options = task.get("options") if isinstance(task.get("options"), Mapping) else {}
+    shown = {**(options or {}), "seed": task.get("seed")}
+    return [f" {key}={value}" for key, value in shown.items() if isinstance(value, (int, float, str, bool))]
+
+
+def short(value: Any) -> str:
+    """A value on one line of at most 80 letters."""
+    text = re.sub(r"\s+", " ", str(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _range(tensor: Tensor) -> list[float]:
+    finite = tensor.double()[tensor.double().isfinite()]
+    return [finite.min().item(), finite.mean().item(), finite.max().item()] if len(finite) else [math.nan] * 3
+
+
+def _numbers(column: list[float]) -> list[str]:
+    """One format for a column: about four figures of its largest, or powers of ten where that hides the small."""
+    sizes = [abs(x) for x in column if math.isfinite(x) and x]
+    if not sizes:
+        return [f"{x:g}" for x in column]
+    if max(sizes) >= 1e6 or max(sizes) < 1e-3 or (max(sizes) <= 1 and min(sizes) < 1e-4 <= max(sizes) / 100):
+        return [f"{x:.3g}" for x in column]
+    decimals = max(0, 3 - math.floor(math.log10(max(sizes))))
+    return [f"{x:.{decimals}f}" for x in column]
+
+
+def _cells(columns: list[str], rows: list[list[Any]]) -> list[list[str]]:
+    texts = []
+    for column in zip(*rows, strict=True) if rows else [[] for _ in columns]:
+        is_float = column and all(isinstance(cell, float) for cell in column)
+        texts.append(_numbers(list(column)) if is_float else [str(cell) for cell in column])
+    return [list(line) for line in zip(*texts, strict=True)]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _text_table(columns: list[str], rows: list[list[Any]]) -> list[str]:
+    """Lines of a table with numbers to the right and names to the left."""
+    lines = [columns, *_cells(columns, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    left = [bool(rows) and not _is_number(lines[1][i]) for i in range(len(columns))]
+    return [
+        "  "
+        + "  ".join(
+            c.ljust(w) if to_left else c.rjust(w) for c, w, to_left in zip(line, widths, left, strict=True)
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,149 @@
+"""Removal: what the methods that take parts away share. Random parts to compare with, and scores of every prompt without
+each of many sets of parts, as rows of shared batches.
+
+The ways are those of `ablation`: by zero, by the mean over the task's positions, or by the values on each prompt's twin.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from patchbay import edit
+from patchbay.edit import Edit
+from patchbay.model import Model
+from patchbay.port import Part, PatchbayError, Port
+from patchbay.run import run
+from patchbay.task import Task
+
+By = Literal["zero", "mean", "resample"]
+WAYS = ("zero", "mean", "resample")
+Set = tuple[Part, ...]
+
+
+# --- random parts ---------------------------------------------------------------------------------
+
+
+def others(model: Model, kind: str, layer: int, without: set[Part]) -> list[Part]:
+    """Parts of that kind in that layer that were not chosen."""
+    if Part(layer, kind, None).port().signal not in model.signals(layer):
+        return []
+    if kind in ("attn", "mlp"):
+        every = [Part(layer, kind)]
+    else:
+        count = {"head": model.n_heads, "group": model.n_groups, "neuron": model.n_neurons, "expert": model.n_experts}[
+            kind
+        ]
+        every = [Part(layer, kind, i) for i in range(count(layer))]
+    return [part for part in every if part not in without]
+
+
+def random_sets(model: Model, chosen: list[Part], draws: int, seed: int) -> list[Set]:
+    """Up to `draws` different sets of as many other parts, of the same kinds, of the same layers where these have enough."""
+    rng, without = random.Random(f"ablation-{seed}"), set(chosen)
+    places = sorted({(part.kind, part.layer or 0) for part in chosen})
+    sets: dict[Set, None] = {}
+    for _ in range(20 * draws):
+        drawn: list[Part] = []
+        for kind, layer in places:
+            n = sum((part.kind, part.layer) == (kind, layer) for part in chosen)
+            pool = others(model, kind, layer, without | set(drawn))
+            if len(pool) < n:
+                pool = [part for i in range(model.n_layers) for part in others(model, kind, i, without | set(drawn))]
+            if len(pool) < n:
+                raise PatchbayError(
+                    f"{sum(part.kind == kind for part in chosen)} parts of kind {kind} were given, and the model has too few "
+                    "others for a random control of as many; give fewer"
+                )
+            drawn += rng.sample(pool, n)
+        sets[tuple(sorted(drawn))] = None
+        if len(sets) == draws:
+            break
+    return list(sets)
+
+
+# --- the runs -------------------------------------------------------------------------------------
+
+
+def measured(
+    model: Model, task: Task, conditions: Sequence[Set], by: By, batch_size: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Score and rightness of every prompt without each condition's parts: two times [condition, prompt]."""
+    task.check(model.vocab_size)
+    needed = [{part.port() for part in parts} for parts in conditions]
+    ports = sorted(set().union(*needed))
+    means = _means(model, task, ports, batch_size) if by == "mean" else {}
+    twins = _twins(task, seed) if by == "resample" else ()
+    scores, right = torch.zeros(2, len(conditions), len(task), dtype=torch.float64)
+    for prompts, which in _batches(task, len(conditions), batch_size):
+        taken = {port: rows for port in ports if (rows := [i for i, at in enumerate(which) if port in needed[at]])}
+        donors = _donors(model, task, prompts, twins, list(taken)) if by == "resample" and taken else {}
+        edits = [_edit(port, by, rows, means, donors) for port, rows in taken.items()]
+        trace = run(model, [list(task.clean[i]) for i in prompts], edits=edits, logits="last")
+        some, logits = task[prompts], trace.last_logits
+        reference = run(model, some, logits="last").last_logits if task.metric == "kl" else None
+        scores[which, prompts] = some.score(logits, reference).double().cpu()
+        right[which, prompts] = some.with_metric("accuracy").score(logits).double().cpu()
+    return scores, right
+
+
+def _batches(task: Task, n_conditions: int, size: int) -> Iterator[tuple[list[int], list[int]]]:
+    """(prompt, condition) of the rows of each batch; all prompts of a batch have one length, so that nothing is padded."""
+    for length in sorted({len(ids) for ids in task.clean}):
+        rows = [(i, c) for i, ids in enumerate(task.clean) if len(ids) == length for c in range(n_conditions)]
+        for start in range(0, len(rows), size):
+            prompts, which = zip(*rows[start : start + size], strict=True)
+            yield list(prompts), list(which)
+
+
+def _edit(port: Port, by: By, rows: list[int], means: dict[Port, Tensor], donors: dict[Port, Tensor]) -> Edit:
+    if by == "zero":
+        return edit.zero(port, rows=rows)
+    if by == "mean":
+        return edit.mean(port, means[port], rows=rows)
+    return edit.replace(port, donors[port][rows], rows=rows)  # [row, position, ...]
+
+
+def _means(model: Model, task: Task, ports: Sequence[Port], batch_size: int) -> dict[Port, Tensor]:
+    """Each signal's mean over the positions of all prompts, [...feature]."""
+    sums, count = dict.fromkeys(ports, torch.zeros(())), sum(map(len, task.clean))
+    for start in range(0, len(task), batch_size):
+        trace = run(model, task[start : start + batch_size], taps=ports, logits="last")
+        for port in ports:
+            sums[port] = sums[port] + by_position(trace[port], port).double().nansum((0, 1)).cpu()
+    return {port: (total / count).float() for port, total in sums.items()}
+
+
+def _twins(task: Task, seed: int) -> tuple[tuple[int, ...], ...]:
+    """The prompt from which each prompt's signals are taken: its corrupted twin, or another prompt of the task."""
+    if task.corrupted is not None and task.options.get("aligned", True):
+        return task.corrupted
+    if len(task) < 2:
+        raise PatchbayError(
+            f"resample needs corrupted twins of equal length, or a second prompt; task {task.name} has neither"
+        )
+    order = list(range(len(task)))
+    random.Random(f"ablation-twins-{seed}").shuffle(order)
+    after = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return tuple(task.clean[after[i]] for i in range(len(task)))
+
+
+def _donors(
+    model: Model, task: Task, prompts: list[int], twins: Sequence[Sequence[int]], ports: list[Port]
+) -> dict[Port, Tensor]:
+    """Signals of each row's twin, lined up with the row's prompt at the end: [row, position, ...feature]."""
+    unique = list(dict.fromkeys(prompts))
+    trace = run(model, [list(twins[i]) for i in unique], taps=ports, logits="last")
+    rows = torch.tensor([unique.index(i) for i in prompts])[:, None]  # [row, 1]
+    n = len(task.clean[prompts[0]])
+    place = (trace.lengths[rows] - n + torch.arange(n)).clamp_min(0)  # [row, position]
+    return {port: by_position(trace[port], port)[rows, place] for port in ports}
+
+
+def by_position(signal: Tensor, port: Port) -> Tensor:
+    """[prompt, position, ...feature], the axes in which edits take values."""
+    return signal.movedim(next(i for i, axis in enumerate(port.axes) if axis in ("position", "query", "key")), 1)
