@@ -13,6 +13,10 @@ deals that score as high, `p_adjusted` over all heads. A head that always looks 
 deals. `low` and `high` are 95 % bootstraps over prompts; `without_first` leaves the first key out and scales the rest to 1. One
 forward pass.
 
+A shallow model may look the pair up where the question names its key, and bring only the answer to the last token: `query="query"`
+scores the attention from there. And what was bound may be gathered in a token beside the pair: `span` is the score for all tokens
+from the pair's first member to the one behind its second, with the same null (`span_null_high`, `span_p_adjusted`).
+
 The question, with several mechanisms as its answer, is that of Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms"; the
 score is the plain attention reading of it.
 
@@ -37,25 +41,29 @@ DRAWS = 1000
 
 
 @method(paper="gurarieh2025", unit="attention")
-def binding_heads(model: Model, task: Task, *, batch_size: int = 16, seed: int = 0) -> Result:
+def binding_heads(model: Model, task: Task, *, query: str = "last", batch_size: int = 16, seed: int = 0) -> Result:
     """Attention from the last position to the answer beyond that to the other candidates, mean over prompts.
+
+    `query`: the mark of another token to look from, such as "query", the word that the question asks with.
 
     `task` has the marks objects, boxes and answer, as `pb.tasks.entity_binding(model)` has. Main variable `score` with `low`,
     `high`, `null_high`, `p`, `p_adjusted`, `without_first`; `answer` (the attention itself), `partner`, `pairing`,
-    `pairing_null`, and `held_out`.
+    `pairing_null`; `span`, `span_null_high`, `span_p_adjusted`; and `held_out`.
     """
-    one = finder(model, task, seed=seed)
+    one = finder(model, task, query=query, seed=seed)
     return together(model, task, [one], batch_size=batch_size)[0]
 
 
-def finder(model: Model, task: Task, *, seed: int = 0) -> Finder:
+def finder(model: Model, task: Task, *, query: str = "last", seed: int = 0) -> Finder:
     """The finder for this task, for `together`."""
     pattern_layers(model, "binding_heads")
     task.check(model.vocab_size)
     candidates, partners, asked = _pairs(task)
 
+    looking = _looking(task, query, candidates, partners)
+
     def targets(prompt: int, ids: list[int]) -> Tensor:
-        return _targets(candidates[prompt], partners[prompt], len(ids))
+        return _targets(candidates[prompt], partners[prompt], looking[prompt], len(ids))
 
     return Finder(looks(targets), lambda seen: _report(seen, len(candidates[0]), asked, seed))
 
@@ -88,12 +96,27 @@ def _pairs(task: Task) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], li
     return candidates, partners, asked
 
 
-def _targets(candidates: tuple[int, ...], partners: tuple[int, ...], n: int) -> Tensor:
-    """Bool [statistic, query, key]: last query to each candidate, to each partner, and later to earlier members d pairs back."""
+def _looking(task: Task, query: str, candidates: list[tuple[int, ...]], partners: list[tuple[int, ...]]) -> list[int]:
+    """The position that each prompt is looked at from, behind all pairs."""
+    if query == "last":
+        return [len(ids) - 1 for ids in task.clean]
+    marks = task.marks.get(query, [()] * len(task))
+    for i, places in enumerate(marks):
+        if len(places) != 1 or places[0] <= max(*candidates[i], *partners[i]):
+            raise PatchbayError(
+                f"query={query!r}: task {task.name}, prompt {i}, marks {places}; one token behind all pairs is needed. Marks: "
+                f"{', '.join(task.marks)}; possible: last, or query in pb.tasks.entity_binding(model)"
+            )
+    return [places[0] for places in marks]
+
+
+def _targets(candidates: tuple[int, ...], partners: tuple[int, ...], at: int, n: int) -> Tensor:
+    """Bool [statistic, query, key]: the query at `at` to each candidate, to each partner, and later to earlier members d pairs back."""
     pairs = len(candidates)
-    masks = torch.zeros(3 * pairs, n, n, dtype=torch.bool)
+    masks = torch.zeros(4 * pairs, n, n, dtype=torch.bool)
     for j, (candidate, partner) in enumerate(zip(candidates, partners, strict=True)):
-        masks[j, n - 1, candidate] = masks[pairs + j, n - 1, partner] = True
+        masks[j, at, candidate] = masks[pairs + j, at, partner] = True
+        masks[3 * pairs + j, at, min(candidate, partner) : max(candidate, partner) + 2] = True
     earlier = [min(pair) for pair in zip(candidates, partners, strict=True)]
     later = [max(pair) for pair in zip(candidates, partners, strict=True)]
     for back in range(pairs):
@@ -105,12 +128,16 @@ def _targets(candidates: tuple[int, ...], partners: tuple[int, ...], n: int) -> 
 def _report(seen: Tensor, pairs: int, asked: list[int], seed: int) -> Result:
     if len(seen) < len(asked):
         raise PatchbayError(f"binding_heads: {len(asked)} prompts; possible are up to {len(seen)}")
-    plain, without = (part.split(pairs, 3) for part in parts_of(seen)[:2])  # candidates, partners, pairing: [..., pair]
+    plain, without = (
+        part.split(pairs, 3) for part in parts_of(seen)[:2]
+    )  # candidates, partners, pairing, spans: [..., pair]
     place = torch.tensor(asked)[:, None, None, None].expand(*seen.shape[:3], 1)  # [prompt, layer, head, 1]
-    beyond = [_beyond_others(x) for x in (plain[0], plain[1], without[0].nan_to_num(0.0))]
-    score, partner, bare = (x.gather(3, place)[..., 0] for x in beyond)  # each [prompt, layer, head]
+    beyond = [_beyond_others(x) for x in (plain[0], plain[1], without[0].nan_to_num(0.0), plain[3])]
+    score, partner, bare, span = (x.gather(3, place)[..., 0] for x in beyond)  # each [prompt, layer, head]
     bare = torch.where(score.isnan(), torch.nan, bare)
     null_high, p = _dealt(beyond[0], torch.tensor(asked), seed)
+    span_high, span_p = _dealt(beyond[3], torch.tensor(asked), seed)
+    span_p = maths.benjamini_hochberg(span_p)
     other = plain[2][..., 1:].nanmean(0)  # [layer, head, pairs back]
     best, notes = held_out(score)
     return Result(
@@ -123,6 +150,9 @@ def _report(seen: Tensor, pairs: int, asked: list[int], seed: int) -> Result:
             "without_first": (bare.mean(0), GRID, ATTENTION),
             "answer": (plain[0].gather(3, place)[..., 0].mean(0), GRID, ATTENTION),
             "partner": (partner.mean(0), GRID, ATTENTION),
+            "span": (span.mean(0), GRID, ATTENTION),
+            "span_null_high": (span_high, GRID, ATTENTION),
+            "span_p_adjusted": (span_p, GRID, "probability"),
             "pairing": (plain[2][..., 0].nanmean(0), GRID, ATTENTION),
             "pairing_null": (other.amax(-1), GRID, ATTENTION),
             **best,

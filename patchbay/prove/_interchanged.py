@@ -1,4 +1,4 @@
-"""What `interchange` and `fit_mechanisms` share: candidates and their roles, runs with a twin's last stream put in.
+"""What `interchange` and `fit_mechanisms` share: candidates and their roles, runs with a twin's stream put in at one token.
 
 A depth is an index: d < n_layers is the stream entering block d, n_layers is the stream that leaves the last block.
 """
@@ -74,14 +74,29 @@ def _port(model: Model, depth: int) -> Port:
     return Port("resid_in", depth) if depth < model.n_layers else Port("resid_out", model.n_layers - 1)
 
 
-def twin_streams(model: Model, task: Task, depths: Sequence[int], batch_size: int) -> Tensor:
-    """The stream at the last position of every twin, [depth, prompt, d_model]."""
+def places_at(task: Task, at: str) -> list[int]:
+    """The position of the patched token in every prompt, and in its twin: the last one, or the only one of the mark `at`."""
+    if at == "last":
+        return [len(ids) - 1 for ids in task.clean]
+    marks = task.marks.get(at)
+    if marks is None or any(len(places) != 1 for places in marks) or not task.options.get("aligned", True):
+        single = [name for name, groups in task.marks.items() if all(len(places) == 1 for places in groups)]
+        found = (
+            "no mark of that name" if marks is None else "not one position of a twin of equal length in every prompt"
+        )
+        raise PatchbayError(f"at={at!r}: task {task.name} has {found}; possible: {', '.join(['last', *single])}")
+    return [places[0] for places in marks]
+
+
+def twin_streams(model: Model, task: Task, depths: Sequence[int], batch_size: int, at: str = "last") -> Tensor:
+    """The stream of every twin at its last position, or at the mark `at`, [depth, prompt, d_model]."""
+    here = places_at(task, at)
     ports = [_port(model, depth) for depth in depths]
     streams = torch.zeros(len(depths), len(task), model.d_model, dtype=model.dtype)
     for prompts in batches(task, batch_size):
         trace = run(model, [list((task.corrupted or ())[i]) for i in prompts], taps=ports, logits="last")
-        for at, port in enumerate(ports):
-            streams[at, prompts] = trace.last(port).cpu()
+        for row, port in enumerate(ports):
+            streams[row, prompts] = trace[port][range(len(prompts)), [here[i] for i in prompts]].cpu()
     return streams
 
 
@@ -95,15 +110,23 @@ def clean_distribution(model: Model, task: Task, found: Candidates, batch_size: 
 
 
 def distributions(
-    model: Model, task: Task, found: Candidates, depths: Sequence[int], streams: Tensor, batch_size: int
+    model: Model,
+    task: Task,
+    found: Candidates,
+    depths: Sequence[int],
+    streams: Tensor,
+    batch_size: int,
+    at: str = "last",
 ) -> Tensor:
-    """The same with `streams` [depth, prompt, d_model] put in at the last position, float64 [depth, prompt, token]."""
+    """The same with `streams` [depth, prompt, d_model] put in at that position, float64 [depth, prompt, token]."""
+    here = torch.tensor(places_at(task, at))
     out = torch.zeros(len(depths), *found.ids.shape, dtype=torch.float64)
     for prompts in batches(task, batch_size):
         clean = [list(task.clean[i]) for i in prompts]
-        for at, depth in enumerate(depths):
-            put = edit.replace(_port(model, depth), streams[at, prompts][:, None], positions="last")
-            out[at, prompts] = _among(run(model, clean, edits=[put], logits="last").last_logits, found.ids[prompts])
+        put_at = torch.nn.functional.one_hot(here[prompts], max(map(len, clean))).bool()  # [prompt, position]
+        for row, depth in enumerate(depths):
+            put = edit.replace(_port(model, depth), streams[row, prompts][:, None], positions=put_at)
+            out[row, prompts] = _among(run(model, clean, edits=[put], logits="last").last_logits, found.ids[prompts])
     return out
 
 

@@ -1,6 +1,6 @@
 """Fit mechanisms: how far place, key and pointer explain, as one mixture, what an interchange makes a model answer.
 
-After `prove.interchange` put the twin's last-token stream into the clean run, the candidates a = 0..P-1 have a
+After `prove.interchange` put the twin's stream at one token (the last) into the clean run, the candidates a = 0..P-1 have a
 distribution. For a twin whose place is p, key k and answer i (`positional`, `lexical`, `reflexive`), the causal model
 says
 
@@ -17,8 +17,10 @@ what the model loses without it (`lost`), cell by cell. Controls: the same fits 
 (`shuffled`), which come down to "uniform", and `p`, that a fit predicts no better than uniform on held-out cells.
 
 Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms". The formula has no term for the clean answer: at depths where the
-patch does nothing it fits badly, and above "uniform" only because it learns, with gates below 0, that the clean answer
-is none of p, k and i. A good fit says that these three explain the answers, not how they are computed.
+patch does nothing it can still fit far above "uniform", since it learns, with terms below 0, that the clean answer is none of
+p, k and i: with 5 candidates that leaves 2 (a trained model gave 0.986 there). So `unmoved` says how much probability the
+clean answer keeps; where that is half or more the fit is no evidence of a mechanism, and the notes do not name one; nor do they
+name a term whose fitted strength is below 0. A good fit says that these three explain the answers, not how they are computed.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from patchbay.result import Result
 from patchbay.task import Task
 
 N_HYPOTHESES = len(TERMS)
+UNMOVED = 0.5  # probability left with the clean answer from which on a patch is said to do little
 
 
 @method(paper="gurarieh2025")
@@ -53,10 +56,11 @@ def fit_mechanisms(
 ) -> Result:
     """The mixture of positional, lexical and reflexive terms that fits the patched answers best, at each depth.
 
-    `patched`: the Result of `prove.interchange` on the same task, of which nothing is run again (its `distribution` is
-    all that is used). Main variable `jss` [layer, condition] on held-out cells with `low` and `high`; `kl`,
-    `kl_reverse`, `lost` (against the full model) and its ends, `p`, `p_adjusted`; `shuffled` [layer, draw]; the full
-    model's `weight`, and `sigma`, `lexical`, `reflexive` by place [layer, token].
+    `patched`: the Result of `prove.interchange` on the same task (for another token than the last: with its `at`), of which
+    nothing is run again; its `distribution` is all that is used. Main variable `jss` [layer, condition] on held-out cells with `low` and `high`; `kl`,
+    `kl_reverse`, `lost` (against the full model) and its ends, `p`, `p_adjusted`; `shuffled` [layer, draw]; `unmoved`
+    [layer], the probability left with the clean answer; the full model's `weight`, and `sigma`, `lexical`, `reflexive` by
+    place [layer, token].
     """
     if steps < 1 or draws < 1:
         raise PatchbayError(f"steps={steps}, draws={draws}: at least 1 of each")
@@ -71,7 +75,8 @@ def fit_mechanisms(
     cells, mean = _cells(labels, observed)
     parts = _split(len(cells), seed)
     mixture, log_q, made = _fit(mean, cells, parts, steps, draws, seed)
-    return _result(depths, mean, cells, parts, mixture, log_q, made, draws)
+    unmoved = observed.gather(-1, found.places["asked"].expand(len(depths), -1)[..., None])[..., 0].mean(1)  # [depth]
+    return _result(depths, mean, cells, parts, mixture, log_q, made, unmoved)
 
 
 def _given(patched: Result, layers: list[int] | None, shape: tuple[int, ...]) -> tuple[list[int], Tensor]:
@@ -141,7 +146,7 @@ def _result(
     mixture: Mixture,
     log_q: Tensor,
     made: int,
-    draws: int,
+    unmoved: Tensor,
 ) -> Result:
     test = parts[2]
     observed, log_q = mean[:, None, test], log_q[:, :, test]
@@ -170,13 +175,14 @@ def _result(
             "p": (p, grid, "probability"),
             "p_adjusted": (adjusted, grid, "probability"),
             "shuffled": (shuffled, ("layer", "draw"), unit),
+            "unmoved": (unmoved, ("layer",), "probability"),
             "weight": (full.weight, ("layer",), "logits"),
             "sigma": (spread, table, "places"),
             "lexical": (full.lexical, table, "logits"),
             "reflexive": (full.reflexive, table, "logits"),
         },
         coords={"layer": depths, "condition": list(TERMS)},
-        notes=_notes(depths, jss, adjusted, lost, lost_low, shuffled, cells, parts, made),
+        notes=_notes(depths, jss, adjusted, lost, lost_low, shuffled, cells, parts, made, unmoved, full),
     )
 
 
@@ -190,13 +196,28 @@ def _notes(
     cells: Tensor,
     parts: tuple[Tensor, ...],
     made: int,
+    unmoved: Tensor,
+    full: Mixture,
 ) -> list[str]:
-    best = int((jss[:, 0] - jss[:, -1]).argmax())
-    needed = [f"{name} {lost[best, 1 + m]:.3f}" for m, name in enumerate(MECHANISMS) if lost_low[best, 1 + m] > 0.0]
+    moved, still = ([i for i in range(len(depths)) if (float(unmoved[i]) < UNMOVED) == kind] for kind in (True, False))
+    size = f"{len(cells)} cells (p, k, i): {len(parts[0])} to train, {len(parts[1])} to stop, {len(parts[2])} reported; {made} steps"
+    idle = [
+        f"at {', '.join(str(depths[i]) for i in still)} the clean answer keeps {UNMOVED:.0%} or more of the probability: the patch "
+        "does little there, and the fit names no mechanism"
+    ] * bool(still)
+    if not moved:
+        return [*idle, size]
+    best = max(moved, key=lambda i: float(jss[i, 0] - jss[i, -1]))
+    strength = (full.weight[best], full.lexical[best].mean(), full.reflexive[best].mean())
+    needed = [
+        f"{name} {lost[best, 1 + m]:.3f}"
+        for m, name in enumerate(MECHANISMS)
+        if lost_low[best, 1 + m] > 0.0 and strength[m] > 0
+    ]
     return [
         f"furthest above uniform at {depths[best]}: jss {jss[best, 0]:.4f} against {jss[best, -1]:.4f} uniform and "
         f"{shuffled[best].mean():.4f} with shuffled places (p_adjusted {adjusted[best, 0]:.3g}); lost without "
         + (", ".join(needed) or "any one term: nothing clear of 0"),
-        f"{len(cells)} cells (p, k, i): {len(parts[0])} to train, {len(parts[1])} to stop, {len(parts[2])} reported; "
-        f"{made} steps",
+        *idle,
+        size,
     ]

@@ -1,4 +1,4 @@
-"""Interchange: what the last token's stream holds of what was asked, depth by depth: a place, a key, or the answer.
+"""Interchange: what a token's stream holds of what was asked, depth by depth: a place, a key, or the answer.
 
 Each prompt has a counterfactual twin over the same pairs in which place, key and answer point at three different pairs
 (see `tasks.binding_counterfactuals`). The stream of the twin's last token, entering block d, is put into the clean run,
@@ -16,6 +16,10 @@ random; `p` flips the signs of the paired differences from it, `p_adjusted` hold
 depths and mechanisms. Entering block 0 the last token's stream is its embedding, the same word in both: everything is
 "none"; after the last block it is all there is, and the outcome is the twin's own answer. Cost: 2 + 2 x (number of
 depths) forward passes.
+
+`at` names another token by its mark. A shallow model may look the pair up at the word that is asked with, and bring only the
+answer to the end: then the last token holds nothing before it holds the answer, and `at="query"`, the question's key,
+shows how. There the embedding is the key itself, so entering block 0 the outcome is "lexical" in a model that uses it.
 
 Gur-Arieh, Geva and Geiger 2025, "Mixing Mechanisms: How Language Models Retrieve Bound Entities In-Context". It
 shows what the later blocks make of the stream, not which parts wrote it; where shares are mixed, `prove.fit_mechanisms`
@@ -50,25 +54,31 @@ OUTCOMES = (*MECHANISMS, "none", "other")
 
 @method(paper="gurarieh2025")
 def interchange(
-    model: Model, task: Task, *, layers: list[int] | None = None, batch_size: int = 32, seed: int = 0
+    model: Model,
+    task: Task,
+    *,
+    layers: list[int] | None = None,
+    at: str = "last",
+    batch_size: int = 32,
+    seed: int = 0,
 ) -> Result:
-    """The share of each outcome when the twin's last-token stream is put into the clean run, depth by depth.
+    """The share of each outcome when the twin's stream at one token is put into the clean run, depth by depth.
 
-    `layers`: only these depths; d is the stream entering block d, and the number of layers means the stream that leaves
+    `at`: the last token, or a mark of one token, such as "query". `layers`: only these depths; d is the stream entering block d, and the number of layers means the stream that leaves
     the last block. Main variable `share` [layer, condition] with `low`, `high`, `control` (a random twin's stream), `p`
     and `p_adjusted`; `probability`; `base` [condition], nothing patched; `distribution` [layer, prompt, token] over the
     candidates and `clean_distribution`; and each role's place [prompt].
     """
     found, depths = candidates(model, task), depths_of(model, layers)
-    streams = twin_streams(model, task, depths, batch_size)
-    own = distributions(model, task, found, depths, streams, batch_size)
+    streams = twin_streams(model, task, depths, batch_size, at)
+    own = distributions(model, task, found, depths, streams, batch_size, at)
     clean = clean_distribution(model, task, found, batch_size)
     hits, probability = _outcomes(own, found)  # [depth, prompt, condition]
     share, low, high = intervals(hits.transpose(0, 1))
     grid, size = ("layer", "condition"), (len(depths), len(OUTCOMES))
     control, p, adjusted = (torch.full(size, torch.nan, dtype=torch.float64) for _ in range(3))
     if len(task) > 1:
-        other = distributions(model, task, found, depths, streams[:, _others(len(task), seed)], batch_size)
+        other = distributions(model, task, found, depths, streams[:, _others(len(task), seed)], batch_size, at)
         random_hits = _outcomes(other, found)[0]
         control = random_hits.mean(1)
         n = len(MECHANISMS)

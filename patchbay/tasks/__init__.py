@@ -3,6 +3,7 @@
 arithmetic         12 + 34 =                               the sum of two numbers
 binding_counterfactuals  things in boxes, and a twin       what a box holds; twins tell place, key and pointer apart
 entity_binding     things in boxes                         what a box holds, or where a thing is
+facts_by_intent    a statement, Mary said / Mary knew      answer by the text, or from memory
 facts_in_context   a statement against memory              repeat what the text has stated
 facts_in_memory    The capital of Poland is                complete a fact from memory
 indirect_object    Mary and John, John gave a drink to     the one who was given to
@@ -18,7 +19,7 @@ they are all different. The same arguments give the same task. For your own data
 from patchbay.tasks.arithmetic import arithmetic
 from patchbay.tasks.binding_counterfactuals import binding_counterfactuals
 from patchbay.tasks.entity_binding import entity_binding
-from patchbay.tasks.facts import facts_in_context, facts_in_memory
+from patchbay.tasks.facts import facts_by_intent, facts_in_context, facts_in_memory
 from patchbay.tasks.indirect_object import indirect_object
 from patchbay.tasks.laundry_list import laundry_list
 from patchbay.tasks.needle_retrieval import needle_retrieval
@@ -29,6 +30,7 @@ __all__ = [
     "arithmetic",
     "binding_counterfactuals",
     "entity_binding",
+    "facts_by_intent",
     "facts_in_context",
     "facts_in_memory",
     "indirect_object",

@@ -1,13 +1,16 @@
-"""Facts in memory and facts in context: what a model knows, and what it says when a text contradicts it.
+"""Facts in memory, in context, by intent: what a model knows, what it says when a text contradicts it, and when told which.
 
 `The capital of Poland is` -> ` Warsaw`                                               (facts_in_memory)
 `The capital of Poland is Lima. ... The capital of Poland is` -> ` Lima`               (facts_in_context)
+`The capital of Poland is Lima. Mary knew. The capital of Poland is` -> ` Warsaw`      (facts_by_intent)
 
 In memory, the right answer is the table's, the corrupted twin asks for another subject, and the wrong answer is the
 twin's. In context, the right answer is the stated one, the wrong answer the memorised one, and in the corrupted twin
 the statement is true: it differs in that one word, so any effect of the word is an effect of the contradiction. Random
 sentences stand in front of the question, and around the statement, so that nothing stands at a fixed place. The
-question is that of Yu, Merullo, Pavlick 2023, "Characterizing Mechanisms for Factual Recall".
+question is that of Yu, Merullo, Pavlick 2023, "Characterizing Mechanisms for Factual Recall". By intent, a phrase says
+which of the two answers is right, and the twin says the other, as in Minder et al. 2024, "Controllable
+Context Sensitivity and the Knob Behind It".
 
 Which answer is right under a contradiction is a convention: score measures context over memory, not correctness. A
 model that does not know the facts shows nothing about memory: measure facts_in_memory first.
@@ -17,7 +20,8 @@ from __future__ import annotations
 
 import csv
 import random
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +44,7 @@ WELL_KNOWN = {
     "Thailand": "Bangkok", "Indonesia": "Jakarta", "Taiwan": "Taipei", "Bulgaria": "Sofia", "Romania": "Bucharest",
     "Serbia": "Belgrade", "Croatia": "Zagreb", "Venezuela": "Caracas", "Qatar": "Doha", "Zimbabwe": "Harare",
 }  # fmt: skip
+INTENT_PLACES = ("before", "after", "question")
 TABLES: dict[str, Mapping[str, str]] = {"invented": words.FACTS, "capitals": WELL_KNOWN}
 
 
@@ -89,6 +94,39 @@ def facts_in_context(
     return spell("facts_in_context", model, drafts, n, seed=seed, options=options)
 
 
+def facts_by_intent(
+    model: Model,
+    n: int = 100,
+    *,
+    table: str | Mapping[str, str] | None = None,
+    relation: str = RELATION,
+    context: str = "{name} said",
+    memory: str = "{name} knew",
+    place: str = "any",
+    filler: int = 2,
+    lead: int = 1,
+    seed: int = 0,
+) -> Task:
+    """Answer as the text states where the phrase `context` stands, and as remembered where `memory` does.
+
+    `place`: "before" the statement or "after" it as a sentence, in the "question" behind its subject between commas, or "any" of
+    them. `{name}` is a name drawn for the prompt. The wrong answer and the twin are those of the other intent: what
+    `turn.context_knob` needs. A model that was not taught the phrases guesses. Marks: `intent` (the words that differ),
+    `context`, `subject`, `subject_in_context`. Labels: `intent` (context or memory), `place`, `subject`, `memory`, `stated`.
+    """
+    chosen, facts = _facts("facts_by_intent", model, table, relation)
+    at_least("filler", filler, 0)
+    at_least("lead", lead, 0)
+    if place not in (*INTENT_PLACES, "any"):
+        raise PatchbayError(f"asked for place={place!r}; possible: {', '.join((*INTENT_PLACES, 'any'))}")
+    if not context.strip() or not memory.strip() or context == memory:
+        raise PatchbayError(f"context={context!r}, memory={memory!r}: two different phrases that say what to answer by")
+    phrases, places = {"context": context, "memory": memory}, INTENT_PLACES if place == "any" else (place,)
+    drafts = _intent_drafts(facts, relation, phrases, places, filler, lead, random.Random(f"facts_by_intent-{seed}"))
+    options = {"table": chosen, "relation": relation, **phrases, "place": place, "filler": filler, "lead": lead}
+    return spell("facts_by_intent", model, drafts, n, seed=seed, options=options)
+
+
 def _memory_drafts(facts: Mapping[str, str], relation: str, filler: int, rng: random.Random) -> Iterator[Draft]:
     while True:
         subject, other = rng.sample(list(facts), 2)
@@ -134,6 +172,47 @@ def _context_drafts(
             },
             labels={"subject": subject, "memory": memory, "stated": stated},
         )
+
+
+def _intent_drafts(
+    facts: Mapping[str, str],
+    relation: str,
+    phrases: Mapping[str, str],
+    places: Sequence[str],
+    filler: int,
+    lead: int,
+    rng: random.Random,
+) -> Iterator[Draft]:
+    """Drafts of facts_in_context with the phrase put in; what stands behind it moves."""
+    intents = list(phrases)
+    for draft in _context_drafts(facts, relation, filler, lead, rng):
+        intent, place, name = rng.choice(intents), rng.choice(places), rng.choice(words.NAMES)
+        said = {kind: phrase.replace("{name}", name) for kind, phrase in phrases.items()}
+        subject, end = draft.marks["subject"][0]
+        start = subject - relation.index("{subject}")
+        cut, form = {"before": (0, "{}. "), "after": (start, "{}. "), "question": (end, ", {},")}[place]
+        texts = {kind: draft.prompt[:cut] + form.format(said[kind]) + draft.prompt[cut:] for kind in intents}
+        moved = len(texts[intent]) - len(draft.prompt)
+        marks = {
+            mark: [(a + moved, b + moved) if a >= cut else (a, b) for a, b in group]
+            for mark, group in draft.marks.items()
+        }
+        other = intents[1 - intents.index(intent)]
+        first = cut + form.index("{")
+        marks["intent"] = [(first + a, first + b) for a, b in _apart(said[intent], said[other])]
+        answers = {"context": draft.answer, "memory": draft.wrong[0]}
+        labels = {"intent": intent, "place": place, **draft.labels}
+        yield Draft(texts[intent], answers[intent], (answers[other],), texts[other], marks, labels)
+
+
+def _apart(one: str, two: str) -> list[tuple[int, int]]:
+    """Spans of the words of `one` from the first to the last in which it differs from `two`."""
+    spans, other = ([found.span() for found in re.finditer(r"\w+|[^\w\s]", phrase)] for phrase in (one, two))
+    mine, theirs = [one[a:b] for a, b in spans], [two[a:b] for a, b in other]
+    shortest = min(len(mine), len(theirs))
+    front = next((i for i in range(shortest) if mine[i] != theirs[i]), shortest)
+    back = next((i for i in range(shortest - front) if mine[-1 - i] != theirs[-1 - i]), shortest - front)
+    return spans[front : len(spans) - back]
 
 
 def _facts(task: str, model: Model, table: str | Mapping[str, str] | None, relation: str) -> tuple[str, dict[str, str]]:

@@ -13,9 +13,15 @@ the mean of one intent plus one standard deviation (strength 1; 0: untouched). L
 prompts; `iia`, the share of swaps that make that answer the most likely token of all, is of the other half.
 
 With every knob come its controls: random directions, the difference of means, the whole stream, the same direction at
-other layers, and the divergence on unrelated text at the last token. Where the swap fails in half of the held-out pairs, or does
-no more than random directions, there is no knob of this kind, and the Result that says so is returned: a model
-may keep the intent where no single stream holds it alone.
+other layers, and the divergence on unrelated text at the last token. Where the swap fails in half of the held-out pairs, does
+no more than random directions, or the model does not answer by the intent to begin with (one that guesses gives "the other
+answer" to half of the prompts by itself), there is no knob of this kind, and the Result that says so is returned: a model may
+keep the intent where no single stream holds it alone.
+
+Measured, 120 prompts about lands never asked with an intent, in models that a lesson taught the intents (tiny/README.md): one
+direction leaving layer 0 of `tiny` flips 0.99 (0.97 to 1.00) of the swaps, random directions 0.00; held, it takes answers to
+the text or to memory in all of 200 prompts without any intent word, in the model before the lesson too. In `tiny-llama`,
+where the phrase may stand in three places, 0.48 (0.40 to 0.57): no one direction; in one place 0.96 (0.93 to 0.99).
 
 Minder et al. 2024, "Controllable Context Sensitivity and the Knob Behind It" (which decodes with a patched prompt where this
 uses the logit lens). A swap shows that w is enough to decide, not that the model decides by nothing else.
@@ -40,6 +46,7 @@ from patchbay.task import Task
 from patchbay.turn._intent import Items, Range, answers, attention_range, clamped, flips, items, last_streams, swapped
 
 FOUND = 0.5  # share of held-out swaps that a knob must flip
+GUESS = 0.5  # accuracy of a model that does not know which of the two answers is asked for
 TRIED = 3  # layers at which a direction is learned, unless they are named
 RANDOM = 5
 LEARNING_RATE = 0.03
@@ -79,7 +86,7 @@ def context_knob(
     w, constants = learned[best], _constants(dev, here[best] @ learned[best], to)
     steered = _steered(model, test, ports[best], w, constants, to, batch_size)
     kl = _unrelated(model, _edits(ports[best], w, constants[0]), neutral, seed)
-    found = float(measured["iia"][best]) >= FOUND and measured["margin"][1] > 0
+    found = _found(measured, best)
     search = _result(model, measured, steered, kl, found, best, carried, constants, to, on_dev, neutral is None)
     if not found:
         return search
@@ -204,9 +211,15 @@ def _measure(
     out["random"][best], out["means"][best] = chance.mean(), swap(best, means).mean()
     out["margin"] = maths.paired_interval(swap(best, learned[best]), chance)
     plain = answers(model, test, [], batch_size)
-    out["accuracy"] = (plain.argmax(-1) == test.own).double().mean()
+    out["accuracy"], out["accuracy_low"], _ = maths.bootstrap_interval((plain.argmax(-1) == test.own).double())
     out["unpatched"] = flips(plain, test).mean()
     return out
+
+
+def _found(measured: dict[str, Any], best: int) -> bool:
+    """Half of the swaps flip, more than random directions do, in a model that answers by the intent more often than by guessing."""
+    flips_half = float(measured["iia"][best]) >= FOUND
+    return flips_half and float(measured["margin"][1]) > 0 and float(measured["accuracy_low"]) > GUESS
 
 
 # --- the knob -----------------------------------------------------------------------------------------

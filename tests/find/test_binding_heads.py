@@ -137,3 +137,37 @@ def test_errors() -> None:
     two, three = pairs(2, 2), pairs(2, 3)
     with pytest.raises(pb.PatchbayError, match=r"prompts have \[2, 3\] pairs"):
         pb.find.binding_heads(model, pb.Task.joined([two, three]))
+
+
+def test_from_another_token_and_to_what_stands_behind_the_pair() -> None:
+    """A head that looks, from the question's key, at the token behind the asked pair: seen by `span` from there, else by nothing."""
+    built = planted.null(seed=0)
+    model, task = pb.load(built.model, built.tokenizer), pairs(24, n_pairs=3)
+    spaced = []
+    for ids, boxes in zip(task.clean, task.marks["boxes"], strict=True):
+        body = [token for at in boxes for token in (ids[at], ids[at + 1], 2)]  # a full stop behind every pair
+        spaced.append([ids[0], *body, ids[-1], 1])
+    objects = [[2, 5, 8]] * 24
+    asked = [places[0] // 2 - 1 for places in task.marks["answer"]]
+    marks = {
+        "boxes": [[1, 4, 7]] * 24,
+        "objects": objects,
+        "answer": [[2 + 3 * j] for j in asked],
+        "query": [[10]] * 24,
+    }
+    task = pb.Task("spaced", spaced, task.right, task.wrong, marks=marks)
+    n = 12
+    looks = torch.zeros(24, 4, n, n)
+    looks[:, :, :, 0] = 1.0
+    for i, j in enumerate(asked):
+        looks[i, 0, 10] = torch.nn.functional.one_hot(torch.tensor(3 + 3 * j), n).float()
+    with model.edited(pb.replace(model.layers[0].attn.pattern, looks.movedim(2, 1))):
+        here = pb.find.binding_heads(model, task, query="query", batch_size=24)
+        last = pb.find.binding_heads(model, task, batch_size=24)
+    assert here["span"][0].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert float(here["span_p_adjusted"][0, 0]) <= 0.05
+    assert float(here["span_null_high"][0, 0]) < 0.6
+    assert here.values[0].abs().max() == 0.0
+    assert last["span"][0].abs().max() == 0.0
+    with pytest.raises(pb.PatchbayError, match=r"query='boxes'.*one token behind all pairs"):
+        pb.find.binding_heads(model, task, query="boxes")

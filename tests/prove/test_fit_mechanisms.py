@@ -233,3 +233,28 @@ def test_errors_say_what_is_possible() -> None:
     with pytest.raises(pb.PatchbayError, match="must be a distribution"):
         twice = pb.Result({"distribution": (2 * given["distribution"], ("layer", "prompt", "token"), "probability")})
         pb.prove.fit_mechanisms(model, task, patched=twice)
+
+
+def test_a_patch_that_does_nothing_names_no_mechanism() -> None:
+    """All probability with the clean answer: five candidates fit well, by terms below 0 alone; the notes say what that is worth."""
+    n = 5
+    rows = [list(row) for row in itertools.permutations(range(n), 4)]
+    names = ("positional", "lexical", "reflexive", "asked")
+    task = pb.Task(
+        "still",
+        clean=[(3, 4)] * len(rows),
+        corrupted=[(3, 4)] * len(rows),
+        right=[5 + row[3] for row in rows],
+        wrong=[[5 + a for a in range(n) if a != row[3]] for row in rows],
+        labels={name: [row[at] for row in rows] for at, name in enumerate(names)},
+    )
+    still = torch.nn.functional.one_hot(torch.tensor([row[3] for row in rows]), n).double()
+    keyed = torch.nn.functional.one_hot(torch.tensor([row[1] for row in rows]), n).double()
+    given = pb.Result({"distribution": (torch.stack([still, keyed]), ("layer", "prompt", "token"), "probability")})
+    built = planted.null()
+    result = pb.prove.fit_mechanisms(pb.load(built.model), task, patched=given, steps=300)
+    assert result["jss"][0, 0] > 0.9 > result["jss"][0, -1] + 0.2  # a good fit that means nothing
+    assert result["unmoved"].tolist() == [1.0, 0.0]
+    assert result.notes[0].startswith("furthest above uniform at 1")
+    assert result.notes[0].endswith("lost without lexical " + f"{float(result['lost'][1, 2]):.3f}")
+    assert any(note.startswith("at 0 the clean answer keeps 50% or more") for note in result.notes)

@@ -120,3 +120,25 @@ def test_errors_say_what_is_missing(pointer_model: Any, binding: Any) -> None:
             model,
             pb.Task("own", task.clean, task.right, [w[:1] for w in task.wrong], task.corrupted, labels=task.labels),
         )
+
+
+def test_at_another_token_equals_hooks_by_hand(binding: Any) -> None:
+    """With at="query" the twin's stream at the question's key is put in, wherever that stands in each prompt."""
+    model = pb.load("tiny-llama")
+    task = pb.tasks.binding_counterfactuals(model, 6, boxes=4)
+    result = pb.prove.interchange(model, task, at="query", batch_size=4)
+    for depth in range(model.n_layers + 1):
+        port = pb.Port("resid_in", depth) if depth < model.n_layers else pb.Port("resid_out", depth - 1)
+        for i in range(len(task)):
+            (place,) = task.marks["query"][i]
+            stream = pb.run(model, [list((task.corrupted or ())[i])], taps=[port])[port][0, place]
+            put = pb.replace(port, stream[None], positions=place)
+            logits = pb.run(model, [list(task.clean[i])], edits=[put]).last_logits[0].double()
+            order = list(task.wrong[i])
+            order.insert(task.labels["asked"][i], task.right[i])
+            assert torch.allclose(result["distribution"][depth, i], logits[order].softmax(0), atol=1e-5)
+    assert torch.equal(result["share"][-1], result["base"])  # after the last block that token is read by nobody
+    with pytest.raises(pb.PatchbayError, match=r"at='key'.*no mark of that name; possible: last, .*query"):
+        pb.prove.interchange(model, task, at="key")
+    with pytest.raises(pb.PatchbayError, match=r"at='objects'.*not one position"):
+        pb.prove.interchange(model, task, at="objects")

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from patchbay.port import PatchbayError
-from patchbay.tasks import facts_in_context, facts_in_memory
+from patchbay.tasks import facts_by_intent, facts_in_context, facts_in_memory
 from patchbay.tasks.facts import WELL_KNOWN, read_table
 from patchbay.tasks.words import FACTS
 
@@ -112,3 +112,37 @@ def test_bad_table_files(tmp_path, plain, text, found):
         path.write_text(text)
     with pytest.raises(PatchbayError, match=found):
         facts_in_memory(plain, table=str(path))
+
+
+@pytest.mark.parametrize("place", ["before", "after", "question"])
+def test_by_intent_the_phrase_decides_and_the_twin_says_the_other(model, place):
+    table, task = table_of(model), facts_by_intent(model, 40, place=place)
+    for i in range(len(task)):
+        clean = said(model, task.clean[i])
+        subject, stated, intent = (task.labels[name][i] for name in ("subject", "stated", "intent"))
+        word, other = ("said", "knew") if intent == "context" else ("knew", "said")
+        phrase = rf", \w+ {word}, is$" if place == "question" else rf"(^| )[A-Z]\w+ {word}\. ?"
+        at = re.search(phrase, clean)
+        assert at
+        assert (at.start() < clean.index(stated)) == (place == "before")
+        answers = {"context": f" {stated}", "memory": f" {table[subject]}"}
+        assert said(model, task.right[i : i + 1]) == answers[intent]
+        assert {said(model, task.right[i : i + 1]), said(model, task.wrong[i])} == set(answers.values())
+        differ = [j for j, pair in enumerate(zip(task.clean[i], task.corrupted[i], strict=True)) if len(set(pair)) > 1]
+        assert tuple(differ) == task.marks["intent"][i]
+        assert said(model, [task.clean[i][j] for j in differ]).strip() == word
+        assert said(model, [task.corrupted[i][j] for j in differ]).strip() == other
+        assert said(model, [task.clean[i][j] for j in task.marks["subject"][i]]) == f" {subject}"
+        assert said(model, [task.clean[i][j] for j in task.marks["context"][i]]) == f" {stated}"
+    assert set(task.labels["intent"]) == {"context", "memory"}
+    assert set(task.labels["place"]) == {place}
+
+
+def test_by_intent_takes_phrases_of_ones_own_and_refuses_two_that_are_one(plain):
+    task = facts_by_intent(plain, 5, context="They said that", memory="They knew that", place="after")
+    assert all("They said that." in text or "They knew that." in text for text in task.texts)
+    assert all(len(positions) == 1 for positions in task.marks["intent"])
+    with pytest.raises(PatchbayError, match="two different phrases"):
+        facts_by_intent(plain, 5, context="They said", memory="They said")
+    with pytest.raises(PatchbayError, match="possible: before, after, question, any"):
+        facts_by_intent(plain, 5, place="nowhere")

@@ -85,7 +85,8 @@ def rendered(name, task, i):
 NOT_IN_TRAINING = (
     "repeated_tokens",
     "binding_counterfactuals",
-)  # made of ids; more pairs, in the wording of entity_binding
+    "facts_by_intent",
+)  # made of ids; more pairs, in the wording of entity_binding; taught by a lesson
 OPTIONS = {"facts_in_context": {"lead": 0}, "needle_retrieval": {"decoy": False, "depth": 0.6}}
 
 
