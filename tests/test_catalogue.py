@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import tomllib
 from pathlib import Path
 
@@ -84,6 +85,18 @@ def test_every_claim_is_of_a_paper_that_works_and_says_what_was_measured() -> No
         assert set(entry) >= {"claim", "measured", "model", "command"}, key
     for entry in PAPERS:
         assert ("claim" in entry) == (entry["key"] in claims.CLAIMS), entry["key"]
+
+
+def test_every_paper_that_works_has_a_claim_that_can_be_run() -> None:
+    works = {entry["key"] for entry in PAPERS if entry["state"] in ("works", "partly")}
+    assert works == set(claims.CLAIMS)
+
+
+def test_a_row_says_a_number_with_its_interval_and_the_command() -> None:
+    for key in claims.CLAIMS:
+        entry = catalogue.paper(key)
+        assert re.search(r"-?\d\S* to -?\d", entry["measured"]), key
+        assert entry["command"].startswith(f"patchbay papers run {key} --model "), key
 
 
 def test_the_page_is_what_the_catalogue_says() -> None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 
+import numpy as np
 import pytest
+import scipy.stats
 from click.testing import CliRunner
 
 import patchbay as pb
 from patchbay import catalogue, claims
 from patchbay.claims import Claim
+from patchbay.claims._shared import against, student, untrained
 from patchbay.cli import cli
 from patchbay.port import PatchbayError
 from patchbay.tiny.twins import twin
@@ -88,3 +93,35 @@ def test_a_claim_is_confirmed_where_it_holds_and_not_where_nothing_was_learned()
 def test_claims_that_cannot_be_asked_of_a_model_are_refused() -> None:
     with pytest.raises(PatchbayError, match="attn.pattern"):
         claims.check("olsson2022", pb.load(twin("mamba2")))
+    with pytest.raises(PatchbayError, match="tokenizer"):
+        claims.check("su2022", pb.load(twin("gpt2")))
+    with pytest.raises(PatchbayError, match="needs neurons"):
+        claims.check("liu2025b", pb.load("tiny-moe"))
+
+
+@pytest.mark.parametrize("key", ["arditi2024", "li2024", "nostalgebraist2020"])
+def test_a_row_holds_what_its_command_finds(key: str) -> None:
+    found = claims.check(key, pb.load("tiny"))
+    row = catalogue.paper(key)["measured"]
+    assert row.startswith(f"{found.verdict}: ")
+    assert float(row.split()[row.split().index("(95") - 1 - len(found.unit.split())]) == pytest.approx(
+        found.value, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("key", ["li2024", "nostalgebraist2020", "surendra2023"])
+def test_an_untrained_network_confirms_nothing_that_is_learned(key: str) -> None:
+    assert claims.check(key, untrained(pb.load("tiny"), 1)).verdict != "confirmed"
+
+
+def test_intervals_of_claims_are_students_and_the_ends_against_each_other() -> None:
+    values = [0.1, 0.4, 0.2, 0.5, 0.3, 0.0, 0.7, 0.2]
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert student(values) == pytest.approx((np.mean(values), low, high), rel=1e-3)
+    assert against((3.0, 2.0, 5.0), (1.0, 0.5, 1.5)) == (2.0, 0.5, 4.5)
+
+
+def test_looking_up_a_claim_imports_nothing_heavy() -> None:
+    code = "import sys; from patchbay import claims; claims.known('olsson2022'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,0 +1,182 @@
+"""Claims about layers and the vocabulary: where something can be read, and in which words."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import patchbay as pb
+from patchbay.claims._claim import Claim, claim
+from patchbay.claims._shared import SETS, N, beside_untrained, known_words, over_sets, stories, student, untrained
+from patchbay.port import PatchbayError
+from patchbay.tasks import words
+
+
+@claim("jin2024")
+def jin2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if who was spoken of last is read from the stream in earlier layers than who has not been spoken of again.
+
+    Of the same prompts, and both a half of the names: only the second has to be inferred. The depth is the mean over layers of
+    the accuracy that is still to come, as a share of all that comes.
+    """
+    half = {f" {name}" for name in sorted(words.NAMES)[: len(words.NAMES) // 2]}
+
+    def gap(at: int) -> float:
+        task = pb.tasks.indirect_object(model, 150, seed=at)
+        simple = [model.decode([ids[places[0]]]) for ids, places in zip(task.clean, task.marks["s2"], strict=True)]
+        hard = [model.decode([token]) for token in task.right]
+        return _depth(model, task, [name in half for name in hard]) - _depth(
+            model, task, [name in half for name in simple]
+        )
+
+    text = "the name that has to be inferred is read later in the depth than the name that was said last"
+    return Claim(text, *over_sets(gap, seed), 0.0, "of the depth")
+
+
+def _depth(model: pb.Model, task: pb.Task, truth: list[bool]) -> float:
+    """Where in the depth a probe's accuracy comes: 0 all in the embedding, 1 all in the last layer."""
+    found = pb.find.concept_depth(model, task, [str(label) for label in truth], draws=1)
+    so_far = found["accuracy"].cummax(0).values
+    gain = float(so_far[-1] - found["chance"])
+    if gain < 0.1:
+        raise PatchbayError(
+            f"a half of the names is read right in {float(so_far[-1]):.0%} of the prompts at best, chance is {float(found['chance']):.0%}: "
+            "what cannot be read has no depth"
+        )
+    return float((so_far[-1] - so_far[:-1]).mean()) / gain
+
+
+@claim("li2024")
+def li2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if sentences are nearer, over unrelated ones, to their rewording as in the training text than to the same words
+    shuffled, and by more than in untrained networks.
+
+    The small analogue of languages that were seen much and little.
+    """
+
+    def gap(asked: pb.Model, at: int) -> float:
+        rng = random.Random(f"li2024-{at}")
+        texts, learned, strange = [], [], []
+        for _ in range(N // 2):
+            first, second = rng.sample(words.NAMES, 2)
+            slots = {"first": first, "second": second, "giver": rng.choice((first, second)), "article": "the"}
+            slots |= {"place": rng.choice(words.PLACES), "thing": rng.choice(words.OBJECTS)}
+            one, other = (template.format(**slots) for template in words.INDIRECT_OBJECT[:2])
+            start, *middle, end = other.split(" ")
+            rng.shuffle(middle)
+            texts.append(one)
+            learned.append(other)
+            strange.append(" ".join([start, *middle, end]))
+        pairs = {"learned": learned, "strange": strange}
+        found = pb.find.language_similarity(asked, texts, pairs, draws=1, seed=at)
+        gain = {row["language"]: row["gain"] for row in found.tables["ranking"]}
+        return float(gain["learned"] - gain["strange"])
+
+    text = "sentences lie nearer to their rewording in a learned form than to the same words in no order (of languages' shares nothing is shown)"
+    interval, limits = beside_untrained(model, gap, seed)
+    return Claim(text, *interval, max(0.0, limits[1]), "cosine above unrelated pairs")
+
+
+@claim("nostalgebraist2020")
+def nostalgebraist2020(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if every layer, from the embedding on, brings the lens nearer to what the model says in the end, and by more than in
+    untrained networks."""
+
+    def least(asked: pb.Model, at: int) -> float:
+        found = pb.find.logit_lens(asked, pb.tasks.indirect_object(asked, N // 2, seed=at), positions=1)
+        return float((-found["kl"][:, -1].diff()).min())
+
+    text = "each layer's lens is nearer to the model's own output than the lens of the layer before: the least approach of all layers"
+    interval, limits = beside_untrained(model, least, seed)
+    return Claim(text, *interval, max(0.0, limits[1]), "nats")
+
+
+@claim("peng2024")
+def peng2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if tokens at ranks 11 to 100 lie in a cluster with one of the first ten more often than tokens in random order would,
+    and by more than in untrained networks."""
+
+    def gap(asked: pb.Model, at: int) -> float:
+        rng = random.Random(f"peng2024-{at}")
+        whole = asked.encode(stories(N, at))
+        cut = [ids[: rng.randint(min(5, len(ids)), len(ids))] for ids in whole]
+        found = pb.find.key_clusters(asked, cut, seed=at)
+        return float(found["share"].mean() - found["null_mean"].mean())
+
+    text = "tokens at ranks 11 to 100 crowd into the clusters of the ten most likely ones, more than tokens in random order"
+    interval, limits = beside_untrained(model, gap, seed)
+    return Claim(text, *interval, max(0.0, limits[1]), "share of tokens above chance")
+
+
+@claim("su2022")
+def su2022(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the last states of a text's tokens are more than half as spread over directions as independent ones."""
+    found = pb.find.isotropy(model, stories(N, seed), seed=seed)
+    fresh = float(pb.find.isotropy(untrained(model, seed), stories(N, seed), seed=seed)["isotropy"][-1])
+    value, low, high = (float(found[name][-1]) for name in ("isotropy", "low", "high"))
+    text = f"the model is isotropic: the last states of a text are more than half as spread as independent directions (untrained: {fresh:.3g})"
+    return Claim(text, value, low, high, 0.5, "1 - cosine")
+
+
+@claim("surendra2023")
+def surendra2023(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if states cluster by the next word's class more in the last layer than in the embedding, and by more than in
+    untrained networks of the same form."""
+    classes = {"name": words.NAMES, "thing": words.OBJECTS, "adjective": words.ADJECTIVES, "place": words.PLACES}
+    tokens = {name: known_words(model, listed) for name, listed in classes.items()}
+
+    def deeper(asked: pb.Model, at: int) -> float:
+        found = pb.find.word_classes(asked, stories(N, at), tokens, draws=1, seed=at)
+        return float(found["gdv"][-1] - found["gdv"][0])
+
+    interval, limits = beside_untrained(model, deeper, seed)
+    text = f"clusters by the next word's class grow with the depth, more than in untrained networks ({limits[0]:.3g} to {limits[1]:.3g})"
+    return Claim(text, *interval, min(0.0, limits[0]), "discrimination value", above=False)
+
+
+@claim("zhang2025c")
+def zhang2025c(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if, in the inner layer where it does so most on other sums, the read-out of a sum follows the sum's prior further
+    than it follows priors dealt to the sums at random."""
+    if model.n_layers < 2:
+        raise PatchbayError("an inner layer is asked for, and the model has one layer")
+    neutral = [list(ids) for ids in pb.tasks.arithmetic(model, 2 * N, seed=seed + 1000).clean]
+
+    def found(at: int) -> pb.Result:
+        task = pb.tasks.arithmetic(model, N, seed=at)
+        return pb.find.prior_layers(model, task, neutral=neutral, draws=200, seed=at)
+
+    inner = slice(1, model.n_layers)  # without the embedding and the last layer, whose lens is the model's answer
+    best = 1 + int(found(seed)["lens"][inner].argmax())
+    rows = [found(100 * (seed + 1) + at) for at in range(SETS)]
+    bound = max(float(row["null_high"][best]) for row in rows)
+    text = f"after layer {best - 1} what the stream says of a sum follows the sum's prior (chosen on other sums)"
+    return Claim(text, *student([float(row["lens"][best]) for row in rows]), bound, "rank correlation")
+
+
+@claim("zhong2024")
+def zhong2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if, where letters, days or months are asked, an inner layer says numbers, the series seen most, before it says those.
+
+    The small analogue of a dominant language. The layer is chosen on other prompts; both are counted above as many random tokens, and the
+    lead is to be wider than in untrained networks.
+    """
+    if model.n_layers < 2:
+        raise PatchbayError("an inner layer is asked for, and the model has one layer")
+    series = {"letters": words.LETTERS, "days": words.DAYS, "months": words.MONTHS, "numbers": words.NUMBERS}
+    tokens = {kind: known_words(model, listed) for kind, listed in series.items()}
+
+    def lead(asked_of: pb.Model, at: int) -> list[float]:
+        task = pb.tasks.successor(asked_of, N, seed=at)
+        task = task[[i for i, kind in enumerate(task.labels["kind"]) if kind != "numbers"]]
+        asked = [tokens[str(kind)] for kind in task.labels["kind"]]
+        groups: dict[str, list[Any]] = {"numbers": tokens["numbers"], "asked": asked}
+        found = pb.find.latent_language(asked_of, task, groups, draws=20, seed=at)
+        above = found["probability"] - found["null_mean"]  # [layer, group]
+        return [float(x) for x in above[1:-1, 0] - above[1:-1, 1]]
+
+    first = lead(model, seed)
+    best = first.index(max(first))
+    text = f"after layer {best} the lens says numbers, the commonest series, where another series is asked (no languages are in this text)"
+    interval, limits = beside_untrained(model, lambda some, at: lead(some, at)[best], seed)
+    return Claim(text, *interval, max(0.0, limits[1]), "probability above random tokens")

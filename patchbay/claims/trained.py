@@ -1,0 +1,73 @@
+"""Claims about behaviour that no shipped model has: to be asked of one that a lesson taught it (`patchbay.tiny.lessons`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import patchbay as pb
+from patchbay.claims._claim import Claim, claim
+from patchbay.claims._shared import N
+from patchbay.port import PatchbayError
+
+if TYPE_CHECKING:
+    from patchbay.model import Model
+
+PAIRS = 5  # things in boxes
+PLACES = ("last", "query")
+
+
+@claim("minder2024")
+def minder2024(model: Model, seed: int) -> Claim:
+    """Confirmed if one direction of one layer, swapped, gives the other intent's answer in more than half of the held-out pairs,
+    counted above what random directions do. The text says what it does where no phrase says what is wanted."""
+    found = pb.turn.context_knob(model, pb.tasks.facts_by_intent(model, 2 * N, seed=seed), seed=seed)
+    search = found.evidence["search"] if isinstance(found, pb.Knob) else found
+    said = "no layer has it"
+    if isinstance(found, pb.Knob):
+        fresh = pb.tasks.facts_in_context(model, N, seed=seed + 1).with_metric("accuracy")
+        shares = [
+            float(fresh.score(pb.run(model, fresh, edits=edits, logits="last").last_logits).double().mean())
+            for edits in ([], [found])
+        ]
+        said = f"layer {found.edits[0].port.layer}; held, it takes answers by the text from {shares[0]:.0%} to {shares[1]:.0%} where no phrase asks"
+    text = f"one direction of one layer decides between text and memory ({said})"
+    value, low, high = (float(search[name]) for name in ("margin", "margin_low", "margin_high"))
+    return Claim(text, value, low, high, 0.5, "of the held-out swaps")
+
+
+@claim("gurarieh2025")
+def gurarieh2025(model: Model, seed: int) -> Claim:
+    """Confirmed if place, key and pointer together fit what a swapped stream makes the model answer better than place alone.
+
+    Where the stream is swapped, the last token or the key in the question, and at which depth, is chosen on other prompts, before
+    the last block has written the answer.
+    """
+    depths = list(range(1, model.n_layers))
+    first, second = (pb.tasks.binding_counterfactuals(model, 4 * N, boxes=PAIRS, seed=at) for at in (seed, seed + 1))
+    right = float(pb.prove.interchange(model, first, layers=depths[:1], seed=seed)["base"][3])
+    if right < 0.5:
+        raise PatchbayError(
+            f"this model names the right one of {PAIRS} things in {right:.0%} of the prompts: nothing is bound, and there is no "
+            "mechanism to tell; a lesson teaches it (python -m patchbay.tiny.lessons binding --out FOLDER)"
+        )
+    ranked = []
+    for at in PLACES:
+        swapped = pb.prove.interchange(model, first, layers=depths, at=at, seed=seed)
+        fit = pb.prove.fit_mechanisms(model, first, patched=swapped, steps=500, draws=1, seed=seed)
+        gain = fit["jss"][:, 0] - fit["jss"][:, -1]
+        ranked += [(float(gain[i]), at, depths[i]) for i in range(len(depths)) if float(fit["unmoved"][i]) < 0.5]
+    if not ranked:
+        raise PatchbayError(
+            "no swapped stream before the last block moves the answer, at the last token or the question's key"
+        )
+    _, at, depth = max(ranked)
+    swapped = pb.prove.interchange(model, second, layers=[depth], at=at, seed=seed)
+    fit = pb.prove.fit_mechanisms(model, second, patched=swapped, steps=500, draws=1, seed=seed)
+    alone = fit.labels_of("condition").index("positional alone")
+    value, low, high = (float(fit[name][0, alone]) for name in ("lost", "lost_low", "lost_high"))
+    shares = swapped["share"][0, :3].tolist()
+    told = ", ".join(f"{name} {share:.0%}" for name, share in zip(("place", "key", "pointer"), shares, strict=True))
+    text = (
+        f"three mechanisms fit the swapped answers better than place alone ({at} token entering block {depth}: {told})"
+    )
+    return Claim(text, value, low, high, 0.0, "JSS")
