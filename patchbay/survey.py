@@ -28,6 +28,7 @@ from patchbay.find import _attention
 from patchbay.model import Model, built_in_names, load
 from patchbay.port import Part, PatchbayError
 from patchbay.result import Result
+from patchbay.saved import write_file
 from patchbay.task import Task
 
 SIZES = (1, 2, 4, 8)
@@ -113,6 +114,8 @@ def find_all(
     `curves` `knockout` [condition, n_parts], what the first heads of a role cost more than random heads, with `knockout_low`,
     `knockout_high` and `knockout_p`. Tables: "roles" (the best heads of each), "knockout", "others", "not run".
     """
+    if n < 1:
+        raise PatchbayError(f"asked for n={n}; possible: 1 and more")
     survey = Survey(model, n, seed, task)
     steps = len(ROLES) * (2 if curves else 1) + len(OTHERS)
     done = 0
@@ -352,7 +355,7 @@ def main() -> None:
     for name in built_in_names():
         found[name] = find_all(load(name))
         found[name].plot(folder / f"roles-{name}.png")
-    (folder / "roles.md").write_text(page(found), encoding="utf-8")
+    write_file(folder / "roles.md", page(found).encode())
 
 
 if __name__ == "__main__":

@@ -271,6 +271,59 @@ def test_own_prompts_from_a_file(folder: str, model: pb.Model, truth: dict[str, 
     assert found["variables"]["attribution"]["values"] == pb.find.direct_logit_attribution(model, task).values.tolist()
 
 
+def test_own_prompts_may_have_labels_marks_or_no_answers(folder: str, model: pb.Model, tmp_path: Path) -> None:
+    """Labels and marks reach the task; a finder of plain text takes a file of texts."""
+    prompt = {"prompt": " Mary John", "right": " Mary", "wrong": " John"}
+    rows = [{**prompt, "labels": {"kind": kind}, "marks": {"first": [0]}} for kind in ("a", "b")]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = reading.read_prompts(str(tmp_path / "own.jsonl"), model)
+    assert isinstance(task, pb.Task)
+    assert task.labels == {"kind": ("a", "b")}
+    assert task.marks == {"first": ((0,), (0,))}
+    texts = [" Mary John", " John Mary"]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"prompt": text}) for text in texts))
+    found = answer("find", "isotropy", folder, "--prompts", str(tmp_path / "texts.jsonl"), "--draws", "3")
+    ours = pb.find.isotropy(model, texts, draws=3)
+    assert found["variables"][ours.name]["values"] == screen.plain(ours.values)
+
+
+def test_a_methods_own_n_is_never_the_number_of_prompts(folder: str) -> None:
+    """--n is the number of prompts wherever prompts are made; no method that takes prompts has an option of that name."""
+    for room in options.rooms():
+        for name in options.methods(room):
+            takes = options.parameters(options.load_method(room, name))
+            assert not {"n", "metric", "rows", "out"} & set(takes), f"{room}.{name}"
+    found = answer("find", "ngram-heads", folder, "--task", "repeated_tokens", "--n", "5", "--order", "2")
+    assert found["provenance"]["task"]["prompts"] == 5
+    assert found["provenance"]["options"]["order"] == 2
+
+
+def test_a_whole_result_and_several_tasks_are_given_by_folder_and_by_repetition(folder: str, tmp_path: Path) -> None:
+    """A circuit of ranked edges, a mask of two desiderata, a dose with the scores of other tasks."""
+    task, few = ("--task", "repeated_tokens:max_period=4"), ("--n", "4")
+    answer("prove", "edge-attribution", folder, *task, *few, "-o", str(tmp_path / "edges"))
+    scores = ("--scores", str(tmp_path / "edges"))
+    circuit = answer("prove", "circuit", folder, *task, *few, *scores, "--draws", "1")
+    assert circuit["provenance"]["options"]["scores"]["result"] == "prove.edge_attribution"
+    many = answer("prove", "desiderata-mask", folder, *task, *task, "--n", "6", "--steps", "2", "--draws", "1")
+    assert many["method"] == "prove.desiderata_mask"
+    pb.turn.scale(["L1.H2"], 1.0).save(tmp_path / "a.knob")
+    knob = ("--knob", str(tmp_path / "a.knob"), "--others", '{"again": "repeated_tokens:n=4"}', "--draws", "1")
+    dose = answer("measure", "dose-response", folder, *task, *few, *knob)
+    assert dose["provenance"]["options"]["others"]["again"]
+
+
+def test_lists_as_json_and_from_a_file(tmp_path: Path) -> None:
+    """Texts that hold commas or begin with a space; a label for each line."""
+    (tmp_path / "lines").write_text("a\nb, c\n")
+    assert reading.read('["a, b", " c"]', list[str], "--texts") == ["a, b", " c"]
+    assert reading.read("[[1, 2], [3]]", Sequence[Sequence[Any]], "--answers") == [[1, 2], [3]]
+    assert reading.read("[1, 2]", list[int], "--layers") == [1, 2]
+    assert reading.read(f"@{tmp_path / 'lines'}", Sequence[str | int], "--labels") == ["a", "b, c"]
+    with pytest.raises(PatchbayError, match="--texts: nothing in ''"):
+        reading.read("", list[str], "--texts")
+
+
 def test_show_a_model_a_part_and_a_port(folder: str, model: pb.Model) -> None:
     card = answer("show", folder)
     assert card["fingerprint"] == model.fingerprint
@@ -399,6 +452,28 @@ BAD = {
     "result": (("replay", "EMPTY"), "not a saved Result"),
     "family": (("families", "gpt3"), "no family 'gpt3'", "or 'gpt2'"),
     "report": (("demo", "--model", "MODEL", "--report", "EMPTY"), "cannot write the report"),
+    "rows": ((*FIND, "MODEL", "--task", "repeated_tokens", "--rows", "-1"), "--rows"),
+    "no folder": ((*FIND, "MODEL", "--task", "repeated_tokens", "--out", "EMPTY/a/b"), "there is no folder"),
+    "figure": ((*FIND, "MODEL", "--task", "repeated_tokens", "-o", "EMPTY/a", "--plot", "x.gif"), ".png, .svg, .pdf"),
+    "knob's figure": (("turn", "scale", "MODEL", "--parts", "L1.H2", "--strength", "2", "-o", "EMPTY/a", "--plot", "x.png"), "--plot draws a Result"),
+    "batch": ((*FIND, "MODEL", "--task", "repeated_tokens", "--batch-size", "0"), "batch_size=0"),
+    "batch of logits": (("find", "logit-lens", "MODEL", "--task", "repeated_tokens", "--batch-size", "-1"), "batch_size=-1"),
+    "none": ((*FIND, "MODEL", "--task", "repeated_tokens", "--n", "0"), "n=0"),
+    "none for all": (("find", "all", "MODEL", "--n", "0"), "n=0"),
+    "no name": (("show", ""), "'' is no model"),
+    "empty list": (("find", "channels", "MODEL", "--kinds", ""), "--kinds: nothing in ''"),
+    "not lists": (("find", "latent-language", "MODEL", "--task", "repeated_tokens", "--groups", '{"a": 3}'), "'a' is 3; a list"),
+    "no object": (("find", "mod-features", "MODEL", "--classes", "3"), "no JSON object"),
+    "modulus": (("find", "mod-features", "MODEL", "--modulus", "0"), "modulus=0 (2 or more)"),
+    "draws": (("find", "mod-features", "MODEL", "--draws", "0"), "draws=0 (1 or more)"),
+    "order": (("find", "ngram-heads", "MODEL", "--task", "repeated_tokens", "--order", "4"), "order=4; possible are 1, 2, 3"),
+    "top": (("prove", "ablation", "MODEL", "--task", "repeated_tokens", "--parts", "L1.H2", "--top", "-1"), "top=-1"),
+    "no positions": (("prove", "activation-patching", "MODEL", "--task", "repeated_tokens", "--positions", ""), "positions=''"),
+    "empty slice": (("turn", "scale", "MODEL", "--parts", "L1.H2", "--strength", "2", "--positions", "2:2"), "no position from 2"),
+    "others": (("measure", "dose-response", "MODEL", "--task", "repeated_tokens", "--knob", "KNOB", "--others", '{"a": "zz"}'), "no task 'zz'"),
+    "own labels": (("find", "isotropy", "MODEL", "--prompts", "ODD"), "line 1 has 'lables'", "did you mean 'labels'"),
+    "no answers": ((*FIND, "MODEL", "--prompts", "TEXTS", "--metric", "rank"), "--metric scores answers"),
+    "answers": (("prove", "ablation", "MODEL", "--prompts", "TEXTS", "--parts", "L1.H2"), 'prompt 1 lacks the text "right"'),
 }  # fmt: skip
 
 
@@ -409,11 +484,22 @@ def test_what_cannot_be_met_is_refused_in_one_message(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
     (tmp_path / "lines.jsonl").write_text('{"prompt": "a", "right": " b"}\nnot json\n')
+    (tmp_path / "odd.jsonl").write_text('{"prompt": "a", "lables": {"x": 1}}\n')
+    (tmp_path / "texts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    pb.turn.scale(["L1.H2"], 1.0).save(tmp_path / "a.knob")
     places = {"MODEL": folder, "EMPTY": str(tmp_path / "empty"), "LINES": str(tmp_path / "lines.jsonl")}
+    places |= {
+        "ODD": str(tmp_path / "odd.jsonl"),
+        "TEXTS": str(tmp_path / "texts.jsonl"),
+        "KNOB": str(tmp_path / "a.knob"),
+    }
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
     args, *fragments = BAD[case]
     message = refusal(*(places.get(arg, arg.replace("EMPTY", places["EMPTY"])) for arg in args))
     for fragment in fragments:
         assert fragment in message
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_full_disk_is_one_message_and_leaves_nothing(

@@ -8,6 +8,7 @@ met (one message, no traceback), 130 interrupted. Files are written whole or not
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -44,19 +45,30 @@ class Refused(click.ClickException):
 class Root(Commands):
     """`patchbay` itself: its own commands and one lazy group for each folder of methods."""
 
+    pressed = False  # Ctrl-C: libraries that it meets while they are imported make other errors of it
+
+    @classmethod
+    def press(cls, number: int, frame: Any) -> None:
+        cls.pressed = True
+        raise KeyboardInterrupt
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except PatchbayError as error:
-            raise Refused(str(error)) from error
         except BrokenPipeError:  # the reader of our output left
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
-        except OSError as error:
-            raise Refused(f"{error.filename or 'a file'}: {error.strerror or error}") from error
-        except KeyboardInterrupt:
-            click.echo("interrupted; nothing was left half-written", err=True)
-            ctx.exit(130)
+        except (click.exceptions.Exit, click.ClickException):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            if self.pressed or isinstance(error, KeyboardInterrupt):
+                click.echo("interrupted; nothing was left half-written", err=True)
+                ctx.exit(130)
+            if isinstance(error, PatchbayError):
+                raise Refused(str(error)) from error
+            if isinstance(error, OSError):
+                raise Refused(f"{error.filename or 'the output'}: {error.strerror or error}") from error
+            raise
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *options.rooms()]
@@ -83,6 +95,8 @@ def cli() -> None:
 
 def main() -> None:
     """The console script."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
+        signal.signal(signal.SIGINT, Root.press)
     cli(prog_name="patchbay")
 
 

@@ -18,10 +18,10 @@ from patchbay.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
     from patchbay.model import Model
-    from patchbay.task import Task
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result."
+PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result"
+FIGURES = (".png", ".svg", ".pdf")
 
 
 class Commands(click.Group):
@@ -78,15 +78,16 @@ def model_options() -> list[click.Parameter]:
     ]
 
 
-def task_options(taken: Sequence[str]) -> list[click.Parameter]:
+def task_options(taken: Sequence[str], *, many: bool = False) -> list[click.Parameter]:
+    several = " May be given more than once." if many else ""
     rows = {
-        "task": ("--task", str, "NAME[:KEY=VALUE,...]", "Task to make for the model; see `patchbay tasks`."),
-        "prompts": ("--prompts", str, "FILE", "Own prompts: JSON lines with prompt, right, and mostly wrong and corrupted."),
+        "task": ("--task", str, "NAME[:KEY=VALUE,...]", f"Task to make for the model; see `patchbay tasks`.{several}"),
+        "prompts": ("--prompts", str, "FILE", "Own prompts: JSON lines with prompt, right, and mostly wrong and corrupted; labels, marks."),
         "n": ("--n", int, "N", "Number of prompts."),
         "metric": ("--metric", str, "NAME", "Score of an answer: logit_diff, probability, log_probability, rank, accuracy."),
     }  # fmt: skip
     return [
-        click.Option([flag], type=kind, metavar=metavar, help=text)
+        click.Option([flag], type=kind, metavar=metavar, help=text, multiple=many and name == "task")
         for name, (flag, kind, metavar, text) in rows.items()
         if name in ("task", "prompts") or name not in taken
     ]
@@ -114,6 +115,8 @@ def load_model(source: str, given: Mapping[str, Any], *, quiet: bool = False) ->
     """Load as asked, with transformers' own bars and warnings off."""
     from patchbay.draw import screen
 
+    if not source.strip():
+        raise PatchbayError(f"{source!r} is no model; a model is a local folder, a hub name, or a built-in one")
     with screen.working(f"loading {source}", quiet=quiet):
         import torch
         from transformers.utils import logging
@@ -142,19 +145,32 @@ def _check_device(name: str) -> None:
         raise PatchbayError(f"no device {name!r} here; found {', '.join(found)}" + suggest(name, found))
 
 
-def make_task(model: Model, given: Mapping[str, Any]) -> Task:
-    """The task of `--task` or `--prompts`, with `--n`, `--seed` and `--metric`."""
-    text, path = given.get("task"), given.get("prompts")
+def make_task(model: Model, given: Mapping[str, Any], *, texts: bool = False) -> Any:
+    """The task of `--task` or `--prompts`, with `--n`, `--seed` and `--metric`; with `texts`, prompts without answers, too."""
+    text, path = given.get("task") or None, given.get("prompts")
     if (text is None) == (path is None):
         raise PatchbayError(
             f"give one of --task and --prompts, got {'both' if text else 'neither'}; tasks are {', '.join(options.tasks())}"
         )
+    if isinstance(text, tuple) and len(text) > 1:
+        return [make_task(model, {**given, "task": one}) for one in text]
     if text is not None:
-        task = reading.read_task(text, model, n=given.get("n"), seed=given.get("seed"))
+        name = text[0] if isinstance(text, tuple) else text
+        task = reading.read_task(name, model, n=given.get("n"), seed=given.get("seed"))
     else:
-        task = reading.read_prompts(str(path), model)
-        task = task if given.get("n") is None else task[: given["n"]]
+        own = _first(reading.read_prompts(str(path), model, texts=texts), given.get("n"))
+        if isinstance(own, list):
+            if given.get("metric"):
+                raise PatchbayError(f"--metric scores answers, and the prompts of {path} have none")
+            return own
+        task = own
     return task.with_metric(given["metric"]) if given.get("metric") else task
+
+
+def _first(own: Any, n: int | None) -> Any:
+    if n is not None and n < 1:
+        raise PatchbayError(f"asked for n={n}; possible: 1 and more")
+    return own if n is None else own[:n]
 
 
 # --- commands of methods ------------------------------------------------------------------------------
@@ -166,7 +182,7 @@ def method_command(room: str, name: str) -> click.Command:
     takes = options.parameters(function)
     made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes)]
     if {"task", "prompts"} & set(takes):
-        made += task_options(list(takes))
+        made += task_options(list(takes), many=_takes_tasks(takes))
     for key, parameter in takes.items():
         if key not in ("model", "task", "prompts", "seed") and options.writable(parameter.annotation):
             made.append(_option(key, parameter))
@@ -184,9 +200,16 @@ def method_command(room: str, name: str) -> click.Command:
     )
 
 
+def _takes_tasks(takes: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a method takes several tasks at once."""
+    return "task" in takes and bool({"list", "Sequence"} & options.names_in(takes["task"].annotation))
+
+
 def output_options() -> list[click.Parameter]:
     return [
-        click.Option(["--rows"], type=int, default=10, show_default=True, help="Rows of the table to print."),
+        click.Option(
+            ["--rows"], type=click.IntRange(0), default=10, show_default=True, help="Rows of the table to print."
+        ),
         click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."),
         click.Option(["--overwrite"], is_flag=True, help="Replace what --out wrote before."),
         click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."),
@@ -214,7 +237,7 @@ def all_command() -> click.Command:
         task = make_task(model, given) if given.get("task") or given.get("prompts") else None
         with screen.progress("find all", quiet=quiet) as bar:
             result = find_all(
-                model, task=task, n=given["n"] or 32, seed=given["seed"], curves=given["curves"],
+                model, task=task, n=32 if given["n"] is None else given["n"], seed=given["seed"], curves=given["curves"],
                 progress=lambda done, total, what: bar(done, total),
             )  # fmt: skip
         _show(result, given)
@@ -232,7 +255,8 @@ def _option(key: str, parameter: inspect.Parameter) -> click.Option:
     shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     if "Part" in options.names_in(hint):
         flags = [flag, "--heads"] if key == "parts" else [flag]
-        return click.Option([*flags, key], multiple=True, required=needed, metavar="PARTS", help=PARTS_HELP)
+        text = PARTS_HELP + ("; FOLDER for the whole of it." if "Result" in options.names_in(hint) else ".")
+        return click.Option([*flags, key], multiple=True, required=needed, metavar="PARTS", help=text)
     help_text = "" if shown is None else f"[default: {shown}]"
     return click.Option([flag, key], required=needed, metavar=options.shown_type(hint).upper(), help=help_text or None)
 
@@ -250,7 +274,7 @@ def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Paramet
             call[key] = model
         elif key in ("task", "prompts"):
             assert model is not None
-            call[key] = make_task(model, given)
+            call[key] = make_task(model, given, texts=key == "prompts")
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
     name = str(getattr(function, "method_name", function.__name__))
@@ -263,6 +287,12 @@ def _refuse_to_replace(given: Mapping[str, Any]) -> None:
     out = given["out"]
     if out is not None and not given["overwrite"] and Path(out).exists():
         raise PatchbayError(f"{out} is already there; --overwrite replaces it")
+    figure = given["figure"]
+    if figure is not None and Path(figure).suffix.lower() not in FIGURES:
+        raise PatchbayError(f"cannot draw to {figure!r}: the suffix is one of {', '.join(FIGURES)}")
+    for path in (path for path in (out, figure) if path is not None):
+        if not Path(path).absolute().parent.is_dir():
+            raise PatchbayError(f"cannot write {path}: there is no folder {Path(path).absolute().parent}")
 
 
 def _show(returned: Any, given: Mapping[str, Any]) -> None:
@@ -279,6 +309,10 @@ def _show(returned: Any, given: Mapping[str, Any]) -> None:
 
 def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:
     if isinstance(value, tuple):  # parts, given once or several times
+        if "Result" in options.names_in(hint) and len(value) == 1 and Path(value[0]).is_dir():
+            import patchbay as pb
+
+            return pb.load_result(value[0])
         parts = reading.read_parts(value, model)
         many = {"Sequence", "list", "tuple", "Iterable"} & options.names_in(hint)
         if not many and len(parts) > 1:
@@ -290,13 +324,13 @@ def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:
 def _save(returned: Any, given: Mapping[str, Any]) -> list[str]:
     """Write what was asked: a Result as a folder, a knob as a file, a figure."""
     written = []
+    if given["figure"] is not None and not hasattr(returned, "plot"):
+        raise PatchbayError(f"--plot draws a Result; this returned a {type(returned).__name__}; nothing was written")
     if given["out"] is not None:
         overwrite = {"overwrite": True} if "overwrite" in inspect.signature(returned.save).parameters else {}
         returned.save(given["out"], **(overwrite if given["overwrite"] else {}))
         written.append(str(given["out"]))
     if given["figure"] is not None:
-        if not hasattr(returned, "plot"):
-            raise PatchbayError(f"--plot draws a Result; this returned a {type(returned).__name__}")
         returned.plot(given["figure"])
         written.append(str(given["figure"]))
     return written

@@ -1,6 +1,6 @@
 """Text to values: what is written on a command line, read as the parameter's annotation asks, or refused with what is possible.
 
-Numbers, choices and lists (comma between items), mappings (JSON), Parts (`L3.H5,L2.H1`, or `FOLDER:3` for the best of a saved
+Numbers, choices, lists (comma between items, a JSON list, or `@FILE` of lines), mappings (JSON, or `@FILE` of it), Parts (`L3.H5,L2.H1`, or `FOLDER:3` for the best of a saved
 Result), Ports, Tasks (`laundry_list:n=50,objects=8`), Results (their folder), knobs (`x.knob@2`), edits (`scale(L3.H5.z, 0)`).
 """
 
@@ -39,13 +39,52 @@ def read(text: str, hint: Any, what: str, model: Model | None = None) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _read_first(text, inner, what, model)
     if origin in (list, tuple, collections.abc.Sequence, collections.abc.Iterable) or hint in (list, tuple):
-        item = next((one for one in inner if one is not Ellipsis), str)
-        if item is str and text.startswith("@"):
-            return _lines(text[1:], what)
-        if "Part" in names_in(item):
-            return read_parts([text], model)
-        return [read(piece.strip(), item, what, model) for piece in text.split(",") if piece.strip()]
+        return _read_list(text, next((one for one in inner if one is not Ellipsis), str), hint, what, model)
+    if hint is dict or origin in (dict, collections.abc.Mapping):
+        return _read_mapping(text, inner[-1] if inner else Any, what, model)
     return _read_one(text, origin or hint, what, model)
+
+
+def _read_list(text: str, item: Any, hint: Any, what: str, model: Model | None) -> list[Any]:
+    """Items with a comma between them; the lines of `@FILE`; or a JSON list, whose texts may hold commas and spaces."""
+    if "Part" in names_in(item):
+        return read_parts([text], model)
+    plain = not (item is Any or names_in(item) & {"list", "Sequence", "tuple"})
+    if text.startswith("["):
+        try:
+            listed = json.loads(text)
+        except ValueError:
+            listed = None
+        if isinstance(listed, list):
+            whole = all(isinstance(one, str) for one in listed) if item is str else True
+            if not whole or (not plain and item is not Any and not all(isinstance(one, list) for one in listed)):
+                raise PatchbayError(f"{what}: {text!r} is not {shown_type(hint)}")
+            return [read(str(one), item, what, model) for one in listed] if plain and item is not str else listed
+    pieces = _lines(text[1:], what) if text.startswith("@") else [one.strip() for one in text.split(",") if one.strip()]
+    if not pieces:
+        raise PatchbayError(f"{what}: nothing in {text!r}; one or more are written {shown_type(hint)}")
+    if item is Any and text.startswith("@"):
+        return pieces
+    return pieces if item is str else [read(piece, item, what, model) for piece in pieces]
+
+
+def _read_mapping(text: str, value: Any, what: str, model: Model | None) -> dict[str, Any]:
+    """A JSON object; where its values are to be lists or tasks, they are."""
+    try:
+        read_in = json.loads("\n".join(_lines(text[1:], what)) if text.startswith("@") else text)
+    except ValueError as error:
+        raise PatchbayError(f"{what}: {text!r} is not json: {error}") from error
+    if not isinstance(read_in, dict):
+        raise PatchbayError(f"{what}: {text!r} is no JSON object, {{name: value, ...}}")
+    names = names_in(value)
+    for key, held in read_in.items():
+        if "Task" in names:
+            read_in[key] = read(str(held), value, f"{what}, {key}", model)
+        elif names & {"Sequence", "list"} and not isinstance(held, list):
+            raise PatchbayError(f"{what}: {key!r} is {held!r}; a list is needed")
+        elif value is float and (isinstance(held, bool) or not isinstance(held, int | float)):
+            raise PatchbayError(f"{what}: {key!r} is {held!r}; a number is needed")
+    return read_in
 
 
 def _read_first(text: str, inner: list[Any], what: str, model: Model | None) -> Any:
@@ -76,8 +115,6 @@ def _read_one(text: str, hint: Any, what: str, model: Model | None) -> Any:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
         if hint in (int, float, Path):
             return hint(text)
-        if hint in (dict, collections.abc.Mapping):
-            return json.loads(text)
     except (ValueError, KeyError) as error:
         raise PatchbayError(f"{what}: {text!r} is not {shown_type(hint)}") from error
     if name == "Part":
@@ -160,8 +197,17 @@ def read_task(text: str, model: Model, *, n: int | None = None, seed: int | None
     return typing.cast("Task", function(model, **given))
 
 
-def read_prompts(path: str, model: Model) -> Task:
-    """A task of one's own from JSON lines: `{"prompt": ..., "right": ..., "wrong": ... (or a list), "corrupted": ...}`."""
+ROW = ("prompt", "right", "wrong", "corrupted", "labels", "marks")
+
+
+def read_prompts(path: str, model: Model, *, texts: bool = False) -> Task | list[str]:
+    """A task of one's own from JSON lines: `{"prompt": ..., "right": ..., "wrong": ... (or a list), "corrupted": ...}`.
+
+    `"labels": {name: value}` and `"marks": {name: [token positions]}` where a method asks for them. With `texts`, a file that
+    has no answer at all gives its prompts alone.
+    """
+    import dataclasses
+
     from patchbay.task import Task
 
     rows: list[Mapping[str, Any]] = []
@@ -174,21 +220,37 @@ def read_prompts(path: str, model: Model) -> Task:
             rows.append(_read_row(line, f"{path}, line {i}"))
     if not rows:
         raise PatchbayError(f'{path} holds no prompts; each line is {{"prompt": ..., "right": ..., "wrong": ...}}')
-    whole = {key: [row.get(key) for row in rows] for key in ("wrong", "corrupted")}
+    if texts and not any(key != "prompt" for row in rows for key in row):
+        return [row["prompt"] for row in rows]
+    whole = {key: [row.get(key) for row in rows] for key in ("right", "wrong", "corrupted", "labels", "marks")}
+    if None in whole["right"]:
+        raise PatchbayError(f'{path}: prompt {whole["right"].index(None) + 1} lacks the text "right", its answer')
     for key, values in whole.items():
         if None in values and any(value is not None for value in values):
             raise PatchbayError(
                 f"{path}: some lines have {key!r} and line {values.index(None) + 1} has not; all or none"
             )
     own = {key: None if values[0] is None else values for key, values in whole.items()}
-    return Task.from_prompts(
+    task = Task.from_prompts(
         model,
         [row["prompt"] for row in rows],
-        [row["right"] for row in rows],
+        own["right"],  # type: ignore[arg-type]
         own["wrong"],  # type: ignore[arg-type]
         own["corrupted"],  # type: ignore[arg-type]
         name=Path(path).stem,
     )
+    named: Any = {key: _by_name(each, path, key) for key in ("labels", "marks") if (each := own[key]) is not None}
+    try:
+        return dataclasses.replace(task, **named) if named else task
+    except (TypeError, AttributeError) as error:
+        raise PatchbayError(f"{path}: marks are lists of token positions: {error}") from error
+
+
+def _by_name(rows: list[Any], path: str, what: str) -> dict[str, list[Any]]:
+    """name -> one value for each prompt, from one mapping for each prompt."""
+    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        raise PatchbayError(f'{path}: "{what}" is {{name: value}} on every line, with the same names')
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _read_row(line: str, where: str) -> Mapping[str, Any]:
@@ -196,10 +258,13 @@ def _read_row(line: str, where: str) -> Mapping[str, Any]:
         row = json.loads(line)
     except ValueError as error:
         raise PatchbayError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "right")):
+    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(row.get("right", ""), str):
         raise PatchbayError(
             f'{where} needs the texts "prompt" and "right"; found {sorted(row) if isinstance(row, dict) else row!r}'
         )
+    other = next((key for key in row if key not in ROW), None)
+    if other is not None:
+        raise PatchbayError(f"{where} has {other!r}; a line has {', '.join(ROW)}" + suggest(other, ROW))
     return row
 
 

@@ -59,6 +59,10 @@ def ordinal_classes(model: Model, what: str, given: Classes | None) -> tuple[lis
     listed: Classes = CLASSES if given is None else given
     if not listed:
         raise PatchbayError(f"{what}: no classes were given; leave classes out for {', '.join(CLASSES)}")
+    if not isinstance(listed, Mapping) or not all(isinstance(words, (list, tuple, range)) for words in listed.values()):
+        raise PatchbayError(
+            f"{what}: classes map a name to its words in order, such as {{'days': ['Monday', 'Tuesday', ...]}}"
+        )
     if model.tokenizer is None and any(isinstance(word, str) for words in listed.values() for word in words):
         raise PatchbayError(
             f"{what} looks words up and this model has no tokenizer: pb.load(model, tokenizer), or give classes of token ids in "

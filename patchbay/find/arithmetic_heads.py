@@ -65,6 +65,8 @@ def arithmetic_heads(
     `mlp_low`, `mlp_high` and `mlp_frozen` [layer]; `key_share`, `held_out`, `probability`, `n_prompts`.
     """
     pattern_layers(model, "arithmetic_heads")
+    if not operands:
+        raise PatchbayError(f"operands=[]: name one or more of the task's marks, {', '.join(task.marks) or 'none'}")
     _check(model, task, [*operands, operator], groups, batch_size)
     task, before, n_all = _answered(model, task, all_prompts, batch_size)
     parts = _parts(model)

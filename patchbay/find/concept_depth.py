@@ -3,7 +3,7 @@
 At each layer an L2-penalised logistic regression reads the label from the stream at the prompt's last token, and
 
     accuracy[layer] = share of prompts that the probe which did not see them labels right, `folds`-fold stratified
-    variation[layer] = accuracy[layer] / accuracy[layer before]
+    variation[layer] = accuracy[layer] / accuracy[layer before]                 (none right before counts as one right)
     jump = first i / n_layers with variation >= 1.1        converge = last i / n_layers with |variation - 1| < 0.03
 
 with i = 0 the embedding and i = n the last layer. `auc` is the mean over classes of one against the rest. The null is
@@ -135,9 +135,8 @@ def _curve(states: Tensor, labels: Tensor, folds: Tensor) -> dict[str, Tensor]:
     found = {name: torch.tensor(values, dtype=torch.float64) for name, values in rows.items()}
     before = torch.cat([torch.tensor([torch.nan], dtype=torch.float64), found["accuracy"][:-1]])
     assert best is not None
-    ratio = torch.where(
-        found["accuracy"] == before, 1.0, found["accuracy"] / before
-    )  # nothing right before or after: the same
+    least = 1.0 / labels.shape[1]  # one prompt right
+    ratio = torch.where(found["accuracy"] == before, 1.0, found["accuracy"] / before.clamp_min(least))
     return found | {"p": exceeded(found["accuracy"], best[:, None]), "variation": ratio}
 
 

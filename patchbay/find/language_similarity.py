@@ -50,7 +50,10 @@ def language_similarity(
     over layers of similarity, gain and centred similarity, highest gain first.
     """
     encoded = model.encode(prompts)
-    if not isinstance(translations, Mapping) or not translations:
+    lists = isinstance(translations, Mapping) and all(
+        not isinstance(texts, str | int) for texts in translations.values()
+    )
+    if not lists or not translations:
         raise PatchbayError("translations map a language to its texts, such as {'fr': [...]}")
     if len(encoded) < 3 or draws < 1:
         raise PatchbayError(f"{len(encoded)} prompts, draws={draws}: at least 3 pairs (for the floor) and 1 draw")

@@ -69,6 +69,8 @@ def mod_features(
     `classes`: name -> words (or token ids) in order; the first one is the numbers, counted from 0, on which features
     are fitted, the others are for transfer. `head`: whose answers the edit is read by.
     """
+    if modulus < 2 or draws < 1:
+        raise PatchbayError(f"{WHAT}: modulus={modulus} (2 or more), draws={draws} (1 or more)")
     used, notes = ordinal_classes(model, WHAT, classes)
     numbers = used[0]
     if classes is None and numbers.name != "numbers":

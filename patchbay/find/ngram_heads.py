@@ -53,57 +53,57 @@ ORDERS = (1, 2, 3)
 
 @method(paper="akyurek2024", unit="attention")
 def ngram_heads(
-    model: Model, prompts: Task | list[str] | list[list[int]] | Any, *, n: int = 1, batch_size: int = 16
+    model: Model, prompts: Task | list[str] | list[list[int]] | Any, *, order: int = 1, batch_size: int = 16
 ) -> Result:
-    """Attention beyond even to the tokens that followed earlier occurrences of the last `n` tokens (1, 2 or 3), mean over prompts.
+    """Attention beyond even to the tokens that followed earlier occurrences of the last `order` tokens (1, 2 or 3), mean over prompts.
 
-    Main variable `excess` for `n`, with `low`, `high`, `p`, `p_adjusted`, `without_first` (the same with the first key left
+    Main variable `excess` for `order`, with `low`, `high`, `p`, `p_adjusted`, `without_first` (the same with the first key left
     out), `null_mean`, `null_high`, and `excess_1`, `excess_2`, `excess_3` where the prompts repeat so much. `n_prompts`: how
     many have such a repeat.
     """
     encoded = model.encode(prompts)
-    return together(model, encoded, [finder(model, encoded, n=n)], batch_size=batch_size)[0]
+    return together(model, encoded, [finder(model, encoded, order=order)], batch_size=batch_size)[0]
 
 
-def finder(model: Model, encoded: list[list[int]], *, n: int = 1) -> Finder:
+def finder(model: Model, encoded: list[list[int]], *, order: int = 1) -> Finder:
     """The finder for these prompts, for `together`."""
     pattern_layers(model, "ngram_heads")
-    if n not in ORDERS:
-        raise PatchbayError(f"n={n}; possible are {', '.join(map(str, ORDERS))}")
-    n_with = sum(repeats(ids, n) for ids in encoded)
+    if order not in ORDERS:
+        raise PatchbayError(f"order={order}; possible are {', '.join(map(str, ORDERS))}")
+    n_with = sum(repeats(ids, order) for ids in encoded)
     if not n_with:
         raise PatchbayError(
-            f"ngram_heads: none of the {len(encoded)} prompts says {n} tokens in a row again with a token between; use longer "
+            f"ngram_heads: none of the {len(encoded)} prompts says {order} tokens in a row again with a token between; use longer "
             "ones, or ones that repeat, such as pb.tasks.repeated_tokens(model)"
         )
 
-    return Finder(looks(lambda _, ids: _targets(ids, n)), lambda seen: _report(n, n_with, seen))
+    return Finder(looks(lambda _, ids: _targets(ids, order)), lambda seen: _report(order, n_with, seen))
 
 
-def _targets(ids: list[int], n: int) -> Tensor:
-    """Bool [statistic, query, key]: targets of the three orders, of a shorter match only, and those of `n` moved."""
-    whole = [after_earlier(ids, order) for order in ORDERS]
-    true = whole[n - 1]
-    shorter = whole[n - 2] & ~true & true.any(1, keepdim=True) if n > 1 else torch.zeros_like(true)
+def _targets(ids: list[int], order: int) -> Tensor:
+    """Bool [statistic, query, key]: targets of the three orders, of a shorter match only, and those of `order` moved."""
+    whole = [after_earlier(ids, each) for each in ORDERS]
+    true = whole[order - 1]
+    shorter = whole[order - 2] & ~true & true.any(1, keepdim=True) if order > 1 else torch.zeros_like(true)
     return torch.cat([torch.stack([*whole, shorter]), moved(true, SHIFTS)])
 
 
-def _report(n: int, n_with: int, seen: Tensor) -> Result:
+def _report(order: int, n_with: int, seen: Tensor) -> Result:
     plain, without, even, even_without = parts_of(seen)  # each [prompt, layer, head, statistic]
     excess, bare = plain - even, without - even_without
-    chosen = excess[..., n - 1]
+    chosen = excess[..., order - 1]
     best, notes = held_out(chosen)
-    beside = {f"excess_{order}": excess[..., order - 1] for order in ORDERS} | {"shorter": plain[..., 3]}
+    beside = {f"excess_{each}": excess[..., each - 1] for each in ORDERS} | {"shorter": plain[..., 3]}
     return Result(
         {
             "excess": (chosen.nanmean(0), GRID, ATTENTION),
             **ends(chosen),
             **clear_of(chosen),
-            "without_first": (bare[..., n - 1].nanmean(0), GRID, ATTENTION),
+            "without_first": (bare[..., order - 1].nanmean(0), GRID, ATTENTION),
             **null_of(excess[..., 4:]),
             **{name: (x.nanmean(0), GRID, ATTENTION) for name, x in beside.items() if bool(x.isfinite().any())},
             **best,
-            "uniform": (even[..., n - 1].nanmean(), (), ATTENTION),
+            "uniform": (even[..., order - 1].nanmean(), (), ATTENTION),
             "n_prompts": (float(n_with), (), "prompts"),
         },
         notes=notes,

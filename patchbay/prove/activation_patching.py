@@ -87,7 +87,7 @@ def activation_patching(
             f"{listed(chosen)}: chosen on {len(dev)} prompts by first-order effect, patched on the other {len(task)}"
         )
     ports = _ports(model, site, chosen)
-    columns = _columns(model, task, positions or ("all" if site in INDEXED else "each"))
+    columns = _columns(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
     effects, clean, corrupted = _measure(model, task, ports, columns, way, batch_size)
     gap = sign_of(task) * (clean - corrupted)
     share = intervals(effects, gap)

@@ -56,7 +56,7 @@ def attribution_patching(
     ports = _ports(model, site, way)
     check_twins(model, task)
     check_smooth(task, steps, way)
-    columns = _columns(model, task, positions or ("all" if site in INDEXED else "each"))
+    columns = _columns(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
     effects, clean, corrupted = _estimate(model, task, ports, columns, way, steps, batch_size)
     layout = Layout(model, site, [p for whole in ports for p in _inside(model, whole)], None, columns)
     mean, low, high = intervals(effects)

@@ -80,6 +80,11 @@ def path_patching(
         raise PatchbayError(
             f"no sender comes before the receivers {', '.join(map(str, ports))}: there is no path to patch"
         )
+    if senders is None and all(part.kind == "mlp" for part in heard):
+        raise PatchbayError(
+            f"no head comes before the receivers {', '.join(map(str, ports))}; MLPs do and can be named: "
+            f"senders=[{', '.join(map(repr, map(str, heard)))}]"
+        )
     conditions: list[Senders] = [*((part,) for part in heard), tuple(heard)]
     seen = _measure(model, task, conditions, ports, mlps == "frozen", way, batch_size)
     effects = seen.effect[:, :-1]  # [prompt, sender]

@@ -133,6 +133,8 @@ def test_errors() -> None:
     model, _, task = copying("gpt2")
     with pytest.raises(pb.PatchbayError, match="lacks the marks right; it has left, operator"):
         pb.find.arithmetic_heads(model, task)
+    with pytest.raises(pb.PatchbayError, match=r"operands=\[\]: name one or more of the task's marks, left, operator"):
+        pb.find.arithmetic_heads(model, task, operands=[])
     with pytest.raises(pb.PatchbayError, match="needs a corrupted twin"):
         alone = pb.Task("alone", task.clean, task.right, task.wrong, marks=task.marks)
         pb.find.arithmetic_heads(model, alone, operands=["left"])

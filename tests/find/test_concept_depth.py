@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.find import _probe
+from patchbay.find.concept_depth import _curve
 from patchbay.tiny import planted, planted_depth, twins
 
 module: Any = importlib.import_module("patchbay.find.concept_depth")
@@ -178,6 +179,19 @@ def test_site_and_families() -> None:
         concept_depth(model, prompts, labels, site="mlp.in")
     other = pb.load(twins.twin("gpt2"))
     assert concept_depth(other, prompts, labels, site="mlp.in", draws=2, folds=2).labels_of("layer") == ["L0", "L1"]
+
+
+def test_a_layer_that_gets_none_right_counts_as_one_right() -> None:
+    """So that the next one's variation is a number: 4 of 4 after 0 of 4 is a fourfold rise."""
+    labels, folds = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]]), torch.tensor([[0, 0, 1, 1], [0, 1, 0, 1]])
+    wrong = torch.tensor(
+        [[1.0, 0], [0, 1.0], [-1.0, 0], [0, -1.0]], dtype=torch.float64
+    )  # each half teaches the other wrongly
+    right = torch.tensor([[1.0, 0], [-1.0, 0], [1.0, 0], [-1.0, 0]], dtype=torch.float64)
+    curve = _curve(torch.stack([wrong, right]), labels, folds)
+    assert curve["accuracy"][1] == 1.0
+    assert float(curve["variation"][1]) == 1.0 / max(float(curve["accuracy"][0]), 0.25)
+    assert curve["accuracy"][0] == 0.0
 
 
 def test_bad_input() -> None:

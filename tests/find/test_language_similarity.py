@@ -97,5 +97,7 @@ def test_bad_input_and_state_space_models() -> None:
         language_similarity(model, texts[:2], {"x": texts[:2]})
     with pytest.raises(pb.PatchbayError, match="translations map a language"):
         language_similarity(model, texts, {})
+    with pytest.raises(pb.PatchbayError, match="translations map a language"):
+        language_similarity(model, texts, {"x": 3})  # type: ignore[dict-item]
     mamba = language_similarity(pb.load(twins.twin("mamba2")), texts, {"x": texts[::-1]}, draws=5)
     assert mamba.values.isfinite().all()

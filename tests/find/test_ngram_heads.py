@@ -18,7 +18,7 @@ def test_planted(form: Any, n: int) -> None:
     """An induction head attends to what followed, whatever the order: all its attention, less what even attention has."""
     built = planted.induction(form=form, seed=1)
     model = pb.load(built.model, built.tokenizer)
-    result = pb.find.ngram_heads(model, pb.tasks.repeated_tokens(model, 12, seed=1), n=n)
+    result = pb.find.ngram_heads(model, pb.tasks.repeated_tokens(model, 12, seed=1), order=n)
     head = built.truth["induction"]
     best, second = result.table(2)
     assert str(best["part"]) == head
@@ -34,7 +34,7 @@ def test_planted_order_is_told() -> None:
     model = pb.load(built.model, built.tokenizer)
     words = torch.randperm(48, generator=torch.Generator().manual_seed(0)).add(12).tolist()
     prompts = [[*words[i : i + 4], 5, 6, 7, *words[i + 4 : i + 8], 9, 6, 8, 11, 5, 6] for i in range(0, 40, 8)]
-    result = pb.find.ngram_heads(model, prompts, n=2)
+    result = pb.find.ngram_heads(model, prompts, order=2)
     row = next(r for r in result.table() if str(r["part"]) == built.truth["induction"])
     assert row["excess_1"] > 0.85
     assert 0.25 < row["shorter"] < 0.75  # some to 7, some to 8: a head of order 1
@@ -72,7 +72,7 @@ def test_reference(n: int) -> None:
     )
     hf = AutoModelForCausalLM.from_config(config).eval()
     prompts = [torch.randint(3, 6, (size,)).tolist() for size in (26, 24, 30)]  # few tokens: matches of every order
-    result = pb.find.ngram_heads(pb.load(hf), prompts, n=n, batch_size=2)
+    result = pb.find.ngram_heads(pb.load(hf), prompts, order=n, batch_size=2)
     hf.set_attn_implementation("eager")
     with torch.no_grad():
         attentions = [hf(torch.tensor([ids]), output_attentions=True).attentions for ids in prompts]
@@ -107,7 +107,7 @@ def test_null() -> None:
 def test_errors() -> None:
     built = planted.null()
     model = pb.load(built.model, built.tokenizer)
-    with pytest.raises(pb.PatchbayError, match="n=4; possible are 1, 2, 3"):
-        pb.find.ngram_heads(model, [[5, 6, 5, 6]], n=4)
+    with pytest.raises(pb.PatchbayError, match="order=4; possible are 1, 2, 3"):
+        pb.find.ngram_heads(model, [[5, 6, 5, 6]], order=4)
     with pytest.raises(pb.PatchbayError, match=r"none of the 1 prompts says 2 tokens.*repeated_tokens"):
-        pb.find.ngram_heads(model, [[5, 6, 7, 5, 8, 9]], n=2)
+        pb.find.ngram_heads(model, [[5, 6, 7, 5, 8, 9]], order=2)

@@ -116,6 +116,8 @@ def test_bad_input() -> None:
         successor_heads(model)
     with pytest.raises(pb.PatchbayError, match="embed='w_e'; possible are auto, raw, mlp0, sum"):
         successor_heads(model, classes=CLASSES, embed="w_e")  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="classes map a name to its words in order"):
+        successor_heads(model, classes={"numbers": 3})  # type: ignore[dict-item]
     with pytest.raises(pb.PatchbayError, match="token id 96, the vocabulary is 0..95"):
         successor_heads(model, classes={"numbers": [5, 6, 96]})
     with pytest.raises(pb.PatchbayError, match="holds a token twice"):

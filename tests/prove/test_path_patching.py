@@ -255,3 +255,7 @@ def test_errors_name_what_is_possible() -> None:
         patch(model, task, receivers=["logits", "L1.H1"])
     with pytest.raises(pb.PatchbayError, match="no path to patch"):
         patch(model, task, receivers=["L0.H1"])
+    mixed = pb.load(twin("lfm2"))  # its first layer is a convolution: MLPs alone come before the heads of the second
+    with pytest.raises(pb.PatchbayError, match=r"no head comes before the receivers L1.*senders=\['L0.mlp'\]"):
+        patch(mixed, task, receivers=["L1.H1"])
+    assert patch(mixed, task, receivers=["L1.H1"], senders=["L0.mlp"]).values.isfinite().all()  # type: ignore[list-item]
