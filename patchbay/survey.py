@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from patchbay import find, maths, prove, tasks
+from patchbay.channel import parse_channel
 from patchbay.find import _attention
 from patchbay.model import Model, built_in_names, load
 from patchbay.port import Part, PatchbayError
@@ -53,19 +54,29 @@ ROLES: dict[str, str] = {  # finder -> the task that calls for it
 WEIGHTS_ONLY = ("successor_heads", "neuron_vocabulary", "channels", "communities", "mod_features")
 OTHERS: dict[str, str] = {  # finders of other parts
     "neuron_vocabulary": "",
-    "relation_neurons": "facts_in_memory",
+    "relation_neurons": "successor",
+    "concept_neurons": "indirect_object",
     "neuron_importance": "indirect_object",
     "activation_sparsity": "indirect_object",
     "expert_specialisation": "facts_in_context",
     "head_importance": "indirect_object",
     "logit_lens": "indirect_object",
-    "prior_layers": "facts_in_memory",
+    "prior_layers": "arithmetic",
     "isotropy": "indirect_object",
     "key_clusters": "indirect_object",
     "observable_propagation": "indirect_object",
     "mod_features": "",
     "channels": "",
     "communities": "",
+    "channel_content": "indirect_object",
+    "concept_depth": "successor",
+    "latent_language": "successor",
+    "word_classes": "successor",
+}
+LEAST = {"successor": 64}  # its prompts are split among series and folds
+NEEDS = {  # finders that ask for what no built-in task holds
+    "language_similarity": "needs texts in several languages: find.language_similarity(model, prompts, translations)",
+    "channel_changes": "needs a second model: find.channel_changes(model, other)",
 }
 
 
@@ -86,12 +97,14 @@ class Survey:
     seed: int
     task: Task | None = None
     made: dict[tuple[str, int], Task] = field(default_factory=dict)
+    found: dict[str, Result] = field(default_factory=dict)
 
     def make(self, name: str, fresh: int = 0) -> Task:
         """The task of a name; `fresh` draws other prompts."""
         key = (name, fresh)
         if key not in self.made:
-            self.made[key] = getattr(tasks, name)(self.model, self.n, seed=self.seed + fresh)
+            n = max(self.n, LEAST.get(name, 0))
+            self.made[key] = getattr(tasks, name)(self.model, n, seed=self.seed + fresh)
         return self.made[key]
 
     def curve_task(self, role: str) -> Task:
@@ -131,6 +144,7 @@ def find_all(
     if not found:
         raise PatchbayError(f"no finder of heads runs on this {model.family.name} model: {lacking[0]['why']}")
     others = list(_others(survey, lacking, step))
+    lacking += [{"finder": name, "why": why} for name, why in NEEDS.items()]
     curve_results = dict(_curves(survey, found, lacking, step)) if curves else {}
     return _result(model, found, curve_results, others, lacking)
 
@@ -168,9 +182,35 @@ def _shared(survey: Survey) -> dict[str, Result]:
 
 def _run(survey: Survey, name: str, task: str) -> Result:
     function = getattr(find, name)
-    result = function(survey.model) if name in WEIGHTS_ONLY else function(survey.model, survey.make(task))
+    if name in WEIGHTS_ONLY:
+        result = function(survey.model)
+    else:
+        result = function(survey.model, survey.make(task), **_options(survey, name, task))
     assert isinstance(result, Result)
     return result
+
+
+def _options(survey: Survey, name: str, task: str) -> dict[str, Any]:
+    """What a finder asks for besides its task: the kinds of series are its relations, classes and languages."""
+    if name == "channel_content":
+        channels = (survey.found.get("channels") or find.channels(survey.model)).parts or []
+        return {
+            "channel": next((one for one in channels if parse_channel(str(one)).writer.kind == "head"), channels[0])
+        }
+    if name == "prior_layers":
+        return {"neutral": [list(ids) for ids in survey.make(task, fresh=1).clean]}
+    if task != "successor":
+        return {}
+    series = survey.make(task)
+    kinds = [str(kind) for kind in series.labels["kind"]]
+    if name == "relation_neurons":
+        return {"labels": ("kind", "start")}
+    if name == "concept_depth":
+        return {"labels": kinds}
+    answers: dict[str, list[int]] = {}
+    for kind, answer in zip(kinds, series.right, strict=True):
+        answers[kind] = sorted({*answers.get(kind, []), answer})
+    return {"groups" if name == "latent_language" else "classes": answers}
 
 
 def _others(survey: Survey, lacking: list[dict[str, str]], step: Callable[[str], None]) -> Iterator[dict[str, Any]]:
@@ -179,6 +219,7 @@ def _others(survey: Survey, lacking: list[dict[str, str]], step: Callable[[str],
         result = _tried(name, lacking, partial(_run, survey, name, task))
         if result is None:
             continue
+        survey.found[name] = result
         best = result.top(1) if result.ranked else []
         finite = result.values[~result.values.isnan()]
         yield {

@@ -12,7 +12,7 @@ import patchbay as pb
 from patchbay.cli import cli
 from patchbay.maths import spearman
 from patchbay.port import PatchbayError
-from patchbay.survey import OTHERS, ROLES, adjusted, find_all
+from patchbay.survey import NEEDS, OTHERS, ROLES, adjusted, find_all
 from patchbay.tiny.twins import twin
 
 N = 12
@@ -32,6 +32,8 @@ def test_every_finder_is_run_or_says_why_not(survey: pb.Result) -> None:
     skipped = {row["finder"] for row in survey.tables["not run"]}
     assert set(survey.labels_of("condition")) == set(ROLES), skipped
     assert {row["finder"] for row in survey.tables["others"]} | skipped == set(OTHERS) | skipped
+    assert skipped <= {*NEEDS, "expert_specialisation"}, "what a model with heads and neurons offers is run"
+    assert {*ROLES, *OTHERS, *NEEDS} == set(pb.find.__all__)
     assert all(row["why"] for row in survey.tables["not run"])
 
 

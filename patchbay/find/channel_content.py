@@ -72,6 +72,10 @@ def channel_content(
         name: variable.explained(generator, draws) for name, variable in _variables(values, ids, labels, first).items()
     }
     statistics = torch.tensor([rows[name] for name in rows], dtype=torch.float64)  # [variable, 4]
+    adjusted = maths.benjamini_hochberg(statistics[:, 3])
+    best = int(statistics[:, 0].nan_to_num(-torch.inf).argmax())
+    said = f"of {channel.source}, {list(rows)[best]} explains most: {float(statistics[best, 0]):.2f} of the variance, held out"
+    said += f" (shuffled labels {float(statistics[best, 1]):.2f}, p = {float(adjusted[best]):.2g})"
     raises, raises_p = _raised(model, found.v[i], generator, draws)
     tables = {**_token_tables(model, raises, found, i), "strongest": _strongest(model, values, ids)}
     return Result(
@@ -80,12 +84,12 @@ def channel_content(
             "explained": (statistics[:, 0], ("statistic",), "share of variance, held out"),
             "null_mean": (statistics[:, 1], ("statistic",), "share of variance, held out"),
             "null_high": (statistics[:, 2], ("statistic",), "share of variance, held out"),
-            "p": (maths.benjamini_hochberg(statistics[:, 3]), ("statistic",), "adjusted p"),
+            "p": (adjusted, ("statistic",), "adjusted p"),
             "raises_p": (torch.tensor(raises_p, dtype=torch.float64), (), "p"),
         },
         coords={"statistic": list(rows)},
         tables=tables,
-        notes=[found.note] if found.note else [],
+        notes=[said, *([found.note] if found.note else [])],
         highlights=[channel.writer],
     )
 

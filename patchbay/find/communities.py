@@ -67,6 +67,8 @@ def communities(
     same = groups[:, None] == groups
     inside = (weights * same).sum(1) / degree.clamp_min(1e-300)
     groups = groups.masked_fill(degree == 0, -1)
+    p = (1 + int((null >= real).sum())) / (1 + draws)
+    said = f"modularity {real:.3f}; wiring dealt out at random {float(null.mean()):.3f}, p = {p:.2g}"
     scalar: tuple[str, ...] = ()
     return Result(
         {
@@ -76,11 +78,11 @@ def communities(
             "modularity": (torch.tensor(real, dtype=torch.float64), scalar, "modularity"),
             "null_mean": (null.mean(), scalar, "modularity"),
             "null_high": (null.quantile(0.95), scalar, "modularity"),
-            "p": (torch.tensor((1 + int((null >= real).sum())) / (1 + draws)), scalar, "p"),
+            "p": (torch.tensor(p), scalar, "p"),
         },
         parts=parts,
         tables={"communities": _table(parts, groups, weights)},
-        notes=weighed(model, kinds),
+        notes=[said, *weighed(model, kinds)],
     )
 
 
