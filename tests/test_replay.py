@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,67 +18,23 @@ from patchbay.port import Part, PatchbayError
 from patchbay.replay import diff, find_method, replay
 from patchbay.result import Result, load_result
 from patchbay.tiny.twins import twin
-
-
-class Model:
-    """One linear layer behind the attributes that a method's record reads."""
-
-    def __init__(self, seed: int = 0, source: str = "fake") -> None:
-        self.hf = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Dropout())
-        with torch.no_grad():
-            self.hf[0].weight.copy_(torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)))
-        self.hf.eval()
-        self.source, self.family, self.tokenizer = source, SimpleNamespace(name="linear"), None
-
-    @property
-    def fingerprint(self) -> str:
-        return f"{self.hf[0].weight.sum().item():.9f}"
-
-
-class Task:
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def to_json(self) -> dict:
-        return {"name": "ones", "options": {"size": self.size}, "seed": 7}
-
-    @classmethod
-    def from_json(cls, record: dict) -> Task:
-        return cls(record["options"]["size"])
-
-
-def weights(
-    model: Model, task: Task, *, scale: float = 1.0, parts: Sequence[Part | str] | None = None, seed: int = 0
-) -> Result:
-    """Weights times the task's size, plus seeded noise."""
-    noise = torch.rand(6, 4, generator=torch.Generator().manual_seed(seed))
-    values = model.hf[0].weight * task.size * scale + noise
-    return Result(values, unit="logits", notes=[type(part).__name__ for part in parts or ()])
+from tests.fakes import Model, Task
 
 
 @pytest.fixture
-def installed(monkeypatch):
-    """`weights` as the method find.weights of the package, and fakes for what a replay loads."""
-
-    def install(function=weights, name="weights"):
-        function = method(paper="nobody2020")(function) if function is weights else function
-        module = ModuleType(f"patchbay.find.{name}")
-        setattr(module, name, function)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        return function
-
-    monkeypatch.setattr(weights, "__module__", "patchbay.find.weights")
+def replayable(installed, monkeypatch):
+    """`installed`, and fakes for what a replay loads."""
     module = sys.modules["patchbay.replay"]
     monkeypatch.setattr(module, "load", lambda source: Model(source=source))
     monkeypatch.setattr(module, "Task", Task)
-    return install
+    return installed
 
 
 # --- replay -----------------------------------------------------------------------------------------
 
 
-def test_a_replay_of_a_saved_result_agrees(installed, tmp_path):
-    result = installed()(Model(), Task(3), scale=0.5, parts=["L0.H1"], seed=4)
+def test_a_replay_of_a_saved_result_agrees(replayable, tmp_path):
+    result = replayable()(Model(), Task(3), scale=0.5, parts=["L0.H1"], seed=4)
     again = replay(load_result(result.save(tmp_path / "r")))
     assert again
     assert again.agrees
@@ -89,8 +45,8 @@ def test_a_replay_of_a_saved_result_agrees(installed, tmp_path):
     assert str(again) == "find.weights: the replay agrees; largest difference 0"
 
 
-def test_a_replay_on_another_model_says_so(installed):
-    result = installed()(Model(), Task(3))
+def test_a_replay_on_another_model_says_so(replayable):
+    result = replayable()(Model(), Task(3))
     again = replay(result, Model(seed=1))
     assert not again
     assert not again.same_model
@@ -100,8 +56,8 @@ def test_a_replay_on_another_model_says_so(installed):
     assert "score differs by up to" in str(again)
 
 
-def test_a_replay_notices_altered_numbers_and_other_versions(installed):
-    result = installed()(Model(), Task(3))
+def test_a_replay_notices_altered_numbers_and_other_versions(replayable):
+    result = replayable()(Model(), Task(3))
     result.values[0, 0] += 1e-3
     result.provenance["versions"] = {**result.provenance["versions"], "torch": "1.0"}
     again = replay(result)
@@ -111,14 +67,14 @@ def test_a_replay_notices_altered_numbers_and_other_versions(installed):
     assert replay(result, rtol=0.1)
 
 
-def test_a_replay_rebuilds_prompts_and_parts_of_results(installed):
+def test_a_replay_rebuilds_prompts_and_parts_of_results(replayable):
     @method(paper="x")
     def count(model: Model, prompts: list[str], *, of: Result | Sequence[Part]) -> Result:
         parts = of.top(2) if isinstance(of, Result) else of[:2]
         return Result(torch.tensor([[float(len(prompts[0])), float(parts[0].index)]]), unit=type(prompts).__name__)
 
     count.__wrapped__.__module__ = "patchbay.find.count"
-    named = installed(method(paper="x")(count.__wrapped__), "count")
+    named = replayable(method(paper="x")(count.__wrapped__), "count")
     result = named(Model(), ["abc"], of=Result(torch.tensor([[1.0, 9.0]]), provenance={"method": "find.it"}))
     again = replay(result)
     assert again
@@ -142,15 +98,15 @@ def test_a_replay_rebuilds_prompts_and_parts_of_results(installed):
         ({"model": {"source": "", "fingerprint": ""}}, r"pass it, replay\(result, model\)"),
     ],
 )
-def test_what_cannot_be_replayed_is_said(installed, change, says):
-    result = installed()(Model(), Task(3))
+def test_what_cannot_be_replayed_is_said(replayable, change, says):
+    result = replayable()(Model(), Task(3))
     result.provenance.update(change)
     with pytest.raises(PatchbayError, match=says):
         replay(result)
 
 
-def test_only_methods_are_found(installed, monkeypatch):
-    installed()
+def test_only_methods_are_found(replayable, monkeypatch):
+    replayable()
     assert find_method("find.weights").paper == "nobody2020"
     monkeypatch.setitem(sys.modules, "patchbay.find.plain", SimpleNamespace(plain=lambda: None))
     with pytest.raises(PatchbayError, match="not a method"):
@@ -258,8 +214,8 @@ def test_a_second_model_comes_from_its_source_or_is_asked_for(tmp_path):
 # --- diff -------------------------------------------------------------------------------------------
 
 
-def test_diff_subtracts_and_says_what_else_differs(installed):
-    function = installed()
+def test_diff_subtracts_and_says_what_else_differs(replayable):
+    function = replayable()
     first, second = function(Model(), Task(3)), function(Model(seed=1), Task(2))
     result = diff(first, second)
     assert torch.equal(result.values, first.values.double() - second.values.double())
