@@ -10,17 +10,30 @@ import itertools
 import json
 import sys
 import time
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformer_lens import patching
 from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerFast
 
 SAMPLE = 8
+
+
+def save_tokenizer(folder: str) -> None:
+    """The models of the benchmarks come without one and prompts are token ids, but TransformerLens loads none without."""
+    words = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
 def main(folder: str, part: str, prompts: str, threads: str) -> None:
     torch.set_num_threads(int(threads))
     torch.set_grad_enabled(False)
+    if not (Path(folder) / "tokenizer.json").exists():
+        save_tokenizer(folder)
     model = TransformerBridge.boot_transformers(folder, device="cpu")
     if part == "composition":
         model.enable_compatibility_mode()

@@ -2,7 +2,8 @@
 
 `base` is the plain way: for every cell a hook is put on the module, the model's own forward runs on the clean prompts, and the
 logit difference is read. Patchbay runs all cells through the public `pb.sweep`. Every number of the sweep is compared with the plain way's ("largest difference").
-"floor" is the time that the sweep's counted operations need at the rate of a large matrix product measured in the same run.
+"floor" is the time that the matrix products which the sweep runs, attention's own aside, need at the rate of a large one measured
+in the same run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import patchbay as pb
 from bench import peers
 from bench.report import Row
 from bench.shapes import prompts, save_shapes
-from patchbay.sweep import estimate
 
 PARTS = ("A", "B", "C", "long", "many")
 WHAT = {
@@ -57,7 +58,8 @@ def _rows(name: str, model: pb.Model, part: str, device: str, path: Path) -> Ite
     right, wrong = tuple(range(5, 5 + n_prompts)), tuple((100 + i,) for i in range(n_prompts))
     task = pb.Task(name=part, clean=tuple(map(tuple, clean.tolist())), right=right, wrong=wrong)
     cells = _cells(model, part, corrupted)
-    pb.sweep(model, task, cells[:: max(1, len(cells) // 24)])  # warm
+    with FlopCounterMode(display=False) as counted:  # warms, too
+        pb.sweep(model, task, cells)
     ours = []
     for _ in range(REPEATS.get(part, 3)):
         began = time.perf_counter()
@@ -68,7 +70,7 @@ def _rows(name: str, model: pb.Model, part: str, device: str, path: Path) -> Ite
     plain = torch.stack([_one_forward(model, clean, cell, task) for cell in cells[::every]])
     base = (time.perf_counter() - began) * every
     difference = float((plain - result["value"][::every]).abs().max())
-    floor = estimate(model, task, cells).flops / _rate(device, model.dtype)
+    floor = counted.get_total_flops() / _rate(device, model.dtype)
     faster, target = base / min(ours), TARGETS.get(part)
     verdict = "" if target is None else "met" if faster >= target else "missed"
     yield Row(

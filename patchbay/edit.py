@@ -18,10 +18,11 @@ from typing import Any, Literal, SupportsIndex, TypeAlias, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from patchbay.port import PatchbayError, Port, as_part, parse_port, suggest
+from patchbay.saved import write_file
 
 Op = Literal["replace", "add", "scale", "zero", "mean", "project", "block"]
 OPS: tuple[str, ...] = get_args(Op)
@@ -285,6 +286,54 @@ def row_mask(edit: Edit, n_prompts: int) -> Tensor:
     return out
 
 
+def acts_on(edit: Edit, batch: Batch) -> Tensor:
+    """bool [prompt, position]: where the edit acts (for `block`, the queries that it cuts from some key)."""
+    places = (chosen(edit.positions, batch, what=str(edit)) >= 0) & (row_mask(edit, len(batch.ids)) >= 0)[:, None]
+    if edit.op == "block":
+        keys = chosen(edit.keys, batch, what=str(edit)) >= 0
+        places = places & (keys.long().cumsum(1) > 0)  # a query sees the keys at and before it
+    return places
+
+
+def for_prompts(edit: Edit, prompts: Sequence[int], n_prompts: int, width: int) -> Edit | None:
+    """The edit as it acts on some prompts of a batch of `n_prompts`, run by themselves in a batch `width` tokens wide.
+
+    Rows, masks, values by row and attention by key are cut to what those prompts need; None where it names none of them.
+    """
+    if not edit.by_row and not isinstance(edit.positions, Tensor) and not isinstance(edit.keys, Tensor):
+        return _cut_keys(edit, width)
+    n_rows = n_prompts if edit.rows is None else len(edit.rows)
+    ordinals = row_mask(edit, n_prompts)[torch.tensor(prompts)]  # [prompt], -1 where the edit leaves it alone
+    kept = (ordinals >= 0).nonzero()[:, 0]
+    if not len(kept):
+        return None
+    value = edit.value
+    if isinstance(value, Tensor) and edit.spread and value.ndim == len(edit.port.axes) and len(value) > 1:
+        if len(value) != n_rows:
+            raise PatchbayError(f"{edit}: a value for each of {len(value)} rows was given, the edit has {n_rows}")
+        value = value[ordinals[kept].to(value.device)]
+    masks = [
+        mask[list(prompts) if len(mask) > 1 else [0], :width] if isinstance(mask, Tensor) else mask
+        for mask in (edit.positions, edit.keys)
+    ]
+    rows = None if edit.rows is None else tuple(kept.tolist())
+    return _cut_keys(Edit(edit.op, edit.port, value, masks[0], rows, masks[1]), width)
+
+
+def _cut_keys(edit: Edit, width: int) -> Edit:
+    """An edit of a pattern may have a number for each key: it keeps those of the keys that are there."""
+    value = edit.value
+    if (
+        edit.port.signal != "attn.pattern"
+        or not isinstance(value, Tensor)
+        or not value.ndim
+        or value.shape[-1] <= width
+    ):
+        return edit
+    value = value[:width, :width] if edit.op == "project" else value[..., :width]
+    return Edit(edit.op, edit.port, value, edit.positions, edit.rows, edit.keys)
+
+
 # ---- application -----------------------------------------------------------------------------------------------------
 
 
@@ -424,14 +473,8 @@ def unpack(rows: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> list[E
 def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits to one safetensors file, its rows in the header; atomic."""
     rows, tensors = pack(edits)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        own = {name: tensor.clone() for name, tensor in tensors.items()}  # several may be views of one
-        save_file(own, partial, metadata=FORMAT | {"edits": json.dumps(rows)})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    own = {name: tensor.clone() for name, tensor in tensors.items()}  # several may be views of one
+    write_file(path, write_tensors(own, metadata=FORMAT | {"edits": json.dumps(rows)}))
 
 
 def load_edits(path: str | Path) -> list[Edit]:

@@ -5,6 +5,8 @@ layers' own modules at positions p.. , with what each layer was called with in t
 queries see the base run's keys and values left of p. Three ways, the fastest that holds for the model: attention on the tokens
 of rows of many starts at once, where transformers' attention interface tells the rows apart only when queries meet keys;
 attention and MLP called apart, start by start; whole layers. A way is believed only after it reproduced the base run.
+The first way is narrow, too, where it then still reproduces the base run: it asks the model for queries, keys and values only of
+the tokens whose stream changed, takes the base run's for all others, and projects back only the tokens that are read later.
 Models whose layers carry a state instead of keys and values cannot restart: `Base.refusal` says so.
 """
 
@@ -12,8 +14,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -61,8 +65,10 @@ class Base:
     taps: dict[Port, Tensor]
     keys: list[Tensor]
     values: list[Tensor]
+    heads: list[tuple[Tensor, ...]] = field(default_factory=list)  # q, k, v of layers, [prompt, position, head, d]
     halves: bool = False  # attention and MLP can be called apart
     flat: bool = False  # attention can be called on the tokens of rows of many starts at once
+    narrow: bool = False  # and on other tokens than those that it is asked for
     refusal: str | None = None  # why rows of this model cannot restart; None when they can
 
     masks: dict[Any, Tensor] = field(default_factory=dict)
@@ -75,6 +81,10 @@ class Base:
     def tokens(self, start: int, prompts: Tensor) -> Tensor:
         """Where the tokens of rows stand in the base run: prompt * n_positions + position, [row, position - start]."""
         return (prompts[:, None] * self.n_positions + torch.arange(start, self.n_positions)[None]).to(self.ids.device)
+
+    def at(self, prompts: Tensor, places: Places) -> Tensor:
+        """The same for tokens of rows of these prompts, [token]."""
+        return (prompts[places.row] * self.n_positions + places.place).to(self.ids.device)
 
     def mask(self, layer: int, start: int, query: Tensor, implementation: str) -> Tensor | None:
         """The mask of queries from `start` on, [prompt or 1, 1, query, key]; None where nothing is hidden or causal says all."""
@@ -107,10 +117,14 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     ports += [Port("attn.out", i) for i in range(model.n_layers)]
     ports += [Port("resid_mid", i) for i in range(model.n_layers) if "resid_mid" in model.signals(i)]
     cache = DynamicCache()
+    heads: dict[int, tuple[Tensor, ...]] = {}
     with Session(model, list(dict.fromkeys(ports))) as session:
         for i, at in enumerate(model.modules):
             for name, module in (("layer", at.layer), ("attn", at.attn)):
                 session.on_call(module, _note(calls, (name, i)))
+            if model.family.attention == "interface":
+                with suppress(PatchbayError):  # somebody else listens there
+                    session.on_attention(i, _note_heads(heads, i))
         unembed = model.hf.get_output_embeddings()
         if unembed is not None and model.hf.get_input_embeddings() is not unembed:
             session.on_forward(
@@ -128,30 +142,41 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
         seen,
         [cache.layers[i].keys for i in range(n)],
         [cache.layers[i].values for i in range(n)],
+        [heads[i] for i in range(n)] if len(heads) == n else [],
     )
     key = (len(ids) == 1, base.n_positions, base.resid[0].dtype, model.hf.config._attn_implementation)
     known = _CALLABLE.setdefault(model, {})
     if key not in known:
         known[key] = _how_called(base)
-    base.flat, base.halves, base.refusal = known[key]
+    base.narrow, base.flat, base.halves, base.refusal = known[key]
     return base
 
 
-_CALLABLE: WeakKeyDictionary[Model, dict[Any, tuple[bool, bool, str | None]]] = WeakKeyDictionary()
+_CALLABLE: WeakKeyDictionary[Model, dict[Any, tuple[bool, bool, bool, str | None]]] = WeakKeyDictionary()
 
 
-def _how_called(base: Base) -> tuple[bool, bool, str | None]:
-    """Whether attention takes rows of many starts at once, whether halves can be called apart, and why rows cannot restart:
-    each believed after it reproduced the base run, once for prompts of a length."""
-    flat = base.model.family.attention == "interface" and _reproduces(base, _flat_halves(base)) is None
+def _how_called(base: Base) -> tuple[bool, bool, bool, str | None]:
+    """Whether attention takes rows of many starts at once, and those narrow, whether halves can be called apart, and why rows
+    cannot restart: each believed after it reproduced the base run, once for prompts of a length."""
+    narrow = bool(base.heads) and _reproduces(base, _narrow_halves(base)) is None
+    flat = narrow or (bool(base.heads) and _reproduces(base, _flat_halves(base)) is None)
     halves = flat or _reproduces(base, lambda i, start, x, rows: _halves(base, i, start, x, rows)) is None
     refusal = None if halves else _reproduces(base, lambda i, start, x, rows: whole_layer(base, i, start, x, rows))
-    return flat, halves, refusal
+    return narrow, flat, halves, refusal
 
 
 def _note(calls: dict[Any, Any], key: tuple[str, int]) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
     def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         calls[key] = (args, kwargs)
+
+    return note
+
+
+def _note_heads(heads: dict[int, tuple[Tensor, ...]], layer: int) -> Callable[..., Any]:
+    def note(inner: Any, _: str, module: nn.Module, *given: Any) -> Any:
+        *qkv, mask, options = given
+        heads[layer] = tuple(t.transpose(1, 2) for t in qkv)
+        return inner(module, *qkv, mask, **options)
 
     return note
 
@@ -179,13 +204,38 @@ def _flat_halves(base: Base) -> Callable[[int, int, Tensor, Tensor], Tensor]:
     """`_halves` by the flat call, among rows of another prompt and start that must not be mixed up with these."""
 
     def call(layer: int, start: int, x: Tensor, prompts: Tensor) -> Tensor:
-        last = torch.full((2,), len(base.ids) - 1)
-        other = base.resid[layer][last, start // 2 :]
-        return mlp_half(
-            base, layer, x, attention_flat(base, layer, [(start // 2, other, last), (start, x, prompts)])[1]
-        )
+        pieces = [_others(base, layer, start // 2), Piece(start, x, prompts, start)]
+        return mlp_half(base, layer, x, _apart(attention_flat(base, layer, pieces), pieces, base.n_positions)[1])
 
     return call
+
+
+def _narrow_halves(base: Base) -> Callable[[int, int, Tensor, Tensor], Tensor]:
+    """The same for a row of which one token is given and all are asked, and one of which all are given and the last is asked."""
+
+    def call(layer: int, start: int, x: Tensor, prompts: Tensor) -> Tensor:
+        last = base.n_positions - 1
+        pieces = [
+            Piece(start, x[:, :1], prompts, start),
+            _others(base, layer, start // 2),
+            Piece(start, x, prompts, last),
+        ]
+        every, _, end = _apart(attention_flat(base, layer, pieces), pieces, base.n_positions)
+        return mlp_half(base, layer, x, torch.cat([every[:, :-1], end], 1))
+
+    return call
+
+
+def _others(base: Base, layer: int, start: int) -> Piece:
+    last = torch.full((2,), len(base.ids) - 1)
+    return Piece(start, base.resid[layer][last, start:], last, start)
+
+
+def _apart(added: Tensor, pieces: Sequence[Piece], n_positions: int) -> list[Tensor]:
+    """What attention adds, [token, d_model], by piece: [row, position, d_model]."""
+    shapes = [(len(piece.x), n_positions - piece.asked) for piece in pieces]
+    parts = added.split([rows * positions for rows, positions in shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 # ---- calling a layer on rows -----------------------------------------------------------------------------------------
@@ -251,36 +301,136 @@ def attention_half(base: Base, layer: int, start: int, x: Tensor, prompts: Tenso
     return added_by(at.attn_added, (at.attn, at.attn_proj), out, model.residual_scale)
 
 
-Piece = tuple[int, Tensor, Tensor]  # start, stream x [row, position, d_model], prompt of each row
+class Piece(NamedTuple):
+    """Rows for a call of attention: their stream at the positions from `start` on that are given, and from where on it is asked
+    what attention adds."""
+
+    start: int
+    x: Tensor  # [row, position, d_model]
+    prompts: Tensor  # [row]
+    asked: int
 
 
-def attention_flat(base: Base, layer: int, pieces: Sequence[Piece]) -> list[Tensor]:
-    """What attention adds to the streams of several pieces: its linear maps run once, on all their tokens as one long
+@dataclass(frozen=True)
+class Places:
+    """Tokens of rows side by side: the row and the position of each, [token]."""
+
+    row: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[int], begins: Sequence[int], ends: Sequence[int]) -> Places:
+        """`rows[i]` rows with positions `begins[i]` .. `ends[i]` each."""
+        many = torch.tensor(rows)
+        begin, width = torch.tensor([begins, [e - b for b, e in zip(begins, ends, strict=True)]]).repeat_interleave(
+            many, 1
+        )
+        row = torch.arange(len(width)).repeat_interleave(width)
+        first = width.cumsum(0) - width  # of each row, among the tokens
+        return cls(row, torch.arange(len(row)) + (begin - first)[row])
+
+    def of_rows(self, begin: int, end: int) -> tuple[slice, Places]:
+        """The tokens of rows `begin` to `end`, and where they are among all: rows lie one after the other."""
+        left, right = torch.searchsorted(self.row, torch.tensor([begin, end])).tolist()
+        return slice(left, right), Places(self.row[left:right] - begin, self.place[left:right])
+
+    def among(self, first: int, n_positions: int) -> tuple[Tensor, Tensor | None]:
+        """Where tokens lie in rows that begin at position `first`, [token], and which of them these are: None for all."""
+        at = self.row * (n_positions - first) + self.place - first
+        if first == 0 or bool((kept := self.place >= first).all()):
+            return at, None
+        which = kept.nonzero()[:, 0]
+        return at[which], which
+
+
+CALLS = (
+    8  # rows meet their keys in about so many calls at most: in one of them, queries of rows of near starts are padded
+)
+
+
+def attention_flat(base: Base, layer: int, pieces: Sequence[Piece]) -> Tensor:
+    """What attention adds where the pieces ask, [token, d_model]: its linear maps run once, on all given tokens as one long
     sequence; the rows are told apart only where queries meet keys. Few large products, where each piece alone is small."""
-    at, model = base.model.modules[layer], base.model
+    at, model, n = base.model.modules[layer], base.model, base.n_positions
     assert at.attn is not None
-    sizes = [x.shape[0] * x.shape[1] for _, x, _ in pieces]
-    x = torch.cat([x.flatten(0, 1) for _, x, _ in pieces])[None]  # [1, token, d_model]
-    base.where = torch.cat([base.tokens(start, prompts).flatten() for start, _, prompts in pieces])
-    prompt, place = base.where // base.n_positions, base.where % base.n_positions
+    assert at.attn_proj is not None
+    rows, starts, asks = [len(piece.x) for piece in pieces], [p.start for p in pieces], [p.asked for p in pieces]
+    given = Places.of(rows, starts, [piece.start + piece.x.shape[1] for piece in pieces])
+    asked = Places.of(rows, asks, [n] * len(pieces))
+    x = torch.cat([piece.x.flatten(0, 1) for piece in pieces])[None]  # [1, token, d_model]
+    prompts = torch.cat([piece.prompts for piece in pieces])
+    same = all(p.start == p.asked and p.start + p.x.shape[1] == n for p in pieces)
+    answer: list[Tensor] = []
 
-    def attend(inner: Any, implementation: str, module: nn.Module, *given: Any) -> tuple[Tensor, None]:
-        *qkv, _, options = given  # the mask of one long sequence is not ours
-        z = []
-        for (start, rows, prompts), *some in zip(pieces, *(t[0].split(sizes, 1) for t in qkv), strict=True):
-            q, k, v = (t.unflatten(1, rows.shape[:2]).transpose(0, 1) for t in some)  # [row, head, position, d_head]
-            k, v = Past(base, start, prompts).update(k, v, layer)
-            mask = base.mask(layer, start, q, implementation)
-            mask = mask if mask is None else _some(mask, prompts, len(base.ids))
-            z.append(inner(module, q, k, v, mask, **options)[0].flatten(0, 1))  # [token, head, d_head]
-        return torch.cat(z)[None], None
+    def attend(inner: Any, implementation: str, module: nn.Module, *qkv_and: Any) -> tuple[Tensor, None]:
+        *qkv, _, options = qkv_and  # the mask of one long sequence is not ours
+
+        def meet(query: Tensor, key: Tensor, value: Tensor, first: int, of: Tensor) -> Tensor:
+            mask = base.mask(layer, first, query, implementation)
+            mask = mask if mask is None else _some(mask, of, len(base.ids))
+            return inner(module, query, key, value, mask, **options)[0]  # [row, query, head, d_head]
+
+        z = _each_row(base, layer, [t[0].transpose(0, 1) for t in qkv], pieces, given, asked, prompts, meet)
+        if same:
+            return z[None], None
+        answer.append(z)
+        return z.new_zeros(()).expand(1, len(given.row), *z.shape[1:]), None  # passed on as the input of `project`
+
+    def project(inner: Callable[[Tensor], Tensor], _: Tensor) -> Tensor:
+        base.where = base.at(prompts, asked)
+        return inner(answer[0].flatten(1)[None])
 
     with Session(model) as session:
         session.on_attention(layer, attend)
+        if not same:
+            session.on_forward(at.attn_proj, project)
+        base.where = base.at(prompts, given)
         normed = x if at.norm_attn is None else at.norm_attn(x)
-        out = first(at.attn(normed, **_by_token(base, at.attn, base.attn_calls[layer], place, prompt)))
-        added = added_by(at.attn_added, (at.attn, at.attn_proj), out, model.residual_scale)[0]
-    return [new.view(x.shape) for new, (_, x, _) in zip(added.split(sizes), pieces, strict=True)]
+        kwargs = _by_token(base, at.attn, base.attn_calls[layer], given.place, prompts[given.row])
+        out = first(at.attn(normed, **kwargs))
+        return added_by(at.attn_added, (at.attn, at.attn_proj), out, model.residual_scale)[0]
+
+
+def _of_near_starts(pieces: Sequence[Piece], apart: int) -> list[int]:
+    """Bounds of runs of neighbouring rows whose first asked positions lie less than `apart` positions from one another."""
+    bounds, low, high, rows = [0], pieces[0].asked, pieces[0].asked, 0
+    for piece in pieces:
+        low, high = min(low, piece.asked), max(high, piece.asked)
+        if high - low >= apart:
+            bounds.append(rows)
+            low = high = piece.asked
+        rows += len(piece.x)
+    return [*bounds, rows]
+
+
+def _each_row(
+    base: Base,
+    layer: int,
+    qkv: Sequence[Tensor],
+    pieces: Sequence[Piece],
+    given: Places,
+    asked: Places,
+    prompts: Tensor,
+    meet: Callable[..., Tensor],
+) -> Tensor:
+    """z of the asked tokens, [token, head, d_head]: each row has the base run's queries, keys and values, with those of its
+    given tokens, q, k and v [token, head, d], written over them."""
+    n, out = base.n_positions, []
+    for begin, end in pairwise(_of_near_starts(pieces, max(1, n // CALLS))):
+        mine, some = given.of_rows(begin, end)
+        _, wanted = asked.of_rows(begin, end)
+        first, of = int(wanted.place.min()), prompts[begin:end]
+        full = []
+        for old, new, left in zip(base.heads[layer], qkv, (first, 0, 0), strict=True):
+            at, which = some.among(left, n)
+            rows = old[:, left:].repeat(len(of), 1, 1, 1) if len(old) == 1 else old[:, left:].contiguous()[of]
+            new = new[mine].to(rows.dtype)
+            rows.view(-1, *new.shape[1:])[at] = new if which is None else new.index_select(0, which)
+            full.append(rows.transpose(1, 2))  # [row, head, position, d]
+        z = meet(*full, first, of).flatten(0, 1)
+        at, _ = wanted.among(first, n)
+        out.append(z if len(at) == len(z) else z.index_select(0, at))
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def _by_token(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.edit import Batch, Edit, chosen, row_mask
+from patchbay.edit import Batch, Edit, acts_on
 from patchbay.jacks import query_rows
 from patchbay.model import Model, flat_edits
 from patchbay.port import SIGNALS, PatchbayError, Port
@@ -152,11 +152,7 @@ def _filled(ids: Tensor, lengths: Tensor, model: Model) -> Tensor:
 
 def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:
     """Positions of each prompt that the edit touches; an edit that touches none is a mistake and said so."""
-    places = (chosen(edit.positions, batch, what=str(edit)) >= 0) & (row_mask(edit, len(batch.ids)) >= 0)[:, None]
-    if edit.op == "block":
-        keys = chosen(edit.keys, batch, what=str(edit)) >= 0
-        can_see = keys.long().cumsum(1) > 0  # a query sees the keys at and before it
-        places = places & can_see
+    places = acts_on(edit, batch)
     if not bool(places.any()):
         raise PatchbayError(
             f"{edit} touches nothing: no prompt has such a position (prompts have {batch.lengths.tolist()[:8]} tokens)"

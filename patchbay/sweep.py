@@ -22,19 +22,21 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from patchbay import maths
 from patchbay.difference import Difference
-from patchbay.edit import Batch, Edit, apply, chosen, pack, row_mask
+from patchbay.edit import Batch, Edit, acts_on, apply, chosen, for_prompts, pack, row_mask
 from patchbay.jacks import Session
 from patchbay.model import Model, flat_edits
 from patchbay.port import PatchbayError, Port
 from patchbay.restart import Base, base_run
 from patchbay.result import Result
+from patchbay.saved import write_file
 from patchbay.task import METRICS, Task
-from patchbay.walk import LATE, Cell, Walk, for_one, plan
+from patchbay.walk import LATE, Cell, Touched, Walk, for_one, plan
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # (logits [row, vocab], prompt of each row [row]) -> [row]
 PRECISIONS = ("fp32", "bf16", "delta-bf16")
@@ -156,7 +158,7 @@ class Sweep:
         lengths = sorted({len(ids) for ids in self.prompts})
         self.groups = [[i for i, ids in enumerate(self.prompts) if len(ids) == length] for length in lengths]
         if len(lengths) > 1:
-            _refuse_rows(self.cells_edits, lengths)
+            self._check_edits()
         self.notes: set[str] = set()
         self._ready: tuple[int, Ready] | None = None
         self._held: Difference | None = None
@@ -175,23 +177,43 @@ class Sweep:
     def _ids(self, group: Sequence[int]) -> Tensor:
         return torch.tensor([self.prompts[i] for i in group], device=self.model.device)
 
-    def _cells(self, ids: Tensor, halves: bool) -> list[Cell]:
+    def _check_edits(self) -> None:
+        """Refuse edits that fit no prompt, with places counted over all of them; a group of prompts sees its share alone."""
+        lengths = torch.tensor([len(ids) for ids in self.prompts])
+        ids = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in self.prompts])
+        batch = Batch(ids, lengths, lengths, self.model.token_id)
+        for edit in (edit for entry in self.cells_edits for edit in entry):
+            if not bool(acts_on(edit, batch).any()):
+                raise PatchbayError(f"{edit} touches nothing: no prompt has such a position")
+
+    def _cells(self, number: int, halves: bool, narrow: bool = False) -> list[Cell]:
+        """The cells of a group of prompts, by where they start; those that do nothing to any of its prompts are left out."""
+        ids = self._ids(self.groups[number])
         lengths = torch.full((len(ids),), ids.shape[1])
         batch = Batch(ids, lengths, lengths, self.model.token_id)
-        cells = [plan(self.model, i, edits, batch, halves) for i, edits in enumerate(self.cells_edits)]
+        entries = [self._acting(entry, number, batch) for entry in self.cells_edits]
+        touched = Touched(batch)
+        cells = [plan(self.model, i, edits, touched, halves, narrow) for i, edits in enumerate(entries) if edits]
         return sorted(cells, key=lambda cell: cell.key)
+
+    def _acting(self, entry: tuple[Edit, ...], number: int, batch: Batch) -> tuple[Edit, ...]:
+        """The edits of an entry as they act on a group of prompts; without those that do nothing to any of them."""
+        if len(self.groups) == 1:
+            return entry
+        shares = (for_prompts(edit, self.groups[number], len(self.prompts), batch.ids.shape[1]) for edit in entry)
+        return tuple(edit for edit in shares if edit is not None and bool(acts_on(edit, batch).any()))
 
     def _batches(self, cells: Sequence[Cell], ids: Tensor) -> list[list[Cell]]:
         """Cells in order, split where the rows' streams and the working space would outgrow the memory."""
         each = [self._row_bytes(ids.shape[1] - cell.start) * len(ids) for cell in cells]
         work = self._row_bytes(1) * 2048 * 8
         room = self.memory - work
-        if max(each) > room:
+        if max(each, default=0) > room:
             raise PatchbayError(
                 f"memory={self.memory:,} bytes cannot hold one cell: working space takes {work:,}, the largest cell "
                 f"{max(each):,} ({len(ids)} prompts of {ids.shape[1]} tokens)"
             )
-        out: list[list[Cell]] = [[]]
+        out: list[list[Cell]] = [[]] if cells else []
         held = 0
         for cell, size in zip(cells, each, strict=True):
             if held + size > room:
@@ -213,9 +235,9 @@ class Sweep:
     def estimate(self) -> Estimate:
         per_layer = sum(p.numel() for p in self.model.modules[0].layer.parameters())
         rows, tokens, peak = 0, 0, 0
-        for group in self.groups:
+        for number, group in enumerate(self.groups):
             ids = self._ids(group)
-            for cell in self._cells(ids, True):
+            for cell in self._cells(number, True):
                 rows += len(ids)
                 tokens += len(ids) * (ids.shape[1] - cell.start) * (self.model.n_layers - cell.layer)
                 peak += self._row_bytes(ids.shape[1] - cell.start) * len(ids)
@@ -259,6 +281,8 @@ class Sweep:
         for number, group in enumerate(self.groups):
             ready = self.ready(number)
             base[group] = ready.base_values
+            values[:, group] = ready.base_values  # of cells that do nothing to these prompts
+            done += len(self.cells_edits) - sum(map(len, ready.batches))
             for place, block in self._blocks(number, kept, executor, workers):
                 cells = torch.tensor([cell.index for cell in ready.batches[place]])
                 values[cells[:, None], torch.tensor(group)[None, :]] = block
@@ -289,7 +313,7 @@ class Sweep:
                     logits = self.scorer.columns(self.model.hf(input_ids=ids, use_cache=False).logits[:, -1])
                 self.scorer.reference(logits, prompts)
                 values = self.scorer.score(logits, prompts).float().cpu()
-            batches = self._batches(self._cells(ids, base.halves), ids)
+            batches = self._batches(self._cells(number, base.halves, base.narrow), ids)
             self._ready = (number, Ready(base, prompts, values, batches))
         return self._ready[1]
 
@@ -407,12 +431,6 @@ class Sweep:
         return digest.hexdigest()
 
 
-def _refuse_rows(entries: Sequence[Sequence[Edit]], lengths: list[int]) -> None:
-    for edit in (edit for entry in entries for edit in entry):
-        if edit.rows is not None or isinstance(edit.positions, Tensor):
-            raise PatchbayError(f"{edit}: rows and masks need prompts of one length, these have lengths {lengths[:8]}")
-
-
 class Scorer:
     """The metric on rows: logits of only the tokens that it reads, where it reads few."""
 
@@ -496,10 +514,7 @@ class Kept:
         else:
             if self.folder.exists() and any(self.folder.iterdir()):
                 raise PatchbayError(f"{self.folder} is not empty and not a sweep: choose another folder")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(manifest))
-            partial.replace(path)
+            write_file(path, json.dumps(manifest).encode())
 
     def path(self, group: int, place: int) -> Path:
         return self.folder / f"batch-{group:03d}-{place:05d}.safetensors"
@@ -515,12 +530,7 @@ class Kept:
             return None
 
     def write(self, group: int, place: int, block: Tensor) -> None:
-        path = self.path(group, place)
-        partial = path.with_suffix(".partial")
         try:
-            save_file({"value": block.contiguous()}, partial)
-            partial.replace(path)
-        except OSError as error:
-            raise PatchbayError(f"{path}: {error}; finished batches stay, the same call goes on from them") from error
-        finally:
-            partial.unlink(missing_ok=True)
+            write_file(self.path(group, place), write_tensors({"value": block.contiguous()}))
+        except PatchbayError as error:
+            raise PatchbayError(f"{error}; finished batches stay, the same call goes on from them") from error

@@ -3,7 +3,9 @@
 An edit at layer l and position p changes nothing before layer l nor left of p. So the base prompts run once, keeping the
 stream, the keys and values and what each layer was called with. Each edited row then joins the walk at its layer, from the
 base stream at its positions p.. , and attends to the base's keys and values left of p. Rows that start at the same position
-form one batch, which grows as the walk goes deeper; every layer is visited once.
+form one batch, which grows as the walk goes deeper; every layer is visited once. Where a row joins, only the positions that its
+edit touches differ from the base run: the MLP after a join in the middle, and the queries, keys and values of the attention
+after it, are computed for these alone.
 
 Where a layer is attention and MLP one after the other (or side by side) between norms, the two halves are called apart: a row
 edited after attention joins in the middle, and the last layer's MLP runs at the read position alone. This is believed only
@@ -14,20 +16,20 @@ unembedding only for the tokens that the metric reads.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from patchbay.difference import Difference
-from patchbay.edit import Batch, Edit, apply, chosen, row_mask
+from patchbay.edit import Batch, Edit, Positions, apply, chosen, row_mask
 from patchbay.jacks import Session
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
-from patchbay.restart import Base, added_by, attention_flat, attention_half, mlp_half, whole_layer
+from patchbay.restart import Base, Piece, added_by, attention_flat, attention_half, mlp_half, whole_layer
 
 IN, MID, OUT = 0, 1, 2  # where in its layer a row joins: before it, after attention, after the MLP
 STAGE = {"embed": IN, "resid_in": IN, "attn.z": MID, "attn.head_out": MID, "attn.out": MID, "resid_mid": MID}
@@ -36,67 +38,108 @@ LATE = ("final_norm", "logits")  # edited after the last layer
 MLP_TOKENS = 512  # at a time: their activations stay in the processor's cache
 
 
+class Touched:
+    """Which positions edits touch in a batch: found once for each way of saying it, which many edits share."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch, self.held = batch, dict[Any, Tensor]()
+
+    def ordinals(self, edit: Edit) -> Tensor:
+        """As `edit.chosen`: [prompt, position], -1 where untouched."""
+        key: Positions = edit.positions
+        if key is not None and not isinstance(key, int | str | tuple):
+            return chosen(key, self.batch, what=str(edit))
+        if (type(key), key) not in self.held:
+            self.held[type(key), key] = chosen(key, self.batch, what=str(edit))
+        return self.held[type(key), key]
+
+    def span(self, edit: Edit) -> tuple[int, int]:
+        """The first position that any prompt is touched at, and the one after the last."""
+        touched = self.ordinals(edit) >= 0
+        if edit.rows is not None:
+            touched = touched & (row_mask(edit, len(touched)) >= 0)[:, None]
+        places = touched.any(0).nonzero()[:, 0].tolist()
+        if not places:
+            raise PatchbayError(f"{edit} touches nothing: no prompt has such a position")
+        return places[0], places[-1] + 1
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a sweep: edits made together, for the prompts in `rows`; `start` is the first position they touch."""
+    """One entry of a sweep: edits made together, for the prompts in `rows`; they touch positions `start` to `stop`."""
 
     index: int
     edits: tuple[Edit, ...]
     start: int
+    stop: int
     layer: int
     stage: int
     inside: bool  # needs its layer run under a Session
 
     @property
-    def key(self) -> tuple[int, int, int, bool]:
-        return (self.start, self.layer, self.stage, self.inside)
+    def key(self) -> tuple[int, int, int, int, bool]:
+        return (self.start, self.stop, self.layer, self.stage, self.inside)
 
 
-@dataclass
 class Rows:
-    """Rows of one start position that have joined: their stream x [row, position - start, d_model]."""
+    """Rows of one start position that have joined, with room for those that will: x [row, position - start, d_model]."""
 
-    start: int
-    x: Tensor
-    cell: list[int] = field(default_factory=list)  # index of each row's cell
-    prompt: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
+    def __init__(self, start: int, stop: int, room: int) -> None:
+        self.start, self.stop, self.room = start, stop, room
+        self.first = start  # position of x[:, 0]
+        self.cell: list[int] = []  # index of each row's cell
+        self.prompt = torch.zeros(0, dtype=torch.long)
+        self.old = 0  # rows that an attention has seen: of the others only positions start .. stop differ from the base
+        self.held: Tensor | None = None
 
-    def join(self, x: Tensor, cells: Sequence[int], prompts: Tensor) -> None:
-        self.x = x if not self.cell else torch.cat([self.x, x])
-        self.cell += cells
-        self.prompt = torch.cat([self.prompt, prompts])
+    @property
+    def x(self) -> Tensor:
+        assert self.held is not None
+        return self.held[: len(self.cell)]
+
+    def join(self, stream: Tensor, cells: Sequence[int]) -> slice:
+        """Every cell with every prompt's stream [prompt, position, d_model], from `first` on; the places of these rows."""
+        begin, n = len(self.cell), len(stream)
+        stream = stream[:, self.first :]
+        if self.held is None:
+            self.held = stream.new_empty(self.room, *stream.shape[1:])
+        self.cell += [index for index in cells for _ in range(n)]
+        self.prompt = torch.cat([self.prompt, torch.arange(n).repeat(len(cells))])
+        rows = slice(begin, len(self.cell))
+        self.held[rows].unflatten(0, (-1, n)).copy_(stream)
+        return rows
+
+    def keep(self, position: int) -> None:
+        """Go on with one position alone."""
+        if self.held is not None:
+            x = self.x[:, position - self.first][:, None]
+            self.held = x.new_empty(self.room, *x.shape[1:])
+            self.held[: len(x)] = x
+        self.first = position
 
 
 class Waiting(NamedTuple):
-    """Rows of a group between attention and MLP: which ones, their stream and what attention adds [row, position, d_model]."""
+    """Tokens between attention and MLP: their stream and what attention adds, [token, d_model], and whose they are."""
 
-    group: Rows
-    rows: Any
+    rows: list[tuple[Rows, Any, slice]]  # group, which of its rows, which places of their x
     stream: Tensor
     added: Tensor
-    where: Tensor  # [row, position], as `Base.where`
-
-    @property
-    def n_tokens(self) -> int:
-        return self.stream[..., 0].numel()
 
 
-def plan(model: Model, index: int, edits: Sequence[Edit], batch: Batch, halves: bool) -> Cell:
+def plan(model: Model, index: int, edits: Sequence[Edit], touched: Touched, halves: bool, narrow: bool) -> Cell:
     """Where a cell starts and joins. Several edits, or one inside a module, run their layers under a Session."""
-    start, layer, inside = batch.ids.shape[1] - 1, model.n_layers, len(edits) > 1
+    n = touched.batch.ids.shape[1]
+    start, stop, layer, inside = n - 1, 0, model.n_layers, len(edits) > 1
     for edit in edits:
-        touched = (chosen(edit.positions, batch, what=str(edit)) >= 0) & (row_mask(edit, len(batch.ids)) >= 0)[:, None]
-        places = touched.any(0).nonzero()
-        if not len(places):
-            raise PatchbayError(f"{edit} touches nothing: no prompt has such a position")
-        start = min(start, int(places[0]))
+        begin, end = touched.span(edit)
+        start, stop = min(start, begin), max(stop, end)
         layer = min(layer, _layer_of(edit.port, model.n_layers))
     signal = edits[0].port.signal
     stage = OUT if signal in LATE else STAGE.get(signal, IN)
     inside = inside or (signal not in STAGE and signal not in LATE)
     if not halves and stage != IN and signal not in ("resid_out", *LATE):
         inside = True
-    return Cell(index, tuple(edits), start, layer, IN if inside else stage, inside)
+    return Cell(index, tuple(edits), start, n if inside or not narrow else stop, layer, IN if inside else stage, inside)
 
 
 def _layer_of(port: Port, n_layers: int) -> int:
@@ -130,11 +173,12 @@ class Walk:
         self.base, self.model, self.read, self.tokens = base, base.model, read, tokens
         self.difference = difference
         self.cells = {cell.index: cell for cell in cells}
-        self.batch = Batch(base.ids, _full(base), _full(base), base.model.token_id)
+        self.touched = Touched(Batch(base.ids, _full(base), _full(base), base.model.token_id))
         self.joining: dict[tuple[int, int], list[Cell]] = defaultdict(list)  # (layer, stage) -> cells
         for cell in cells:
             self.joining[cell.layer, cell.stage].append(cell)
-        self.groups: dict[int, Rows] = {}
+        room = Counter((cell.start, cell.stop) for cell in cells)
+        self.groups = {key: Rows(*key, cells * len(base.ids)) for key, cells in room.items()}
 
     @torch.no_grad()
     def run(self) -> None:
@@ -147,48 +191,83 @@ class Walk:
             for layer in range(self.model.n_layers):
                 self._join(layer, IN)
                 only_read = self.base.halves and layer == last
-                self._mlps(self._through(layer, only_read), layer)
-                self._join(layer, MID, only_read)
+                waiting = self._through(layer, only_read)
+                self._mlps(waiting + self._join(layer, MID, only_read), layer)
                 self._join(layer, OUT, only_read)
 
     def _through(self, layer: int, only_read: bool) -> list[Waiting]:
         """All rows through one layer, in pieces of bounded size. Where halves are called apart, what comes back waits for
         the MLP; rows edited inside the layer run it under a Session."""
-        waiting: list[Waiting] = []
-        pieces: list[tuple[Rows, Any, Tensor, slice]] = []
+        pieces: list[tuple[Rows, Any, Tensor, int]] = []  # group, rows, their stream, how many positions are given
         for group in self.groups.values():
+            if only_read and not group.cell:
+                group.keep(self.read)
+            if not group.cell:
+                continue
+            before, n = group.x, self.base.n_positions - group.start
             edited = [i for i, cell in enumerate(group.cell) if self._inside(cell, layer)]
-            plain = [i for i in range(len(group.cell)) if not self._inside(group.cell[i], layer)] if edited else None
-            keep = slice(self.read - group.start, self.read - group.start + 1) if only_read else slice(None)
-            before = group.x
-            group.x = before[:, keep].clone() if only_read else torch.empty_like(before)
-            for rows in _pieces(plain if plain is not None else len(group.cell), self.tokens // before.shape[1]):
+            kept = slice(self.read - group.start, self.read - group.start + 1) if only_read else slice(None)
+            if only_read:
+                group.keep(self.read)
+            for rows, given in self._plain(group, edited, n):
                 if self.base.halves:
-                    pieces.append((group, rows, before[rows], keep))
+                    pieces.append((group, rows, before[rows], given))
                 else:
                     group.x[rows] = whole_layer(self.base, layer, group.start, before[rows], group.prompt[rows])
             for rows in _pieces(edited, 32):
-                group.x[rows] = self._under_session(group, before, rows, layer)[:, keep].to(group.x.dtype)
-        for block in _blocks(pieces, self.tokens if self.base.flat else 1, lambda piece: piece[2][..., 0].numel()):
-            given = [(group.start, x, group.prompt[rows]) for group, rows, x, _ in block]
-            if self.base.flat:
-                added = attention_flat(self.base, layer, given)
-            else:
-                added = [attention_half(self.base, layer, *piece) for piece in given]
-            for (group, rows, x, keep), new in zip(block, added, strict=True):
-                where = self.base.tokens(group.start, group.prompt[rows])[:, keep]
-                waiting.append(Waiting(group, rows, x[:, keep], new[:, keep], where))
-        return waiting
+                group.x[rows] = self._under_session(group, before, rows, layer)[:, kept].to(group.x.dtype)
+            group.old = len(group.cell)
+        size = self.tokens if self.base.flat else 1
+        blocks = _blocks(pieces, size, lambda piece: piece[2][..., 0].numel())
+        return [self._attention(block, layer, only_read) for block in blocks]
+
+    def _plain(self, group: Rows, edited: Sequence[int], n: int) -> Iterator[tuple[Any, int]]:
+        """Rows that no edit inside this layer acts on, some at a time, and how many of their positions differ from the base."""
+        left_out = set(edited)
+        for begin, end, given in ((0, group.old, n), (group.old, len(group.cell), group.stop - group.start)):
+            plain = [i for i in range(begin, end) if i not in left_out] if left_out else end - begin
+            for rows in _pieces(plain, self.tokens // n):
+                yield (slice(begin + rows.start, begin + rows.stop) if isinstance(rows, slice) else rows), given
+
+    def _attention(self, block: Sequence[tuple[Rows, Any, Tensor, int]], layer: int, only_read: bool) -> Waiting:
+        """What attention adds to the rows of a block, where it is read."""
+        base, streams, pieces = self.base, [], []
+        for group, rows, x, given in block:
+            first = self.read if only_read else group.start
+            streams.append(x[:, first - group.start :].flatten(0, 1))
+            narrow = base.narrow and base.flat
+            pieces.append(
+                Piece(group.start, x[:, :given] if narrow else x, group.prompt[rows], first if narrow else group.start)
+            )
+        if base.flat:
+            added = attention_flat(base, layer, pieces)
+        else:
+            base.where = None
+            added = torch.cat([attention_half(base, layer, p.start, p.x, p.prompts).flatten(0, 1) for p in pieces])
+        if only_read and not base.narrow:
+            parts = added.split([piece.x[..., 0].numel() for piece in pieces])
+            some = zip(parts, pieces, strict=True)
+            added = torch.cat([part.view_as(piece.x)[:, self.read - piece.start] for part, piece in some])
+        return Waiting([(group, rows, slice(None)) for group, rows, _, _ in block], torch.cat(streams), added)
 
     def _mlps(self, waiting: list[Waiting], layer: int) -> None:
         """The MLP, which knows no positions, on the tokens of many groups at once: few large products, not many small."""
-        for block in _blocks(waiting, MLP_TOKENS, lambda some: some.n_tokens):
-            x = torch.cat([some.stream.flatten(0, 1) for some in block])[None]  # [1, token, d_model]
-            added = torch.cat([some.added.flatten(0, 1) for some in block])[None]
-            self.base.where = torch.cat([some.where.flatten() for some in block])
-            out = mlp_half(self.base, layer, x, added)[0]
-            for some, new in zip(block, out.split([some.n_tokens for some in block]), strict=True):
-                some.group.x[some.rows] = new.view(some.stream.shape).to(some.group.x.dtype)
+        for block in _blocks(waiting, MLP_TOKENS, lambda some: len(some.stream)):
+            stream, added = (_together([some[i] for some in block]) for i in (1, 2))
+            targets = [target for some in block for target in some.rows]
+            where = [self._where(*target) for target in targets]
+            tokens, out = torch.cat([places.flatten() for places in where]), torch.empty_like(stream)
+            for some in torch.arange(len(out)).tensor_split(-(-len(out) // MLP_TOKENS)):
+                few = slice(int(some[0]), int(some[-1]) + 1)
+                self.base.where = tokens[few]
+                out[few] = mlp_half(self.base, layer, stream[few][None], added[few][None])[0]
+            parts = out.split([places.numel() for places in where])
+            for (group, rows, kept), places, new in zip(targets, where, parts, strict=True):
+                group.x[rows, kept] = new.view(*places.shape, -1).to(group.x.dtype)
+
+    def _where(self, group: Rows, rows: Any, kept: slice) -> Tensor:
+        """As `Base.where`, [row, position]."""
+        return self.base.tokens(group.first, group.prompt[rows])[:, kept]
 
     def _inside(self, index: int, layer: int) -> bool:
         cell = self.cells[index]
@@ -212,69 +291,57 @@ class Walk:
 
     # ---- joining ----
 
-    def _join(self, layer: int, stage: int, only_read: bool = False) -> None:
-        kinds: dict[tuple[int, str, bool], list[Cell]] = defaultdict(list)
+    def _join(self, layer: int, stage: int, only_read: bool = False) -> list[Waiting]:
+        """Rows that start here: base streams, with the edit made where it touches them. Those that join before the MLP wait."""
+        kinds: dict[tuple[int, int, str, bool], list[Cell]] = defaultdict(list)
         for cell in self.joining.pop((layer, stage), []):
-            kinds[cell.start, cell.edits[0].port.signal, cell.inside].append(cell)
-        prompts = torch.arange(len(self.base.ids))
-        joining: dict[int, list[tuple[Tensor, list[int]]]] = defaultdict(list)
-        for (start, signal, inside), cells in kinds.items():
-            keep = slice(self.read - start, self.read - start + 1) if only_read else slice(None)
-            for some in _pieces(cells, self.tokens // (len(prompts) * (self.base.n_positions - start))):
-                x = self._start_values(layer, start, signal, inside, some, keep)  # [cell * prompt, position, d_model]
-                joining[start].append((x, [cell.index for cell in some for _ in prompts]))
-        for start, blocks in joining.items():
-            x, cells_of = torch.cat([x for x, _ in blocks]), [index for _, indices in blocks for index in indices]
-            group = self.groups.setdefault(start, Rows(start, x))
-            group.join(x, cells_of, prompts.repeat(len(cells_of) // len(prompts)))
+            kinds[cell.start, cell.stop, cell.edits[0].port.signal, cell.inside].append(cell)
+        waiting, n_prompts = [], len(self.base.ids)
+        for (start, stop, signal, inside), cells in kinds.items():
+            group = self.groups[start, stop]
+            span = slice(max(start, group.first), stop)  # edited positions that are read
+            kept = slice(span.start - group.first, stop - group.first)
+            for some in _pieces(cells, self.tokens // (n_prompts * (self.base.n_positions - start))):
+                rows = group.join(self.base.resid[layer + (stage != IN)], [cell.index for cell in some])
+                if inside or signal in LATE or span.start >= stop:
+                    continue
+                if stage == MID:
+                    stream, added = self._before_mlp(layer, span, signal, some)
+                    waiting.append(Waiting([(group, rows, kept)], stream.flatten(0, 1), added.flatten(0, 1)))
+                elif signal in ("mlp.act", "mlp.out"):
+                    group.x[rows, kept] = self._after_mlp(layer, span, signal, some).to(group.x.dtype)
+                else:
+                    port = Port("resid_out" if stage == OUT else "resid_in", layer)
+                    before = self.base.resid[layer + (stage == OUT)]
+                    group.x[rows, kept] = self._edited(port, some, span, before).to(group.x.dtype)
+        return waiting
 
-    def _start_values(
-        self, layer: int, start: int, signal: str, inside: bool, cells: Sequence[Cell], keep: slice
-    ) -> Tensor:
-        """The stream of rows that join here, cells by prompts, with their edit made, at the positions to `keep`."""
-        base = self.base
-        if signal in LATE and not inside:
-            return base.resid[-1][:, start:][:, keep].repeat(len(cells), 1, 1)
-        if inside:
-            return base.resid[layer][:, start:].repeat(len(cells), 1, 1)
-        if signal in ("embed", "resid_in"):
-            return self._edited(Port("resid_in", layer), cells, start)
-        if signal == "resid_out":
-            return self._edited(Port("resid_out", layer), cells, start, base.resid[layer + 1])[:, keep]
-        if signal in ("mlp.act", "mlp.out"):
-            return self._after_mlp(layer, start, signal, cells)[:, keep]
-        x = base.resid[layer][:, start:].repeat(len(cells), 1, 1)
+    def _before_mlp(self, layer: int, span: slice, signal: str, cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
+        """The stream of rows that join after attention, and what attention adds: [cell * prompt, position, d_model]."""
+        x = self.base.resid[layer][:, span].repeat(len(cells), 1, 1)
         if signal == "resid_mid":
-            added = self._edited(Port(signal, layer), cells, start) - x
-        elif signal == "attn.out":
-            added = self._edited(Port(signal, layer), cells, start)
-        else:
-            added = self._attention_from_heads(layer, start, signal, cells)
-        base.where = base.tokens(start, torch.arange(len(base.ids)))[:, keep].repeat(len(cells), 1).flatten()
-        return mlp_half(base, layer, x[:, keep], added[:, keep])
+            return x, self._edited(Port(signal, layer), cells, span) - x
+        if signal == "attn.out":
+            return x, self._edited(Port(signal, layer), cells, span)
+        return x, self._attention_from_heads(layer, span, signal, cells)
 
-    def _attention_from_heads(self, layer: int, start: int, signal: str, cells: Sequence[Cell]) -> Tensor:
+    def _attention_from_heads(self, layer: int, span: slice, signal: str, cells: Sequence[Cell]) -> Tensor:
         """What attention adds when the edited heads' z, or what they write, changes: base plus change, through the norm."""
         at, n_prompts = self.model.modules[layer], len(self.base.ids)
         w_o = self.model.W_O(layer)  # [head, d_head, d_model]
-        before = self.base.taps[Port("attn.z", layer)][:, start:]  # [prompt, position, head, d_head]
+        before = self.base.taps[Port("attn.z", layer)][:, span]  # [prompt, position, head, d_head]
+        written = torch.einsum("bphd,hdm->bphm", before, w_o) if signal == "attn.head_out" else before
         changes = []
         for cell in cells:
-            edit = cell.edits[0]
-            head = edit.port.index
-            heads = slice(None) if head is None else slice(head, head + 1)
-            old = before[:, :, heads]
-            if signal == "attn.head_out":
-                old = torch.einsum("bphd,hdm->bphm", old, w_o[heads])
-            new = self._apply(edit, old if head is None else old[:, :, 0], start)
-            change = new - (old if head is None else old[:, :, 0])  # [prompt, position, (head,) d]
-            change = change if head is not None else change.flatten(2) if signal == "attn.z" else change.sum(2)
-            if signal == "attn.z":
-                change = change @ (w_o[head] if head is not None else w_o.flatten(0, 1))
-            changes.append(change)
-        total = torch.cat(changes)
+            old = written if (head := cell.edits[0].port.index) is None else written[:, :, head]
+            changes.append(self._apply(cell.edits[0], old, span) - old)  # [prompt, position, (head,) d]
+        if signal == "attn.z" and all(change.ndim == 3 for change in changes):  # a head each: their products at once
+            heads = [cell.edits[0].port.index for cell in cells]
+            total = torch.bmm(torch.stack(changes).flatten(1, 2), w_o[heads]).view(-1, before.shape[1], w_o.shape[2])
+        else:
+            total = torch.cat([_written(*one, signal, w_o) for one in zip(cells, changes, strict=True)])
         if at.attn_added is at.attn or at.attn_added is at.attn_proj:
-            added = self.base.taps[Port("attn.out", layer)][:, start:].repeat(len(cells), 1, 1)
+            added = self.base.taps[Port("attn.out", layer)][:, span].repeat(len(cells), 1, 1)
             return added + total * self.model.residual_scale
         bias = getattr(at.attn_proj, "bias", None)
         raw = before.flatten(2) @ w_o.flatten(0, 1) + (0 if bias is None else bias)
@@ -282,48 +349,55 @@ class Walk:
             n_prompts * len(cells), *raw.shape[1:]
         )
 
-    def _after_mlp(self, layer: int, start: int, signal: str, cells: Sequence[Cell]) -> Tensor:
+    def _after_mlp(self, layer: int, span: slice, signal: str, cells: Sequence[Cell]) -> Tensor:
         """The stream after a layer whose MLP's activations or output were edited."""
         at, base = self.model.modules[layer], self.base
-        before_mlp = base.resid[layer][:, start:] + base.taps[Port("attn.out", layer)][:, start:]
-        before_mlp = before_mlp.repeat(len(cells), 1, 1)
-        new = self._edited(Port(signal, layer), cells, start)
+        before_mlp = base.resid[layer][:, span] + base.taps[Port("attn.out", layer)][:, span]
+        new = self._edited(Port(signal, layer), cells, span)
         if signal == "mlp.act":
             assert at.mlp_proj is not None
+            base.where = None
             new = added_by(at.mlp_added, (at.mlp, at.mlp_proj), at.mlp_proj(new), self.model.residual_scale)
-        return before_mlp + new
+        return before_mlp.repeat(len(cells), 1, 1) + new
 
-    def _edited(self, port: Port, cells: Sequence[Cell], start: int, base_value: Tensor | None = None) -> Tensor:
+    def _edited(self, port: Port, cells: Sequence[Cell], span: slice, base_value: Tensor | None = None) -> Tensor:
         """Base values of a signal, once per cell, each with its cell's edit made: [cell * prompt, position, ...]."""
-        before = self.base.taps[port] if base_value is None else base_value
-        before = before[:, start:]
+        before = (self.base.taps[port] if base_value is None else base_value)[:, span]
         out = []
         for cell in cells:
             edit = cell.edits[0]
             if edit.port.index is None:
-                out.append(self._apply(edit, before, start))
+                out.append(self._apply(edit, before, span))
             else:
                 new = before.clone()
-                new[:, :, edit.port.index] = self._apply(edit, before[:, :, edit.port.index], start)
+                new[:, :, edit.port.index] = self._apply(edit, before[:, :, edit.port.index], span)
                 out.append(new)
         return torch.cat(out)
 
-    def _apply(self, edit: Edit, signal: Tensor, start: int) -> Tensor:
-        ordinal = chosen(edit.positions, self.batch, what=str(edit))[:, start:].to(signal.device)
+    def _apply(self, edit: Edit, signal: Tensor, span: slice) -> Tensor:
+        ordinal = self.touched.ordinals(edit)[:, span].to(signal.device)
         return apply(edit, signal, ordinal, row_mask(edit, len(self.base.ids)).to(signal.device))
 
     def results(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """After the walk, group by group: each row's cell, its prompt, its final stream at the read position [row, d_model]."""
         for group in self.groups.values():
-            yield (
-                group.cell,
-                group.prompt,
-                group.x[:, 0] if group.x.shape[1] == 1 else group.x[:, self.read - group.start],
-            )
+            yield group.cell, group.prompt, group.x[:, self.read - group.first]
 
 
 def _full(base: Base) -> Tensor:
     return torch.full((len(base.ids),), base.n_positions)
+
+
+def _written(cell: Cell, change: Tensor, signal: str, w_o: Tensor) -> Tensor:
+    """What a change of heads' z, or of what they write, changes in the sum that they write: [prompt, position, d_model]."""
+    head = cell.edits[0].port.index
+    if signal == "attn.z":
+        return change.flatten(2) @ w_o.flatten(0, 1) if head is None else change @ w_o[head]
+    return change.sum(2) if head is None else change
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 T = TypeVar("T")

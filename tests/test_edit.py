@@ -386,12 +386,11 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monk
     save_edits(some_edits(), path)
     before = path.read_bytes()
 
-    def full(*_: object, **__: object) -> None:
-        Path(str(path) + ".partial").write_bytes(b"half")
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("patchbay.edit.save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(PatchbayError, match="No space left on device; nothing was written"):
         save_edits(some_edits()[:1], path)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["edits.safetensors"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.port import PatchbayError, Port
+from patchbay.restart import base_run
 from patchbay.sweep import Sweep, estimate, using
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 
@@ -101,6 +102,69 @@ def test_prompts_of_different_length(model: pb.Model) -> None:
     )
 
 
+def ragged(n: int = 5) -> pb.Task:
+    """Prompts of 6, 7, 8, 6, 7, ... tokens."""
+    whole = a_task(n, 8)
+    clean = tuple(ids[: 6 + i % 3] for i, ids in enumerate(whole.clean))
+    return pb.Task(name="t", clean=clean, right=whole.right, wrong=whole.wrong)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neo", "mamba2"])
+def test_a_value_for_each_prompt_of_different_length(family: str) -> None:
+    """Rows, masks and values by row, by position and by key: cut to each group, all that `run` does with them at once."""
+    model, task = pb.load(twin(family)), ragged()
+    generator = torch.Generator().manual_seed(4)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    stream, out = model.layers[0].resid_out, model.layers[1].attn.out
+    mask = torch.rand(len(task), 8, generator=generator) < 0.5
+    mask[:, 3] = True
+    edits: list = [
+        pb.add(stream, drawn(5, 1, model.d_model)),
+        pb.add(stream, drawn(5, 8, model.d_model)),  # as a tap of the ragged batch gives it
+        pb.replace(stream, drawn(5, 2, model.d_model), positions=[1, -1]),
+        pb.add(stream, drawn(3, 1, model.d_model), rows=(4, 0, 1)),  # rows in another order
+        pb.scale(out, 3.0, rows=(2,)),  # nothing to do for two of the three groups
+        pb.scale(out, 3.0, positions=mask),
+        pb.add(stream, drawn(8, model.d_model), positions=mask),
+        pb.scale(stream, 2.0, positions=pb.Token(task.clean[1][6])),  # perhaps not in every group
+        [pb.add(stream, drawn(5, 1, model.d_model)), pb.zero(out, rows=(0, 4))],
+        pb.scale(Port("logits"), 1.0 + drawn(5, 1, model.vocab_size).abs(), positions=-1),
+    ]
+    if model.n_heads(0):
+        pattern = model.layers[0].heads[1].pattern
+        edits += [
+            pb.block(pattern, query=-1, key=mask),
+            pb.block(pattern, query=mask, key=[1], rows=[0, 2, 3]),
+            pb.replace(pattern, drawn(5, 1, 8).softmax(-1), positions=-1),
+            pb.add(model.layers[1].heads[0].k, drawn(5, 8, model.d_head(1))),
+        ]
+    found = pb.sweep(model, task, edits)
+    torch.testing.assert_close(found["value"], one_by_one(model, task, edits), rtol=1e-5, atol=1e-5)
+    changed = (found["value"] - found["base"]).abs() > 1e-6
+    assert changed[0].all()
+    assert changed[4].tolist() == [False, False, True, False, False]
+    seen: list[tuple[int, int]] = []
+    pb.sweep(model, task, edits, progress=lambda *at: seen.append(at))
+    assert seen[-1] == (3 * len(edits), 3 * len(edits))
+
+
+def test_prompts_of_different_length_refuse_what_run_refuses(model: pb.Model) -> None:
+    stream, task = model.layers[0].resid_out, ragged()
+    wrong = [
+        (pb.zero(stream, rows=(7,)), "row 7 asked, the batch has prompts 0..4"),
+        (pb.zero(stream, positions=6), "position 6 is outside prompt 0, which has 6 tokens"),
+        (pb.add(stream, torch.zeros(4, 1, model.d_model)), "4 rows was given, the edit has 5"),
+        (pb.zero(stream, positions=torch.ones(3, 8, dtype=torch.bool)), "a position mask is a bool tensor"),
+        (pb.zero(stream, positions=pb.Token(1)), "touches nothing"),
+    ]
+    for edit, message in wrong:
+        with pytest.raises(PatchbayError, match=message):
+            pb.sweep(model, task, [edit])
+
+
 def test_order_of_edits_is_irrelevant(model: pb.Model) -> None:
     task = a_task()
     edits = edits_everywhere(model, task)
@@ -137,7 +201,7 @@ def test_small_memory_gives_the_same(model: pb.Model) -> None:
     edits = [pb.zero(head.z, positions=p) for layer in model.layers for head in layer.heads for p in range(10)]
     small = Sweep(model, task, edits, memory=6_400_000)
     ids = small._ids(small.groups[0])
-    assert len(small._batches(small._cells(ids, True), ids)) > 1
+    assert len(small._batches(small._cells(0, True), ids)) > 1
     torch.testing.assert_close(small.run()["value"], pb.sweep(model, task, edits)["value"], rtol=1e-5, atol=1e-5)
 
 
@@ -299,3 +363,11 @@ def test_ray_gives_the_same_also_when_a_worker_is_killed(model: pb.Model, tmp_pa
     assert Path(flag).exists()  # a worker did die
     assert torch.equal(local["value"], spread["value"])
     assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "mixtral", "qwen3_moe", "phi", "cohere2", "deepseek_v3"])
+def test_the_narrow_way_reproduces_the_base_run_where_attention_is_asked_through_the_interface(family: str) -> None:
+    """It falls back silently where it does not, and only a slower sweep would tell."""
+    base = base_run(pb.load(twin(family)), torch.randint(3, 60, (2, 9)), [])
+    assert base.narrow
+    assert base.refusal is None
