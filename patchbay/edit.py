@@ -260,6 +260,14 @@ def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
     return torch.where(touched, touched.cumsum(1) - 1, -1)
 
 
+def all_from(begin: int, positions: Positions, batch: Batch) -> bool:
+    """Whether every position from `begin` on is meant, as those past the prompts are by "generated" and by open slices."""
+    if positions is None:
+        return True
+    onward = isinstance(positions, slice) and positions.stop is None and positions.step in (None, 1)
+    return (onward or positions == "generated") and begin >= int(batch.prompt_lengths.max())
+
+
 def _indexed(indices: tuple[int, ...], starts: Tensor, n_positions: int, what: str) -> Tensor:
     """Indices count within the prompt, from its end when negative; one outside any prompt is an error."""
     out = torch.full((len(starts), n_positions), -1)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from patchbay import attention
-from patchbay.edit import Batch, Edit, apply, chosen, row_mask
-from patchbay.port import PatchbayError, Port
+from patchbay.edit import Batch, Edit, all_from, apply, chosen, row_mask
+from patchbay.port import PatchbayError, Port, position_axis
 
 if TYPE_CHECKING:
     from patchbay.model import Model
@@ -41,6 +41,11 @@ class Want:
     @property
     def changes(self) -> list[tuple[int, Edit]]:
         return [(i, edit) for i, edit in self.edits if edit.op != "block"]
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether the one thing asked is the whole signal as it is."""
+        return not self.edits and len(self.taps) == 1 and self.taps[0].index is None and self.taps[0].query is None
 
 
 class RouterLogits(TorchFunctionMode):
@@ -86,6 +91,7 @@ class Session:
         self.captured: dict[Port, Tensor] = {}
         self.batch: Batch | None = None
         self.start = self.end = 0
+        self._shape = (0, 0)  # prompts and positions of the tokens that run now
         self.wants: dict[tuple[str, int | None], Want] = {}
         self.stash: dict[tuple[str, int], Any] = {}
         self._undo: list[Callable[[], Any]] = []
@@ -125,11 +131,13 @@ class Session:
         if not self.wants:
             return
         self._before(self.model.hf, self._begin)
-        for (signal, layer), _ in sorted(self.wants.items(), key=lambda item: str(item[0])):
-            if layer is None:
-                self._attach_whole(signal)
-        for layer in sorted({layer for _, layer in self.wants if layer is not None}):
-            self._attach_layer(layer, {signal for signal, at in self.wants if at == layer})
+        asked: dict[int | None, set[str]] = {}
+        for signal, layer in self.wants:
+            asked.setdefault(layer, set()).add(signal)
+        for signal in sorted(asked.get(None, ())):
+            self._attach_whole(signal)
+        for layer in sorted(layer for layer in asked if layer is not None):
+            self._attach_layer(layer, asked[layer])
 
     def _before(self, module: nn.Module, hook: Callable[..., Any], **more: Any) -> None:
         self._undo.append(module.register_forward_pre_hook(hook, with_kwargs=True, **more).remove)
@@ -269,8 +277,9 @@ class Session:
         self._before(module, hook)
 
     def place(self, batch: Batch, start: int, end: int) -> None:
-        """Say where the tokens stand when layers are called one by one and the model's own forward does not."""
+        """Say where the tokens that run now stand: those of `batch` from `start` to `end`."""
         self.batch, self.start, self.end = batch, start, end
+        self._shape = (len(batch.ids), end - start)
 
     # ---- one forward ----
 
@@ -282,26 +291,25 @@ class Session:
             ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
         past = kwargs.get("past_key_values", kwargs.get("cache_params"))
         seen = self._seen(past, ids)
+        n_prompts, end = len(ids), seen + ids.shape[1]
+        earlier = self.batch if seen and self.batch is not None and len(self.batch.ids) == n_prompts else None
+        earlier = earlier if earlier is not None and earlier.ids.shape[1] >= seen else None
         mask = kwargs.get("attention_mask")
-        if self.positioned and mask is not None and mask.ndim == 2 and not bool(mask[:, 0].all()):
+        if self.positioned and earlier is None and mask is not None and mask.ndim == 2 and not bool(mask[:, 0].all()):
             raise PatchbayError(
                 "edits at positions on a left-padded batch: pass prompts of one length, or let Patchbay group them"
             )
+        lengths = torch.full((n_prompts,), end)
         if not seen:
             self.captured.clear()
-        earlier = self.batch if seen and self.batch is not None and len(self.batch.ids) == len(ids) else None
-        if (
-            earlier is None or earlier.ids.shape[1] < seen
-        ):  # a cache filled before this session: its tokens are not known
-            n = torch.full((len(ids),), seen + ids.shape[1])
-            prompt = n if self.prompt_length is None else torch.full_like(n, self.prompt_length)
-            earlier = Batch(ids.new_full((len(ids), seen), -1), n, prompt)
-        whole = torch.cat([earlier.ids[:, :seen], ids], 1)
-        lengths = torch.full((len(ids),), whole.shape[1])
-        if not seen and self.given_lengths is not None:
-            lengths = self.given_lengths
-        prompts = earlier.prompt_lengths.minimum(lengths)
-        self.batch, self.start, self.end = Batch(whole, lengths, prompts, self.model.token_id), seen, whole.shape[1]
+            lengths = lengths if self.given_lengths is None else self.given_lengths
+        if earlier is not None:
+            prompts, ids = earlier.prompt_lengths, torch.cat([earlier.ids[:, :seen], ids], 1)
+        else:
+            prompts = lengths if self.prompt_length is None else lengths.clamp(max=self.prompt_length)
+            if seen:  # a cache filled before this session: its tokens are not known
+                ids = torch.cat([ids.new_full((n_prompts, seen), -1), ids], 1)
+        self.place(Batch(ids, lengths, prompts, self.model.token_id), seen, end)
 
     def _seen(self, past: Any, ids: Tensor) -> int:
         """Tokens already in the cache. A cache without a length (state space) that is the one used last holds what was run."""
@@ -316,10 +324,7 @@ class Session:
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[prompt * position, ...] -> [prompt, position, ...]; layers that flatten their tokens keep that order."""
-        assert self.batch is not None
-        n = self.end - self.start
-        shape = (len(self.batch.ids), n)
-        return x if x.shape[:2] == shape and x.ndim > 2 else x.reshape(*shape, *x.shape[1:])
+        return x if x.ndim > 2 and x.shape[:2] == self._shape else x.reshape(*self._shape, *x.shape[1:])
 
     def site(
         self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
@@ -330,6 +335,9 @@ class Session:
         """
         want = self.wants.get((signal, layer))
         if want is None:
+            return x
+        if want.looks_only and not self.grad:
+            self._store(want.taps[0], x)
             return x
         changes = want.changes
         x = self._edited(changes, signal, x, n_keys)
@@ -347,7 +355,7 @@ class Session:
     ) -> Tensor:
         if not edits:
             return x
-        axis = Port(signal, None if signal in ("embed", "final_norm", "logits") else 0).position_axis
+        axis = position_axis(signal)
         y = x.movedim(axis, 1)  # [prompt, position, (head | neuron | expert), ...]
         if any(edit.port.index is not None for _, edit in edits):
             y = y.clone()
@@ -365,10 +373,10 @@ class Session:
     def _where(self, edit: Edit, n_here: int, n_keys: int | None) -> tuple[Tensor | None, Tensor | None]:
         """Ordinals of the edited positions in this chunk, and of the edited rows; None where everything is."""
         assert self.batch is not None
-        if edit.positions is None and edit.rows is None and not edit.spread:
+        begin = self.end - (n_keys if n_keys is not None else n_here)  # cached keys reach back before this chunk
+        if edit.rows is None and not edit.spread and all_from(begin, edit.positions, self.batch):
             return None, None
         ordinal = chosen(edit.positions, self.batch, what=str(edit))
-        begin = self.end - (n_keys if n_keys is not None else n_here)  # cached keys reach back before this chunk
         if begin < 0:
             raise PatchbayError(
                 f"{edit}: the cache holds {n_keys} keys for {self.end} tokens; a cache of fixed size does not say which "

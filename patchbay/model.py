@@ -329,6 +329,19 @@ class Model:
                 )
         return out
 
+    def batch(self, prompts: Any) -> tuple[Tensor, list[int]]:
+        """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, and their lengths."""
+        embedding = self.hf.get_input_embeddings().weight
+        whole = isinstance(prompts, Tensor) and prompts.ndim == 2 and prompts.dtype in (torch.int64, torch.int32)
+        if whole and prompts.numel() and prompts.shape[1] <= (self.max_positions or prompts.shape[1]):
+            low, high = prompts.aminmax()
+            if 0 <= int(low) and int(high) < len(embedding):
+                return prompts.to(embedding.device, torch.int64, copy=True), [prompts.shape[1]] * len(prompts)
+        encoded = self.encode(prompts)  # other forms, and what is to be refused
+        lengths = [len(ids) for ids in encoded]
+        width = max(lengths)
+        return torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded], device=embedding.device), lengths
+
     # ---- running ----
 
     @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import total_ordering
+from functools import cache, total_ordering
 
 AXES: tuple[str, ...] = (
     "prompt",
@@ -133,6 +133,11 @@ def signals_of(kind: str) -> dict[str, str]:
     return {name.split(".")[1]: name for name in SIGNALS if name.startswith(kind + ".")}
 
 
+@cache
+def position_axis(signal: str) -> int:
+    return next(i for i, axis in enumerate(SIGNALS[signal][0]) if axis in ("position", "query", "key"))
+
+
 @total_ordering
 @dataclass(frozen=True)
 class Port:
@@ -179,7 +184,7 @@ class Port:
     @property
     def position_axis(self) -> int:
         """Where the position (query, for q and pattern; key, for k and v) stands in the whole signal's axes."""
-        return next(i for i, axis in enumerate(SIGNALS[self.signal][0]) if axis in ("position", "query", "key"))
+        return position_axis(self.signal)
 
     @property
     def editable(self) -> bool:

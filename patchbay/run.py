@@ -105,10 +105,10 @@ def run(
     need them whole. Raises PatchbayError for a port the model lacks, a position outside a prompt, a value that does not
     fit, or an edit that touches nothing.
     """
-    encoded = model.encode(prompts)
     edits = flat_edits(edits, model=model)
     if batch_size is not None and batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
+    encoded = [] if batch_size is None else model.encode(prompts)
     if batch_size is not None and batch_size < len(encoded):
         by_row = next((edit for edit in model.active_edits(edits) if edit.by_row), None)
         if grad or by_row is not None:
@@ -119,12 +119,9 @@ def run(
         return _join([run(model, piece, taps=taps, edits=edits, logits=logits) for piece in pieces], logits)
     if logits not in ("all", "last"):
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
-    lengths = torch.tensor([len(ids) for ids in encoded])
-    width = int(lengths.max())
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in encoded], device=model.device)
-    ragged = bool((lengths < width).any())
-    batch = Batch(ids, lengths, lengths, model.token_id)
-    touched = [_touched(edit, batch) for edit in edits]
+    ids, n_tokens = model.batch(prompts)
+    lengths, ragged = torch.tensor(n_tokens), min(n_tokens) < ids.shape[1]
+    touched = [_touched(edit, Batch(ids, lengths, lengths, model.token_id)) for edit in edits]
     options: dict[str, Any] = {"use_cache": False}
     if logits == "last" and not ragged and "logits" not in {port.signal for port in taps}:
         options["logits_to_keep"] = 1

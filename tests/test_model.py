@@ -265,7 +265,10 @@ def test_the_unembedding_includes_the_familys_scale_and_cap(name: str) -> None:
 
 def state(hf: nn.Module) -> dict[str, object]:
     digest = hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in hf.state_dict().values())).hexdigest()
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in hf.modules()]
+    hooks = [
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) + ("forward" in m.__dict__)
+        for m in hf.modules()
+    ]
     return {
         "weights": digest,
         "versions": [t._version for t in hf.state_dict().values()],

@@ -333,9 +333,34 @@ def test_an_untapped_run_touches_no_module_and_is_the_models_own_forward(monkeyp
 def test_a_tap_hooks_only_what_it_needs() -> None:
     model = model_of("llama")
     with model.session([model.layers[1].resid_out, model.layers[0].attn.q]):
-        hooked = [name for name, m in model.hf.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-        assert hooked == ["", "model.layers.1"]
+        touched = [
+            name
+            for name, m in model.hf.named_modules()
+            if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
+        ]
+        assert touched == ["", "model.layers.1"]
         assert list(attention._ACTIVE) == [id(model.modules[0].attn)]
+    assert clean(model)
+
+
+def test_hooks_of_others_are_heard_and_stay() -> None:
+    """What another hook changes is what the model used: a tap sees it, an edit acts on it, on this layer as on others."""
+    model, port = model_of("llama"), pb.Port("resid_out", 1)
+    plain = pb.run(model, PROMPTS[:1], taps=[port])[port]
+    with model.edited(pb.scale(port, 3.0)):
+        inside = model.modules[1].layer.register_forward_hook(lambda *given: given[-1] * 2)  # placed after the edit
+        assert torch.equal(pb.run(model, PROMPTS[:1], taps=[port])[port], plain * 2 * 3)
+    assert torch.equal(pb.run(model, PROMPTS[:1], taps=[port])[port], plain * 2)
+    seen = pb.run(model, PROMPTS[:1], taps=[port], edits=[pb.add(port, 1.0)])
+    assert torch.equal(seen[port], plain * 2 + 1)
+    assert inside.id in model.modules[1].layer._forward_hooks
+    inside.remove()
+    own = model.modules[1].layer.forward
+    model.modules[1].layer.forward = lambda *args, **kwargs: own(*args, **kwargs) * 2  # an instance's own, as accelerate's
+    replaced = model.modules[1].layer.forward
+    assert torch.equal(pb.run(model, PROMPTS[:1], taps=[port])[port], plain * 2)
+    assert model.modules[1].layer.forward is replaced
+    del model.modules[1].layer.forward
     assert clean(model)
 
 
