@@ -4,8 +4,9 @@
 session wants an attention signal, the config names a function of ours that wraps the one the model uses (SDPA, or the
 family's own eager mathematics where it has a soft cap or sinks). It is registered with the mask interface too: without that,
 transformers builds no mask and attention silently turns bidirectional. Layers in which nothing is wanted call straight
-through. The pattern is computed only in layers, and for query rows, that are asked, by the family's own eager function. No
-edit of a pattern reaches a key that the mask hides: it stays 0, so that no query sees what comes after it.
+through. The pattern is computed only in layers, and for query rows, that are asked. Asked whole in float32 or float64 it is
+computed in SDPA's place and is what the model used, which moves the logits by rounding; asked by rows, or in half precision
+where that rounding would be felt, it is computed beside SDPA. No edit of a pattern reaches a key that the mask hides: it stays 0, so that no query sees what comes after it.
 
 Architectures that compute attention inline (GPT-J, GPT-Neo, BLOOM, Falcon) are reached at the operators that they call:
 inside the attention module's forward, the first matrix product is q k^T, the softmax is the pattern, the next product is z.
@@ -146,10 +147,15 @@ def attend(
             _, pattern = eager(module, query, key, value, numbers, **options)
             pattern = session.site("attn.pattern", layer, pattern, closed=closed)
             return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
+    rows = session.query_rows(want.taps, query.shape[2]) if want.taps else None
+    exact = query.dtype in (torch.float32, torch.float64)  # a half-precision pattern would round more than SDPA does
+    if want.taps and rows is None and implementation == "sdpa" and exact:  # computed once, seen and used
+        pattern = plain_pattern(query, key, _held_mask(session, mask, query, n_keys), options.get("scaling"))
+        session.site("attn.pattern", layer, pattern)
+        return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2).contiguous(), None
     out = inner(module, query, key, value, mask, **options)
     if not want.taps:
         return out
-    rows = session.query_rows(want.taps, query.shape[2])
     if rows is None and implementation == "eager":
         session.site("attn.pattern", layer, out[1])
         return out

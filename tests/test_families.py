@@ -126,14 +126,14 @@ def test_the_checks_fail_where_a_tap_disturbs_the_model(monkeypatch: pytest.Monk
     model = pb.load(twin("llama"))
     from patchbay.jacks import Session
 
-    plain = Session._capture
+    plain = Session._store
 
-    def clumsy(self, taps, signal, x, only=None):
-        plain(self, taps, signal, x, only)
-        if signal == "mlp.act" and taps:
-            x.mul_(1.001)
+    def clumsy(self, port, value):
+        plain(self, port, value)
+        if port.signal == "mlp.act":
+            value.mul_(1.001)
 
-    monkeypatch.setattr(Session, "_capture", clumsy)
+    monkeypatch.setattr(Session, "_store", clumsy)
     assert "a tap leaves the logits bit-equal" in failures(model)["mlp.act"]
 
 
