@@ -335,7 +335,7 @@ class Model:
         whole = isinstance(prompts, Tensor) and prompts.ndim == 2 and prompts.dtype in (torch.int64, torch.int32)
         if whole and prompts.numel() and prompts.shape[1] <= (self.max_positions or prompts.shape[1]):
             low, high = prompts.aminmax()
-            if 0 <= int(low) and int(high) < len(embedding):
+            if int(low) >= 0 and int(high) < len(embedding):
                 return prompts.to(embedding.device, torch.int64, copy=True), [prompts.shape[1]] * len(prompts)
         encoded = self.encode(prompts)  # other forms, and what is to be refused
         lengths = [len(ids) for ids in encoded]

@@ -38,7 +38,7 @@ def test_planted_order_is_told() -> None:
     row = next(r for r in result.table() if str(r["part"]) == built.truth["induction"])
     assert row["excess_1"] > 0.85
     assert 0.25 < row["shorter"] < 0.75  # some to 7, some to 8: a head of order 1
-    assert row["shorter"] + row["excess_2"] + 1 / 17 == pytest.approx(0.97, abs=0.03)
+    assert 0.94 < row["shorter"] + row["excess_2"] + 1 / 17 < 1 + 1e-6  # nearly all that it pays goes to the two
 
 
 def _reference(attentions: Any, prompts: list[list[int]], n: int, leave_out: bool = False) -> torch.Tensor:
