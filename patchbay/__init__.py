@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchbay import find, measure, prove, tasks, tiny, train, turn
-    from patchbay.edit import Edit, Token, add, block, mean, project, replace, scale, zero
+    from patchbay.edit import Edit, add, block, mean, project, replace, scale, zero
     from patchbay.families import Family
     from patchbay.knob import Knob, load_knob
     from patchbay.model import Model, load
     from patchbay.port import Part, PatchbayError, Port
+    from patchbay.positions import Token
     from patchbay.replay import diff, replay
     from patchbay.result import Result, load_result
     from patchbay.run import Trace, run
@@ -35,7 +36,7 @@ _HOME = {
     "Port": "port",
     "Result": "result",
     "Task": "task",
-    "Token": "edit",
+    "Token": "positions",
     "Trace": "run",
     "add": "edit",
     "block": "edit",

@@ -3,7 +3,7 @@
 A writer is a head, MLP, neuron, expert or the embedding, whole or by component (`.C3`), or what a part adds whatever the prompt
 (`L0.attn.bias`, `L0.mlp.bias`, `embed.positions`). A reader is a head's query, key or value (`.q .k .v`), an MLP or expert,
 a router, or the unembedding. Who writes before whom reads follows from the layers, and from whether a family runs attention
-and MLP side by side. Data only: the weights are read in `wiring.py`.
+and MLP side by side. Data only: the weights are read in `components.py` and `wiring.py`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Channel:
             if part is not None:
                 check_part(model, part, self)
         if isinstance(self.component, int):
-            from patchbay.wiring import n_components  # only here: a channel is data, its components are weights
+            from patchbay.components import n_components  # only here: a channel is data, its components are weights
 
             count = n_components(model, self.writer)
             if not 0 <= self.component < count:

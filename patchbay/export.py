@@ -35,10 +35,11 @@ from patchbay.edit import Edit
 from patchbay.fold import fold
 from patchbay.knob import Knob
 from patchbay.method import versions
-from patchbay.model import TOLERANCE, Model
+from patchbay.model import Model
 from patchbay.port import PatchbayError, suggest
 from patchbay.run import run
 from patchbay.saved import write_folder
+from patchbay.self_check import TOLERANCE
 
 FORMS = ("checkpoint", "lora", "gguf", "vector")
 RECORD = "patchbay.json"

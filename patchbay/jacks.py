@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from patchbay import attention
-from patchbay.edit import Batch, Edit, all_from, apply, chosen, row_mask
+from patchbay.apply import apply, row_mask
+from patchbay.edit import Edit
 from patchbay.port import PatchbayError, Port, position_axis
+from patchbay.positions import Batch, all_from, chosen
 
 if TYPE_CHECKING:
     from patchbay.model import Model

@@ -12,7 +12,6 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -22,40 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import weights
-from patchbay.edit import Edit, Token
+from patchbay.edit import Edit
 from patchbay.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
 from patchbay.jacks import Session
-from patchbay.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port, suggest
+from patchbay.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
+from patchbay.positions import Token
+from patchbay.self_check import self_check
+from patchbay.source import built_in_names, folder, from_pretrained
 from patchbay.task import Task
 from patchbay.view import Embed, FinalNorm, LayerView, Many, Unembed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BUILT_IN = Path(__file__).parent / "tiny" / "weights"
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 # what the self-check establishes
 PROVED = ("family", "modules", "_signals", "_heads", "final_norm_module", "residual_scale", "check")
-
-
-@dataclass(frozen=True)
-class Check:
-    """The self-check's relative errors (largest difference over largest value) and the tolerance they met."""
-
-    stream: float
-    logits: float
-    heads: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return max(self.stream, self.logits, self.heads) <= self.tolerance
-
-    def __str__(self) -> str:
-        return (
-            f"parts sum to the final stream within {self.stream:.1e}, norm and unembedding give the logits within "
-            f"{self.logits:.1e}, heads sum to attention out within {self.heads:.1e} (tolerance {self.tolerance:.0e})"
-        )
 
 
 class Model:
@@ -128,7 +108,7 @@ class Model:
         self._signals = [self._signals_of(at) for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
         self.residual_scale = float(getattr(self.hf.config, family.residual_scale or "_", None) or 1.0)
-        self.check = self._self_check()
+        self.check = self_check(self)
 
     # ---- shape ----
 
@@ -280,7 +260,7 @@ class Model:
             from transformers import AutoTokenizer
 
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(_folder(self.source))
+                self._tokenizer = AutoTokenizer.from_pretrained(folder(self.source))
             except (OSError, ValueError):
                 self._tokenizer = False
         return self._tokenizer or None
@@ -434,60 +414,6 @@ class Model:
         cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    # ---- proof ----
-
-    @torch.no_grad()
-    def _self_check(self) -> Check:
-        last, n = self.n_layers - 1, self.vocab_size
-        taps = [Port("embed"), Port("resid_out", last), Port("final_norm")]
-        for i, at in enumerate(self.modules):
-            taps += [Port("attn.out", i), Port("resid_in", i)]
-            taps += [Port("resid_mid", i)] if at.mid is not None else []
-            taps += [Port("mlp.out", i)] if at.mlp is not None else []
-            taps += [Port(s, i) for s in ("attn.q", "attn.k", "attn.z")] if at.attn is not None else []
-        ids = torch.tensor([[n // 7, n // 3, n // 2, n // 5]], device=self.device)
-        training = [module for module in self.hf.modules() if module.training]
-        self.hf.eval()
-        try:
-            with Session(self, taps) as session:
-                logits = self.hf(input_ids=ids, use_cache=False).logits
-        finally:
-            for module in training:
-                module.training = True
-        seen = session.captured
-        for i, at in enumerate(self.modules):
-            if at.attn is not None:
-                q, k = seen[Port("attn.q", i)], seen[Port("attn.k", i)]
-                self._heads[i] = (q.shape[1], k.shape[1], q.shape[3])
-        device = seen[Port("resid_out", last)].device
-        added = [value for port, value in seen.items() if port.signal in ("embed", "attn.out", "mlp.out")]
-        total = torch.stack([value.double().to(device) for value in added]).sum(0)
-        middle = [
-            _relative(seen[Port("resid_in", port.layer)].double() + seen[Port("attn.out", port.layer)].double(), value)
-            for port, value in seen.items()
-            if port.signal == "resid_mid"
-        ]
-        normed = self.final_norm_module(seen[Port("resid_out", last)])[:, -1:]  # unembedding is dear: one token
-        heads = [self._heads_error(i, seen) for i, at in enumerate(self.modules) if at.attn is not None]
-        return Check(
-            stream=max(_relative(total, seen[Port("resid_out", last)]), *middle, 0.0),
-            logits=_relative(self.unembed_logits(normed).to(logits.device), logits[:, -1:]),
-            heads=max(heads, default=0.0),
-            tolerance=TOLERANCE.get(self.dtype, 1e-2),
-        )
-
-    def _heads_error(self, layer: int, seen: dict[Port, Tensor]) -> float:
-        """Heads' outputs and the projection's bias against what attention adds, through the norm after it if there is one."""
-        at = self.modules[layer]
-        assert at.attn_proj is not None
-        assert at.attn_added is not None
-        total = seen[Port("attn.z", layer)].flatten(-2) @ self.W_O(layer).flatten(0, 1)
-        if getattr(at.attn_proj, "bias", None) is not None:
-            total = total + at.attn_proj.bias
-        if at.attn_added is not at.attn and at.attn_added is not at.attn_proj:
-            total = at.attn_added(total)
-        return _relative(total * self.residual_scale, seen[Port("attn.out", layer)])
-
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, dtypes and bytes of all weights, 16 hex digits; recomputed when a weight changes
@@ -575,25 +501,6 @@ def _flat(given: Sequence[Any]) -> Iterator[Any]:
             raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}{said}")
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected value; infinite where either is not finite."""
-    difference = (found.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1e-12)
-    return float(difference) if bool(torch.isfinite(difference)) else float("inf")
-
-
-def built_in_names() -> list[str]:
-    """Names of the trained models that ship with the package."""
-    return (
-        sorted(path.name for path in BUILT_IN.iterdir() if (path / "config.json").is_file())
-        if BUILT_IN.is_dir()
-        else []
-    )
-
-
-def _folder(source: str) -> str:
-    return str(BUILT_IN / source) if source in built_in_names() else source
-
-
 def load(
     model: str | Path | PreTrainedModel,
     tokenizer: Any = None,
@@ -622,7 +529,7 @@ def load(
     if not isinstance(model, str | Path):
         raise PatchbayError(f"expected a name, a folder or a Hugging Face model, got {type(model).__name__}")
     source = str(model)
-    hf = _from_pretrained(
+    hf = from_pretrained(
         source,
         dtype=torch.float32 if dtype is None and source in built_in_names() else dtype,
         device_map=device_map,
@@ -635,24 +542,3 @@ def load(
     )  # else by structure: proved before it returns
     prove = family is not None or not named
     return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source, prove=prove)
-
-
-def _from_pretrained(source: str, **options: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    given = {name: value for name, value in options.items() if value is not None}
-    path = Path(_folder(source))
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise PatchbayError(
-            f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
-        )
-    try:
-        return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
-    except (
-        Exception
-    ) as error:  # a hub name that is not there, no network, a damaged file: transformers raises many kinds
-        hint = suggest(source, built_in_names())
-        raise PatchbayError(
-            f"could not load {source!r}: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}. "
-            f"A model is a local folder with config.json and safetensors, a hub name, or a built-in ({', '.join(built_in_names()) or 'none'}){hint}"
-        ) from error

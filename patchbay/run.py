@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.edit import Batch, Edit, acts_on
+from patchbay.apply import acts_on
+from patchbay.edit import Edit
 from patchbay.jacks import query_rows
 from patchbay.model import Model, flat_edits
 from patchbay.port import SIGNALS, PatchbayError, Port
+from patchbay.positions import Batch
 
 
 @dataclass

@@ -26,10 +26,11 @@ from torch import Tensor
 from patchbay import find, maths, prove, tasks
 from patchbay.channel import parse_channel
 from patchbay.find import _attention
-from patchbay.model import Model, built_in_names, load
+from patchbay.model import Model, load
 from patchbay.port import Part, PatchbayError
 from patchbay.result import Result
 from patchbay.saved import write_file
+from patchbay.source import built_in_names
 from patchbay.task import Task
 
 SIZES = (1, 2, 4, 8)

@@ -21,24 +21,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay import maths
+from patchbay.apply import acts_on, apply, for_prompts, row_mask
 from patchbay.difference import Difference
-from patchbay.edit import Batch, Edit, acts_on, apply, chosen, for_prompts, pack, row_mask
+from patchbay.edit import Edit, pack
 from patchbay.jacks import Session
+from patchbay.kept import Kept
 from patchbay.model import Model, flat_edits
 from patchbay.port import PatchbayError, Port
+from patchbay.positions import Batch, chosen
 from patchbay.restart import Base, base_run
 from patchbay.result import Result
-from patchbay.saved import write_file
-from patchbay.task import METRICS, Task
+from patchbay.scorer import Metric, Scorer
+from patchbay.task import Task
 from patchbay.walk import LATE, Cell, Touched, Walk, for_one, plan
 
-Metric = Callable[[Tensor, Tensor], Tensor]  # (logits [row, vocab], prompt of each row [row]) -> [row]
 PRECISIONS = ("fp32", "bf16", "delta-bf16")
 
 
@@ -274,7 +272,7 @@ class Sweep:
             usual.announce(self.estimate())
         if executor not in ("local", "ray"):
             raise PatchbayError(f"executor {executor!r}; possible are 'local' and 'ray'")
-        kept = Kept(folder, self) if folder is not None else None
+        kept = Kept(folder, self.digest()) if folder is not None else None
         values = torch.full((len(self.cells_edits), len(self.prompts)), float("nan"))
         base = torch.full((len(self.prompts),), float("nan"))
         done, total = 0, len(self.cells_edits) * len(self.groups)
@@ -429,108 +427,3 @@ class Sweep:
             json.dumps([self.model.fingerprint, self.scorer.name, self.memory, self.precision, self.on]).encode()
         )
         return digest.hexdigest()
-
-
-class Scorer:
-    """The metric on rows: logits of only the tokens that it reads, where it reads few."""
-
-    def __init__(self, model: Model, task: Task | None, metric: str | Metric | None) -> None:
-        self.model, self.task, self.given = model, task, metric
-        if task is None and not callable(metric):
-            raise PatchbayError("prompts without a Task need metric=function(logits [row, vocab], prompt [row])")
-        name = metric if isinstance(metric, str) else task.metric if task is not None else ""
-        if not callable(metric) and name not in METRICS:
-            raise PatchbayError(f"metric {name!r}; possible are {', '.join(METRICS)}")
-        self.name = getattr(metric, "__name__", "metric") if callable(metric) else str(name)
-        self.unit = "" if callable(metric) else METRICS[self.name]
-        self.tokens: Tensor | None = None
-        self._reference: dict[int, Tensor] = {}
-        if task is not None and not callable(metric):
-            task.check(model.vocab_size)
-            self.right = torch.tensor(task.right)
-            widest = max(1, *(len(ids) for ids in task.wrong))
-            self.wrong = torch.tensor([ids + (-1,) * (widest - len(ids)) for ids in task.wrong])
-            if self.name == "logit_diff":
-                self.tokens = torch.unique(torch.cat([self.right, self.wrong[self.wrong >= 0]]))
-
-    @property
-    def width(self) -> int:
-        return self.model.vocab_size if self.tokens is None else len(self.tokens)
-
-    def columns(self, logits: Tensor) -> Tensor:
-        return logits if self.tokens is None else logits[:, self.tokens.to(logits.device)]
-
-    def logits(self, normed: Tensor, every: bool = False) -> Tensor:
-        """Logits of the tokens that the metric reads, from the normalised stream [row, d_model]."""
-        unembed = self.model.hf.get_output_embeddings()
-        if self.tokens is None or every:
-            return self.model.unembed_logits(normed)
-        tokens = self.tokens.to(normed.device)
-        bias = getattr(unembed, "bias", None)
-        raw = torch.nn.functional.linear(normed, unembed.weight[tokens], None if bias is None else bias[tokens])
-        return self.model.scaled_logits(raw)
-
-    def reference(self, logits: Tensor, prompts: Tensor) -> None:
-        """Keep the unedited logits: kl compares with them."""
-        if self.name == "kl":
-            self._reference |= {int(i): row for i, row in zip(prompts, logits, strict=True)}
-
-    def score(self, logits: Tensor, prompts: Tensor, every: bool = False) -> Tensor:
-        if callable(self.given):
-            return self.given(logits, prompts)
-        right, wrong = self.right[prompts].to(logits.device), self.wrong[prompts].to(logits.device)
-        if self.tokens is not None and not every:
-            tokens = self.tokens.to(logits.device)
-            right = torch.searchsorted(tokens, right)
-            wrong = torch.where(wrong >= 0, torch.searchsorted(tokens, wrong.clamp(min=0)), -1)
-        if self.name == "kl":
-            return maths.kl(torch.stack([self._reference[int(i)] for i in prompts]), logits)
-        if self.name == "logit_diff":
-            return maths.logit_diff(logits, right, wrong)
-        return {
-            "probability": maths.probability,
-            "log_probability": maths.log_probability,
-            "rank": maths.rank,
-            "accuracy": maths.accuracy,
-        }[self.name](logits, right)
-
-
-class Kept:
-    """Finished batches in a folder: `sweep.json` says what they belong to, each batch is one safetensors file."""
-
-    def __init__(self, folder: str | Path, sweep: Sweep) -> None:
-        self.folder = Path(folder)
-        manifest = {"format": "patchbay-sweep", "version": 1, "digest": sweep.digest()}
-        path = self.folder / "sweep.json"
-        if path.exists():
-            try:
-                found = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise PatchbayError(f"{path} cannot be read: {error}") from error
-            if found != manifest:
-                raise PatchbayError(
-                    f"{self.folder} holds another sweep (model, prompts, edits, metric or memory differ): choose another folder"
-                )
-        else:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise PatchbayError(f"{self.folder} is not empty and not a sweep: choose another folder")
-            write_file(path, json.dumps(manifest).encode())
-
-    def path(self, group: int, place: int) -> Path:
-        return self.folder / f"batch-{group:03d}-{place:05d}.safetensors"
-
-    def read(self, group: int, place: int) -> Tensor | None:
-        path = self.path(group, place)
-        if not path.exists():
-            return None
-        try:
-            return load_file(path)["value"]
-        except (SafetensorError, OSError, KeyError):
-            path.unlink()  # cut off while it was written by something that does not rename: compute it again
-            return None
-
-    def write(self, group: int, place: int, block: Tensor) -> None:
-        try:
-            write_file(self.path(group, place), write_tensors({"value": block.contiguous()}))
-        except PatchbayError as error:
-            raise PatchbayError(f"{error}; finished batches stay, the same call goes on from them") from error

@@ -212,6 +212,11 @@ class Task:
         return replace(self, metric=metric)
 
     @property
+    def sign(self) -> float:
+        """1 where a higher score is better, -1 for rank and kl."""
+        return -1.0 if self.metric in ("rank", "kl") else 1.0
+
+    @property
     def unit(self) -> str:
         """Unit of `score`."""
         return METRICS[self.metric]

@@ -24,11 +24,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from patchbay.apply import apply, row_mask
 from patchbay.difference import Difference
-from patchbay.edit import Batch, Edit, Positions, apply, chosen, row_mask
+from patchbay.edit import Edit
 from patchbay.jacks import Session
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
+from patchbay.positions import Batch, Positions, chosen
 from patchbay.restart import Base, Piece, added_by, attention_flat, attention_half, mlp_half, whole_layer
 
 IN, MID, OUT = 0, 1, 2  # where in its layer a row joins: before it, after attention, after the MLP
@@ -45,7 +47,7 @@ class Touched:
         self.batch, self.held = batch, dict[Any, Tensor]()
 
     def ordinals(self, edit: Edit) -> Tensor:
-        """As `edit.chosen`: [prompt, position], -1 where untouched."""
+        """As `positions.chosen`: [prompt, position], -1 where untouched."""
         key: Positions = edit.positions
         if key is not None and not isinstance(key, int | str | tuple):
             return chosen(key, self.batch, what=str(edit))

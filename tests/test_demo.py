@@ -218,7 +218,7 @@ def test_own_text_asks_between_the_same_two_tokens(nothing: pb.Model) -> None:
 
 
 def test_the_built_in_model_moves_from_memory_to_context(tmp_path: Path) -> None:
-    from patchbay.model import built_in_names
+    from patchbay.source import built_in_names
 
     if "tiny" not in built_in_names():
         pytest.skip("no built-in model named tiny in this checkout")

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.edit import Batch, Edit, chosen, load_edits, pack, ports_of, row_mask, save_edits, unpack
+from patchbay.apply import row_mask
+from patchbay.edit import Edit, load_edits, pack, ports_of, save_edits, unpack
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
+from patchbay.positions import Batch, chosen
 from patchbay.tiny.twins import twin
 
 N = 7

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import patchbay as pb
-from patchbay.edit import Edit, apply
+from patchbay.apply import apply
+from patchbay.edit import Edit
 from patchbay.knob import Knob, load_knob
 from patchbay.tiny import planted
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay import rotary, weights, wiring
+from patchbay import components, rotary, weights
 from patchbay.channel import parse_channel
 from patchbay.check import verify
 from patchbay.find import _composition, _haar
@@ -141,7 +141,7 @@ def test_only_the_rotary_part_turns(name: str, form: str) -> None:
     """R is 1 on what is not turned, pairs of the family's layout turned by t theta^(-2i/n) on the rest; and with it and the
     tokens' inner scales W_Q R W_K^T gives every logit of the model."""
     model = lent(name, form)
-    folded = {1: wiring.folded_heads(model, 1)}
+    folded = {1: components.folded_heads(model, 1)}
     turn = rotary.turns(model, list(range(9)), folded)[1]
     assert turn.rotation is not None
     pairs = [(0, 1), (2, 3)] if name == "deepseek_v2" else [(0, 2), (1, 3)]
@@ -187,7 +187,7 @@ def test_a_bias_before_the_inner_norm_is_no_part_of_what_attention_always_adds()
     """v holds b_a times a number that differs by token: what is added whatever the prompt is the output bias alone."""
     model = lent("deepseek_v3", "biased")
     assert model.layers[0].attn.weights().b_V is not None
-    written = wiring.components(model, Part(0, "attn"), "bias")
+    written = components.components(model, Part(0, "attn"), "bias")
     bias = model.modules[0].attn_proj.bias.detach()
     assert torch.allclose(written.s[0] * written.u[0, 0] * written.v[0], bias, atol=1e-6)
 
@@ -260,7 +260,7 @@ def test_identity(name: str, form: str) -> None:
         "qkv"
     )
     for i, source in enumerate(whole.labels_of("writer")):
-        s2 = wiring.components(model, source).s.square()
+        s2 = components.components(model, source).s.square()
         parts = by_component["by_component"][i].double()[: len(s2)]
         mean = (s2[:, None] * parts.square()).sum(0) / s2.sum()
         assert torch.allclose(mean[later[i]].sqrt(), whole["whole"][i][later[i]], rtol=1e-6, atol=1e-8)
@@ -307,7 +307,7 @@ def planted(name: str, kind: str, strength: float) -> pb.Model:
     hf = twins.twin(name, seed=2, **BIG)
     attn: Any = hf.model.layers[1].self_attn
     model = pb.load(hf)
-    v = wiring.components(model, "L0.H1").v[5]
+    v = components.components(model, "L0.H1").v[5]
     down = attn.q_a_proj if kind == "query" else attn.kv_a_proj_with_mqa
     n = 64
     gain = hf.model.layers[1].input_layernorm.weight
@@ -316,14 +316,14 @@ def planted(name: str, kind: str, strength: float) -> pb.Model:
     rest[:n] -= torch.outer((rest[:n] * gain) @ v, read)
     inward = torch.nn.functional.normalize(torch.randn(n, generator=torch.Generator().manual_seed(4)), dim=0)
 
-    rotation = rotary.turns(model, OFFSETS, {1: wiring.folded_heads(model, 1)})[1].rotation
+    rotation = rotary.turns(model, OFFSETS, {1: components.folded_heads(model, 1)})[1].rotation
     assert rotation is not None
 
     def put(amount: float) -> float:
         down.weight.copy_(rest)
         down.weight[:n] += amount * torch.outer(inward, v / gain)
         down.weight[:n] *= rest[:n].norm() / down.weight[:n].norm()
-        w = wiring.folded_heads(model, 1)
+        w = components.folded_heads(model, 1)
         made = [w.W_OV(2)] if kind == "value" else [w.W_Q[2] @ turn @ w.W_K[2].T for turn in rotation]
         made = [one.T for one in made] if kind == "key" else made
         return float((sum((v @ one).square().sum() for one in made) / sum(one.square().sum() for one in made)) ** 0.5)
@@ -405,7 +405,7 @@ def test_the_knob_is_the_weights_changed(name: str, strength: float) -> None:
 def test_the_weights_changed_are_the_formula(name: str) -> None:
     """W_V W_O after the edit = W_V W_O - (1 - t) s_i u_i v_i^T, the convention's number and the norms folded in."""
     model = lent(name)
-    found, w = wiring.components(model, "L1.H1"), model.layers[1].attn.weights(fold_norm=True)
+    found, w = components.components(model, "L1.H1"), model.layers[1].attn.weights(fold_norm=True)
     assert "one positive number per token" in found.note
     W_O, _ = edited_weight(model, parse_channel("L1.H1.C3"), 0.25)
     expected = wide(model, 1, 1)["v"].float() - 0.75 * found.s[3] * torch.outer(found.u[3], found.v[3])
@@ -418,7 +418,7 @@ def test_what_stands_on_channels_works(name: str) -> None:
     model, other = lent(name), lent(name, seed=1)
     content = pb.find.channel_content(model, IDS * 3, "L0.H1.C1", draws=5)
     z = pb.run(model, IDS * 3, taps=[model.layers[0].heads[1].out])[model.layers[0].heads[1].out]
-    v = wiring.components(model, "L0.H1").v[1]
+    v = components.components(model, "L0.H1").v[1]
     assert torch.allclose(content["coordinate"].float(), z @ v, atol=1e-5)
     assert any("one positive number per token" in note for note in content.notes)
     groups = pb.find.communities(model, rate=1.0, draws=3)
@@ -437,7 +437,7 @@ def test_an_edge_is_heard_through_the_reader_alone() -> None:
     model = lent("deepseek_v3")
     task = pb.Task("any", [row[:6] for row in IDS], [7, 8], [[9], [9]])
     proof = pb.prove.channel(model, task, "L0.H1.C1>L1.H2.k", sizes=[1], draws=1)  # type: ignore[arg-type]
-    found, z = wiring.components(model, "L0.H1"), model.layers[0].heads[1].z
+    found, z = components.components(model, "L0.H1"), model.layers[0].heads[1].z
     ids = [list(row) for row in task.clean]
     keep = [model.layers[0].mlp.out]
     base = pb.run(model, ids, taps=[z, *keep])

@@ -21,6 +21,7 @@ import patchbay as pb
 from patchbay.check import verify
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
+from patchbay.self_check import self_check
 from patchbay.tiny.twins import twin
 from patchbay.weights import norm_parts
 
@@ -461,8 +462,7 @@ def test_a_weight_that_is_not_a_number_fails_the_self_check(folder: Path) -> Non
 
 def test_the_self_check_runs_once_before_anything_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = []
-    inner = Model._self_check
-    monkeypatch.setattr(Model, "_self_check", lambda self: checks.append(1) or inner(self))
+    monkeypatch.setattr("patchbay.model.self_check", lambda given: checks.append(1) or self_check(given))
     loaded = pb.load(folder)
     assert not checks
     loaded.layers[0].heads[0]

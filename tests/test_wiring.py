@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import rotary, wiring
+from patchbay import components, rotary
 from patchbay.channel import Channel, parse_channel, read_time, write_time
 from patchbay.port import Part, parse_part
 from patchbay.tiny import twins
@@ -113,10 +113,10 @@ def test_who_reads_whom() -> None:
 def test_components_of_a_head_are_its_map_and_its_coordinates(name: str) -> None:
     model = lent(name)
     part = Part(1, "head", 2)
-    found = wiring.components(model, part)
-    w = wiring.folded_heads(model, 1)
+    found = components.components(model, part)
+    w = components.folded_heads(model, 1)
     W_O = w.W_O[2]
-    W_OV = wiring.per_head(w.W_V, len(w.W_O))[2] @ W_O
+    W_OV = components.per_head(w.W_V, len(w.W_O))[2] @ W_O
     tolerance = {"atol": 2e-5 * float(W_OV.norm()), "rtol": 0.0}
     assert torch.allclose(torch.einsum("c,ci,cj->ij", found.s, found.u, found.v), W_OV, **tolerance)
     n = len(found)
@@ -128,7 +128,7 @@ def test_components_of_a_head_are_its_map_and_its_coordinates(name: str) -> None
     assert torch.allclose(found.write_z @ W_O, found.v, atol=1e-4)
     kept = torch.eye(W_O.shape[0]) - (1 - 0.3) * torch.outer(found.read_z[1], found.write_z[1])
     one = torch.outer(found.u[1], found.v[1]) * found.s[1]
-    W_V = wiring.per_head(w.W_V, len(w.W_O))[2]
+    W_V = components.per_head(w.W_V, len(w.W_O))[2]
     assert torch.allclose(W_V @ kept @ W_O, W_OV - 0.7 * one, **tolerance)
 
 
@@ -138,15 +138,15 @@ def test_a_head_writes_what_its_port_says(name: str) -> None:
     model = lent(name)
     trace = pb.run(model, [[5, 9, 11, 3]], taps=[model.layers[1].heads[2].z, model.layers[1].heads[2].out])
     z, out = trace[model.layers[1].heads[2].z][0], trace[model.layers[1].heads[2].out][0]
-    found = wiring.components(model, "L1.H2")
+    found = components.components(model, "L1.H2")
     assert torch.allclose((z @ found.read_z.T) @ found.v, out * model.residual_scale, atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["L0.mlp", "L1.N3", "embed"])
 def test_components_of_other_writers(part: str) -> None:
     model = lent("llama")
-    found = wiring.components(model, part)
-    rows = wiring.writing_rows(model, parse_part(part))
+    found = components.components(model, part)
+    rows = components.writing_rows(model, parse_part(part))
     assert torch.allclose(found.u.T @ (found.s[:, None] * found.v), rows, atol=1e-4)
     assert torch.allclose(found.write_z @ rows, found.v, atol=1e-3)
     assert torch.allclose(found.read_z, (rows @ found.v.T).T, atol=1e-4)
@@ -154,7 +154,7 @@ def test_components_of_other_writers(part: str) -> None:
 
 def test_an_expert_writes_its_out_map() -> None:
     model = lent("mixtral")
-    found = wiring.components(model, "L1.E2")
+    found = components.components(model, "L1.E2")
     out = model.modules[1].experts.down_proj[2].detach().T  # stored [d_model, d_ff]
     assert torch.allclose(found.u.T @ (found.s[:, None] * found.v), out, atol=1e-4)
 
@@ -164,14 +164,14 @@ def test_a_bias_is_what_attention_adds_whatever_the_prompt() -> None:
     model = pb.load(twins.twin("gpt2"))
     with torch.no_grad():
         model.modules[0].attn.c_attn.weight[:, 64:] = 0
-    written = wiring.components(model, Part(0, "attn"), "bias")
+    written = components.components(model, Part(0, "attn"), "bias")
     out = pb.run(model, [[5, 9, 11]], taps=[model.layers[0].attn.out])[model.layers[0].attn.out]
     assert torch.allclose(out[0, 2], written.s[0] * written.v[0] * written.u[0, 0], atol=1e-5)
 
 
 def test_a_norm_after_the_block_is_said() -> None:
-    assert "up to that" in wiring.components(lent("gemma2"), "L0.H0").note
-    assert wiring.components(lent("gpt2"), "L0.H0").note == ""
+    assert "up to that" in components.components(lent("gemma2"), "L0.H0").note
+    assert components.components(lent("gpt2"), "L0.H0").note == ""
 
 
 # --- the turn ---------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ def _explicit(d_head: int, width: int, theta: float, offset: int, *, neighbours:
 )
 def test_the_turn_is_rotary_positions_written_out(name: str, width: int, neighbours: bool) -> None:
     model = lent(name)
-    folded = {0: wiring.folded_heads(model, 0)}
+    folded = {0: components.folded_heads(model, 0)}
     turn = rotary.turns(model, [0, 1, 7], folded)[0].rotation
     assert turn is not None
     theta = (getattr(model.config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
@@ -206,12 +206,12 @@ def test_the_turn_is_rotary_positions_written_out(name: str, width: int, neighbo
 @pytest.mark.parametrize("name", ["gpt2", "opt", "bloom", "falcon alibi"])
 def test_without_rotary_positions_nothing_turns(name: str) -> None:
     model = lent(name)
-    assert rotary.turns(model, [0, 5], {0: wiring.folded_heads(model, 0)})[0].rotation is None
+    assert rotary.turns(model, [0, 5], {0: components.folded_heads(model, 0)})[0].rotation is None
 
 
 def test_layers_without_rotary_positions_do_not_turn() -> None:
     model = lent("smollm3")
-    found = rotary.turns(model, [0, 3], {layer: wiring.folded_heads(model, layer) for layer in (0, 1)})
+    found = rotary.turns(model, [0, 3], {layer: components.folded_heads(model, layer) for layer in (0, 1)})
     assert [found[layer].rotation is None for layer in (0, 1)] == [False, True]
 
 
@@ -219,7 +219,7 @@ def test_layers_without_rotary_positions_do_not_turn() -> None:
 def test_query_key_norms_are_part_of_the_maps(name: str) -> None:
     """At offset 0 the folded maps give the model's own scores up to one factor for each query and each key."""
     model = lent(name)
-    folded = {1: wiring.folded_heads(model, 1)}
+    folded = {1: components.folded_heads(model, 1)}
     turn = rotary.turns(model, [0], folded)[1]
     stream, seen = rotary._probe(model, 1, [1])
     q = seen[model.layers[1].attn.q][:, :, 0]  # [probe, head, d_head]
@@ -233,10 +233,10 @@ def test_something_unknown_between_weights_and_queries_is_refused(monkeypatch: p
     model = pb.load(twins.twin("qwen3"))
     monkeypatch.setattr(rotary, "NORMS", ())
     with pytest.raises(pb.PatchbayError, match="something stands between"):
-        rotary.turns(model, [0, 1], {0: wiring.folded_heads(model, 0)})
+        rotary.turns(model, [0, 1], {0: components.folded_heads(model, 0)})
 
 
 @pytest.mark.parametrize("offsets", [[-1], [], [64]])
 def test_offsets_outside_the_model_are_refused(offsets: list[int]) -> None:
     with pytest.raises(pb.PatchbayError, match=r"lie in 0\.\.63"):
-        rotary.turns(lent("llama"), offsets, {0: wiring.folded_heads(lent("llama"), 0)})
+        rotary.turns(lent("llama"), offsets, {0: components.folded_heads(lent("llama"), 0)})

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from patchbay.channel import Channel
+from patchbay.components import weighed
 from patchbay.find import _haar
 from patchbay.find._composition import Net, gather, reader_text, score
 from patchbay.maths import benjamini_hochberg
@@ -30,7 +31,6 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError
 from patchbay.result import Result
-from patchbay.wiring import weighed
 
 LISTED = 200
 ERROR_RATE = 0.05

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.channel import Channel, parse_channel
+from patchbay.components import Components, components, token_embedding
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError
@@ -32,7 +33,6 @@ from patchbay.result import Result
 from patchbay.run import run
 from patchbay.task import Task
 from patchbay.weights import folded
-from patchbay.wiring import Components, components, token_embedding
 
 N_SHOWN = 10  # tokens and places in each table
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from patchbay.channel import Channel
+from patchbay.components import weighed
 from patchbay.find import _haar
 from patchbay.find._composition import Net, Scores, gather, reader_text, score
 from patchbay.maths import benjamini_hochberg
@@ -39,7 +40,6 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError
 from patchbay.result import Result
-from patchbay.wiring import weighed
 
 LISTED = 200  # channels in the ranked list
 ERROR_RATE = 0.05  # the share of false finds that the list of channels allows

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from patchbay.components import weighed
 from patchbay.find import _haar
 from patchbay.find._composition import Net, gather, score
 from patchbay.maths import benjamini_hochberg
@@ -30,7 +31,6 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
 from patchbay.result import Result
-from patchbay.wiring import weighed
 
 
 @method(paper="merullo2024")

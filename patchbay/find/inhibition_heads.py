@@ -42,7 +42,6 @@ from patchbay.run import Trace, run
 from patchbay.task import Task
 
 WHAT = "inhibition_heads"
-WORSE_WHEN_HIGHER = ("rank", "kl")
 N_MOVERS = 3
 
 
@@ -165,7 +164,7 @@ def _measure(
         base = _preference(pair.clean, every, movers, right, wrong)
         reference = pair.clean.last_logits
         score = some.score(reference, reference).double().cpu()
-        sign = -1.0 if task.metric in WORSE_WHEN_HIGHER else 1.0
+        sign = task.sign
         changes = torch.stack([_said(model, pair, sender) for sender in senders])  # [sender, prompt, d_model]
         noise = torch.randn((draws, *changes.shape), generator=generator).to(changes)
         noise = noise * changes.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)

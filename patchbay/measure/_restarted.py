@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchbay.edit import Batch, Edit
+from patchbay.edit import Edit
 from patchbay.jacks import Session
 from patchbay.model import Model
+from patchbay.positions import Batch
 from patchbay.restart import Base, base_run, whole_layer
 from patchbay.run import run
 

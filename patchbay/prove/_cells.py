@@ -19,9 +19,6 @@ from patchbay.port import PatchbayError
 from patchbay.result import Result
 from patchbay.task import Task
 
-WORSE_WHEN_HIGHER = ("rank", "kl")
-
-
 # --- prompts ------------------------------------------------------------------------------------------
 
 
@@ -67,11 +64,6 @@ def held_out(task: Task, ranking: object) -> tuple[Task, list[str]]:
             "of task.split() and prove on the other"
         ]
     return task[left], [f"the {n_used} prompts on which the parts were ranked are left out: {len(left)} remain"]
-
-
-def sign_of(task: Task) -> float:
-    """1 where a higher score is better, -1 for rank and kl."""
-    return -1.0 if task.metric in WORSE_WHEN_HIGHER else 1.0
 
 
 # --- statistics ---------------------------------------------------------------------------------------

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from patchbay import edit
+from patchbay.components import components
 from patchbay.edit import Edit
 from patchbay.model import Model
 from patchbay.port import Part, Port
 from patchbay.prove._cells import batches
 from patchbay.run import Trace, run
 from patchbay.task import Task
-from patchbay.wiring import components
 
 LEAST = 1e-5  # of the largest singular value: a component below is rounding
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import edit
-from patchbay.edit import Batch
 from patchbay.jacks import Session
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
+from patchbay.positions import Batch
 from patchbay.run import run
 
 QKV = ("attn.q", "attn.k", "attn.v")

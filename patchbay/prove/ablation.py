@@ -30,7 +30,6 @@ from patchbay import maths
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
-from patchbay.prove._cells import sign_of
 from patchbay.prove._removal import WAYS, By, Set, measured, random_sets
 from patchbay.result import Result
 from patchbay.task import Task
@@ -58,7 +57,7 @@ def ablation(
     sets = random_sets(model, chosen, draws, seed)
     conditions: list[Set] = [(), tuple(chosen), *((part,) for part in chosen), *sets]
     scores, right = measured(model, task, conditions, by, batch_size, seed)  # each [condition, prompt]
-    lost = sign_of(task) * (scores[0] - scores[1:])  # [condition, prompt]: together, one by one, drawn
+    lost = task.sign * (scores[0] - scores[1:])  # [condition, prompt]: together, one by one, drawn
     single, drawn = lost[1 : 1 + len(chosen)], lost[1 + len(chosen) :]
     joint, singles = maths.bootstrap_interval(lost[0]), [maths.bootstrap_interval(row) for row in single]
     difference = maths.paired_interval(lost[0], drawn.mean(0))

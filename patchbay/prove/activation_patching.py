@@ -23,36 +23,18 @@ positions carries everything.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port, suggest
-from patchbay.prove._cells import batches, check_twins, held_out, intervals, listed, p_values, rounding, sign_of
+from patchbay.prove._cells import batches, check_twins, held_out, intervals, listed, p_values, rounding
 from patchbay.prove._first_order import along, two_runs
+from patchbay.prove._sites import INDEXED, SIGNAL, Layout, Site, Way, columns_of, patched
 from patchbay.result import Result
 from patchbay.run import run
-from patchbay.sweep import sweep
 from patchbay.task import Task
-
-Site = Literal["resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out", "head", "neuron", "expert"]
-Way = Literal["denoising", "noising"]
-SIGNAL = {"resid_in": "resid_in", "resid_mid": "resid_mid", "resid_out": "resid_out", "attn_out": "attn.out"}
-SIGNAL |= {"mlp_out": "mlp.out", "head": "attn.z", "neuron": "mlp.act", "expert": "experts.out"}
-INDEXED = ("head", "neuron", "expert")
-
-
-class Column(NamedTuple):
-    """One step of the position axis: its label, and the positions that it means in each prompt (maybe none)."""
-
-    label: str | int
-    spans: list[tuple[int, ...]]
 
 
 @method(paper="heimersheim2024")
@@ -87,9 +69,9 @@ def activation_patching(
             f"{listed(chosen)}: chosen on {len(dev)} prompts by first-order effect, patched on the other {len(task)}"
         )
     ports = _ports(model, site, chosen)
-    columns = _columns(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
-    effects, clean, corrupted = _measure(model, task, ports, columns, way, batch_size)
-    gap = sign_of(task) * (clean - corrupted)
+    columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
+    effects, clean, corrupted = patched(model, task, ports, columns, way, batch_size)
+    gap = task.sign * (clean - corrupted)
     share = intervals(effects, gap)
     effect = intervals(effects)
     p = p_values(effects, rounding(clean, corrupted))
@@ -180,148 +162,7 @@ def _first_order(model: Model, task: Task, site: str, way: str, top: int, batch_
     return [part for _, part in sorted(ranked)[:top]]
 
 
-# --- where --------------------------------------------------------------------------------------------
-
-
-def _columns(model: Model, task: Task, positions: str) -> list[Column]:
-    lengths = [len(ids) for ids in task.clean]
-    if positions == "all":
-        return [Column("all", [tuple(range(n)) for n in lengths])]
-    if positions == "last":
-        return [Column("last", [(n - 1,) for n in lengths])]
-    if positions == "each":
-        return _each(model, task, lengths)
-    names = list(task.marks) if positions == "marks" else [name.strip() for name in positions.split(",")]
-    known = ["each", "all", "last", "marks", *task.marks]
-    for name in names:
-        if name not in (*task.marks, "last"):
-            raise PatchbayError(
-                f"positions={positions!r}: no group {name!r}; possible are {', '.join(known)}" + suggest(name, known)
-            )
-    if not names:
-        raise PatchbayError(
-            f"positions='marks': task {task.name} names no groups of positions; possible are each, all, last"
-        )
-    spans = {name: [tuple(sorted(set(span))) for span in task.marks[name]] for name in task.marks}
-    return [Column(name, spans[name] if name in spans else [(n - 1,) for n in lengths]) for name in names]
-
-
-def _each(model: Model, task: Task, lengths: Sequence[int]) -> list[Column]:
-    """One column a position, counted from the start where all prompts have one length, else from the end."""
-    widest = max(lengths)
-    if min(lengths) < widest:
-        return [Column(back, [(n + back,) if n + back >= 0 else () for n in lengths]) for back in range(-widest, 0)]
-    labels = [_label(model, task, at) for at in range(widest)]
-    if all(label == str(at) for at, label in enumerate(labels)):
-        return [Column(at, [(at,)] * len(task)) for at in range(widest)]
-    return [Column(label, [(at,)] * len(task)) for at, label in enumerate(labels)]
-
-
-def _label(model: Model, task: Task, at: int) -> str:
-    """The place, and its token where all prompts have the same there, else the group that it is in in all of them."""
-    tokens = {ids[at] for ids in task.clean}
-    if len(tokens) == 1 and model.tokenizer is not None:
-        token = model.decode([*tokens])
-        return f"{at}{token}" if token.startswith(" ") else f"{at} {token}"
-    groups = [name for name, spans in task.marks.items() if all(at in span for span in spans)]
-    return f"{at} <{groups[0]}>" if groups else f"{at}"
-
-
-# --- measuring ----------------------------------------------------------------------------------------
-
-
-def _measure(
-    model: Model, task: Task, ports: list[Port], columns: list[Column], way: str, batch_size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Effects [prompt, port, column], NaN where a prompt lacks the place; scores of the clean and the corrupted run
-    [prompt].
-    """
-    effects = torch.full((len(task), len(ports), len(columns)), torch.nan, dtype=torch.float64)
-    scores = {side: torch.zeros(len(task), dtype=torch.float64) for side in ("here", "there")}
-    for prompts in batches(task, batch_size):
-        some = task[prompts]
-        here, there = two_runs(some, way)
-        taps = sorted(
-            {Port(p.signal, p.layer, p.index if p.signal in ("mlp.act", "experts.out") else None) for p in ports}
-        )
-        donor = run(model, there, taps=taps, logits="last")
-        own = run(model, here, logits="last").last_logits
-        clean = donor.last_logits if way == "denoising" else own
-        scores["here"][prompts] = some.score(own, clean).double().cpu()
-        scores["there"][prompts] = some.score(donor.last_logits, clean).double().cpu()
-        cells, edits = [], []
-        for i, port in enumerate(ports):
-            value = _by_position(donor[port], port)  # [prompt, position, ...]
-            for j, column in enumerate(columns):
-                spans = [column.spans[prompt] for prompt in prompts]
-                if any(spans):
-                    cells.append((i, j))
-                    edits.append(_edit(port, value, spans))
-        if not cells:
-            continue
-        metric = None if task.metric != "kl" else lambda logits, at, clean=clean: maths.kl(clean[at], logits)
-        swept = sweep(model, some, edits, metric, on="corrupted" if way == "denoising" else "clean")
-        change = sign_of(task) * (swept["value"].double() - swept["base"].double())  # [edit, prompt]
-        change = change if way == "denoising" else -change
-        has = torch.tensor([[bool(columns[j].spans[prompt]) for prompt in prompts] for _, j in cells])
-        at = torch.tensor(cells)
-        effects[torch.tensor(prompts)[None, :], at[:, :1], at[:, 1:]] = torch.where(has, change, torch.nan)
-    clean, corrupted = ("there", "here") if way == "denoising" else ("here", "there")
-    return effects, scores[clean], scores[corrupted]
-
-
-def _by_position(signal: Tensor, port: Port) -> Tensor:
-    """[prompt, position, ...feature], the axes in which edits take values."""
-    return signal.movedim(next(i for i, axis in enumerate(port.axes) if axis in ("position", "query", "key")), 1)
-
-
-def _edit(port: Port, value: Tensor, spans: list[tuple[int, ...]]) -> Edit:
-    """Put each prompt's own values in at its own positions."""
-    if len(set(spans)) == 1:
-        return edit.replace(port, value[:, list(spans[0])], positions=spans[0])
-    mask = torch.zeros(value.shape[:2], dtype=torch.bool)
-    widest = max(map(len, spans))
-    picked = value.new_zeros(len(spans), widest, *value.shape[2:])  # [prompt, chosen position, ...]
-    for row, span in enumerate(spans):
-        mask[row, list(span)] = True
-        picked[row, : len(span)] = value[row, list(span)]
-    return edit.replace(port, picked, positions=mask)
-
-
 # --- the result ---------------------------------------------------------------------------------------
-
-
-class Layout:
-    """Where values [port, column] stand in the result: a map of layers, a grid of all heads, or a list of parts."""
-
-    def __init__(
-        self, model: Model, site: str, ports: list[Port], chosen: list[Part] | None, columns: list[Column]
-    ) -> None:
-        self.ports, self.columns = ports, columns
-        self.n_layers = model.n_layers
-        self.parts: list[Part] | None = None
-        self.rows: tuple[str, ...] = ("layer",)
-        if site in INDEXED:
-            listed_one_by_one = chosen is not None or len(columns) > 1
-            self.parts = [port.part for port in ports] if listed_one_by_one else None
-            self.rows = ("part",) if listed_one_by_one else ("layer", site)
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        return (*self.rows, "position") if len(self.columns) > 1 else self.rows
-
-    @property
-    def coords(self) -> dict[str, list[str | int]]:
-        return {"position": [column.label for column in self.columns]} if len(self.columns) > 1 else {}
-
-    def __call__(self, values: Tensor) -> Tensor:
-        if self.rows != ("part",):
-            widest = 1 + max(port.index or 0 for port in self.ports)
-            grid = values.new_full((self.n_layers, widest, values.shape[1]), torch.nan)
-            for port, row in zip(self.ports, values, strict=True):
-                grid[port.layer or 0, port.index or 0] = row
-            values = grid[:, 0] if self.rows == ("layer",) else grid
-        return values if len(self.columns) > 1 else values[..., 0]
 
 
 def _notes(task: Task, way: str, layout: Layout, share: Tensor, adjusted: Tensor, gap: Tensor) -> list[str]:

@@ -26,9 +26,9 @@ from torch import Tensor
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port, suggest
-from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding, sign_of
+from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
 from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth, two_runs
-from patchbay.prove.activation_patching import INDEXED, SIGNAL, Column, Layout, Site, Way, _columns, _measure
+from patchbay.prove._sites import INDEXED, SIGNAL, Column, Layout, Site, Way, columns_of, patched
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.task import Task
@@ -56,7 +56,7 @@ def attribution_patching(
     ports = _ports(model, site, way)
     check_twins(model, task)
     check_smooth(task, steps, way)
-    columns = _columns(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
+    columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
     effects, clean, corrupted = _estimate(model, task, ports, columns, way, steps, batch_size)
     layout = Layout(model, site, [p for whole in ports for p in _inside(model, whole)], None, columns)
     mean, low, high = intervals(effects)
@@ -66,7 +66,7 @@ def attribution_patching(
     scalars = {"clean": (clean.mean(), (), task.unit), "corrupted": (corrupted.mean(), (), task.unit)}
     notes = [_largest(layout, mean, adjusted)]
     if exact:
-        true, _, _ = _measure(model, task, layout.ports, columns, way, batch_size)
+        true, _, _ = patched(model, task, layout.ports, columns, way, batch_size)
         named["exact"] = intervals(true)[0]
         found = agreement(mean.flatten(), named["exact"].flatten(), rounding(clean, corrupted))
         notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "cells"))
@@ -121,7 +121,7 @@ def _estimate(
         for j, column in enumerate(columns):
             for i, prompt in enumerate(prompts):
                 if span := column.spans[prompt]:
-                    effects[prompt, :, j] = sign_of(task) * cells[i, list(span)].sum(0)
+                    effects[prompt, :, j] = task.sign * cells[i, list(span)].sum(0)
         for row, trace in zip(scores, pair, strict=True):
             row[prompts] = some.score(trace.last_logits, pair[0].last_logits).double().cpu()
     return effects, scores[0], scores[1]

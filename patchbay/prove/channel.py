@@ -35,16 +35,16 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.channel import READS, Channel
+from patchbay.components import components, folded_heads, weighed
 from patchbay.maths import intervals
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
-from patchbay.prove._cells import sign_of
 from patchbay.prove._components import Answers, Change, Reader, Writer, answers, natural
 from patchbay.result import Result
 from patchbay.rotary import turns
 from patchbay.task import Task
-from patchbay.wiring import components, folded_heads, readers, weighed
+from patchbay.wiring import readers
 
 By = Literal["zero", "mean"]
 OFFSETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # as find.channels has them
@@ -255,7 +255,7 @@ class _Seen:
     """Losses (positive where the answer gets worse) [condition, prompt] and shares of right answers."""
 
     def __init__(self, task: Task, plan: Plan, everywhere: Answers, heard: Answers) -> None:
-        sign = sign_of(task)
+        sign = task.sign
         self.score, self.right = everywhere.score, everywhere.right
         self.lost = sign * (everywhere.score[0] - everywhere.score)  # [change, prompt]
         self.heard = sign * (heard.score[0] - heard.score[1:])  # [removal, prompt]

@@ -32,7 +32,7 @@ from torch import Tensor
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
-from patchbay.prove._cells import batches, check_twins, intervals, sign_of
+from patchbay.prove._cells import batches, check_twins, intervals
 from patchbay.prove._graph import Graph, Mixed, Outputs, mean_outputs, outputs
 from patchbay.prove._units import Units, order_of, units_of
 from patchbay.prove.edge_attribution import edge_attribution
@@ -257,7 +257,7 @@ def _notes(
         f"CMD {areas['cmd']:.3g}; random circuits CPR {float(random.mean()):.3g} (draws {float(random.min()):.3g} to "
         f"{float(random.max()):.3g}), p = {p:.3g}"
     ]
-    gap, low, high = (float(end) for end in intervals(sign_of(task) * over[:, None]))
+    gap, low, high = (float(end) for end in intervals(task.sign * over[:, None]))
     if not low > 0.0:
         notes.append(
             f"the whole model does not score clearly better than the empty circuit ({gap:.3g} {task.unit}, 95 % {low:.3g} "

@@ -36,7 +36,7 @@ from patchbay.edit import Edit
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
-from patchbay.prove._cells import batches, intervals, p_values, rounding, sign_of
+from patchbay.prove._cells import batches, intervals, p_values, rounding
 from patchbay.prove._removal import Set, by_position, random_sets
 from patchbay.result import Result
 from patchbay.run import run
@@ -81,8 +81,8 @@ def cross_model_patching(
     conditions: list[Set] = [tuple(chosen), *((part,) for part in chosen), *sets]
     copied = {part: _copied(model, part, names) for part in sorted({part for parts in conditions for part in parts})}
     scores, right = _measure(model, tuned, task, conditions, copied, restore, batch_size)
-    effects = sign_of(task) * (scores[2:] - scores[0])  # [condition, prompt]
-    gap = sign_of(task) * (scores[1] - scores[0])
+    effects = task.sign * (scores[2:] - scores[0])  # [condition, prompt]
+    gap = task.sign * (scores[1] - scores[0])
     single = effects[1 : 1 + len(chosen)].T  # [prompt, part]
     effect, low, high = intervals(single)
     p, adjusted = p_values(single, rounding(scores))

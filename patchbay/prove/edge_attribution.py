@@ -31,7 +31,7 @@ from torch import Tensor
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
-from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding, sign_of
+from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
 from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth
 from patchbay.prove._graph import QKV, Graph, Mixed, Outputs, head_outputs, outputs
 from patchbay.result import Result
@@ -58,7 +58,7 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     mean, low, high = intervals(effects)
     p, adjusted = p_values(effects, rounding(clean, corrupted))
     named = {"effect": mean, "low": low, "high": high, "p": p, "p_adjusted": adjusted}
-    gap = sign_of(task) * (clean - corrupted)
+    gap = task.sign * (clean - corrupted)
     out = torch.tensor([writer == 0 for writer, _ in graph.edges])
     scalars = {"from_embed": mean[out].sum(), "gap": gap.mean(), "clean": clean.mean(), "corrupted": corrupted.mean()}
     notes = _notes(graph, mean, adjusted, float(scalars["from_embed"]), float(gap.mean()), task.unit, steps)
@@ -99,7 +99,7 @@ def _estimate(graph: Graph, task: Task, steps: int, batch_size: int) -> tuple[Te
             for readers, gradient in _gradients(graph, trace, score):  # gradient [reader, prompt, position, d_model]
                 product = torch.einsum("ptwd,rptd->pwr", change, gradient.float())
                 whole[:, :, readers] += product.double().cpu() / steps
-        effects[prompts] = sign_of(task) * whole[:, valid]
+        effects[prompts] = task.sign * whole[:, valid]
         logits = [run(model, side, logits="last").last_logits for side in sides]
         for row, last in zip(scores, logits, strict=True):
             row[prompts] = some.score(last, logits[0]).double().cpu()
@@ -177,7 +177,7 @@ def _exact(graph: Graph, task: Task, mean: Tensor, n: int, batch_size: int) -> T
         mixed = Mixed(graph, some.clean, outputs(graph, some.corrupted or ()))
         logits = mixed.logits(keep)
         scores = torch.stack([some.score(one, logits[-1]).double().cpu() for one in logits])  # [circuit, prompt]
-        total += sign_of(task) * (scores[-1] - scores[:-1]).sum(1)
+        total += task.sign * (scores[-1] - scores[:-1]).sum(1)
     out = torch.full_like(mean, torch.nan)
     out[chosen] = total / len(task)
     return out

@@ -34,7 +34,7 @@ from patchbay import maths
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError
-from patchbay.prove._cells import held_out, intervals, sign_of
+from patchbay.prove._cells import held_out, intervals
 from patchbay.prove._removal import WAYS, By, measured, others
 from patchbay.result import Result
 from patchbay.task import Task
@@ -163,7 +163,7 @@ def _lost(
 ) -> tuple[Tensor, Tensor]:
     """Loss [set, prompt] without each set; scores and rightness [2, 1 + set, prompt], of the plain run first."""
     scores, right = measured(model, task, [(), *sets], by, batch_size, seed)
-    return sign_of(task) * (scores[0] - scores[1:]), torch.stack([scores, right])
+    return task.sign * (scores[0] - scores[1:]), torch.stack([scores, right])
 
 
 def _curves(

@@ -38,7 +38,7 @@ from patchbay.edit import Edit
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port, as_part
-from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding, sign_of
+from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
 from patchbay.result import Result
 from patchbay.run import Trace, run
 from patchbay.task import Task
@@ -89,7 +89,7 @@ def path_patching(
     seen = _measure(model, task, conditions, ports, mlps == "frozen", way, batch_size)
     effects = seen.effect[:, :-1]  # [prompt, sender]
     named = dict(zip(("effect", "low", "high"), intervals(effects), strict=True))
-    gap = sign_of(task) * (seen.clean - seen.corrupted)
+    gap = task.sign * (seen.clean - seen.corrupted)
     named["share"] = intervals(effects, gap)[0]
     named["relative"] = seen.relative[:, :-1].mean(0)
     named["p"], named["p_adjusted"] = p_values(effects, rounding(seen.clean, seen.corrupted))
@@ -208,7 +208,7 @@ def _measure(
         for which, *both in paths.run(conditions, max(1, size // len(prompts))):
             plain, patched = (torch.stack([some.score(row, reference).double().cpu() for row in side]) for side in both)
             before, after = (torch.stack([certain.score(row).double().cpu() for row in side]) for side in both)
-            change = sign_of(task) * (plain - patched if way == "noising" else patched - plain)  # [condition, prompt]
+            change = task.sign * (plain - patched if way == "noising" else patched - plain)  # [condition, prompt]
             place = (torch.tensor(prompts)[:, None], torch.tensor(which))
             seen.effect[place], seen.relative[place] = change.T, ((after - before) / before).T
     return seen

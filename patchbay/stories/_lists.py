@@ -10,7 +10,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay import maths
-from patchbay.edit import apply
+from patchbay.apply import apply
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
 from patchbay.task import Task

@@ -37,7 +37,6 @@ from patchbay.saved import write_folder
 from patchbay.task import Task
 from patchbay.train._entries import Entries, entries
 
-WORSE_WHEN_HIGHER = ("rank", "kl")
 UNRELATED = (16, 12)  # texts of random tokens on which the drift is measured, and their length
 
 
@@ -70,7 +69,7 @@ def tune_parts(
     rows = _proved(model, tuned, chosen)
     written = None if folder is None else _write(model, tuned, Path(folder))
     after, after_dev = (_score(tuned, half, batch_size) for half in (test, dev))
-    sign = -1.0 if task.metric in WORSE_WHEN_HIGHER else 1.0
+    sign = task.sign
     gain, p = maths.paired_interval(sign * after, sign * before), maths.permutation_p(after, before)
     ends = [maths.bootstrap_interval(one) for one in (before, after)]
     unit = test.unit if test.metric != "kl" else "nats"

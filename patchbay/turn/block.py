@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from patchbay import edit
-from patchbay.edit import Positions, Token
 from patchbay.knob import Knob
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port, suggest
+from patchbay.positions import Positions, Token
 from patchbay.task import Task
 from patchbay.turn._places import Place, places
 

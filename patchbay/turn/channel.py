@@ -26,6 +26,7 @@ from torch import Tensor
 
 from patchbay import edit
 from patchbay.channel import Channel
+from patchbay.components import components
 from patchbay.edit import Edit
 from patchbay.families import follow
 from patchbay.knob import Knob
@@ -34,7 +35,6 @@ from patchbay.model import Model
 from patchbay.port import PatchbayError
 from patchbay.turn._places import Place, places
 from patchbay.weights import matrix
-from patchbay.wiring import components
 
 Matrix = Literal["W_O", "W_V"]
 

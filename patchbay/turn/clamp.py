@@ -26,6 +26,7 @@ from patchbay.knob import Knob
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
+from patchbay.positions import Positions
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.turn._places import Place, places
@@ -98,7 +99,7 @@ def _width(model: Model, port: Port) -> int:
     return model.W_O(layer).shape[1] if port.signal in ("attn.z", "attn.v") else model.d_head(layer)
 
 
-def _edits(port: Port, w: Tensor | None, value: float, at: edit.Positions) -> list[Edit]:
+def _edits(port: Port, w: Tensor | None, value: float, at: Positions) -> list[Edit]:
     if w is None:
         return [edit.replace(port, value, positions=at)]
     away = torch.eye(len(w), dtype=torch.float64) - torch.outer(w.double(), w.double())

@@ -30,6 +30,7 @@ from patchbay.knob import Knob
 from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import PatchbayError, Port
+from patchbay.positions import Positions
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.task import Task
@@ -39,7 +40,6 @@ from patchbay.turn._places import Place, places
 SHUFFLES = {"mean": 100, "pca": 100, "probe": 40}  # a probe is fitted anew in each
 DRAWS = 3
 LEAST = 2  # pairs in a half
-WORSE_WHEN_HIGHER = ("rank", "kl")
 
 
 @method(paper="rimsky2024")
@@ -160,12 +160,10 @@ def _null(
 # --- effect -------------------------------------------------------------------------------------------
 
 
-def _effects(
-    model: Model, task: Task, ports: list[Port], vectors: Tensor, at: edit.Positions, batch_size: int
-) -> Tensor:
+def _effects(model: Model, task: Task, ports: list[Port], vectors: Tensor, at: Positions, batch_size: int) -> Tensor:
     """Score of the twins for the positive prompts' answers with the vector, minus without, [port, prompt]; up is towards them."""
     task = task if task.metric != "kl" else task.with_metric("log_probability")
-    sign = -1.0 if task.metric in WORSE_WHEN_HIGHER else 1.0
+    sign = task.sign
 
     def score(edits: list[edit.Edit]) -> Tensor:
         twins = [list(ids) for ids in task.corrupted or ()]
@@ -182,7 +180,7 @@ def _effects(
 
 
 def _random(
-    model: Model, task: Task, ports: list[Port], vectors: Tensor, at: edit.Positions, batch_size: int, seed: int
+    model: Model, task: Task, ports: list[Port], vectors: Tensor, at: Positions, batch_size: int, seed: int
 ) -> Tensor:
     """Mean effect of random directions of the same length, [draw, port]."""
     generator, found = torch.Generator().manual_seed(seed), []

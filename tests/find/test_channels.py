@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import rotary, wiring
+from patchbay import components, rotary, weights, wiring
 from patchbay.channel import Channel, parse_channel
 from patchbay.find import _composition, _haar
 from patchbay.tiny import planted, twins
@@ -67,7 +67,7 @@ def test_identity(name: str) -> None:
     kinds = {label[-1] for label, any_later in zip(whole.labels_of("reader"), later.any(0), strict=True) if any_later}
     assert kinds == {"q", "k", "v"}
     for i, source in enumerate(whole.labels_of("writer")):
-        s2 = wiring.components(model, source).s.square()
+        s2 = components.components(model, source).s.square()
         parts = by_component["by_component"][i].double()[: len(s2)]  # [component, reader]
         mean = (s2[:, None] * parts.square()).sum(0) / s2.sum()
         assert torch.allclose(mean[later[i]].sqrt(), whole["whole"][i][later[i]], rtol=1e-6, atol=1e-8)
@@ -127,7 +127,7 @@ def test_the_other_writers_and_readers_as_plain_products(name: str) -> None:
 
 def _out_map(model: pb.Model, text: str) -> torch.Tensor:
     source = parse_channel(text)
-    found = wiring.components(model, source.writer, source.component if isinstance(source.component, str) else None)
+    found = components.components(model, source.writer, source.component if isinstance(source.component, str) else None)
     return (found.s[:, None] * found.v).double()
 
 
@@ -142,7 +142,7 @@ def _in_map(model: pb.Model, text: str) -> torch.Tensor:
         head = int(text.split("H")[1][0])
         out = w.W_O[head].detach().double()
         if layer.attn_added is not layer.attn and layer.attn_added is not layer.attn_proj:
-            out = out * wiring.norm_parts(layer.attn_added)[0].detach().double()
+            out = out * weights.norm_parts(layer.attn_added)[0].detach().double()
         return w.W_V[head * len(w.W_V) // len(w.W_Q)].detach().double() @ out
     if text.endswith("router"):
         return _folded(layer.norm_mlp, layer.router.weight.detach().double().T)
@@ -154,7 +154,7 @@ def _in_map(model: pb.Model, text: str) -> torch.Tensor:
 
 
 def _folded(norm: Any, weight: torch.Tensor) -> torch.Tensor:
-    gain, _, centred = wiring.norm_parts(norm)
+    gain, _, centred = weights.norm_parts(norm)
     out = gain.detach().double()[:, None] * weight
     return out - out.mean(0) if centred else out
 
@@ -202,11 +202,11 @@ def test_offsets_are_the_turn_written_out(name: str) -> None:
     result = pb.find.channels(
         model, writers=["L0.H1"], readers=["L1.H2"], kinds=["query", "key"], components=False, offsets=offsets
     )
-    w = wiring.folded_heads(model, 0)
-    writer = wiring.per_head(w.W_V, 4)[1].double() @ w.W_O[1].double()
-    turn = rotary.turns(model, offsets, {1: wiring.folded_heads(model, 1)})[1]
+    w = components.folded_heads(model, 0)
+    writer = components.per_head(w.W_V, 4)[1].double() @ w.W_O[1].double()
+    turn = rotary.turns(model, offsets, {1: components.folded_heads(model, 1)})[1]
     assert turn.rotation is not None
-    W_Q, W_K = turn.W_Q[2].double(), wiring.per_head(turn.W_K, 4)[2].double()
+    W_Q, W_K = turn.W_Q[2].double(), components.per_head(turn.W_K, 4)[2].double()
     wide = [W_Q @ R.double() @ W_K.T for R in turn.rotation]
     for kind, matrices in (("q", wide), ("k", [m.T for m in wide])):
         at = [str(part) for part in result.parts or []].index(f"L0.H1>L1.H2.{kind}")

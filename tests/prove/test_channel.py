@@ -10,14 +10,14 @@ import torch
 
 import patchbay as pb
 from patchbay.channel import parse_channel
-from patchbay.model import built_in_names
+from patchbay.components import components
 from patchbay.prove.channel import composition
+from patchbay.source import built_in_names
 from patchbay.tasks import words
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, tokenizer
 from patchbay.tiny.twins import twin
-from patchbay.wiring import components
 
 N_JUNK = 11
 

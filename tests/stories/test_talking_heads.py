@@ -17,8 +17,8 @@ import patchbay as pb
 from patchbay.channel import parse_channel
 from patchbay.cli import cli
 from patchbay.draw import screen
-from patchbay.model import built_in_names
 from patchbay.port import PatchbayError
+from patchbay.source import built_in_names
 from patchbay.stories import _lists, _turns, first_line, names, story, talking_heads
 from patchbay.tiny import planted
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS

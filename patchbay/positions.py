@@ -1,0 +1,143 @@
+"""Positions: which tokens of which prompts are meant, by index, slice, token, mask, "last" or "generated".
+
+Indices and slices count within each prompt, so that prompts of different lengths can be named at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, SupportsIndex, TypeAlias
+
+import torch
+from torch import Tensor
+
+from patchbay.port import PatchbayError
+
+
+@dataclass(frozen=True)
+class Token:
+    """Every position that holds this token: an id, or a text that is a single token of the model's tokenizer."""
+
+    token: int | str
+
+
+Positions: TypeAlias = int | slice | Sequence[int] | Tensor | Token | Literal["last", "generated"] | None
+
+
+def fixed(positions: Positions) -> Positions:
+    """A copy that will not change under us: sequences become tuples."""
+    if isinstance(positions, Tensor):
+        return positions.clone()
+    if isinstance(positions, slice):
+        if positions.step is not None and positions.step < 1:
+            raise PatchbayError(
+                f"positions {positions}: a slice steps forward; positions are a set, their order says nothing"
+            )
+        return slice(*(None if x is None else int(x) for x in (positions.start, positions.stop, positions.step)))
+    if positions is None or isinstance(positions, Token):
+        return positions
+    if isinstance(positions, SupportsIndex):
+        return int(positions)
+    if isinstance(positions, str):
+        if positions not in ("last", "generated"):
+            raise PatchbayError(
+                f"positions {positions!r}: as text only 'last' or 'generated'; for a token use pb.Token(...)"
+            )
+        return positions
+    return tuple(int(p) for p in positions)
+
+
+def brief(positions: Positions) -> str:
+    return f"mask{list(positions.shape)}" if isinstance(positions, Tensor) else repr(positions)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of a run: `ids` [prompt, position] on the right padded with anything, `lengths` and `prompt_lengths` [prompt].
+
+    `prompt_lengths` equals `lengths` except in generation, where `lengths` counts generated tokens too.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    prompt_lengths: Tensor
+    token_id: Any = None  # text -> id, for Token positions given as text
+
+
+def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
+    """Which positions are meant: int64 [prompt, position], -1 where untouched, else the ordinal among the chosen ones."""
+    n_prompts, n_positions = batch.ids.shape
+    place = torch.arange(n_positions).expand(n_prompts, -1)  # [prompt, position]
+    lengths, starts = batch.lengths[:, None].cpu(), batch.prompt_lengths[:, None].cpu()
+    real = place < lengths
+    if positions is None:
+        return torch.where(real, place, -1)
+    if isinstance(positions, int | tuple):
+        return _indexed((positions,) if isinstance(positions, int) else positions, starts, n_positions, what)
+    if isinstance(positions, slice):
+        touched = torch.zeros_like(real)
+        for i, length in enumerate(starts[:, 0].tolist()):  # a slice counts within the prompt, to its end
+            touched[i, : int(length)][positions] = True
+            if positions.stop is None and positions.step in (None, 1):
+                touched[i, int(length) :] = True
+    elif isinstance(positions, Tensor):
+        if positions.dtype != torch.bool or positions.ndim != 2 or positions.shape[0] not in (1, n_prompts):
+            raise PatchbayError(
+                f"{what}: a position mask is a bool tensor [prompt, position] = [{n_prompts}, {n_positions}], "
+                f"got {positions.dtype} {list(positions.shape)}"
+            )
+        if positions.shape[1] > n_positions and bool(positions[:, n_positions:].any()):
+            raise PatchbayError(f"{what}: mask marks position {positions.shape[1] - 1}, prompts have {n_positions}")
+        touched = torch.zeros_like(real)
+        width = min(n_positions, positions.shape[1])
+        touched[:, :width] = positions[:, :width].cpu()
+    elif isinstance(positions, Token):
+        wanted = positions.token if isinstance(positions.token, int) else batch.token_id(positions.token)
+        touched = batch.ids.cpu() == wanted
+    else:
+        touched = place == starts - 1 if positions == "last" else place >= starts
+    touched = touched & real
+    return torch.where(touched, touched.cumsum(1) - 1, -1)
+
+
+def all_from(begin: int, positions: Positions, batch: Batch) -> bool:
+    """Whether every position from `begin` on is meant, as those past the prompts are by "generated" and by open slices."""
+    if positions is None:
+        return True
+    onward = isinstance(positions, slice) and positions.stop is None and positions.step in (None, 1)
+    return (onward or positions == "generated") and begin >= int(batch.prompt_lengths.max())
+
+
+def _indexed(indices: tuple[int, ...], starts: Tensor, n_positions: int, what: str) -> Tensor:
+    """Indices count within the prompt, from its end when negative; one outside any prompt is an error."""
+    out = torch.full((len(starts), n_positions), -1)
+    for ordinal, index in enumerate(indices):
+        place = starts[:, 0] + index if index < 0 else torch.full_like(starts[:, 0], index)
+        outside = ((place < 0) | (place >= starts[:, 0])).nonzero()
+        if len(outside):
+            i = int(outside[0])
+            n = int(starts[i])
+            raise PatchbayError(f"{what}: position {index} is outside prompt {i}, which has {n} tokens (0..{n - 1})")
+        out[torch.arange(len(starts)), place] = ordinal
+    return out
+
+
+def to_json(positions: Positions, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(positions, slice):
+        return {"slice": [positions.start, positions.stop, positions.step]}
+    if isinstance(positions, Token):
+        return {"token": positions.token}
+    if isinstance(positions, Tensor):
+        name = f"mask{len(tensors)}"
+        tensors[name] = positions.detach().cpu().contiguous()
+        return {"mask": name}
+    return list(positions) if isinstance(positions, tuple) else positions
+
+
+def from_json(data: Any, tensors: dict[str, Tensor]) -> Positions:
+    if isinstance(data, dict):
+        if "slice" in data:
+            return slice(*data["slice"])
+        return Token(data["token"]) if "token" in data else tensors[data["mask"]]
+    return tuple(data) if isinstance(data, list) else data
