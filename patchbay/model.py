@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import weights
+from patchbay.apply import for_prompts
 from patchbay.edit import Edit
 from patchbay.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
 from patchbay.jacks import Session
@@ -363,15 +364,16 @@ class Model:
         encoded = self.encode(prompts)
         as_text = isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str))
         given = flat_edits(edits, model=self)
-        by_row = next((edit for edit in self.active_edits(given) if edit.by_row), None)
+        outer = next((edit for edit in self.active_edits() if edit.by_row), None)
         lengths = sorted({len(ids) for ids in encoded})
         if self.max_positions is not None and lengths[-1] + max_new_tokens > self.max_positions:
             raise PatchbayError(
                 f"{max_new_tokens} new tokens asked after a prompt of {lengths[-1]}: the model takes {self.max_positions} in all"
             )
-        if by_row is not None and len(lengths) > 1:
+        if outer is not None and len(lengths) > 1:
             raise PatchbayError(
-                f"{by_row}: edits by row need prompts of one length in generation, these have {lengths}"
+                f"{outer} is on for a batch that is run whole, and prompts of lengths {lengths} are continued length by length: "
+                "give it as edits= of this call"
             )
         _check_options(options, self.active_edits(given))
         out: list[list[int]] = [[] for _ in encoded]
@@ -379,7 +381,8 @@ class Model:
         for length in lengths:
             members = [i for i, ids in enumerate(encoded) if len(ids) == length]
             ids = torch.tensor([encoded[i] for i in members], device=self.device)
-            with self.session(edits=given, prompt_length=length):
+            shares = (for_prompts(edit, members, len(encoded), length + max_new_tokens) for edit in given)
+            with self.session(edits=[share for share in shares if share is not None], prompt_length=length):
                 grown = self.hf.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.apply import acts_on
+from patchbay.apply import acts_on, for_prompts
 from patchbay.edit import Edit
 from patchbay.jacks import query_rows
 from patchbay.model import Model, flat_edits
@@ -103,27 +103,37 @@ def run(
     """Run `prompts` (text, texts, token ids, a tensor or a Task) once, with `edits` made and `taps` read.
 
     `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` keeps those of each prompt's last position alone, and
-    unembeds no others where all prompts have one length. `batch_size` splits the prompts; edits that name rows or masks
-    need them whole. Raises PatchbayError for a port the model lacks, a position outside a prompt, a value that does not
+    unembeds no others where all prompts have one length. `batch_size` splits the prompts; rows and masks of edits count in
+    all of them. Raises PatchbayError for a port the model lacks, a position outside a prompt, a value that does not
     fit, or an edit that touches nothing.
     """
     edits = flat_edits(edits, model=model)
     if batch_size is not None and batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
-    encoded = [] if batch_size is None else model.encode(prompts)
-    if batch_size is not None and batch_size < len(encoded):
-        by_row = next((edit for edit in model.active_edits(edits) if edit.by_row), None)
-        if grad or by_row is not None:
-            raise PatchbayError(
-                f"batch_size cannot be combined with {by_row or 'grad'}: edits by row or mask need every prompt"
-            )
-        pieces = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
-        return _join([run(model, piece, taps=taps, edits=edits, logits=logits) for piece in pieces], logits)
     if logits not in ("all", "last"):
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
     ids, n_tokens = model.batch(prompts)
-    lengths, ragged = torch.tensor(n_tokens), min(n_tokens) < ids.shape[1]
+    lengths = torch.tensor(n_tokens)
     touched = [_touched(edit, Batch(ids, lengths, lengths, model.token_id)) for edit in edits]
+    if batch_size is None or batch_size >= len(ids):
+        trace = _together(model, ids, lengths, taps, edits, grad, logits)
+    else:
+        outer = next((edit for edit in model.active_edits() if edit.by_row), None)
+        if grad or outer is not None:
+            raise PatchbayError(
+                f"batch_size cannot be combined with {outer or 'grad'}: "
+                + ("its rows are those of a batch that is run whole" if outer else "the graph spans every prompt")
+            )
+        trace = _in_batches(model, ids, lengths, taps, edits, logits, batch_size)
+    trace.touched, trace.edits = touched, edits
+    return trace
+
+
+def _together(
+    model: Model, ids: Tensor, lengths: Tensor, taps: Sequence[Port], edits: Sequence[Edit], grad: bool, logits: str
+) -> Trace:
+    """All prompts as one batch."""
+    ragged = int(lengths.min()) < ids.shape[1]
     options: dict[str, Any] = {"use_cache": False}
     if logits == "last" and not ragged and "logits" not in {port.signal for port in taps}:
         options["logits_to_keep"] = 1
@@ -140,7 +150,21 @@ def run(
         captured = {p: v if v.requires_grad else _nan_padding(v, p, lengths) for p, v in captured.items()}
         if kept.shape[1] > 1:
             kept = _nan_padding(kept, Port("logits"), lengths)
-    return Trace(ids, lengths, kept, touched, edits, captured)
+    return Trace(ids, lengths, kept, [], [], captured)
+
+
+def _in_batches(
+    model: Model, ids: Tensor, lengths: Tensor, taps: Sequence[Port], edits: Sequence[Edit], logits: str, size: int
+) -> Trace:
+    """`size` prompts at a time, each batch under the edits' share of it."""
+    traces = []
+    for start in range(0, len(ids), size):
+        some = list(range(start, min(start + size, len(ids))))
+        width = int(lengths[some].max())
+        shares = (for_prompts(edit, some, len(ids), width) for edit in edits)
+        own = [share for share in shares if share is not None]
+        traces.append(_together(model, ids[some, :width], lengths[some], taps, own, False, logits))
+    return _join(traces, logits)
 
 
 def _filled(ids: Tensor, lengths: Tensor, model: Model) -> Tensor:
@@ -197,12 +221,11 @@ def _join(traces: list[Trace], logits: str) -> Trace:
         fill_key = 0.0 if port.signal == "attn.pattern" else fill  # nobody attends to padding
         joined = together([trace._captured[port] for trace in traces], axes, fill, fill_key)
         captured[port] = _nan_padding(joined, port, lengths)
-    touched = [[row for trace in traces for row in trace.touched[i]] for i in range(len(first.touched))]
     return Trace(
         together([trace.ids for trace in traces], ("prompt", "position"), 0, 0),
         lengths,
         together([trace.logits for trace in traces], ("prompt", "position" if logits == "all" else "last"), nan, nan),
-        touched,
-        first.edits,
+        [],
+        [],
         captured,
     )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -540,7 +541,8 @@ def test_interrupt_exits_130_and_leaves_nothing(folder: str, tmp_path: Path) -> 
         "--report",
         str(tmp_path / "page.html"),
     ]
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born deaf to it
+    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as running:
         assert running.stdout is not None
         assert running.stderr is not None
         for line in running.stdout:
@@ -554,6 +556,20 @@ def test_interrupt_exits_130_and_leaves_nothing(folder: str, tmp_path: Path) -> 
     assert "Traceback" not in errors
     assert "What was written" not in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_while_the_command_line_is_imported_has_no_traceback() -> None:
+    code = """
+import sys, patchbay.__main__
+class Pressed:
+    def find_spec(name, *given):
+        if name == "patchbay.cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Pressed)
+patchbay.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 # --- edits as text ------------------------------------------------------------------------------------

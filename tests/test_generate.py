@@ -236,14 +236,29 @@ def test_positions_count_on_from_a_cache_that_was_filled_before() -> None:
     assert not torch.allclose(expected[:, 2:], pb.run(model, ids).logits[:, 8:], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mamba2"])
+def test_edits_by_row_of_prompts_of_different_lengths_equal_each_alone(name: str) -> None:
+    model, ids = model_of(name), prompt_ids().tolist()[0]
+    prompts, port = [ids, ids[:5], ids[2:], ids[:4] + ids[5:]], model.layers[0].resid_out
+    values = 3 * torch.randn(4, 1, model.d_model, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(4, LENGTH, dtype=torch.bool)
+    mask[0, LENGTH - 1], mask[1, 2], mask[3, : LENGTH - 1] = True, True, True
+    found = model.generate(prompts, NEW, edits=[pb.add(port, values), pb.zero(model.layers[1].attn.out, rows=[1, 2])])
+    masked = model.generate(prompts, NEW, edits=[pb.add(port, values[0, 0], positions=mask)])
+    for i, prompt in enumerate(prompts):
+        own = [pb.add(port, values[i, 0])]
+        own += [pb.zero(model.layers[1].attn.out)] if i in (1, 2) else []
+        assert found[i] == model.generate(prompt, NEW, edits=own)
+        assert masked[i] == model.generate(prompt, NEW, edits=[pb.add(port, values[0, 0], positions=mask[i : i + 1])])
+    assert found != model.generate(prompts, NEW)
+    assert masked != model.generate(prompts, NEW)
+
+
 def test_what_generation_refuses() -> None:
     model, ids = model_of("gpt2"), prompt_ids().tolist()
     by_row = pb.zero(model.layers[0].attn.out, rows=1)
-    with pytest.raises(PatchbayError, match=r"rows=\[1\].*one length"):
-        model.generate([ids[0], ids[0][:5]], NEW, edits=[by_row])
-    with pytest.raises(PatchbayError, match=r"one length"):  # also where the rows are those of a value
-        values = torch.zeros(2, 1, model.d_model)
-        model.generate([ids[0], ids[0][:5]], NEW, edits=[pb.add(model.layers[0].attn.out, values)])
+    with model.edited(by_row), pytest.raises(PatchbayError, match=r"rows=\[1\].* give it as edits= of this call"):
+        model.generate([ids[0], ids[0][:5]], NEW)
     with pytest.raises(PatchbayError, match="the model takes 64"):
         model.generate(ids, 60)
     with pytest.raises(PatchbayError, match="num_return_sequences"):

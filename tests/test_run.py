@@ -93,6 +93,33 @@ def test_batches_equal_one_run(name: str, logits: str, size: int) -> None:
         assert torch.allclose(parts[port].double(), whole[port].double(), atol=2e-5, equal_nan=True), port
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_edits_by_row_and_mask_count_in_all_prompts_whatever_the_batches(size: int) -> None:
+    model = model_of("llama")
+    out, z = model.layers[0].resid_out, model.layers[0].attn.z
+    plain = pb.run(model, PROMPTS).logits.nan_to_num()
+    mask = torch.zeros(4, 2, dtype=torch.bool)
+    mask[0], mask[2, 0] = True, True
+    numbers = torch.randn(4, 1, model.d_model, generator=torch.Generator().manual_seed(3))
+    own = next(token for token in PROMPTS[0] if not any(token in prompt for prompt in PROMPTS[1:]))
+    for edits in (
+        [pb.zero(z, rows=[3, 1])],
+        [pb.scale(out, 0.5, positions=mask)],
+        [pb.add(out, numbers)],
+        [pb.replace(out, numbers[:2], rows=[2, 0], positions=-1)],
+        [pb.add(out, numbers[0, 0], positions=pb.Token(own))],  # in no prompt of a later batch
+        [pb.zero(z, rows=1), pb.add(out, numbers), pb.scale(out, 2.0, rows=[0, 3])],
+    ):
+        whole = pb.run(model, PROMPTS, taps=[out], edits=edits)
+        parts = pb.run(model, PROMPTS, taps=[out], edits=edits, batch_size=size)
+        assert torch.allclose(parts.logits, whole.logits, atol=2e-5, equal_nan=True)
+        assert torch.allclose(parts[out], whole[out], atol=2e-5, equal_nan=True)
+        assert (parts.touched, parts.edits) == (whole.touched, edits)
+        assert not torch.allclose(whole.logits.nan_to_num(), plain, atol=1e-3)
+    with pytest.raises(PatchbayError, match=r"row 4 asked, the batch has prompts 0\.\.3"):
+        pb.run(model, PROMPTS, edits=[pb.zero(z, rows=4)], batch_size=size)
+
+
 def test_last_logits_are_those_of_each_prompts_end() -> None:
     for name in ("gpt2", "mamba2", "gemma2", "opt", "gptj", "bloom", "falcon"):
         model = model_of(name)
@@ -113,12 +140,6 @@ def test_what_a_run_refuses() -> None:
         ({"logits": "first"}, "logits='first': 'all' or 'last'"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 2, "grad": True}, "cannot be combined with grad"),
-        ({"batch_size": 2, "edits": [pb.zero(z, rows=1)]}, r"cannot be combined with zero\(L0.attn.z, rows=\[1\]\)"),
-        (
-            {"batch_size": 2, "edits": [pb.zero(z, positions=torch.ones(4, 2, dtype=torch.bool))]},
-            "edits by row or mask",
-        ),
-        ({"batch_size": 2, "edits": [pb.add(z, torch.zeros(2, 1, 4, 8))]}, "edits by row or mask"),
         ({"edits": ["zero"]}, "expected edits or knobs, got str"),
         ({"taps": [Port("attn.pattern", 0, None, (4,))]}, r"rows \[4\] asked, the shortest prompt has 1"),
         ({"taps": [Port("attn.pattern", 0, None, (-2,))]}, r"rows \[-2\] asked, the shortest prompt has 1"),
