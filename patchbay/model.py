@@ -310,18 +310,21 @@ class Model:
                 )
         return out
 
-    def batch(self, prompts: Any) -> tuple[Tensor, list[int]]:
-        """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, and their lengths."""
+    def batch(self, prompts: Any) -> tuple[Tensor, Tensor, bool]:
+        """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, their lengths
+        [prompt], and whether these differ."""
         embedding = self.hf.get_input_embeddings().weight
         whole = isinstance(prompts, Tensor) and prompts.ndim == 2 and prompts.dtype in (torch.int64, torch.int32)
         if whole and prompts.numel() and prompts.shape[1] <= (self.max_positions or prompts.shape[1]):
             low, high = prompts.aminmax()
             if int(low) >= 0 and int(high) < len(embedding):
-                return prompts.to(embedding.device, torch.int64, copy=True), [prompts.shape[1]] * len(prompts)
+                ids = prompts.to(embedding.device, torch.int64, copy=True)
+                return ids, torch.full((len(prompts),), prompts.shape[1]), False
         encoded = self.encode(prompts)  # other forms, and what is to be refused
         lengths = [len(ids) for ids in encoded]
         width = max(lengths)
-        return torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded], device=embedding.device), lengths
+        filled = torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded], device=embedding.device)
+        return filled, torch.tensor(lengths), min(lengths) < width
 
     # ---- running ----
 
@@ -472,6 +475,8 @@ def flat_edits(
     """Edits from edits and knobs (anything with `edits_at(strength)`), in order; a `KnobConflict` warns where it matters.
 
     With `model`, a knob that was made on other weights is refused."""
+    if not given and strength is None:
+        return []
     items = list(_flat(given))
     knobs = [item for item in items if not isinstance(item, Edit)]
     for knob in knobs if model is not None else ():

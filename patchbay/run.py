@@ -112,11 +112,10 @@ def run(
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     if logits not in ("all", "last"):
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
-    ids, n_tokens = model.batch(prompts)
-    lengths = torch.tensor(n_tokens)
+    ids, lengths, ragged = model.batch(prompts)
     touched = [_touched(edit, Batch(ids, lengths, lengths, model.token_id)) for edit in edits]
     if batch_size is None or batch_size >= len(ids):
-        trace = _together(model, ids, lengths, taps, edits, grad, logits)
+        trace = _together(model, ids, lengths, ragged, taps, edits, grad, logits)
     else:
         outer = next((edit for edit in model.active_edits() if edit.by_row), None)
         if grad or outer is not None:
@@ -130,10 +129,16 @@ def run(
 
 
 def _together(
-    model: Model, ids: Tensor, lengths: Tensor, taps: Sequence[Port], edits: Sequence[Edit], grad: bool, logits: str
+    model: Model,
+    ids: Tensor,
+    lengths: Tensor,
+    ragged: bool,
+    taps: Sequence[Port],
+    edits: Sequence[Edit],
+    grad: bool,
+    logits: str,
 ) -> Trace:
     """All prompts as one batch."""
-    ragged = int(lengths.min()) < ids.shape[1]
     options: dict[str, Any] = {"use_cache": False}
     if logits == "last" and not ragged and "logits" not in {port.signal for port in taps}:
         options["logits_to_keep"] = 1
@@ -163,7 +168,8 @@ def _in_batches(
         width = int(lengths[some].max())
         shares = (for_prompts(edit, some, len(ids), width) for edit in edits)
         own = [share for share in shares if share is not None]
-        traces.append(_together(model, ids[some, :width], lengths[some], taps, own, False, logits))
+        ragged = int(lengths[some].min()) < width
+        traces.append(_together(model, ids[some, :width], lengths[some], ragged, taps, own, False, logits))
     return _join(traces, logits)
 
 
