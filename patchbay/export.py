@@ -34,9 +34,9 @@ from patchbay.affine import Fold
 from patchbay.edit import Edit
 from patchbay.fold import fold
 from patchbay.knob import Knob
-from patchbay.method import versions
 from patchbay.model import Model
 from patchbay.port import PatchbayError, suggest
+from patchbay.record import versions
 from patchbay.run import run
 from patchbay.saved import write_folder
 from patchbay.self_check import TOLERANCE

@@ -10,36 +10,26 @@ What is recorded is enough to make the call again (`replay.py`), but for second 
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
-import platform
 import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from patchbay.channel import Channel, parse_channel
-from patchbay.port import Part, PatchbayError, Port, as_part, parse_port, suggest
+from patchbay.channel import parse_channel
+from patchbay.port import PatchbayError, Port, as_part, parse_port, suggest
+from patchbay.record import call_record, is_model, now
 from patchbay.result import Result
-from patchbay.saved import plain
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 ROOMS = ("find", "prove", "turn", "decode", "measure", "train")
-INPUTS = ("task", "prompts")  # arguments that are recorded as the task
-CALL = ("method", "model", "task", "options")  # of a Result given as an option, what is needed to make it again
-MAX_PARTS = 100  # of a Result given as an option, how many of its ranked parts are recorded
-RECORDABLE = "None, bool, int, float, str, lists and dicts of these, Parts, Ports, Channels, Results and Tasks"
 
 
 def method(
@@ -58,12 +48,12 @@ def method(
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             given = _bind(signature, name, args, kwargs)
-            record = _record(given, name, tensors)
+            record = call_record(given, name, tensors)
             with _unchanged([value for value in given.values() if is_model(value)], name):
                 start = time.perf_counter()
                 returned = function(**given)  # type: ignore[call-arg]
                 seconds = time.perf_counter() - start
-            _fill(returned, {"method": name, "paper": paper, **record, "wall_time_s": seconds, "date": _now()})
+            _fill(returned, {"method": name, "paper": paper, **record, "wall_time_s": seconds, "date": now()})
             if unit is not None and isinstance(returned, Result) and returned.unit != unit:
                 raise PatchbayError(
                     f"{name} declares unit {unit!r} and returned {returned.unit!r}: a fault of the method"
@@ -186,102 +176,3 @@ def _fill(returned: Any, provenance: dict[str, Any]) -> None:
         returned.provenance.update(provenance)
     else:
         returned.provenance = provenance
-
-
-# --- the record -------------------------------------------------------------------------------------
-
-
-def is_model(value: Any) -> bool:
-    return isinstance(getattr(value, "hf", None), torch.nn.Module) and hasattr(value, "source")
-
-
-def _record(given: Mapping[str, Any], name: str, tensors: Sequence[str]) -> dict[str, Any]:
-    """What provenance says of the arguments: model, task, options, seed, versions."""
-    model = given.get("model")
-    inputs = next((given[key] for key in INPUTS if given.get(key) is not None), None)
-    options = {
-        key: _recorded(value, f"{name}: option {key!r}", key in tensors)
-        for key, value in given.items()
-        if key not in ("model", *INPUTS)
-    }
-    return {
-        "model": None if model is None else model_record(model),
-        "task": None if inputs is None else _task_record(inputs, f"{name}: the task"),
-        "options": options,
-        "seed": options.get("seed"),
-        "versions": versions(),
-    }
-
-
-def model_record(model: Any) -> dict[str, Any]:
-    first = next(model.hf.parameters(), None)
-    dtype = getattr(model.hf, "dtype", None) or getattr(first, "dtype", None)
-    return {
-        "source": model.source,
-        "fingerprint": model.fingerprint,
-        "family": model.family.name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "device": "none" if first is None else first.device.type,
-    }
-
-
-def _task_record(inputs: Any, what: str) -> dict[str, Any]:
-    if hasattr(inputs, "to_json"):
-        return dict(inputs.to_json())
-    if isinstance(inputs, Tensor):
-        return {"prompts": inputs.tolist()}
-    return {"prompts": _recorded(inputs, what, False)}
-
-
-def ranked_parts(result: Result) -> list[str]:
-    """The best parts of a Result, as they are recorded."""
-    return [str(part) for part in result.top(MAX_PARTS)] if result.ranked else []
-
-
-def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
-    """JSON for an option, or a PatchbayError that names it."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, (Part, Port, Channel, Path)):
-        return str(value)
-    if isinstance(getattr(value, "part", None), Part):
-        return str(value.part)
-    if isinstance(value, Result):
-        record = {key: plain(value.provenance.get(key)) for key in CALL} if "options" in value.provenance else {}
-        return {"result": value.provenance.get("method"), "parts": ranked_parts(value)} | (
-            {"record": record} if record else {}
-        )
-    if is_model(value):
-        return {"model": model_record(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _recorded(item, what, tensor_allowed) for key, item in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [_recorded(item, what, tensor_allowed) for item in value]
-    if callable(getattr(value, "to_json", None)):
-        return {"object": type(value).__name__, "json": value.to_json()}
-    if isinstance(value, Tensor):
-        if not tensor_allowed:
-            raise PatchbayError(f"{what} is a tensor of shape {tuple(value.shape)}; recordable are {RECORDABLE}")
-        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(data).hexdigest()}
-    raise PatchbayError(f"{what} is a {type(value).__name__}; recordable are {RECORDABLE}")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    packages = {"patchbay": "patchbay-lm", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
-    return {name: _version(package) for name, package in packages.items()} | {"python": platform.python_version()}
-
-
-@functools.cache
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from patchbay.knob import Knob
-from patchbay.method import INPUTS, ROOMS, is_model, model_record, ranked_parts, versions
+from patchbay.method import ROOMS
 from patchbay.model import load
 from patchbay.port import PatchbayError
 from patchbay.printed import short
+from patchbay.record import INPUTS, is_model, model_record, ranked_parts, versions
 from patchbay.result import Result, largest_difference
 from patchbay.saved import packed
 from patchbay.task import Task
@@ -72,7 +73,7 @@ def replay(
     hold, such as a second model. Values agree when they differ by at most `rtol` times the largest of their variable.
     """
     record = result.provenance
-    if "method" not in record or "options" not in record:
+    if "." not in str(record.get("method")) or "options" not in record:
         raise PatchbayError(
             "this Result does not say which method made it: only what a method returned can be replayed"
         )

@@ -21,7 +21,7 @@ from patchbay.port import SIGNALS, PatchbayError, Port
 from patchbay.positions import Batch
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """What a run saw. `trace[port]` is a torch tensor with the port's axes; `trace.logits` [prompt, position, vocab]."""
 
@@ -35,6 +35,20 @@ class Trace:
     @property
     def ports(self) -> list[Port]:
         return list(self._captured)
+
+    def __repr__(self) -> str:
+        least, most = int(self.lengths.min()), int(self.lengths.max())
+        lines = [
+            f"Trace of {len(self.ids)} prompt{'s' if len(self.ids) > 1 else ''} of {least if least == most else f'{least} to {most}'} "
+            f"tokens: logits {list(self.logits.shape)}"
+        ]
+        lines += [f"  {port} [{', '.join(port.axes)}] {list(value.shape)}" for port, value in self._captured.items()]
+        for edit, rows in zip(self.edits, self.touched, strict=True):
+            hit = [row for row in rows if row]
+            lines.append(
+                f"  {edit} touched {sum(map(len, hit))} positions of {len(hit)} prompt{'s' if len(hit) > 1 else ''}"
+            )
+        return "\n".join(lines)
 
     def _held(self, port: Port) -> Port:
         """The captured signal that holds this port: itself, or all its heads, neurons, experts or query rows together."""

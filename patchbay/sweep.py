@@ -31,6 +31,7 @@ from patchbay.kept import Kept
 from patchbay.model import Model, flat_edits
 from patchbay.port import PatchbayError, Port
 from patchbay.positions import Batch, chosen
+from patchbay.record import model_record, now, task_record, versions
 from patchbay.restart import Base, base_run
 from patchbay.result import Result
 from patchbay.scorer import Metric, Scorer
@@ -263,7 +264,7 @@ class Sweep:
         workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Result:
-        usual = SETTINGS.get()
+        usual, start = SETTINGS.get(), time.perf_counter()
         executor, workers = executor or usual.executor, workers or usual.workers
         progress = progress or usual.progress
         if folder is None and usual.folder is not None:
@@ -296,7 +297,12 @@ class Sweep:
             coords={"edit": [" + ".join(map(str, entry)) for entry in self.cells_edits]},
             notes=sorted(self.notes),
         )
-        result.provenance |= {"method": "sweep", "metric": self.scorer.name, "on": self.on, "precision": self.precision}
+        options = {"metric": self.scorer.name, "on": self.on, "precision": self.precision}
+        result.provenance |= {"method": "sweep", "model": model_record(self.model), "options": options}
+        result.provenance["task"] = task_record(
+            self.task if isinstance(self.task, Task) else self.prompts, "the prompts"
+        )
+        result.provenance |= {"versions": versions(), "wall_time_s": time.perf_counter() - start, "date": now()}
         return result
 
     def ready(self, number: int) -> Ready:

@@ -35,6 +35,7 @@ LINE = [
     "run",
     "printed",
     "result",
+    "record",
     "restart",
     "difference",
     "walk",

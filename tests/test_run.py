@@ -120,6 +120,19 @@ def test_edits_by_row_and_mask_count_in_all_prompts_whatever_the_batches(size: i
         pb.run(model, PROMPTS, edits=[pb.zero(z, rows=4)], batch_size=size)
 
 
+def test_a_trace_prints_what_it_holds() -> None:
+    model = model_of("llama")
+    pattern, z = model.layers[1].heads[2].pattern.rows(-1), model.layers[0].attn.z
+    trace = pb.run(model, PROMPTS, taps=[pattern, z], edits=[pb.zero(z, rows=[0, 3], positions=-1)])
+    assert str(trace).splitlines() == [
+        f"Trace of 4 prompts of 1 to 11 tokens: logits [4, 11, {N_VOCAB}]",
+        "  L0.attn.z [prompt, position, head, d_head] [4, 11, 4, 8]",
+        "  L1.H2.pattern[-1] [prompt, query, key] [4, 1, 11]",
+        "  zero(L0.attn.z, positions=-1, rows=[0, 3]) touched 2 positions of 2 prompts",
+    ]
+    assert str(pb.run(model, PROMPTS[2:3], logits="last")) == f"Trace of 1 prompt of 1 tokens: logits [1, 1, {N_VOCAB}]"
+
+
 def test_last_logits_are_those_of_each_prompts_end() -> None:
     for name in ("gpt2", "mamba2", "gemma2", "opt", "gptj", "bloom", "falcon"):
         model = model_of(name)

@@ -371,3 +371,22 @@ def test_the_narrow_way_reproduces_the_base_run_where_attention_is_asked_through
     base = base_run(pb.load(twin(family)), torch.randint(3, 60, (2, 9)), [])
     assert base.narrow
     assert base.refusal is None
+
+
+def test_a_sweep_says_where_its_numbers_come_from() -> None:
+    model, task = pb.load(twin("llama")), a_task()
+    edits = [pb.zero(model.layers[0].attn.z)]
+    known = (found := pb.sweep(model, task, edits)).provenance
+    assert (known["method"], known["options"]) == (
+        "sweep",
+        {"metric": "logit_diff", "on": "clean", "precision": "fp32"},
+    )
+    assert known["model"]["fingerprint"] == model.fingerprint
+    assert known["task"] == task.to_json()
+    assert known["wall_time_s"] > 0
+    assert {"versions", "date"} <= set(known)
+    assert "made by hand" not in str(found)
+    with pytest.raises(PatchbayError, match="only what a method returned can be replayed"):
+        pb.replay(found)
+    prompts = [list(ids) for ids in task.clean]
+    assert pb.sweep(model, prompts, edits, lambda logits, at: logits[:, 0]).provenance["task"] == {"prompts": prompts}

@@ -1,0 +1,124 @@
+"""What is recorded of a call: the model with its fingerprint, the task, options, seed, versions; data that JSON can hold."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patchbay.channel import Channel
+from patchbay.port import Part, PatchbayError, Port
+from patchbay.result import Result
+from patchbay.saved import plain
+
+INPUTS = ("task", "prompts")  # arguments that are recorded as the task
+CALL = ("method", "model", "task", "options")  # of a Result given as an option, what is needed to make it again
+MAX_PARTS = 100  # of a Result given as an option, how many of its ranked parts are recorded
+RECORDABLE = "None, bool, int, float, str, lists and dicts of these, Parts, Ports, Channels, Results and Tasks"
+
+
+def is_model(value: Any) -> bool:
+    return isinstance(getattr(value, "hf", None), torch.nn.Module) and hasattr(value, "source")
+
+
+def call_record(given: Mapping[str, Any], name: str, tensors: Sequence[str]) -> dict[str, Any]:
+    """What provenance says of the arguments: model, task, options, seed, versions."""
+    model = given.get("model")
+    inputs = next((given[key] for key in INPUTS if given.get(key) is not None), None)
+    options = {
+        key: _recorded(value, f"{name}: option {key!r}", key in tensors)
+        for key, value in given.items()
+        if key not in ("model", *INPUTS)
+    }
+    return {
+        "model": None if model is None else model_record(model),
+        "task": None if inputs is None else task_record(inputs, f"{name}: the task"),
+        "options": options,
+        "seed": options.get("seed"),
+        "versions": versions(),
+    }
+
+
+def model_record(model: Any) -> dict[str, Any]:
+    first = next(model.hf.parameters(), None)
+    dtype = getattr(model.hf, "dtype", None) or getattr(first, "dtype", None)
+    return {
+        "source": model.source,
+        "fingerprint": model.fingerprint,
+        "family": model.family.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": "none" if first is None else first.device.type,
+    }
+
+
+def task_record(inputs: Any, what: str) -> dict[str, Any]:
+    """What a call was given to act on: a Task as data, or prompts as they were."""
+    if hasattr(inputs, "to_json"):
+        return dict(inputs.to_json())
+    if isinstance(inputs, Tensor):
+        return {"prompts": inputs.tolist()}
+    return {"prompts": _recorded(inputs, what, False)}
+
+
+def ranked_parts(result: Result) -> list[str]:
+    """The best parts of a Result, as they are recorded."""
+    return [str(part) for part in result.top(MAX_PARTS)] if result.ranked else []
+
+
+def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
+    """JSON for an option, or a PatchbayError that names it."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (Part, Port, Channel, Path)):
+        return str(value)
+    if isinstance(getattr(value, "part", None), Part):
+        return str(value.part)
+    if isinstance(value, Result):
+        record = {key: plain(value.provenance.get(key)) for key in CALL} if "options" in value.provenance else {}
+        return {"result": value.provenance.get("method"), "parts": ranked_parts(value)} | (
+            {"record": record} if record else {}
+        )
+    if is_model(value):
+        return {"model": model_record(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _recorded(item, what, tensor_allowed) for key, item in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_recorded(item, what, tensor_allowed) for item in value]
+    if callable(getattr(value, "to_json", None)):
+        return {"object": type(value).__name__, "json": value.to_json()}
+    if isinstance(value, Tensor):
+        if not tensor_allowed:
+            raise PatchbayError(f"{what} is a tensor of shape {tuple(value.shape)}; recordable are {RECORDABLE}")
+        data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(data).hexdigest()}
+    raise PatchbayError(f"{what} is a {type(value).__name__}; recordable are {RECORDABLE}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    packages = {"patchbay": "patchbay-lm", "torch": "torch", "transformers": "transformers", "numpy": "numpy"}
+    return {name: _version(package) for name, package in packages.items()} | {"python": platform.python_version()}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def now() -> str:
+    """The date and time, to the second, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
