@@ -558,6 +558,20 @@ def test_interrupt_exits_130_and_leaves_nothing(folder: str, tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_of_evaluated_text_exits_130_too(tmp_path: Path) -> None:
+    """As libraries evaluate it while they are imported; `python -m` would end by the signal, whoever caught it."""
+    (tmp_path / "pressed.py").write_text("""
+import sys, click, patchbay.cli
+text = "(_ for _ in ()).throw(KeyboardInterrupt)"
+patchbay.cli.cli.add_command(click.Command("pressed", callback=lambda: eval(text)))
+sys.argv = ["patchbay", "pressed"]
+patchbay.cli.main()
+""")
+    command = [sys.executable, "-m", "pressed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "interrupted; nothing was left half-written\n")
+
+
 def test_interrupt_while_the_command_line_is_imported_has_no_traceback() -> None:
     code = """
 import sys, patchbay.__main__

@@ -63,6 +63,8 @@ class Root(Commands):
         except (Exception, KeyboardInterrupt) as error:
             if self.pressed or isinstance(error, KeyboardInterrupt):
                 click.echo("interrupted; nothing was left half-written", err=True)
+                # an interrupt that left evaluated text is remembered until more is evaluated, and `python -m` dies of it
+                eval("0")
                 ctx.exit(130)
             if isinstance(error, PatchbayError):
                 raise Refused(str(error)) from error
