@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def built_in_names() -> list[str]:
 
 
 def folder(source: str) -> str:
-    """The folder of a built-in model; any other source as it is."""
-    return str(BUILT_IN / source) if source in built_in_names() else source
+    """The folder of a built-in model; any other source as it is, its `~` written out."""
+    return str(BUILT_IN / source) if source in built_in_names() else os.path.expanduser(source)
 
 
 def from_pretrained(source: str, **options: Any) -> Any:
@@ -34,13 +35,18 @@ def from_pretrained(source: str, **options: Any) -> Any:
         raise PatchbayError(
             f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
         )
+    if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):  # no hub name looks like that
+        raise _not_loaded(source, "there is no such folder")
     try:
         return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
-    except (
-        Exception
-    ) as error:  # a hub name that is not there, no network, a damaged file: transformers raises many kinds
-        hint = suggest(source, built_in_names())
-        raise PatchbayError(
-            f"could not load {source!r}: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}. "
-            f"A model is a local folder with config.json and safetensors, a hub name, or a built-in ({', '.join(built_in_names()) or 'none'}){hint}"
-        ) from error
+    except Exception as error:  # a name that is not there, no network, a damaged file: transformers raises many kinds
+        said = str(error).strip().splitlines()
+        raise _not_loaded(source, f"{type(error).__name__}: {said[0][:300] if said else ''}") from error
+
+
+def _not_loaded(source: str, why: str) -> PatchbayError:
+    known = built_in_names()
+    return PatchbayError(
+        f"could not load {source!r}: {why.rstrip('.')}. A model is a local folder with config.json and safetensors, a hub name, "
+        f"or a built-in ({', '.join(known) or 'none'}){suggest(source, known)}"
+    )

@@ -428,7 +428,9 @@ def test_the_fingerprint_is_that_of_the_weights() -> None:
     assert two.fingerprint == one.fingerprint
 
 
-def test_what_cannot_be_loaded_is_refused_in_one_message(folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_refused_in_one_message(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for source, says in {
         str(tmp_path / "nowhere"): "could not load",
         "no-such-org/no-such-model": "A model is a local folder with config.json and safetensors",
@@ -440,6 +442,11 @@ def test_what_cannot_be_loaded_is_refused_in_one_message(folder: Path, tmp_path:
         pb.load(3)
     with pytest.raises(PatchbayError, match="wrapped as it is"):
         pb.load(twin("gpt2"), dtype=torch.float16)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert pb.load(f"~/{folder.name}").n_layers == 2
+    for gone in (str(folder / "gone"), "./gone", "~/gone"):
+        with pytest.raises(PatchbayError, match=r"could not load .*gone': there is no such folder\. A model is"):
+            pb.load(gone)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(PatchbayError, match="could not load"):
