@@ -6,7 +6,8 @@ family's own eager mathematics where it has a soft cap or sinks). It is register
 transformers builds no mask and attention silently turns bidirectional. Layers in which nothing is wanted call straight
 through. The pattern is computed only in layers, and for query rows, that are asked. Asked whole in float32 or float64 it is
 computed in SDPA's place and is what the model used, which moves the logits by rounding; asked by rows, or in half precision
-where that rounding would be felt, it is computed beside SDPA. No edit of a pattern reaches a key that the mask hides: it stays 0, so that no query sees what comes after it.
+where that rounding would be felt, it is computed beside SDPA. No edit of a pattern reaches a key that the mask hides: it
+stays 0, so that no query sees what comes after it.
 
 Architectures that compute attention inline (GPT-J, GPT-Neo, BLOOM, Falcon) are reached at the operators that they call:
 inside the attention module's forward, the first matrix product is q k^T, the softmax is the pattern, the next product is z.

@@ -147,8 +147,7 @@ def mean(port: Port, reference: Tensor, *, positions: Positions = None, rows: An
     """
     features = len(port.axes) - 2
     if reference.ndim == features + 2:
-        axis = Port(port.signal, port.layer).position_axis - (0 if port.index is None or port.position_axis == 1 else 1)
-        reference = reference.movedim(axis, 1).flatten(0, 1).nanmean(0)
+        reference = reference.movedim(port.tapped_axis, 1).flatten(0, 1).nanmean(0)
     return Edit("mean", port, reference, fixed(positions), _rows(rows))
 
 

@@ -187,6 +187,11 @@ class Port:
         return position_axis(self.signal)
 
     @property
+    def tapped_axis(self) -> int:
+        """Where the position stands in `axes`, those of what a tap of this port returns."""
+        return self.axes.index(SIGNALS[self.signal][0][self.position_axis])
+
+    @property
     def editable(self) -> bool:
         return SIGNALS[self.signal][1]
 

@@ -343,9 +343,8 @@ class Places:
         return at[which], which
 
 
-CALLS = (
-    8  # rows meet their keys in about so many calls at most: in one of them, queries of rows of near starts are padded
-)
+# rows meet their keys in about so many calls at most: in one of them, queries of rows of near starts are padded
+CALLS = 8
 
 
 def attention_flat(base: Base, layer: int, pieces: Sequence[Piece]) -> Tensor:

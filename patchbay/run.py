@@ -78,7 +78,7 @@ class Trace:
         """The signal at each prompt's last position: the port's axes without the position."""
         if port.query is not None:
             raise PatchbayError(f"{port}: query rows are chosen by the port; read them from trace[port]")
-        axis = port.axes.index(SIGNALS[port.signal][0][Port(port.signal, port.layer).position_axis])
+        axis = port.tapped_axis
         value = self[port].movedim(axis, 1)  # [prompt, position, ...]
         return value[torch.arange(len(value)), (self.lengths - 1).to(value.device)]
 
@@ -207,7 +207,7 @@ def _nan_padding(value: Tensor, port: Port, lengths: Tensor) -> Tensor:
     """The signal with its padding made NaN (-1 where it holds ids). Attention to padding is 0 in any case."""
     if port.query is not None:
         return value
-    axis = port.axes.index(SIGNALS[port.signal][0][Port(port.signal, port.layer).position_axis])
+    axis = port.tapped_axis
     n = value.shape[axis]
     if int(lengths.min()) >= n:
         return value

@@ -37,7 +37,7 @@ def test_search_ranks_titles_first_and_needs_every_word() -> None:
 
 def test_search_takes_anything_that_is_typed() -> None:
     for words in ('"', "AND OR NOT", "a*b(c", "NEAR(", "'; DROP TABLE papers", "é", "-"):
-        catalogue.search(words)
+        assert len(catalogue.search(words)) <= len(catalogue.papers())
 
 
 def test_the_command_lists_shows_and_refuses() -> None:

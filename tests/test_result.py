@@ -304,7 +304,7 @@ def test_the_json_is_strict(tmp_path):
         raise AssertionError(f"{name} is no JSON")
 
     folder = heads().save(tmp_path / "r")
-    json.loads((folder / "result.json").read_text("utf-8"), parse_constant=refuse)
+    assert json.loads((folder / "result.json").read_text("utf-8"), parse_constant=refuse)
 
 
 def test_an_existing_folder_stays_unless_told(tmp_path):

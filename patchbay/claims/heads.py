@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import patchbay as pb
 from patchbay.claims._claim import Claim, claim
 from patchbay.claims._shared import N, at_best, ends_of, joint
+
+
+def _carry(model: pb.Model, seed: int, find: Callable[..., Any], task: Callable[..., Any], text: str) -> Claim:
+    """That the first two heads of a finder are needed, on prompts that did not choose them."""
+    heads = find(model, task(model, N, seed=seed)).top(2)
+    return joint(model, heads, task(model, N, seed=seed + 1), seed, text.format(*heads) + ", more than random heads")
 
 
 @claim("elhage2021")
@@ -24,16 +33,14 @@ def olsson2022(model: pb.Model, seed: int) -> Claim:
 
 @claim("wang2022")
 def wang2022(model: pb.Model, seed: int) -> Claim:
-    heads = pb.find.name_mover_heads(model, pb.tasks.indirect_object(model, N, seed=seed)).top(2)
-    text = f"the name movers {heads[0]} and {heads[1]} carry the indirect object, more than random heads"
-    return joint(model, heads, pb.tasks.indirect_object(model, N, seed=seed + 1), seed, text)
+    text = "the name movers {} and {} carry the indirect object"
+    return _carry(model, seed, pb.find.name_mover_heads, pb.tasks.indirect_object, text)
 
 
 @claim("wu2024")
 def wu2024(model: pb.Model, seed: int) -> Claim:
-    heads = pb.find.retrieval_heads(model, pb.tasks.needle_retrieval(model, N, seed=seed)).top(2)
-    text = f"the retrieval heads {heads[0]} and {heads[1]} carry the needle, more than random heads"
-    return joint(model, heads, pb.tasks.needle_retrieval(model, N, seed=seed + 1), seed, text)
+    text = "the retrieval heads {} and {} carry the needle"
+    return _carry(model, seed, pb.find.retrieval_heads, pb.tasks.needle_retrieval, text)
 
 
 @claim("gould2023")
@@ -45,9 +52,7 @@ def gould2023(model: pb.Model, seed: int) -> Claim:
 
 @claim("zhang2024")
 def zhang2024(model: pb.Model, seed: int) -> Claim:
-    heads = pb.find.arithmetic_heads(model, pb.tasks.arithmetic(model, N, seed=seed)).top(2)
-    text = f"{heads[0]} and {heads[1]} carry sums, more than random heads"
-    return joint(model, heads, pb.tasks.arithmetic(model, N, seed=seed + 1), seed, text)
+    return _carry(model, seed, pb.find.arithmetic_heads, pb.tasks.arithmetic, "{} and {} carry sums")
 
 
 @claim("gu2024")

@@ -114,7 +114,7 @@ def _means(model: Model, task: Task, ports: Sequence[Port], batch_size: int) -> 
     for start in range(0, len(task), batch_size):
         trace = run(model, task[start : start + batch_size], taps=ports, logits="last")
         for port in ports:
-            sums[port] = sums[port] + by_position(trace[port], port).double().nansum((0, 1)).cpu()
+            sums[port] = sums[port] + trace[port].movedim(port.tapped_axis, 1).double().nansum((0, 1)).cpu()
     return {port: (total / count).float() for port, total in sums.items()}
 
 
@@ -141,9 +141,4 @@ def _donors(
     rows = torch.tensor([unique.index(i) for i in prompts])[:, None]  # [row, 1]
     n = len(task.clean[prompts[0]])
     place = (trace.lengths[rows] - n + torch.arange(n)).clamp_min(0)  # [row, position]
-    return {port: by_position(trace[port], port)[rows, place] for port in ports}
-
-
-def by_position(signal: Tensor, port: Port) -> Tensor:
-    """[prompt, position, ...feature], the axes in which edits take values."""
-    return signal.movedim(next(i for i, axis in enumerate(port.axes) if axis in ("position", "query", "key")), 1)
+    return {port: trace[port].movedim(port.tapped_axis, 1)[rows, place] for port in ports}

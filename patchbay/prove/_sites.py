@@ -107,7 +107,7 @@ def patched(
         scores["there"][prompts] = some.score(donor.last_logits, clean).double().cpu()
         cells, edits = [], []
         for i, port in enumerate(ports):
-            value = _by_position(donor[port], port)  # [prompt, position, ...]
+            value = donor[port].movedim(port.tapped_axis, 1)  # [prompt, position, ...]
             for j, column in enumerate(columns):
                 spans = [column.spans[prompt] for prompt in prompts]
                 if any(spans):
@@ -124,11 +124,6 @@ def patched(
         effects[torch.tensor(prompts)[None, :], at[:, :1], at[:, 1:]] = torch.where(has, change, torch.nan)
     clean, corrupted = ("there", "here") if way == "denoising" else ("here", "there")
     return effects, scores[clean], scores[corrupted]
-
-
-def _by_position(signal: Tensor, port: Port) -> Tensor:
-    """[prompt, position, ...feature], the axes in which edits take values."""
-    return signal.movedim(next(i for i, axis in enumerate(port.axes) if axis in ("position", "query", "key")), 1)
 
 
 def _edit(port: Port, value: Tensor, spans: list[tuple[int, ...]]) -> Edit:

@@ -37,7 +37,7 @@ from patchbay.method import method
 from patchbay.model import Model
 from patchbay.port import Part, PatchbayError, Port
 from patchbay.prove._cells import batches, intervals, p_values, rounding
-from patchbay.prove._removal import Set, by_position, random_sets
+from patchbay.prove._removal import Set, random_sets
 from patchbay.result import Result
 from patchbay.run import run
 from patchbay.task import Task
@@ -225,8 +225,8 @@ def _measure(
     for prompts in batches(task, batch_size):
         some, ids = task[prompts], [list(task.clean[i]) for i in prompts]
         donor, own = run(tuned, ids, taps=ports, logits="last"), run(model, ids, taps=spare, logits="last")
-        values = {port: by_position(donor[port], port) for port in ports}
-        kept = {port: by_position(own[port], port) for port in spare}
+        values = {port: donor[port].movedim(port.tapped_axis, 1) for port in ports}
+        kept = {port: own[port].movedim(port.tapped_axis, 1) for port in spare}
 
         def note(
             at: int, logits: Tensor, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits

@@ -113,9 +113,8 @@ def _change(
     trace = run(model, texts, taps=list(dict.fromkeys(ports)))
     rows = []
     for port, w in zip(ports, unit, strict=True):
-        seen = trace[port].float()
-        axis = port.axes.index(next(axis for axis in port.axes if axis in ("position", "query", "key")))
-        was = seen.movedim(axis, 1) if w is None else seen.movedim(axis, 1) @ w.to(seen.device)  # [prompt, position]
+        seen = trace[port].float().movedim(port.tapped_axis, 1)
+        was = seen if w is None else seen @ w.to(seen.device)  # [prompt, position]
         rows.append(was.flatten(2).mean(2).nanmean(1) if was.ndim > 2 else was.nanmean(1))  # [prompt]
     was = torch.stack(rows).double().cpu()  # [part, prompt]
     mean, low, high = maths.intervals((value - was).T)
