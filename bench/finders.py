@@ -24,7 +24,7 @@ from patchbay.find.duplicate_token_heads import finder as duplicate_token_heads
 from patchbay.find.induction_heads import finder as induction_heads
 from patchbay.find.ngram_heads import finder as ngram_heads
 from patchbay.find.previous_token_heads import finder as previous_token_heads
-from patchbay.result import largest_difference
+from patchbay.results.result import largest_difference
 
 PARTS = ("attention",)
 TARGET = 1.3

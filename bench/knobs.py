@@ -22,8 +22,8 @@ from bench.clock import compare
 from bench.report import Row, timed
 from bench.shapes import prompts, save_shapes
 from patchbay import maths
-from patchbay.knob import Knob
-from patchbay.rows import generate_rows
+from patchbay.knobs.knob import Knob
+from patchbay.knobs.rows import generate_rows
 
 PARTS = ("rows", "one", "dose")
 NEW_TOKENS, N_ROWS = 32, 16

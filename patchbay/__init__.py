@@ -12,46 +12,46 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchbay import find, measure, prove, tasks, tiny, train, turn
-    from patchbay.edit import Edit, add, block, mean, project, replace, scale, zero
-    from patchbay.families import Family
-    from patchbay.knob import Knob, load_knob
-    from patchbay.model import Model, load
-    from patchbay.port import Part, PatchbayError, Port
-    from patchbay.positions import Token
-    from patchbay.replay import diff, replay
-    from patchbay.result import Result, load_result
-    from patchbay.run import Trace, run
-    from patchbay.sweep import sweep
-    from patchbay.task import Task
+    from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
+    from patchbay.knobs.knob import Knob, load_knob
+    from patchbay.model.families import Family
+    from patchbay.model.model import Model, load
+    from patchbay.model.run import Trace, run
+    from patchbay.results.replay import diff, replay
+    from patchbay.results.result import Result, load_result
+    from patchbay.signal.port import Part, PatchbayError, Port
+    from patchbay.signal.positions import Token
+    from patchbay.sweeps.sweep import sweep
+    from patchbay.tasks.task import Task
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Edit": "edit",
-    "Family": "families",
-    "Knob": "knob",
-    "Model": "model",
-    "Part": "port",
-    "PatchbayError": "port",
-    "Port": "port",
-    "Result": "result",
-    "Task": "task",
-    "Token": "positions",
-    "Trace": "run",
-    "add": "edit",
-    "block": "edit",
-    "diff": "replay",
-    "load": "model",
-    "load_knob": "knob",
-    "load_result": "result",
-    "mean": "edit",
-    "project": "edit",
-    "replace": "edit",
-    "replay": "replay",
-    "run": "run",
-    "scale": "edit",
-    "sweep": "sweep",
-    "zero": "edit",
+    "Edit": "edits.edit",
+    "Family": "model.families",
+    "Knob": "knobs.knob",
+    "Model": "model.model",
+    "Part": "signal.port",
+    "PatchbayError": "signal.port",
+    "Port": "signal.port",
+    "Result": "results.result",
+    "Task": "tasks.task",
+    "Token": "signal.positions",
+    "Trace": "model.run",
+    "add": "edits.edit",
+    "block": "edits.edit",
+    "diff": "results.replay",
+    "load": "model.model",
+    "load_knob": "knobs.knob",
+    "load_result": "results.result",
+    "mean": "edits.edit",
+    "project": "edits.edit",
+    "replace": "edits.edit",
+    "replay": "results.replay",
+    "run": "model.run",
+    "scale": "edits.edit",
+    "sweep": "sweeps.sweep",
+    "zero": "edits.edit",
 }
 _FOLDERS = ("find", "measure", "prove", "tasks", "tiny", "train", "turn")
 
@@ -104,7 +104,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """`patchbay.run` is the function, also after some file has imported the module of the same name."""
+    """`patchbay.model.run` is the function, also after some file has imported the module of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

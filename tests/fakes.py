@@ -9,9 +9,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from patchbay.method import method
-from patchbay.port import Part
-from patchbay.result import Result
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part
 
 
 class Model:

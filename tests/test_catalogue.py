@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import patchbay
-from patchbay import catalogue, claims
-from patchbay.catalogue import STATES
+from patchbay.papers import catalogue, claims
+from patchbay.papers.catalogue import STATES
 
 PACKAGE = Path(patchbay.__file__).parent
 TESTS = Path(__file__).parent
 ROOMS = [room for room in ("find", "prove", "turn", "decode", "train", "measure") if (PACKAGE / room).is_dir()]
 METHODS = [(room, path.stem) for room in ROOMS for path in sorted((PACKAGE / room).glob("[!_]*.py"))]
-PAPERS = tomllib.loads((PACKAGE / "papers.toml").read_text(encoding="utf-8"))["paper"]
+PAPERS = tomllib.loads((PACKAGE / "papers" / "papers.toml").read_text(encoding="utf-8"))["paper"]
 
 
 def test_there_are_methods() -> None:
@@ -101,4 +101,4 @@ def test_a_row_says_a_number_with_its_interval_and_the_command() -> None:
 
 def test_the_page_is_what_the_catalogue_says() -> None:
     page = PACKAGE.parent / "docs" / "papers.md"
-    assert page.read_text(encoding="utf-8") == catalogue.page(), "python -m patchbay.catalogue > docs/papers.md"
+    assert page.read_text(encoding="utf-8") == catalogue.page(), "python -m patchbay.papers.catalogue > docs/papers.md"

@@ -25,9 +25,8 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import attention
-from patchbay.jacks import Session
-from patchbay.knob import Knob
+from patchbay.jacks.session import Session, attention
+from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
 
 ROOMS = [room for room in ("find", "prove", "turn", "decode", "train", "measure") if hasattr(pb, room)]

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 import patchbay as pb
-from patchbay.knob import Knob
+from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
 
 

@@ -126,9 +126,9 @@ def test_a_story_imports_methods_and_what_shows_them(path: Path) -> None:
 
 
 def test_the_rule_would_notice_a_breach() -> None:
-    source = "from patchbay.port import Port\nfrom patchbay import sweep\ndef f():\n    from patchbay.cli import main\n"
+    source = "from patchbay.signal.port import Port\nfrom patchbay import sweep\ndef f():\n    from patchbay.cli import main\n"
     assert breaches("edit", ast.parse(source)) == ["edit imports sweep", "edit imports cli later"]
-    guarded = "if TYPE_CHECKING:\n    from patchbay.model import Model\nif x:\n    import patchbay.run\n"
+    guarded = "if TYPE_CHECKING:\n    from patchbay.model.model import Model\nif x:\n    import patchbay.model.run\n"
     assert list(imports(ast.parse(guarded), at_top=True)) == ["run"]
 
 
@@ -182,5 +182,5 @@ def test_every_public_name_resolves_and_is_listed_once() -> None:
 
 
 def test_a_function_keeps_its_name_when_the_file_of_that_name_is_imported() -> None:
-    code = "import patchbay as pb, patchbay.run, patchbay.sweep; from patchbay import run; print(callable(pb.run), callable(pb.sweep), callable(run))"
+    code = "import patchbay as pb, patchbay.model.run, patchbay.sweeps.sweep; from patchbay import run; print(callable(pb.run), callable(pb.sweep), callable(run))"
     assert python(code) == "True True True"

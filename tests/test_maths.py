@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchbay import maths
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is the reference of these tests")
 special = pytest.importorskip("scipy.special")

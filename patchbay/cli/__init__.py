@@ -18,7 +18,7 @@ import click
 from patchbay import __version__
 from patchbay.cli import knob_commands, options, reading
 from patchbay.cli.commands import Commands, Room, json_option, load_model, model_options
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 
 F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -191,7 +191,7 @@ def families(names: tuple[str, ...], as_json: bool) -> None:
     from patchbay.draw import screen
 
     with screen.working("loading", quiet=as_json):
-        from patchbay.check import family_table
+        from patchbay.model.check import family_table
         from patchbay.tiny.twins import FAMILY_CONFIGS
     unknown = next((name for name in names if name not in FAMILY_CONFIGS), None)
     if unknown is not None:
@@ -289,8 +289,8 @@ def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: 
 )
 def papers(words: tuple[str, ...], model: str, seed: int, rows: int, as_json: bool, **given: Any) -> None:
     """The catalogue: search it, `show` one paper, or `run` its claim on a model; exit code 1 if that is not confirmed."""
-    from patchbay import catalogue
     from patchbay.draw import screen
+    from patchbay.papers import catalogue
 
     verb = words[0] if words and words[0] in ("show", "run") else ""
     if verb and len(words) != 2:
@@ -301,7 +301,7 @@ def papers(words: tuple[str, ...], model: str, seed: int, rows: int, as_json: bo
         entry = catalogue.paper(words[1])
         screen.emit(entry) if as_json else screen.say(*screen.paper_lines(entry))
     elif verb == "run":
-        from patchbay import claims
+        from patchbay.papers import claims
 
         catalogue.paper(words[1])
         claims.known(words[1])

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchbay.cli import options, reading
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result"
@@ -104,7 +104,7 @@ def sweep_options() -> list[click.Parameter]:
 
 def sweeps(given: Mapping[str, Any], shown: Mapping[str, Any]) -> AbstractContextManager[None]:
     """How the sweeps of a command are run: as its options say, shown as they go."""
-    from patchbay.sweep import using
+    from patchbay.sweeps.sweep import using
 
     told = {"folder": given.get("keep"), "executor": given.get("executor"), "workers": given.get("workers")}
     told["memory"] = None if given.get("memory") is None else int(given["memory"] * 1e9)
@@ -229,7 +229,7 @@ def all_command() -> click.Command:
 
     def callback(**given: Any) -> None:
         from patchbay.draw import screen
-        from patchbay.survey import find_all
+        from patchbay.stories.survey import find_all
 
         _refuse_to_replace(given)
         quiet = given["as_json"]
@@ -242,7 +242,7 @@ def all_command() -> click.Command:
             )  # fmt: skip
         _show(result, given)
 
-    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in options.doc("survey").split("\n\n"))
+    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in options.doc("stories/survey").split("\n\n"))
     return click.Command("all", params=made, callback=callback, help=text)
 
 

@@ -14,11 +14,11 @@ import click
 
 from patchbay.cli import reading
 from patchbay.cli.commands import Commands, json_option, load_model, model_options
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
-    from patchbay.knob import Knob
-    from patchbay.model import Model
+    from patchbay.knobs.knob import Knob
+    from patchbay.model.model import Model
 
 OTHER = click.Option(
     ["--other-weights"], is_flag=True, help="Use a knob that was made on other weights; both are named."
@@ -38,7 +38,7 @@ def _generate(
     for the second, and one prompt, or one knob, stands for as many as there are of the other.
     """
     from patchbay.draw import screen
-    from patchbay.model import flat_edits
+    from patchbay.model.model import flat_edits
 
     loaded = load_model(model, given, quiet=as_json)
     turned = [fitting(reading.read_knob(text), loaded, other_weights) for text in knobs]
@@ -71,7 +71,7 @@ def _fill(
     """Put the generations of one pass into the rows: as one batch, or one by one where tokens are drawn by a seed."""
     import torch
 
-    from patchbay.rows import generate_rows
+    from patchbay.knobs.rows import generate_rows
 
     ids: dict[int, list[int]] = {}
 

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.channel import parse_channel
 from patchbay.cli.options import LATER, choices, names_in, parameters, shown_type, tasks, writable
-from patchbay.port import PatchbayError, parse_part, parse_port, suggest
+from patchbay.signal.channel import parse_channel
+from patchbay.signal.port import PatchbayError, parse_part, parse_port, suggest
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 
 def read(text: str, hint: Any, what: str, model: Model | None = None) -> Any:
@@ -208,7 +208,7 @@ def read_prompts(path: str, model: Model, *, texts: bool = False) -> Task | list
     """
     import dataclasses
 
-    from patchbay.task import Task
+    from patchbay.tasks.task import Task
 
     rows: list[Mapping[str, Any]] = []
     try:

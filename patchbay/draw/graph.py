@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from patchbay.channel import Channel, parse_channel
-from patchbay.port import Part, PatchbayError, as_part
+from patchbay.signal.channel import Channel, parse_channel
+from patchbay.signal.port import Part, PatchbayError, as_part
 
 if TYPE_CHECKING:
-    from patchbay.result import Result
+    from patchbay.results.result import Result
 
 
 @dataclass(frozen=True)

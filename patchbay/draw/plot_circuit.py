@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from patchbay.port import Part, PatchbayError, as_part
-from patchbay.result import Result
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, as_part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from patchbay.draw.graph import Edge, edges
-from patchbay.port import Part, PatchbayError, as_part
-from patchbay.result import Result
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, as_part
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

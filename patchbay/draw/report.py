@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.saved import write_file
+from patchbay.results.saved import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from patchbay.result import Result
+    from patchbay.results.result import Result
 
 MARKED = re.compile(r"\*\*(.+?)\*\*")  # **this** stands out
 INK, FAINT, GOOD, BAD, GREY = "#1f2933", "#9aa5b1", "#0072b2", "#d55e00", "#e4e7eb"

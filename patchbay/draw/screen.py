@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from patchbay.claims import Claim
     from patchbay.draw.report import Section
-    from patchbay.model import Model
-    from patchbay.port import Part, Port
-    from patchbay.result import Result
+    from patchbay.model.model import Model
+    from patchbay.papers.claims import Claim
+    from patchbay.results.result import Result
+    from patchbay.signal.port import Part, Port
 
 BAR, WIDE = 16, 120
 ACCENT, GOOD, BAD, DIM = "bold cyan", "green", "red", "dim"
@@ -213,7 +213,7 @@ def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
 
 def part_card(model: Model, text: str) -> dict[str, Any]:
     """What `show MODEL PART` says, as plain data: a part's ports with their axes, or those of one port."""
-    from patchbay.port import PatchbayError, parse_part
+    from patchbay.signal.port import PatchbayError, parse_part
 
     try:
         parse_part(text)
@@ -229,7 +229,7 @@ def part_card(model: Model, text: str) -> dict[str, Any]:
 
 def _ports(model: Model, part: Part) -> list[Port]:
     """The ports of a part that this model offers; keys and values of a head are those of its group."""
-    from patchbay.port import signals_of
+    from patchbay.signal.port import signals_of
 
     if part.kind == "layer":
         return [port for port in model.ports() if port.layer == part.layer]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchbay.edit import Edit
-from patchbay.port import PatchbayError
-from patchbay.positions import Batch, chosen
+from patchbay.edits.edit import Edit
+from patchbay.signal.port import PatchbayError
+from patchbay.signal.positions import Batch, chosen
 
 
 def row_mask(edit: Edit, n_prompts: int) -> Tensor:

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.port import PatchbayError, Port, as_part, parse_port, suggest
-from patchbay.positions import Positions, brief, fixed, from_json, to_json
-from patchbay.saved import write_file
+from patchbay.results.saved import write_file
+from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, suggest
+from patchbay.signal.positions import Positions, brief, fixed, from_json, to_json
 
 Op = Literal["replace", "add", "scale", "zero", "mean", "project", "block"]
 OPS: tuple[str, ...] = get_args(Op)

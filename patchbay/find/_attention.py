@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
 
 FLOOR = 1e-3
 ROOM = 2**28

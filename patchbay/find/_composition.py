@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.channel import READS, WRITES, Channel
-from patchbay.components import components_of_layer, folded_heads, has_heads
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, as_part
-from patchbay.rotary import Turn, turns
-from patchbay.wiring import Factors, Readers, Writers, bias_writers, readers, writers
+from patchbay.model.model import Model
+from patchbay.model.rotary import Turn, turns
+from patchbay.signal.channel import READS, WRITES, Channel
+from patchbay.signal.port import Part, PatchbayError, as_part
+from patchbay.wiring.components import components_of_layer, folded_heads, has_heads
+from patchbay.wiring.wiring import Factors, Readers, Writers, bias_writers, readers, writers
 
 DEFAULT_OFFSETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 BLOCK = 128  # rows and columns of the blocks of symmetric matrices

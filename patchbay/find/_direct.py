@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from patchbay.find.direct_logit_attribution import Frozen, _reading
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import Trace
-from patchbay.task import Task
-from patchbay.weights import norm_parts
+from patchbay.model.model import Model
+from patchbay.model.run import Trace
+from patchbay.model.weights import norm_parts
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 
 def precise(x: Tensor) -> Tensor:

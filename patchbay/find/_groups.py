@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay.model import Model
-from patchbay.port import PatchbayError, suggest
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, suggest
+from patchbay.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import edit
+from patchbay.edits import edit
 from patchbay.find._chance import rank_agreement
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.run import Trace, run
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.signal.port import Part, PatchbayError
 
 
 def texts(model: Model, prompts: Any, what: str) -> list[list[int]]:

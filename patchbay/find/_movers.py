@@ -9,10 +9,10 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._direct import by_head, by_source, grid, head_layers, own_place, places, precise, read_at_z, reading
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 
 @dataclass

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import run
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.port import PatchbayError, Port
 
 Pool = Literal["last", "mean", "max", "median"]
 POOLS = ("last", "mean", "max", "median")

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay import edit
+from patchbay.edits import edit
 from patchbay.find._direct import precise, spoken
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import run
-from patchbay.task import answer_ids
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import answer_ids
 
 UNITS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 ORDERS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 
 PENALTY = 1.0
 TOLERANCE, ROUGH = 1e-7, 1e-3  # largest entry of the stretched gradient at the end, in nats; for nulls

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.find._direct import by_head, normed_after, precise
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.run import Trace
-from patchbay.weights import HeadWeights, norm_parts
+from patchbay.model.model import Model
+from patchbay.model.run import Trace
+from patchbay.model.weights import HeadWeights, norm_parts
+from patchbay.signal.port import Part, PatchbayError, Port
 
 WHAT = "observable_propagation"
 

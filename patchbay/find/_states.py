@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.edit import Edit
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import run
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.port import PatchbayError, Port
 
 SITES = ("resid_out", "resid_in", "resid_mid", "attn.out", "mlp.in", "mlp.out")
 

@@ -34,14 +34,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from patchbay.find._neurons import neuron_layers
-from patchbay.jacks import Session
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
-from patchbay.weights import matrix
+from patchbay.jacks.session import Session
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.model.weights import matrix
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 GRID = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)  # of CETT
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97)  # of neurons left out, for the baselines

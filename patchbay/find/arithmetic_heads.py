@@ -32,16 +32,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
 from patchbay.find._attention import ATTENTION, GRID, Finder, looks, parts_of, pattern_layers, together
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.sweep import sweep
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.sweeps.sweep import sweep
+from patchbay.tasks.task import Task
 
 LOST = "share lost"
 

@@ -36,11 +36,11 @@ from patchbay.find._attention import (
     pattern_layers,
     together,
 )
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 SHARE = "share of prompts"
 RATIO = "times the others' mean"

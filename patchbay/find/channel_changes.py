@@ -22,15 +22,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchbay.channel import Channel
-from patchbay.components import weighed
 from patchbay.find import _haar
 from patchbay.find._composition import Net, gather, reader_text, score
 from patchbay.maths import benjamini_hochberg
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import PatchbayError
+from patchbay.wiring.components import weighed
 
 LISTED = 200
 ERROR_RATE = 0.05

@@ -24,15 +24,15 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.channel import Channel, parse_channel
-from patchbay.components import Components, components, token_embedding
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
-from patchbay.weights import folded
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.model.weights import folded
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.channel import Channel, parse_channel
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
+from patchbay.wiring.components import Components, components, token_embedding
 
 N_SHOWN = 10  # tokens and places in each table
 

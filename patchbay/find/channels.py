@@ -31,15 +31,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.channel import Channel
-from patchbay.components import weighed
 from patchbay.find import _haar
 from patchbay.find._composition import Net, Scores, gather, reader_text, score
 from patchbay.maths import benjamini_hochberg
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import PatchbayError
+from patchbay.wiring.components import weighed
 
 LISTED = 200  # channels in the ranked list
 ERROR_RATE = 0.05  # the share of false finds that the list of channels allows

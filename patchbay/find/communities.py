@@ -23,14 +23,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchbay.components import weighed
 from patchbay.find import _haar
 from patchbay.find._composition import Net, gather, score
 from patchbay.maths import benjamini_hochberg
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.wiring.components import weighed
 
 
 @method(paper="merullo2024")

@@ -30,15 +30,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
 from patchbay.find._probe import auc, held_out_scores, scaled, stratified
 from patchbay.find._states import depth, exceeded, last_states, permutations
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 JUMP, SETTLED = 1.1, 0.03
 CONDITION = re.compile(r"(noise) (\d+(?:\.\d+)?)|(int)([2-8])")

@@ -38,11 +38,11 @@ from patchbay import maths
 from patchbay.find._groups import Groups, groups_of, halves, value_of
 from patchbay.find._neurons import Pool, activations, check_pool, neuron_layers
 from patchbay.find._statistics import student_p, welch
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 TOP = 0.01
 SHUFFLES = 100

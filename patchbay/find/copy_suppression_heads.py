@@ -34,13 +34,13 @@ from patchbay import maths
 from patchbay.find._chance import standard_error
 from patchbay.find._direct import by_head, grid, head_layers, normed_after, own_place, precise
 from patchbay.find.direct_logit_attribution import Frozen
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
-from patchbay.weights import norm_parts
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.model.weights import norm_parts
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 WHAT = "copy_suppression_heads"
 NAMES = ("suppression", "null", "without_first", "attention", "attention_elsewhere", "own_lowest")

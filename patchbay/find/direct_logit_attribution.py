@@ -25,13 +25,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
-from patchbay.weights import matrix, norm_parts
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.model.weights import matrix, norm_parts
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 PartKind = Literal["head", "neuron", "expert", "layer"]
 SIGNAL = {"head": "attn.z", "neuron": "mlp.act", "expert": "experts.out", "layer": "attn.out"}

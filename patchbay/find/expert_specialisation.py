@@ -34,12 +34,12 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._groups import Groups, groups_of, value_of
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 DEALS, DRAWS = 2000, 1000
 SHOWN = 5

@@ -29,15 +29,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
+from patchbay import maths
+from patchbay.edits import edit
 from patchbay.find._attention import GRID, held_out
 from patchbay.find.direct_logit_attribution import direct_logit_attribution
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.sweep import sweep
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.sweeps.sweep import sweep
+from patchbay.tasks.task import Task
 
 SLOPE = "share of prompts per unit"
 SHARE = "share of prompts"

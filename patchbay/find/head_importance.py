@@ -24,12 +24,12 @@ import torch
 
 from patchbay.find._chance import standard_error
 from patchbay.find._importance import agreement, drawn, increases, placed, texts, token_mean
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 WHAT = "head_importance"
 

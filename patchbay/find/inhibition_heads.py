@@ -30,16 +30,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
+from patchbay import maths
+from patchbay.edits import edit
 from patchbay.find._chance import standard_error
 from patchbay.find._direct import head_layers, normed_after, places
 from patchbay.find._movers import best_movers
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 WHAT = "inhibition_heads"
 N_MOVERS = 3

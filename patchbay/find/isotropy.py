@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from patchbay.find._states import checked_batch, depth
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 UNIT = "1 - cosine"
 

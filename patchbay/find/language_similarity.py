@@ -24,11 +24,11 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._states import depth, exceeded, last_states, permutations
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 GRID = ("layer", "condition")
 

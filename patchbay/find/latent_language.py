@@ -33,12 +33,12 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._states import checked_batch, depth, lens, token_ids
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 Groups = list[dict[str, list[int]]]  # of each prompt
 

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 UNITS = {"probability": "probability", "logit": "logits", "rank": "rank", "kl": "nats", "logit_diff": "logits"}
 

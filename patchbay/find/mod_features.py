@@ -43,10 +43,10 @@ from patchbay.find._ordinals import (
     ordinal_classes,
     say,
 )
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
 
 WHAT = "mod_features"
 RIDGE = 0.1  # of the mean eigenvalue of the kernel

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from patchbay.find._chance import standard_error
 from patchbay.find._importance import agreement, drawn, increases, placed, texts, token_mean
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
-from patchbay.weights import matrix
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.model.weights import matrix
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 WHAT = "neuron_importance"
 

@@ -35,11 +35,11 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._neurons import neuron_layers
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
-from patchbay.weights import norm_parts
+from patchbay.model.model import Model
+from patchbay.model.weights import norm_parts
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
 
 Side = Literal["in", "gate", "out"]
 SIDES = ("in", "gate", "out")

@@ -37,17 +37,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
+from patchbay import maths
+from patchbay.edits import edit
 from patchbay.find._chance import rank_agreement, standard_error
 from patchbay.find._direct import grid, head_layers, precise
 from patchbay.find._importance import losses
 from patchbay.find._propagation import WHAT, Field
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 NormMode = Literal["exact", "scale"]
 Observable = Mapping[str | int, float]

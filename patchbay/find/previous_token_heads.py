@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from patchbay.find._attention import ATTENTION, GRID, Finder, looks, parts_of, pattern_layers, standard_error, together
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 
 @method(paper="olsson2022", unit="attention")

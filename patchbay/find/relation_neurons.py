@@ -36,17 +36,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
 from patchbay.find._groups import Groups, groups_of, label_of
 from patchbay.find._neurons import Pool, activations, check_pool, neuron_layers
 from patchbay.find._statistics import average_precision, random_average_precision
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 DRAWS = 10  # random sets of neurons for every deactivated one
 ORDERS = 20_000  # random orders of prompts in the null of AP

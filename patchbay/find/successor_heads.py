@@ -28,10 +28,10 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._ordinals import WAYS, Classes, OrdinalClass, answers, effective_embeddings, ordinal_classes, say
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
 
 Embed = Literal["auto", "raw", "mlp0", "sum"]
 WHAT = "successor_heads"

@@ -27,10 +27,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from patchbay.port import PatchbayError, Port
+from patchbay.signal.port import PatchbayError, Port
 
 if TYPE_CHECKING:
-    from patchbay.jacks import Session
+    from patchbay.jacks.session import Session
 
 PREFIX = "patchbay_"
 _ACTIVE: dict[int, Callable[..., Any]] = {}  # id(attention module) -> what attends in its place, called as `attend` is

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from patchbay import attention
-from patchbay.apply import apply, row_mask
-from patchbay.edit import Edit
-from patchbay.port import PatchbayError, Port, position_axis
-from patchbay.positions import Batch, all_from, chosen
+from patchbay.edits.apply import apply, row_mask
+from patchbay.edits.edit import Edit
+from patchbay.jacks import attention
+from patchbay.signal.port import PatchbayError, Port, position_axis
+from patchbay.signal.positions import Batch, all_from, chosen
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.pattern")
 FUSED = {

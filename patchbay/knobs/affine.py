@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.edit import Edit
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import run
-from patchbay.weights import matrix, norm_parts
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.model.weights import matrix, norm_parts
+from patchbay.signal.port import PatchbayError, Port
 
 
 class NotFoldableError(PatchbayError):

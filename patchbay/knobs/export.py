@@ -30,16 +30,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchbay.affine import Fold
-from patchbay.edit import Edit
-from patchbay.fold import fold
-from patchbay.knob import Knob
-from patchbay.model import Model
-from patchbay.port import PatchbayError, suggest
-from patchbay.record import versions
-from patchbay.run import run
-from patchbay.saved import write_folder
-from patchbay.self_check import TOLERANCE
+from patchbay.edits.edit import Edit
+from patchbay.knobs.affine import Fold
+from patchbay.knobs.fold import fold
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.model.self_check import TOLERANCE
+from patchbay.results.record import versions
+from patchbay.results.saved import write_folder
+from patchbay.signal.port import PatchbayError, suggest
 
 FORMS = ("checkpoint", "lora", "gguf", "vector")
 RECORD = "patchbay.json"

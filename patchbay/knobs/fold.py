@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.affine import Affine, Fold, NotFoldableError, times
-from patchbay.edit import Edit
-from patchbay.families import follow
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.weights import _columns, matrix
+from patchbay.edits.edit import Edit
+from patchbay.knobs.affine import Affine, Fold, NotFoldableError, times
+from patchbay.model.families import follow
+from patchbay.model.model import Model
+from patchbay.model.weights import _columns, matrix
+from patchbay.signal.port import PatchbayError, Port
 
 STREAM = ("embed", "resid_in", "resid_mid", "resid_out")
 ORDER: tuple[str, ...] = (

@@ -43,11 +43,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.edit import Edit, pack, unpack
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result, described, from_described
-from patchbay.saved import packed, unpacked, write_file
+from patchbay.edits.edit import Edit, pack, unpack
+from patchbay.model.model import Model
+from patchbay.results.result import Result, described, from_described
+from patchbay.results.saved import packed, unpacked, write_file
+from patchbay.signal.port import PatchbayError
 
 FORMAT, VERSION = "patchbay-knob", 1
 MAX_NUMBERS = 65_536  # in a JSON record; a knob that holds more is recorded by digest
@@ -156,7 +156,7 @@ class Knob:
 
     def export(self, model: Model, folder: str | Path, *, form: str = "checkpoint", overwrite: bool = False) -> Any:
         """Write what the knob does for other programs: a checkpoint, a LoRA adapter, a steering vector. See `export.py`."""
-        from patchbay import export  # only here: a knob that is not exported needs none of it
+        from patchbay.knobs import export  # only here: a knob that is not exported needs none of it
 
         return export.export(self, model, folder, form=form, overwrite=overwrite)
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.edit import Edit
-from patchbay.model import Model, flat_edits
-from patchbay.port import PatchbayError
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model, flat_edits
+from patchbay.signal.port import PatchbayError
 
 MERGED = ("add", "scale", "replace", "mean")  # a projector has no row axis, and zero has no value
 

@@ -14,10 +14,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from patchbay.edit import Edit
-from patchbay.knob import Knob
-from patchbay.model import Model
-from patchbay.port import Port
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.signal.port import Port
 
 FEATURES = ("d_model", "d_head", "vocab")
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchbay.edit import Edit
-from patchbay.jacks import Session
-from patchbay.model import Model
-from patchbay.positions import Batch
-from patchbay.restart import Base, base_run, whole_layer
-from patchbay.run import run
+from patchbay.edits.edit import Edit
+from patchbay.jacks.session import Session
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.positions import Batch
+from patchbay.sweeps.restart import Base, base_run, whole_layer
 
 
 class Restarted:

@@ -31,15 +31,15 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.edit import Edit
-from patchbay.knob import Knob
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
 from patchbay.measure._controls import random_knobs
 from patchbay.measure._restarted import Restarted
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 STRENGTHS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
 SHARE, NATS = "share of prompts", "nats per token"

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.edit import Edit, add, replace
-from patchbay.model import Model, load
-from patchbay.port import SIGNALS, PatchbayError, Port
-from patchbay.rotary import rotary_size
-from patchbay.run import Trace, run
-from patchbay.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts
+from patchbay.edits.edit import Edit, add, replace
+from patchbay.model.model import Model, load
+from patchbay.model.rotary import rotary_size
+from patchbay.model.run import Trace, run
+from patchbay.model.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts
+from patchbay.signal.port import SIGNALS, PatchbayError, Port
 
 # relative error up to which a statement holds; many a family norms and rotates in float32 whatever its dtype
 LIMIT = {torch.float64: 2e-5, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}

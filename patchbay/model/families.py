@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 
 
 @dataclass(frozen=True)

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from patchbay import weights
-from patchbay.apply import for_prompts
-from patchbay.edit import Edit
-from patchbay.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
-from patchbay.jacks import Session
-from patchbay.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
-from patchbay.positions import Token
-from patchbay.self_check import self_check
-from patchbay.source import built_in_names, folder, from_pretrained
-from patchbay.task import Task
-from patchbay.view import Embed, FinalNorm, LayerView, Many, Unembed
+from patchbay.edits.apply import for_prompts
+from patchbay.edits.edit import Edit
+from patchbay.jacks.session import Session
+from patchbay.model import weights
+from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
+from patchbay.model.self_check import self_check
+from patchbay.model.source import built_in_names, folder, from_pretrained
+from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
+from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
+from patchbay.signal.positions import Token
+from patchbay.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -489,7 +489,7 @@ def flat_edits(
             f"{len(strengths)} strengths were given for {len(knobs)} knobs: one number, or one for each"
         )
     if len(knobs) > 1:
-        from patchbay.knob import KnobConflict, conflicts
+        from patchbay.knobs.knob import KnobConflict, conflicts
 
         for found in conflicts(*knobs, strengths=strengths):
             warnings.warn(found, KnobConflict, stacklevel=2)

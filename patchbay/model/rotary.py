@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from patchbay import edit
-from patchbay.port import PatchbayError, Port
-from patchbay.weights import HeadWeights, latent_weights, norm_parts
+from patchbay.edits import edit
+from patchbay.model.weights import HeadWeights, latent_weights, norm_parts
+from patchbay.signal.port import PatchbayError, Port
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 N_PROBES = {torch.float64: 2, torch.float32: 2}  # of other types, 8: their rounding is averaged out
 NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))  # modules that norm queries and keys, by their names

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.apply import acts_on, for_prompts
-from patchbay.edit import Edit
-from patchbay.jacks import query_rows
-from patchbay.model import Model, flat_edits
-from patchbay.port import SIGNALS, PatchbayError, Port
-from patchbay.positions import Batch
+from patchbay.edits.apply import acts_on, for_prompts
+from patchbay.edits.edit import Edit
+from patchbay.jacks.session import query_rows
+from patchbay.model.model import Model, flat_edits
+from patchbay.signal.port import SIGNALS, PatchbayError, Port
+from patchbay.signal.positions import Batch
 
 
 @dataclass(repr=False)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patchbay.jacks import Session
-from patchbay.port import Port
+from patchbay.jacks.session import Session
+from patchbay.signal.port import Port
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 

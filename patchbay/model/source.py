@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 
-BUILT_IN = Path(__file__).parent / "tiny" / "weights"
+BUILT_IN = Path(__file__).parents[1] / "tiny" / "weights"
 
 
 def built_in_names() -> list[str]:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from torch import Tensor
 
-from patchbay import weights
-from patchbay.port import Part, PatchbayError, Port, signals_of
+from patchbay.model import weights
+from patchbay.signal.port import Part, PatchbayError, Port, signals_of
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.families import Family, LayerModules, follow
-from patchbay.port import PatchbayError
+from patchbay.model.families import Family, LayerModules, follow
+from patchbay.signal.port import PatchbayError
 
 
 @dataclass(frozen=True)

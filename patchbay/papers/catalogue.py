@@ -1,6 +1,6 @@
 """The catalogue: what each paper does, which methods here implement it, and in what state. Searched, shown, written as a page.
 
-`python -m patchbay.catalogue` prints docs/papers.md. Searching is by BM25 (SQLite's FTS5), a word of the title counting most;
+`python -m patchbay.papers.catalogue` prints docs/papers.md. Searching is by BM25 (SQLite's FTS5), a word of the title counting most;
 word endings do not matter.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 
 STATES = {
     "works": "its methods are here, and find what was planted, equal the formula, and find nothing where there is nothing",
@@ -85,7 +85,7 @@ def page() -> str:
     lines = [
         "# Papers",
         "",
-        f"{len(papers())} papers; written from `patchbay/papers.toml` by `python -m patchbay.catalogue`.",
+        f"{len(papers())} papers; written from `patchbay/papers/papers.toml` by `python -m patchbay.papers.catalogue`.",
         "`patchbay papers WORDS` searches them, `patchbay papers run KEY --model M` checks the claim of one that works.",
     ]
     for state, meaning in STATES.items():

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from patchbay.maths import benjamini_hochberg, intervals, sign_flip_p  # noqa: F401 (the folder's files take it here)
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 # --- prompts ------------------------------------------------------------------------------------------
 

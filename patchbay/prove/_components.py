@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.components import components
-from patchbay.edit import Edit
-from patchbay.model import Model
-from patchbay.port import Part, Port
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.signal.port import Part, Port
+from patchbay.tasks.task import Task
+from patchbay.wiring.components import components
 
 LEAST = 1e-5  # of the largest singular value: a component below is rounding
 

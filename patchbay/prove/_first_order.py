@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 SMOOTH = ("logit_diff", "probability", "log_probability", "kl")
 

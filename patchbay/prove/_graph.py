@@ -22,12 +22,12 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from patchbay import edit
-from patchbay.jacks import Session
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.positions import Batch
-from patchbay.run import run
+from patchbay.edits import edit
+from patchbay.jacks.session import Session
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.signal.positions import Batch
 
 QKV = ("attn.q", "attn.k", "attn.v")
 Call: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"  # with what a module was called

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.edits import edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 MECHANISMS = ("positional", "lexical", "reflexive")
 ROLES = (*MECHANISMS, "asked")

@@ -11,15 +11,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port, suggest
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.prove._cells import batches
 from patchbay.prove._first_order import two_runs
-from patchbay.run import run
-from patchbay.sweep import sweep
-from patchbay.task import Task
+from patchbay.signal.port import Part, PatchbayError, Port, suggest
+from patchbay.sweeps.sweep import sweep
+from patchbay.tasks.task import Task
 
 Site = Literal["resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out", "head", "neuron", "expert"]
 Way = Literal["denoising", "noising"]

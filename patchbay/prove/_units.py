@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay.port import Part, PatchbayError
 from patchbay.prove._graph import Graph
-from patchbay.result import Result
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
 
 
 @dataclass

@@ -27,12 +27,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
+from patchbay.model.model import Model
 from patchbay.prove._removal import WAYS, By, Set, measured, random_sets
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.tasks.task import Task
 
 
 @method(paper="wang2022")

@@ -26,15 +26,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port, suggest
+from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, held_out, intervals, listed, p_values, rounding
 from patchbay.prove._first_order import along, two_runs
 from patchbay.prove._sites import INDEXED, SIGNAL, Layout, Site, Way, columns_of, patched
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port, suggest
+from patchbay.tasks.task import Task
 
 
 @method(paper="heimersheim2024")

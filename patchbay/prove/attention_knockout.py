@@ -28,16 +28,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.edit import Edit
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port, suggest
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.prove._cells import batches, intervals, p_values
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.sweep import sweep
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port, suggest
+from patchbay.sweeps.sweep import sweep
+from patchbay.tasks.task import Task
 
 Span = tuple[int, ...]
 OWN = ("last", "rest", "all")  # groups that every task has

@@ -34,17 +34,17 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.channel import READS, Channel
-from patchbay.components import components, folded_heads, weighed
 from patchbay.maths import intervals
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.model.model import Model
+from patchbay.model.rotary import turns
 from patchbay.prove._components import Answers, Change, Reader, Writer, answers, natural
-from patchbay.result import Result
-from patchbay.rotary import turns
-from patchbay.task import Task
-from patchbay.wiring import readers
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.channel import READS, Channel
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
+from patchbay.wiring.components import components, folded_heads, weighed
+from patchbay.wiring.wiring import readers
 
 By = Literal["zero", "mean"]
 OFFSETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # as find.channels has them

@@ -29,15 +29,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
+from patchbay.model.model import Model
 from patchbay.prove._cells import batches, check_twins, intervals
 from patchbay.prove._graph import Graph, Mixed, Outputs, mean_outputs, outputs
 from patchbay.prove._units import Units, order_of, units_of
 from patchbay.prove.edge_attribution import edge_attribution
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.tasks.task import Task
 
 Select = Literal["abs", "value", "greedy"]
 Outside = Literal["corrupted", "mean"]

@@ -31,16 +31,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.prove._cells import batches, intervals, p_values, rounding
 from patchbay.prove._removal import Set, random_sets
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 
 @dataclass(frozen=True)

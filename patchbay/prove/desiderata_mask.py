@@ -33,16 +33,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, listed
 from patchbay.prove._removal import random_sets
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 LEARNING_RATE = 0.1
 LEAST_PROMPTS = 4  # one to train, one to validate, two to report

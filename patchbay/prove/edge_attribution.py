@@ -28,15 +28,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
 from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth
 from patchbay.prove._graph import QKV, Graph, Mixed, Outputs, head_outputs, outputs
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 SHOWN = 30  # edges in the table of the strongest
 

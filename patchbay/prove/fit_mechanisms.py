@@ -28,15 +28,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
+from patchbay.model.model import Model
 from patchbay.prove import _mixture
 from patchbay.prove._cells import intervals, p_values
 from patchbay.prove._interchanged import MECHANISMS, candidates, depths_of, distributions, twin_streams
 from patchbay.prove._mixture import TERMS, Mixture
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 N_HYPOTHESES = len(TERMS)
 UNMOVED = 0.5  # probability left with the clean answer from which on a patch is said to do little

@@ -33,8 +33,7 @@ import random
 import torch
 from torch import Tensor
 
-from patchbay.method import method
-from patchbay.model import Model
+from patchbay.model.model import Model
 from patchbay.prove._cells import intervals, p_values
 from patchbay.prove._interchanged import (
     MECHANISMS,
@@ -46,8 +45,9 @@ from patchbay.prove._interchanged import (
     distributions,
     twin_streams,
 )
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.tasks.task import Task
 
 OUTCOMES = (*MECHANISMS, "none", "other")
 

@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
+from patchbay.model.model import Model
 from patchbay.prove._cells import held_out, intervals
 from patchbay.prove._removal import WAYS, By, measured, others
-from patchbay.result import Result
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.tasks.task import Task
 
 Order = Literal["given", "effect"]
 MOST = 32  # parts of a ranking that are taken when nobody says how many

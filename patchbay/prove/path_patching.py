@@ -33,15 +33,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.edit import Edit
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port, as_part
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
-from patchbay.result import Result
-from patchbay.run import Trace, run
-from patchbay.task import Task
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port, as_part
+from patchbay.tasks.task import Task
 
 Mlps = Literal["recomputed", "frozen"]
 Way = Literal["noising", "denoising"]

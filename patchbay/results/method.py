@@ -21,10 +21,10 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from patchbay.channel import parse_channel
-from patchbay.port import PatchbayError, Port, as_part, parse_port, suggest
-from patchbay.record import call_record, is_model, now
-from patchbay.result import Result
+from patchbay.results.record import call_record, is_model, now
+from patchbay.results.result import Result
+from patchbay.signal.channel import parse_channel
+from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, suggest
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from patchbay.result import Result
+    from patchbay.results.result import Result
 
 
 def origin(result: Result) -> str:

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patchbay.channel import Channel
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.saved import plain
+from patchbay.results.result import Result
+from patchbay.results.saved import plain
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import Part, PatchbayError, Port
 
 INPUTS = ("task", "prompts")  # arguments that are recorded as the task
 CALL = ("method", "model", "task", "options")  # of a Result given as an option, what is needed to make it again

@@ -16,15 +16,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from patchbay.knob import Knob
-from patchbay.method import ROOMS
-from patchbay.model import load
-from patchbay.port import PatchbayError
-from patchbay.printed import short
-from patchbay.record import INPUTS, is_model, model_record, ranked_parts, versions
-from patchbay.result import Result, largest_difference
-from patchbay.saved import packed
-from patchbay.task import Task
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import load
+from patchbay.results.method import ROOMS
+from patchbay.results.printed import short
+from patchbay.results.record import INPUTS, is_model, model_record, ranked_parts, versions
+from patchbay.results.result import Result, largest_difference
+from patchbay.results.saved import packed
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from patchbay import printed
-from patchbay.channel import Channel, parse_channel
-from patchbay.port import AXES, Part, PatchbayError, as_part, suggest
-from patchbay.saved import packed, plain, unpacked, write_folder
+from patchbay.results import printed
+from patchbay.results.saved import packed, plain, unpacked, write_folder
+from patchbay.signal.channel import Channel, parse_channel
+from patchbay.signal.port import AXES, Part, PatchbayError, as_part, suggest
 
 if TYPE_CHECKING:
     import numpy

@@ -18,8 +18,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from patchbay.channel import Channel
-from patchbay.port import Part, PatchbayError
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import Part, PatchbayError
 
 Writer = Callable[[Path], object]  # writes what is to be saved to the path that it is given
 

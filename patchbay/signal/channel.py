@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from patchbay.port import Part, PatchbayError, parse_part
+from patchbay.signal.port import Part, PatchbayError, parse_part
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 READS = {"query": "q", "key": "k", "value": "v", "mlp": "", "router": "", "unembed": ""}  # kind -> its letter in a text
 READING_PARTS = {"head": ("query", "key", "value"), "mlp": ("mlp",), "expert": ("mlp",), "router": ("router",)}
@@ -81,7 +81,9 @@ class Channel:
             if part is not None:
                 check_part(model, part, self)
         if isinstance(self.component, int):
-            from patchbay.components import n_components  # only here: a channel is data, its components are weights
+            from patchbay.wiring.components import (
+                n_components,  # only here: a channel is data, its components are weights
+            )
 
             count = n_components(model, self.writer)
             if not 0 <= self.component < count:

@@ -12,7 +12,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 import torch
 from torch import Tensor
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import patchbay as pb
 from patchbay import maths
 from patchbay.draw import plot, report, screen
 from patchbay.draw.report import BAD, FAINT, GOOD, Curve, Picture, Section, Table
-from patchbay.model import Model
-from patchbay.port import Part
-from patchbay.result import Result
+from patchbay.model.model import Model
+from patchbay.results.result import Result
+from patchbay.signal.port import Part
 from patchbay.stories._demo_task import Story, answers, ends, heads_of, percent
 
 SWEPT = (-2.0, 0.0, 2.0, 4.0)

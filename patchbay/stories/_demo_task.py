@@ -16,11 +16,11 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay import maths
-from patchbay.knob import Knob
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
-from patchbay.task import Task, start_ids
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.tasks.task import Task, start_ids
 
 LEAST_FACTS, LEAST_COPIED = 0.3, 0.2  # shares of prompts below which a question says nothing of this model
 N_TEXTS, LENGTH, LEAST_PROMPTS = 40, 48, 16

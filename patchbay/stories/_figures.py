@@ -10,8 +10,8 @@ from patchbay.draw.report import BAD, FAINT, GOOD, GREY, INK, _axes
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from patchbay.channel import Channel
-    from patchbay.result import Result
+    from patchbay.results.result import Result
+    from patchbay.signal.channel import Channel
     from patchbay.stories._turns import Search
 
 

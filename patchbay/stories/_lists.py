@@ -10,10 +10,10 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay import maths
-from patchbay.apply import apply
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.task import Task
+from patchbay.edits.apply import apply
+from patchbay.model.model import Model
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.tasks.task import Task
 
 SIZES = range(3, 21)
 DEV = 1 / 3  # of the prompts of each length, to choose on

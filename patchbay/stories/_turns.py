@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.channel import Channel
-from patchbay.components import components
 from patchbay.draw import screen
-from patchbay.model import Model
-from patchbay.port import Part
+from patchbay.model.model import Model
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import Part
 from patchbay.stories._lists import screened
-from patchbay.task import Task
+from patchbay.tasks.task import Task
+from patchbay.wiring.components import components
 
 STRENGTHS = (-1.0, 0.0, 0.5, 2.0, 3.0, 4.0)
 STEPS = (-3.0, -1.0, 1.0, 3.0)  # coordinates, in standard deviations from the mean at the last position

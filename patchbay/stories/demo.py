@@ -23,11 +23,11 @@ import patchbay as pb
 from patchbay import maths
 from patchbay.draw import plot, report, screen
 from patchbay.draw.report import Picture, Section, Table
-from patchbay.model import Model
-from patchbay.port import PatchbayError
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError
 from patchbay.stories._demo_knob import DOSES, dose, generation, sweep
 from patchbay.stories._demo_task import Question, Story, answers, ask, ends, heads_of, percent, span
-from patchbay.task import Task
+from patchbay.tasks.task import Task
 
 N_PROVED = 3
 

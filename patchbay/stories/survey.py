@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from patchbay import find, maths, prove, tasks
-from patchbay.channel import parse_channel
 from patchbay.find import _attention
-from patchbay.model import Model, load
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
-from patchbay.saved import write_file
-from patchbay.source import built_in_names
-from patchbay.task import Task
+from patchbay.model.model import Model, load
+from patchbay.model.source import built_in_names
+from patchbay.results.result import Result
+from patchbay.results.saved import write_file
+from patchbay.signal.channel import parse_channel
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.tasks.task import Task
 
 SIZES = (1, 2, 4, 8)
 DRAWS = 19
@@ -357,7 +357,7 @@ def page(found: Mapping[str, Result]) -> str:
     lines = [
         "# Roles",
         "",
-        "What `patchbay find all MODEL` says of the built-in models; written by `python -m patchbay.survey docs`.",
+        "What `patchbay find all MODEL` says of the built-in models; written by `python -m patchbay.stories.survey docs`.",
         "",
         "A role is what one finder of heads looks for. `p` is adjusted over the heads of a role. The last columns take the role's",
         "first heads away together, on fresh prompts, against as many random heads of the same layers: a score is not a cause.",

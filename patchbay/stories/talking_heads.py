@@ -26,21 +26,21 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay import maths
-from patchbay.channel import Channel
-from patchbay.components import n_components
 from patchbay.draw import report, screen
 from patchbay.draw.report import Picture, Section, Table
 from patchbay.find.channels import channels
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.find.name_mover_heads import name_mover_heads
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
-from patchbay.source import built_in_names
+from patchbay.model.model import Model
+from patchbay.model.source import built_in_names
+from patchbay.results.result import Result
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import Part, PatchbayError
 from patchbay.stories import _figures
 from patchbay.stories._demo_task import _samples, _stories, ends, percent, span
 from patchbay.stories._lists import Lists, ask, by_label, known, looks, rightness
 from patchbay.stories._turns import Search, Turn, search
+from patchbay.wiring.components import n_components
 
 N_MOVERS, N_CANDIDATES, N_FOUND, N_GATE = 3, 12, 60, 32
 GATE_SIZES = [1, 2, 4, 8, 12]

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchbay.jacks import Session
-from patchbay.restart import Base
+from patchbay.jacks.session import Session
+from patchbay.sweeps.restart import Base
 
 LINEAR = ("Linear", "Conv1D")
 

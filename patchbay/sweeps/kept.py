@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.port import PatchbayError
-from patchbay.saved import write_file
+from patchbay.results.saved import write_file
+from patchbay.signal.port import PatchbayError
 
 
 class Kept:

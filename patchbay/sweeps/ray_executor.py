@@ -11,14 +11,14 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from patchbay.model import load
-from patchbay.port import PatchbayError
-from patchbay.task import Task
+from patchbay.model.model import load
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from patchbay.sweep import Sweep
+    from patchbay.sweeps.sweep import Sweep
 
 _BUILT: dict[str, Any] = {}  # in a worker: the sweep of the digest it works on
 
@@ -56,7 +56,7 @@ def _block(shared: Any, digest: str, group: int, place: int) -> Tensor:
     """In a worker: one batch, with the sweep built on first use."""
     import torch
 
-    from patchbay.sweep import Sweep
+    from patchbay.sweeps.sweep import Sweep
 
     if digest not in _BUILT:
         lent, family, task, (cells, metric, on, memory, precision) = shared

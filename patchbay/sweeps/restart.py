@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from patchbay.jacks import Session, first
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.jacks.session import Session, first
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
 
 PAST = ("past_key_values", "layer_past", "past_key_value")
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.task import METRICS, Task
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import METRICS, Task
 
 Metric = Callable[[Tensor, Tensor], Tensor]  # (logits [row, vocab], prompt of each row [row]) -> [row]
 

@@ -23,20 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.apply import acts_on, apply, for_prompts, row_mask
-from patchbay.difference import Difference
-from patchbay.edit import Edit, pack
-from patchbay.jacks import Session
-from patchbay.kept import Kept
-from patchbay.model import Model, flat_edits
-from patchbay.port import PatchbayError, Port
-from patchbay.positions import Batch, chosen
-from patchbay.record import model_record, now, task_record, versions
-from patchbay.restart import Base, base_run
-from patchbay.result import Result
-from patchbay.scorer import Metric, Scorer
-from patchbay.task import Task
-from patchbay.walk import LATE, Cell, Touched, Walk, for_one, plan
+from patchbay.edits.apply import acts_on, apply, for_prompts, row_mask
+from patchbay.edits.edit import Edit, pack
+from patchbay.jacks.session import Session
+from patchbay.model.model import Model, flat_edits
+from patchbay.results.record import model_record, now, task_record, versions
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.positions import Batch, chosen
+from patchbay.sweeps.difference import Difference
+from patchbay.sweeps.kept import Kept
+from patchbay.sweeps.restart import Base, base_run
+from patchbay.sweeps.scorer import Metric, Scorer
+from patchbay.sweeps.walk import LATE, Cell, Touched, Walk, for_one, plan
+from patchbay.tasks.task import Task
 
 PRECISIONS = ("fp32", "bf16", "delta-bf16")
 
@@ -337,7 +337,7 @@ class Sweep:
             else:
                 yield place, block
         if executor == "ray":
-            from patchbay import ray_executor
+            from patchbay.sweeps import ray_executor
 
             computed: Iterator[tuple[int, Tensor]] = ray_executor.blocks(self, number, missing, workers)
         else:

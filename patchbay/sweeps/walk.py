@@ -24,14 +24,14 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from patchbay.apply import apply, row_mask
-from patchbay.difference import Difference
-from patchbay.edit import Edit
-from patchbay.jacks import Session
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.positions import Batch, Positions, chosen
-from patchbay.restart import Base, Piece, added_by, attention_flat, attention_half, mlp_half, whole_layer
+from patchbay.edits.apply import apply, row_mask
+from patchbay.edits.edit import Edit
+from patchbay.jacks.session import Session
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.positions import Batch, Positions, chosen
+from patchbay.sweeps.difference import Difference
+from patchbay.sweeps.restart import Base, Piece, added_by, attention_flat, attention_half, mlp_half, whole_layer
 
 IN, MID, OUT = 0, 1, 2  # where in its layer a row joins: before it, after attention, after the MLP
 STAGE = {"embed": IN, "resid_in": IN, "attn.z": MID, "attn.head_out": MID, "attn.out": MID, "resid_mid": MID}

@@ -21,8 +21,8 @@ from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, spell
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 
 def arithmetic(

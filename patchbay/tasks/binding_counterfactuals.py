@@ -17,14 +17,14 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
 from patchbay.tasks.entity_binding import QUERIES, THINGS, _render
 from patchbay.tasks.spell import Draft, at_least, choose_words, spans, spans_in_order, spell
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 
 def binding_counterfactuals(model: Model, n: int = 100, *, boxes: int = 5, query: str = "box", seed: int = 0) -> Task:

@@ -17,13 +17,13 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, spans, spans_in_order, spell
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 QUERIES = ("box", "object")
 THINGS = tuple(word for word in words.OBJECTS if word != "box")

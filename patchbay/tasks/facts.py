@@ -25,13 +25,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, single_tokens, spell, tokenizer_of
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 RELATION = "The capital of {subject} is"
 WELL_KNOWN = {

@@ -22,8 +22,8 @@ from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, spans, spans_in_order, spell
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 
 def laundry_list(model: Model, n: int = 100, *, objects: int = 8, seed: int = 0) -> Task:

@@ -17,13 +17,13 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, replaced, spans, spans_in_order, spell
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 
 def needle_retrieval(

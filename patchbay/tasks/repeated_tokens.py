@@ -15,12 +15,12 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
-from patchbay.port import PatchbayError
-from patchbay.task import Task, start_ids
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks.spell import at_least
+from patchbay.tasks.task import Task, start_ids
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 
 def repeated_tokens(

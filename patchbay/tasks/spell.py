@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from patchbay.port import PatchbayError
-from patchbay.task import Task, encode, start_ids
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task, encode, start_ids
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 Ids = tuple[int, ...]
 Span = tuple[int, int]

@@ -16,13 +16,13 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, single_tokens, spans_in_order, spell, tokenizer_of
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.task import Task
+    from patchbay.model.model import Model
+    from patchbay.tasks.task import Task
 
 CLASSES = {"numbers": words.NUMBERS, "letters": words.LETTERS, "days": words.DAYS, "months": words.MONTHS}
 LENGTHS = (3, 6)

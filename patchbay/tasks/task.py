@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from patchbay.port import PatchbayError, suggest
+from patchbay.signal.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 METRICS = {
     "logit_diff": "logits",

@@ -3,7 +3,7 @@
 `pb.load("tiny")`, `"tiny-llama"` and `"tiny-moe"` load the trained ones; `planted` and `twins` build models in memory.
 """
 
-from patchbay.source import built_in_names as names
+from patchbay.model.source import built_in_names as names
 from patchbay.tiny import planted, twins
 
 __all__ = ["names", "planted", "twins"]

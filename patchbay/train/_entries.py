@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchbay import weights
-from patchbay.families import LayerModules, follow, layer_modules
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
+from patchbay.model.families import LayerModules, follow, layer_modules
+from patchbay.model.model import Model, weights
+from patchbay.signal.port import Part, PatchbayError
 
 Entries = dict[str, Tensor]  # tensor name -> its flat places, int64
 

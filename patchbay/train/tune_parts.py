@@ -28,13 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import maths
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.saved import write_folder
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.results.saved import write_folder
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.tasks.task import Task
 from patchbay.train._entries import Entries, entries
 
 UNRELATED = (16, 12)  # texts of random tokens on which the drift is measured, and their length

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay.model import Model
-from patchbay.port import Port
-from patchbay.run import run
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.port import Port
 
 Way = Literal["mean", "pca", "probe"]
 WAYS = ("mean", "pca", "probe")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.edit import Edit
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 
 REACH, LEAD, DROP = (
     0.85,

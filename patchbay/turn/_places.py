@@ -12,8 +12,8 @@ from __future__ import annotations
 import re
 from typing import TypeAlias
 
-from patchbay.port import PatchbayError
-from patchbay.positions import Positions, Token
+from patchbay.signal.port import PatchbayError
+from patchbay.signal.positions import Positions, Token
 
 Place: TypeAlias = int | list[int] | str | None
 FORMS = '"all", "last", "generated", 3, [1, 2], "2:5" or "token: the"'

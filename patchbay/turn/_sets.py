@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.task import Task, start_ids
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task, start_ids
 
 MARKS = ("<|set|>", "<|or|>", "<|end|>")
 Segments = list[list[int] | list[list[int]]]  # ids of a text, or the ids of each option of a set

@@ -16,13 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port, suggest
-from patchbay.positions import Positions, Token
-from patchbay.task import Task
+from patchbay.edits import edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.signal.port import Part, PatchbayError, Port, suggest
+from patchbay.signal.positions import Positions, Token
+from patchbay.tasks.task import Task
 from patchbay.turn._places import Place, places
 
 Pair = tuple[Positions, Positions]  # queries, keys

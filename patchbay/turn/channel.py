@@ -24,17 +24,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay import edit
-from patchbay.channel import Channel
-from patchbay.components import components
-from patchbay.edit import Edit
-from patchbay.families import follow
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.families import follow
+from patchbay.model.model import Model
+from patchbay.model.weights import matrix
+from patchbay.results.method import method
+from patchbay.signal.channel import Channel
+from patchbay.signal.port import PatchbayError
 from patchbay.turn._places import Place, places
-from patchbay.weights import matrix
+from patchbay.wiring.components import components
 
 Matrix = Literal["W_O", "W_V"]
 

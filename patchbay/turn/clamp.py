@@ -20,15 +20,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.positions import Positions
-from patchbay.result import Result
-from patchbay.run import run
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.signal.positions import Positions
 from patchbay.turn._places import Place, places
 
 

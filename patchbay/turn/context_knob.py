@@ -34,15 +34,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.edit import Edit
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task
 from patchbay.turn._intent import Items, Range, answers, attention_range, clamped, flips, items, last_streams, swapped
 
 FOUND = 0.5  # share of held-out swaps that a knob must flip

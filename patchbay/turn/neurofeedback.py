@@ -28,14 +28,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task, start_ids
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.tasks.task import Task, start_ids
 from patchbay.turn._contrast import _probe
 
 N_RANDOM = 20  # axes at right angles, for the null of control

@@ -16,11 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.signal.port import PatchbayError, Port
 from patchbay.turn._places import Place, places
 
 

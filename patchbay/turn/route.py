@@ -21,14 +21,14 @@ from typing import Literal
 
 import torch
 
-from patchbay import edit
-from patchbay.edit import Edit
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
-from patchbay.run import run
+from patchbay.edits import edit
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.turn._places import Place, places
 
 To = Literal["forbid", "boost", "force"]

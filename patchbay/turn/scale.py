@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from patchbay import edit
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import Part, PatchbayError, Port
+from patchbay.edits import edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.turn._places import Place, places
 
 Of = Literal["outputs", "values"]

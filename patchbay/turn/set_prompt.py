@@ -31,12 +31,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from patchbay import maths
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError
-from patchbay.result import Result
-from patchbay.self_check import TOLERANCE
-from patchbay.task import Task
+from patchbay.model.model import Model
+from patchbay.model.self_check import TOLERANCE
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 from patchbay.turn import _sets
 from patchbay.turn._sets import Layout, Segments, layout, options_of, other_orders, plain_layout
 

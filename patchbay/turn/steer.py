@@ -25,15 +25,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from patchbay import edit, maths
-from patchbay.knob import Knob
-from patchbay.method import method
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.positions import Positions
-from patchbay.result import Result
-from patchbay.run import run
-from patchbay.task import Task
+from patchbay import maths
+from patchbay.edits import edit
+from patchbay.knobs.knob import Knob
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.positions import Positions
+from patchbay.tasks.task import Task
 from patchbay.turn._contrast import WAYS, Way, apart, direction, streams
 from patchbay.turn._places import Place, places
 

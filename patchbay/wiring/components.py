@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.channel import Channel, check_part
-from patchbay.families import follow
-from patchbay.port import Part, PatchbayError, parse_part
-from patchbay.weights import HeadWeights, matrix, norm_parts
+from patchbay.model.families import follow
+from patchbay.model.weights import HeadWeights, matrix, norm_parts
+from patchbay.signal.channel import Channel, check_part
+from patchbay.signal.port import Part, PatchbayError, parse_part
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 
 # --- numbers ------------------------------------------------------------------------------------------

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from patchbay.channel import READS, WRITES, Channel, read_time, write_time
-from patchbay.components import (
+from patchbay.model.weights import HeadWeights, folded
+from patchbay.signal.channel import READS, WRITES, Channel, read_time, write_time
+from patchbay.signal.port import Part, PatchbayError, suggest
+from patchbay.wiring.components import (
     bias_rows,
     expert_weights,
     finite,
@@ -32,12 +34,10 @@ from patchbay.components import (
     root,
     token_embedding,
 )
-from patchbay.port import Part, PatchbayError, suggest
-from patchbay.weights import HeadWeights, folded
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
-    from patchbay.rotary import Turn
+    from patchbay.model.model import Model
+    from patchbay.model.rotary import Turn
 
 # --- factors ------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ def readers(
             inner = root(w.W_O @ w.W_O.mT)  # [head, d_head, d_head]
             return Readers(kind, 2 * layer, names, Factors.of((per_head(w.W_V, len(w.W_O)) @ inner).mT))
         if turn is None:
-            raise PatchbayError(f"L{layer}: reading {kind} needs the layer's turn, patchbay.rotary.turns(...)")
+            raise PatchbayError(f"L{layer}: reading {kind} needs the layer's turn, patchbay.model.rotary.turns(...)")
         return _attending(turn, layer, kind, names, by_offset)
     into = _into_mlp(model, layer, kind)
     if into is None:

@@ -20,10 +20,10 @@ import torch
 from click.testing import CliRunner, Result
 
 import patchbay as pb
-from patchbay import check
 from patchbay.cli import cli, commands, options, reading
 from patchbay.draw import screen
-from patchbay.port import Part, PatchbayError, Port
+from patchbay.model import check
+from patchbay.signal.port import Part, PatchbayError, Port, parse_port
 from patchbay.tiny import planted
 
 METHODS = [(room, name) for room in options.rooms() for name in options.methods(room)]
@@ -151,7 +151,7 @@ def test_text_becomes_the_annotated_type() -> None:
     read = {key: reading.read(text, hints[key], f"--{key}") for key, text in given.items()}
     assert read == {
         "by": "mean", "top": 3, "rate": 0.01, "steps": [-2.0, 0.5], "name": "x,y",
-        "port": pb.port.parse_port("L1.H2.z"), "table": {"a": 1},
+        "port": parse_port("L1.H2.z"), "table": {"a": 1},
     }  # fmt: skip
     assert reading.read("none", hints["top"], "--top") is None
     assert reading.read_parts(["L1.H2, L0.H1", "L1.H2"]) == [Part(1, "head", 2), Part(0, "head", 1)]

@@ -13,8 +13,8 @@ import torch
 from matplotlib.patches import Rectangle
 
 from patchbay.draw import plot
-from patchbay.port import PatchbayError
-from patchbay.result import Result
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
 
 SCORES = torch.tensor([[0.1, -2.0, float("nan")], [0.9, 0.1, -0.3]])
 TOKENS = [" Warsaw", "$x$", "\n", "\u4e2d", "<b>", "a" * 40]
@@ -170,7 +170,7 @@ def test_nothing_global_is_touched():
     plot.svg(plot.figure(grid()))
     assert dict(mpl.rcParams) == before
     code = (
-        "import sys, torch; from patchbay.draw import plot; from patchbay.result import Result\n"
+        "import sys, torch; from patchbay.draw import plot; from patchbay.results.result import Result\n"
         "plot.svg(plot.figure(Result(torch.rand(2, 2)))); print('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

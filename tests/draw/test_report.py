@@ -10,8 +10,8 @@ import torch
 
 from patchbay.draw import plot, report
 from patchbay.draw.report import Curve, Picture, Section, Table
-from patchbay.port import PatchbayError
-from patchbay.result import Result
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
 
 
 class Links(HTMLParser):

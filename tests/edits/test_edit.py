@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.apply import row_mask
-from patchbay.edit import Edit, load_edits, pack, ports_of, save_edits, unpack
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.positions import Batch, chosen
+from patchbay.edits.apply import row_mask
+from patchbay.edits.edit import Edit, load_edits, pack, ports_of, save_edits, unpack
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.positions import Batch, chosen
 from patchbay.tiny.twins import twin
 
 N = 7

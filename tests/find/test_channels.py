@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import components, rotary, weights, wiring
-from patchbay.channel import Channel, parse_channel
 from patchbay.find import _composition, _haar
+from patchbay.model import rotary, weights
+from patchbay.signal.channel import Channel, parse_channel
 from patchbay.tiny import planted, twins
+from patchbay.wiring import components, wiring
 
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}
 

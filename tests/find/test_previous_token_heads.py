@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
-
-SHARED = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).parents[2].parent / "shared"))
+from tests.shared import SHARED
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])

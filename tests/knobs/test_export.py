@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import patchbay as pb
-from patchbay.edit import Edit
-from patchbay.export import write_gguf
-from patchbay.knob import Knob
-from patchbay.port import Port
+from patchbay.edits.edit import Edit
+from patchbay.knobs.export import write_gguf
+from patchbay.knobs.knob import Knob
+from patchbay.signal.port import Port
 from patchbay.tiny import planted, twins
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -346,7 +346,7 @@ def test_what_does_not_reproduce_the_edited_model_is_not_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fold that is wrong by one part in a thousand is found before anything is written."""
-    from patchbay import fold
+    from patchbay.knobs import fold
 
     model = model_of("gpt2")
     own = fold._z

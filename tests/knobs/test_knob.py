@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 import patchbay as pb
-from patchbay.apply import apply
-from patchbay.edit import Edit
-from patchbay.knob import Knob, load_knob
+from patchbay.edits.apply import apply
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob, load_knob
 from patchbay.tiny import planted
 
 

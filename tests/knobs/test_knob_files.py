@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import patchbay as pb
-from patchbay.knob import Knob, _digest, load_knob
-from patchbay.rows import by_row
+from patchbay.knobs.knob import Knob, _digest, load_knob
+from patchbay.knobs.rows import by_row
 from patchbay.tiny import twins
 
 IDS = torch.randint(3, 90, (2, 7), generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.knob import Knob
-from patchbay.rows import by_row, generate_rows
+from patchbay.knobs.knob import Knob
+from patchbay.knobs.rows import by_row, generate_rows
 from patchbay.tiny import twins
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import patchbay as pb
-from patchbay.knob import Knob
+from patchbay.knobs.knob import Knob
 from patchbay.measure._controls import random_knobs
 from patchbay.measure._restarted import Restarted
 from patchbay.tiny import planted, twins

@@ -1,6 +1,6 @@
 """families: every port of every covered family holds what it claims, and what fits no row is refused with what was found.
 
-The proof itself is `patchbay.check`; here it runs on the twin of each family, and broken models show that it can fail.
+The proof itself is `patchbay.model.check`; here it runs on the twin of each family, and broken models show that it can fail.
 """
 
 import functools
@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import patchbay as pb
-from patchbay.check import Row, family_table, verify
-from patchbay.families import FAMILIES, Family, candidates, follow, layer_modules, missing
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.model.check import Row, family_table, verify
+from patchbay.model.families import FAMILIES, Family, candidates, follow, layer_modules, missing
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 
 REQUIRED = """gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
@@ -117,14 +117,14 @@ def test_the_checks_fail_on_a_view_that_is_wrong(monkeypatch: pytest.MonkeyPatch
     with pytest.raises((PatchbayError, RuntimeError, IndexError)):
         verify(model)
     model = pb.load(twin("llama"))
-    monkeypatch.setattr("patchbay.view.Group.heads", property(lambda group: group.model.layers[0].heads[0:2]))
+    monkeypatch.setattr("patchbay.model.view.Group.heads", property(lambda group: group.model.layers[0].heads[0:2]))
     assert {"attn.k", "attn.v"} <= set(failures(model))
     assert norm is not None
 
 
 def test_the_checks_fail_where_a_tap_disturbs_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pb.load(twin("llama"))
-    from patchbay.jacks import Session
+    from patchbay.jacks.session import Session
 
     plain = Session._store
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.edit import OPS, Edit
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.edits.edit import OPS, Edit
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
 
 LENGTH, NEW, TOLERANCE = 10, 5, 1e-4

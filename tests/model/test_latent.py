@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay import components, rotary, weights
-from patchbay.channel import parse_channel
-from patchbay.check import verify
 from patchbay.find import _composition, _haar
-from patchbay.port import Part, Port
+from patchbay.model import rotary, weights
+from patchbay.model.check import verify
+from patchbay.signal.channel import parse_channel
+from patchbay.signal.port import Part, Port
 from patchbay.tiny import twins
 from patchbay.turn.channel import edited_weight
+from patchbay.wiring import components
 
 NAMES = ("deepseek_v3", "deepseek_v2", "glm4_moe_lite")
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import random
 import socket
 from collections.abc import Iterator
@@ -18,14 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 import patchbay as pb
-from patchbay.check import verify
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
-from patchbay.self_check import self_check
+from patchbay.model.check import verify
+from patchbay.model.model import Model
+from patchbay.model.self_check import self_check
+from patchbay.model.weights import norm_parts
+from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import twin
-from patchbay.weights import norm_parts
-
-SHARED = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).parents[1].parent / "shared"))
+from tests.shared import SHARED
 
 
 @functools.cache
@@ -469,7 +467,7 @@ def test_a_weight_that_is_not_a_number_fails_the_self_check(folder: Path) -> Non
 
 def test_the_self_check_runs_once_before_anything_is_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checks = []
-    monkeypatch.setattr("patchbay.model.self_check", lambda given: checks.append(1) or self_check(given))
+    monkeypatch.setattr("patchbay.model.model.self_check", lambda given: checks.append(1) or self_check(given))
     loaded = pb.load(folder)
     assert not checks
     loaded.layers[0].heads[0]

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 import patchbay as pb
-from patchbay import attention
-from patchbay.jacks import Session
-from patchbay.model import Model
-from patchbay.port import PatchbayError, Port
+from patchbay.jacks.session import Session, attention
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
 
 

@@ -13,11 +13,11 @@ import scipy.stats
 from click.testing import CliRunner
 
 import patchbay as pb
-from patchbay import catalogue, claims
-from patchbay.claims import Claim
-from patchbay.claims._shared import against, student, untrained
 from patchbay.cli import cli
-from patchbay.port import PatchbayError
+from patchbay.papers import catalogue, claims
+from patchbay.papers.claims import Claim
+from patchbay.papers.claims._shared import against, student, untrained
+from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
 
 
@@ -122,6 +122,6 @@ def test_intervals_of_claims_are_students_and_the_ends_against_each_other() -> N
 
 
 def test_looking_up_a_claim_imports_nothing_heavy() -> None:
-    code = "import sys; from patchbay import claims; claims.known('olsson2022'); print('torch' in sys.modules)"
+    code = "import sys; from patchbay.papers import claims; claims.known('olsson2022'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.port import Port
+from patchbay.signal.port import Port
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 

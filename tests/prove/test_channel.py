@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.channel import parse_channel
-from patchbay.components import components
+from patchbay.model.source import built_in_names
 from patchbay.prove.channel import composition
-from patchbay.source import built_in_names
+from patchbay.signal.channel import parse_channel
 from patchbay.tasks import words
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, tokenizer
 from patchbay.tiny.twins import twin
+from patchbay.wiring.components import components
 
 N_JUNK = 11
 

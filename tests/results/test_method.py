@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from patchbay.method import method
-from patchbay.port import Part, PatchbayError, Port
-from patchbay.result import Result
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import Part, PatchbayError, Port
 from tests.fakes import Model, Task, weights
 
 # --- provenance -------------------------------------------------------------------------------------

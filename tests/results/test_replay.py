@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import method as method_module
-from patchbay.method import method
-from patchbay.port import Part, PatchbayError
-from patchbay.replay import diff, find_method, replay
-from patchbay.result import Result, load_result
+from patchbay.results import method as method_module
+from patchbay.results.method import method
+from patchbay.results.replay import diff, find_method, replay
+from patchbay.results.result import Result, load_result
+from patchbay.signal.port import Part, PatchbayError
 from patchbay.tiny.twins import twin
 from tests.fakes import Model, Task
 
@@ -24,7 +24,7 @@ from tests.fakes import Model, Task
 @pytest.fixture
 def replayable(installed, monkeypatch):
     """`installed`, and fakes for what a replay loads."""
-    module = sys.modules["patchbay.replay"]
+    module = sys.modules["patchbay.results.replay"]
     monkeypatch.setattr(module, "load", lambda source: Model(source=source))
     monkeypatch.setattr(module, "Task", Task)
     return installed

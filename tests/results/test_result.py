@@ -17,8 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchbay.port import AXES, Part, PatchbayError
-from patchbay.result import FILES, MADE_AXES, Result, load_result
+from patchbay.results.result import FILES, MADE_AXES, Result, load_result
+from patchbay.signal.port import AXES, Part, PatchbayError
 
 PROVENANCE = {
     "method": "find.induction_heads",
@@ -378,8 +378,8 @@ def test_a_disk_that_is_really_too_small(tmp_path):
     """The operating system itself refuses the write: a file size limit stands in for a full disk."""
     code = (
         "import resource, signal, sys, torch\n"
-        "from patchbay.result import Result\n"
-        "from patchbay.port import PatchbayError\n"
+        "from patchbay.results.result import Result\n"
+        "from patchbay.signal.port import PatchbayError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try:\n    Result(torch.zeros(200, 200)).save(sys.argv[1])\n"
@@ -471,7 +471,7 @@ def test_loading_runs_nothing(tmp_path):
 
 def test_result_needs_neither_pandas_xarray_nor_matplotlib_until_asked():
     code = (
-        "import sys, torch; from patchbay.result import Result\n"
+        "import sys, torch; from patchbay.results.result import Result\n"
         "result = Result(torch.rand(2, 2)); str(result); result.top(); result._repr_html_()\n"
         "print(sorted({'pandas', 'xarray', 'matplotlib'} & set(sys.modules)))"
     )

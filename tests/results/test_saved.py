@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 import patchbay as pb
 from patchbay.draw import report
-from patchbay.edit import save_edits
-from patchbay.port import Part, PatchbayError
-from patchbay.result import Result
-from patchbay.saved import packed, reason, unpacked, write_file, write_folder
+from patchbay.edits.edit import save_edits
+from patchbay.results.result import Result
+from patchbay.results.saved import packed, reason, unpacked, write_file, write_folder
+from patchbay.signal.port import Part, PatchbayError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -151,7 +151,7 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 REAL = """
     import sys, torch, patchbay as pb
-    from patchbay.edit import save_edits
+    from patchbay.edits.edit import save_edits
     from patchbay.tiny.twins import twin
     folder = sys.argv[1]
     model = pb.load(twin("gpt2"))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchbay.port import (
+from patchbay.signal.port import (
     KINDS,
     SIGNALS,
     WHOLE_MODEL,

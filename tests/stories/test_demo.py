@@ -1,7 +1,6 @@
 """The demo finds what was built in, says when there is nothing, and prints only numbers of its own run."""
 
 import json
-import os
 import re
 import time
 from contextlib import redirect_stdout
@@ -13,12 +12,11 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.port import Part, PatchbayError
+from patchbay.signal.port import Part, PatchbayError
 from patchbay.stories import _demo_knob, _demo_task, demo
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
-
-SHARED = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).parents[2] / "shared"))
+from tests.shared import SHARED
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +216,7 @@ def test_own_text_asks_between_the_same_two_tokens(nothing: pb.Model) -> None:
 
 
 def test_the_built_in_model_moves_from_memory_to_context(tmp_path: Path) -> None:
-    from patchbay.source import built_in_names
+    from patchbay.model.source import built_in_names
 
     if "tiny" not in built_in_names():
         pytest.skip("no built-in model named tiny in this checkout")

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 import patchbay as pb
 from patchbay.cli import cli
 from patchbay.maths import spearman
-from patchbay.port import PatchbayError
-from patchbay.survey import NEEDS, OTHERS, ROLES, adjusted, find_all
+from patchbay.signal.port import PatchbayError
+from patchbay.stories.survey import NEEDS, OTHERS, ROLES, adjusted, find_all
 from patchbay.tiny.twins import twin
 
 N = 12

@@ -14,11 +14,11 @@ from click.testing import CliRunner
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import patchbay as pb
-from patchbay.channel import parse_channel
 from patchbay.cli import cli
 from patchbay.draw import screen
-from patchbay.port import PatchbayError
-from patchbay.source import built_in_names
+from patchbay.model.source import built_in_names
+from patchbay.signal.channel import parse_channel
+from patchbay.signal.port import PatchbayError
 from patchbay.stories import _lists, _turns, first_line, names, story, talking_heads
 from patchbay.tiny import planted
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.port import PatchbayError, Port
-from patchbay.restart import base_run
-from patchbay.sweep import Sweep, estimate, using
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.sweeps.restart import base_run
+from patchbay.sweeps.sweep import Sweep, estimate, using
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from patchbay.tasks import words
+from tests.shared import SHARED
 
 WORD = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
 
@@ -52,10 +51,9 @@ def word_tokenizer(*, start: bool = False, end: bool = False, without: tuple[str
 
 def stored(folder: str, max_positions: int) -> Fake:
     """A tokenizer from the shared checkpoints, or a skip that says where it was looked for."""
-    root = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).parents[2].parent / "shared"))
-    if not (root / folder).is_dir():
-        pytest.skip(f"no {root / folder}: set PATCHBAY_SHARED to the folder of shared checkpoints")
-    tokenizer = AutoTokenizer.from_pretrained(root / folder)
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"no {SHARED / folder}: set PATCHBAY_SHARED to the folder of shared checkpoints")
+    tokenizer = AutoTokenizer.from_pretrained(SHARED / folder)
     return Fake(tokenizer, len(tokenizer), max_positions)
 
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import arithmetic
 
 

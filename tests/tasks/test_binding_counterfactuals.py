@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import binding_counterfactuals
 
 LABELS = ("asked", "positional", "lexical", "reflexive")

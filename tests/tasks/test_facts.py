@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import facts_by_intent, facts_in_context, facts_in_memory
 from patchbay.tasks.facts import WELL_KNOWN, read_table
 from patchbay.tasks.words import FACTS

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import laundry_list
 
 FORM = re.compile(r"On the list are (.+?)\. (\w+) has \w+ (.+?)\. (\w+) still has to \w+ the$")

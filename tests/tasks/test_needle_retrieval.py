@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import needle_retrieval
 
 SECRET = re.compile(r"The secret of (\w+) is ([\w ]+)\.")

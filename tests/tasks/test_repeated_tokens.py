@@ -1,6 +1,6 @@
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import repeated_tokens
 
 

@@ -6,7 +6,7 @@ from itertools import count, cycle
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import facts_in_memory
 from patchbay.tasks.spell import Draft, choose_words, replaced, single_tokens, spans, spans_in_order, spell
 

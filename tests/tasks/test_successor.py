@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import pytest
 
-from patchbay.port import PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import successor
 
 # written out here, and not taken from the package: what follows what

@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from patchbay.port import PatchbayError
-from patchbay.task import METRICS, Task, answer_ids, encode, start_ids
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import METRICS, Task, answer_ids, encode, start_ids
 
 
 def example(**changes: Any) -> Task:

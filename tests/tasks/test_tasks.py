@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from patchbay import tasks
-from patchbay.port import PatchbayError
-from patchbay.task import Task
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
 
 SMALL = 25
 
@@ -160,7 +160,7 @@ def test_a_space_of_its_own_ends_the_prompt(name, small, request):
 
 def test_the_list_of_tasks_is_the_folder():
     folder = Path(tasks.__file__).parent
-    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "words", "spell"}
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__", "task", "words", "spell"}
     assert files == {getattr(tasks, name).__module__.rsplit(".", 1)[1] for name in tasks.__all__}
     assert tasks.__all__ == sorted(tasks.__all__)
     for name in tasks.__all__:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import patchbay as pb
-from patchbay import claims
+from patchbay.papers import claims
 from patchbay.tiny import lessons, text, train
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.port import parse_part
+from patchbay.signal.port import parse_part
 from patchbay.tiny import planted, twins
 from patchbay.train import _entries
 from patchbay.train._entries import entries

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.channel import parse_channel
-from patchbay.components import components
-from patchbay.knob import Knob
+from patchbay.knobs.knob import Knob
+from patchbay.signal.channel import parse_channel
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from patchbay.turn.channel import edited_weight
+from patchbay.wiring.components import components
 
 
 def built(form: Any = "gpt2", **options: Any) -> tuple[pb.Model, Any]:

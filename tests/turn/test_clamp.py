@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay import weights
+from patchbay.model import weights
 from patchbay.tiny import planted, twins
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.knob import KnobConflict, conflicts
+from patchbay.knobs.knob import KnobConflict, conflicts
 from patchbay.tiny import twins
 
 LENGTH, NEW = 8, 4
@@ -168,7 +168,7 @@ def one(op: str, port: pb.Port, value: Any = None, **where: Any) -> pb.Knob:
 
 def test_what_commutes_is_proved_on_random_signals() -> None:
     """The verdict on every pair of operations is that of doing both, in either order, to a random signal."""
-    from patchbay.apply import apply
+    from patchbay.edits.apply import apply
 
     port, w = pb.Port("resid_out", 0), torch.randn(6, generator=torch.Generator().manual_seed(0))
     other = torch.randn(6, generator=torch.Generator().manual_seed(1))

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import components, rotary
-from patchbay.channel import Channel, parse_channel, read_time, write_time
-from patchbay.port import Part, parse_part
+from patchbay.model import rotary
+from patchbay.signal.channel import Channel, parse_channel, read_time, write_time
+from patchbay.signal.port import Part, parse_part
 from patchbay.tiny import twins
+from patchbay.wiring import components
 
 WITH_HEADS = (
     "gpt2",

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patchbay.claims import heads, layers, neurons, proving, trained, turning
-from patchbay.claims._claim import CLAIMS, Claim, claim, known
+from patchbay.papers.claims import heads, layers, neurons, proving, trained, turning
+from patchbay.papers.claims._claim import CLAIMS, Claim, claim, known
 
 __all__ = ["CLAIMS", "Claim", "check", "claim", "heads", "known", "layers", "neurons", "proving", "trained", "turning"]
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 
 def check(key: str, model: Model, *, seed: int = 0) -> Claim:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import patchbay as pb
-from patchbay.claims._claim import Claim
-from patchbay.port import PatchbayError
+from patchbay.papers.claims._claim import Claim
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.spell import single_tokens, tokenizer_of
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import patchbay as pb
-from patchbay.claims._claim import Claim, claim
-from patchbay.claims._shared import N, at_best, ends_of, joint
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import N, at_best, ends_of, joint
 
 
 def _carry(model: pb.Model, seed: int, find: Callable[..., Any], task: Callable[..., Any], text: str) -> Claim:

@@ -6,9 +6,18 @@ import random
 from typing import Any
 
 import patchbay as pb
-from patchbay.claims._claim import Claim, claim
-from patchbay.claims._shared import SETS, N, beside_untrained, known_words, over_sets, stories, student, untrained
-from patchbay.port import PatchbayError
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import (
+    SETS,
+    N,
+    beside_untrained,
+    known_words,
+    over_sets,
+    stories,
+    student,
+    untrained,
+)
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 
 

@@ -6,8 +6,8 @@ import math
 import random
 
 import patchbay as pb
-from patchbay.claims._claim import Claim, claim
-from patchbay.claims._shared import SETS, N, at_part, ends_of, over_sets, student, untrained
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import SETS, N, at_part, ends_of, over_sets, student, untrained
 from patchbay.tasks import words
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import patchbay as pb
-from patchbay.channel import parse_channel
-from patchbay.claims._claim import Claim, claim
-from patchbay.claims._shared import N, against, at_part, ends_of, over_sets
-from patchbay.port import PatchbayError
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import N, against, at_part, ends_of, over_sets
+from patchbay.signal.channel import parse_channel
+from patchbay.signal.port import PatchbayError
 
 CPR = ("cpr", "cpr_low", "cpr_high")
 

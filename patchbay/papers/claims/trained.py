@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import patchbay as pb
-from patchbay.claims._claim import Claim, claim
-from patchbay.claims._shared import N
-from patchbay.port import PatchbayError
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import N
+from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
-    from patchbay.model import Model
+    from patchbay.model.model import Model
 
 PAIRS = 5  # things in boxes
 PLACES = ("last", "query")

@@ -6,8 +6,8 @@ import random
 from dataclasses import replace
 
 import patchbay as pb
-from patchbay.claims._claim import Claim, claim
-from patchbay.claims._shared import N
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import N
 from patchbay.tasks import words
 
 

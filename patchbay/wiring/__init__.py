@@ -1,0 +1,1 @@
+"""Wiring: parts as factors of the weights, and what one part reads of another."""
