@@ -5,21 +5,20 @@ The public names, all of them. Nothing is imported until it is used.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchbay import find, measure, prove, tasks, tiny, train, turn
     from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
+    from patchbay.errors import PatchbayError
     from patchbay.knobs.knob import Knob, load_knob
     from patchbay.model.families import Family
     from patchbay.model.model import Model, load
     from patchbay.model.run import Trace, run
     from patchbay.results.replay import diff, replay
     from patchbay.results.result import Result, load_result
-    from patchbay.signal.port import Part, PatchbayError, Port
+    from patchbay.signal.port import Part, Port
     from patchbay.signal.positions import Token
     from patchbay.sweeps.sweep import sweep
     from patchbay.tasks.task import Task
@@ -32,7 +31,7 @@ _HOME = {
     "Knob": "knobs.knob",
     "Model": "model.model",
     "Part": "signal.port",
-    "PatchbayError": "signal.port",
+    "PatchbayError": "errors",
     "Port": "signal.port",
     "Result": "results.result",
     "Task": "tasks.task",
@@ -101,14 +100,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
-
-
-class _Package(ModuleType):
-    """`patchbay.model.run` is the function, also after some file has imported the module of the same name."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from patchbay.signal.port import PatchbayError
+from patchbay.errors import PatchbayError
 
 Logits = Float[Tensor, "prompt vocab"]
 PerPrompt = Float[Tensor, " prompt"]

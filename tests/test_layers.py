@@ -1,9 +1,14 @@
-"""Who may import whom is one ordered line; hooks live in two files; importing the package imports nothing."""
+"""Who may import whom is one ordered line of rooms, and in a room of files; hooks lie in one room; importing the package imports nothing.
+
+Every import counts: inside functions (kept there for start-up time) and under TYPE_CHECKING too. `pytest -s` prints the line.
+"""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,143 +17,207 @@ import patchbay as pb
 
 ROOT = Path(pb.__file__).parent
 LINE = [
-    "port",
-    "channel",
-    "saved",
-    "kept",
+    "errors",
     "maths",
-    "families",
-    "source",
-    "positions",
-    "edit",
-    "apply",
-    "task",
-    "weights",
-    "attention",
+    "files",
+    "signal",
+    "edits",
     "jacks",
-    "self_check",
-    "view",
     "model",
-    "rotary",
-    "components",
+    "tasks",
+    "results",
+    "sweeps",
     "wiring",
-    "run",
-    "printed",
-    "result",
-    "record",
-    "restart",
-    "difference",
-    "walk",
-    "scorer",
-    "sweep",
-    "method",
-    "knob",
-    "replay",
-    "rows",
-    "affine",
-    "fold",
-    "export",
+    "knobs",
 ]
-VERBS = ("tasks", "find", "prove", "turn", "decode", "train", "measure")
-LATE = {("result", "draw"), ("sweep", "ray_executor")}  # imported when asked to draw, or to run on several machines
-
-
-def files(*rooms: str) -> list[Path]:
-    return [path for room in rooms for path in sorted((ROOT / room).glob("*.py"))]
+VERBS = ["find", "prove", "turn", "train", "measure"]
+AFTER = ["tiny", "papers", "draw", "stories", "cli"]
+ROOMS = [*LINE, *VERBS, *AFTER]
+FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
+    "signal": "port channel positions",
+    "edits": "edit apply",
+    "jacks": "attention session",
+    "model": "families source weights self_check view model rotary run check",
+    "tasks": "words task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
+    "needle_retrieval repeated_tokens successor",
+    "results": "saved printed result record method replay",
+    "sweeps": "kept restart difference walk scorer sweep ray_executor",
+    "wiring": "components wiring",
+    "knobs": "knob rows affine fold export",
+    "draw": "graph plot plot_wiring plot_circuit report screen",
+    "cli": "options reading commands knob_commands",
+}
+UPWARD = {  # imports that point up, and why
+    ("signal.channel", "model.model"): "type: a channel is checked against a model",
+    ("signal.channel", "wiring.components"): "how many components a part has",
+    ("jacks.attention", "jacks.session"): "type: the session that asks for attention",
+    ("jacks.session", "model.model"): "type: the model that is hooked",
+    ("model.self_check", "model.model"): "type: the model that is checked",
+    ("model.view", "model.model"): "type: the model whose parts these are",
+    ("model.model", "tasks.task"): "a Task is one of the things that are prompts",
+    ("model.model", "knobs.knob"): "knobs that do not commute are warned of",
+    ("model.check", "tiny.twins"): "twins of every family are checked",
+    ("results.printed", "results.result"): "type: the Result that prints",
+    ("results.result", "draw.plot"): "a Result draws itself when asked",
+    ("results.result", "draw.plot_circuit"): "a Result draws itself when asked",
+    ("results.replay", "knobs.knob"): "a knob in a record is made again",
+    ("sweeps.sweep", "sweeps.ray_executor"): "Ray only where it is asked for",
+    ("knobs.knob", "knobs.export"): "a knob exports itself when asked",
+    ("draw.plot", "draw.plot_wiring"): "a Result of channels is drawn as a graph",
+}
+METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
+    ("find._direct", "find.direct_logit_attribution"),
+    ("find.copy_suppression_heads", "find.direct_logit_attribution"),
+    ("find.fact_heads", "find.direct_logit_attribution"),
+    ("prove.circuit", "prove.edge_attribution"),
+}
+LONG = {  # files of more than 400 lines, and the one idea that fills each
+    "jacks.session": "every signal's jack",
+    "model.model": "a model's parts, weights, prompts and text",
+    "tasks.task": "prompts, answers, metrics and their record",
+    "results.result": "arrays, ranking, comparison and files",
+    "sweeps.restart": "a base run that any layer can go on from",
+    "sweeps.sweep": "plan, batches and Result",
+    "sweeps.walk": "the growing batch",
+    "tiny.text": "the text of a small language",
+    "stories.survey": "every finder in one table",
+    "stories.talking_heads": "a paper end to end",
+}
 
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def imports(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
-    """Dotted names below `patchbay` that are imported; what stands under TYPE_CHECKING is for readers and is left out."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
+def name_of(path: Path) -> str:
+    """`results.result` for its file, `find` for a room's own, "" for the package's."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {name_of(path): path for path in sorted(ROOT.rglob("*.py")) if path.name != "__main__.py"}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Files of the package that are imported, wherever the import stands; the package itself is ""."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import at line {node.lineno}"
-            if node.module == "patchbay":
-                yield from (alias.name for alias in node.names)
-            elif node.module and node.module.startswith("patchbay."):
-                yield node.module.removeprefix("patchbay.")
+            origin, _, below = (node.module or "").partition(".")
+            if origin == "patchbay":
+                for alias in node.names:
+                    inner = f"{below}.{alias.name}".lstrip(".")
+                    yield inner if inner in modules() else below
         elif isinstance(node, ast.Import):
-            yield from (
-                alias.name.partition(".")[2] or "patchbay"
-                for alias in node.names
-                if alias.name.split(".")[0] == "patchbay"
-            )
-        elif not (at_top and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
-            yield from imports(node, at_top=at_top)
+            for alias in node.names:
+                if alias.name.partition(".")[0] == "patchbay":
+                    yield alias.name.partition(".")[2]
 
 
-def breaches(name: str, tree: ast.Module) -> list[str]:
-    """What a file of the line imports that does not stand before it."""
-    before = LINE[: LINE.index(name)]
-    now = [f"{name} imports {found}" for found in imports(tree, at_top=True) if found not in before]
-    later = [
-        f"{name} imports {x} later" for x in imports(tree, at_top=False) if x not in LINE and (name, x) not in LATE
-    ]
-    return now + later
+def room(name: str) -> str:
+    return name.partition(".")[0]
 
 
-@pytest.mark.parametrize("name", LINE)
-def test_a_file_of_the_line_imports_only_what_stands_before_it(name: str) -> None:
-    assert breaches(name, parse(ROOT / f"{name}.py")) == []
+def stands_before(found: str, name: str) -> bool:
+    """Whether `name` may import `found` by the line of rooms, or of files in a room that has one."""
+    here, there = room(name), room(found)
+    if not found:
+        return here in AFTER and here != "draw"  # who uses the package as everybody does
+    if here != there:
+        return ROOMS.index(there) < ROOMS.index(here) and not (here in VERBS and there in VERBS)
+    files = FILES.get(here, "").split()
+    place = {f"{here}.{file}": i for i, file in enumerate(files)}
+    return name == here or not files or place[found] < place[name]
 
 
-@pytest.mark.parametrize("path", files(*VERBS), ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_a_method_imports_the_line_and_its_own_room_only(path: Path) -> None:
-    room = path.parent.name
-    found = [name for name in imports(parse(path), at_top=False) if name.split(".")[0] not in (*LINE, room)]
-    assert found == []
+def breaches(name: str, tree: ast.AST) -> set[tuple[str, str]]:
+    return {(name, found) for found in imports(tree) if not stands_before(found, name)}
 
 
-@pytest.mark.parametrize("path", files("prove", "measure"), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_file_stands_in_the_line() -> None:
+    print("\nthe import line:", " ".join(LINE), "| verbs, never one another:", " ".join(VERBS), "|", " ".join(AFTER))
+    assert {room(name) for name in modules()} - {""} == set(ROOMS)
+    assert set(ROOMS) == {p.stem for p in ROOT.iterdir() if p.name[0] not in "_." and p.suffix != ".typed"}
+    for here, files in FILES.items():
+        assert {name for name in modules() if name.startswith(f"{here}.")} == {f"{here}.{f}" for f in files.split()}
+    assert 22 <= len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 27
+
+
+def test_imports_point_down_but_for_those_named() -> None:
+    found = {pair for name in modules() if name for pair in breaches(name, parse(modules()[name]))}
+    assert found == set(UPWARD)
+
+
+def test_the_rule_would_notice_a_breach() -> None:
+    source = "from patchbay.signal.port import Port\nfrom patchbay import sweep\ndef f():\n    from patchbay.cli import main\n"
+    assert breaches("edits.edit", ast.parse(source)) == {("edits.edit", ""), ("edits.edit", "cli")}
+    guarded = "if TYPE_CHECKING:\n    from patchbay.model.model import Model\nif x:\n    import patchbay.model.run\n"
+    assert breaches("model.view", ast.parse(guarded)) == {("model.view", "model.model"), ("model.view", "model.run")}
+    assert breaches("find.channels", ast.parse("from patchbay.prove import _cells")) == {
+        ("find.channels", "prove._cells")
+    }
+
+
+def test_no_file_is_in_a_loop() -> None:
+    graph = {name: set(imports(parse(path))) - {name} for name, path in modules().items() if name}
+    graph = {name: {found for found in needs if found} for name, needs in graph.items()}
+    for name, found in UPWARD:
+        graph[name].discard(found)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_a_method_takes_nothing_of_another_method() -> None:
+    """What two methods need stands in a file of their room that starts with `_`; methods compose through Results."""
+    taken = {
+        (name, found)
+        for name, path in modules().items()
+        if room(name) in VERBS and "." in name
+        for found in imports(parse(path))
+        if room(found) == room(name) and not found.partition(".")[2].startswith("_")
+    }
+    assert taken == METHODS_THAT_TAKE_A_METHOD
+
+
+@pytest.mark.parametrize("path", [p for verb in ("prove", "measure") for p in sorted((ROOT / verb).glob("*.py"))])
 def test_what_methods_share_is_in_a_shared_file(path: Path) -> None:
-    """A method takes private names of no other method's file: what two of them need stands in a file that starts with `_`."""
+    """A method takes private names of no other method's file."""
     taken = [
         f"{node.module}: {alias.name}"
         for node in ast.walk(parse(path))
         if isinstance(node, ast.ImportFrom) and node.module and not node.module.split(".")[-1].startswith("_")
         for alias in node.names
-        if node.module.startswith("patchbay.") and alias.name.startswith("_") and node.module.count(".") > 1
+        if node.module.startswith("patchbay.")
+        and alias.name.startswith("_")
+        and node.module.count(".") > 1
+        and alias.name.strip("_").islower()
+        and f"{node.module}.{alias.name}".partition(".")[2] not in modules()
     ]
     assert taken == []
 
 
-@pytest.mark.parametrize("path", files("stories"), ids=lambda path: f"stories/{path.stem}")
-def test_a_story_imports_methods_and_what_shows_them(path: Path) -> None:
-    """Stories stand after the verbs, beside the demo; nothing but the command line knows them."""
-    shown = ("patchbay", "draw", "stories", "tiny")
-    found = [name for name in imports(parse(path), at_top=False) if name.split(".")[0] not in (*LINE, *VERBS, *shown)]
-    assert found == []
-
-
-def test_the_rule_would_notice_a_breach() -> None:
-    source = "from patchbay.signal.port import Port\nfrom patchbay import sweep\ndef f():\n    from patchbay.cli import main\n"
-    assert breaches("edit", ast.parse(source)) == ["edit imports sweep", "edit imports cli later"]
-    guarded = "if TYPE_CHECKING:\n    from patchbay.model.model import Model\nif x:\n    import patchbay.model.run\n"
-    assert list(imports(ast.parse(guarded), at_top=True)) == ["run"]
+def test_long_files_are_named() -> None:
+    """A file of more than 400 lines holds a second idea, or says here why it does not."""
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
+    assert {name for name, n in lines.items() if n > 400} == set(LONG)
 
 
 def hook_names(tree: ast.Module) -> set[str]:
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     used |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    used |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     marks = ("register_forward", "register_full_backward", "register_module_forward", "register_hook")
-    return {name for name in used if name.startswith(marks) or name in ("_forward_hooks", "_forward_pre_hooks")}
+    named = ("_forward_hooks", "_forward_pre_hooks", "AttentionInterface", "AttentionMaskInterface")
+    return {name for name in used if name.startswith(marks) or name in named}
 
 
-def test_only_two_files_touch_hooks() -> None:
-    touching = {str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py") if hook_names(parse(path))}
-    assert touching == {"jacks.py"}  # attention.py replaces functions and registers its own
-    code = [
-        path.name
-        for path in ROOT.rglob("*.py")
-        for node in ast.walk(parse(path))
-        if isinstance(node, ast.Name) and node.id in ("AttentionInterface", "AttentionMaskInterface")
-    ]
-    assert set(code) == {"attention.py"}
+def test_one_room_touches_hooks() -> None:
+    touching = {room(name) for name, path in modules().items() if hook_names(parse(path))}
+    assert touching == {"jacks"}
 
 
 def python(code: str) -> str:
@@ -181,6 +250,10 @@ def test_every_public_name_resolves_and_is_listed_once() -> None:
     assert shown == set(pb.__all__)  # what a reader's tools see is what there is
 
 
-def test_a_function_keeps_its_name_when_the_file_of_that_name_is_imported() -> None:
-    code = "import patchbay as pb, patchbay.model.run, patchbay.sweeps.sweep; from patchbay import run; print(callable(pb.run), callable(pb.sweep), callable(run))"
-    assert python(code) == "True True True"
+def test_public_names_stay_what_they_are_when_every_file_is_imported() -> None:
+    code = (
+        "import types, importlib, patchbay as pb\n"
+        f"for name in {[name for name in modules() if name]}: importlib.import_module('patchbay.' + name)\n"
+        "print([name for name in pb.__all__ if isinstance(getattr(pb, name), types.ModuleType)])\n"
+    )
+    assert python(code) == str(["find", "measure", "prove", "tasks", "tiny", "train", "turn"])

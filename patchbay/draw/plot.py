@@ -27,8 +27,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from patchbay.draw.graph import is_wiring
+from patchbay.files import write_file
 from patchbay.results.result import Result
-from patchbay.results.saved import write_file
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:

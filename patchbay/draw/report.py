@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.results.saved import write_file
+from patchbay.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.results.saved import write_file
+from patchbay.files import write_file
 from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, suggest
 from patchbay.signal.positions import Positions, brief, fixed, from_json, to_json
 

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
+from patchbay.files import write_folder
 from patchbay.knobs.affine import Fold
 from patchbay.knobs.fold import fold
 from patchbay.knobs.knob import Knob
@@ -38,7 +39,6 @@ from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.model.self_check import TOLERANCE
 from patchbay.results.record import versions
-from patchbay.results.saved import write_folder
 from patchbay.signal.port import PatchbayError, suggest
 
 FORMS = ("checkpoint", "lora", "gguf", "vector")

@@ -44,9 +44,10 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from patchbay.edits.edit import Edit, pack, unpack
+from patchbay.files import write_file
 from patchbay.model.model import Model
 from patchbay.results.result import Result, described, from_described
-from patchbay.results.saved import packed, unpacked, write_file
+from patchbay.results.saved import packed, unpacked
 from patchbay.signal.port import PatchbayError
 
 FORMAT, VERSION = "patchbay-knob", 1

@@ -23,8 +23,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from patchbay.files import write_folder
 from patchbay.results import printed
-from patchbay.results.saved import packed, plain, unpacked, write_folder
+from patchbay.results.saved import packed, plain, unpacked
 from patchbay.signal.channel import Channel, parse_channel
 from patchbay.signal.port import AXES, Part, PatchbayError, as_part, suggest
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, total_ordering
+
+from patchbay.errors import PatchbayError as PatchbayError  # where addresses are read, their refusals are caught
+from patchbay.errors import suggest as suggest
 
 AXES: tuple[str, ...] = (
     "prompt",
@@ -67,16 +69,6 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
 INDEX_AXIS = {"head": "head", "group": "head", "neuron": "neuron", "expert": "expert"}
 MAIN_SIGNAL = {"head": "z", "group": "v", "neuron": "act", "expert": "out", "attn": "out", "mlp": "out"}
 LETTERS = {letters: kind for kind, (letters, _) in KINDS.items()}
-
-
-class PatchbayError(ValueError):
-    """A request that cannot be met. The message says what was asked, what was found and what is possible."""
-
-
-def suggest(asked: str, known: list[str] | tuple[str, ...]) -> str:
-    """`; did you mean ...?` when something near `asked` is known, else the empty string."""
-    near = get_close_matches(asked, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
 @total_ordering

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from patchbay import find, maths, prove, tasks
+from patchbay.files import write_file
 from patchbay.find import _attention
 from patchbay.model.model import Model, load
 from patchbay.model.source import built_in_names
 from patchbay.results.result import Result
-from patchbay.results.saved import write_file
 from patchbay.signal.channel import parse_channel
 from patchbay.signal.port import Part, PatchbayError
 from patchbay.tasks.task import Task

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.results.saved import write_file
+from patchbay.files import write_file
 from patchbay.signal.port import PatchbayError
 
 

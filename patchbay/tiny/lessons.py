@@ -39,8 +39,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from patchbay.files import write_folder
 from patchbay.model.model import Model, load
-from patchbay.results.saved import write_folder
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tiny import text, train
 from patchbay.tiny.text import ANSWER, NOISE, SILENT, TEXT, Document

@@ -28,11 +28,11 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import maths
+from patchbay.files import write_folder
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
 from patchbay.results.result import Result
-from patchbay.results.saved import write_folder
 from patchbay.signal.port import Part, PatchbayError
 from patchbay.tasks.task import Task
 from patchbay.train._entries import Entries, entries

@@ -21,8 +21,9 @@ from safetensors.torch import save_file
 import patchbay as pb
 from patchbay.draw import report
 from patchbay.edits.edit import save_edits
+from patchbay.files import reason, write_file, write_folder
 from patchbay.results.result import Result
-from patchbay.results.saved import packed, reason, unpacked, write_file, write_folder
+from patchbay.results.saved import packed, unpacked
 from patchbay.signal.port import Part, PatchbayError
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
