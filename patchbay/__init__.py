@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from patchbay.errors import PatchbayError
     from patchbay.knobs.knob import Knob, load_knob
     from patchbay.model.families import Family
-    from patchbay.model.model import Model, load
+    from patchbay.model.load import load
+    from patchbay.model.model import Model
     from patchbay.model.run import Trace, run
     from patchbay.results.replay import diff, replay
     from patchbay.results.result import Result, load_result
@@ -40,7 +41,7 @@ _HOME = {
     "add": "edits.edit",
     "block": "edits.edit",
     "diff": "results.replay",
-    "load": "model.model",
+    "load": "model.load",
     "load_knob": "knobs.knob",
     "load_result": "results.result",
     "mean": "edits.edit",

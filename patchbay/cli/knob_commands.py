@@ -38,7 +38,7 @@ def _generate(
     for the second, and one prompt, or one knob, stands for as many as there are of the other.
     """
     from patchbay.draw import screen
-    from patchbay.model.model import flat_edits
+    from patchbay.model.given import flat_edits
 
     loaded = load_model(model, given, quiet=as_json)
     turned = [fitting(reading.read_knob(text), loaded, other_weights) for text in knobs]

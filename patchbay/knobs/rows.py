@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
-from patchbay.model.model import Model, flat_edits
+from patchbay.model.given import flat_edits
+from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 
 MERGED = ("add", "scale", "replace", "mean")  # a projector has no row axis, and zero has no value

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit, add, replace
-from patchbay.model.model import Model, load
+from patchbay.model.load import load
+from patchbay.model.model import Model
 from patchbay.model.rotary import rotary_size
 from patchbay.model.run import Trace, run
 from patchbay.model.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts

@@ -1,7 +1,6 @@
 """Model: any Hugging Face causal language model behind one view of its parts. Wrapped, never changed.
 
-`load` takes a hub name, a local folder, the name of a built-in model, or a model object. Its family row says where the parts
-are; a short run then proves it: embedding + every attention out + every MLP out = final residual stream, final norm and
+Its family row says where the parts are; a short run then proves it: embedding + every attention out + every MLP out = final residual stream, final norm and
 unembedding of that = the model's logits, and the heads' outputs sum to the attention out. A model that fails is refused with
 the numbers.
 """
@@ -9,28 +8,25 @@ the numbers.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from numbers import Integral
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from patchbay.edits.apply import for_prompts
 from patchbay.edits.edit import Edit
 from patchbay.jacks.session import Session
 from patchbay.model import weights
 from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
+from patchbay.model.generate import generate
+from patchbay.model.given import flat_edits
 from patchbay.model.self_check import self_check
-from patchbay.model.source import built_in_names, folder, from_pretrained
+from patchbay.model.source import folder
+from patchbay.model.text import batch, encode
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
 from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
-from patchbay.signal.positions import Token
-from patchbay.tasks.task import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -285,46 +281,12 @@ class Model:
 
     def encode(self, prompts: Any) -> list[list[int]]:
         """Token ids of prompts: a text, texts, ids, lists of ids, a tensor [prompt, position] or a Task (its clean prompts)."""
-        if isinstance(prompts, Task):
-            prompts = [list(ids) for ids in prompts.clean]
-        if hasattr(prompts, "tolist"):
-            prompts = prompts.tolist()
-        if not isinstance(prompts, str | Sequence):
-            raise PatchbayError(
-                f"prompts are a text, texts, token ids, lists of ids, a tensor or a Task, got {type(prompts).__name__}"
-            )
-        if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Integral)):
-            prompts = [prompts]
-        out = [self._need_tokenizer()(p)["input_ids"] if isinstance(p, str) else [int(i) for i in p] for p in prompts]
-        if not out:
-            raise PatchbayError("no prompts were given")
-        longest, n_embedded = self.max_positions, self.hf.get_input_embeddings().weight.shape[0]
-        for i, (ids, prompt) in enumerate(zip(out, prompts, strict=True)):
-            if not ids:
-                raise PatchbayError(f"prompt {i} is empty: {prompt!r}")
-            if longest is not None and len(ids) > longest:
-                raise PatchbayError(f"prompt {i} has {len(ids)} tokens, the model takes {longest}")
-            if not 0 <= min(ids) <= max(ids) < n_embedded:
-                raise PatchbayError(
-                    f"prompt {i} has token ids {min(ids)}..{max(ids)}, the vocabulary is 0..{self.vocab_size - 1}"
-                )
-        return out
+        return encode(self, prompts)
 
     def batch(self, prompts: Any) -> tuple[Tensor, Tensor, bool]:
         """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, their lengths
         [prompt], and whether these differ."""
-        embedding = self.hf.get_input_embeddings().weight
-        whole = isinstance(prompts, Tensor) and prompts.ndim == 2 and prompts.dtype in (torch.int64, torch.int32)
-        if whole and prompts.numel() and prompts.shape[1] <= (self.max_positions or prompts.shape[1]):
-            low, high = prompts.aminmax()
-            if int(low) >= 0 and int(high) < len(embedding):
-                ids = prompts.to(embedding.device, torch.int64, copy=True)
-                return ids, torch.full((len(prompts),), prompts.shape[1]), False
-        encoded = self.encode(prompts)  # other forms, and what is to be refused
-        lengths = [len(ids) for ids in encoded]
-        width = max(lengths)
-        filled = torch.tensor([ids + [0] * (width - len(ids)) for ids in encoded], device=embedding.device)
-        return filled, torch.tensor(lengths), min(lengths) < width
+        return batch(self, prompts)
 
     # ---- running ----
 
@@ -356,7 +318,6 @@ class Model:
         with self.session(edits=flat_edits(edits, strength, self)):
             yield self
 
-    @torch.no_grad()
     def generate(self, prompts: Any, max_new_tokens: int = 20, *, edits: Sequence[Any] = (), **options: Any) -> Any:
         """Continue prompts, by default greedily, with the key/value cache, under edits if given.
 
@@ -364,49 +325,7 @@ class Model:
         one length, which is exact. `options` go to transformers' generate. Positions of edits count in the prompt;
         generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`.
         """
-        encoded = self.encode(prompts)
-        as_text = isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str))
-        given = flat_edits(edits, model=self)
-        outer = next((edit for edit in self.active_edits() if edit.by_row), None)
-        lengths = sorted({len(ids) for ids in encoded})
-        if self.max_positions is not None and lengths[-1] + max_new_tokens > self.max_positions:
-            raise PatchbayError(
-                f"{max_new_tokens} new tokens asked after a prompt of {lengths[-1]}: the model takes {self.max_positions} in all"
-            )
-        if outer is not None and len(lengths) > 1:
-            raise PatchbayError(
-                f"{outer} is on for a batch that is run whole, and prompts of lengths {lengths} are continued length by length: "
-                "give it as edits= of this call"
-            )
-        _check_options(options, self.active_edits(given))
-        out: list[list[int]] = [[] for _ in encoded]
-        options = {"do_sample": False} | options
-        for length in lengths:
-            members = [i for i, ids in enumerate(encoded) if len(ids) == length]
-            ids = torch.tensor([encoded[i] for i in members], device=self.device)
-            shares = (for_prompts(edit, members, len(encoded), length + max_new_tokens) for edit in given)
-            with self.session(edits=[share for share in shares if share is not None], prompt_length=length):
-                grown = self.hf.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=max_new_tokens,
-                    pad_token_id=self._pad_id(),
-                    **options,
-                )
-            for i, row in zip(members, grown.tolist(), strict=True):
-                out[i] = row
-        if not as_text:
-            return out[0] if isinstance(prompts, list | tuple) and isinstance(prompts[0], Integral) else out
-        texts = [str(self._need_tokenizer().decode(row, skip_special_tokens=True)) for row in out]
-        return texts[0] if isinstance(prompts, str) else texts
-
-    def _pad_id(self) -> int:
-        for owner in (self.hf.generation_config, self.hf.config):
-            for name in ("pad_token_id", "eos_token_id"):
-                found = getattr(owner, name, None)
-                if found is not None:
-                    return int(found[0] if isinstance(found, list) else found)
-        return 0
+        return generate(self, prompts, max_new_tokens, edits=edits, **options)
 
     def unembed_logits(self, normed: Tensor) -> Tensor:
         """Logits of a normalised stream [..., d_model] -> [..., vocab], with the family's scale and soft cap."""
@@ -455,98 +374,3 @@ class Model:
             f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}"
             + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
         )
-
-
-def _check_options(options: dict[str, Any], edits: Sequence[Edit]) -> None:
-    """Refuse options of transformers' generate under which rows or tokens would no longer be those that were meant."""
-    for name in ("num_return_sequences", "return_dict_in_generate"):
-        if options.get(name) not in (None, False, 1):
-            raise PatchbayError(
-                f"{name} asked: Model.generate returns one continuation for each prompt; repeat the prompt instead"
-            )
-    moved = next((edit for edit in edits if edit.by_row or isinstance(edit.positions, Token)), None)
-    if options.get("num_beams", 1) > 1 and moved is not None:
-        raise PatchbayError(f"{moved}: beam search reorders the batch, so edits by row or by token do not hold there")
-
-
-def flat_edits(
-    given: Sequence[Any], strength: float | Sequence[float] | None = None, model: Model | None = None
-) -> list[Edit]:
-    """Edits from edits and knobs (anything with `edits_at(strength)`), in order; a `KnobConflict` warns where it matters.
-
-    With `model`, a knob that was made on other weights is refused."""
-    if not given and strength is None:
-        return []
-    items = list(_flat(given))
-    knobs = [item for item in items if not isinstance(item, Edit)]
-    for knob in knobs if model is not None else ():
-        if hasattr(knob, "check"):  # others that have `edits_at` know nothing of weights
-            knob.check(model)
-    several = isinstance(strength, Sequence) and not isinstance(strength, str)
-    strengths: list[Any] = list(strength) if several else [strength] * len(knobs)  # type: ignore[arg-type]
-    if len(strengths) != len(knobs):
-        raise PatchbayError(
-            f"{len(strengths)} strengths were given for {len(knobs)} knobs: one number, or one for each"
-        )
-    if len(knobs) > 1:
-        from patchbay.knobs.knob import KnobConflict, conflicts
-
-        for found in conflicts(*knobs, strengths=strengths):
-            warnings.warn(found, KnobConflict, stacklevel=2)
-    left = iter(strengths)
-    return [made for item in items for made in ([item] if isinstance(item, Edit) else item.edits_at(next(left)))]
-
-
-def _flat(given: Sequence[Any]) -> Iterator[Any]:
-    """Edits and knobs of nested lists, in order."""
-    for item in given:
-        if isinstance(item, Edit) or hasattr(item, "edits_at"):
-            yield item
-        elif isinstance(item, list | tuple):
-            yield from _flat(item)
-        else:
-            said = f": {item.notes[0]}" if getattr(item, "notes", ()) else ""
-            raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}{said}")
-
-
-def load(
-    model: str | Path | PreTrainedModel,
-    tokenizer: Any = None,
-    *,
-    family: Family | None = None,
-    dtype: Any = None,
-    device: str | torch.device | None = None,
-    device_map: Any = None,
-    attn_implementation: str | None = None,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Model:
-    """Load a model by hub name, local folder or built-in name, or wrap a Hugging Face model object as it is.
-
-    Weights are read from safetensors only; no code of the model's repository runs unless `trust_remote_code=True`. A model
-    object keeps its dtype, device and mode. Raises PatchbayError when nothing is found or no family row fits. The self-check
-    runs before any part is shown: here for model objects and for families known by their structure alone, at the first
-    look at a part for saved models of a known family, since it reads every weight and `from_pretrained` only maps them.
-    """
-    if isinstance(model, Model):
-        return model
-    if isinstance(model, nn.Module):
-        if device is not None or dtype is not None or device_map is not None:
-            raise PatchbayError("a model object is wrapped as it is: move or cast it before pb.load")
-        return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))
-    if not isinstance(model, str | Path):
-        raise PatchbayError(f"expected a name, a folder or a Hugging Face model, got {type(model).__name__}")
-    source = str(model)
-    hf = from_pretrained(
-        source,
-        dtype=torch.float32 if dtype is None and source in built_in_names() else dtype,
-        device_map=device_map,
-        attn_implementation=attn_implementation,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-    )
-    named = any(
-        hf.config.model_type in row.model_types for row in FAMILIES
-    )  # else by structure: proved before it returns
-    prove = family is not None or not named
-    return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source, prove=prove)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from patchbay.knobs.knob import Knob
-from patchbay.model.model import load
+from patchbay.model.load import load
 from patchbay.results.method import ROOMS
 from patchbay.results.printed import short
 from patchbay.results.record import INPUTS, is_model, model_record, ranked_parts, versions

@@ -26,7 +26,8 @@ from torch import Tensor
 from patchbay import find, maths, prove, tasks
 from patchbay.files import write_file
 from patchbay.find import _attention
-from patchbay.model.model import Model, load
+from patchbay.model.load import load
+from patchbay.model.model import Model
 from patchbay.model.source import built_in_names
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from patchbay.model.model import load
+from patchbay.model.load import load
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 

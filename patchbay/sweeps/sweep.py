@@ -26,7 +26,8 @@ from torch import Tensor
 from patchbay.edits.apply import acts_on, apply, for_prompts, row_mask
 from patchbay.edits.edit import Edit, pack
 from patchbay.jacks.session import Session
-from patchbay.model.model import Model, flat_edits
+from patchbay.model.given import flat_edits
+from patchbay.model.model import Model
 from patchbay.results.record import model_record, now, task_record, versions
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port

@@ -40,7 +40,8 @@ import torch
 from torch import Tensor
 
 from patchbay.files import write_folder
-from patchbay.model.model import Model, load
+from patchbay.model.load import load
+from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tiny import text, train
 from patchbay.tiny.text import ANSWER, NOISE, SILENT, TEXT, Document

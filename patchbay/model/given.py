@@ -1,0 +1,53 @@
+"""What a user gives as edits: edits, knobs and lists of them, as one flat list of edits in order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from patchbay.edits.edit import Edit
+from patchbay.signal.port import PatchbayError
+
+if TYPE_CHECKING:
+    from patchbay.model.model import Model
+
+
+def flat_edits(
+    given: Sequence[Any], strength: float | Sequence[float] | None = None, model: Model | None = None
+) -> list[Edit]:
+    """Edits from edits and knobs (anything with `edits_at(strength)`), in order; a `KnobConflict` warns where it matters.
+
+    With `model`, a knob that was made on other weights is refused."""
+    if not given and strength is None:
+        return []
+    items = list(_flat(given))
+    knobs = [item for item in items if not isinstance(item, Edit)]
+    for knob in knobs if model is not None else ():
+        if hasattr(knob, "check"):  # others that have `edits_at` know nothing of weights
+            knob.check(model)
+    several = isinstance(strength, Sequence) and not isinstance(strength, str)
+    strengths: list[Any] = list(strength) if several else [strength] * len(knobs)  # type: ignore[arg-type]
+    if len(strengths) != len(knobs):
+        raise PatchbayError(
+            f"{len(strengths)} strengths were given for {len(knobs)} knobs: one number, or one for each"
+        )
+    if len(knobs) > 1:
+        from patchbay.knobs.knob import KnobConflict, conflicts
+
+        for found in conflicts(*knobs, strengths=strengths):
+            warnings.warn(found, KnobConflict, stacklevel=2)
+    left = iter(strengths)
+    return [made for item in items for made in ([item] if isinstance(item, Edit) else item.edits_at(next(left)))]
+
+
+def _flat(given: Sequence[Any]) -> Iterator[Any]:
+    """Edits and knobs of nested lists, in order."""
+    for item in given:
+        if isinstance(item, Edit) or hasattr(item, "edits_at"):
+            yield item
+        elif isinstance(item, list | tuple):
+            yield from _flat(item)
+        else:
+            said = f": {item.notes[0]}" if getattr(item, "notes", ()) else ""
+            raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}{said}")
