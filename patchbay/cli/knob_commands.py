@@ -83,7 +83,9 @@ def _fill(
     groups = [[i] for i in range(len(rows))] if sampling else [list(range(len(rows)))]
     for group in groups:
         torch.manual_seed(seed)
-        listen = {} if note is None else {"note": lambda row, token, group=group: heard(group[row], token)}
+        listen: dict[str, Any] = (
+            {} if note is None else {"note": lambda row, token, group=group: heard(group[row], token)}
+        )
         prompts = [rows[i]["prompt"] for i in group]
         grown = generate_rows(model, prompts, [entries[i] for i in group], n, **listen, **sampling)
         for i, text in zip(group, grown, strict=True):

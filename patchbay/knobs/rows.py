@@ -8,17 +8,18 @@ Within a row, edits of one signal act in the order in which its knobs and their 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence, Set
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
+from patchbay.model.generate import Asked, groups, returned
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
+from patchbay.model.text import read
 from patchbay.signal.port import PatchbayError
 
 MERGED = ("add", "scale", "replace", "mean")  # a projector has no row axis, and zero has no value
@@ -43,9 +44,10 @@ def generate_rows(
     model: Model,
     prompts: Any,
     knobs: Sequence[Any],
-    max_new_tokens: int = 20,
+    max_new_tokens: int | None = None,
     *,
     note: Callable[[int, int], None] | None = None,
+    new_only: bool = False,
     **options: Any,
 ) -> Any:
     """Continue prompt i under entry i of `knobs`, all as rows of one batch; prompts of one length run together.
@@ -53,36 +55,37 @@ def generate_rows(
     Returns what `model.generate` does. `note(row, token)` is told of each new token as it comes; `options` go to
     transformers' generate.
     """
-    encoded = model.encode(prompts)
+    given = read(model, prompts)
+    encoded, asked = given.ids, Asked(model, options)
     if len(encoded) != len(knobs):
         raise PatchbayError(
             f"{len(encoded)} prompts and {len(knobs)} knobs: one for each prompt, None where it has none"
         )
     by_row(model, knobs)  # refuses what does not fit before anything runs
     out: list[list[int]] = [[] for _ in encoded]
-    for length in sorted({len(ids) for ids in encoded}):
-        members = [i for i, ids in enumerate(encoded) if len(ids) == length]
-        heard = {} if note is None else {"streamer": _Heard(members, note)}
+    for members in groups(encoded, asked.alone):
+        heard: dict[str, Any] = {} if note is None else {"streamer": _Heard(members, note, asked.ends)}
         edits = by_row(model, [knobs[i] for i in members])
         grown = model.generate([encoded[i] for i in members], max_new_tokens, edits=edits, **heard, **options)
         for i, row in zip(members, grown, strict=True):
             out[i] = row
-    if isinstance(prompts, str) or (isinstance(prompts, list | tuple) and isinstance(prompts[0], str)):
-        texts = [str(model._need_tokenizer().decode(row, skip_special_tokens=True)) for row in out]
-        return texts[0] if isinstance(prompts, str) else texts
-    return out[0] if isinstance(prompts, list | tuple) and isinstance(prompts[0], Integral) else out
+    return returned(model, given, out, new_only)
 
 
 class _Heard:
     """What transformers' generate tells of tokens, prompt first; passed on row by row."""
 
-    def __init__(self, members: Sequence[int], note: Callable[[int, int], None]) -> None:
-        self.members, self.note, self.begun = members, note, False
+    def __init__(self, members: Sequence[int], note: Callable[[int, int], None], ends: Set[int]) -> None:
+        self.members, self.note, self.ends, self.begun = members, note, ends, False
+        self.going = set(members)  # a row that has ended is padded until the last one has
 
     def put(self, tokens: Tensor) -> None:
         if self.begun:
             for row, token in zip(self.members, tokens.flatten().tolist(), strict=True):
-                self.note(row, int(token))
+                if row in self.going:
+                    self.note(row, int(token))
+                if token in self.ends:
+                    self.going.discard(row)
         self.begun = True
 
     def end(self) -> None:

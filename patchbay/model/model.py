@@ -24,7 +24,8 @@ from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
 from patchbay.model.self_check import self_check
 from patchbay.model.source import folder
-from patchbay.model.text import batch, encode
+from patchbay.model.text import batch, encode, longest_prompt
+from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
 from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
 
@@ -138,6 +139,11 @@ class Model:
         """Longest prompt that the model was made for, where its config says."""
         found = getattr(self.hf.config, "max_position_embeddings", None)
         return int(found) if found else None
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """Longest prompt that is run: `max_positions`, or None where the model's positions go on past it."""
+        return longest_prompt(self.hf.config)
 
     def n_heads(self, layer: int) -> int:
         """Query heads of a layer; 0 where it has no attention."""
@@ -270,17 +276,20 @@ class Model:
         return self.tokenizer
 
     def token_id(self, text: str) -> int:
-        """The id of a text that is a single token."""
-        ids = self._need_tokenizer()(text, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise PatchbayError(f"{text!r} is {len(ids)} tokens in this tokenizer, a single one is needed")
-        return int(ids[0])
+        """The id of a text that is a single token that the tokenizer knows."""
+        return token_id(self._need_tokenizer(), text)
 
     def decode(self, ids: Any) -> str:
         return str(self._need_tokenizer().decode(ids))
 
     def encode(self, prompts: Any) -> list[list[int]]:
-        """Token ids of prompts: a text, texts, ids, lists of ids, a tensor [prompt, position] or a Task (its clean prompts)."""
+        """Token ids of prompts: a text, texts, ids, lists of ids, a tensor or array [prompt, position], a column of a table, what a
+        tokenizer returns (without its padding), or a Task (its clean prompts).
+
+        A list of messages, {"role": ..., "content": ...}, or several such lists go through the tokenizer's chat template, up
+        to where the assistant speaks next. A text that begins with the start token gets no second one, and an end token that the
+        tokenizer would append is left off. A warning tells of text that the tokenizer does not know.
+        """
         return encode(self, prompts)
 
     def batch(self, prompts: Any) -> tuple[Tensor, Tensor, bool]:
@@ -318,14 +327,25 @@ class Model:
         with self.session(edits=flat_edits(edits, strength, self)):
             yield self
 
-    def generate(self, prompts: Any, max_new_tokens: int = 20, *, edits: Sequence[Any] = (), **options: Any) -> Any:
-        """Continue prompts, by default greedily, with the key/value cache, under edits if given.
+    def generate(
+        self,
+        prompts: Any,
+        max_new_tokens: int | None = None,
+        *,
+        edits: Sequence[Any] = (),
+        new_only: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Continue prompts, greedily where nothing else is asked, with the key/value cache, under edits if given.
 
-        Text in, text out (prompt and continuation); ids in, lists of ids out. Prompts of different lengths are run in groups of
-        one length, which is exact. `options` go to transformers' generate. Positions of edits count in the prompt;
+        Text or chat messages in, text out (prompt and continuation); ids in, lists of ids out; `new_only` leaves the prompts off.
+        Prompts of different lengths are run in groups of one length, which is exact, and a row that ends early is cut at its end
+        token. `options` go to transformers' generate, as do those of `generation_config=` and of the model's own generation
+        config, but for sampling, which is only done when this call asks for it; `max_new_tokens` is 20 where none of them
+        says one. Those that cannot be met here are refused by name. Positions of edits count in the prompt;
         generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`.
         """
-        return generate(self, prompts, max_new_tokens, edits=edits, **options)
+        return generate(self, prompts, max_new_tokens, edits=edits, new_only=new_only, **options)
 
     def unembed_logits(self, normed: Tensor) -> Tensor:
         """Logits of a normalised stream [..., d_model] -> [..., vocab], with the family's scale and soft cap."""

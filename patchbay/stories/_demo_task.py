@@ -18,9 +18,10 @@ import patchbay as pb
 from patchbay import maths
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
+from patchbay.model.tokens import start_ids
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError
-from patchbay.tasks.task import Task, start_ids
+from patchbay.tasks.task import Task
 
 LEAST_FACTS, LEAST_COPIED = 0.3, 0.2  # shares of prompts below which a question says nothing of this model
 N_TEXTS, LENGTH, LEAST_PROMPTS = 40, 48, 16

@@ -15,9 +15,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+from patchbay.model.tokens import start_ids
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.spell import at_least
-from patchbay.tasks.task import Task, start_ids
+from patchbay.tasks.task import Task
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from patchbay.model.tokens import start_ids, tokenize
 from patchbay.signal.port import PatchbayError
-from patchbay.tasks.task import Task, encode, start_ids
+from patchbay.tasks.task import Task
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -82,7 +83,7 @@ def single_tokens(tokenizer: Any, words: Sequence[str]) -> list[str]:
     Where a tokenizer makes the space a token of its own, the words that are one token after it, if they are more.
     """
     words = list(dict.fromkeys(words))
-    probe, *spelled = encode(tokenizer, [PROBE, *(f"{PROBE} {word}" for word in words)])
+    probe, *spelled = tokenize(tokenizer, [PROBE, *(f"{PROBE} {word}" for word in words)])
     special = set(tokenizer.all_special_ids)
     whole: dict[int, str] = {}
     after_space: dict[int, str] = {}
@@ -101,10 +102,10 @@ def choose_words(model: Model, task: str, what: str, words: Sequence[str], n: in
     found = single_tokens(tokenizer, words)
     if len(found) >= n:
         return found
-    probe = len(encode(tokenizer, [PROBE])[0])
+    probe = len(tokenize(tokenizer, [PROBE])[0])
     failed = [word for word in words if word not in found][:4]
     shown = []
-    for word, ids in zip(failed, encode(tokenizer, [f"{PROBE} {word}" for word in failed]), strict=True):
+    for word, ids in zip(failed, tokenize(tokenizer, [f"{PROBE} {word}" for word in failed]), strict=True):
         pieces = [str(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids[probe:]))]
         shown.append(f"{word!r} is {' + '.join(map(repr, pieces))}")
     raise PatchbayError(
@@ -188,7 +189,7 @@ def _spell_all(tokenizer: Any, drafts: Sequence[Draft], max_positions: int | Non
         texts |= dict.fromkeys(draft.prompt + answer for answer in (draft.answer, *draft.wrong))
         texts |= dict.fromkeys(draft.prompt[:end] for span in _all_spans(draft) for end in _ends(draft.prompt, span))
     texts.pop("", None)
-    ids = dict(zip(texts, encode(tokenizer, list(texts)), strict=True))
+    ids = dict(zip(texts, tokenize(tokenizer, list(texts)), strict=True))
     special = frozenset(tokenizer.all_special_ids)
     ids[""] = start_ids(tokenizer)
     return [_spell_one(tokenizer, draft, ids, special, max_positions) for draft in drafts]

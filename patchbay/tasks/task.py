@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from patchbay.model.tokens import as_texts, tokenize
 from patchbay.signal.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
@@ -325,6 +326,7 @@ class Task:
         tokenizer = model.tokenizer
         if tokenizer is None:
             raise PatchbayError("Task.from_prompts needs a tokenizer and this model has none; make a Task of token ids")
+        clean = as_texts(tokenizer, clean)
         wrongs = [() if wrong is None else (w,) if isinstance(w, str) else tuple(w) for w in wrong or [()] * len(clean)]
         if not len(clean) == len(right) == len(wrongs):
             raise PatchbayError(
@@ -338,10 +340,10 @@ class Task:
             raise PatchbayError(_not_single(tokenizer, failed, len(tried)))
         task = cls(
             name=name,
-            clean=tuple(encode(tokenizer, clean)),
+            clean=tuple(tokenize(tokenizer, clean)),
             right=tuple(found[text, a] for text, a in zip(clean, right, strict=True)),
             wrong=tuple(tuple(found[text, a] for a in ws) for text, ws in zip(clean, wrongs, strict=True)),
-            corrupted=None if corrupted is None else tuple(encode(tokenizer, corrupted)),
+            corrupted=None if corrupted is None else tuple(tokenize(tokenizer, corrupted)),
             metric=metric or ("logit_diff" if wrong is not None else "log_probability"),
             options={} if aligned else {"aligned": False},
             texts=tuple(clean),
@@ -350,33 +352,11 @@ class Task:
         return task
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> Prompts:
-    """Ids of each text as the tokenizer gives them by default, without an end token that it would append."""
-    if isinstance(texts, str):
-        raise PatchbayError(f"expected a list of texts, got the one text {texts[:40]!r}")
-    if not texts:
-        return ()
-    n_end = _added(tokenizer)[1]
-    return tuple(tuple(ids[: len(ids) - n_end]) for ids in tokenizer(list(texts))["input_ids"])
-
-
-def start_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The tokens that the tokenizer puts in front of every text by default: none, or a start token."""
-    return _added(tokenizer)[0]
-
-
-def _added(tokenizer: Any) -> tuple[tuple[int, ...], int]:
-    """Ids in front of, and the number of ids after, those of a text itself."""
-    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    n_start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    return tuple(whole[:n_start]), len(whole) - len(bare) - n_start
-
-
 def answer_ids(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
     """(prompt, answer) -> the id that follows the prompt's own ids; None where the answer is not one known token."""
     unique = list(dict.fromkeys(pairs))
-    prompts = encode(tokenizer, [prompt for prompt, _ in unique])
-    wholes = encode(tokenizer, [prompt + answer for prompt, answer in unique])
+    prompts = tokenize(tokenizer, [prompt for prompt, _ in unique])
+    wholes = tokenize(tokenizer, [type(prompt)(prompt + answer) for prompt, answer in unique])
     special = set(tokenizer.all_special_ids)
     found: dict[tuple[str, str], int | None] = {}
     for pair, prompt, whole in zip(unique, prompts, wholes, strict=True):
@@ -389,7 +369,7 @@ def _not_single(tokenizer: Any, failed: list[tuple[str, str]], n_asked: int) -> 
     hint = "" if None in spaced.values() else "; with a space in front each of them would be one token"
     shown = []
     for prompt, answer in failed[:5]:
-        own = encode(tokenizer, [prompt, prompt + answer])
+        own = tokenize(tokenizer, [prompt, prompt + answer])
         shown.append(f"{answer!r} ({len(own[1]) - len(own[0])} tokens more after {prompt[-20:]!r})")
     return (
         f"an answer must be one known token after its prompt in the model's tokenizer; {len(failed)} of {n_asked} "

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from patchbay.model.model import Model
+from patchbay.model.tokens import start_ids
 from patchbay.signal.port import PatchbayError
-from patchbay.tasks.task import Task, start_ids
+from patchbay.tasks.task import Task
 
 MARKS = ("<|set|>", "<|or|>", "<|end|>")
 Segments = list[list[int] | list[list[int]]]  # ids of a text, or the ids of each option of a set
@@ -112,7 +113,8 @@ def _of_text(model: Model, text: str) -> Segments:
     def ids(piece: str) -> list[int]:
         return list(tokenizer(piece, add_special_tokens=False)["input_ids"])
 
-    segments: Segments = [[*start_ids(tokenizer), *ids(pieces[0])]]
+    start, first = list(start_ids(tokenizer)), ids(pieces[0])
+    segments: Segments = [first if start and first[: len(start)] == start else [*start, *first]]
     for mark, piece in zip(marks, pieces[1:], strict=True):
         if mark == MARKS[0]:
             segments.append([ids(piece)])

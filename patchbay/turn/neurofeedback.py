@@ -33,10 +33,11 @@ from patchbay.edits import edit
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.model.run import run
+from patchbay.model.tokens import start_ids
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port
-from patchbay.tasks.task import Task, start_ids
+from patchbay.tasks.task import Task
 from patchbay.turn._contrast import _probe
 
 N_RANDOM = 20  # axes at right angles, for the null of control
@@ -151,9 +152,9 @@ def _means(model: Model, port: Port, prompts: list[list[int]], spans: list[int],
 
 def _fits(model: Model, prompts: list[list[int]]) -> None:
     longest = max(map(len, prompts))
-    if model.max_positions is not None and longest > model.max_positions:
+    if model.longest_prompt is not None and longest > model.longest_prompt:
         raise PatchbayError(
-            f"a prompt with its examples has {longest} tokens, the model takes {model.max_positions}: fewer shots"
+            f"a prompt with its examples has {longest} tokens, the model takes {model.longest_prompt}: fewer shots"
         )
 
 

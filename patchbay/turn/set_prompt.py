@@ -182,8 +182,10 @@ def _check_lengths(model: Model, segments: Sequence[Segments], n_new: int) -> No
     tokens = [plain_layout(one).ids for one in segments]
     model.encode(tokens)  # refuses ids that the vocabulary lacks and prompts that are too long
     longest = max(map(len, tokens)) + n_new
-    if model.max_positions is not None and longest > model.max_positions:
-        raise PatchbayError(f"{n_new} new tokens after {longest - n_new}: the model takes {model.max_positions} in all")
+    if model.longest_prompt is not None and longest > model.longest_prompt:
+        raise PatchbayError(
+            f"{n_new} new tokens after {longest - n_new}: the model takes {model.longest_prompt} in all"
+        )
     windows = [model.config.window_size for at in model.modules if getattr(at.attn, "attention_type", "") == "local"]
     if windows and longest > min(windows):
         raise PatchbayError(

@@ -15,8 +15,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from patchbay.model.tokens import start_ids, tokenize
 from patchbay.signal.port import PatchbayError
-from patchbay.tasks.task import METRICS, Task, answer_ids, encode, start_ids
+from patchbay.tasks.task import METRICS, Task, answer_ids
 
 
 def example(**changes: Any) -> Task:
@@ -247,11 +248,11 @@ def model_with(**options: bool) -> Fake:
 def test_encode_keeps_the_start_token_and_drops_the_end_token(start, end):
     tokenizer = tokenizer_with(start=start, end=end)
     plain = tuple(tokenizer.convert_tokens_to_ids(["The", " sky", " is"]))
-    assert encode(tokenizer, ["The sky is", "a"])[0] == (0,) * start + plain
+    assert tokenize(tokenizer, ["The sky is", "a"])[0] == (0,) * start + plain
     assert start_ids(tokenizer) == (0,) * start
-    assert encode(tokenizer, []) == ()
+    assert tokenize(tokenizer, []) == ()
     with pytest.raises(PatchbayError, match="a list of texts"):
-        encode(tokenizer, "The sky")
+        tokenize(tokenizer, "The sky")
 
 
 @pytest.mark.parametrize("start", [False, True])
