@@ -37,7 +37,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "port channel positions",
     "edits": "edit apply",
     "jacks": "attention session",
-    "model": "families source weights self_check view given text generate model load rotary run check",
+    "model": "families source weights self_check view given tokens text generate model load rotary run check",
     "tasks": "words task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "saved printed result record method replay",
@@ -75,8 +75,6 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
     "jacks.session": "every signal's jack",
-    "model.model": "a model's parts, weights, prompts and text",
-    "tasks.task": "prompts, answers, metrics and their record",
     "results.result": "arrays, ranking, comparison and files",
     "sweeps.restart": "a base run that any layer can go on from",
     "sweeps.sweep": "plan, batches and Result",
