@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 import patchbay as pb
+from patchbay import late
 
 ROOT = Path(pb.__file__).parent
 LINE = [
     "errors",
+    "late",
     "maths",
     "files",
     "signal",
@@ -41,15 +43,13 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "tasks": "words task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "saved printed result record method replay",
-    "sweeps": "kept restart difference walk scorer sweep ray_executor",
-    "wiring": "components wiring",
-    "knobs": "knob rows affine fold export",
-    "draw": "graph plot plot_wiring plot_circuit report screen",
+    "sweeps": "kept restart difference walk scorer ray_executor sweep",
+    "wiring": "timing components wiring",
+    "knobs": "conflicts knob rows affine fold export",
+    "draw": "graph style plot_wiring plot_circuit plot report screen",
     "cli": "options reading commands knob_commands",
 }
 UPWARD = {  # imports that point up, and why
-    ("signal.channel", "model.model"): "type: a channel is checked against a model",
-    ("signal.channel", "wiring.components"): "how many components a part has",
     ("jacks.attention", "jacks.session"): "type: the session that asks for attention",
     ("jacks.session", "model.model"): "type: the model that is hooked",
     ("model.self_check", "model.model"): "type: the model that is checked",
@@ -57,15 +57,7 @@ UPWARD = {  # imports that point up, and why
     ("model.text", "model.model"): "type: the model whose tokens these are",
     ("model.given", "model.model"): "type: the model that a knob is checked against",
     ("model.generate", "model.model"): "type: the model that continues",
-    ("model.given", "knobs.knob"): "knobs that do not commute are warned of",
-    ("model.check", "tiny.twins"): "twins of every family are checked",
     ("results.printed", "results.result"): "type: the Result that prints",
-    ("results.result", "draw.plot"): "a Result draws itself when asked",
-    ("results.result", "draw.plot_circuit"): "a Result draws itself when asked",
-    ("results.replay", "knobs.knob"): "a knob in a record is made again",
-    ("sweeps.sweep", "sweeps.ray_executor"): "Ray only where it is asked for",
-    ("knobs.knob", "knobs.export"): "a knob exports itself when asked",
-    ("draw.plot", "draw.plot_wiring"): "a Result of channels is drawn as a graph",
 }
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
     ("find._direct", "find.direct_logit_attribution"),
@@ -218,6 +210,13 @@ def hook_names(tree: ast.Module) -> set[str]:
 def test_one_room_touches_hooks() -> None:
     touching = {room(name) for name, path in modules().items() if hook_names(parse(path))}
     assert touching == {"jacks"}
+
+
+def test_one_table_names_what_is_reached_late() -> None:
+    """A module named in a text points up unseen: only the package's face, that table and what calls methods by name do so."""
+    named = {name for name, path in modules().items() if "import_module(" in path.read_text(encoding="utf-8")}
+    assert {name for name in named if room(name) not in AFTER} == {"", "late", "results.replay"}
+    assert all(callable(late.late(name)) for name in late.LATE)
 
 
 def python(code: str) -> str:

@@ -192,7 +192,7 @@ def families(names: tuple[str, ...], as_json: bool) -> None:
 
     with screen.working("loading", quiet=as_json):
         from patchbay.model.check import family_table
-        from patchbay.tiny.twins import FAMILY_CONFIGS
+        from patchbay.tiny.twins import FAMILY_CONFIGS, twin
     unknown = next((name for name in names if name not in FAMILY_CONFIGS), None)
     if unknown is not None:
         known = list(FAMILY_CONFIGS)
@@ -201,7 +201,7 @@ def families(names: tuple[str, ...], as_json: bool) -> None:
     asked = list(names) or list(FAMILY_CONFIGS)
     with screen.progress("checking families", quiet=as_json) as bar:
         for i, name in enumerate(asked):
-            rows += family_table([name])
+            rows += family_table(twin, [name])
             bar(i + 1, len(asked))
     if as_json:
         screen.emit(rows)

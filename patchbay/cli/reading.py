@@ -123,7 +123,11 @@ def _read_one(text: str, hint: Any, what: str, model: Model | None) -> Any:
         return model.port(text) if model is not None else parse_port(text)
     if name == "Channel":
         channel = parse_channel(text)
-        return channel if model is None else channel.check(model)
+        if model is None:
+            return channel
+        from patchbay.wiring.components import check_channel
+
+        return check_channel(channel, model)
     if name in LATER:
         return _read_later(text, name, model)
     return text if hint is str else _literal(text)

@@ -9,25 +9,19 @@ others a sequential one (viridis); neither needs red told from green. Grey cells
 from __future__ import annotations
 
 import math
-import textwrap
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from io import BytesIO, StringIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from patchbay.draw import plot_circuit
 from patchbay.draw.graph import is_wiring
-from patchbay.files import write_file
+from patchbay.draw.plot_wiring import wiring
+from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 
@@ -38,76 +32,26 @@ if TYPE_CHECKING:
     Cells = NDArray[np.float64]
 
 CURVE_AXES = ("strength", "n_parts", "position", "query", "key", "draw", "prompt", "layer")  # steps that have an order
-INK, FAINT, GREY = "#1f2933", "#9aa5b1", "#d9dee4"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")  # Okabe and Ito
-DIVERGING, SEQUENTIAL = "RdBu", "viridis"
 MAX_BARS, MAX_CELLS_WRITTEN, MAX_TICKS, MAX_COLUMNS = 24, 160, 32, 256
-DATES = {"svg": "Date", "pdf": "CreationDate"}  # left out: the same Result gives the same file
-SUFFIXES = (".png", ".svg", ".pdf")
-STYLE: dict[str, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "font.size": 9,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": FAINT,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "text.parse_math": False,  # a token may be a dollar sign
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "patchbay",
-}
 
 
 def figure(result: Result) -> Figure:
     """The figure of a Result. Its kind follows from the axes of the main variable; see the head of this file."""
-    with _style():
+    with style():
         drawn = _figure(result)
         FigureCanvasAgg(drawn)
     return drawn
 
 
-def svg(drawn: Figure) -> str:
-    """The figure as an `<svg>` element to set into HTML; text stays text."""
-    text = StringIO()
-    with _style():
-        drawn.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
-
-
-def save(drawn: Figure, path: str | Path) -> Path:
-    """Write the figure as .png, .svg or .pdf, by the suffix; a file that cannot be written whole is not written."""
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise PatchbayError(f"cannot draw to {path.name!r}: the suffix is one of {', '.join(SUFFIXES)}")
-    content = BytesIO()
-    kind = path.suffix.lower()[1:]
-    undated: dict[str, Any] = {"metadata": {key: None}} if (key := DATES.get(kind)) else {}
-    with _style():
-        drawn.savefig(content, format=kind, dpi=200, **undated)
-    write_file(path, content.getvalue())
-    return path
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with rc_context(cast("Any", STYLE)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a token in a script that no font here has
-        yield
+def of_result(result: Result, *, graph: bool = False) -> Figure:
+    """The figure of a Result, or with `graph` of a circuit's edges: what `Result.plot` draws."""
+    return plot_circuit.circuit(result) if graph else figure(result)
 
 
 def _figure(result: Result) -> Figure:
     if not result.values.numel():
         raise PatchbayError(f"nothing to draw: {result.name} has shape {tuple(result.values.shape)}")
     if is_wiring(result):
-        from patchbay.draw.plot_wiring import wiring  # only here: it draws with what stands in this file
-
         return wiring(result)
     axes = result.axes
     if len(axes) == 2:
@@ -135,7 +79,7 @@ def _map(result: Result) -> Figure:
     side = (0.52, 0.36) if written else (max(0.12, min(0.4, 7 / n_columns)), max(0.12, min(0.3, 5 / n_rows)))
     below = 0.07 * max((len(_visible(label)) for label in result.labels_of(result.axes[1])), default=0)  # turned labels
     size = min(14.0, max(4.2, side[0] * n_columns + 1.9)), min(10.0, max(2.4, side[1] * n_rows + 1.4 + below))
-    drawn, axis = _blank(size, result)
+    drawn, axis = blank(size, result)
     scale, colours = _scale(cells)
     upward = result.axes[0] == "layer"
     image = axis.imshow(
@@ -155,7 +99,7 @@ def _map(result: Result) -> Figure:
         _write_cells(axis, cells, image)
     _mark_highlights(axis, result)
     bar = drawn.colorbar(image, ax=axis, pad=0.02, fraction=0.05, aspect=18)
-    bar.set_label(_quantity(result))
+    bar.set_label(quantity(result))
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2, color=FAINT)
     return drawn
@@ -244,13 +188,13 @@ def _curves(result: Result) -> Figure:
         else ""
     )
     over = over or result.axes[0]
-    drawn, axis = _blank((5.6, 3.4), result)
+    drawn, axis = blank((5.6, 3.4), result)
     labels = result.labels_of(over)
     named = any(not isinstance(label, (int, float)) for label in labels)
     steps = np.arange(len(labels), dtype=np.float64) if named else np.asarray(labels, dtype=np.float64)
     others = [name for name in result.axes if name != over]
     lines = np.moveaxis(_cells(result), result.axes.index(over), -1).reshape(-1, len(steps))  # [line, step]
-    names = [_visible(label) for label in result.labels_of(others[0])] if others else [_words(result.name)]
+    names = [_visible(label) for label in result.labels_of(others[0])] if others else [words(result.name)]
     faint = others == ["draw"]
     for i, (line, name) in enumerate(zip(lines, names, strict=True)):
         colour = FAINT if faint else COLOURS[i % len(COLOURS)]
@@ -265,8 +209,8 @@ def _curves(result: Result) -> Figure:
         shown += _side_curves(axis, result, steps)
     if (lines < 0).any() and (lines > 0).any():
         axis.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
-    axis.set_xlabel(_words(over))
-    axis.set_ylabel(_quantity(result) if shown == 1 or others else result.unit)
+    axis.set_xlabel(words(over))
+    axis.set_ylabel(quantity(result) if shown == 1 or others else result.unit)
     axis.grid(axis="y", color=GREY, linewidth=0.7)
     axis.set_axisbelow(True)
     if named:
@@ -300,7 +244,7 @@ def _side_curves(axis: Axes, result: Result, steps: Cells) -> int:
     for i, name in enumerate(names, start=1):
         null = name == "null_mean"
         colour = FAINT if null else COLOURS[i % len(COLOURS)]
-        label = "random control" if null else _words(name)
+        label = "random control" if null else words(name)
         axis.plot(
             steps, result[name].double().numpy(), color=colour, lw=1.4, ls="--", marker="o", markersize=2.5, label=label
         )
@@ -315,7 +259,7 @@ def _bars(result: Result) -> Figure:
     shown, left = _bar_rows(result)
     values = np.array([row["value"] for row in shown], dtype=np.float64)
     places = np.arange(len(shown))
-    drawn, axis = _blank((5.6, max(1.9, 0.25 * len(shown) + 1.2)), result)
+    drawn, axis = blank((5.6, max(1.9, 0.25 * len(shown) + 1.2)), result)
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
     axis.barh(places, values, height=0.68, color=colours)
     if shown and {"low", "high"} <= set(shown[0]):
@@ -334,7 +278,7 @@ def _bars(result: Result) -> Figure:
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel(_quantity(result) + (f"   ({left})" if left else ""))
+    axis.set_xlabel(quantity(result) + (f"   ({left})" if left else ""))
     return drawn
 
 
@@ -348,30 +292,3 @@ def _bar_rows(result: Result) -> tuple[list[dict[str, Any]], str]:
     columns = {"part": result.labels_of(result.axes[0]), "value": result.values.tolist(), **beside}
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     return rows[:MAX_BARS], f"first {MAX_BARS} of {len(rows)}" if len(rows) > MAX_BARS else ""
-
-
-# --- shared -----------------------------------------------------------------------------------------
-
-
-def _blank(size: tuple[float, float], result: Result) -> tuple[Figure, Axes]:
-    drawn = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    axis = drawn.add_subplot()
-    title = str(result.provenance.get("method", "")).rpartition(".")[2] or result.name
-    source = Path(str((result.provenance.get("model") or {}).get("source") or "")).name
-    task = (result.provenance.get("task") or {}).get("name")
-    under = ", ".join(str(piece) for piece in (source, task and _words(task)) if piece)
-    axis.set_title(_words(title).capitalize(), pad=19 if under else 8)
-    if under:
-        at: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
-        axis.annotate(textwrap.shorten(under, 70), (0, 1), (0, 6), color="#616e7c", fontsize=8, **at)
-    return drawn, axis
-
-
-def _words(name: str) -> str:
-    return name.replace("n_parts", "number of parts").replace("_", " ")
-
-
-def _quantity(result: Result) -> str:
-    """`score (attention)`; the unit alone where the name says no more."""
-    name = _words(result.name)
-    return name if result.unit in ("", name) else f"{name} ({result.unit})"

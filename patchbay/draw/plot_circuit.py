@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
+from patchbay.draw.style import COLOURS, INK, blank, style
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, as_part
 
@@ -35,8 +36,6 @@ class Edge:
 
 def circuit(result: Result, n: int = N_EDGES) -> Figure:
     """The first `n` edges of a circuit that was made of edges. Raises PatchbayError for one made of parts."""
-    from patchbay.draw import plot
-
     found = [_edge(str(row["unit"]), float(row["score"])) for row in result.tables.get("circuit", [])[:n]]
     edges = [edge for edge in found if edge is not None]
     if not edges:
@@ -45,9 +44,9 @@ def circuit(result: Result, n: int = N_EDGES) -> Figure:
         )
     columns = _columns(edges)
     places = {node: (float(x), y - len(nodes) / 2) for x, nodes in enumerate(columns) for y, node in enumerate(nodes)}
-    with plot._style():
+    with style():
         size = (max(6.4, 1.3 * len(columns) + 1.2), max(2.8, 0.42 * max(map(len, columns)) + 1.4))
-        drawn, axis = plot._blank(size, result)
+        drawn, axis = blank(size, result)
         _draw(axis, edges, places)
         axis.set_xticks(range(len(columns)), [_heading(nodes[0]) for nodes in columns])
         axis.set_yticks([])
@@ -92,8 +91,6 @@ def _heading(node: str) -> str:
 
 
 def _draw(axis: Axes, edges: list[Edge], places: dict[str, Place]) -> None:
-    from patchbay.draw.plot import COLOURS, INK
-
     most = max(abs(edge.score) for edge in edges)
     colour = {"q": COLOURS[0], "k": COLOURS[1], "v": COLOURS[2], "": INK}
     for edge in reversed(edges):  # the strongest on top

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from patchbay.draw.graph import Edge, edges
+from patchbay.draw.style import COLOURS, INK, blank, style
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, as_part
 
@@ -22,15 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 N_EDGES = 60
-KIND_COLOURS = {"query": 0, "key": 1, "value": 2, "mlp": 3, "router": 4, "unembed": 5}  # places in plot.COLOURS
+KIND_COLOURS = {"query": 0, "key": 1, "value": 2, "mlp": 3, "router": 4, "unembed": 5}  # places in COLOURS
 
 
 def wiring(
     result: Result, *, roles: Mapping[str, Sequence[Part | str]] | None = None, n: int = N_EDGES, **chosen: Any
 ) -> Figure:
     """The map of a Result of `find.channels`. `roles`: name -> its parts, coloured and named. Other options: see `graph.edges`."""
-    from patchbay.draw import plot
-
     found = _once(edges(result, **chosen))[:n]
     if not found:
         raise PatchbayError(
@@ -38,8 +37,8 @@ def wiring(
         )
     columns, places = _layout(result, found)
     tallest = max(len(column) for column in columns)
-    with plot._style():
-        drawn, axis = plot._blank((max(6.4, 1.05 * len(columns) + 1.6), max(2.8, 0.34 * tallest + 1.5)), result)
+    with style():
+        drawn, axis = blank((max(6.4, 1.05 * len(columns) + 1.6), max(2.8, 0.34 * tallest + 1.5)), result)
         _edges(axis, found, places)
         _nodes(axis, places, {as_part(part): i for i, parts in enumerate((roles or {}).values()) for part in parts})
         _frame(axis, columns, found, list(roles or {}))
@@ -84,8 +83,6 @@ def _layout(result: Result, found: list[Edge]) -> tuple[list[list[Part]], dict[P
 
 
 def _edges(axis: Axes, found: list[Edge], places: dict[Part, tuple[float, float]]) -> None:
-    from patchbay.draw.plot import COLOURS
-
     most = max(abs(edge.score) for edge in found) or 1.0  # all alike: thin lines
     for edge in reversed(found):  # the strongest on top
         start, end = places[edge.channel.writer], places[edge.reader]
@@ -108,8 +105,6 @@ def _edges(axis: Axes, found: list[Edge], places: dict[Part, tuple[float, float]
 
 
 def _nodes(axis: Axes, places: dict[Part, tuple[float, float]], role: dict[Part, int]) -> None:
-    from patchbay.draw.plot import COLOURS, INK
-
     for part, (x, y) in places.items():
         colour = COLOURS[role[part] % len(COLOURS)] if part in role else "white"
         axis.plot(
@@ -123,8 +118,6 @@ def _nodes(axis: Axes, places: dict[Part, tuple[float, float]], role: dict[Part,
 
 
 def _frame(axis: Axes, columns: list[list[Part]], found: list[Edge], roles: list[str]) -> None:
-    from patchbay.draw.plot import COLOURS, INK
-
     names = []
     for column in columns:
         part = column[0]

@@ -118,9 +118,9 @@ def _section(section: Section, number: int) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    from patchbay.draw import plot
+    from patchbay.draw.style import svg
 
-    return f"<figure>{plot.svg(picture.draw())}<figcaption>{_text(picture.caption)}</figcaption></figure>"
+    return f"<figure>{svg(picture.draw())}<figcaption>{_text(picture.caption)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:

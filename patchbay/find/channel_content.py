@@ -32,7 +32,7 @@ from patchbay.results.result import Result
 from patchbay.signal.channel import Channel, parse_channel
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
-from patchbay.wiring.components import Components, components, token_embedding
+from patchbay.wiring.components import Components, check_channel, components, token_embedding
 
 N_SHOWN = 10  # tokens and places in each table
 
@@ -54,7 +54,7 @@ def channel_content(
     counts. Returns `coordinate` [prompt, position]; `explained`, `null_mean`, `null_high`, `p` [statistic], one per variable;
     tables `raises`, `lowers` (tokens), `reads` (embeddings), `strongest` (places in the prompts).
     """
-    channel = parse_channel(channel).check(model)
+    channel = check_channel(parse_channel(channel), model)
     if draws < 1:
         raise PatchbayError(f"draws={draws}: at least 1 shuffle is needed for a null")
     found, i = _component(model, channel)

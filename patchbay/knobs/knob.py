@@ -45,6 +45,8 @@ from torch import Tensor
 
 from patchbay.edits.edit import Edit, pack, unpack
 from patchbay.files import write_file
+from patchbay.knobs.conflicts import KnobConflict, conflicts
+from patchbay.late import late
 from patchbay.model.model import Model
 from patchbay.results.result import Result, described, from_described
 from patchbay.results.saved import packed, unpacked
@@ -157,9 +159,12 @@ class Knob:
 
     def export(self, model: Model, folder: str | Path, *, form: str = "checkpoint", overwrite: bool = False) -> Any:
         """Write what the knob does for other programs: a checkpoint, a LoRA adapter, a steering vector. See `export.py`."""
-        from patchbay.knobs import export  # only here: a knob that is not exported needs none of it
+        return late("export")(self, model, folder, form=form, overwrite=overwrite)
 
-        return export.export(self, model, folder, form=form, overwrite=overwrite)
+    def warn_of_conflicts(self, others: Sequence[Knob], strengths: Sequence[float | None]) -> None:
+        """Warn with a `KnobConflict` where the order of this knob and those used after it matters; strengths of all."""
+        for found in conflicts(self, *others, strengths=strengths):
+            warnings.warn(found, KnobConflict, stacklevel=3)
 
     def __repr__(self) -> str:
         lines = [f"Knob {self.name!r} at strength {self.strength:g} (neutral {self.neutral:g})"]
@@ -285,90 +290,6 @@ def _turned(edit: Edit, s: float) -> list[Edit]:
         return [replace(edit, value=torch.lerp(identity, value, s))]
     less = replace(edit, op="scale", value=1.0 - s)
     return [less] if edit.op == "zero" else [less, replace(edit, op="add", value=s * value)]  # type: ignore[operator]
-
-
-# --- several together -----------------------------------------------------------------------------
-
-
-class KnobConflict(UserWarning):
-    """Knobs that are used together and whose order matters."""
-
-
-def conflicts(*knobs: Knob, strengths: Sequence[float | None] | None = None) -> list[str]:
-    """Where the order of these knobs matters, in words; nothing where they give the same in every order.
-
-    Knobs add up in the order given: at one port, each edits what those before it left. The order matters where two knobs edit
-    one signal, at positions and rows that may be the same, by operations that do not commute, such as adding and then
-    scaling. Edits of different signals act in the order of the forward pass whatever the order of the knobs.
-    """
-    at = list(strengths) if strengths is not None else [None] * len(knobs)
-    turned = [(knob.name, knob.edits_at(s)) for knob, s in zip(knobs, at, strict=True)]
-    found = []
-    for i, (first, before) in enumerate(turned):
-        for second, after in turned[i + 1 :]:
-            pair = next(((a, b) for a in before for b in after if _meet(a, b) and not _commute(a, b)), None)
-            if pair is not None:
-                found.append(
-                    f"knobs {first!r} and {second!r} do not commute: {pair[0]} acts first, then {pair[1]}, the order in which "
-                    "they were given; turned round, they give something else"
-                )
-    return found
-
-
-def _meet(a: Edit, b: Edit) -> bool:
-    """Whether two edits may touch the same entry of a signal."""
-    same = (a.port.signal, a.port.layer) == (b.port.signal, b.port.layer)
-    if not same or (None not in (a.port.index, b.port.index) and a.port.index != b.port.index):
-        return False
-    if a.rows is not None and b.rows is not None and not set(a.rows) & set(b.rows):
-        return False
-    one, two = a.positions, b.positions
-    listed = [_listed(positions) for positions in (one, two)]
-    if listed[0] is not None and listed[1] is not None:
-        signs = {at < 0 for positions in listed for at in positions or ()}
-        return len(signs) > 1 or bool(set(listed[0]) & set(listed[1]))
-    for left, right in ((one, listed[1]), (two, listed[0])):  # those listed are in the prompt
-        if isinstance(left, str) and left == "generated" and right is not None:
-            return False
-    return {one, two} != {"last", "generated"} if isinstance(one, str) and isinstance(two, str) else True
-
-
-def _listed(positions: Any) -> tuple[int, ...] | None:
-    """Positions within the prompt one by one, where that can be said without it; "last" is -1."""
-    if isinstance(positions, str):
-        return (-1,) if positions == "last" else None
-    if isinstance(positions, int):
-        return (positions,)
-    if isinstance(positions, slice) and positions.stop is not None:
-        start = positions.start or 0
-        return tuple(range(start, positions.stop, positions.step or 1)) if start >= 0 < positions.stop else None
-    return positions if isinstance(positions, tuple) else None
-
-
-def _commute(a: Edit, b: Edit) -> bool:
-    """Whether two edits of the same entries give the same in either order: proved on data, not on a run."""
-    if "block" in (a.op, b.op) or (a.op == b.op and a.op in ("add", "scale", "zero")):
-        return True  # a pattern is cut before it is changed, in any order
-    if a.op == b.op and a.op in ("replace", "mean"):
-        return a == b
-    first, second = sorted((a, b), key=lambda edit: edit.op)  # add mean project replace scale zero
-    if first.op == "project" == second.op:
-        return _close(_times(first.value, second.value), _times(second.value, first.value))
-    if {first.op, second.op} <= {"project", "scale", "zero"}:  # linear; a number or nothing commutes with a matrix
-        return first.op != "project" or not isinstance(second.value, Tensor) or not second.value.ndim
-    if "project" in (first.op, second.op):  # what is added or set lies in what stays
-        matrix, put = (first, second) if first.op == "project" else (second, first)
-        return isinstance(put.value, Tensor) and _close(_times(put.value, matrix.value), put.value)
-    return False
-
-
-def _times(value: Any, matrix: Any) -> Tensor:
-    return torch.as_tensor(value).double() @ torch.as_tensor(matrix).double()
-
-
-def _close(a: Any, b: Any) -> bool:
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-6 * b.abs().max().clamp(min=1e-12))
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ runs a model. It proves that the ports are what they say, on these tokens; it sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,23 +68,19 @@ def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
     return _worst(rows)
 
 
-def family_table(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A row for the random-weight twin of every covered family: `family`, `ports`, `verified`, `checks`, `errors`."""
+def family_table(twin: Callable[[str], Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for the random-weight twin of each family, which `twin` makes of its name: `family`, `ports`, `verified`, `checks`, `errors`."""
     from transformers import logging
-
-    from patchbay.tiny.twins import FAMILY_CONFIGS
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # each state-space twin would say that it has no fused kernel
     try:
-        return [_family(name) for name in (FAMILY_CONFIGS if names is None else names)]
+        return [_family(twin, name) for name in names]
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _family(name: str) -> dict[str, Any]:
-    from patchbay.tiny.twins import twin
-
+def _family(twin: Callable[[str], Any], name: str) -> dict[str, Any]:
     try:
         model = load(twin(name))
         rows = verify(model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +31,10 @@ def flat_edits(
         raise PatchbayError(
             f"{len(strengths)} strengths were given for {len(knobs)} knobs: one number, or one for each"
         )
-    if len(knobs) > 1:
-        from patchbay.knobs.knob import KnobConflict, conflicts
-
-        for found in conflicts(*knobs, strengths=strengths):
-            warnings.warn(found, KnobConflict, stacklevel=2)
+    telling = [i for i, knob in enumerate(knobs) if hasattr(knob, "warn_of_conflicts")]
+    if len(telling) > 1:
+        first, *others = (knobs[i] for i in telling)
+        first.warn_of_conflicts(others, [strengths[i] for i in telling])
     left = iter(strengths)
     return [made for item in items for made in ([item] if isinstance(item, Edit) else item.edits_at(next(left)))]
 

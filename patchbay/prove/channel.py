@@ -43,7 +43,7 @@ from patchbay.results.result import Result
 from patchbay.signal.channel import READS, Channel
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tasks.task import Task
-from patchbay.wiring.components import components, folded_heads, weighed
+from patchbay.wiring.components import check_channel, components, folded_heads, weighed
 from patchbay.wiring.wiring import readers
 
 By = Literal["zero", "mean"]
@@ -102,7 +102,7 @@ def _checked(
         model.require(Port("attn.z", 0))  # raises: no layer has it
     if model.n_layers == 1 and channel.reader.kind == "head":
         raise PatchbayError(f"{channel}: the model has one layer, so that no head reads what another writes")
-    channel.check(model)
+    check_channel(channel, model)
     task.check(model.vocab_size)
     if by not in ("zero", "mean"):
         raise PatchbayError(f"by={by!r}; possible are zero and mean")

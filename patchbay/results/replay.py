@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from patchbay.knobs.knob import Knob
+from patchbay.late import late
 from patchbay.model.load import load
 from patchbay.results.method import ROOMS
 from patchbay.results.printed import short
@@ -151,7 +151,7 @@ class Call:
         if value["object"] == "Task":
             return Task.from_json(value["json"])
         if value["object"] == "Knob" and "tensors" in value["json"]:
-            return Knob.from_json(value["json"])
+            return late("knob")(value["json"])
         raise self._lost(name, f"held a {value['object']} of which only a digest is recorded")
 
     def _second(self, name: str, record: Mapping[str, Any]) -> Any:

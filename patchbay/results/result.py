@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from patchbay.files import write_folder
+from patchbay.late import late
 from patchbay.results import printed
 from patchbay.results.saved import packed, plain, unpacked
 from patchbay.signal.channel import Channel, parse_channel
@@ -294,11 +295,9 @@ class Result:
 
     def plot(self, path: str | Path | None = None, *, graph: bool = False) -> Figure:
         """A figure of the main variable, or with `graph` of a circuit's edges; written to `path` (.png, .svg or .pdf) when given."""
-        from patchbay.draw import plot, plot_circuit  # only here: a Result that is not drawn needs no matplotlib
-
-        figure = plot_circuit.circuit(self) if graph else plot.figure(self)
+        figure: Figure = late("figure")(self, graph=graph)
         if path is not None:
-            plot.save(figure, path)
+            late("save_figure")(figure, path)
         return figure
 
     def origin(self) -> str:

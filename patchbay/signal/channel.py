@@ -3,19 +3,15 @@
 A writer is a head, MLP, neuron, expert or the embedding, whole or by component (`.C3`), or what a part adds whatever the prompt
 (`L0.attn.bias`, `L0.mlp.bias`, `embed.positions`). A reader is a head's query, key or value (`.q .k .v`), an MLP or expert,
 a router, or the unembedding. Who writes before whom reads follows from the layers, and from whether a family runs attention
-and MLP side by side. Data only: the weights are read in `components.py` and `wiring.py`.
+and MLP side by side. Data only: whether a model has it, and its weights, are read in `wiring/`.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from patchbay.signal.port import Part, PatchbayError, parse_part
-
-if TYPE_CHECKING:
-    from patchbay.model.model import Model
 
 READS = {"query": "q", "key": "k", "value": "v", "mlp": "", "router": "", "unembed": ""}  # kind -> its letter in a text
 READING_PARTS = {"head": ("query", "key", "value"), "mlp": ("mlp",), "expert": ("mlp",), "router": ("router",)}
@@ -75,30 +71,6 @@ class Channel:
 
     __repr__ = __str__
 
-    def check(self, model: Model) -> Channel:
-        """This channel, after making sure that the model has it: its parts, its component, and the reader after the writer."""
-        for part in (self.writer, self.reader):
-            if part is not None:
-                check_part(model, part, self)
-        if isinstance(self.component, int):
-            from patchbay.wiring.components import (
-                n_components,  # only here: a channel is data, its components are weights
-            )
-
-            count = n_components(model, self.writer)
-            if not 0 <= self.component < count:
-                raise PatchbayError(f"{self}: {self.writer} of this model has components 0..{count - 1}")
-        if self.reader is not None and write_time(self.writer) >= read_time(model, self.reader, str(self.kind)):
-            raise PatchbayError(
-                f"{self}: {self.reader} reads the stream before {self.writer} writes into it"
-                + (
-                    " (this family runs attention and MLP side by side)"
-                    if self.reader.layer == self.writer.layer
-                    else ""
-                )
-            )
-        return self
-
 
 _SOURCE = re.compile(r"^(.*?)(?:\.C(\d+)|\.(bias|positions))?$", re.IGNORECASE)
 _TARGET = re.compile(r"^(.*?)(?:\.(q|k|v|query|key|value))?$", re.IGNORECASE)
@@ -138,30 +110,3 @@ def parse_channel(text: str | Channel) -> Channel:
             + f"; channels are written {FORMS}"
         )
     return Channel(parse_part(name), component, reader, kind)
-
-
-def check_part(model: Model, part: Part, channel: Channel) -> None:
-    """Raise PatchbayError unless the model has the part."""
-    try:
-        model.part(str(part))
-        if part.kind in ("mlp", "router", "attn") and part.layer is not None:
-            signal = {"mlp": "mlp.in", "router": "router.weights", "attn": "attn.out"}[part.kind]
-            if signal not in model.signals(part.layer):
-                raise PatchbayError(f"{part}: layer {part.layer} has no {part.kind}")
-    except PatchbayError as error:
-        raise PatchbayError(f"{channel} is no channel of this model: {error}") from error
-
-
-def write_time(part: Part) -> int:
-    """When a part writes, counted in half layers: attention of layer l at 2 l, its MLP at 2 l + 1, the embedding before."""
-    if part.layer is None:
-        return -1
-    return 2 * part.layer + (0 if part.kind in ("head", "attn", "group") else 1)
-
-
-def read_time(model: Model, part: Part, kind: str) -> int:
-    """When a part reads: it sees every write before that time. In a parallel block the MLP reads what attention reads."""
-    if part.layer is None:
-        return 2 * model.n_layers
-    behind = kind in ("mlp", "router") and model.modules[part.layer].mid is not None
-    return 2 * part.layer + int(behind)

@@ -32,6 +32,7 @@ from patchbay.results.record import model_record, now, task_record, versions
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Batch, chosen
+from patchbay.sweeps import ray_executor
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
 from patchbay.sweeps.restart import Base, base_run
@@ -338,8 +339,6 @@ class Sweep:
             else:
                 yield place, block
         if executor == "ray":
-            from patchbay.sweeps import ray_executor
-
             computed: Iterator[tuple[int, Tensor]] = ray_executor.blocks(self, number, missing, workers)
         else:
             computed = ((place, self.block(number, place)) for place in missing)

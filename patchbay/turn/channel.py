@@ -34,7 +34,7 @@ from patchbay.results.method import method
 from patchbay.signal.channel import Channel
 from patchbay.signal.port import PatchbayError
 from patchbay.turn._places import Place, places
-from patchbay.wiring.components import components
+from patchbay.wiring.components import check_channel, components
 
 Matrix = Literal["W_O", "W_V"]
 
@@ -128,7 +128,7 @@ def _check(model: Model, channel: Channel) -> None:
             f"{channel}: {channel.writer} is no head; components of heads are turned here, and neurons, MLPs and experts "
             "whole by turn.scale"
         )
-    channel.check(model)
+    check_channel(channel, model)
 
 
 def _maps(model: Model, channel: Channel) -> tuple[Tensor, Tensor]:

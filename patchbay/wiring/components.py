@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from patchbay.model.families import follow
 from patchbay.model.weights import HeadWeights, matrix, norm_parts
-from patchbay.signal.channel import Channel, check_part
+from patchbay.signal.channel import Channel
 from patchbay.signal.port import Part, PatchbayError, parse_part
+from patchbay.wiring.timing import check_part, read_time, write_time
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -304,3 +305,22 @@ def _decomposed(part: Part, into: Tensor | None, out: Tensor, note: str) -> Comp
     write_z = inner @ torch.linalg.pinv(r_out.T)  # the shortest z with z @ out = v_i
     u, s, v, read_z, write_z = (x.to(kept) for x in (left, s, v, read_z, write_z))
     return Components(part, u, s, v, read_z, write_z, note)
+
+
+def check_channel(channel: Channel, model: Model) -> Channel:
+    """The channel, after making sure that the model has it: its parts, its component, and the reader after the writer."""
+    for part in (channel.writer, channel.reader):
+        if part is not None:
+            check_part(model, part, channel)
+    if isinstance(channel.component, int):
+        count = n_components(model, channel.writer)
+        if not 0 <= channel.component < count:
+            raise PatchbayError(f"{channel}: {channel.writer} of this model has components 0..{count - 1}")
+    if channel.reader is not None and write_time(channel.writer) >= read_time(model, channel.reader, str(channel.kind)):
+        beside = (
+            " (this family runs attention and MLP side by side)" if channel.reader.layer == channel.writer.layer else ""
+        )
+        raise PatchbayError(
+            f"{channel}: {channel.reader} reads the stream before {channel.writer} writes into it{beside}"
+        )
+    return channel

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from patchbay.model.weights import HeadWeights, folded
-from patchbay.signal.channel import READS, WRITES, Channel, read_time, write_time
+from patchbay.signal.channel import READS, WRITES, Channel
 from patchbay.signal.port import Part, PatchbayError, suggest
 from patchbay.wiring.components import (
     bias_rows,
@@ -34,6 +34,7 @@ from patchbay.wiring.components import (
     root,
     token_embedding,
 )
+from patchbay.wiring.timing import read_time, write_time
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model

@@ -360,7 +360,7 @@ def test_families_prints_the_checks_and_fails_when_one_fails(monkeypatch: pytest
     assert [(row["family"], row["verified"]) for row in rows] == [("gpt2", True)]
     assert "attn.z" in rows[0]["ports"]
 
-    def broken(names: Sequence[str]) -> list[dict[str, Any]]:
+    def broken(twin: object, names: Sequence[str]) -> list[dict[str, Any]]:
         return [
             {"family": names[0], "ports": [], "verified": names[0] != "llama", "checks": 1, "errors": ["z is wrong"]}
         ]

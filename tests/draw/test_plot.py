@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.patches import Rectangle
 
-from patchbay.draw import plot
+from patchbay.draw import plot, style
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 
@@ -148,7 +148,7 @@ def test_named_steps_are_bars_in_their_own_order():
 def test_every_kind_is_written_without_a_warning_and_the_same_twice(tmp_path, build, suffix):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        first, second = (plot.save(plot.figure(build()), tmp_path / f"{i}{suffix}").read_bytes() for i in (1, 2))
+        first, second = (style.save(plot.figure(build()), tmp_path / f"{i}{suffix}").read_bytes() for i in (1, 2))
     assert first == second
     assert first[:5].startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF-"}[suffix])
     assert len(list(tmp_path.iterdir())) == 2
@@ -158,7 +158,7 @@ def test_svg_is_one_element_whose_text_stays_text():
     result = Result(torch.rand(3, 6), ("layer", "position"), "probability", coords={"position": TOKENS})
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # also for a script that no font here has
-        element = plot.svg(plot.figure(result))
+        element = style.svg(plot.figure(result))
     root = ElementTree.fromstring(element)
     assert root.tag.endswith("svg")
     words = {text.strip() for text in root.itertext()}
@@ -167,11 +167,11 @@ def test_svg_is_one_element_whose_text_stays_text():
 
 def test_nothing_global_is_touched():
     before = dict(mpl.rcParams)
-    plot.svg(plot.figure(grid()))
+    style.svg(plot.figure(grid()))
     assert dict(mpl.rcParams) == before
     code = (
-        "import sys, torch; from patchbay.draw import plot; from patchbay.results.result import Result\n"
-        "plot.svg(plot.figure(Result(torch.rand(2, 2)))); print('matplotlib.pyplot' in sys.modules)"
+        "import sys, torch; from patchbay.draw import plot, style; from patchbay.results.result import Result\n"
+        "style.svg(plot.figure(Result(torch.rand(2, 2)))); print('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
@@ -182,10 +182,10 @@ def test_what_cannot_be_drawn_or_written_is_said(tmp_path):
     with pytest.raises(PatchbayError, match="nothing to draw"):
         plot.figure(Result(torch.zeros(0, 2)))
     with pytest.raises(PatchbayError, match=r"'a.jpg': the suffix is one of .png, .svg, .pdf"):
-        plot.save(plot.figure(grid()), tmp_path / "a.jpg")
+        style.save(plot.figure(grid()), tmp_path / "a.jpg")
     (tmp_path / "no").write_text("mine")
     with pytest.raises(PatchbayError, match="no is a file, not a folder; nothing was written"):
-        plot.save(plot.figure(grid()), tmp_path / "no" / "a.png")
+        style.save(plot.figure(grid()), tmp_path / "no" / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["no"]
 
 

@@ -15,6 +15,7 @@ from patchbay.model import rotary, weights
 from patchbay.signal.channel import Channel, parse_channel
 from patchbay.tiny import planted, twins
 from patchbay.wiring import components, wiring
+from patchbay.wiring.components import check_channel
 
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}
 
@@ -294,7 +295,7 @@ def test_writers_readers_and_kinds_are_chosen() -> None:
 def test_the_list_is_of_channels() -> None:
     result = pb.find.channels(lent("llama"))
     assert all(isinstance(channel, Channel) for channel in result.top(3))
-    assert all(channel.check(lent("llama")) for channel in result.top(3))  # type: ignore[attr-defined]
+    assert all(check_channel(channel, lent("llama")) for channel in result.top(3))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

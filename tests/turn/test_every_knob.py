@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.knobs.knob import KnobConflict, conflicts
+from patchbay.knobs.conflicts import KnobConflict, conflicts
 from patchbay.tiny import twins
 
 LENGTH, NEW = 8, 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import patchbay as pb
-from patchbay.draw import graph, plot, report
+from patchbay.draw import graph, report
 from patchbay.draw.plot_wiring import wiring
 from patchbay.tiny import planted, twins
 
@@ -67,7 +67,7 @@ def test_the_map_shows_parts_and_channels(tmp_path: Path) -> None:
     text = (tmp_path / "map.svg").read_text()
     assert "read as key" in text
     assert "L1" in text
-    assert text == plot.svg(drawn)[: len(text)] or "<svg" in text
+    assert text == style.svg(drawn)[: len(text)] or "<svg" in text
     found().plot(tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
     page = report.page("a", "b", [report.of_result(found())])
@@ -76,7 +76,7 @@ def test_the_map_shows_parts_and_channels(tmp_path: Path) -> None:
 
 def test_roles_are_named_and_filters_reach_the_map() -> None:
     made = wiring(found(), of="whole", kinds=["value"], n=10, roles={"writer of interest": ["L0.H1"]})
-    text = plot.svg(made)
+    text = style.svg(made)
     assert "writer of interest" in text
     assert "read as value" in text
     assert "read as key" not in text
@@ -86,7 +86,7 @@ def test_roles_are_named_and_filters_reach_the_map() -> None:
 
 def test_a_change_that_weakens_is_dashed() -> None:
     change = pb.find.channel_changes(*(pb.load(twins.twin("gpt2", seed)) for seed in (0, 1)))
-    assert "weaker" in plot.svg(wiring(change))
+    assert "weaker" in style.svg(wiring(change))
 
 
 def test_a_saved_wiring_is_still_one(tmp_path: Path) -> None:

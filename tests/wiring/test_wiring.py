@@ -9,10 +9,12 @@ import torch
 
 import patchbay as pb
 from patchbay.model import rotary
-from patchbay.signal.channel import Channel, parse_channel, read_time, write_time
+from patchbay.signal.channel import Channel, parse_channel
 from patchbay.signal.port import Part, parse_part
 from patchbay.tiny import twins
 from patchbay.wiring import components
+from patchbay.wiring.components import check_channel
+from patchbay.wiring.timing import read_time, write_time
 
 WITH_HEADS = (
     "gpt2",
@@ -94,15 +96,15 @@ def test_what_is_no_channel_is_refused(text: str, says: str) -> None:
 )
 def test_a_channel_of_another_model_is_refused(text: str, says: str) -> None:
     with pytest.raises(pb.PatchbayError, match=says):
-        parse_channel(text).check(lent("gpt2"))
+        check_channel(parse_channel(text), lent("gpt2"))
 
 
 def test_who_reads_whom() -> None:
     """A block in sequence: the MLP reads its own layer's heads. A parallel block: it does not."""
     channel = parse_channel("L0.H1>L0.mlp")
-    assert channel.check(lent("gpt2")) is channel
+    assert check_channel(channel, lent("gpt2")) is channel
     with pytest.raises(pb.PatchbayError, match="side by side"):
-        channel.check(lent("phi"))
+        check_channel(channel, lent("phi"))
     assert write_time(Part(None, "embed")) < read_time(lent("phi"), Part(0, "head", 0), "query")
     assert read_time(lent("phi"), Part(None, "unembed"), "unembed") > write_time(Part(1, "mlp"))
 
