@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import patchbay as pb
-from patchbay.draw import graph, report
+from patchbay.draw import graph, report, style
 from patchbay.draw.plot_wiring import wiring
 from patchbay.tiny import planted, twins
 
