@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test test-versions check bench clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -19,6 +19,11 @@ demo: setup
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
 
+# Both ends of the ranges in pyproject.toml, each in an environment of its own: `make test-versions ENDS=newest` for one.
+ENDS ?= oldest newest
+test-versions:
+	for end in $(ENDS); do $(PYTHON) tests/versions.py $$end || exit 1; done
+
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -28,4 +33,4 @@ bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench
 
 clean:
-	rm -rf .venv report .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest report .pytest_cache .mypy_cache .ruff_cache

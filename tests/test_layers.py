@@ -38,8 +38,8 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "port channel positions",
     "edits": "edit apply",
-    "jacks": "attention session",
-    "model": "families source weights self_check view given tokens text generate model load rotary run check",
+    "jacks": "arguments attention session",
+    "model": "families source weights self_check versions view given tokens text generate model load rotary run check",
     "tasks": "words task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "saved printed result record method replay",

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
 from patchbay.jacks import attention
+from patchbay.jacks.arguments import cache_among
 from patchbay.signal.port import PatchbayError, Port, position_axis
 from patchbay.signal.positions import Batch, all_from, chosen
 
@@ -291,8 +292,7 @@ class Session:
         if ids is None:  # inputs_embeds: positions are known, tokens are not
             embeds = kwargs["inputs_embeds"]
             ids = torch.full(embeds.shape[:2], -1, device=embeds.device)
-        past = kwargs.get("past_key_values", kwargs.get("cache_params"))
-        seen = self._seen(past, ids)
+        seen = self._seen(cache_among(args, kwargs), ids)
         n_prompts, end = len(ids), seen + ids.shape[1]
         earlier = self.batch if seen and self.batch is not None and len(self.batch.ids) == n_prompts else None
         earlier = earlier if earlier is not None and earlier.ids.shape[1] >= seen else None

@@ -26,6 +26,7 @@ from patchbay.model.self_check import self_check
 from patchbay.model.source import folder
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
+from patchbay.model.versions import prove_unseen
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
 from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
 
@@ -89,6 +90,7 @@ class Model:
                 failed.append(f"{row.name}: {type(error).__name__}: {error}")
                 continue
             if self.check.passed:
+                prove_unseen(self)
                 return
             failed.append(f"{row.name}: {self.check}")
         raise PatchbayError(

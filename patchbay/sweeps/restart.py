@@ -24,12 +24,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from patchbay.jacks.arguments import is_cache, with_cache
 from patchbay.jacks.session import Session, first
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
-
-PAST = ("past_key_values", "layer_past", "past_key_value")
-
 
 class Past:
     """Keys and values of the base run left of `start`, for the rows of one call; what layers take for a cache."""
@@ -130,9 +128,13 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
             session.on_forward(
                 unembed, lambda inner, x: x[..., :1]
             )  # nobody reads these logits, and its weights are many
-        model.hf(input_ids=ids, past_key_values=cache, use_cache=True)
+        model.hf(input_ids=ids, **with_cache(model.hf, cache), use_cache=True)
     seen = session.captured
     n = model.n_layers
+    written = [getattr(layer, "keys", None) for layer in cache.layers]
+    if len(written) < n or any(keys is None or keys.shape[-2] != ids.shape[1] for keys in written):
+        reason = "its forward writes no keys and values of every token into the cache that it is given"
+        return Base(model, ids, [], [], [], {}, [], [], refusal=reason)
     base = Base(
         model,
         ids,
@@ -254,7 +256,7 @@ def _for_rows(
     n, n_prompts = base.n_positions, len(base.ids)
 
     def narrowed(value: Any, name: str) -> Any:
-        if name in PAST:
+        if is_cache(value):
             return Past(base, start, prompts)
         if name == "attention_mask":
             if value is None or value.ndim != 4:
@@ -443,7 +445,7 @@ def _by_token(
     n = base.n_positions
 
     def narrowed(value: Any, name: str) -> Any:
-        if name in (*PAST, "attention_mask"):  # `attention_flat` has its own
+        if is_cache(value) or name == "attention_mask":  # `attention_flat` has its own
             return None
         if isinstance(value, tuple) and value and all(isinstance(v, Tensor) for v in value):
             return tuple(narrowed(v, name) for v in value)

@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from patchbay import maths
+from patchbay.jacks.arguments import with_cache
 from patchbay.model.model import Model
 from patchbay.model.self_check import TOLERANCE
 from patchbay.results.method import method
@@ -157,7 +158,7 @@ def _continued(model: Model, layouts: Sequence[Layout], n: int) -> list[list[int
     with model.session((), (), lengths=lengths):
         for step in range(n):
             output = model.hf(input_ids=ids.to(model.device), position_ids=query.to(model.device), attention_mask=mask,
-                              past_key_values=cache, use_cache=True)  # fmt: skip
+                              **with_cache(model.hf, cache), use_cache=True)  # fmt: skip
             chosen = output.logits[torch.arange(len(rows)), read.to(model.device)].argmax(-1).cpu()
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 if not (row and row[-1] in stops):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.edits.edit import OPS, Edit
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
@@ -166,11 +167,10 @@ def test_attention_cut_in_generation_equals_one_run_without_the_cache(name: str)
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "cohere2"])
 def test_the_window_is_shorter_than_the_prompt_in_these_tests(name: str) -> None:
-    cache = (
-        model_of(name)
-        .hf.generate(prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
-        .past_key_values
+    grown = model_of(name).hf.generate(
+        prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
     )
+    cache = cache_among((), grown)
     assert cache.layers[0].keys.shape[-2] == WINDOW - 1 < LENGTH
 
 
@@ -228,9 +228,9 @@ def test_positions_count_on_from_a_cache_that_was_filled_before() -> None:
     model, ids = model_of("qwen2"), prompt_ids()
     port = model.layers[0].resid_out
     with torch.no_grad():
-        cache = model.hf(ids[:, :6], use_cache=True).past_key_values
+        cache = cache_among((), model.hf(ids[:, :6], use_cache=True))
         with model.edited(pb.zero(port, positions=8)):
-            found = model.hf(ids[:, 6:], past_key_values=cache, use_cache=True).logits
+            found = model.hf(ids[:, 6:], **with_cache(model.hf, cache), use_cache=True).logits
     expected = pb.run(model, ids, edits=[pb.zero(port, positions=8)]).logits[:, 6:]
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(expected[:, 2:], pb.run(model, ids).logits[:, 8:], atol=1e-3)
