@@ -53,6 +53,7 @@ UPWARD = {  # imports that point up, and why
     ("jacks.attention", "jacks.session"): "type: the session that asks for attention",
     ("jacks.session", "model.model"): "type: the model that is hooked",
     ("model.self_check", "model.model"): "type: the model that is checked",
+    ("model.versions", "model.model"): "type: the model that is proved",
     ("model.view", "model.model"): "type: the model whose parts these are",
     ("model.text", "model.model"): "type: the model whose tokens these are",
     ("model.given", "model.model"): "type: the model that a knob is checked against",

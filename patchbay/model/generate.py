@@ -37,6 +37,7 @@ REFUSED = {
     "attention_mask": "prompts are run without padding, so none is needed",
     "position_ids": "prompts begin at position 0",
     "past_key_values": "every call begins with its prompts: give the whole text",
+    "cache": "every call begins with its prompts: give the whole text",
     "negative_prompt_ids": "a second prompt would be run as rows of the same batch, under the same edits",
     "negative_prompt_attention_mask": "a second prompt would be run as rows of the same batch, under the same edits",
     "guidance_scale": "a second prompt would be run beside each, under the same edits",
