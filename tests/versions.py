@@ -29,7 +29,9 @@ def main(end: str) -> int:
     python = place / "bin" / "python"
     if not (place / ".ready").exists():
         venv.create(place, with_pip=True, clear=True)
-        subprocess.check_call([python, "-m", "pip", "install", "--quiet", *pins(end), "-e", f".[{','.join(OTHERS)}]"], cwd=ROOT)
+        subprocess.check_call(
+            [python, "-m", "pip", "install", "--quiet", *pins(end), "-e", f".[{','.join(OTHERS)}]"], cwd=ROOT
+        )
         (place / ".ready").touch()
     print(end, *pins(end), flush=True)
     calm = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}

@@ -29,6 +29,7 @@ from patchbay.jacks.session import Session, first
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 
+
 class Past:
     """Keys and values of the base run left of `start`, for the rows of one call; what layers take for a cache."""
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.edits.edit import OPS, Edit
+from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
@@ -167,9 +167,7 @@ def test_attention_cut_in_generation_equals_one_run_without_the_cache(name: str)
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "cohere2"])
 def test_the_window_is_shorter_than_the_prompt_in_these_tests(name: str) -> None:
-    grown = model_of(name).hf.generate(
-        prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True
-    )
+    grown = model_of(name).hf.generate(prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
     cache = cache_among((), grown)
     assert cache.layers[0].keys.shape[-2] == WINDOW - 1 < LENGTH
 

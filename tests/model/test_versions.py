@@ -37,7 +37,8 @@ def test_a_cache_is_known_by_what_it_is_and_not_by_its_name() -> None:
     assert cache_among((), {"past_key_values": None, "use_cache": True}) is None
     state = object()  # custom code's own
     assert cache_among((), {"cache_params": state}) is state
-    assert not is_cache({"a": 1}) and not is_cache(torch.ones(2))  # a dict has `update` too
+    assert not is_cache({"a": 1})
+    assert not is_cache(torch.ones(2))
     assert cache_name(Renamed(nn.Identity())) == "memory"
     assert with_cache(Renamed(nn.Identity()), cache) == {"memory": cache}
     assert cache_name(nn.Linear(2, 2)) is None
