@@ -1,0 +1,169 @@
+"""Trained toys whose algorithm is known beforehand, from others' papers or by the task's own arithmetic. A minute each.
+
+induction   two layers, random letters in a random order, repeated: a head that looks one back, and a head that reads its
+            keys to find what followed (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits")
+sorting     distinct numbers, a bar, the same in order: a head at each output that looks at the next larger number and copies it
+modular     a + b modulo a prime: embeddings on a few circles, so that their Fourier spectrum is sparse (Nanda et al. 2023,
+            "Progress measures for grokking via mechanistic interpretability")
+
+`train(name)` returns the model and what it scores on fresh prompts; `heads(name, model)` the heads that do what the algorithm says
+some head must, read from patterns alone. Nothing here asks a finder, so that finders can be held against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from patchbay.signal.port import PatchbayError, suggest
+
+N_LETTERS, N_NUMBERS, N_SORTED, PRIME = 24, 24, 6, 29
+LOOKS = 0.4  # of a query's attention: more than every other use of it together, beside the sink
+
+
+class Batch(NamedTuple):
+    """`ids` [row, position] and `answered` bool [row, position]: where the next token is determined."""
+
+    ids: Tensor
+    answered: Tensor
+
+
+@dataclass(frozen=True)
+class Toy:
+    draw: Callable[[int, torch.Generator], Batch]
+    n_vocab: int
+    n_layers: int
+    n_heads: int
+    steps: int
+    decay: float = 0.01
+
+
+def train(name: str, *, steps: int | None = None, seed: int = 0) -> tuple[GPT2LMHeadModel, float]:
+    """A toy trained on fresh prompts, and the share of determined tokens that it says on 256 others."""
+    toy = _toy(name)
+    config = GPT2Config(
+        vocab_size=toy.n_vocab, n_positions=64, n_embd=64, n_layer=toy.n_layers, n_head=toy.n_heads, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GPT2LMHeadModel(config).train()
+    n = steps or toy.steps
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=toy.decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, step / 50) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / n)))
+    )
+    for _ in range(n):
+        batch = toy.draw(64, generator)
+        logits = model(batch.ids).logits[:, :-1][batch.answered[:, :-1]]
+        cross_entropy(logits, batch.ids[:, 1:][batch.answered[:, :-1]]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+    model.eval()
+    return model, accuracy(name, model)
+
+
+@torch.no_grad()
+def accuracy(name: str, model: GPT2LMHeadModel) -> float:
+    """The share of determined tokens that are the most likely ones, on 256 prompts that no training drew."""
+    batch = _toy(name).draw(256, torch.Generator().manual_seed(10**6))
+    right = model(batch.ids).logits[:, :-1].argmax(-1) == batch.ids[:, 1:]
+    return float(right[batch.answered[:, :-1]].float().mean())
+
+
+@torch.no_grad()
+def heads(name: str, model: GPT2LMHeadModel) -> dict[str, list[str]]:
+    """For each thing that the algorithm needs some head to look at: the heads that do, by their mean attention there."""
+    if name == "modular":
+        return {}
+    batch = _toy(name).draw(64, torch.Generator().manual_seed(10**6 + 1))
+    chosen = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    patterns = model(batch.ids, output_attentions=True).attentions
+    model.set_attn_implementation(chosen)
+    found: dict[str, list[str]] = {}
+    for role, target in _targets(name, batch.ids).items():  # target [row, position], -1 where there is none
+        row, query = (target >= 0).nonzero(as_tuple=True)
+        looks = [pattern[row, :, query, target[row, query]].mean(0) for pattern in patterns]  # [head]
+        found[role] = [f"L{i}.H{h}" for i, layer in enumerate(looks) for h in (layer > LOOKS).nonzero()[:, 0].tolist()]
+    return found
+
+
+def sparsity(model: GPT2LMHeadModel) -> float:
+    """The share of the numbers' embedding norm in its three largest frequencies: 3 / 14 where it is spread evenly."""
+    spectrum = torch.fft.rfft(model.transformer.wte.weight[:PRIME].detach().double(), dim=0).abs().pow(2).sum(1)[1:]
+    return float(spectrum.topk(3).values.sum() / spectrum.sum())
+
+
+# ---- the toys --------------------------------------------------------------------------------------------------------
+
+
+def _induction(n: int, generator: torch.Generator) -> Batch:
+    """Start, 8 to 14 different letters, the same again; answered is the second time from its second letter on."""
+    ids, answered = torch.zeros(n, 29, dtype=torch.long), torch.zeros(n, 29, dtype=torch.bool)
+    for i in range(n):
+        length = int(torch.randint(8, 15, (1,), generator=generator))
+        word = 1 + torch.randperm(N_LETTERS, generator=generator)[:length]
+        ids[i, 1 : 1 + 2 * length] = word.repeat(2)
+        answered[i, 1 + length : 2 * length] = True
+    return Batch(ids, answered)
+
+
+def _sorting(n: int, generator: torch.Generator) -> Batch:
+    """Six different numbers, a bar (0), the same in order; answered from the bar on."""
+    numbers = torch.stack([1 + torch.randperm(N_NUMBERS, generator=generator)[:N_SORTED] for _ in range(n)])
+    ids = torch.cat([numbers, torch.zeros(n, 1, dtype=torch.long), numbers.sort(1).values], 1)
+    answered = torch.zeros_like(ids, dtype=torch.bool)
+    answered[:, N_SORTED:-1] = True
+    return Batch(ids, answered)
+
+
+def _modular(n: int, generator: torch.Generator) -> Batch:
+    """a, b, the sign (PRIME), (a + b) modulo PRIME; answered at the sign."""
+    pair = torch.randint(PRIME, (n * 4, 2), generator=generator)
+    ids = torch.cat([pair, torch.full((len(pair), 1), PRIME), pair.sum(1, keepdim=True) % PRIME], 1)
+    answered = torch.zeros_like(ids, dtype=torch.bool)
+    answered[:, 2] = True
+    return Batch(ids, answered)
+
+
+def _targets(name: str, ids: Tensor) -> dict[str, Tensor]:
+    """Where a head must look, at each query: [row, position], -1 where nothing is asked."""
+    none = torch.full_like(ids, -1)
+    place = torch.arange(ids.shape[1]).expand_as(ids)
+    if name == "induction":
+        before, again = none.clone(), none.clone()
+        before[:, 2:] = torch.where(ids[:, 2:] > 0, place[:, 1:-1], -1)
+        for row, words in enumerate(ids.tolist()):
+            for at, word in enumerate(words):
+                if word and word in words[:at]:
+                    again[row, at] = words.index(word) + 1
+        return {"previous token": before, "what followed": again}
+    following = none.clone()
+    for row, words in enumerate(ids.tolist()):
+        for at in range(N_SORTED, ids.shape[1] - 1):
+            following[row, at] = words.index(words[at + 1])
+    return {"next larger": following}
+
+
+TOYS = {
+    "induction": Toy(_induction, N_LETTERS + 1, 2, 4, 1500),
+    "modular": Toy(_modular, PRIME + 1, 1, 4, 2500, decay=1.0),
+    "sorting": Toy(_sorting, N_NUMBERS + 1, 1, 4, 1500),
+}
+
+
+def _toy(name: str) -> Toy:
+    if name not in TOYS:
+        raise PatchbayError(f"no toy {name!r}; toys are {', '.join(TOYS)}{suggest(name, list(TOYS))}")
+    return TOYS[name]
