@@ -38,28 +38,18 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "port channel positions",
     "edits": "edit apply",
-    "jacks": "arguments attention session",
+    "jacks": "modelled arguments attention session",
     "model": "families source weights self_check versions view given tokens text generate model load rotary run check",
     "tasks": "words task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "saved printed result record method replay",
+    "results": "saved arrays printed result record method replay",
     "sweeps": "kept restart difference walk scorer ray_executor sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts knob rows affine fold export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",
     "cli": "options reading commands knob_commands",
 }
-UPWARD = {  # imports that point up, and why
-    ("jacks.attention", "jacks.session"): "type: the session that asks for attention",
-    ("jacks.session", "model.model"): "type: the model that is hooked",
-    ("model.self_check", "model.model"): "type: the model that is checked",
-    ("model.versions", "model.model"): "type: the model that is proved",
-    ("model.view", "model.model"): "type: the model whose parts these are",
-    ("model.text", "model.model"): "type: the model whose tokens these are",
-    ("model.given", "model.model"): "type: the model that a knob is checked against",
-    ("model.generate", "model.model"): "type: the model that continues",
-    ("results.printed", "results.result"): "type: the Result that prints",
-}
+UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
     ("find._direct", "find.direct_logit_attribution"),
     ("find.copy_suppression_heads", "find.direct_logit_attribution"),
@@ -68,7 +58,6 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
     "jacks.session": "every signal's jack",
-    "results.result": "arrays, ranking, comparison and files",
     "sweeps.restart": "a base run that any layer can go on from",
     "sweeps.sweep": "plan, batches and Result",
     "sweeps.walk": "the growing batch",

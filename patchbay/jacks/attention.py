@@ -16,8 +16,8 @@ inside the attention module's forward, the first matrix product is q k^T, the so
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from patchbay.signal.port import PatchbayError, Port
-
-if TYPE_CHECKING:
-    from patchbay.jacks.session import Session
 
 PREFIX = "patchbay_"
 _ACTIVE: dict[int, Callable[..., Any]] = {}  # id(attention module) -> what attends in its place, called as `attend` is
@@ -111,8 +108,27 @@ def additive_mask(mask: Tensor | None, query: Tensor, n_keys: int) -> Tensor:
     return mask[..., -n_keys:] if mask.shape[-1] > n_keys else mask
 
 
+class Listener(Protocol):
+    """What attention asks of the session that listens to it; `session.py` has the one there is."""
+
+    grad: bool
+    start: int
+    wants: dict[tuple[str, int | None], Any]
+    stash: dict[tuple[str, int], Any]
+
+    def site(
+        self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
+    ) -> Tensor: ...
+
+    def blocked(self, layer: int, n_heads: int, n_queries: int, n_keys: int) -> Tensor | None: ...
+
+    def query_rows(self, taps: Sequence[Port], n_queries: int) -> Tensor | None: ...
+
+    def capture_rows(self, layer: int, pattern: Tensor, rows: Tensor) -> None: ...
+
+
 def attend(
-    session: Session,
+    session: Listener,
     layer: int,
     inner: Callable[..., Any],
     implementation: str,
@@ -177,7 +193,7 @@ def attend(
     return out
 
 
-def _held_mask(session: Session, mask: Tensor | None, query: Tensor, n_keys: int) -> Tensor:
+def _held_mask(session: Listener, mask: Tensor | None, query: Tensor, n_keys: int) -> Tensor:
     """`additive_mask`, with the causal one kept from layer to layer."""
     if mask is not None:
         return additive_mask(mask, query, n_keys)
@@ -209,7 +225,7 @@ _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 class Operators(TorchFunctionMode):
     """Taps and edits attention inside the forward of a module that computes it inline, by the operators it calls."""
 
-    def __init__(self, session: Session, layer: int, n_heads: int, module: nn.Module) -> None:
+    def __init__(self, session: Listener, layer: int, n_heads: int, module: nn.Module) -> None:
         super().__init__()
         self.session, self.layer, self.n_heads, self.module = session, layer, n_heads, module
         self.step = "scores"

@@ -26,7 +26,7 @@ from patchbay.signal.port import PatchbayError, Port, position_axis
 from patchbay.signal.positions import Batch, all_from, chosen
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 ATTENTION = ("attn.q", "attn.k", "attn.v", "attn.pattern")
 FUSED = {

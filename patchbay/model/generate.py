@@ -20,7 +20,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.signal.positions import Token
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 NEW_TOKENS = 20  # where nothing says how many
 REFUSED = {

@@ -9,7 +9,7 @@ from patchbay.edits.edit import Edit
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 
 def flat_edits(

@@ -16,7 +16,7 @@ from patchbay.jacks.session import Session
 from patchbay.signal.port import Port
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 

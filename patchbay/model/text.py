@@ -14,7 +14,7 @@ from patchbay.model.tokens import as_texts, is_chat, tokenize, warn_of_unknown
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 FORMS = "a text, texts, chat messages, token ids, lists of ids, a tensor [prompt, position], what a tokenizer returns, or a Task"
 

@@ -20,7 +20,7 @@ from patchbay.model.self_check import relative
 from patchbay.signal.port import Port
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 TESTED = {"torch": ("2.6.0", "2.14.1"), "transformers": ("5.20.0", "5.24.0")}  # oldest and newest, both passed
 _WARNED: set[tuple[str, ...]] = set()

@@ -11,7 +11,7 @@ from patchbay.model import weights
 from patchbay.signal.port import Part, PatchbayError, Port, signals_of
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 T = TypeVar("T")
 

@@ -6,15 +6,14 @@ import html
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from patchbay.results.result import Result
+from patchbay.results.arrays import Arrays
 
 
-def origin(result: Result) -> str:
+def origin(result: Arrays) -> str:
     """One line on where the numbers came from."""
     known, pieces = result.provenance, []
     if model := known.get("model"):
@@ -28,14 +27,14 @@ def origin(result: Result) -> str:
     return " · ".join(pieces) or "no provenance: made by hand"
 
 
-def summary(result: Result, n: int = 10) -> str:
+def summary(result: Arrays, n: int = 10) -> str:
     """The top rows, units, notes and provenance as plain text."""
     columns, rows, left = _shown(result, n)
     below = [f"({left})" if left else "", _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
     return "\n".join([_title(result), *_text_table(columns, rows), *(f"  {line}" for line in below if line)])
 
 
-def _title(result: Result) -> str:
+def _title(result: Arrays) -> str:
     """The method, the main variable and the ones on other axes."""
     shown = [
         v for v in result.variables if v == result.name or (result.axes_of(v) and result.axes_of(v) != result.axes)
@@ -43,13 +42,13 @@ def _title(result: Result) -> str:
     return f"{result.provenance.get('method', 'Result')}: {shapes(result, shown)}"
 
 
-def _scalars(result: Result) -> str:
+def _scalars(result: Arrays) -> str:
     """The variables that are single numbers, but the main one."""
     names = [v for v in result.variables[1:] if not result.axes_of(v)]
     return " · ".join(f"{v} {result[v].item():.4g} {result.units[v]}".rstrip() for v in names)
 
 
-def _shown(result: Result, n: int) -> tuple[list[str], list[list[Any]], str]:
+def _shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
         return result.columns, *_ranked_rows(result, n)
@@ -63,7 +62,7 @@ def _shown(result: Result, n: int) -> tuple[list[str], list[list[Any]], str]:
     return ["variable", "lowest", "mean", "highest"], rows, ""
 
 
-def _ranked_rows(result: Result, n: int) -> tuple[list[list[Any]], str]:
+def _ranked_rows(result: Arrays, n: int) -> tuple[list[list[Any]], str]:
     rows = result.table(n)
     for row in rows:
         row["part"] = f"{row['part']}{' *' if row['part'] in result.highlights else ''}"
@@ -74,7 +73,7 @@ def _ranked_rows(result: Result, n: int) -> tuple[list[list[Any]], str]:
     return [list(row.values()) for row in rows], ", ".join(left)
 
 
-def as_html(result: Result) -> str:
+def as_html(result: Arrays) -> str:
     """The same as a table for a notebook."""
     columns, rows, left = _shown(result, 10)
     lines = _cells(columns, rows)
@@ -90,7 +89,7 @@ def as_html(result: Result) -> str:
 # --- text -------------------------------------------------------------------------------------------
 
 
-def shapes(result: Result, names: Sequence[str]) -> str:
+def shapes(result: Arrays, names: Sequence[str]) -> str:
     """`score [layer 2, head 4] in attention; mlp [layer 2] in logits`."""
     pieces = []
     for name in names:

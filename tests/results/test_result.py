@@ -17,7 +17,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchbay.results.result import FILES, MADE_AXES, Result, load_result
+from patchbay.results.arrays import MADE_AXES
+from patchbay.results.result import FILES, Result, load_result
 from patchbay.signal.port import AXES, Part, PatchbayError
 
 PROVENANCE = {
