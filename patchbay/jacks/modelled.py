@@ -22,6 +22,7 @@ class Modelled(Protocol):
     modules: list[Any]
     final_norm_module: Any
     residual_scale: float
+    check: Any  # what the self-check found
     _heads: dict[int, tuple[int, int, int]]
 
     @property
