@@ -42,12 +42,12 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "model": "families source weights self_check versions view given tokens text generate model load rotary run check",
     "tasks": "words task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "saved arrays printed result record method replay",
+    "results": "described saved arrays printed result record method replay",
     "sweeps": "kept restart difference walk scorer ray_executor sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts knob rows affine fold export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",
-    "cli": "options reading commands knob_commands",
+    "cli": "signatures options complete reading commands knob_commands",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

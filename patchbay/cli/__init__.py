@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from patchbay import __version__
-from patchbay.cli import knob_commands, options, reading
+from patchbay.cli import complete, knob_commands, options, reading
 from patchbay.cli.commands import Commands, Room, json_option, load_model, model_options
 from patchbay.signal.port import PatchbayError, suggest
 
@@ -118,7 +118,14 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., 
 
 @command(
     "demo",
-    click.Option(["--model"], default="tiny", show_default=True, metavar="MODEL", help="Any model that `show` takes."),
+    click.Option(
+        ["--model"],
+        default="tiny",
+        show_default=True,
+        metavar="MODEL",
+        help="Any model that `show` takes.",
+        shell_complete=complete.models,
+    ),
     click.Option(
         ["--report"],
         default="patchbay-demo.html",
@@ -143,7 +150,14 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
 @command(
     "run",
     click.Argument(["story"], required=False),
-    click.Option(["--model"], default="tiny", show_default=True, metavar="MODEL", help="Any model that `show` takes."),
+    click.Option(
+        ["--model"],
+        default="tiny",
+        show_default=True,
+        metavar="MODEL",
+        help="Any model that `show` takes.",
+        shell_complete=complete.models,
+    ),
     click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
     click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
     click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts, splits and random controls."),
@@ -170,7 +184,12 @@ def run_story(
         screen.emit(told)
 
 
-@command("show", click.Argument(["model"]), click.Argument(["part"], required=False), *model_options())
+@command(
+    "show",
+    click.Argument(["model"], shell_complete=complete.models),
+    click.Argument(["part"], required=False, shell_complete=complete.parts),
+    *model_options(),
+)
 def show(model: str, part: str | None, as_json: bool, **given: Any) -> None:
     """What a model is: its shape, its self-check and its parts; or one PART (L3.H5) or port (L3.H5.z) of it."""
     from patchbay.draw import screen
@@ -215,8 +234,8 @@ def families(names: tuple[str, ...], as_json: bool) -> None:
 
 @command(
     "tasks",
-    click.Argument(["name"], required=False),
-    click.Argument(["model"], required=False),
+    click.Argument(["name"], required=False, shell_complete=complete.tasks),
+    click.Argument(["model"], required=False, shell_complete=complete.models),
     click.Option(["--n"], type=int, default=3, show_default=True, help="Prompts to show."),
     *model_options(),
 )
@@ -225,7 +244,7 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
     from patchbay.draw import screen
 
     if name is None:
-        rows = [one._asdict() for one in options.tasks().values()]
+        rows = [{"name": one.name, "doc": one.doc, "options": one.options} for one in options.tasks().values()]
         if as_json:
             screen.emit(rows)
         else:
@@ -248,7 +267,7 @@ cli.add_command(knob_commands.knob)
 @command(
     "replay",
     click.Argument(["folder"]),
-    click.Argument(["model"], required=False),
+    click.Argument(["model"], required=False, shell_complete=complete.models),
     click.Option(
         ["--rtol"], type=float, default=1e-5, show_default=True, help="Allowed difference over the largest value."
     ),

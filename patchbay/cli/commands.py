@@ -5,15 +5,18 @@ A method is imported when its own command is run, never to list it. Shared by al
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from patchbay.cli import options, reading
+from patchbay.cli import complete, options, reading
+from patchbay.cli.signatures import UNKNOWN, parameters_of, source
+from patchbay.results.described import COMMON, words
 from patchbay.signal.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
@@ -46,14 +49,14 @@ class Room(Commands):
     """The methods of one folder; listed from their text, imported when run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        names = [name.replace("_", "-") for name in options.methods(str(self.name))]
+        names = [name.replace("_", "-") for name in options.files(str(self.name))]
         return ["all", *names] if self.name == "find" else names
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         name = cmd_name.replace("-", "_")
         if (self.name, name) == ("find", "all"):
             return all_command()
-        return method_command(str(self.name), name) if name in options.methods(str(self.name)) else None
+        return method_command(str(self.name), name) if name in options.files(str(self.name)) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Methods"):
@@ -78,8 +81,8 @@ def model_options() -> list[click.Parameter]:
     ]
 
 
-def task_options(taken: Sequence[str], *, many: bool = False) -> list[click.Parameter]:
-    several = " May be given more than once." if many else ""
+def task_options(taken: Sequence[str], *, many: bool = False, word: str = "") -> list[click.Parameter]:
+    several = (" May be given more than once." if many else "") + (f" {_sentence(word)}" if word else "")
     rows = {
         "task": ("--task", str, "NAME[:KEY=VALUE,...]", f"Task to make for the model; see `patchbay tasks`.{several}"),
         "prompts": ("--prompts", str, "FILE", "Own prompts: JSON lines with prompt, right, and mostly wrong and corrupted; labels, marks."),
@@ -87,10 +90,11 @@ def task_options(taken: Sequence[str], *, many: bool = False) -> list[click.Para
         "metric": ("--metric", str, "NAME", "Score of an answer: logit_diff, probability, log_probability, rank, accuracy."),
     }  # fmt: skip
     return [
-        click.Option([flag], type=kind, metavar=metavar, help=text, multiple=many and name == "task")
+        click.Option([flag], type=kind, metavar=metavar, help=text, multiple=many and name == "task",
+                     shell_complete=complete.tasks if name == "task" else None)
         for name, (flag, kind, metavar, text) in rows.items()
         if name in ("task", "prompts") or name not in taken
-    ]
+    ]  # fmt: skip
 
 
 def sweep_options() -> list[click.Parameter]:
@@ -177,26 +181,27 @@ def _first(own: Any, n: int | None) -> Any:
 
 
 def method_command(room: str, name: str) -> click.Command:
-    """The command of one method: MODEL, the task and parts that it acts on, and each keyword-only option."""
-    function = options.load_method(room, name)
-    takes = options.parameters(function)
-    made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes)]
+    """The command of one method: MODEL, the task and parts that it acts on, and each keyword-only option; read from its file."""
+    path = options.files(room)[name]
+    file, takes = source(path), parameters_of(source(path), name)
+    said = words(ast.get_docstring(cast("ast.FunctionDef", file.function(name))) or "", list(takes))
+    made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes, shell_complete=complete.models)]
     if {"task", "prompts"} & set(takes):
-        made += task_options(list(takes), many=_takes_tasks(takes))
+        own = next(said[key] for key in ("task", "prompts") if key in takes)
+        made += task_options(list(takes), many=_takes_tasks(takes), word="" if own in COMMON.values() else own)
     for key, parameter in takes.items():
         if key not in ("model", "task", "prompts", "seed") and options.writable(parameter.annotation):
-            made.append(_option(key, parameter))
+            made.append(_option(key, parameter, said.get(key, "")))
     made.append(click.Option(["--seed"], type=int, help="Of the task's prompts and of random draws."))
     made += [*(sweep_options() if room == "prove" else []), *model_options(), json_option()]
     made += output_options()
-    doc = inspect.getdoc(inspect.getmodule(inspect.unwrap(function))) or inspect.getdoc(function) or ""
-    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in doc.split("\n\n"))
+    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in file.doc.split("\n\n"))
 
     def callback(**given: Any) -> None:
-        run_method(function, takes, given)
+        run_method(lambda: options.load_method(room, name), takes, given)
 
     return click.Command(
-        name.replace("_", "-"), params=made, callback=callback, help=text, short_help=doc.split("\n")[0]
+        name.replace("_", "-"), params=made, callback=callback, help=text, short_help=file.doc.split("\n")[0]
     )
 
 
@@ -218,7 +223,7 @@ def output_options() -> list[click.Parameter]:
 
 def all_command() -> click.Command:
     """`patchbay find all MODEL`: the survey."""
-    made: list[click.Parameter] = [click.Argument(["model"]), *task_options(())]
+    made: list[click.Parameter] = [click.Argument(["model"], shell_complete=complete.models), *task_options(())]
     made.append(
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts and of random draws.")
     )
@@ -246,22 +251,32 @@ def all_command() -> click.Command:
     return click.Command("all", params=made, callback=callback, help=text)
 
 
-def _option(key: str, parameter: inspect.Parameter) -> click.Option:
-    flag, hint = f"--{key.replace('_', '-')}", parameter.annotation
+def _option(key: str, parameter: inspect.Parameter, word: str = "") -> click.Option:
+    """One option, with its word from the method's docstring."""
+    flag, hint, word = f"--{key.replace('_', '-')}", parameter.annotation, _sentence(word)
     needed = parameter.default is parameter.empty
-    default = None if needed or parameter.default is None else parameter.default
+    default = None if needed or parameter.default in (None, UNKNOWN) else parameter.default
     if hint is bool and not needed:
-        return click.Option([f"{flag}/--no-{flag[2:]}", key], default=default, show_default=True)
+        return click.Option([f"{flag}/--no-{flag[2:]}", key], default=default, show_default=True, help=word)
     shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     if "Part" in options.names_in(hint):
         flags = [flag, "--heads"] if key == "parts" else [flag]
         text = PARTS_HELP + ("; FOLDER for the whole of it." if "Result" in options.names_in(hint) else ".")
-        return click.Option([*flags, key], multiple=True, required=needed, metavar="PARTS", help=text)
-    help_text = "" if shown is None else f"[default: {shown}]"
-    return click.Option([flag, key], required=needed, metavar=options.shown_type(hint).upper(), help=help_text or None)
+        text = f"{text} {word}"
+        return click.Option([*flags, key], multiple=True, required=needed, metavar="PARTS", help=text, shell_complete=complete.parts)  # fmt: skip
+    text = word if shown is None else f"{word}  [default: {shown}]"
+    return click.Option([flag, key], required=needed, metavar=options.shown_type(hint).upper(), help=text)
 
 
-def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Parameter], given: dict[str, Any]) -> None:
+def _sentence(word: str) -> str:
+    """A word as a sentence of help: a capital first, no backticks."""
+    word = word.replace("`", "")
+    return word[:1].upper() + word[1:] if word[1:2].islower() or word[1:2] == " " else word
+
+
+def run_method(
+    load: Callable[[], Callable[..., Any]], takes: Mapping[str, inspect.Parameter], given: dict[str, Any]
+) -> None:
     """Load, read what was given, call, save, print."""
     from patchbay.draw import screen
 
@@ -277,6 +292,7 @@ def run_method(function: Callable[..., Any], takes: Mapping[str, inspect.Paramet
             call[key] = make_task(model, given, texts=key == "prompts")
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
+    function = load()
     name = str(getattr(function, "method_name", function.__name__))
     with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
         returned = function(**call)

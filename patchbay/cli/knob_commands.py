@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchbay.cli import reading
+from patchbay.cli import complete, reading
 from patchbay.cli.commands import Commands, json_option, load_model, model_options
 from patchbay.signal.port import PatchbayError
 
@@ -123,7 +123,7 @@ def fitting(knob: Knob, model: Model, other_weights: bool) -> Knob:
 generate = click.Command(
     "generate",
     params=[
-        click.Argument(["model"]),
+        click.Argument(["model"], shell_complete=complete.models),
         click.Argument(["prompts"], nargs=-1, required=True, metavar="PROMPT..."),
         click.Option(["--knob", "knobs"], multiple=True, metavar="FILE[@S]", help="Turn a knob, to strength S; may be repeated."),
         click.Option(["--edit", "edits"], multiple=True, metavar="EDIT", help='Make an edit, as "scale(L3.H5.z, 0)"; may be repeated.'),
@@ -228,7 +228,7 @@ knob.add_command(
         "export",
         params=[
             _FILE,
-            click.Argument(["model"]),
+            click.Argument(["model"], shell_complete=complete.models),
             click.Option(["-o", "--out"], required=True, metavar="FOLDER", help="Folder to write."),
             click.Option(["--form"], type=click.Choice(["checkpoint", "lora", "gguf", "vector"]), default="checkpoint", show_default=True),
             click.Option(["--overwrite"], is_flag=True, help="Replace what an export wrote there before."),

@@ -1,7 +1,8 @@
 """Commands from functions: the listing of a folder without importing it, and options from a signature.
 
 A listing reads each file's text (ast), so that `--help` imports no method and no torch. An option's type is the parameter's
-annotation; `reading.py` turns text into it. What a command line cannot write (a tensor, a function) is left to Python.
+annotation (`signatures.py`); `reading.py` turns text into it. What a command line cannot write (a tensor, a function) is left
+to Python.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import ast
 import collections.abc
 import functools
-import inspect
 import re
 import types
 import typing
@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-PACKAGE = Path(__file__).parent.parent
+from patchbay.cli.signatures import PACKAGE, Source, source, written
+
 ROOMS = {
     "find": "Find the parts that do a thing.",
     "prove": "Prove causally that parts do it, against controls.",
@@ -36,6 +37,7 @@ class Listed(NamedTuple):
     name: str
     doc: str
     options: str
+    path: Path
 
 
 # --- listing, by ast ----------------------------------------------------------------------------------
@@ -44,31 +46,39 @@ class Listed(NamedTuple):
 @functools.cache
 def methods(room: str) -> dict[str, Listed]:
     """Methods of a folder: each file that defines a function of its own name, with the file's first line."""
-    found = {}
-    for path in sorted((PACKAGE / room).glob("[a-z]*.py")):
-        tree = ast.parse(path.read_bytes())
-        if (function := _function(tree, path.stem)) is not None:
-            doc = ast.get_docstring(tree) or ast.get_docstring(function) or ""
-            found[path.stem] = Listed(path.stem, _first_line(doc), _written_options(function, tree))
-    return found
+    return {name: one for name, path in files(room).items() if (one := listed(source(path), name)) is not None}
+
+
+@functools.cache
+def files(room: str) -> dict[str, Path]:
+    """The methods of a folder and their files, by the listing alone: a file without `_` in front is a method."""
+    return {path.stem: path for path in sorted((PACKAGE / room).glob("[a-z]*.py"))}
+
+
+def listed(file: Source, name: str) -> Listed | None:
+    """A function of a file, with the first line of the file; None where the file has no function of that name."""
+    function = file.function(name)
+    if function is None:
+        return None
+    return Listed(name, _first_line(file.doc or ast.get_docstring(function) or ""), _written(function, file), file.path)
 
 
 def doc(module: str) -> str:
     """The docstring of a file of the package, by its name, without importing it."""
-    return ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_bytes())) or ""
+    return source(PACKAGE / f"{module}.py").doc
 
 
 @functools.cache
 def tasks() -> dict[str, Listed]:
     """Tasks: the functions that `patchbay.tasks` exports, with their own first line."""
     found = {}
-    for line in ast.parse((PACKAGE / "tasks" / "__init__.py").read_bytes()).body:
+    for line in source(PACKAGE / "tasks" / "__init__.py").tree.body:
         if isinstance(line, ast.ImportFrom) and line.module:
-            tree = ast.parse((PACKAGE / "tasks" / f"{line.module.rpartition('.')[2]}.py").read_bytes())
+            file = source(PACKAGE / "tasks" / f"{line.module.rpartition('.')[2]}.py")
             for name in (alias.name for alias in line.names):
-                if (function := _function(tree, name)) is not None:
-                    doc = _first_line(ast.get_docstring(function) or ast.get_docstring(tree) or "")
-                    found[name] = Listed(name, doc, _written_options(function, tree))
+                if (function := file.function(name)) is not None:
+                    doc = _first_line(ast.get_docstring(function) or file.doc)
+                    found[name] = Listed(name, doc, _written(function, file), file.path)
     return dict(sorted(found.items()))
 
 
@@ -77,34 +87,18 @@ def rooms() -> list[str]:
     return [room for room in ROOMS if (PACKAGE / room / "__init__.py").is_file()]
 
 
-def _function(tree: ast.Module, name: str) -> ast.FunctionDef | None:
-    return next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name), None)
-
-
 def _first_line(doc: str) -> str:
     """The first sentence of a docstring's first paragraph."""
     paragraph = " ".join(doc.split("\n\n")[0].split())
     return re.split(r"(?<=[.!?]) (?=[A-Z(`])", paragraph)[0].rstrip(".").replace("`", "")
 
 
-def _written_options(function: ast.FunctionDef, tree: ast.Module) -> str:
-    """`n=100, objects=8`: everything with a default, constants of the same folder as their values."""
+def _written(function: ast.FunctionDef, file: Source) -> str:
+    """`n=100, objects=8`: everything with a default, constants as their values."""
     rules = function.args
     plain = rules.args[len(rules.args) - len(rules.defaults) :]
     pairs = [*zip(plain, rules.defaults, strict=True), *zip(rules.kwonlyargs, rules.kw_defaults, strict=True)]
-    return ", ".join(f"{argument.arg}={_value(value, tree)}" for argument, value in pairs if value is not None)
-
-
-def _value(node: ast.expr, tree: ast.Module) -> str:
-    """A default as text; `RELATION` and `words.LIMIT` as the values that their modules give them."""
-    named = node.id if isinstance(node, ast.Name) else None
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-        path = PACKAGE / "tasks" / f"{node.value.id}.py"
-        named, tree = node.attr, ast.parse(path.read_bytes()) if path.is_file() else tree
-    for line in tree.body if named else ():
-        if isinstance(line, ast.Assign) and any(isinstance(to, ast.Name) and to.id == named for to in line.targets):
-            return ast.unparse(line.value)
-    return ast.unparse(node)
+    return ", ".join(f"{argument.arg}={written(value, file)}" for argument, value in pairs if value is not None)
 
 
 def load_method(room: str, name: str) -> Callable[..., Any]:
@@ -114,22 +108,7 @@ def load_method(room: str, name: str) -> Callable[..., Any]:
     return typing.cast("Callable[..., Any]", getattr(import_module(f"patchbay.{room}.{name}"), name))
 
 
-# --- signatures ---------------------------------------------------------------------------------------
-
-
-def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function, their annotations read where they can be."""
-    plain = inspect.unwrap(function)
-    known = {name: type(name, (), {}) for name in (*LATER, *UNWRITABLE)}  # stand-ins for names imported for types only
-    found = {}
-    for name, parameter in inspect.signature(plain).parameters.items():
-        holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
-        try:
-            hint = typing.get_type_hints(holder, globalns={**known, **plain.__globals__})[name]
-        except (NameError, TypeError):
-            hint = parameter.annotation
-        found[name] = parameter.replace(annotation=hint)
-    return found
+# --- types --------------------------------------------------------------------------------------------
 
 
 def names_in(hint: Any) -> set[str]:

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.cli.options import LATER, choices, names_in, parameters, shown_type, tasks, writable
+from patchbay.cli.options import LATER, choices, names_in, shown_type, tasks, writable
+from patchbay.cli.signatures import parameters_of, source
 from patchbay.signal.channel import parse_channel
 from patchbay.signal.port import PatchbayError, parse_part, parse_port, suggest
 
@@ -182,7 +183,7 @@ def read_task(text: str, model: Model, *, n: int | None = None, seed: int | None
     import patchbay as pb
 
     function = getattr(pb.tasks, name)
-    takes = {key: value for key, value in parameters(function).items() if key != "model"}
+    takes = {key: value for key, value in parameters_of(source(known[name].path), name).items() if key != "model"}
     given: dict[str, Any] = {}
     for pair in filter(None, re.split(r",\s*(?=\w+\s*=)", written.strip())):
         key, equals, value = (piece.strip() for piece in pair.partition("="))

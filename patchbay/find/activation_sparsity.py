@@ -66,6 +66,9 @@ def activation_sparsity(
     and `cett_layer`; `cett`, `overall`, `ratio`, `ratio_held_out` with `ratio_low` and `ratio_high`, `sparsity_held_out`,
     `perplexity`; the curve `curve_ratio` and `curve_sparsity` over CETT [strength]; with `baselines`, `at_equal_ratio`
     and `ratio_reached` [condition: cett, top_k, fat].
+
+    `percent`: how many per cent the perplexity may rise. `baselines`: also leave out by the two simpler rules, at the
+    same perplexity.
     """
     layers, notes = neuron_layers(model, NAME)
     found, unseen = _halves(model, prompts, percent, seed)

@@ -64,6 +64,9 @@ def arithmetic_heads(
     label that tells the forms apart (without a value, `task`, which `pb.Task.joined` gives). Main variable `effect`, with
     `low`, `high`, `p`, `p_adjusted`, `effect_frozen`, `operands`, `operator` and both `_without_first`; for the MLPs `mlp`,
     `mlp_low`, `mlp_high` and `mlp_frozen` [layer]; `key_share`, `held_out`, `probability`, `n_prompts`.
+
+    `operands`: the task's marks of the numbers. `operator`: the task's mark of the sign. `all_prompts`: also count
+    prompts that the model answers wrongly.
     """
     pattern_layers(model, "arithmetic_heads")
     if not operands:

@@ -61,6 +61,9 @@ def attention_sinks(
     Any text will do; prompts shorter than `length` are taken whole. Main variable `rate` with `low` and `high`; `alpha`,
     `elsewhere`, `without_first`, `key_norm`, `value_norm`, `hidden_norm` [layer], `position_rate` [position], `sink_rate`
     (mean over heads), `uniform` (alpha of even attention) and `held_out`.
+
+    `epsilon`: the attention above which a head counts as a sink on a prompt, from 0 to 1. `length`: how many first
+    tokens of each prompt are read.
     """
     encoded = model.encode(prompts)
     one = finder(model, encoded, epsilon=epsilon, length=length)

@@ -50,6 +50,10 @@ def channel_changes(
 
     Options as in `find.channels`. The list holds the pairs that pass at an adjusted p of 0.05, largest gain first, then (without
     any) the largest changes; `change`, `change_z`, `change_p` [writer, reader] hold all.
+
+    `other`: the model that is compared with `model`, of the same shape. `writers`: kinds or parts that write, as in
+    `find.channels`. `readers`: parts or layers that read, as in `find.channels`. `kinds`: what is read: query, key,
+    value, mlp, router, unembed. `offsets`: distances of a rotary model's query and key.
     """
     options = {"writing": writers, "reading": readers, "kinds": kinds, "offsets": offsets}
     nets = [gather(one, **options) for one in (model, other)]  # type: ignore[arg-type]

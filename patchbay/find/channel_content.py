@@ -53,6 +53,8 @@ def channel_content(
     `channel`: L0.H1.C3, or a whole channel of which the writer's component is meant. `first`: position from which the read-out
     counts. Returns `coordinate` [prompt, position]; `explained`, `null_mean`, `null_high`, `p` [statistic], one per variable;
     tables `raises`, `lowers` (tokens), `reads` (embeddings), `strongest` (places in the prompts).
+
+    `draws`: shuffles of each variable that make the null.
     """
     channel = check_channel(parse_channel(channel), model)
     if draws < 1:

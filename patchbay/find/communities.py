@@ -46,8 +46,12 @@ def communities(
 ) -> Result:
     """Parts in groups by their wiring: `belonging` is the share of a part's wiring that stays in its group.
 
-    `writers` and `kinds` as in `find.channels`; `rate`: the adjusted p up to which a channel counts (1: all above chance). Beside `belonging` [part]: `community` (0 is the one of most wiring; -1 for parts
+    `rate`: the adjusted p up to which a channel counts (1: all above chance). Beside `belonging` [part]: `community` (0 is the one of most wiring; -1 for parts
     without any), `weight`; `modularity` with `null_mean`, `null_high` and `p`; table `communities` names the members.
+
+    `writers`: kinds or parts that write, as in `find.channels`. `kinds`: what is read: query, key, value, mlp, router,
+    unembed. `offsets`: distances of a rotary model's query and key. `draws`: deals of the same wiring to other pairs
+    that make the null.
     """
     if draws < 1:
         raise PatchbayError(f"draws={draws}: at least 1 shuffle is needed for a null")

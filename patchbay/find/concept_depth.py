@@ -62,6 +62,10 @@ def concept_depth(
 
     `site`: resid_out (with the embedding before it), resid_in, resid_mid, attn.out, mlp.in or mlp.out. Table `depth` holds jump,
     converge and the first layer with p < 0.05 (`emerges`) of each condition; `accuracy_under` [condition, layer] the curves.
+
+    `labels`: the property, one value for each prompt. `folds`: parts of the prompts, each read by a probe of the
+    others. `draws`: shuffles of the labels that make the null. `conditions`: repeats under "noise 0.5", "int8" or
+    "int4".
     """
     encoded, named = _once(model.encode(prompts), [str(label) for label in labels])
     classes = sorted(set(named))

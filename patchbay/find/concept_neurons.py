@@ -68,6 +68,10 @@ def concept_neurons(
     Without `label`: the task's prompts against their corrupted twins. Main variable `t` [layer, neuron] with `p`,
     `p_adjusted`, `difference` (of means), `first` and `held_out` (t on halves); `found` and `strongest` [condition: model,
     same, untrained]; `dice`, `dice_null`, `held_out_mean`, `null_high` and `above_null` (neurons with |t| above it).
+
+    `label`: the task's label that makes the two groups. `value`: the label's value of the first group. `pool`: how a
+    neuron's activations over a prompt become one number: last, mean, max, median. `control`: compare with an untrained
+    network of the same architecture ("untrained"), or not ("none").
     """
     check_pool(pool, NAME)
     if control not in ("untrained", "none"):

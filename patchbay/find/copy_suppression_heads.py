@@ -62,6 +62,8 @@ def copy_suppression_heads(
     Any text will do, best such in which words come again. `share`: of the earlier positions, how many count as
     predicted (at least one). `lowest`: how many tokens of the vocabulary the copied one may be among, at most a tenth
     of all.
+
+    `sample`: positions of each prompt that are projected to the vocabulary.
     """
     if not 0.0 < share <= 1.0 or lowest < 1 or sample < 1:
         raise PatchbayError(f"share={share}, lowest={lowest}, sample={sample}: 0 < share <= 1, the others at least 1")

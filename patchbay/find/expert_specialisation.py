@@ -66,6 +66,10 @@ def expert_specialisation(
 
     Main variable `relevance` [layer, expert] with `low`, `high`, `p`, `p_adjusted`, `load` and `group` (its number in
     `condition`); `each` and `frequency` [condition, layer, expert]. Tables `tokens` and `controls`.
+
+    `label`: the task's label that makes the groups; without, prompts against their corrupted twins. `value`: the
+    label's value of the first group; without, each value against the rest. `positions`: read each prompt's "last"
+    token, or "all" of them. `measure`: count the "choice" of an expert, or its routing "weight".
     """
     for option, given, possible in (
         ("positions", positions, ("last", "all")),

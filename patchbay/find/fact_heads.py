@@ -59,6 +59,8 @@ def fact_heads(
     `attribution`, `attribution_error`; `stated` and `remembered` [layer, head, strength] are the shares themselves, and
     `stated_without`, `remembered_without` those of the model as it is; `disagreements`, `held_out`. The table `labels` names the
     labelled heads.
+
+    `strengths`: what each head's output is multiplied by in turn; 1 leaves it as it is.
     """
     steps = _steps(model, task, strengths, batch_size)
     direct = direct_logit_attribution(model, task, batch_size=batch_size)

@@ -55,6 +55,8 @@ def inhibition_heads(
     `movers`: heads whose queries are watched; without, up to 3 name movers, chosen on one half of the prompts and
     watched on the other. Needs corrupted twins of equal length, and prompts that contain their right and their wrong
     answers.
+
+    `draws`: random directions pushed in each head's place, as the null.
     """
     layers = head_layers(model, WHAT)
     if draws < 1:

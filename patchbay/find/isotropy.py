@@ -47,6 +47,8 @@ def isotropy(
     """1 minus the mean cosine between the states of a text's tokens, at each layer, with and without the first token.
 
     `draws`: of the bootstrap over texts. Texts of one token have no pairs and are refused where all are so.
+
+    `site`: which states: resid_out, resid_in, resid_mid, attn.out, mlp.in or mlp.out.
     """
     encoded = model.encode(prompts)
     if draws < 1 or max(map(len, encoded)) < 2:

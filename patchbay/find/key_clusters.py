@@ -55,6 +55,8 @@ def key_clusters(
 
     `n_clusters`: 1,024, or an eighth of a smaller vocabulary. `answers`: for each prompt all tokens that would be right.
     Beside `share`: `cluster` [vocab], every token's cluster, and the table `clusters` with the largest ones.
+
+    `top`: how many of the likeliest tokens are the top ones. `upto`: the last rank that is asked about.
     """
     encoded, n_vocab = model.encode(prompts), model.vocab_size
     count = min(1024, max(2, n_vocab // 8)) if n_clusters is None else n_clusters

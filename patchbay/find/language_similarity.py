@@ -48,6 +48,9 @@ def language_similarity(
 
     `translations`: language -> as many texts (or lists of ids) as there are prompts, in their order. Table `ranking`: mean
     over layers of similarity, gain and centred similarity, highest gain first.
+
+    `site`: which states: resid_out, resid_in, resid_mid, attn.out, mlp.in or mlp.out. `draws`: random pairings of the
+    texts that make the null.
     """
     encoded = model.encode(prompts)
     lists = isinstance(translations, Mapping) and all(

@@ -56,6 +56,8 @@ def latent_language(
     """Lens probability of each group's tokens after every layer, with the lens's entropy, token energy and divergence.
 
     `groups`: name -> tokens (ids, or texts that are single tokens), the same for all prompts, or one list of them for each prompt.
+
+    `draws`: random groups of as many tokens that make the null.
     """
     encoded = model.encode(prompts)
     if draws < 1:

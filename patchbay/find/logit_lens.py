@@ -37,6 +37,8 @@ def logit_lens(model: Model, task: Task, *, positions: int = 8, batch_size: int 
 
     Prompts shorter than `positions` set the number of positions for all. Beside it `logit`, `rank` (0 is the top), `kl` and,
     where every prompt has wrong answers, `logit_diff`. The table `most_likely` holds the first prompt's best token everywhere.
+
+    `positions`: how many of the last positions are read.
     """
     task.check(model.vocab_size)
     if positions < 1:

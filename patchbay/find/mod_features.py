@@ -68,6 +68,8 @@ def mod_features(
 
     `classes`: name -> words (or token ids) in order; the first one is the numbers, counted from 0, on which features
     are fitted, the others are for transfer. `head`: whose answers the edit is read by.
+
+    `modulus`: what the numbers are divided by. `draws`: shuffles of the remainders that make the null.
     """
     if modulus < 2 or draws < 1:
         raise PatchbayError(f"{WHAT}: modulus={modulus} (2 or more), draws={draws} (1 or more)")

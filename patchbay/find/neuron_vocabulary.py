@@ -65,6 +65,10 @@ def neuron_vocabulary(
     (cosine of what the neuron reads and writes); `tokens` and `scores` [layer, neuron, token]; `share` [layer];
     `null_high` (of margins). With `other`: `same` [layer, neuron], `agreement` and `agreement_null` [layer], and over all
     layers `agreement_all` with `agreement_low`, `agreement_high` and `agreement_p`. Table `names`: the first neurons.
+
+    `side`: what the neuron reads ("in", "gate") or what it writes ("out"). `other`: a second model to compare the names
+    with, place by place. `top`: how many tokens name a neuron. `fold_norm`: count the gains of the norms into the
+    direction. `draws`: random directions that make the null.
     """
     layers, notes = neuron_layers(model, "neuron_vocabulary")
     _check(model, side, top, draws, layers)

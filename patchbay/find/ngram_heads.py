@@ -60,6 +60,8 @@ def ngram_heads(
     Main variable `excess` for `order`, with `low`, `high`, `p`, `p_adjusted`, `without_first` (the same with the first key left
     out), `null_mean`, `null_high`, and `excess_1`, `excess_2`, `excess_3` where the prompts repeat so much. `n_prompts`: how
     many have such a repeat.
+
+    `order`: how many last tokens must have come before: 1, 2 or 3.
     """
     encoded = model.encode(prompts)
     return together(model, encoded, [finder(model, encoded, order=order)], batch_size=batch_size)[0]

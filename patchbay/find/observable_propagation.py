@@ -71,6 +71,8 @@ def observable_propagation(
     `observable`: token (or its id) -> weight; without, each prompt's right answer minus the mean of its wrong ones.
     `path`: heads and MLPs from the output backwards ("L2.mlp,L1.H3"); without, straight to the logits.
     `include_bias`: count the value biases.
+
+    `norm`: carry the observable back by a norm's "exact" gradient, or by its frozen "scale" alone.
     """
     if norm not in ("exact", "scale"):
         raise PatchbayError(f"norm={norm!r}; possible are exact and scale")

@@ -35,6 +35,8 @@ def previous_token_heads(
 
     Any text will do. Beside the ranking: `standard_error` over prompts, `without_first`, and `uniform`, what even attention
     would score.
+
+    `first`: the first position whose look back counts, from 1 on.
     """
     encoded = model.encode(prompts)
     return together(model, encoded, [finder(model, encoded, first=first)], batch_size=batch_size)[0]

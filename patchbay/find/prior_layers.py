@@ -55,6 +55,10 @@ def prior_layers(
 
     Give `prior` (a log probability for each prompt's answer, the same wherever the answer is the same) or `neutral` prompts
     (texts or lists of ids) after which it is measured. Table `prior` lists the answers.
+
+    `prior`: a log probability for each prompt's answer, known beforehand. `neutral`: prompts after which the answers'
+    prior is measured instead. `folds`: parts of the prompts, each read by a probe of the others. `draws`: random deals
+    of the priors that make the null.
     """
     task.check(model.vocab_size)
     if (prior is None) == (neutral is None):

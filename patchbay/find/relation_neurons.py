@@ -75,6 +75,10 @@ def relation_neurons(
     layer, neuron] for all relations. With `shares`: `change` with `change_low`, `change_high`, `random`, `random_low`,
     `random_high`, `z`, `p_change`, `p_change_adjusted` [edit, condition, n_parts], `overlap` [edit, condition],
     `overlap_null`, `cumulative` [edit], `accuracy` [condition].
+
+    `relation`: the relation that ranks the neurons; without, each neuron's best. `pool`: how a neuron's activations
+    over a prompt become one number: last, mean, max, median. `shares`: shares of all neurons that are switched off,
+    from 0 to 1.
     """
     check_pool(pool, NAME)
     groups, found, unseen = _split(model, task, labels, seed)

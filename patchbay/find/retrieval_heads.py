@@ -65,6 +65,9 @@ def retrieval_heads(
     `n_tokens`: how many to say (without a value, as many as the needle has). Main variable `score`, with `low`, `high`,
     `null`, `p`, `p_adjusted`, `count` and `set` (both modes), `activation`, `without_first`; `success` (share of runs),
     `n_runs`, `retrieval_share`, `held_out`; the table `grid` has a row for each length and depth.
+
+    `mode`: count each copied token once ("set"), or at every step ("count"). `all_runs`: also count runs whose answer
+    misses the needle.
     """
     if mode not in ("set", "count"):
         raise PatchbayError(f"mode={mode!r}; possible are set and count")

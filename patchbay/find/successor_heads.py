@@ -53,6 +53,8 @@ def successor_heads(
     `embed`: which effective embedding is ranked. `classes`: name -> words (or token ids) in order; without, numbers
     to 200, number words, ordinals, days, months, their prefixes and letters. The tables `classes` and `dropped` say
     what was used.
+
+    `draws`: random orders of the classes that make the null.
     """
     if embed not in ("auto", *WAYS):
         raise PatchbayError(f"embed={embed!r}; possible are auto, {', '.join(WAYS)}")

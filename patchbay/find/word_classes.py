@@ -55,6 +55,9 @@ def word_classes(
 
     `classes`: name -> its tokens (ids, or texts that are single tokens), no token in two. At most `per_class` samples of a
     class are drawn, by the seed. Table `samples` says how many samples and different tokens each class has.
+
+    `site`: which states: resid_out, resid_in, resid_mid, attn.out, mlp.in or mlp.out. `per_class`: the most samples of
+    one class. `draws`: shuffles of the classes that make the null.
     """
     encoded = model.encode(prompts)
     of_token = _classes(model, classes)

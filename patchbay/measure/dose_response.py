@@ -69,6 +69,10 @@ def dose_response(
     scores of the random knobs; `right`, `wrong` and `other` likewise with `right_low`, ...; with `neutral`, `loss`, `kl` and
     `random_kl`; `others` [condition, strength] the scores of other tasks by name. Of the model as it is: `score_without`,
     `loss_without`, `others_without`. `chosen`, `test_effect`, `test_right`, `test_against_random` and `p` as above.
+
+    `knob`: the knob that is turned. `strengths`: the strengths to turn it to. `neutral`: texts that have nothing to do
+    with the task, for the side effects. `others`: other tasks by name, whose scores are watched. `draws`: random knobs
+    that are turned beside it.
     """
     steps, turned = _steps(model, task, knob, strengths)
     if draws < 0 or batch_size < 1:

@@ -52,6 +52,10 @@ def ablation(
     `parts`: parts or their text ("L1.H2,L3.H0"), or a Result that ranks parts, of which the first `top` are taken.
     Main variable `effect` [part] with `low` and `high`; `joint`, `difference` and their ends, `p`, `random` [draw], `score`
     (nothing taken away), and the shares of right answers `accuracy`, `accuracy_joint` and `accuracy_random` [draw].
+
+    `by`: what stands in the parts' place: "zero", their "mean" over the task, or "resample", their values on the twin.
+    `top`: how many of the parts are taken; a Result needs it. `draws`: random sets of other parts that are taken away
+    beside it.
     """
     chosen = _chosen(model, parts, by, top, draws)
     sets = random_sets(model, chosen, draws, seed)

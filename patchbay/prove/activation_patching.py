@@ -57,6 +57,10 @@ def activation_patching(
     effect on half of the prompts, patched on the other half. Main variable `share` with `low` and `high`; `effect` and
     its ends in the task's unit, `p`, `p_adjusted`, and the scores `clean` and `corrupted`. Axes: (layer, position),
     (layer), (layer, head) or (part).
+
+    `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron or expert. `way`: put clean
+    values into the corrupted run ("denoising"), or corrupted ones into the clean run ("noising"). `top`: how many parts
+    of a Result, or of the largest first-order effect.
     """
     _check(model, site, way, top)
     check_twins(model, task)

@@ -71,6 +71,9 @@ def attention_knockout(
     together, without: a fifth of the model, at least 1. Main variable `relative` [layer, key] with `low` and `high`;
     `change` of p, `p`, `p_adjusted`, `control` (`draws` random key sets of the same size), `everywhere` [key] with its
     ends and `control_everywhere`.
+
+    `keys`: groups that are no longer looked at. `queries`: groups that no longer look. `draws`: random key sets of the
+    same size, as the control.
     """
     if not any("attn.pattern" in model.signals(layer) for layer in range(model.n_layers)):
         model.require(Port("attn.pattern", 0))  # raises: no layer has it

@@ -48,10 +48,14 @@ def attribution_patching(
 ) -> Result:
     """The first-order effect of patching each site between the twins, for all sites of a kind at once.
 
-    `positions` as in `activation_patching`: "each", "all", "last", "marks" or names of groups; without, each for streams,
-    attention and MLPs and all for heads, neurons and experts. Main variable `effect` with `low` and `high`, `p`, `p_adjusted`, and
+    Main variable `effect` with `low` and `high`, `p`, `p_adjusted`, and
     the scores `clean` and `corrupted`; with `exact` also `exact`, `spearman` and `overlap`. Axes: (layer, position), (layer),
     (layer, head), or (part, position).
+
+    `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron or expert. `positions`:
+    "each", "all", "last", "marks" or names of groups; without, each for streams, attention and MLPs and all for heads, neurons and experts. `way`: the gradient of the clean run
+    ("noising"), or of the corrupted one ("denoising"). `steps`: runs between the twins whose gradients are averaged; 1
+    is the plain gradient. `exact`: also patch every cell, and report how well the estimate agrees.
     """
     ports = _ports(model, site, way)
     check_twins(model, task)

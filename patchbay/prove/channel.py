@@ -74,6 +74,9 @@ def channel(
     `effect` [condition, n_parts] with `low` and `high`; `accuracy` likewise; `gap` (top - bottom), `accuracy_gap`, `random` [draw,
     n_parts], `p_top`; `removed`, `edge`, `restored`, each with ends, `_difference` (from its controls) with ends, `_random`
     [draw] and `p_...`; `at` [strength]; `proved`.
+
+    `channel`: a head or its component, who reads it, and as what: "L0.H1.C3>L1.H2.k". `by`: what the coordinate
+    becomes: "zero", or its "mean" over the task. `draws`: random other components, as the control.
     """
     writer, scores, reader = _checked(model, task, channel, n_components, by, sizes, draws)
     order = scores.argsort(descending=True, stable=True).tolist()

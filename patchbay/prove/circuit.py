@@ -68,6 +68,8 @@ def circuit(
     [n_parts] with `low`, `high` and the null; `completeness`, `minimality`, `share` of all edges; `cpr`, `cmd` and their
     ends, `cpr_random` [draw], `p`, the scores of the `whole` model and the `empty` circuit, and `smallest`, how many reach a
     faithfulness of 0.9. The table "circuit" holds the order.
+
+    `draws`: circuits of as many random edges, as the control.
     """
     for name, value, possible in (
         ("select", select, ("abs", "value", "greedy")),

@@ -73,6 +73,10 @@ def cross_model_patching(
     resid_mid, resid_out). Main variable `effect` [part] with `low`, `high`, `p` and `p_adjusted`; `joint`, `gap`,
     `share` with their ends; `random` [draw], `difference` from it with its ends, `p_joint`; scores and accuracies of
     base, tuned and joint.
+
+    `tuned`: the model whose signals are copied into the base. `restore`: give the other heads of a shared key/value
+    group what they had. `top`: how many of a Result's parts are taken. `draws`: random sets of other parts, as the
+    control.
     """
     _check_shape(model, tuned)
     task.check(model.vocab_size)

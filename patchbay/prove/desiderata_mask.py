@@ -88,6 +88,8 @@ def desiderata_mask(
     was kept; `chosen` [layer, head], its rounding; on the reported half `accuracy` with its ends, `accuracy_base` (no
     heads), `accuracy_all` (all heads), `gain` and `difference` (from random heads) with their ends, `random` [draw],
     and `p`.
+
+    `steps`: updates of the mask. `draws`: random sets of as many heads, as the control.
     """
     desiderata = _desiderata(model, task, penalty, steps, positions, draws)
     train, valid, test = ([], [], [])  # type: list[Task], list[Task], list[Task]

@@ -48,6 +48,9 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     Main variable `effect` [edit], one entry an edge ("L0.H1 -> L1.KV0.k"), with `low`, `high`, `p`, `p_adjusted`;
     `from_embed`, the sum over edges out of the embedding, beside `gap` = `clean` - `corrupted`. With `exact` above 0 also
     `exact` [edit] (NaN where not patched), `spearman` and `overlap`. The table "edges" holds the strongest.
+
+    `steps`: runs between the twins whose gradients are averaged; 1 is EAP, more is EAP-IG. `exact`: how many edges,
+    spread over the ranking, are also patched one by one.
     """
     check_twins(model, task)
     check_smooth(task, steps)

@@ -61,6 +61,9 @@ def fit_mechanisms(
     `kl_reverse`, `lost` (against the full model) and its ends, `p`, `p_adjusted`; `shuffled` [layer, draw]; `unmoved`
     [layer], the probability left with the clean answer; the full model's `weight`, and `sigma`, `lexical`, `reflexive` by
     place [layer, token].
+
+    `layers`: depths to fit; without, all. `steps`: the most updates of each fit. `draws`: fits with the places
+    shuffled, as the control.
     """
     if steps < 1 or draws < 1:
         raise PatchbayError(f"steps={steps}, draws={draws}: at least 1 of each")

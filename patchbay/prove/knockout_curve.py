@@ -63,6 +63,10 @@ def knockout_curve(
     first by single effects on half of the prompts. Main variable `effect` [n_parts] with `low` and `high`;
     `null_mean`, `null_low`, `null_high` and `random` [draw, n_parts]; `difference` with its ends, `singles`,
     `accuracy`, `accuracy_random`, `p`, `p_adjusted`, `score`.
+
+    `by`: what stands in the parts' place: "zero", their "mean" over the task, or "resample", their values on the twin.
+    `draws`: random orders of other parts, as the control. `order`: take the parts as "given", or by their single
+    "effect" on half of the prompts.
     """
     ranked = _ranked(model, parts, sizes, by, draws, order)
     task, notes = held_out(task, parts)

@@ -68,6 +68,9 @@ def path_patching(
     `receivers`: None is the logits; else parts and ports, "L2.H1" (its q, k and v), "L2.H1.q", "L1.mlp"; keys and
     values belong to a whole group of grouped-query heads. Main variable `effect` with `low` and `high`, in the task's
     unit; `share`, `relative`, `p`, `p_adjusted`; `joint` with its ends, and the scores `clean` and `corrupted`.
+
+    `mlps`: let MLPs on the way be "recomputed", or keep them "frozen". `way`: the sender from the corrupted twin into
+    the clean run ("noising"), or the other way ("denoising").
     """
     for name, value, possible in (("mlps", mlps, ("recomputed", "frozen")), ("way", way, ("noising", "denoising"))):
         if value not in possible:

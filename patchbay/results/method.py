@@ -13,6 +13,7 @@ import functools
 import inspect
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from patchbay.results.described import whole
 from patchbay.results.record import call_record, is_model, now
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
@@ -61,6 +63,7 @@ def method(
             return returned
 
         call.paper, call.method_name, call.unit = paper, name, unit  # type: ignore[attr-defined]
+        call.__doc__ = whole(_file_doc(function), function.__doc__ or "", list(signature.parameters))
         return call
 
     return decorate
@@ -73,6 +76,12 @@ def _name(function: Callable[..., Any]) -> str:
     """`find.induction_heads` for patchbay/find/induction_heads.py; elsewhere the module and the function."""
     path = function.__module__.removeprefix("patchbay.").split(".")
     return ".".join(path if path[-1] == function.__name__ else [*path, function.__name__])
+
+
+def _file_doc(function: Callable[..., Any]) -> str:
+    """The docstring of the file of a method; "" where several functions share a file."""
+    module = sys.modules.get(function.__module__)
+    return (module.__doc__ or "") if module is not None and function.__module__.endswith(function.__name__) else ""
 
 
 def _checked_signature(function: Callable[..., Any], name: str) -> inspect.Signature:

@@ -58,6 +58,9 @@ def tune_parts(
     `parts`: as "L1.H2,L2.mlp", such as `result.top(3)`. `rate`: AdamW's learning rate. Main variable `score` [condition]
     (before, after) with ends, in the task's unit; `gain` with ends and `p`, `score_train`, and `drift`: the divergence of
     next-token distributions on random tokens. Tables: `tensors` that were tuned, with digests, and `steps` with losses.
+
+    `folder`: where the tuned model is written as a checkpoint; without, nowhere. `steps`: updates of the weights.
+    `weight_decay`: AdamW's weight decay, on the chosen entries alone.
     """
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
     _check(model, task, listed, folder, steps, rate, weight_decay, batch_size)

@@ -42,6 +42,8 @@ def block(
 
     `keys`, `queries`: as in 0, [1, 2], "2:5", "last", "generated", "all" (queries), "token: the"; or marks of the task
     `of`, and the knob is then for that task's prompts. `parts`: as "L2,L3" (layers) or "L2.H1".
+
+    `of`: the task whose marks `keys` and `queries` name.
     """
     ports = _ports(model, parts)
     if of is not None and any(isinstance(one, str) and one in of.marks for one in (keys, queries)):

@@ -53,6 +53,9 @@ def channel(
 
     `channel`: as "L0.H1.C3" or "L0.H1.C3>L2.H0.q"; without a component the whole head (strength only). A strength knob is
     turned by `knob.at(t)`, 1 as it is; a coordinate knob from 0, as it is, to 1, wholly set. `positions`: as in "last".
+
+    `strength`: what the component is multiplied by; 1 is as it is, 0 without it. `coordinate`: the value that the
+    component's coordinate is set to.
     """
     _check(model, channel)
     if (strength is None) == (coordinate is None):

@@ -51,6 +51,10 @@ def clamp(
     `parts`: as "L2.N77", or "L3" (the stream that leaves the layer), "L3.H1" (its z), "L3.mlp" (what it adds); another
     signal of theirs by `signal`, such as "resid_in". `positions`: as in "last", [1, 2], "2:5"; all without. `texts`: text on which
     to measure the change.
+
+    `value`: what the neuron, direction or coordinate is held at. `direction`: a direction of the signal [feature], held
+    in place of a neuron. `coordinate`: the place of one coordinate of the signal. `signal`: which signal of the parts,
+    such as "resid_in"; without, the one named above.
     """
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
     if not listed:

@@ -72,6 +72,8 @@ def context_knob(
     intent, and a twin with that intent. `to`: without, "context" where there is one, else the first by name. `neutral`:
     unrelated text (without, random tokens). `layers`: where to learn, without those where whole swaps do most. The knob's
     evidence `search`, and the Result: `iia` [layer] with ends and controls.
+
+    `steps`: updates of the direction, at each layer that is tried.
     """
     dev, test, to = _halves(model, task, to, layers, steps, seed)
     ports = [Port("resid_out", layer) for layer in range(model.n_layers)]

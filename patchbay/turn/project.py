@@ -40,6 +40,9 @@ def project(
 
     `ports`: as "L3.resid_out,L4.resid_out" or "L2.H1.z". `directions`: a tensor, or a knob whose vectors are meant (a
     steering knob: what it adds). `positions`: as in "last", [1, 2], "2:5"; all without.
+
+    `keep`: keep only the span, in place of removing it. `strength`: how far: 0 leaves the signal, 1 removes the whole
+    span.
     """
     listed = list(dict.fromkeys([ports] if isinstance(ports, Port) else ports))
     if not listed:

@@ -51,6 +51,8 @@ def route(
 
     `experts`: as "L1.E2,L2.E0". `strength`: for boost in logits; for force the share of the weights that they get; forbid
     is on at any strength above 0. `positions`: as in "last", [1, 2], "2:5"; all without. `texts`: text on which to count the load.
+
+    `to`: "forbid" the experts, "boost" their logits, or "force" tokens to them.
     """
     if to not in WAYS:
         raise PatchbayError(f"to={to!r}; possible are {', '.join(WAYS)}")

@@ -44,6 +44,8 @@ def scale(
     `parts`: parts or their text ("L1.H2,L3.H0"), such as `result.top(3)`. `of`: their outputs, or the value vectors that
     heads read. `positions`: as in "last", [1, 2], "2:5"; all without. With `model` the parts are checked against it now and the
     knob says whose it is; without, when it is first used.
+
+    `strength`: what the parts' output is multiplied by; 1 leaves it, 0 takes it away.
     """
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
     if not listed:

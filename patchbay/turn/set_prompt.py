@@ -62,6 +62,9 @@ def set_prompt(
     `orders` other orders, `plain_spread` and `plain_kl` the same of the ordinary prompt. With a Task, `score` (with `low`
     and `high`, and `scores` by prompt) and `plain_score`. Generated text is in `tables["generated"]`. Edits of an enclosing
     `model.edited(...)` hold.
+
+    `canonical`: sort the options by their tokens first, so that orders agree to the last bit. `max_new_tokens`: tokens
+    to continue with, greedily; 0 for none. `orders`: other orders of the options that are tried, for the spread.
     """
     given = segments = _sets.read(model, prompts)
     if batch_size < 1 or orders < 0 or max_new_tokens < 0:

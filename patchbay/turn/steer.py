@@ -57,9 +57,11 @@ def steer(
 ) -> Knob:
     """A knob that adds the direction from a task's corrupted twins to its prompts, at the layer that does most on a dev half.
 
-    `layers`: those to choose from, all without. `choose` the layer by the "effect" on the score or by the "separation" of
-    the groups. `positions`: where to add it, as in "last", "generated", "all". Evidence `steering` [layer]: `effect`, `auc` with ends
+    `layers`: those to choose from, all without. `positions`: where to add it, as in "last", "generated", "all". Evidence `steering` [layer]: `effect`, `auc` with ends
     and controls, on the other half.
+
+    `way`: the direction: the difference of "mean"s, the first component ("pca"), or a "probe"'s normal. `choose`: take
+    the layer of most "effect" on the score, or of best "separation" of the groups.
     """
     tried, at = _checked(model, task, way, layers, choose), places(positions)
     ports = [Port("resid_out", layer) for layer in tried]
