@@ -12,6 +12,7 @@ from patchbay.draw import plot, report
 from patchbay.draw.report import Curve, Picture, Section, Table
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
+from tests.tolerance import close
 
 
 class Links(HTMLParser):
@@ -115,7 +116,7 @@ def test_ablation_figure_draws_every_bar_and_every_draw() -> None:
     axis = report.ablation_figure(ablation(7)).axes[0]
     assert [bar.get_width() for bar in axis.containers[0]] == [3.0, 2.0, 0.5]
     dots = [line for line in axis.lines if line.get_marker() == "o"]
-    assert torch.allclose(torch.tensor(dots[0].get_xdata()).float(), torch.linspace(-0.1, 0.1, 7))
+    assert close(torch.tensor(dots[0].get_xdata()).float(), torch.linspace(-0.1, 0.1, 7))
     assert [text.get_text() for text in axis.get_yticklabels()] == ["together", "L1.H0", "L0.H2", "7 random draws"]
 
 

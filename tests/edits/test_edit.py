@@ -18,6 +18,7 @@ from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Batch, chosen
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 N = 7
 
@@ -79,9 +80,9 @@ def test_each_kind_does_what_its_formula_says_there_and_nothing_elsewhere(port: 
     for edit, expected in cases:
         trace = pb.run(model, ids(), taps=[whole], edits=[edit])
         after = trace[port].movedim(axis, 1)
-        assert torch.allclose(after[:, here], expected[:, here], atol=2e-5), edit
+        assert close(after[:, here], expected[:, here]), edit
         if port.layer == 0:  # nothing upstream moved, so the rest is as it was
-            assert torch.allclose(after[:, ~here], before[:, ~here], atol=1e-6), edit
+            assert close(after[:, ~here], before[:, ~here]), edit
         touched = tuple(here.nonzero()[:, 0].tolist())
         assert trace.touched == [[touched, touched]]
         if port.index is not None:
@@ -103,12 +104,12 @@ def test_block_takes_the_key_away_and_renormalises_what_is_left(name: str) -> No
     for query in (3, 5):
         expected[:, :, query, 1:3] = 0
         expected[:, :, query] /= expected[:, :, query].sum(-1, keepdim=True)
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert close(found, expected)
     assert float((base - expected).abs().max()) > 0.05
     one = model.layers[0].heads[1].pattern
     found = pb.run(model, ids(), taps=[port], edits=[pb.block(one, query=[3, 5], key=[1, 2])])[port]
-    assert torch.allclose(found[:, 1], expected[:, 1], atol=1e-5)
-    assert torch.allclose(found[:, [0, 2, 3]], base[:, [0, 2, 3]], atol=1e-6)
+    assert close(found[:, 1], expected[:, 1])
+    assert close(found[:, [0, 2, 3]], base[:, [0, 2, 3]])
 
 
 def test_block_beside_a_sink_leaves_the_rest_to_the_sink_too() -> None:
@@ -119,7 +120,7 @@ def test_block_beside_a_sink_leaves_the_rest_to_the_sink_too() -> None:
     left = base[:, :, 6].clone()
     taken = left[:, :, 2].clone()
     left[:, :, 2] = 0
-    assert torch.allclose(found[:, :, 6], left / (1 - taken[..., None]), atol=1e-5)  # the sink grows in proportion
+    assert close(found[:, :, 6], left / (1 - taken[..., None]))  # the sink grows in proportion
     assert float(found[:, :, 6].sum(-1).min()) < 0.9
 
 
@@ -139,10 +140,10 @@ def test_project_keeps_and_removes_complementary_parts_and_twice_is_once() -> No
     keep, drop = (
         pb.run(model, ids(), taps=[port], edits=[pb.project(port, basis, keep=k)])[port] for k in (True, False)
     )
-    assert torch.allclose(keep + drop, base, atol=1e-5)
+    assert close(keep + drop, base)
     assert float((drop @ basis.T).abs().max()) < 1e-4 < float((base @ basis.T).abs().max())
     twice = pb.run(model, ids(), taps=[port], edits=[pb.project(port, basis)] * 2)[port]
-    assert torch.allclose(twice, drop, atol=1e-5)
+    assert close(twice, drop)
 
 
 def test_mean_leaves_padding_out() -> None:
@@ -150,11 +151,11 @@ def test_mean_leaves_padding_out() -> None:
     long, short = ids()[0].tolist(), ids()[1, :3].tolist()
     trace = pb.run(model, [long, short], taps=[port])
     expected = torch.cat([trace[port][0], trace[port][1, :3]]).mean(0)
-    assert torch.allclose(pb.mean(port, trace[port]).value, expected, atol=1e-6)
+    assert close(pb.mean(port, trace[port]).value, expected)
     whole = Port("attn.q", 0)  # the position axis of q is its third
     trace = pb.run(model, [long, short], taps=[whole])
     expected = torch.cat([trace[whole][0], trace[whole][1, :, :3]], 1).mean(1)  # [head, d_head]
-    assert torch.allclose(pb.mean(whole, trace[whole]).value, expected, atol=1e-6)
+    assert close(pb.mean(whole, trace[whole]).value, expected)
 
 
 # ---- positions and rows ----------------------------------------------------------------------------------------------
@@ -228,13 +229,13 @@ def test_a_different_edit_for_every_row_of_one_batch() -> None:
     for i in range(n - 1):
         expected = base[port][i].clone()
         expected[i] = values[i]
-        assert torch.allclose(trace[port][i], expected, atol=1e-6)
-    assert torch.allclose(trace.logits[n - 1], base.logits[n - 1], atol=1e-5)
+        assert close(trace[port][i], expected)
+    assert close(trace.logits[n - 1], base.logits[n - 1])
     assert trace.touched == [[(i,) if i == j else () for j in range(n)] for i in range(n - 1)]
     in_one = pb.run(model, batch, taps=[port], edits=[pb.replace(port, values[[2, 0], None], rows=[3, 1])])[port]
     assert torch.equal(in_one[3], values[2].expand(N, -1))
     assert torch.equal(in_one[1], values[0].expand(N, -1))
-    assert torch.allclose(in_one[[0, 2]], base[port][[0, 2]], atol=1e-6)
+    assert close(in_one[[0, 2]], base[port][[0, 2]])
     each = noise(2, N, 8, seed=1)  # a value for every row and every position
     found = pb.run(model, batch, taps=[port], edits=[pb.replace(port, each, rows=[2, 0])])[port]
     assert torch.equal(found[[2, 0]], each)
@@ -257,10 +258,10 @@ def test_edits_at_one_port_act_in_the_order_given() -> None:
     base = pb.run(model, ids(), taps=[port])[port]
     one, two = pb.scale(Port("attn.z", 0, 2), 3.0), pb.add(port, value)
     found = pb.run(model, ids(), taps=[port], edits=[one, two])[port]
-    assert torch.allclose(found[:, :, 2], 3 * base[:, :, 2] + value, atol=1e-5)
+    assert close(found[:, :, 2], 3 * base[:, :, 2] + value)
     found = pb.run(model, ids(), taps=[port], edits=[two, one])[port]
-    assert torch.allclose(found[:, :, 2], 3 * (base[:, :, 2] + value), atol=1e-5)
-    assert torch.allclose(found[:, :, 1], base[:, :, 1] + value, atol=1e-6)
+    assert close(found[:, :, 2], 3 * (base[:, :, 2] + value))
+    assert close(found[:, :, 1], base[:, :, 1] + value)
 
 
 def test_ports_act_in_the_order_of_the_forward_pass_whatever_the_order_given() -> None:
@@ -273,7 +274,7 @@ def test_ports_act_in_the_order_of_the_forward_pass_whatever_the_order_given() -
         for order in (edits, edits[::-1]):
             trace = pb.run(model, ids(), taps=chain, edits=order)
             for i, port in enumerate(chain):  # each later port is set after the earlier ones have acted
-                assert torch.allclose(trace[port], (value * (i + 1)).expand_as(trace[port]), atol=1e-5), (name, port)
+                assert close(trace[port], (value * (i + 1)).expand_as(trace[port])), (name, port)
 
 
 def test_block_precedes_the_other_edits_of_a_pattern() -> None:
@@ -281,7 +282,7 @@ def test_block_precedes_the_other_edits_of_a_pattern() -> None:
     port = model.layers[0].attn.pattern
     edits = [pb.scale(port, 2.0), pb.block(port, query=4, key=2)]
     found = pb.run(model, ids(), taps=[port], edits=edits)[port]
-    assert torch.allclose(found[:, :, 4].sum(-1), torch.tensor(2.0))
+    assert close(found[:, :, 4].sum(-1), torch.tensor(2.0))
     assert float(found[:, :, 4, 2].abs().max()) == 0
 
 

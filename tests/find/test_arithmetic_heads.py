@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import patchbay as pb
 from patchbay.find.arithmetic_heads import _at_least
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 def copying(form: Any, seed: int = 0) -> tuple[pb.Model, str, pb.Task]:
@@ -72,7 +73,7 @@ def test_reference(name: str) -> None:
                 patched = pb.run(model, [list(ids)], edits=edits).logits[0, -1].double().softmax(-1)[right]
                 as_is = base.logits[0, -1].double().softmax(-1)[right]
                 total += float((as_is - patched) / as_is) / len(task)
-            assert float(result[variable][layer, head]) == pytest.approx(total, abs=2e-5), (layer, head, variable)
+            assert close(float(result[variable][layer, head]), total, of=1.0), (layer, head, variable)
 
 
 def test_attention_is_hugging_face_s() -> None:
@@ -95,8 +96,8 @@ def test_attention_is_hugging_face_s() -> None:
             keys = [*marks["left"][n], *marks["right"][n]]
             paid[i] += last[:, keys].sum(1) / 3
             bare[i] += last[:, [k for k in keys if k]].sum(1) / (1 - last[:, 0]) / 3
-    assert torch.allclose(result["operands"], paid, atol=1e-6)
-    assert torch.allclose(result["operands_without_first"], bare, atol=1e-5)
+    assert close(result["operands"], paid)
+    assert close(result["operands_without_first"], bare)
     assert float(result["uniform_operands"]) == pytest.approx((2 / 6 + 2 / 8 + 2 / 7) / 3)
 
 

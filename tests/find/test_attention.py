@@ -13,6 +13,7 @@ from patchbay.find.induction_heads import finder as induction
 from patchbay.find.ngram_heads import finder as ngrams
 from patchbay.find.previous_token_heads import finder as previous
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neo"])
@@ -59,7 +60,7 @@ def test_a_long_corpus_takes_no_more_rows(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert seen == [8, 8, 8]
     for a, b in zip(whole, few, strict=True):
-        assert torch.allclose(a.values, b.values, atol=1e-6)
+        assert close(a.values, b.values)
 
 
 def test_batches_hold_no_more_patterns_than_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 HEADS = {"writers": ["head"], "kinds": ["query", "key", "value"]}
 
@@ -32,7 +33,7 @@ def test_reference() -> None:
     models = [pb.load(twins.twin("llama", seed)) for seed in (0, 1)]
     result = pb.find.channel_changes(*models)
     each = [pb.find.channels(model, components=False, nulls=0)["whole"] for model in models]
-    assert torch.allclose(result["whole"], each[1] - each[0], atol=1e-9, equal_nan=True)
+    assert close(result["whole"], each[1] - each[0], dtype=torch.float64, equal_nan=True)
     writers, readers = result.labels_of("writer"), result.labels_of("reader")
     for row in result.table(5):
         writer, _, reader = str(row["part"]).partition(">")

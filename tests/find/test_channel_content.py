@@ -9,6 +9,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 @functools.cache
@@ -43,7 +44,7 @@ def test_planted() -> None:
     assert p["marked"] <= 0.06
     assert explained["marked"] > 2 * max(value for name, value in explained.items() if name != "marked")
     spread = result["coordinate"][:, -1]
-    assert torch.allclose(spread[::2], spread[1::2])
+    assert close(spread[::2], spread[1::2])
     assert {"raises", "lowers", "reads", "strongest"} <= set(result.tables)
 
 
@@ -57,7 +58,7 @@ def test_reference() -> None:
     w = head.weights(fold_norm=True)
     vh = torch.linalg.svd((w["W_V"] @ w["W_O"]).detach().double()).Vh
     sign = 1 if float((out @ vh[3])[0, 5]) * float(result["coordinate"][0, 5]) > 0 else -1
-    assert torch.allclose(sign * out @ vh[3], result["coordinate"], atol=1e-5)
+    assert close(sign * out @ vh[3], result["coordinate"])
     gain = model.final_norm_module.weight.detach().double()
     rows = model.unembed.weight.detach().double()
     v = sign * vh[3]
@@ -101,7 +102,7 @@ def test_neurons_and_mlps_have_coordinates_too() -> None:
     neuron = pb.find.channel_content(model, prompts, "L1.N7", draws=3)
     act = pb.run(model, prompts, taps=[model.layers[1].mlp.neurons[7].act])[model.layers[1].mlp.neurons[7].act]
     size = model.layers[1].mlp.weights().W_out[7].norm()
-    assert torch.allclose(neuron["coordinate"].abs(), (act * size).abs().double(), atol=1e-5)
+    assert close(neuron["coordinate"].abs(), (act * size).abs().double())
     whole = pb.find.channel_content(model, prompts, "L1.mlp.C0>unembed", draws=3)
     assert whole["coordinate"].shape == (2, 5)
 

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.find import _probe
 from patchbay.find.concept_depth import _curve
 from patchbay.tiny import planted, planted_depth, twins
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.find.concept_depth")
 concept_depth: Any = module.concept_depth
@@ -112,7 +113,7 @@ def test_the_probe_finds_a_closed_form() -> None:
         middle = (low + high) / 2
         slope = 2 * middle - 8.0 / (1.0 + torch.tensor(4 * middle).double().exp())
         low, high = (middle, high) if slope < 0 else (low, middle)
-    assert v == pytest.approx(low, abs=1e-6)
+    assert close(v, low, of=1.0)
     assert fit.gradient < 1e-5
 
 
@@ -124,7 +125,7 @@ def test_a_turned_stream_gives_the_same_and_auc_is_the_count_of_pairs() -> None:
     turn = torch.linalg.qr(torch.randn(10, 10, generator=generator, dtype=torch.float64))[0]
     plain = _probe.held_out_scores(_probe.scaled(x), labels[None], fold)
     turned = _probe.held_out_scores(_probe.scaled(x @ turn), labels[None], fold)
-    assert (plain - turned).abs().max() < 1e-6
+    assert close(plain, turned)
     scores = torch.randint(4, (12,), generator=generator).double()
     positive = torch.arange(12) % 3 == 0
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[positive].tolist() for b in scores[~positive].tolist()]

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.find.copy_suppression_heads import copy_suppression_heads
 from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_suppression import copy_suppression
+from tests.tolerance import close
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -89,7 +90,7 @@ def test_reference() -> None:
                 expected["attention_elsewhere"][i, head] += sum(others) / len(others) / len(prompts)
     hf.set_attn_implementation("sdpa")
     for name, value in expected.items():
-        assert (result[name] - value).abs().max() < 1e-6, name
+        assert close(result[name], value), name
     assert expected["own_lowest"].unique().numel() > 1
 
 

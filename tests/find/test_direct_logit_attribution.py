@@ -12,6 +12,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma2": {"final_logit_softcapping": 2.0},
@@ -92,7 +93,7 @@ def test_reference(name: str) -> None:
                 z = out.attentions[i][0, head, -1].double() @ v
                 expected[i, head] += share(z @ w_o[head * d : head * d + d].double()).detach() / len(task)
     hf.set_attn_implementation("sdpa")
-    assert (result.values - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6
+    assert close(result.values, expected)
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -121,7 +122,7 @@ def test_planted_neuron_and_expert() -> None:
     task = pb.Task.from_prompts(model, truth["prompts"], truth["answers"], metric="log_probability")
     result = pb.find.direct_logit_attribution(model, task, part="expert")
     assert str(result.top(1)[0]) == truth["expert"]
-    assert (result.values.sum(1) - result["mlp"]).abs().max() < 1e-5
+    assert close(result.values.sum(1), result["mlp"])
 
 
 def test_null() -> None:
@@ -142,7 +143,7 @@ def test_neurons_and_experts_sum_to_their_mlp(name: str) -> None:
                 parameter.zero_()
     model = pb.load(hf)
     result = pb.find.direct_logit_attribution(model, task_for(model), part="expert" if name == "mixtral" else "neuron")
-    assert (result.values.sum(1) - result["mlp"]).abs().max() < 1e-5
+    assert close(result.values.sum(1), result["mlp"])
     assert result["mlp"].abs().min() > 1e-3
 
 
@@ -154,7 +155,7 @@ def test_without_wrong_answers_the_vocabularys_mean_stands_in() -> None:
     logits = pb.run(model, task).last_logits.double()
     others = [torch.cat([row[:r], row[r:]]).mean() for row, r in zip(logits, task.right, strict=True)]
     expected = torch.stack([row[r] - o for row, r, o in zip(logits, task.right, others, strict=True)]).mean()
-    assert result["total"] == pytest.approx(float(expected), abs=1e-5)
+    assert close(result["total"], float(expected), of=1.0)
     assert result["sum_error"] < 1e-4
 
 

@@ -10,6 +10,7 @@ import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import tokenizer
+from tests.tolerance import close
 
 
 def with_duplicate_head(form: Form, seed: int) -> tuple[pb.Model, str]:
@@ -86,11 +87,11 @@ def test_reference() -> None:
                         keys = {p + move for p in hits if 0 <= p + move <= i} - set(hits)
                         sums += [sum(float(a[i, k]) for k in keys)] if keys else []
                     total[layer, head] += sum(sums) / len(sums) / len(prompts)
-    assert torch.allclose(result.values, expected, atol=1e-6)
-    assert torch.allclose(result["without_first"], without, atol=1e-5)
+    assert close(result.values, expected)
+    assert close(result["without_first"], without)
     every = torch.stack(list(shifted.values()))
-    assert torch.allclose(result["null_mean"], every.mean(0), atol=1e-6)
-    assert torch.allclose(result["null_high"], every.amax(0), atol=1e-6)
+    assert close(result["null_mean"], every.mean(0))
+    assert close(result["null_high"], every.amax(0))
 
 
 def test_null() -> None:
@@ -105,7 +106,7 @@ def test_null() -> None:
     assert result["excess"].abs().max() < 0.03
     with model.edited(*(pb.zero(layer.attn.k) for layer in model.layers)):
         even = pb.find.duplicate_token_heads(model, task)
-    assert torch.allclose(even.values, even["uniform"].expand(2, 4), atol=1e-6)
+    assert close(even.values, even["uniform"].expand(2, 4))
     assert (even["p"] == 1.0).all()
 
 

@@ -12,6 +12,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 MIXTURES = [
     "mixtral", "qwen3_moe", "qwen3_next", "olmoe", "gpt_oss", "deepseek_v3", "deepseek_v2", "dots1", "flex_olmo",
@@ -51,7 +52,7 @@ def test_planted(seed: int) -> None:
     assert str(weight["part"]) == truth["expert"]
     assert weight["value"] == pytest.approx(truth["router_weight"] - truth["other_router_weight"], abs=1e-3)
     turned = pb.find.expert_specialisation(model, task, label="class", value="out")
-    assert torch.allclose(turned.values, -result.values)
+    assert close(turned.values, -result.values)
     resonance = [row for row in result.tables["tokens"] if str(row["part"]) == truth["expert"]]
     assert [row["token"] for row in resonance] == [" the"]  # the one word that stands three times or more
     assert resonance[0]["share"] == 0.0
@@ -98,12 +99,12 @@ def test_reference(name: str, positions: Any) -> None:
             for expert in range(n_experts):
                 a = [row[layer][expert] for row, own in zip(seen, inside, strict=True) if own]
                 b = [row[layer][expert] for row, own in zip(seen, inside, strict=True) if not own]
-                assert float(result.values[layer, expert]) == pytest.approx(sum(a) / len(a) - sum(b) / len(b), abs=1e-5)
+                assert close(float(result.values[layer, expert]), sum(a) / len(a) - sum(b) / len(b), of=result.values)
     sizes = [1 if positions == "last" else len(ids) for ids in task.clean]
     for layer in range(2):
         for expert in range(n_experts):
             total = sum(row[layer][expert] * n for row, n in zip(fired, sizes, strict=True)) / sum(sizes)
-            assert float(choice["load"][layer, expert]) == pytest.approx(total, abs=1e-5)
+            assert close(float(choice["load"][layer, expert]), total, of=choice["load"])
 
 
 def test_p_is_the_share_of_deals_as_large() -> None:
@@ -151,7 +152,7 @@ def test_every_mixture_is_read_and_its_loads_sum_to_the_choices(name: str) -> No
         load = result["load"][layer, : model.n_experts(layer)] if layer in routed else result["load"][layer]
         assert bool(load.isfinite().all()) == (layer in routed)
         if layer in routed:
-            assert float(load.sum()) == pytest.approx(k, abs=1e-9)
+            assert close(float(load.sum()), k, dtype=torch.float64, of=1.0)
         else:
             assert "have no routed experts" in " ".join(result.notes)
     shared = any("shared_expert" in key for key in model.hf.state_dict())
@@ -170,7 +171,7 @@ def test_more_than_two_groups_rank_by_the_one_that_an_expert_fires_for() -> None
     assert torch.equal(result.values, result["each"].amax(0))
     assert torch.equal(result["group"].long(), result["each"].argmax(0))
     one = pb.find.expert_specialisation(model, task, label="group", value="z")
-    assert torch.allclose(one.values, result["each"][result.labels_of("condition").index("z")])
+    assert close(one.values, result["each"][result.labels_of("condition").index("z")])
 
 
 def test_bad_input() -> None:

@@ -10,6 +10,7 @@ import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, ids, tokenizer
+from tests.tolerance import close
 
 
 def conflicting(form: Form, seed: int) -> tuple[pb.Model, str, str, pb.Task]:
@@ -108,8 +109,8 @@ def test_reference() -> None:
                         slope += (step - mean) * (said == r) / spread / len(rows)
                         memory += (step - mean) * (said in w) / spread / len(rows)
                     weight.copy_(kept)
-            assert float(result.values[layer, head]) == pytest.approx(slope, abs=1e-5)
-            assert float(result["memory_slope"][layer, head]) == pytest.approx(memory, abs=1e-5)
+            assert close(float(result.values[layer, head]), slope, of=result.values)
+            assert close(float(result["memory_slope"][layer, head]), memory, of=result["memory_slope"])
     assert result.values.abs().max() > 0
     seen: dict[object, torch.Tensor] = {}
     places = [block.attn.c_proj for block in hf.transformer.h] + [hf.transformer.ln_f]
@@ -127,7 +128,7 @@ def test_reference() -> None:
                     total[i, h] += float((written - written.mean()) / scale @ towards) / len(rows)
     for handle in handles:
         handle.remove()
-    assert torch.allclose(result["attribution"], total, atol=1e-4)
+    assert close(result["attribution"], total)
 
 
 def test_null() -> None:

@@ -10,6 +10,7 @@ import torch
 import patchbay as pb
 from patchbay.find.head_importance import head_importance
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 TEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 
@@ -47,15 +48,15 @@ def test_reference(name: str) -> None:
                     out = z[position, 8 * head : 8 * head + 8] @ w_o[8 * head : 8 * head + 8]
                     expected[layer, head] += float(out.abs().sum()) / len(ids) / len(TEXTS)
                     norm[layer, head] += float(out.square().sum() ** 0.5) / len(ids) / len(TEXTS)
-    assert torch.allclose(result.values.float(), expected, atol=1e-5)
-    assert torch.allclose(result["norm"].float(), norm, atol=1e-5)
+    assert close(result.values.float(), expected)
+    assert close(result["norm"].float(), norm)
 
     def loss(model: torch.nn.Module) -> float:
         with torch.no_grad():
             return sum(float(model(torch.tensor([x]), labels=torch.tensor([x])).loss) for x in TEXTS) / len(TEXTS)
 
     base = loss(hf)
-    assert result["loss"] == pytest.approx(base, abs=1e-5)
+    assert close(result["loss"], base, of=1.0)
     for layer, head in ((0, 1), (1, 3)):
         cut = copy.deepcopy(hf)
         block = (cut.transformer.h if name == "gpt2" else cut.model.layers)[layer]
@@ -64,7 +65,7 @@ def test_reference(name: str) -> None:
                 block.attn.c_proj.weight[8 * head : 8 * head + 8] = 0.0
             else:
                 block.self_attn.o_proj.weight[:, 8 * head : 8 * head + 8] = 0.0
-        assert result["loss_increase"][layer, head] == pytest.approx(loss(cut) - base, abs=1e-5)
+        assert close(result["loss_increase"][layer, head], loss(cut) - base, of=base)
 
 
 def test_it_scales_with_what_is_written() -> None:
@@ -74,7 +75,7 @@ def test_it_scales_with_what_is_written() -> None:
         hf.transformer.h[1].attn.c_proj.weight[:8] *= 3.0
     after = head_importance(pb.load(hf), TEXTS, exact=0)
     assert after.values[1, 0] == pytest.approx(3.0 * float(before.values[1, 0]), rel=1e-5)
-    assert torch.allclose(after.values[1, 1:], before.values[1, 1:])
+    assert close(after.values[1, 1:], before.values[1, 1:])
     assert "loss_increase" not in after
 
 

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -66,10 +67,10 @@ def test_reference() -> None:
                         sums += [sum(float(a[i, k]) for k in keys)] if keys else []
                     total = expected if move == 0 else shifted[move]
                     total[layer, head] += sum(sums) / len(sums) / len(prompts)
-    assert torch.allclose(result.values, expected, atol=1e-6)
+    assert close(result.values, expected)
     every = torch.stack(list(shifted.values()))
-    assert torch.allclose(result["null_mean"], every.mean(0), atol=1e-6)
-    assert torch.allclose(result["null_high"], every.amax(0), atol=1e-6)
+    assert close(result["null_mean"], every.mean(0))
+    assert close(result["null_high"], every.amax(0))
 
 
 def test_null() -> None:

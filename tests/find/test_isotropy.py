@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.find.isotropy")
 isotropy: Any = module.isotropy
@@ -25,8 +26,8 @@ def test_planted() -> None:
     rows = torch.nn.functional.normalize(model.embed.weight.detach()[plain].double(), dim=1)
     share = float(rows[0] @ rows[1])
     assert 1 - share < 0.01
-    assert float(result.values[0]) == pytest.approx(1 - share, abs=1e-6)
-    assert float(result["across"][0]) == pytest.approx(1 - share, abs=1e-6)
+    assert close(float(result.values[0]), 1 - share, of=result.values)
+    assert close(float(result["across"][0]), 1 - share, of=result["across"])
     assert result["centred"][0] > 1.0  # without the common direction, words are orthogonal (less their mean)
     assert result["low"][0] <= result.values[0] <= result["high"][0]
 
@@ -53,15 +54,17 @@ def test_reference() -> None:
 
     for row, layer in ((0, 0), (1, 1), (3, 2)):
         texts = [text[layer] for text in hidden]
-        assert float(result.values[row]) == pytest.approx(mean(texts), abs=1e-6)
-        assert float(result["without_first"][row]) == pytest.approx(mean([text[1:] for text in texts[:2]]), abs=1e-6)
+        assert close(float(result.values[row]), mean(texts), of=result.values)
+        assert close(
+            float(result["without_first"][row]), mean([text[1:] for text in texts[:2]]), of=result["without_first"]
+        )
         average = torch.cat(texts).mean(0)
-        assert float(result["centred"][row]) == pytest.approx(mean([text - average for text in texts]), abs=1e-6)
+        assert close(float(result["centred"][row]), mean([text - average for text in texts]), of=result["centred"])
         every = [(n, state) for n, text in enumerate(texts) for state in text]
         others = [
             float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for n, a in every for m, b in every if n < m
         ]
-        assert float(result["across"][row]) == pytest.approx(1 - sum(others) / len(others), abs=1e-6)
+        assert close(float(result["across"][row]), 1 - sum(others) / len(others), of=result["across"])
 
 
 def test_null() -> None:

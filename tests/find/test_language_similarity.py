@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.find.language_similarity")
 language_similarity: Any = module.language_similarity
@@ -37,7 +38,7 @@ def test_planted() -> None:
     prompts = [[5, token] for token in WORDS[0]]
     translations = {name: [[9, token] for token in WORDS[n]] for n, name in enumerate(("near", "middle", "far"), 1)}
     result = language_similarity(model, prompts, translations, draws=200)
-    assert torch.allclose(result.values[0], torch.tensor([0.9, 0.5, 0.0]).double(), atol=1e-5)
+    assert close(result.values[0], torch.tensor([0.9, 0.5, 0.0]).double())
     assert result["floor"][0].abs().max() < 1e-5
     assert [row["language"] for row in result.tables["ranking"]] == ["near", "middle", "far"]
     assert result["p"][0, :2].max() < 0.05
@@ -46,7 +47,7 @@ def test_planted() -> None:
     assert coned["floor"][0].min() > 0.85
     assert torch.allclose(coned["centred"][0], torch.tensor([0.9, 0.5, 0.0]).double(), atol=0.02)
     own = language_similarity(model, prompts, {"same": prompts}, draws=20)
-    assert torch.allclose(own.values, torch.ones(2, 1).double())
+    assert close(own.values, torch.ones(2, 1).double())
     assert any("15 of 15 pairs end in the same token" in note for note in own.notes)
 
 
@@ -67,13 +68,13 @@ def test_reference() -> None:
         def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
             return float(x @ y) / float(x.norm() * y.norm())
 
-        assert float(result.values[layer, 0]) == pytest.approx(sum(cosine(a[i], b[i]) for i in range(3)) / 3, abs=1e-6)
+        assert close(float(result.values[layer, 0]), sum(cosine(a[i], b[i]) for i in range(3)) / 3, of=result.values)
         floor = sum(cosine(a[i], b[j]) for i in range(3) for j in range(3) if i != j) / 6
-        assert float(result["floor"][layer, 0]) == pytest.approx(floor, abs=1e-6)
-        assert float(result["gain"][layer, 0]) == pytest.approx(float(result.values[layer, 0]) - floor, abs=1e-6)
+        assert close(float(result["floor"][layer, 0]), floor, of=result["floor"])
+        assert close(float(result["gain"][layer, 0]), float(result.values[layer, 0]) - floor, of=result["gain"])
         mean_a, mean_b = sum(a) / 3, sum(b) / 3
         centred = sum(cosine(a[i] - mean_a, b[i] - mean_b) for i in range(3)) / 3
-        assert float(result["centred"][layer, 0]) == pytest.approx(centred, abs=1e-5)
+        assert close(float(result["centred"][layer, 0]), centred, of=result["centred"])
 
 
 def test_null() -> None:

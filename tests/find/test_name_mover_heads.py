@@ -10,6 +10,7 @@ import torch
 import patchbay as pb
 from patchbay.find.name_mover_heads import name_mover_heads
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 def mentioned(form: Any = "gpt2", seed: int = 0) -> tuple[pb.Model, pb.Task, Any]:
@@ -86,7 +87,7 @@ def test_reference(name: str) -> None:
                 expected["attention_first"][i, head] += float(row[0]) / len(task)
     hf.set_attn_implementation("sdpa")
     for key, value in expected.items():
-        assert (result[key] - value).abs().max() < 1e-6 + 1e-5 * value.abs().max(), key
+        assert close(result[key], value), key
     assert expected["copy"].unique().numel() > 1
 
 

@@ -11,6 +11,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 @functools.cache
@@ -92,11 +93,11 @@ def test_reference(name: str, folded: bool) -> None:
                 scores = [sum(float(a) * float(b) for a, b in zip(row, w[neuron], strict=True)) / length for row in w_u]
                 order = sorted(range(len(scores)), key=lambda token: -scores[token])
                 assert result["tokens"][layer, neuron].tolist() == order[:4]
-                assert result["scores"][layer, neuron].tolist() == pytest.approx(
-                    [scores[i] for i in order[:4]], abs=1e-5
+                assert close(
+                    result["scores"][layer, neuron].tolist(), [scores[i] for i in order[:4]], of=result["scores"]
                 )
                 margin = scores[order[0]] - scores[order[1]]
-                assert float(result["margin"][layer, neuron]) == pytest.approx(margin, abs=1e-5)
+                assert close(float(result["margin"][layer, neuron]), margin, of=result["margin"])
 
 
 def test_the_blocks_of_the_vocabulary_lose_no_token() -> None:
@@ -111,7 +112,7 @@ def test_the_blocks_of_the_vocabulary_lose_no_token() -> None:
     for layer in range(2):
         w = model.layers[layer].mlp.weights().W_out.detach()
         expected = (w / w.norm(dim=1, keepdim=True) @ weight.detach().T).topk(10)
-        assert torch.allclose(result["scores"][layer], expected.values, atol=1e-6)
+        assert close(result["scores"][layer], expected.values)
         mine = result["tokens"][layer].sort().values
         assert (mine == expected.indices.sort().values).float().mean() > 0.99
 

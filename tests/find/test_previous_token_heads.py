@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import patchbay as pb
 from patchbay.tiny import planted
 from tests.shared import SHARED
+from tests.tolerance import close
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -46,7 +47,7 @@ def test_reference() -> None:
             for head in range(4):
                 paid = [float(attentions[layer][0, head, i, i - 1]) for i in range(2, len(ids))]
                 expected[layer, head] += sum(paid) / len(paid) / len(prompts)
-    assert torch.allclose(result.values, expected, atol=1e-6)
+    assert close(result.values, expected)
 
 
 def test_null() -> None:
@@ -64,7 +65,7 @@ def test_uniform_attention_scores_uniform() -> None:
     with model.edited(*(pb.zero(layer.attn.k) for layer in model.layers)):
         result = pb.find.previous_token_heads(model, [[5, 6, 7, 8, 9]], first=1)
     expected = (1 / 2 + 1 / 3 + 1 / 4 + 1 / 5) / 4
-    assert torch.allclose(result.values, torch.full((2, 4), expected), atol=1e-6)
+    assert close(result.values, torch.full((2, 4), expected))
     assert result["uniform"] == pytest.approx(expected)
 
 
@@ -98,4 +99,4 @@ def test_heads_of_trained_models(folder: str, known: dict[str, float]) -> None:
     with torch.no_grad():
         attentions = model.hf(torch.tensor(prompts), output_attentions=True).attentions
     direct = torch.stack([a.diagonal(-1, -2, -1)[..., 1:].mean((0, 2)) for a in attentions])  # [layer, head]
-    assert torch.allclose(result.values, direct, atol=1e-5)
+    assert close(result.values, direct)

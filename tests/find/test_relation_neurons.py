@@ -14,6 +14,7 @@ import torch
 import patchbay as pb
 from patchbay.find._statistics import average_precision, random_average_precision
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 @functools.cache
@@ -100,7 +101,7 @@ def test_reference() -> None:
             positive = [True, *(rng.random() < 0.4 for _ in range(5))]
             rng.shuffle(positive)
             found = average_precision(torch.tensor([scores]), torch.tensor(positive))
-            assert float(found) == pytest.approx(loops(scores, positive), abs=1e-12)
+            assert close(float(found), loops(scores, positive), dtype=torch.float64, of=1.0)
     model = pb.load(twins.twin("gpt2"))
     task = pb.tasks.repeated_tokens(model, 6, max_period=6, max_offset=4)
     labels = {"relation": ["a", "a", "b", "b", "a", "b"], "subject": ["s", "t", "s", "t", "u", "u"]}
@@ -133,7 +134,7 @@ def test_reference() -> None:
                     expected = loops(
                         [seen[i][layer][neuron] for i in members], [labels["relation"][i] == "a" for i in members]
                     )
-                    assert float(result[variable][layer, neuron]) == pytest.approx(expected, abs=1e-9)
+                    assert close(float(result[variable][layer, neuron]), expected, dtype=torch.float64, of=1.0)
 
 
 def test_deactivation_is_a_run_without_these_neurons() -> None:
@@ -175,7 +176,7 @@ def test_deactivation_is_a_run_without_these_neurons() -> None:
     difference = [a - b for a, b in zip(log_p(off), log_p([]), strict=True)]
     for j, relation in enumerate(result.labels_of("condition")):
         own = [d for d, i in zip(difference, unseen, strict=True) if task.labels["relation"][i] == relation]
-        assert float(result["change"][0, j, 0]) == pytest.approx(sum(own) / len(own), abs=1e-5)
+        assert close(float(result["change"][0, j, 0]), sum(own) / len(own), of=result["change"])
 
 
 def _found(task: pb.Task) -> list[bool]:

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import tokenizer
+from tests.tolerance import close
 
 
 def repeats(model: pb.Model, n: int, **options: Any) -> pb.Task:
@@ -83,7 +84,7 @@ def test_equal_attention_counts_as_the_first() -> None:
         float(places == (0,) and ids[0] == token)
         for ids, places, token in zip(task.clean, task.marks["needle"], said, strict=True)
     ]
-    assert torch.allclose(result.values, torch.full((2, 4), sum(at_first) / 4))
+    assert close(result.values, torch.full((2, 4), sum(at_first) / 4))
 
 
 @pytest.mark.parametrize("mode", ["set", "count"])
@@ -131,9 +132,9 @@ def test_reference(mode: Any) -> None:
                 left.remove(token)
         n_good += len(left) < len(needle) / 2
     assert score.max() > 0
-    assert torch.allclose(result.values, score, atol=1e-6)
-    assert torch.allclose(result["activation"], fired, atol=1e-6)
-    assert torch.allclose(result["without_first"], bare, atol=1e-6)
+    assert close(result.values, score)
+    assert close(result["activation"], fired)
+    assert close(result["without_first"], bare)
     assert float(result["success"]) == pytest.approx(n_good / 6)
     assert (result["set"] <= 1.0).all()
 

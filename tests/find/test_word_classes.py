@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, planted_depth, twins
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.find.word_classes")
 word_classes: Any = module.word_classes
@@ -78,24 +79,24 @@ def test_reference() -> None:
             for place in range(len(ids) - 1):
                 states.append(hidden[place])
                 labels.append(next(n for n, members in enumerate(classes.values()) if ids[place + 1] in members))
-        assert float(result.values[layer]) == pytest.approx(loops(torch.stack(states), labels), abs=1e-6)
+        assert close(float(result.values[layer]), loops(torch.stack(states), labels), of=result.values)
 
 
 def test_closed_forms_and_invariances() -> None:
     """Two tight balanced clusters: -1. The same when dimensions are moved, scaled, reordered or taken twice."""
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     points = torch.where(labels[:, None] == 0, torch.randn(7).double(), torch.randn(7).double())
-    assert value(points, labels) == pytest.approx(-1.0, abs=1e-9)
+    assert close(value(points, labels), -1.0, dtype=torch.float64, of=1.0)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(40, 9, generator=generator, dtype=torch.float64)
     classes = torch.arange(40) % 3
     plain = value(x, classes)
-    assert plain == pytest.approx(loops(x, classes.tolist()), abs=1e-10)
-    assert value(x + 7.0, classes) == pytest.approx(plain, abs=1e-9)
-    assert value(x * torch.arange(1, 10), classes) == pytest.approx(plain, abs=1e-9)
-    assert value(x[:, torch.randperm(9, generator=generator)], classes) == pytest.approx(plain, abs=1e-9)
-    assert value(torch.cat([x, x], 1), classes) == pytest.approx(plain, abs=1e-9)
-    assert value(torch.cat([x, torch.ones(40, 3)], 1), classes) == pytest.approx(plain, abs=1e-9)
+    assert close(plain, loops(x, classes.tolist()), dtype=torch.float64, of=1.0)
+    assert close(value(x + 7.0, classes), plain, dtype=torch.float64, of=1.0)
+    assert close(value(x * torch.arange(1, 10), classes), plain, dtype=torch.float64, of=1.0)
+    assert close(value(x[:, torch.randperm(9, generator=generator)], classes), plain, dtype=torch.float64, of=1.0)
+    assert close(value(torch.cat([x, x], 1), classes), plain, dtype=torch.float64, of=1.0)
+    assert close(value(torch.cat([x, torch.ones(40, 3)], 1), classes), plain, dtype=torch.float64, of=1.0)
 
 
 def test_null() -> None:

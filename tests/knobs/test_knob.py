@@ -15,6 +15,7 @@ from patchbay.edits.apply import apply
 from patchbay.edits.edit import Edit
 from patchbay.knobs.knob import Knob, load_knob
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_the_linear_ones_go_straight_from_as_it_was_to_the_template(model: pb.Mo
     template = templates(model)[op]
     there = apply(template, signal, None, None)
     found = turned(Knob(op, [template], strength).edits_at(), signal)
-    assert torch.allclose(found, signal + strength * (there - signal), atol=1e-4)
+    assert close(found, signal + strength * (there - signal))
 
 
 def test_at_one_the_template_itself_is_used(model: pb.Model) -> None:
@@ -99,7 +100,7 @@ def test_scale_multiplies_by_the_strength_or_by_a_share_of_it(model: pb.Model, s
     against = Knob("against", [pb.scale(port, -1.0)], strength).edits_at()[0].value
     assert against == pytest.approx(2.0 - strength)
     several = Knob("several", [pb.scale(port, torch.tensor([0.0, 1.0] * 32))], strength).edits_at()[0].value
-    assert torch.allclose(several, torch.tensor([1.0, strength] * 32))
+    assert close(several, torch.tensor([1.0, strength] * 32))
 
 
 def test_block_is_on_or_off(model: pb.Model) -> None:

@@ -11,6 +11,7 @@ import patchbay as pb
 from patchbay.knobs.knob import Knob
 from patchbay.knobs.rows import by_row, generate_rows
 from patchbay.tiny import twins
+from tests.tolerance import close
 
 
 @functools.cache
@@ -56,7 +57,7 @@ def test_every_row_is_as_if_it_ran_alone(name: str) -> None:
     plain = pb.run(model, prompts).logits
     for row, knob in enumerate(mixed):
         alone = pb.run(model, prompts[row : row + 1], edits=[] if knob is None else [knob]).logits[0]
-        assert torch.allclose(together[row], alone, atol=1e-5), knob
+        assert close(together[row], alone), knob
         if knob is None:
             assert torch.equal(together[row], plain[row])
         else:
@@ -99,7 +100,7 @@ def test_the_order_of_edits_within_a_row_holds() -> None:
     prompts = ids(1).repeat(2, 1)
     together = pb.run(model, prompts, edits=by_row(model, [[add, scale], [scale, add]])).logits
     for row, edits in enumerate(([add, scale], [scale, add])):
-        assert torch.allclose(together[row], pb.run(model, prompts[:1], edits=edits).logits[0], atol=1e-5)
+        assert close(together[row], pb.run(model, prompts[:1], edits=edits).logits[0])
     assert (together[0] - together[1]).abs().max() > 0.1
 
 

@@ -13,6 +13,7 @@ from patchbay.knobs.knob import Knob
 from patchbay.measure._controls import random_knobs
 from patchbay.measure._restarted import Restarted
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 STRENGTHS = [-2.0, 0.0, 1.0, 2.0]
 
@@ -65,10 +66,10 @@ def test_reference() -> None:
             kl += float(kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()) / len(texts)
         rows.copy_(before)
         for name, share in counts.items():
-            assert float(result[name][step]) == pytest.approx(share, abs=1e-6)
-        assert float(result.values[step]) == pytest.approx(score, abs=1e-4)
-        assert float(result["loss"][step]) == pytest.approx(loss, abs=1e-5)
-        assert float(result["kl"][step]) == pytest.approx(kl, abs=1e-5)
+            assert close(float(result[name][step]), share, of=1.0)
+        assert close(float(result.values[step]), score, of=result.values)
+        assert close(float(result["loss"][step]), loss, of=result["loss"])
+        assert close(float(result["kl"][step]), kl, of=result["kl"])
     assert result["kl"][2] == 0
     assert result["loss"][2] == result["loss_without"]
     assert result.values[2] == result["score_without"]
@@ -111,7 +112,7 @@ def test_restarted_equals_whole_runs(name: str) -> None:
             found, expected = ready.logits(edits), trace.last_logits if ends else trace.logits
             for i, ids in enumerate(texts):
                 mine, theirs = (found[i], expected[i]) if ends else (found[i, : len(ids)], expected[i, : len(ids)])
-                assert torch.allclose(mine, theirs, atol=2e-5), (name, edits)
+                assert close(mine, theirs), (name, edits)
 
 
 def test_an_enclosing_block_holds() -> None:
@@ -121,7 +122,7 @@ def test_an_enclosing_block_holds() -> None:
     with model.edited(other):
         found = pb.measure.dose_response(model, task, knob, strengths=[2.0])
         expected = task.score(pb.run(model, task, edits=[knob]).last_logits).mean()
-    assert float(found.values[0]) == pytest.approx(float(expected), abs=1e-5)
+    assert close(float(found.values[0]), float(expected), of=found.values)
     assert float(found.values[0]) != pytest.approx(
         float(pb.measure.dose_response(model, task, knob, strengths=[2.0]).values[0])
     )
@@ -159,7 +160,7 @@ def test_a_strength_is_chosen_on_one_half_and_tested_on_the_other() -> None:
     assert float(result["chosen"]) in (-2.0, -4.0)
     at = float(result["chosen"])
     plain, turned = (test.score(pb.run(model, test, edits=e).last_logits).double() for e in ([], [knob.at(at)]))
-    assert float(result["test_effect"]) == pytest.approx(float((turned - plain).mean()), abs=1e-4)
+    assert close(float(result["test_effect"]), float((turned - plain).mean()), of=1.0)
     assert float(result["test_effect_low"]) > 0 < float(result["test_against_random_low"])
     assert float(result["test_right"]) == 1.0
     assert float(result["p"]) < 0.01
@@ -194,7 +195,7 @@ def test_other_tasks_by_name() -> None:
     for row, one in enumerate(both.values()):
         for step, strength in enumerate((0.0, 1.0, 3.0)):
             expected = one.score(pb.run(model, one, edits=[knob.at(strength)]).last_logits).mean()
-            assert float(result["others"][row, step]) == pytest.approx(float(expected), abs=1e-5)
+            assert close(float(result["others"][row, step]), float(expected), of=result["others"])
     assert torch.equal(result["others"][:, 1], result["others_without"])
 
 
@@ -208,10 +209,10 @@ def test_random_knobs_are_as_strong_and_aimed_at_nothing() -> None:
     for knob in made:
         add, project = knob.edits
         assert (add.port, add.positions, project.port) == (layer.resid_out, "last", layer.resid_mid)
-        assert torch.allclose(add.value.norm(), vector.norm())  # type: ignore[union-attr]
+        assert close(add.value.norm(), vector.norm())  # type: ignore[union-attr]
         assert abs(float(torch.nn.functional.cosine_similarity(add.value, vector, 0))) < 0.6  # type: ignore[arg-type]
-        assert torch.allclose(project.value @ project.value, project.value, atol=1e-5)  # type: ignore[operator]
-        assert float(project.value.trace()) == pytest.approx(29.0, abs=1e-4)  # type: ignore[union-attr]
+        assert close(project.value @ project.value, project.value)  # type: ignore[operator]
+        assert close(float(project.value.trace()), 29.0, of=1.0)  # type: ignore[union-attr]
     heads = pb.turn.scale(["L1.H2", "L1.H0"], 3.0, model=model)
     made, said = random_knobs(model, heads, 4, 0)
     assert "random parts" in said

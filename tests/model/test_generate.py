@@ -16,6 +16,7 @@ from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
+from tests.tolerance import close
 
 LENGTH, NEW, TOLERANCE = 10, 5, 1e-4
 TOKEN = 7  # stands in the prompt at position 4, and wherever it is generated
@@ -230,7 +231,7 @@ def test_positions_count_on_from_a_cache_that_was_filled_before() -> None:
         with model.edited(pb.zero(port, positions=8)):
             found = model.hf(ids[:, 6:], **with_cache(model.hf, cache), use_cache=True).logits
     expected = pb.run(model, ids, edits=[pb.zero(port, positions=8)]).logits[:, 6:]
-    assert torch.allclose(found, expected, atol=1e-5)
+    assert close(found, expected)
     assert not torch.allclose(expected[:, 2:], pb.run(model, ids).logits[:, 8:], atol=1e-3)
 
 

@@ -24,6 +24,7 @@ from patchbay.model.weights import norm_parts
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import twin
 from tests.shared import SHARED
+from tests.tolerance import close
 
 
 @functools.cache
@@ -162,12 +163,12 @@ def test_the_normed_stream_times_a_heads_weights_is_its_q_k_and_v(name: str) -> 
         b_q, b_k, b_v = (
             0 if b is None else b[i] for b, i in ((all_weights.b_Q, h), (all_weights.b_K, g), (all_weights.b_V, g))
         )
-        assert torch.allclose(turn(x @ w["W_Q"] + b_q) * scale, trace[head.q], atol=1e-4)
-        assert torch.allclose(turn(x @ w["W_K"] + b_k), trace[head.k], atol=1e-4)
-        assert torch.allclose(x @ w["W_V"] + b_v, trace[head.v], atol=1e-4)
-        assert torch.allclose(trace[head.z] @ w["W_O"], trace[head.out], atol=1e-4)
-        assert torch.allclose(all_weights.W_OV(h), w["W_V"] @ w["W_O"])
-        assert torch.allclose(all_weights.W_QK(h), w["W_Q"] @ w["W_K"].T)
+        assert close(turn(x @ w["W_Q"] + b_q) * scale, trace[head.q])
+        assert close(turn(x @ w["W_K"] + b_k), trace[head.k])
+        assert close(x @ w["W_V"] + b_v, trace[head.v])
+        assert close(trace[head.z] @ w["W_O"], trace[head.out])
+        assert close(all_weights.W_OV(h), w["W_V"] @ w["W_O"])
+        assert close(all_weights.W_QK(h), w["W_Q"] @ w["W_K"].T)
     assert torch.equal(all_weights.W_O, model.W_O(1))
     assert (model.n_heads(1), model.n_groups(1), model.d_head(1)) == (
         len(all_weights.W_Q),
@@ -206,12 +207,12 @@ def test_folding_a_norm_moves_its_gain_bias_and_centring_into_the_weights(name: 
         expected = at.norm_attn(x) @ w + (0 if b is None else b[:, None])
         for stream in (unit, raw):  # the folded weights centre for themselves
             found = stream @ w_folded + (0 if b_folded is None else b_folded[:, None])
-            assert torch.allclose(found, expected, atol=2e-4), name
+            assert close(found, expected), name
         assert not torch.allclose(w, w_folded)
     mlp, mlp_folded = layer.mlp.weights(), layer.mlp.weights(fold_norm=True)
     expected = at.norm_mlp(x) @ mlp.W_in + (0 if mlp.b_in is None else mlp.b_in)
     found = raw @ mlp_folded.W_in + (0 if mlp_folded.b_in is None else mlp_folded.b_in)
-    assert torch.allclose(found, expected, atol=2e-4)
+    assert close(found, expected)
     assert torch.equal(mlp.W_out, mlp_folded.W_out)
 
 
@@ -254,7 +255,7 @@ def test_what_cannot_be_read_is_refused() -> None:
 def test_the_unembedding_includes_the_familys_scale_and_cap(name: str) -> None:
     model = model_of(name)
     trace = pb.run(model, ids(), taps=[model.final_norm.out])
-    assert torch.allclose(model.unembed_logits(trace[model.final_norm.out]), trace.logits, atol=1e-5)
+    assert close(model.unembed_logits(trace[model.final_norm.out]), trace.logits)
     assert torch.equal(model.unembed.weight, model.hf.lm_head.weight)
     assert torch.equal(model.embed.weight, model.hf.get_input_embeddings().weight)
 
@@ -409,7 +410,7 @@ def test_attention_implementations_agree(folder: Path) -> None:
     for given in ([], edits):
         a, b = (pb.run(model, ids(), taps=fused.ports(), edits=given) for model in (fused, eager))
         for p in fused.ports():
-            assert torch.allclose(a[p], b[p], atol=1e-5), p
+            assert close(a[p], b[p]), p
 
 
 def test_the_fingerprint_is_that_of_the_weights() -> None:

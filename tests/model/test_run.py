@@ -14,6 +14,7 @@ from patchbay.jacks.session import Session, attention
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+from tests.tolerance import NOISE, close
 
 
 @functools.cache
@@ -40,7 +41,7 @@ def clean(model: Model) -> bool:
 def test_padding_changes_nothing_and_is_nan(name: str) -> None:
     model = model_of(name)
     ports = model.ports()
-    atol = 2e-4 if name == "qwen3_next" else 2e-5  # the gated norm of its linear attention magnifies rounding
+    noise = 16 * NOISE if name == "qwen3_next" else NOISE  # the gated norm of its linear attention magnifies rounding
     edits = [
         pb.scale(model.layers[0].attn.out, -0.5, positions=-1),
         pb.add(model.layers[1].resid_in, 0.3, positions="last"),
@@ -49,19 +50,16 @@ def test_padding_changes_nothing_and_is_nan(name: str) -> None:
     for i, prompt in enumerate(PROMPTS):
         alone = pb.run(model, [prompt], taps=ports, edits=edits)
         n = len(prompt)
-        assert torch.allclose(together.logits[i, :n], alone.logits[0], atol=atol)
-        assert torch.allclose(together.last_logits[i], alone.last_logits[0], atol=atol)
+        assert close(together.logits[i, :n], alone.logits[0], noise=noise)
+        assert close(together.last_logits[i], alone.last_logits[0], noise=noise)
         assert bool(together.logits[i, n:].isnan().all())
         for port in ports:
             axes = list(port.axes[1:])
             mine, own = together[port][i], alone[port][0]
             inside = tuple(slice(n) if axis in ("position", "query", "key") else slice(None) for axis in axes)
-            assert torch.allclose(mine[inside].double(), own.double(), atol=atol), port
-            assert torch.allclose(
-                together.last(port)[i][..., : n if axes[-1] == "key" else None].double(),
-                alone.last(port)[0].double(),
-                atol=atol,
-            )
+            assert close(mine[inside], own, noise=noise), port
+            at_last = together.last(port)[i][..., : n if axes[-1] == "key" else None]
+            assert close(at_last, alone.last(port)[0], noise=noise), port
             beyond = mine.narrow(axes.index(whole_position(port)), n, mine.shape[axes.index(whole_position(port))] - n)
             assert bool((beyond == -1).all() if not mine.is_floating_point() else beyond.isnan().all()), port
         if "attn.pattern" in model.signals(1):
@@ -86,10 +84,10 @@ def test_batches_equal_one_run(name: str, logits: str, size: int) -> None:
     assert parts.touched == whole.touched
     assert torch.equal(parts.ids, whole.ids)
     assert torch.equal(parts.lengths, whole.lengths)
-    assert torch.allclose(parts.logits, whole.logits, atol=2e-5, equal_nan=True)
-    assert torch.allclose(parts.last_logits, whole.last_logits, atol=2e-5)
+    assert close(parts.logits, whole.logits, equal_nan=True)
+    assert close(parts.last_logits, whole.last_logits)
     for port in ports:
-        assert torch.allclose(parts[port].double(), whole[port].double(), atol=2e-5, equal_nan=True), port
+        assert close(parts[port].double(), whole[port].double(), equal_nan=True), port
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -111,8 +109,8 @@ def test_edits_by_row_and_mask_count_in_all_prompts_whatever_the_batches(size: i
     ):
         whole = pb.run(model, PROMPTS, taps=[out], edits=edits)
         parts = pb.run(model, PROMPTS, taps=[out], edits=edits, batch_size=size)
-        assert torch.allclose(parts.logits, whole.logits, atol=2e-5, equal_nan=True)
-        assert torch.allclose(parts[out], whole[out], atol=2e-5, equal_nan=True)
+        assert close(parts.logits, whole.logits, equal_nan=True)
+        assert close(parts[out], whole[out], equal_nan=True)
         assert (parts.touched, parts.edits) == (whole.touched, edits)
         assert not torch.allclose(whole.logits.nan_to_num(), plain, atol=1e-3)
     with pytest.raises(PatchbayError, match=r"row 4 asked, the batch has prompts 0\.\.3"):
@@ -141,7 +139,7 @@ def test_last_logits_are_those_of_each_prompts_end() -> None:
         assert tuple(ragged.logits.shape) == (4, 1, N_VOCAB)
         assert torch.equal(ragged.last_logits, expected)
         even = pb.run(model, [PROMPTS[0], PROMPTS[0]], logits="last")
-        assert torch.allclose(even.last_logits, expected[:1].expand(2, -1), atol=2e-5)
+        assert close(even.last_logits, expected[:1].expand(2, -1))
         assert tuple(even.logits.shape) == (2, 1, N_VOCAB)
 
 
@@ -188,7 +186,7 @@ def test_one_head_neuron_or_expert_is_its_slice_of_the_whole(name: str) -> None:
         for port in parts:
             at = Port(port.signal, 1).axes.index(port.index_axis)
             expected = together[Port(port.signal, 1)].select(at, port.index)
-            assert torch.allclose(trace[port], expected, atol=1e-6, equal_nan=True), port
+            assert close(trace[port], expected, equal_nan=True), port
             assert torch.equal(together[port].nan_to_num(), expected.nan_to_num())
             assert trace[port].ndim == len(port.axes)
 
@@ -204,10 +202,10 @@ def test_chosen_query_rows_equal_those_of_the_whole_pattern(name: str) -> None:
         for taps in (rows, [*rows, layer.attn.pattern]):
             trace = pb.run(model, prompts, taps=taps, edits=edits)
             for i, n in enumerate((9, 6)):
-                assert torch.allclose(trace[rows[0]][i], whole[i][:, [n - 1, 2]], atol=1e-6)
-                assert torch.allclose(trace[rows[1]][i], whole[i, 2, [4]], atol=1e-6)
-                assert torch.allclose(trace[rows[2]][i], whole[i, 0, [2, n - 1]], atol=1e-6)
-    assert torch.allclose(
+                assert close(trace[rows[0]][i], whole[i][:, [n - 1, 2]])
+                assert close(trace[rows[1]][i], whole[i, 2, [4]])
+                assert close(trace[rows[2]][i], whole[i, 0, [2, n - 1]])
+    assert close(
         trace[layer.heads[3].pattern.rows(-1, 2)], whole[:, 3][torch.arange(2)[:, None], torch.tensor([[8, 2], [5, 2]])]
     )
 
@@ -235,7 +233,7 @@ def test_router_logits_of_deepseek_go_through_sigmoid_correction_and_groups() ->
         total = sum(scores[e] for e in best)
         for e in range(8):
             expected = scores[e] / total * router.routed_scaling_factor if e in best else 0.0
-            assert float(trace[Port("router.weights", 1)][0, place, e]) == pytest.approx(expected, abs=1e-5)
+            assert close(float(trace[Port("router.weights", 1)][0, place, e]), expected, of=1.0)
 
 
 def test_router_logits_of_gpt_oss_choose_first_and_normalise_the_chosen() -> None:
@@ -244,7 +242,7 @@ def test_router_logits_of_gpt_oss_choose_first_and_normalise_the_chosen() -> Non
     trace = pb.run(model, PROMPTS[:1], taps=[Port("router.weights", 0)], edits=[pb.scale(port, -1.0)])
     values, chosen = (-base).topk(2, dim=-1)
     expected = torch.zeros_like(base).scatter(-1, chosen, values.softmax(-1))
-    assert torch.allclose(trace[Port("router.weights", 0)], expected, atol=1e-6)
+    assert close(trace[Port("router.weights", 0)], expected)
 
 
 def test_an_expert_that_is_given_weight_where_it_was_not_chosen_really_runs() -> None:
@@ -268,7 +266,7 @@ def test_an_expert_that_is_given_weight_where_it_was_not_chosen_really_runs() ->
             edits=[pb.add(layer.experts[1].weight, 1.0, positions=idle)],
         )
         assert float(trace[layer.experts[1].out][0, idle].abs().max()) > 1e-3
-        assert torch.allclose(2 * trace[layer.experts[1].out][0, idle], twice[layer.experts[1].out][0, idle], atol=1e-5)
+        assert close(2 * trace[layer.experts[1].out][0, idle], twice[layer.experts[1].out][0, idle])
         assert float(trace[weights][0, idle, 1]) == 0.5
         assert out is not None
 
@@ -284,10 +282,10 @@ def test_a_later_token_changes_nothing_before_it_under_attention_taps(name: str)
     one, two = [tokens(10), tokens(10)]
     two = two[:6] + tokens(4, 9)
     found, changed = (pb.run(model, [ids], taps=ports) for ids in (one, two))
-    assert torch.allclose(found.logits[0, :6], changed.logits[0, :6], atol=1e-6)
+    assert close(found.logits[0, :6], changed.logits[0, :6])
     assert not torch.allclose(found.logits[0, 6:], changed.logits[0, 6:], atol=1e-3)
     plain = model.hf(torch.tensor([one]), use_cache=False).logits
-    assert torch.allclose(found.logits, plain, atol=1e-5)
+    assert close(found.logits, plain)
     fused = [port for port in ports if port.signal != "attn.pattern"] + [model.layers[1].attn.pattern.rows(-1, 0)]
     assert torch.equal(pb.run(model, [one], taps=fused).logits, plain)
 
@@ -306,7 +304,7 @@ def test_a_whole_pattern_is_what_the_model_used_where_rounding_allows_it(dtype: 
         assert torch.allclose(trace[layer.attn.z], from_pattern, atol=0.02)
     else:
         assert torch.equal(trace[layer.attn.z], from_pattern)
-        assert torch.allclose(trace.logits, plain, atol=1e-5)
+        assert close(trace.logits, plain)
 
 
 def test_the_mask_of_the_attention_that_is_wrapped_is_registered_with_it() -> None:
@@ -481,7 +479,7 @@ def test_edited_blocks_nest_in_order_and_end_where_they_end() -> None:
     assert torch.equal(model.hf(ids).logits, plain)
     assert torch.equal(first, pb.run(model, ids, edits=[set_]).logits)
     assert torch.equal(second, pb.run(model, ids, edits=[set_, add]).logits)
-    assert torch.allclose(third[port], (-2 * value).expand_as(third[port]))
+    assert close(third[port], (-2 * value).expand_as(third[port]))
     assert [str(edit) for edit in model.active_edits([add])] == [str(add)]
 
 
@@ -515,7 +513,7 @@ def test_left_padding_with_positions_is_refused_and_without_is_exact() -> None:
     with model.edited(pb.zero(port)):
         found = model.hf(ids, attention_mask=mask, position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]])).logits
     expected = pb.run(model, PROMPTS[1:2], edits=[pb.zero(port)]).logits
-    assert torch.allclose(found[:, 2:], expected, atol=1e-5)
+    assert close(found[:, 2:], expected)
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------
@@ -564,7 +562,7 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
     ]
     trace = pb.run(model, prompt, taps=ports, grad=True)
     plain = pb.run(model, prompt)
-    assert torch.allclose(trace.logits, plain.logits, atol=1e-5)
+    assert close(trace.logits, plain.logits)
     gradients = trace.gradient(score(trace.last_logits[0]), *ports)
     generator = torch.Generator().manual_seed(0)
     sizes, slopes, edits = (1e-3, 1e-4, 1e-5), [], []
@@ -607,10 +605,10 @@ def test_gradients_of_parts_rows_and_padded_prompts() -> None:
         alone = pb.run(model, [prompt], taps=ports, grad=True)
         own = dict(zip(ports, alone.gradient(alone.last_logits.pow(2).sum(), *ports), strict=True))
         for port in (layer.heads[2].z, layer.attn.z, layer.mlp.neurons[4].act, layer.resid_mid):
-            assert torch.allclose(gradients[port][i, :n], own[port][0], atol=1e-4), port
+            assert close(gradients[port][i, :n], own[port][0], noise=4 * NOISE), port  # there and back
             assert bool(gradients[port][i, n:].isnan().all())
             assert float(own[port].abs().max()) > 1e-4
-            assert torch.allclose(together[port][i, :n], alone[port][0], atol=1e-5)
+            assert close(together[port][i, :n], alone[port][0])
             assert bool(together[port][i, n:].isnan().all())
 
 
@@ -632,7 +630,7 @@ def test_gradients_flow_through_edits_of_single_parts_and_to_their_values() -> N
     (by_value,) = torch.autograd.grad(score(trace.last_logits[0]), [value])
     tapped = pb.run(model, PROMPTS[:1], taps=[model.layers[0].resid_out], grad=True)
     (by_tap,) = tapped.gradient(score(tapped.last_logits[0]), model.layers[0].resid_out)
-    assert torch.allclose(by_value, by_tap[0, 3], atol=1e-5)
+    assert close(by_value, by_tap[0, 3])
 
 
 def test_gradients_of_the_dense_weights_of_a_router() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 SITES = ("resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out", "head", "neuron")
 
@@ -149,7 +150,7 @@ def test_agreement_is_that_of_the_two_maps() -> None:
     exact = pb.prove.activation_patching(model, task, site="neuron", parts=result.top(96), way="noising")
     by_part = dict(zip(map(str, exact.parts or []), exact["effect"].tolist(), strict=True))
     rows = result.table()
-    assert [row["exact"] for row in rows] == pytest.approx([by_part[str(row["part"])] for row in rows], abs=1e-5)
+    assert close([row["exact"] for row in rows], [by_part[str(row["part"])] for row in rows], of=1.0)
     ours = {str(row["part"]) for row in result.table(10, by="abs")}
     true = {name for name, _ in sorted(by_part.items(), key=lambda item: -abs(item[1]))[:10]}
     assert float(result["overlap"]) == pytest.approx(len(ours & true) / 10)
@@ -181,8 +182,8 @@ def test_prompts_of_different_length_are_counted_from_the_end() -> None:
     result, alone = (pb.prove.attribution_patching(model, t, site="resid_in") for t in (both, long))
     other = pb.prove.attribution_patching(model, short, site="resid_in")
     assert result.coords["position"] == list(range(-9, 0))
-    assert torch.allclose(result.values[:, 3:], (alone.values[:, 3:] + other.values) / 2, atol=1e-6)
-    assert torch.allclose(result.values[:, :3], alone.values[:, :3], atol=1e-6)
+    assert close(result.values[:, 3:], (alone.values[:, 3:] + other.values) / 2)
+    assert close(result.values[:, :3], alone.values[:, :3])
 
 
 def test_kl_and_errors() -> None:

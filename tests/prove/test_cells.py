@@ -8,6 +8,7 @@ import torch
 import patchbay as pb
 from patchbay import maths
 from patchbay.prove import _cells as cells
+from tests.tolerance import close
 
 
 def draw(n: int, *shape: int, seed: int = 0) -> torch.Tensor:
@@ -22,7 +23,7 @@ def test_intervals_equal_maths(n: int) -> None:
         for j in range(2):
             expected = maths.bootstrap_interval(values[:, i, j])
             found = [float(x[i, j]) for x in (mean, low, high)]
-            assert found == pytest.approx(list(expected), abs=1e-12)
+            assert close(found, list(expected), dtype=torch.float64, of=1.0)
 
 
 def test_a_share_draws_both_sides_together() -> None:
@@ -33,7 +34,7 @@ def test_a_share_draws_both_sides_together() -> None:
         shares = torch.stack([values[row, j].mean() / over[row].mean() for row in drawn])
         ends = torch.quantile(shares, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         assert float(mean[j]) == pytest.approx(float(values[:, j].mean() / over.mean()))
-        assert [float(low[j]), float(high[j])] == pytest.approx(ends, abs=1e-12)
+        assert close([float(low[j]), float(high[j])], ends, dtype=torch.float64, of=1.0)
     proportional = cells.intervals(0.3 * over[:, None], over)
     assert torch.cat(proportional).tolist() == pytest.approx([0.3] * 3)
 
@@ -78,7 +79,7 @@ def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     whole = cells.intervals(values), cells.sign_flip_p(values)
     monkeypatch.setattr(maths, "ROOM", 4000)
     pieces = cells.intervals(values), cells.sign_flip_p(values)
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(whole[0], pieces[0], strict=True))
+    assert all(close(a, b, dtype=torch.float64) for a, b in zip(whole[0], pieces[0], strict=True))
     assert torch.equal(whole[1], pieces[1])
 
 

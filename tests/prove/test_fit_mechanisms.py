@@ -12,6 +12,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 HYPOTHESES = [
     "full",
@@ -146,13 +147,13 @@ def test_reference(binding: Any) -> None:
     predicted = {c: formula(*keys[c], 4, **fitted) for c in order}
     test = order[20:]
     expected = sum(similarity(mean[keys[c]], predicted[c]) for c in test) / 4
-    assert float(result.values[0, 0]) == pytest.approx(expected, abs=1e-9)
+    assert close(float(result.values[0, 0]), expected, dtype=torch.float64, of=result.values)
     uniform = sum(similarity(mean[keys[c]], [0.25] * 4) for c in test) / 4
-    assert float(result.values[0, -1]) == pytest.approx(uniform, abs=1e-9)
+    assert close(float(result.values[0, -1]), uniform, dtype=torch.float64, of=result.values)
     forward = sum(a * math.log(a / b) for c in test for a, b in zip(mean[keys[c]], predicted[c], strict=True)) / 4
     backward = sum(b * math.log(b / a) for c in test for a, b in zip(mean[keys[c]], predicted[c], strict=True)) / 4
-    assert float(result["kl"][0, 0]) == pytest.approx(forward, abs=1e-9)
-    assert float(result["kl_reverse"][0, 0]) == pytest.approx(backward, abs=1e-9)
+    assert close(float(result["kl"][0, 0]), forward, dtype=torch.float64, of=result["kl"])
+    assert close(float(result["kl_reverse"][0, 0]), backward, dtype=torch.float64, of=result["kl_reverse"])
 
 
 def test_reference_of_the_training() -> None:
@@ -188,9 +189,9 @@ def test_reference_of_the_training() -> None:
             second.mul_(0.999).add_(0.001 * g * g)
             with torch.no_grad():
                 x -= 0.05 * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
-    assert float(result["weight"][0]) == pytest.approx(w.item(), abs=1e-6)
-    assert result["lexical"][0].tolist() == pytest.approx(gates[0].detach().tolist(), abs=1e-6)
-    assert result["reflexive"][0].tolist() == pytest.approx(gates[1].detach().tolist(), abs=1e-6)
+    assert close(float(result["weight"][0]), w.item(), of=result["weight"])
+    assert close(result["lexical"][0].tolist(), gates[0].detach().tolist(), of=result["lexical"])
+    assert close(result["reflexive"][0].tolist(), gates[1].detach().tolist(), of=result["reflexive"])
 
 
 def test_null(binding: Any) -> None:
@@ -200,7 +201,7 @@ def test_null(binding: Any) -> None:
     mean = list(cells_of(task, given).values())
     test = torch.randperm(len(mean), generator=torch.Generator().manual_seed(0))[-round(0.15 * len(mean)) :].tolist()
     baseline = sum(similarity(mean[c], [0.1] * N) for c in test) / len(test)
-    assert float(result.values[0, -1]) == pytest.approx(baseline, abs=1e-6)
+    assert close(float(result.values[0, -1]), baseline, of=result.values)
     assert float(result.values[0, 0]) == pytest.approx(baseline, abs=0.02)
     assert result["shuffled"][0].tolist() == pytest.approx([baseline] * 2, abs=0.02)
     for seed in (0, 1):

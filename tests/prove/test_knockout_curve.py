@@ -9,6 +9,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 
 def redundant(n: int = 12, d: int = 64) -> tuple[pb.Model, pb.Task, list[str]]:
@@ -90,14 +91,14 @@ def test_reference() -> None:
     for j, k in enumerate([1, 3, 4]):
         joint = torch.tensor(lost_by_hand(model, task, ranked[:k])).double()
         drawn = torch.tensor([lost_by_hand(model, task, order[:k]) for order in orders]).double()  # [draw, prompt]
-        assert float(result.values[j]) == pytest.approx(float(joint.mean()), abs=1e-4)
-        assert result["random"][:, j].tolist() == pytest.approx(drawn.mean(1).tolist(), abs=1e-4)
-        assert float(result["null_mean"][j]) == pytest.approx(float(drawn.mean()), abs=1e-4)
-        assert float(result["difference"][j]) == pytest.approx(float((joint - drawn.mean(0)).mean()), abs=1e-4)
+        assert close(float(result.values[j]), float(joint.mean()), of=result.values)
+        assert close(result["random"][:, j].tolist(), drawn.mean(1).tolist(), of=result["random"])
+        assert close(float(result["null_mean"][j]), float(drawn.mean()), of=result["null_mean"])
+        assert close(float(result["difference"][j]), float((joint - drawn.mean(0)).mean()), of=result["difference"])
         hits = int((drawn.mean(1) >= joint.mean() - 1e-5).sum())
         assert float(result["p"][j]) == pytest.approx((1 + hits) / 5)
         alone = sum(sum(lost_by_hand(model, task, [part])) / 5 for part in ranked[:k])
-        assert float(result["singles"][j]) == pytest.approx(alone, abs=1e-4)
+        assert close(float(result["singles"][j]), alone, of=result["singles"])
 
 
 def test_null() -> None:
@@ -154,7 +155,7 @@ def test_order_by_effect_uses_one_half_and_curves_the_other() -> None:
     assert "ranked by single effects on 5 prompts, curves on the other 5" in result.notes[1]
     test = task.split()[1]
     again = pb.prove.knockout_curve(model, test, [row["part"] for row in result.tables["ranking"]], draws=3)
-    assert torch.allclose(again.values, result.values)
+    assert close(again.values, result.values)
 
 
 def test_sizes_grow_and_end_at_the_last() -> None:
