@@ -96,9 +96,11 @@ def _to_heads(x: Tensor, n_heads: int) -> Tensor:
     return x if x.shape[1] in (1, n_heads) else x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
 
-def additive_mask(mask: Tensor | None, query: Tensor, n_keys: int) -> Tensor:
-    """The mask as numbers to add to the scores, [prompt or 1, head or 1, query, key]; causal where none was given."""
+def additive_mask(mask: Tensor | None, query: Tensor, n_keys: int, causal: bool = True) -> Tensor:
+    """The mask as numbers to add to the scores, [prompt or 1, head or 1, query, key]. Where none was given: causal, or nothing."""
     n_queries, lowest = query.shape[2], torch.finfo(query.dtype).min
+    if mask is None and not causal:
+        return query.new_zeros(1, 1, n_queries, n_keys)
     if mask is None:
         place = torch.arange(n_keys, device=query.device)
         mask = place[None, :] <= place[n_keys - n_queries :, None]  # [query, key]
@@ -155,7 +157,7 @@ def attend(
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
     eager = plain_eager if options.pop("plain", False) else eager_of(module)
     if blocked is not None or want.changes or session.grad:
-        numbers = additive_mask(mask, query, n_keys)
+        numbers = additive_mask(mask, query, n_keys, _causal(module, options))
         closed = numbers <= torch.finfo(query.dtype).min / 2
         if blocked is not None:
             _check_not_empty(numbers, blocked, layer, session.start)
@@ -167,7 +169,9 @@ def attend(
     rows = session.query_rows(want.taps, query.shape[2]) if want.taps else None
     exact = query.dtype in (torch.float32, torch.float64)  # a half-precision pattern would round more than SDPA does
     if want.taps and rows is None and implementation == "sdpa" and exact:  # computed once, seen and used
-        pattern = plain_pattern(query, key, _held_mask(session, mask, query, n_keys), options.get("scaling"))
+        pattern = plain_pattern(
+            query, key, _held_mask(session, mask, query, n_keys, _causal(module, options)), options.get("scaling")
+        )
         session.site("attn.pattern", layer, pattern)
         return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2).contiguous(), None
     out = inner(module, query, key, value, mask, **options)
@@ -176,7 +180,7 @@ def attend(
     if rows is None and implementation == "eager":
         session.site("attn.pattern", layer, out[1])
         return out
-    numbers = _held_mask(session, mask, query, n_keys)
+    numbers = _held_mask(session, mask, query, n_keys, _causal(module, options))
     if rows is not None:
         index = rows[:, None, :, None].to(query.device)  # [prompt, 1, row, 1]
         query = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
@@ -193,14 +197,20 @@ def attend(
     return out
 
 
-def _held_mask(session: Listener, mask: Tensor | None, query: Tensor, n_keys: int) -> Tensor:
+def _held_mask(session: Listener, mask: Tensor | None, query: Tensor, n_keys: int, causal: bool) -> Tensor:
     """`additive_mask`, with the causal one kept from layer to layer."""
-    if mask is not None:
-        return additive_mask(mask, query, n_keys)
+    if mask is not None or not causal:
+        return additive_mask(mask, query, n_keys, causal)
     held = session.stash.get(("causal", n_keys))
     if held is None or (held.shape[2], held.dtype, held.device) != (query.shape[2], query.dtype, query.device):
         held = session.stash[("causal", n_keys)] = additive_mask(None, query, n_keys)
     return held
+
+
+def _causal(module: nn.Module, options: dict[str, Any]) -> bool:
+    """What SDPA takes a missing mask for: the call's own word, else the module's."""
+    said = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if said is None else said)
 
 
 def _check_not_empty(numbers: Tensor, blocked: Tensor, layer: int, start: int) -> None:

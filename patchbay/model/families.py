@@ -73,6 +73,11 @@ GPT = replace(
     mid="ln_2",
     mlp_gate="",
 )
+NESTED = (
+    "model.language_model",
+    "language_model.model",
+    "model.text_model",
+)  # where models of several kinds keep their text model
 _LATENT = ("q_a_proj", "q_a_layernorm", "q_b_proj|q_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 _NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
@@ -299,6 +304,13 @@ class LayerModules:
     experts: nn.Module | None
 
 
+def text_config(hf: nn.Module) -> Any:
+    """The config of the text model: its own part where several models are nested in one, as vision-language models do."""
+    config: Any = hf.config
+    read = getattr(config, "get_text_config", None)
+    return config if read is None else read(decoder=True)
+
+
 def follow(root: Any, path: str) -> Any | None:
     """The object at a dotted path, or None where a step is missing or the path is empty."""
     if "|" in path:
@@ -346,7 +358,7 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
     if layers is None or not len(layers):
         return lacking or [family.layers]
     for i, layer in enumerate(layers):
-        found = layer_modules(family, layer, hf.config)
+        found = layer_modules(family, layer, text_config(hf))
         if found.attn_added is None:
             lacking.append(f"{family.layers}.{i}.{family.attn}" + "".join(f" or .{m}" for m in family.mixers))
         elif found.attn is not None and found.attn_proj is None:
@@ -358,14 +370,23 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
     return lacking
 
 
+def _nested(family: Family, hf: nn.Module) -> list[Family]:
+    """The row, and where a text model stands inside another model, the row with its paths there."""
+    inside = next((path for path in NESTED if follow(hf, path) is not None), None)
+    if inside is None or not family.layers.startswith("model."):
+        return [family]
+    layers, norm = (inside + path.removeprefix("model") for path in (family.layers, family.final_norm))
+    return [replace(family, layers=layers, final_norm=norm)]
+
+
 def _unplaced(family: Family, hf: nn.Module) -> int:
     """How many norms, streams and routers the row names that this model's layers lack: the fewer, the nearer."""
     count = 0
     for layer in follow(hf, family.layers) or ():
-        found = layer_modules(family, layer, hf.config)
+        found = layer_modules(family, layer, text_config(hf))
         count += bool(family.norm_attn) and found.norm_attn is None
         count += bool(family.norm_mlp) and found.norm_mlp is None
-        count += bool(family.mid) and found.mid is None and not family.is_parallel(hf.config)
+        count += bool(family.mid) and found.mid is None and not family.is_parallel(text_config(hf))
         count += found.experts is not None and found.router is None
     return count
 
@@ -379,7 +400,8 @@ def _fitting(hf: nn.Module, *some: Sequence[Family]) -> Iterator[Family]:
 
 def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> Iterator[Family]:
     """Rows whose paths this model has, that of its type first, then the nearest. Refuses with what was found."""
-    model_type = getattr(hf.config, "model_type", "")
+    model_type = getattr(text_config(hf), "model_type", "")
+    rows = [family for row in rows for family in _nested(row, hf)]
     named = [family for family in rows if model_type in family.model_types]
     others = [family for family in rows if family not in named]
     fitting = _fitting(hf, named, others)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from patchbay.model.families import FAMILIES, Family
+from patchbay.model.families import FAMILIES, Family, text_config
 from patchbay.model.model import Model
 from patchbay.model.source import built_in_names, from_pretrained
 from patchbay.signal.port import PatchbayError
@@ -54,7 +54,7 @@ def load(
         trust_remote_code=trust_remote_code,
     )
     named = any(
-        hf.config.model_type in row.model_types for row in FAMILIES
+        text_config(hf).model_type in row.model_types for row in FAMILIES
     )  # else by structure: proved before it returns
     prove = family is not None or not named
     return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source, prove=prove)

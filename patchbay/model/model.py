@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from patchbay.edits.edit import Edit
 from patchbay.jacks.session import Session
 from patchbay.model import weights
-from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules
+from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules, text_config
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
+from patchbay.model.linear import width_in
+from patchbay.model.proofs import graph_error
+from patchbay.model.regime import randomness, rope_regime
 from patchbay.model.self_check import self_check
 from patchbay.model.source import folder
 from patchbay.model.text import batch, encode, longest_prompt
@@ -83,16 +86,31 @@ class Model:
         """Adopt the first row that passes the self-check. Raises PatchbayError when none does."""
         self._heads: dict[int, tuple[int, int, int]] = {}  # layer -> (heads, key/value groups, width of q and k)
         failed: list[str] = []
+        unread: Family | None = None  # right in all but how its weights lie
         for row in self._rows():
             try:
                 self._adopt(row)
-            except (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, IndexError) as error:
+            except (
+                RuntimeError,
+                TypeError,
+                AttributeError,
+                AssertionError,
+                KeyError,
+                IndexError,
+                PatchbayError,
+            ) as error:
                 failed.append(f"{row.name}: {type(error).__name__}: {error}")
                 continue
-            if self.check.passed:
+            named = self.config.model_type in row.model_types
+            why = str(self.check) if not self.check.passed else None if named else graph_error(self)
+            if why is None and (named or not self.check.weights or self._given_family is not None):
                 prove_unseen(self)
                 return
-            failed.append(f"{row.name}: {self.check}")
+            unread = unread or (row if why is None else None)
+            failed.append(f"{row.name}: {why}")
+        if unread is not None:
+            self._adopt(unread)
+            return
         raise PatchbayError(
             f"{type(self.hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
             + "; ".join(failed[:3])
@@ -104,17 +122,20 @@ class Model:
         layers = follow(self.hf, family.layers)
         if layers is None:
             raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
-        self.modules: list[LayerModules] = [layer_modules(family, layer, self.hf.config) for layer in layers]
+        self.modules: list[LayerModules] = [layer_modules(family, layer, self.config) for layer in layers]
         self._signals = [self._signals_of(at) for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
-        self.residual_scale = float(getattr(self.hf.config, family.residual_scale or "_", None) or 1.0)
+        self.residual_scale = float(getattr(self.config, family.residual_scale or "_", None) or 1.0)
         self.check = self_check(self)
+        for i in self.check.missing:
+            self._signals[i] = tuple(signal for signal in self._signals[i] if signal != "attn.head_out")
 
     # ---- shape ----
 
     @property
     def config(self) -> Any:
-        return self.hf.config
+        """The text model's config."""
+        return text_config(self.hf)
 
     @property
     def device(self) -> torch.device:
@@ -130,7 +151,7 @@ class Model:
 
     @property
     def d_model(self) -> int:
-        return int(self.hf.config.hidden_size)
+        return int(self.config.hidden_size)
 
     @property
     def vocab_size(self) -> int:
@@ -139,19 +160,19 @@ class Model:
     @property
     def max_positions(self) -> int | None:
         """Longest prompt that the model was made for, where its config says."""
-        found = getattr(self.hf.config, "max_position_embeddings", None)
+        found = getattr(self.config, "max_position_embeddings", None)
         return int(found) if found else None
 
     @property
     def longest_prompt(self) -> int | None:
         """Longest prompt that is run: `max_positions`, or None where the model's positions go on past it."""
-        return longest_prompt(self.hf.config)
+        return longest_prompt(self.config)
 
     def n_heads(self, layer: int) -> int:
         """Query heads of a layer; 0 where it has no attention."""
         if self.modules[layer].attn is None:
             return 0
-        return self._heads[layer][0] if layer in self._heads else int(self.hf.config.num_attention_heads)
+        return self._heads[layer][0] if layer in self._heads else int(self.config.num_attention_heads)
 
     def n_groups(self, layer: int) -> int:
         """Key/value heads of a layer: as many as its attention receives."""
@@ -163,7 +184,7 @@ class Model:
 
     def n_neurons(self, layer: int) -> int:
         at = self.modules[layer]
-        return weights.matrix(at.mlp_proj).shape[0] if at.mlp_proj is not None else 0
+        return width_in(at.mlp_proj) if at.mlp_proj is not None else 0
 
     def n_experts(self, layer: int) -> int:
         experts = self.modules[layer].experts
@@ -172,6 +193,25 @@ class Model:
     def W_O(self, layer: int) -> Tensor:
         """Output weights of a layer's heads, [head, d_head, d_model]."""
         return weights.output_weights(self.modules[layer], self.n_heads(layer))
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token sees those after it. Of other models, prompts of different lengths run apart and nothing restarts."""
+        return self.check.causal
+
+    def regime(self, length: int) -> int:
+        """Prompts of one regime may share a batch: where rotary positions depend on the longest prompt of a batch, those of
+        one scaling; where tokens see all others, those of one length."""
+        return length if not self.causal else rope_regime(self.hf, length)
+
+    def check_mode(self) -> None:
+        """Refuse to measure a model that drops out at random: two equal runs would differ."""
+        moving = self.hf.training or any(at.layer.training for at in self.modules)
+        if moving and (found := randomness(self.hf)):
+            raise PatchbayError(
+                f"the model is in train mode and changes at random ({found}): two equal runs differ. "
+                "Call model.hf.eval() first, or set its dropout to 0"
+            )
 
     # ---- parts and ports ----
 
@@ -297,6 +337,7 @@ class Model:
     def batch(self, prompts: Any) -> tuple[Tensor, Tensor, bool]:
         """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, their lengths
         [prompt], and whether these differ."""
+        self.check_mode()
         return batch(self, prompts)
 
     # ---- running ----
@@ -347,6 +388,7 @@ class Model:
         says one. Those that cannot be met here are refused by name. Positions of edits count in the prompt;
         generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`.
         """
+        self.check_mode()
         return generate(self, prompts, max_new_tokens, edits=edits, new_only=new_only, **options)
 
     def unembed_logits(self, normed: Tensor) -> Tensor:
@@ -355,7 +397,7 @@ class Model:
 
     def scaled_logits(self, logits: Tensor) -> Tensor:
         """The unembedding's raw output with the family's scale and soft cap."""
-        config = self.hf.config
+        config = self.config
         logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
         logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
         cap = getattr(config, "final_logit_softcapping", None)
@@ -391,7 +433,7 @@ class Model:
             if not any(signal in self.signals(i) for i in range(self.n_layers))
         ]
         return (
-            f"Model {self.source or type(self.hf).__name__}: family {self.family.name} ({self.hf.config.model_type}), "
+            f"Model {self.source or type(self.hf).__name__}: family {self.family.name} ({self.config.model_type}), "
             f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {self.check}\n"
             f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}"
             + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")

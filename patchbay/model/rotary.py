@@ -22,14 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits import edit
-from patchbay.model.weights import HeadWeights, latent_weights, norm_parts
+from patchbay.model.weights import HeadWeights, latent_weights, norm_gain, query_key_norms
 from patchbay.signal.port import PatchbayError, Port
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
 
 N_PROBES = {torch.float64: 2, torch.float32: 2}  # of other types, 8: their rounding is averaged out
-NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))  # modules that norm queries and keys, by their names
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 
 
@@ -155,50 +154,19 @@ def _error(x: Tensor, rotation: Tensor) -> float:
 def _own_norm(model: Model, layer: int, weights: HeadWeights) -> tuple[Tensor, Tensor]:
     """W_Q and W_K with the gain (and centring) of the norms that follow them; the direction is exact, the size is not:
     such a norm divides every token's query by its own length."""
-    found = query_key_norms(model, layer)
+    found = query_key_norms(model.modules[layer].attn)
     if found is None:
         return weights.W_Q, weights.W_K
     return _behind(weights.W_Q, found[0]), _behind(weights.W_K, found[1])
 
 
-def query_key_norms(model: Model, layer: int) -> tuple[nn.Module, nn.Module] | None:
-    """The modules that norm queries and keys; None where there are none."""
-    attn = model.modules[layer].attn
-    for names in NORMS:
-        q, k = (getattr(attn, name, None) for name in names)
-        if isinstance(q, nn.Module) and isinstance(k, nn.Module):
-            return q, k
-    return None
-
-
 def _behind(weight: Tensor, norm: nn.Module) -> Tensor:
     """The map [head, d_model, d_head] followed by a norm, up to the length that the norm divides by."""
     n_heads, _, d_head = weight.shape
-    gain, centred = _gain(norm, n_heads, d_head)
+    gain, centred = norm_gain(norm, n_heads, d_head)
     if centred:
         weight = weight - weight.mean(-1, keepdim=True)
     return weight * gain.to(weight)[:, None, :]
-
-
-def _gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]:
-    """Gain [head or 1, d_head] of a norm of queries or keys, and whether it centres each head's."""
-    if isinstance(getattr(norm, "norms", None), nn.ModuleList):  # one norm per head
-        parts = [norm_parts(one) for one in norm.norms]
-        return torch.stack([gain for gain, _, _ in parts]), parts[0][2]
-    weight = getattr(norm, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 2:  # one gain per head, in one module
-        x = torch.randn(1, 1, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
-        out = norm(x)[0, 0] / weight
-        centred = bool(out.mean(-1).abs().max() < 1e-2 * out.abs().max())
-        return weight, centred
-    gain, _, centred = norm_parts(norm)
-    if gain.numel() == d_head:
-        return gain[None], centred
-    if gain.numel() == n_heads * d_head and not centred:
-        return gain.view(n_heads, d_head), False
-    raise PatchbayError(
-        f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
-    )
 
 
 def rotary_size(made: Tensor, tapped: Tensor) -> float:
@@ -211,7 +179,7 @@ def _check_direction(model: Model, layer: int, stream: Tensor, q: Tensor, k: Ten
     rotary positions multiply dimensions by besides turning them, relative to the others: 1 but in part of a latent head."""
     at, plain = model.modules[layer], model.layers[layer].attn.weights()
     x = stream if at.norm_attn is None else at.norm_attn(stream[:, None])[:, 0]
-    norms = query_key_norms(model, layer) or (None, None)
+    norms = query_key_norms(model.modules[layer].attn) or (None, None)
     rates, sizes = model.layers[layer].attn.inner_rates(x), torch.ones(q.shape[3], dtype=q.dtype, device=q.device)
     if model.family.qkv == "latent":
         still = len(sizes) - len(latent_weights(model.family, at, model.n_heads(layer)).order)
@@ -223,7 +191,7 @@ def _check_direction(model: Model, layer: int, stream: Tensor, q: Tensor, k: Ten
         made = torch.einsum("pd,hdr->phr", x.double(), weight.double())
         made = (made if bias is None else made + bias.double()) * (rate if rate.ndim == 1 else rate[:, None]) * sizes
         if norm is not None:
-            gain, centred = _gain(norm, *made.shape[1:])
+            gain, centred = norm_gain(norm, *made.shape[1:])
             made = (made - made.mean(-1, keepdim=True) if centred else made) * gain.to(made)
             shift = getattr(norm, "bias", None)
             if shift is not None:

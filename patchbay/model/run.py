@@ -129,7 +129,10 @@ def run(
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
     ids, lengths, ragged = model.batch(prompts)
     touched = [_touched(edit, Batch(ids, lengths, lengths, model.token_id)) for edit in edits]
-    if batch_size is None or batch_size >= len(ids):
+    apart = _apart(model, lengths)
+    if apart is not None:
+        trace = _in_groups(model, ids, lengths, apart, taps, edits, grad, logits, batch_size)
+    elif batch_size is None or batch_size >= len(ids):
         trace = _together(model, ids, lengths, ragged, taps, edits, grad, logits)
     else:
         outer = next((edit for edit in model.active_edits() if edit.by_row), None)
@@ -171,6 +174,50 @@ def _together(
         if kept.shape[1] > 1:
             kept = _nan_padding(kept, Port("logits"), lengths)
     return Trace(ids, lengths, kept, [], [], captured)
+
+
+def _apart(model: Model, lengths: Tensor) -> list[list[int]] | None:
+    """Groups of prompts that must not share a batch, because what is computed for one would depend on the others; else None."""
+    groups: dict[int, list[int]] = {}
+    if int(lengths.min()) < int(lengths.max()):
+        for i, length in enumerate(lengths.tolist()):
+            groups.setdefault(model.regime(length), []).append(i)
+    return list(groups.values()) if len(groups) > 1 else None
+
+
+def _in_groups(
+    model: Model,
+    ids: Tensor,
+    lengths: Tensor,
+    groups: Sequence[Sequence[int]],
+    taps: Sequence[Port],
+    edits: Sequence[Edit],
+    grad: bool,
+    logits: str,
+    size: int | None,
+) -> Trace:
+    """Each group in batches of its own; their traces in the order of the prompts."""
+    outer = next((edit for edit in model.active_edits() if edit.by_row), None)
+    if grad or outer is not None:
+        raise PatchbayError(
+            f"{outer or 'grad=True'} on prompts of lengths {sorted(set(lengths.tolist()))[:6]}: what this model computes for one "
+            "depends on the others of its batch, so they run apart; give prompts of one length"
+        )
+    batches = [
+        list(group[i : i + (size or len(group))]) for group in groups for i in range(0, len(group), size or len(group))
+    ]
+    traces = []
+    for some in batches:
+        width = int(lengths[some].max())
+        shares = (for_prompts(edit, some, len(ids), width) for edit in edits)
+        own = [share for share in shares if share is not None]
+        ragged = int(lengths[some].min()) < width
+        traces.append(_together(model, ids[some, :width], lengths[some], ragged, taps, own, False, logits))
+    joined = _join(traces, logits)
+    order = torch.tensor([i for some in batches for i in some]).argsort()
+    captured = {port: value[order.to(value.device)] for port, value in joined._captured.items()}
+    kept = joined.logits[order.to(joined.logits.device)]
+    return Trace(joined.ids[order.to(ids.device)], joined.lengths[order], kept, [], [], captured)
 
 
 def _in_batches(

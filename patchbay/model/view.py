@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from torch import Tensor
 
 from patchbay.model import weights
+from patchbay.model.linear import rows
 from patchbay.signal.port import Part, PatchbayError, Port, signals_of
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class AttentionView(View):
         attention they are products of its factors, right up to one positive number per token (`inner_rates`)."""
         self.model.require(Port("attn.z", self._layer))
         i, model = self._layer, self.model
+        _check_read(model, i, "attn")
         shape = (model.n_heads(i), model.n_groups(i), model.d_head(i))
         return weights.head_weights(model.family, model.modules[i], *shape, fold_norm=fold_norm)
 
@@ -248,6 +250,7 @@ class MLPView(View):
 
     def weights(self, *, fold_norm: bool = False) -> weights.MLPWeights:
         self.model.require(Port("mlp.act", self._layer))
+        _check_read(self.model, self._layer, "mlp")
         return weights.mlp_weights(self.model.family, self.model.modules[self._layer], fold_norm=fold_norm)
 
 
@@ -358,7 +361,7 @@ class Embed(View):
     @property
     def weight(self) -> Tensor:
         """Token embedding, [vocab, d_model]."""
-        return _weight(self.model.hf.get_input_embeddings())
+        return rows(self.model.hf.get_input_embeddings())
 
 
 class FinalNorm(View):
@@ -381,10 +384,14 @@ class Unembed(View):
     @property
     def weight(self) -> Tensor:
         """Unembedding rows, [vocab, d_model], without the final norm's gain."""
-        return _weight(self.model.hf.get_output_embeddings())
+        return rows(self.model.hf.get_output_embeddings())
 
 
-def _weight(module: Any) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
+def _check_read(model: Model, layer: int, owner: str) -> None:
+    """Refuse weights that the self-check found to be others than those that the model computes with."""
+    found = getattr(model.__dict__.get("check"), "weights", {}).get((layer, owner))  # not there while the check runs
+    if found:
+        raise PatchbayError(
+            f"weights of L{layer}.{owner} cannot be read: {found}. Signals can be tapped and edited; a family row that names "
+            "how they lie (qkv, qkv_modules, mlp_up, mlp_gate) makes them readable: pb.load(model, family=patchbay.Family(...))"
+        )

@@ -25,7 +25,13 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.model.families import Family, LayerModules, follow
+from patchbay.model.linear import linear_map
 from patchbay.signal.port import PatchbayError
+
+QUERY_KEY_NORMS = (
+    ("q_norm", "k_norm"),
+    ("q_layernorm", "k_layernorm"),
+)  # modules that norm queries and keys, by their names
 
 
 @dataclass(frozen=True)
@@ -106,13 +112,13 @@ class MLPWeights:
 
 
 def matrix(module: nn.Module) -> Tensor:
-    """The weight of a linear map as [in, out]: Conv1D stores it so, Linear the other way round."""
-    weight = module.weight
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise PatchbayError(
-            f"{type(module).__name__} holds no plain floating-point matrix (quantised weights are not read)"
-        )
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+    """The matrix [in, out] that a module maps with now, adapters and parametrisations included: see `linear.py`."""
+    return linear_map(module)[0]
+
+
+def bias_of(module: nn.Module | None) -> Tensor | None:
+    """What a linear map adds, [out]; None where it adds nothing."""
+    return None if module is None else linear_map(module)[1]
 
 
 def output_weights(at: LayerModules, n_heads: int) -> Tensor:
@@ -142,7 +148,7 @@ def head_weights(
         pairs = [folded(at.norm_attn, w, b) for w, b in zip(weights, biases, strict=True)]
         weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
     (w_q, w_k, w_v), (b_q, b_k, b_v) = weights, biases
-    b_o = getattr(at.attn_proj, "bias", None)
+    b_o = bias_of(at.attn_proj)
     return HeadWeights(w_q, w_k, w_v, output_weights(at, n_heads), b_q, b_k, b_v, b_o)
 
 
@@ -158,7 +164,7 @@ def _plain_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d
             f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules)}; give a family row that names them"
         )
     if len(modules) == 1:
-        weight, bias = matrix(modules[0]), modules[0].bias
+        weight, bias = linear_map(modules[0])
         n_stored = (weight.shape[1] // d_head - n_heads) // 2
         columns = _columns(family, n_heads, n_stored, d_head)
         columns[1:] = [
@@ -168,10 +174,9 @@ def _plain_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d
         biases = [None if bias is None else bias[c] for c in columns]
     else:
         counts = (n_heads, n_groups, n_groups)
-        weights = [matrix(m).unflatten(1, (n, -1)).movedim(1, 0) for m, n in zip(modules, counts, strict=True)]
-        biases = [
-            None if m.bias is None else m.bias.unflatten(0, (n, -1)) for m, n in zip(modules, counts, strict=True)
-        ]
+        maps = [linear_map(module) for module in modules]
+        weights = [w.unflatten(1, (n, -1)).movedim(1, 0) for (w, _), n in zip(maps, counts, strict=True)]
+        biases = [None if b is None else b.unflatten(0, (n, -1)) for (_, b), n in zip(maps, counts, strict=True)]
         if family.qkv == "gated":  # the query projection also gives the output gate, after each head's query
             weights[0] = weights[0][..., :d_head]
             biases[0] = None if biases[0] is None else biases[0][..., :d_head]
@@ -189,7 +194,7 @@ def latent_weights(family: Family, at: LayerModules, n_heads: int) -> LatentWeig
             f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules[3:])}; give a family row that names them"
         )
     n = int(norm_parts(kv_norm)[0].numel())
-    down, bias = matrix(kv_down), getattr(kv_down, "bias", None)
+    down, bias = linear_map(kv_down)
     n_rotary = down.shape[1] - n
     order = torch.arange(n_rotary, device=down.device)
     if getattr(
@@ -200,13 +205,13 @@ def latent_weights(family: Family, at: LayerModules, n_heads: int) -> LatentWeig
     query = None
     if q_down is not None and q_norm is not None:
         q_up = follow(at.attn, family.qkv_modules[2])
-        query = _latent(at, matrix(q_down), getattr(q_down, "bias", None), q_norm, q_up, n_heads)
+        query = _latent(at, *linear_map(q_down), q_norm, q_up, n_heads)
     return LatentWeights(query, key_value, down[:, n:], None if bias is None else bias[n:], order)
 
 
 def _latent(at: LayerModules, down: Tensor, bias: Tensor | None, norm: Any, up: Any, n_heads: int) -> Latent:
     gain, shift, centred = norm_parts(norm)
-    if shift is not None or centred or getattr(up, "bias", None) is not None:
+    if shift is not None or centred or bias_of(up) is not None:
         raise PatchbayError(
             f"{type(at.attn).__name__}: its latent passes {type(norm).__name__}, which is no plain RMS norm before a map "
             "without bias: W_Q, W_K and W_V are not its product up to one number per token"
@@ -232,7 +237,8 @@ def _latent_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, 
         w_q, b_q = found.query.maps()
     else:
         plain: Any = follow(at.attn, family.qkv_modules[2])
-        w_q, b_q = matrix(plain).unflatten(1, (n_heads, -1)).movedim(1, 0), plain.bias
+        w_q, b_q = linear_map(plain)
+        w_q = w_q.unflatten(1, (n_heads, -1)).movedim(1, 0)
         b_q = None if b_q is None else b_q.unflatten(0, (n_heads, -1))
     place = torch.arange(d_head, device=w_q.device)
     place[d_head - len(found.order) :] = found.order + d_head - len(found.order)
@@ -273,11 +279,11 @@ def mlp_weights(family: Family, at: LayerModules, *, fold_norm: bool = False) ->
     """The layer's MLP weights; a fused gate-and-up projection is split."""
     if at.mlp_proj is None or at.mlp_up is None:
         raise PatchbayError(f"{type(at.layer).__name__} has no plain MLP (experts: see layer.experts)")
-    w_out, b_out = matrix(at.mlp_proj), getattr(at.mlp_proj, "bias", None)
-    w_in, b_in = matrix(at.mlp_up), getattr(at.mlp_up, "bias", None)
+    w_out, b_out = linear_map(at.mlp_proj)
+    w_in, b_in = linear_map(at.mlp_up)
     w_gate, b_gate = None, None
     if at.mlp_gate is not None:
-        w_gate, b_gate = matrix(at.mlp_gate), getattr(at.mlp_gate, "bias", None)
+        w_gate, b_gate = linear_map(at.mlp_gate)
     elif w_in.shape[1] == 2 * w_out.shape[0]:  # gate first, then up
         w_gate, w_in = w_in.chunk(2, 1)
         b_gate, b_in = (None, None) if b_in is None else b_in.chunk(2)
@@ -289,18 +295,28 @@ def mlp_weights(family: Family, at: LayerModules, *, fold_norm: bool = False) ->
 
 
 def norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
-    """(gain, bias, centring) of a norm, measured on it: norms store the gain as w or as 1 + w, and some centre first."""
+    """(gain, bias, centring) of a norm, measured on it: norms store the gain as w or as 1 + w, and some centre first.
+
+    A norm without weights has gain 1, [1]; so has nn.Identity, which does not divide by a length either."""
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if weight is None:
-        raise PatchbayError(f"{type(norm).__name__} has no weight to read a gain from")
-    probe = torch.randn(weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
+    shape = getattr(norm, "normalized_shape", None) or (64,)
+    like = torch.ones(shape[-1]) if weight is None else weight.detach()
+    if like.device.type == "meta":
+        raise PatchbayError(
+            f"{type(norm).__name__}: its gain lies on another device or on disk and cannot be read here"
+        )
+    probe = torch.randn(2, 3, like.shape[-1], generator=torch.Generator().manual_seed(0)).to(like)
+    probe = probe * torch.tensor([1.0, 3.0]).to(like)[:, None, None] + 0.5
     with torch.no_grad():
-        out = norm(probe[None, None])[0, 0].double()
+        out = norm(probe).double()
+    if weight is None and torch.equal(out, probe.double()):
+        return torch.ones(1), None, False
     out = out if bias is None else out - bias.detach().double()
+    gains = (torch.ones(1).to(like),) if weight is None else (weight, 1 + weight)
     for centred in (False, True):
-        x = probe.double() - probe.double().mean() if centred else probe.double()
-        unit = x / x.pow(2).mean().sqrt()
-        for gain in (weight, 1 + weight):
+        x = probe.double() - probe.double().mean(-1, keepdim=True) if centred else probe.double()
+        unit = x / x.pow(2).mean(-1, keepdim=True).sqrt()
+        for gain in gains:
             if torch.allclose(out, gain.detach().double() * unit, rtol=1e-2, atol=1e-3 * float(out.abs().max())):
                 return gain, bias, centred
     raise PatchbayError(
@@ -318,3 +334,33 @@ def folded(norm: nn.Module, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
         moved = shift @ weight
         bias = moved if bias is None else bias + moved
     return new, bias
+
+
+def query_key_norms(attn: nn.Module | None) -> tuple[nn.Module, nn.Module] | None:
+    """The modules that norm queries and keys; None where there are none."""
+    for names in QUERY_KEY_NORMS:
+        q, k = (getattr(attn, name, None) for name in names)
+        if isinstance(q, nn.Module) and isinstance(k, nn.Module):
+            return q, k
+    return None
+
+
+def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]:
+    """Gain [head or 1, d_head] of a norm of queries or keys, and whether it centres each head's."""
+    if isinstance(getattr(norm, "norms", None), nn.ModuleList):  # one norm per head
+        parts = [norm_parts(one) for one in norm.norms]
+        return torch.stack([gain for gain, _, _ in parts]), parts[0][2]
+    weight = getattr(norm, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2:  # one gain per head, in one module
+        x = torch.randn(1, 1, *weight.shape, generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
+        out = norm(x)[0, 0] / weight
+        centred = bool(out.mean(-1).abs().max() < 1e-2 * out.abs().max())
+        return weight, centred
+    gain, _, centred = norm_parts(norm)
+    if gain.numel() == d_head:
+        return gain[None], centred
+    if gain.numel() == n_heads * d_head and not centred:
+        return gain.view(n_heads, d_head), False
+    raise PatchbayError(
+        f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
+    )

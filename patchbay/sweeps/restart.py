@@ -105,11 +105,11 @@ class Base:
 @torch.no_grad()
 def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     """Run the base prompts, keeping streams, calls, keys and values, and the signals that edits start from."""
+    model.check_mode()
     lacking = [i for i, at in enumerate(model.modules) if at.attn is None]
-    if lacking:
-        return Base(
-            model, ids, [], [], [], {}, [], [], refusal=f"layers {lacking[:6]} carry a state, not keys and values"
-        )
+    if lacking or not model.causal:
+        why = f"layers {lacking[:6]} carry a state, not keys and values" if lacking else "tokens see those after them"
+        return Base(model, ids, [], [], [], {}, [], [], refusal=why)
     calls: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
     ports = [Port("resid_in", i) for i in range(model.n_layers)]
     ports += [Port("resid_out", model.n_layers - 1), *signals]

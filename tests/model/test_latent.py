@@ -127,14 +127,17 @@ def test_the_number_is_that_of_a_root_mean_square_latent(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_holds_over_the_whole_head_is_checked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-check has rows for it, and they fail where the convention's number is not what the maps hold."""
-    rows = verify(pb.load(twins.twin(name)))
+    model = pb.load(twins.twin(name))
+    rows = verify(model)
     said = {row.claim for row in rows if "inner scale" in row.claim}
     assert {claim.split(": ")[-1] for claim in said} >= {"what is not turned", "the rotary part at position 0"}
     assert all(row.passed for row in rows)
     rates = weights.Latent.rates
     monkeypatch.setattr(weights.Latent, "rates", lambda self, x: 1.01 * rates(self, x))
-    failed = {row.signal for row in verify(pb.load(twins.twin(name))) if not row.passed}
+    failed = {row.signal for row in verify(model) if not row.passed}
     assert failed == {"attn.q", "attn.k", "attn.v"}
+    with pytest.raises(pb.PatchbayError, match=r"weights of L0.attn cannot be read: the stream times W_V is not v"):
+        pb.load(twins.twin(name)).layers[0].attn.weights()
 
 
 @pytest.mark.parametrize(("name", "form"), list(itertools.product(NAMES, FORMS)))

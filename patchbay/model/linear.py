@@ -1,0 +1,187 @@
+"""The matrix that a module maps with now, whatever it is made of: plain weights, an adapter beside them, a parametrisation,
+weights that are quantised or lie elsewhere.
+
+A plain linear layer is believed: its weight is what it multiplies by. Any other module (a LoRA layer, a quantised one, a class
+of its own) is asked: what it makes of random inputs must be what the matrix makes of them. The matrix that is tried is its
+own weight, then that with its active adapters' changes, then the one that the unit vectors give, which is what the module
+multiplies by whatever it holds. A module of which none is true is no linear map, and is refused. Nothing is kept: a weight
+that is trained, merged or switched off is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from patchbay.signal.port import PatchbayError
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+QUANTISED = 6e-2  # a quantised layer may round its inputs too
+ROWS = 1024  # unit vectors in one call
+
+Linear = tuple[Tensor, Tensor | None]  # [in, out] and [out]
+
+
+def linear_map(module: Any) -> Linear:
+    """The matrix [in, out] and the bias [out] that a module maps with: `module(x) == x @ matrix + bias`."""
+    with _there(module):
+        if is_plain(module):
+            return _stored(module)
+        made = _normed(module)
+        return _asked(module) if made is None else (made.T, module.bias)
+
+
+def is_plain(module: Any) -> bool:
+    """Whether the module's class and its weight say all: a linear layer of torch or transformers as it is."""
+    weight = getattr(module, "weight", None)
+    own = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    floats = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.ndim == 2
+    return own and floats and not _overridden(module) and _normed(module) is None
+
+
+def width_in(module: Any) -> int:
+    """How many numbers the module takes."""
+    found = getattr(module, "in_features", None) or getattr(module, "nx", None)
+    return int(found) if found is not None else linear_map(module)[0].shape[0]
+
+
+def rows(module: Any) -> Tensor:
+    """The rows [token, d_model] of an embedding, or of an unembedding."""
+    if isinstance(module, nn.Embedding) and type(module.weight) in (Tensor, nn.Parameter):
+        with _there(module):
+            return module.weight
+    if is_plain(module):
+        return module.weight if not isinstance(module, Conv1D) else module.weight.T
+    if not hasattr(module, "num_embeddings") and not isinstance(getattr(module, "base_layer", None), nn.Embedding):
+        return linear_map(module)[0].T
+    base = getattr(module, "base_layer", module)
+    with torch.no_grad(), _in_evaluation(module):
+        places = torch.arange(base.num_embeddings, device=base.weight.device)
+        return module.forward(places) / getattr(base, "embed_scale", 1.0)
+
+
+def _overridden(module: nn.Module) -> bool:
+    """Whether somebody else than a session of ours or a loader put another forward on this one module."""
+    forward = module.__dict__.get("forward")
+    ours = isinstance(forward, partial) and str(getattr(forward.func, "__module__", "")).startswith("patchbay.")
+    return forward is not None and not ours and not hasattr(module, "_hf_hook")
+
+
+def _normed(module: Any) -> Tensor | None:
+    """The weight under torch's older weight and spectral norms, which make it anew before each call: [out, in]."""
+    if hasattr(module, "weight_g") and hasattr(module, "weight_v"):
+        made: Tensor = torch._weight_norm(module.weight_v, module.weight_g, 0)
+        return made
+    if hasattr(module, "weight_orig") and hasattr(module, "weight_u"):
+        weight: Tensor = module.weight_orig
+        return weight / (module.weight_u @ (weight @ module.weight_v))
+    return None
+
+
+@contextmanager
+def _there(module: nn.Module) -> Iterator[None]:
+    """Weights that are kept on another device or on disk are brought for the length of the block."""
+    held: Any = nullcontext()
+    if hasattr(module, "_hf_hook") and any(p.device.type == "meta" for p in module.parameters()):
+        from accelerate.utils import align_module_device
+
+        held = align_module_device(module)
+    with held:
+        yield
+
+
+def _stored(module: Any) -> Linear:
+    weight: Tensor = module.weight
+    return weight if isinstance(module, Conv1D) else weight.T, module.bias
+
+
+# ---- modules that have to be asked -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def _asked(module: Any) -> Linear:
+    weight = getattr(getattr(module, "base_layer", module), "weight", None)
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()  # type: ignore[union-attr]
+    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    call = partial(_forward, module, device, dtype)
+    tolerance = TOLERANCE.get(dtype, 1e-2) if plain else QUANTISED
+    for width in _widths(module, weight):
+        x = torch.randn(3, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        try:
+            y, bias = call(x), call(torch.zeros(1, width))[0]
+        except (RuntimeError, TypeError, AttributeError, AssertionError, IndexError):
+            continue
+        for made in (*_candidates(module), lambda width=width, bias=bias: _by_unit_vectors(call, width, bias)):
+            matrix = made()
+            if matrix.shape == (width, len(bias)) and _agrees(x, matrix, bias, y, tolerance):
+                return matrix, bias if bool(bias.any()) or getattr(module, "bias", None) is not None else None
+    raise PatchbayError(
+        f"{type(module).__name__} is no linear map that weights could be read of: what it makes of random inputs is not a "
+        "matrix times these (signals can be tapped and edited all the same)"
+    )
+
+
+def _forward(module: nn.Module, device: torch.device, dtype: torch.dtype, x: Tensor) -> Tensor:
+    """The module's own forward, hooks left out, as it is in evaluation."""
+    with _in_evaluation(module):
+        return module.forward(x.to(device, dtype)).detach()
+
+
+@contextmanager
+def _in_evaluation(module: nn.Module) -> Iterator[None]:
+    training = [one for one in module.modules() if one.training]
+    for one in training:
+        one.training = False
+    try:
+        yield
+    finally:
+        for one in training:
+            one.training = True
+
+
+def _widths(module: Any, weight: Any) -> list[int]:
+    """How many numbers the module may take, the likeliest first."""
+    named = [getattr(module, name, None) for name in ("in_features", "infeatures", "nx")]
+    shape = list(weight.shape)[::-1] if isinstance(weight, Tensor) and weight.ndim == 2 else []
+    return list(dict.fromkeys(int(n) for n in (*named, *shape) if isinstance(n, int)))
+
+
+def _candidates(module: Any) -> Iterator[Callable[[], Tensor]]:
+    """Matrices that the module may map with, cheapest first. What a called adapter does to its base has happened by now."""
+    base = getattr(module, "base_layer", None)
+    stored = module if base is None else base
+    weight = getattr(stored, "weight", None)
+    if type(weight) not in (Tensor, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
+        return
+    flat = isinstance(stored, Conv1D)
+    yield lambda: weight if flat else weight.T
+    if base is None:
+        yield lambda: weight  # a class of its own that stores [in, out]
+    elif hasattr(module, "get_delta_weight"):
+
+        def with_adapters() -> Tensor:
+            changes = [module.get_delta_weight(name) for name in module.active_adapters if name in module.scaling]
+            moved = sum((change.to(weight) for change in changes), weight)
+            return moved if flat else moved.T
+
+        if hasattr(module, "scaling"):
+            yield with_adapters
+
+
+def _by_unit_vectors(call: Callable[[Tensor], Tensor], width: int, bias: Tensor) -> Tensor:
+    """The matrix whose rows are what the module makes of unit vectors."""
+    out = [call(torch.eye(width)[some]) - bias for some in torch.arange(width).split(ROWS)]
+    return torch.cat(out)
+
+
+def _agrees(x: Tensor, matrix: Tensor, bias: Tensor, y: Tensor, tolerance: float) -> bool:
+    made = x.to(matrix.device) @ matrix.double() + bias.double()
+    off = (made - y.double()).abs().max() / y.double().abs().max().clamp(min=1e-30)
+    return bool(off <= tolerance)

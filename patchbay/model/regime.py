@@ -1,0 +1,52 @@
+"""What makes a run of a model depend on more than its prompt: chance in train mode, and the other prompts of its batch.
+
+Dropout, dropped layers and noise on routers act in train mode alone. Rotary positions scaled by "longrope" have one set of
+frequencies for batches up to the trained length and another beyond it; those scaled by "dynamic" have other frequencies for every
+length beyond it. There the longest prompt of a batch decides for all, so prompts of different regimes must not share one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def randomness(hf: nn.Module) -> str:
+    """Where a model in train mode changes at random, in words; empty when nowhere."""
+    for name, module in hf.named_modules():
+        if not module.training:
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0:
+            return f"{name}: {type(module).__name__} of {module.p}"
+        for key, value in vars(module).items():
+            chance = isinstance(value, float) and value > 0
+            if chance and ("drop" in key or "jitter" in key):
+                return f"{name or type(module).__name__}.{key} of {value}"
+    return ""
+
+
+def rope_regime(hf: nn.Module, length: int) -> int:
+    """0 for lengths whose rotary positions are alike; else a number that prompts of one scaling share."""
+    found = 0
+    for module in hf.modules():
+        kind: Any = getattr(module, "rope_type", None)
+        kinds = kind.values() if isinstance(kind, dict) else (kind,)
+        if not any(isinstance(one, str) and (one == "longrope" or "dynamic" in one) for one in kinds):
+            continue
+        trained = _trained_length(module)
+        if length > trained:
+            found = max(found, length if any(isinstance(one, str) and "dynamic" in one for one in kinds) else 1)
+    return found
+
+
+def _trained_length(module: Any) -> int:
+    config = getattr(module, "config", None)
+    scaling = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    named = [scaling, *(part for part in scaling.values() if isinstance(part, dict))]
+    inside = [
+        part["original_max_position_embeddings"] for part in named if part.get("original_max_position_embeddings")
+    ]
+    other = [getattr(config, "original_max_position_embeddings", None), getattr(module, "original_max_seq_len", None)]
+    found = [int(n) for n in (*inside, *other, getattr(config, "max_position_embeddings", None)) if n]
+    return min(found) if found else 0
