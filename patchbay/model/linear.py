@@ -39,10 +39,21 @@ def linear_map(module: Any) -> Linear:
 
 def is_plain(module: Any) -> bool:
     """Whether the module's class and its weight say all: a linear layer of torch or transformers as it is."""
-    weight = getattr(module, "weight", None)
     own = type(module).forward in (nn.Linear.forward, Conv1D.forward)
-    floats = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.ndim == 2
-    return own and floats and not _overridden(module) and _normed(module) is None
+    return (
+        own
+        and _floats(getattr(module, "weight", None)) is not None
+        and not _overridden(module)
+        and _normed(module) is None
+    )
+
+
+def _floats(weight: Any) -> Tensor | None:
+    """The weight where it is a plain matrix of floating-point numbers, no tensor of another kind (quantised, or distributed)."""
+    if type(weight) not in (Tensor, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
+        return None
+    found: Tensor = weight
+    return found
 
 
 def width_in(module: Any) -> int:
@@ -107,7 +118,7 @@ def _stored(module: Any) -> Linear:
 @torch.no_grad()
 def _asked(module: Any) -> Linear:
     weight = getattr(getattr(module, "base_layer", module), "weight", None)
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point()  # type: ignore[union-attr]
+    plain = _floats(weight) is not None
     dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     call = partial(_forward, module, device, dtype)
@@ -118,7 +129,7 @@ def _asked(module: Any) -> Linear:
             y, bias = call(x), call(torch.zeros(1, width))[0]
         except (RuntimeError, TypeError, AttributeError, AssertionError, IndexError):
             continue
-        for made in (*_candidates(module), lambda width=width, bias=bias: _by_unit_vectors(call, width, bias)):
+        for made in (*_candidates(module), partial(_by_unit_vectors, call, width, bias)):
             matrix = made()
             if matrix.shape == (width, len(bias)) and _agrees(x, matrix, bias, y, tolerance):
                 return matrix, bias if bool(bias.any()) or getattr(module, "bias", None) is not None else None
@@ -157,8 +168,8 @@ def _candidates(module: Any) -> Iterator[Callable[[], Tensor]]:
     """Matrices that the module may map with, cheapest first. What a called adapter does to its base has happened by now."""
     base = getattr(module, "base_layer", None)
     stored = module if base is None else base
-    weight = getattr(stored, "weight", None)
-    if type(weight) not in (Tensor, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
+    weight = _floats(getattr(stored, "weight", None))
+    if weight is None:
         return
     flat = isinstance(stored, Conv1D)
     yield lambda: weight if flat else weight.T
@@ -167,8 +178,9 @@ def _candidates(module: Any) -> Iterator[Callable[[], Tensor]]:
     elif hasattr(module, "get_delta_weight"):
 
         def with_adapters() -> Tensor:
-            changes = [module.get_delta_weight(name) for name in module.active_adapters if name in module.scaling]
-            moved = sum((change.to(weight) for change in changes), weight)
+            moved = weight
+            for name in module.active_adapters:
+                moved = moved + module.get_delta_weight(name).to(weight) if name in module.scaling else moved
             return moved if flat else moved.T
 
         if hasattr(module, "scaling"):
