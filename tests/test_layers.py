@@ -58,6 +58,7 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
     "jacks.session": "every signal's jack",
+    "model.families": "one row per family, and which fits",
     "sweeps.restart": "a base run that any layer can go on from",
     "sweeps.sweep": "plan, batches and Result",
     "sweeps.walk": "the growing batch",

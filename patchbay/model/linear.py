@@ -129,7 +129,8 @@ def _asked(module: Any) -> Linear:
             y, bias = call(x), call(torch.zeros(1, width))[0]
         except (RuntimeError, TypeError, AttributeError, AssertionError, IndexError):
             continue
-        for made in (*_candidates(module), partial(_by_unit_vectors, call, width, bias)):
+        ways: list[Callable[[], Tensor]] = [*_candidates(module), partial(_by_unit_vectors, call, width, bias)]
+        for made in ways:
             matrix = made()
             if matrix.shape == (width, len(bias)) and _agrees(x, matrix, bias, y, tolerance):
                 return matrix, bias if bool(bias.any()) or getattr(module, "bias", None) is not None else None
