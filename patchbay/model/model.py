@@ -36,6 +36,8 @@ from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, pars
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+# what a row that does not fit a model raises when it is tried
+UNFIT = (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, IndexError, PatchbayError)
 # what the self-check establishes
 PROVED = ("family", "modules", "_signals", "_heads", "final_norm_module", "residual_scale", "check")
 
@@ -90,15 +92,7 @@ class Model:
         for row in self._rows():
             try:
                 self._adopt(row)
-            except (
-                RuntimeError,
-                TypeError,
-                AttributeError,
-                AssertionError,
-                KeyError,
-                IndexError,
-                PatchbayError,
-            ) as error:
+            except UNFIT as error:
                 failed.append(f"{row.name}: {type(error).__name__}: {error}")
                 continue
             named = self.config.model_type in row.model_types
@@ -110,6 +104,7 @@ class Model:
             failed.append(f"{row.name}: {why}")
         if unread is not None:
             self._adopt(unread)
+            prove_unseen(self)
             return
         raise PatchbayError(
             f"{type(self.hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
