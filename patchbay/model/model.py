@@ -23,21 +23,18 @@ from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, 
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
 from patchbay.model.linear import width_in
-from patchbay.model.proofs import graph_error
-from patchbay.model.regime import randomness, rope_regime
+from patchbay.model.proving import prove
+from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
 from patchbay.model.source import folder
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
-from patchbay.model.versions import prove_unseen
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
 from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# what a row that does not fit a model raises when it is tried
-UNFIT = (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, IndexError, PatchbayError)
 # what the self-check establishes
 PROVED = ("family", "modules", "_signals", "_heads", "final_norm_module", "residual_scale", "check")
 
@@ -85,32 +82,8 @@ class Model:
         return self.__dict__[name]
 
     def _prove(self) -> None:
-        """Adopt the first row that passes the self-check. Raises PatchbayError when none does."""
         self._heads: dict[int, tuple[int, int, int]] = {}  # layer -> (heads, key/value groups, width of q and k)
-        failed: list[str] = []
-        unread: Family | None = None  # right in all but how its weights lie
-        for row in self._rows():
-            try:
-                self._adopt(row)
-            except UNFIT as error:
-                failed.append(f"{row.name}: {type(error).__name__}: {error}")
-                continue
-            named = self.config.model_type in row.model_types
-            why = str(self.check) if not self.check.passed else None if named else graph_error(self)
-            if why is None and (named or not self.check.weights or self._given_family is not None):
-                prove_unseen(self)
-                return
-            unread = unread or (row if why is None else None)
-            failed.append(f"{row.name}: {why}")
-        if unread is not None:
-            self._adopt(unread)
-            prove_unseen(self)
-            return
-        raise PatchbayError(
-            f"{type(self.hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
-            + "; ".join(failed[:3])
-            + ". If the paths of the family row are wrong for it, pass family=patchbay.Family(...)"
-        )
+        prove(self, self._rows(), self._given_family is not None)
 
     def _adopt(self, family: Family) -> None:
         self.family = family
@@ -195,18 +168,13 @@ class Model:
         return self.check.causal
 
     def regime(self, length: int) -> int:
-        """Prompts of one regime may share a batch: where rotary positions depend on the longest prompt of a batch, those of
-        one scaling; where tokens see all others, those of one length."""
+        """Prompts of one regime may share a batch: see `regime.py`."""
         return length if not self.causal else rope_regime(self.hf, length)
 
     def check_mode(self) -> None:
-        """Refuse to measure a model that drops out at random: two equal runs would differ."""
-        moving = self.hf.training or any(at.layer.training for at in self.modules)
-        if moving and (found := randomness(self.hf)):
-            raise PatchbayError(
-                f"the model is in train mode and changes at random ({found}): two equal runs differ. "
-                "Call model.hf.eval() first, or set its dropout to 0"
-            )
+        """Refuse to measure a model that changes at random, as dropout in train mode does: two equal runs would differ."""
+        if self.hf.training or any(at.layer.training for at in self.modules):
+            refuse_randomness(self.hf)
 
     # ---- parts and ports ----
 
@@ -422,11 +390,8 @@ class Model:
         grouped = f" over {'/'.join(map(str, groups))} key/value groups" if groups != heads else ""
         shape += [f"{'/'.join(map(str, heads))} heads{grouped}"] if heads else ["no attention heads"]
         shape += [f"{'/'.join(map(str, experts))} experts"] if experts else []
-        lacking = [
-            signal
-            for signal in (*LAYER, "attn.pattern")
-            if not any(signal in self.signals(i) for i in range(self.n_layers))
-        ]
+        offered = {signal for i in range(self.n_layers) for signal in self.signals(i)}
+        lacking = [signal for signal in (*LAYER, "attn.pattern") if signal not in offered]
         return (
             f"Model {self.source or type(self.hf).__name__}: family {self.family.name} ({self.config.model_type}), "
             f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {self.check}\n"

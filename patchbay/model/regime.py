@@ -2,7 +2,8 @@
 
 Dropout, dropped layers and noise on routers act in train mode alone. Rotary positions scaled by "longrope" have one set of
 frequencies for batches up to the trained length and another beyond it; those scaled by "dynamic" have other frequencies for every
-length beyond it. There the longest prompt of a batch decides for all, so prompts of different regimes must not share one.
+length beyond it. There the longest prompt of a batch decides for all, so prompts of different regimes must not share one; where
+tokens see all others, each length is a regime of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,17 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+
+from patchbay.errors import PatchbayError
+
+
+def refuse_randomness(hf: nn.Module) -> None:
+    """Raise PatchbayError where a model in train mode changes at random."""
+    if found := randomness(hf):
+        raise PatchbayError(
+            f"the model is in train mode and changes at random ({found}): two equal runs differ. "
+            "Call model.hf.eval() first, or set its dropout to 0"
+        )
 
 
 def randomness(hf: nn.Module) -> str:
