@@ -45,7 +45,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "results": "described saved arrays printed result record method replay",
     "sweeps": "kept restart difference walk scorer ray_executor sweep",
     "wiring": "timing components wiring",
-    "knobs": "conflicts knob rows affine fold export",
+    "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",
     "cli": "signatures options complete reading commands knob_commands",
 }

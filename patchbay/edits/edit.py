@@ -60,6 +60,7 @@ class Edit:
             raise PatchbayError(f"{self.port}: give query rows of an edit as positions=, not in the port")
         if self.op == "block" and self.port.signal != "attn.pattern":
             raise PatchbayError(f"block cuts attention and needs a pattern port, got {self.port}")
+        object.__setattr__(self, "value", as_numbers(self.value))
         if isinstance(self.value, Tensor):
             if not self.value.is_floating_point():
                 raise PatchbayError(f"{self.op} at {self.port}: value has dtype {self.value.dtype}, a float is needed")
@@ -115,21 +116,34 @@ class Edit:
     __repr__ = __str__
 
 
+def as_numbers(value: Any) -> Any:
+    """A list, an array or a scalar of numpy as what an edit holds: a tensor of floats or a number; all else as it is."""
+    if isinstance(value, Tensor) or not (isinstance(value, list | tuple) or hasattr(value, "__array__")):
+        return value
+    try:
+        found = torch.tensor(value) if isinstance(value, list | tuple) else torch.as_tensor(value.__array__())
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise PatchbayError(f"{type(value).__name__} is not an array of numbers: {error}") from error
+    if not found.ndim:
+        return float(found)
+    return found if found.is_floating_point() else found.float()
+
+
 def _rows(rows: int | Sequence[int] | None) -> tuple[int, ...] | None:
     return None if rows is None else (int(rows),) if isinstance(rows, SupportsIndex) else tuple(int(r) for r in rows)
 
 
-def replace(port: Port, value: Tensor | float, *, positions: Positions = None, rows: Any = None) -> Edit:
+def replace(port: Port, value: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Set the signal to `value`."""
     return Edit("replace", port, value, fixed(positions), _rows(rows))
 
 
-def add(port: Port, value: Tensor | float, *, positions: Positions = None, rows: Any = None) -> Edit:
+def add(port: Port, value: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Add `value` to the signal: a steering vector, a bias."""
     return Edit("add", port, value, fixed(positions), _rows(rows))
 
 
-def scale(port: Port, factor: Tensor | float, *, positions: Positions = None, rows: Any = None) -> Edit:
+def scale(port: Port, factor: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Multiply the signal by `factor`; 1.0 leaves it bit for bit."""
     return Edit("scale", port, factor, fixed(positions), _rows(rows))
 
@@ -139,22 +153,27 @@ def zero(port: Port, *, positions: Positions = None, rows: Any = None) -> Edit:
     return Edit("zero", port, None, fixed(positions), _rows(rows))
 
 
-def mean(port: Port, reference: Tensor, *, positions: Positions = None, rows: Any = None) -> Edit:
+def mean(port: Port, reference: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Set the signal to the mean of `reference` over its prompts and positions.
 
     `reference` is what a tap of the same port returned on reference prompts, [prompt, position, ...] in the port's own axes
     (padding, NaN, is left out); a tensor without those axes is taken as the mean itself.
     """
-    features = len(port.axes) - 2
+    features, reference = len(port.axes) - 2, as_numbers(reference)
+    if not isinstance(reference, Tensor):
+        raise PatchbayError(f"mean at {port}: reference {reference!r} is not a tensor, an array or a list of numbers")
     if reference.ndim == features + 2:
         reference = reference.movedim(port.tapped_axis, 1).flatten(0, 1).nanmean(0)
     return Edit("mean", port, reference, fixed(positions), _rows(rows))
 
 
-def project(port: Port, basis: Tensor, *, keep: bool = False, positions: Positions = None, rows: Any = None) -> Edit:
+def project(port: Port, basis: Any, *, keep: bool = False, positions: Positions = None, rows: Any = None) -> Edit:
     """Remove from the signal its part in the span of `basis` [direction, feature]; with `keep`, remove everything else."""
     if len(port.axes) < 3:
         raise PatchbayError(f"project at {port}: the signal is one number at each position, it has no directions")
+    basis = as_numbers(basis)
+    if not isinstance(basis, Tensor):
+        raise PatchbayError(f"project at {port}: basis {basis!r} is not a tensor, an array or a list of numbers")
     basis = torch.atleast_2d(basis)
     if not bool(torch.isfinite(basis).all()):
         raise PatchbayError(f"project at {port}: basis holds NaN or infinite numbers")

@@ -7,43 +7,44 @@
 | `gguf`       | a GGUF control vector, `direction.N` for layer N           | adding to the stream behind layers 1, 2, ...          |
 | `vector`     | safetensors, one vector for each port                      | adding, at any port                                   |
 
-Before a checkpoint or an adapter is written, the changed weights run on random tokens beside the model under the edits, and
-their logits must agree: within 1e-5 of the largest in float32, within the dtype's own rounding below it. What cannot be written
-is refused with the edit and the reason. Edits at some positions or some prompts are no weights and no vectors.
+Before a checkpoint or an adapter is written, and again when its files have been read back by those who will read them
+(`from_pretrained`, PEFT), the changed weights run on random tokens beside the model under the edits, and their logits must
+agree: within 1e-5 of the largest in float32; in half precision within the rounding noise of this model, measured against the
+same in float32. Vectors are read back too. What cannot be written is refused with the edit and the reason, and nothing of it is
+left. Edits at some positions or some prompts are no weights and no vectors. Parametrised weights are written as what they
+compute; a model with adapters or quantised weights is refused for the weight forms.
 
 The folder is written whole or not at all. Its `patchbay.json` says which knob, at which strength, from which weights, and how
-far the logits were apart.
+far the logits were apart; its `README.md` has the lines that load it.
 """
 
 from __future__ import annotations
 
-import copy
+import importlib
 import json
 import os
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
 from patchbay.files import write_folder
 from patchbay.knobs.affine import Fold
 from patchbay.knobs.fold import fold
+from patchbay.knobs.gguf import read_gguf, write_gguf
 from patchbay.knobs.knob import Knob
+from patchbay.knobs.proof import apart, plain_copy, read_back
 from patchbay.model.model import Model
-from patchbay.model.run import run
-from patchbay.model.self_check import TOLERANCE
 from patchbay.results.record import versions
 from patchbay.signal.port import PatchbayError, suggest
 
 FORMS = ("checkpoint", "lora", "gguf", "vector")
 RECORD = "patchbay.json"
-CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5}
 # model types that llama.cpp calls otherwise
 ARCHITECTURES = {
     "mistral": "llama",
@@ -99,24 +100,53 @@ def export(
         model.require(edit.port)
     target = Path(os.path.realpath(folder))
     _check_place(target, overwrite)
-    write, error, changed = {"checkpoint": _checkpoint, "lora": _lora, "gguf": _gguf, "vector": _vector}[form](
-        model, edits
-    )
+    made = {"checkpoint": _checkpoint, "lora": _lora, "gguf": _gguf, "vector": _vector}[form](model, edits)
     record = {
         "format": "patchbay-export",
         "version": 1,
         "form": form,
         "knob": {"name": knob.name, "strength": knob.strength, "edits": [str(edit) for edit in edits]},
         "model": {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name},
-        "largest_difference_of_a_logit": error,
-        "changed": list(changed),
+        "changed": list(made.changed),
         "versions": versions(),
     }
-    files = _write_folder(target, write, record)
-    return Exported(target, form, files, error, tuple(changed))
+    files, error = _write_folder(target, made, record, model)
+    return Exported(target, form, files, error, tuple(made.changed))
 
 
-Writer = Callable[[Path], None]
+@dataclass(frozen=True)
+class Made:
+    """An export that is ready to be written. `write` writes it and reads it back: the largest difference of a logit."""
+
+    write: Callable[[Path], float]
+    changed: Sequence[str]
+    lines: str  # Python that loads it; {source} is the model that it was made for
+
+
+_READ_CHECKPOINT = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+"""
+_READ_LORA = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained({source!r}, dtype="auto")
+model = PeftModel.from_pretrained(model, folder)
+"""
+_READ_GGUF = """\
+import patchbay as pb
+
+model = pb.load({source!r})
+knob = pb.load_knob(f"{{folder}}/control-vector.gguf", model)
+"""
+_READ_VECTOR = """\
+import patchbay as pb
+
+model = pb.load({source!r})
+knob = pb.load_knob(f"{{folder}}/steering.safetensors", model)
+"""
 
 
 # --- weights ------------------------------------------------------------------------------------------
@@ -124,47 +154,29 @@ Writer = Callable[[Path], None]
 
 def _folded(model: Model, edits: Sequence[Edit]) -> tuple[Model, Fold]:
     """A copy of the model with the edits in its weights."""
-    other = Model(copy.deepcopy(model.hf), model._tokenizer, family=model.family, source=model.source)
+    other = Model(plain_copy(model), model._tokenizer, family=model.family, source=model.source)
     return other, fold(other, edits)
 
 
-def _probe(model: Model) -> Tensor:
-    """Random tokens, as many as a few sentences."""
-    longest = min(24, model.max_positions or 24)
-    return torch.randint(model.vocab_size, (4, longest), generator=torch.Generator().manual_seed(0))
-
-
-@torch.no_grad()
-def _apart(model: Model, other: Model, edits: Sequence[Edit]) -> float:
-    """Largest difference of a logit between the edited model and the one with other weights; refuses one that is too large."""
-    ids = _probe(model)
-    expected = run(model, ids, edits=list(edits)).logits.double()
-    difference = float(
-        (other.hf(input_ids=ids.to(other.device), use_cache=False).logits.double() - expected).abs().max()
-    )
-    scale = max(1.0, float(expected.abs().max()))
-    allowed = CLOSE.get(model.dtype, TOLERANCE.get(model.dtype, 1e-2))
-    if not difference <= allowed * scale:
-        raise PatchbayError(
-            f"{', '.join(map(str, edits[:4]))}: with the edits in its weights this {model.family.name} model's logits differ from "
-            f"the edited model's by {difference:.1e} (largest logit {scale:.3g}, {allowed:.0e} of it is allowed): not written"
-        )
-    return difference
-
-
-def _checkpoint(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[str]]:
+def _checkpoint(model: Model, edits: Sequence[Edit]) -> Made:
     other, made = _folded(model, edits)
-    error = _apart(model, other, edits)
+    apart(model, edits, other.hf, "with the edits in its weights")
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> float:
         other.hf.save_pretrained(folder)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(folder)
+        how = {"dtype": model.dtype, "use_safetensors": True, "attn_implementation": _attention(model)}
+        return read_back(model, edits, lambda: type(other.hf).from_pretrained(folder, **how))
 
-    return write, error, sorted({*made.changes(), *made.biased, *made.others})
+    return Made(write, sorted({*made.changes(), *made.biased, *made.others}), _READ_CHECKPOINT)
 
 
-def _lora(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[str]]:
+def _attention(model: Model) -> str:
+    return str(model.hf.config._attn_implementation)
+
+
+def _lora(model: Model, edits: Sequence[Edit]) -> Made:
     """B A = the change of each weight, from its singular values; every module gets the largest rank, padded with zeros."""
     other, made = _folded(model, edits)
     wrong = sorted(made.biased | made.others)
@@ -183,20 +195,13 @@ def _lora(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[
         padded = (torch.cat([a, a.new_zeros(missing, a.shape[1])]), torch.cat([b, b.new_zeros(len(b), missing)], 1))
         for letter, tensor in zip("AB", padded, strict=True):
             tensors[f"base_model.model.{name}.lora_{letter}.weight"] = tensor.float().contiguous()
-    with torch.no_grad():  # what the adapter will do, in place of what was folded
-        for module, before in made.before.values():
-            name = made.names[id(module)]
-            if name in factors:
-                a, b = (tensors[f"base_model.model.{name}.lora_{letter}.weight"].double() for letter in "AB")
-                weight = module.weight
-                new = before + (b @ a).T  # [in, out]
-                weight.copy_((new if type(module).__name__ == "Conv1D" else new.T).to(weight))  # type: ignore[operator, arg-type]
-    error = _apart(model, other, edits)
+    _apply_factors(made, tensors)
+    apart(model, edits, other.hf, "with the adapter in its weights")
     turned = any(type(module).__name__ == "Conv1D" for module, _ in made.before.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.source,
+        "base_model_name_or_path": model.source or None,
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
@@ -206,11 +211,34 @@ def _lora(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[
         "inference_mode": True,
     }
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> float:
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "adapter_config.json", config)
+        peft = _reader("peft", "a LoRA adapter")
+        return read_back(model, edits, lambda: peft.PeftModel.from_pretrained(plain_copy(model), folder))
 
-    return write, error, sorted(factors)
+    return Made(write, sorted(factors), _READ_LORA)
+
+
+def _reader(package: str, what: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise PatchbayError(
+            f"{what} is proved by reading it back with {package}, which is not installed: pip install {package}"
+        ) from error
+
+
+@torch.no_grad()
+def _apply_factors(made: Fold, tensors: Mapping[str, Tensor]) -> None:
+    """What the adapter will do, in place of what was folded."""
+    for module, before in made.before.values():
+        name = f"base_model.model.{made.names[id(module)]}"
+        if f"{name}.lora_A.weight" in tensors:
+            a, b = (tensors[f"{name}.lora_{letter}.weight"].double() for letter in "AB")
+            weight = module.weight
+            new = before + (b @ a).T  # [in, out]
+            weight.copy_((new if type(module).__name__ == "Conv1D" else new.T).to(weight))  # type: ignore[operator, arg-type]
 
 
 def _factors(name: str, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,13 +270,24 @@ def _vectors(edits: Sequence[Edit], what: str) -> dict[str, Tensor]:
     return found
 
 
-def _vector(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[str]]:
+def _vector(model: Model, edits: Sequence[Edit]) -> Made:
     vectors = _vectors(edits, "a steering vector")
     marks = {"format": "patchbay-steering", "version": "1", "model": model.fingerprint}
-    return lambda folder: save_file(vectors, folder / "steering.safetensors", metadata=marks), 0.0, sorted(vectors)
+
+    def write(folder: Path) -> float:
+        save_file(vectors, folder / "steering.safetensors", metadata=marks)
+        _same(load_file(folder / "steering.safetensors"), vectors)
+        return 0.0
+
+    return Made(write, sorted(vectors), _READ_VECTOR)
 
 
-def _gguf(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[str]]:
+def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    if sorted(found) != sorted(expected) or not all(torch.equal(found[name], expected[name]) for name in expected):
+        raise PatchbayError("the vectors read back from the file are not those that were written: not written")
+
+
+def _gguf(model: Model, edits: Sequence[Edit]) -> Made:
     """Readers of the format add `direction.N` to the stream behind layer N, counted from 0; none of layer 0 is possible."""
     directions: dict[int, Tensor] = {}
     for edit in edits:
@@ -263,7 +302,15 @@ def _gguf(model: Model, edits: Sequence[Edit]) -> tuple[Writer, float, Sequence[
         "controlvector.model_hint": ARCHITECTURES.get(kind, kind),
         "controlvector.layer_count": model.n_layers,
     }
-    return lambda folder: write_gguf(folder / "control-vector.gguf", fields, named), 0.0, sorted(named)
+
+    def write(folder: Path) -> float:
+        path = folder / "control-vector.gguf"
+        write_gguf(path, fields, named)
+        _, found = read_gguf(path)
+        _same(found, {name: torch.from_numpy(array) for name, array in named.items()})
+        return 0.0
+
+    return Made(write, sorted(named), _READ_GGUF)
 
 
 def _behind(model: Model, edit: Edit) -> int:
@@ -284,27 +331,6 @@ def _behind(model: Model, edit: Edit) -> int:
             f"{edit}: control vectors begin behind layer 1 (direction.1), the format has none for layer 0; form='vector' has"
         )
     return found
-
-
-def write_gguf(path: Path, fields: Mapping[str, str | int], arrays: Mapping[str, Any]) -> None:
-    """GGUF version 3, little-endian: texts and unsigned numbers as fields, one-dimensional float32 arrays."""
-
-    def text(value: str) -> bytes:
-        raw = value.encode()
-        return struct.pack("<Q", len(raw)) + raw
-
-    def aligned(content: bytes) -> bytes:
-        return content + bytes(-len(content) % 32)
-
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(arrays), len(fields))
-    for name, value in fields.items():
-        typed = struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)
-        head += text(name) + typed
-    data = b""
-    for name, array in arrays.items():
-        head += text(name) + struct.pack("<IQIQ", 1, array.size, 0, len(data))  # dimensions, length, float32, place
-        data += aligned(array.astype("<f4").tobytes())
-    path.write_bytes(aligned(head) + data)
 
 
 # --- folders ------------------------------------------------------------------------------------------
@@ -330,15 +356,31 @@ def _check_place(target: Path, overwrite: bool) -> None:
             raise PatchbayError(f"{target} holds {', '.join(found[:5])}, which is no export: not replaced")
 
 
-def _write_folder(target: Path, write: Writer, record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Write the export and its record, whole or not at all."""
+def _write_folder(target: Path, made: Made, record: dict[str, Any], model: Model) -> tuple[tuple[str, ...], float]:
+    """Write the export, its record and the lines that load it, proved before it is moved into place: whole or not at all."""
+    errors: list[float] = []
 
-    def both(fresh: Path) -> None:
-        write(fresh)
-        _write_json(fresh / RECORD, record)
+    def all_of_it(fresh: Path) -> None:
+        errors.append(made.write(fresh))
+        _write_json(fresh / RECORD, record | {"largest_difference_of_a_logit": errors[0]})
+        (fresh / "README.md").write_text(_readme(record, made, model), encoding="utf-8")
 
-    write_folder(target, both)
-    return tuple(sorted(path.name for path in target.iterdir()))
+    write_folder(target, all_of_it)
+    return tuple(sorted(path.name for path in target.iterdir())), errors[0]
+
+
+def _readme(record: Mapping[str, Any], made: Made, model: Model) -> str:
+    knob = record["knob"]
+    aside = (
+        "\nllama.cpp: `llama-cli -m MODEL.gguf --control-vector control-vector.gguf`\n"
+        if record["form"] == "gguf"
+        else ""
+    )
+    return (
+        f"# {knob['name']} at strength {knob['strength']:g}, a {record['form']}\n\nMade for "
+        f"{model.source or 'a model without a name'} (weights {model.fingerprint}); `{RECORD}` says how, and how it was proved.\n\n"
+        f'```python\nfolder = "."\n{made.lines.format(source=model.source or "THE MODEL")}```\n{aside}'
+    )
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ from torch import Tensor
 from patchbay.edits.edit import Edit, pack, unpack
 from patchbay.files import write_file
 from patchbay.knobs.conflicts import KnobConflict, conflicts
+from patchbay.knobs.vectors import kind_of, read_vectors
 from patchbay.late import late
 from patchbay.model.model import Model
 from patchbay.results.result import Result, described, from_described
@@ -217,19 +218,25 @@ class Knob:
         return target
 
 
-def load_knob(path: str | Path) -> Knob:
-    """Read a file that `Knob.save` wrote. Runs nothing from it; refuses all but a whole, undamaged knob."""
+def load_knob(path: str | Path, model: Model | None = None) -> Knob:
+    """Read a file that `Knob.save` wrote, or steering vectors of other programs (`vectors.py` lists the files).
+
+    Runs nothing from it; refuses all but a whole, undamaged knob. With `model`, vectors of others are checked against it and
+    the knob is held to it; without, it says of no model that it was made on it."""
     path = Path(path)
     if not path.is_file():
         raise PatchbayError(f"{path} is {'a folder, not a file' if path.is_dir() else 'not there'}: no knob to load")
-    try:
-        with safe_open(path, framework="pt") as file:
-            marks = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise PatchbayError(f"{path} is no knob, or a damaged one: {error}") from error
+    marks, tensors = _knob_file(path)
     if marks.get("format") != FORMAT:
-        raise PatchbayError(f"{path} holds {marks.get('format', 'tensors without a format')!r}, not {FORMAT!r}")
+        if "knob" in marks or "edits" in marks:  # a knob that was altered, or edits of `save_edits`
+            raise PatchbayError(f"{path} holds {marks.get('format', 'tensors without a format')!r}, not {FORMAT!r}")
+        record = (
+            {}
+            if model is None
+            else {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name}
+        )
+        origin = {"model": record} if record else {}
+        return Knob(path.stem, read_vectors(path, model), 1.0, {"method": f"vectors read from {path.name}", **origin})
     if marks.get("version") != str(VERSION):
         raise PatchbayError(
             f"{path} is a knob of version {marks.get('version')}; this Patchbay reads version {VERSION}: update it"
@@ -247,6 +254,17 @@ def load_knob(path: str | Path) -> Knob:
     except Exception as error:  # whatever a damaged file leads to
         reason = str(error) if isinstance(error, PatchbayError) else repr(error)
         raise PatchbayError(f"{path} is a damaged knob: {reason}") from error
+
+
+def _knob_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Marks and tensors of a safetensors file; no marks where it is another kind of file that vectors come in."""
+    if kind_of(path) != "safetensors":
+        return {}, {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PatchbayError(f"{path} is no knob, or a damaged one: {error}") from error
 
 
 def _check_width(edit: Edit, model: Model) -> None:

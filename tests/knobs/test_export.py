@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.edits.edit import Edit
-from patchbay.knobs.export import write_gguf
+from patchbay.knobs.gguf import write_gguf
 from patchbay.knobs.knob import Knob
 from patchbay.signal.port import Port
 from patchbay.tiny import planted, twins
@@ -206,7 +206,7 @@ def test_peft_loads_the_adapter(name: str, tmp_path: Path) -> None:
         edits.append(pb.scale(model.layers[1].mlp.neurons[5].act, 1.0))
     knob = turned(*edits, strength=-1.5)
     written = knob.export(model, tmp_path / "lora", form="lora")
-    assert set(written.files) == {"adapter_config.json", "adapter_model.safetensors", "patchbay.json"}
+    assert set(written.files) == {"adapter_config.json", "adapter_model.safetensors", "patchbay.json", "README.md"}
     with_adapter = peft.PeftModel.from_pretrained(copy.deepcopy(model.hf), tmp_path / "lora").eval()
     error, effect = apart(model, knob, with_adapter)
     assert error < 1e-5
@@ -243,7 +243,7 @@ def test_a_control_vector_as_the_format_says(tmp_path: Path) -> None:
         pb.add(model.layers[2].mlp.out, second),
     ]
     written = Knob("steer", edits, 2.5).export(model, tmp_path / "out", form="gguf")
-    assert written.files == ("control-vector.gguf", "patchbay.json")
+    assert written.files == ("README.md", "control-vector.gguf", "patchbay.json")
     reader = gguf.GGUFReader(tmp_path / "out" / "control-vector.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     assert fields == {
