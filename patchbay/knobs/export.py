@@ -20,7 +20,6 @@ far the logits were apart; its `README.md` has the lines that load it.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -214,19 +213,20 @@ def _lora(model: Model, edits: Sequence[Edit]) -> Made:
     def write(folder: Path) -> float:
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_json(folder / "adapter_config.json", config)
-        peft = _reader("peft", "a LoRA adapter")
+        peft = _peft()
         return read_back(model, edits, lambda: peft.PeftModel.from_pretrained(plain_copy(model), folder))
 
     return Made(write, sorted(factors), _READ_LORA)
 
 
-def _reader(package: str, what: str) -> Any:
+def _peft() -> Any:
     try:
-        return importlib.import_module(package)
+        import peft
     except ImportError as error:
         raise PatchbayError(
-            f"{what} is proved by reading it back with {package}, which is not installed: pip install {package}"
+            "a LoRA adapter is proved by reading it back with peft, which is not installed: pip install peft"
         ) from error
+    return peft
 
 
 @torch.no_grad()
