@@ -43,6 +43,13 @@ def logit_diff(logits: Logits, right: Answers, wrong: ManyAnswers) -> PerPrompt:
     return _at(logits, right) - values.sum(dim=1) / real.sum(dim=1)
 
 
+def logit_diff_best(logits: Logits, right: Answers, wrong: ManyAnswers) -> PerPrompt:
+    """The right token's logit minus the HIGHEST of the wrong tokens' logits, in logits. A wrong id of -1 is padding."""
+    logits = _checked(logits, right)
+    ids, real = _wrong(logits, wrong)
+    return _at(logits, right) - logits.gather(1, ids).masked_fill(~real, -torch.inf).amax(dim=1)
+
+
 def log_probability(logits: Logits, right: Answers) -> PerPrompt:
     """Log of the softmax probability of the right token, in nats (0 at best)."""
     return _at(_checked(logits, right).log_softmax(dim=-1), right)

@@ -19,7 +19,7 @@ from patchbay.find._direct import precise, spoken
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.signal.port import PatchbayError, Port
-from patchbay.tasks.task import answer_ids
+from patchbay.tasks.answers import answer_ids
 
 UNITS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 ORDERS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth"

@@ -38,6 +38,7 @@ from patchbay.sweeps.kept import Kept
 from patchbay.sweeps.restart import Base, base_run
 from patchbay.sweeps.scorer import Metric, Scorer
 from patchbay.sweeps.walk import LATE, Cell, Touched, Walk, for_one, plan
+from patchbay.sweeps.whole_answers import sweep_answers
 from patchbay.tasks.task import Task
 
 PRECISIONS = ("fp32", "bf16", "delta-bf16")
@@ -100,14 +101,25 @@ def sweep(
     """The metric under each edit, on each prompt: a Result with `value` [edit, prompt] and `base` [prompt], in the metric's unit.
 
     `edits`: each entry an Edit, a knob, or several made together. `metric`: one of the task's (default: its own) or a function of
-    (logits [row, vocab] at the last position, prompt index of each row). `on`: run the task's "clean" prompts or its "corrupted"
+    (logits [row, vocab] at the last position, prompt index of each row), which may name the `tokens` that it reads, or ask for all
+    `positions` (see `tasks.scoring.Metric`). Answers of several tokens are scored whole. `on`: run the task's "clean" prompts or its "corrupted"
     twins. `memory`: bytes that rows and working space may take (2 GB). `folder`: keep finished batches there and resume from them.
     `precision="bf16"` runs the walk under autocast, "delta-bf16" only what differs from the base run: faster and inexact, with
     the error on a sample in the notes. `executor="ray"` spreads batches over `workers`. `progress(done, total)` is told of cells as they end.
     """
-    return Sweep(model, task, edits, metric, on=on, memory=memory, precision=precision).run(
-        folder=folder, executor=executor, workers=workers, progress=progress
-    )
+    running: dict[str, Any] = {"folder": folder, "executor": executor, "workers": workers, "progress": progress}
+    if isinstance(task, Task) and task.answers and not callable(metric):
+        if folder is not None:
+            raise PatchbayError(
+                "a sweep over answers of several tokens is several sweeps: leave folder out, or use task.steps()"
+            )
+        task = task if metric is None else task.with_metric(metric)
+
+        def one(part: Task, entries: Sequence[Any]) -> Result:
+            return Sweep(model, part, entries, memory=memory, precision=precision).run(**running)
+
+        return sweep_answers(model, task, edits, on, one)
+    return Sweep(model, task, edits, metric, on=on, memory=memory, precision=precision).run(**running)
 
 
 def estimate(model: Model, task: Task | Any, edits: Sequence[Any], metric: Any = None, **options: Any) -> Estimate:
@@ -312,11 +324,13 @@ class Sweep:
         if self._ready is None or self._ready[0] != number:
             ids, prompts = self._ids(self.groups[number]), torch.tensor(self.groups[number])
             base = base_run(self.model, ids, self._signals())
+            if self.scorer.everywhere:
+                base.refusal = f"the metric {self.scorer.name} reads all positions"
             with torch.no_grad():
                 if base.refusal is None:
                     logits = self.scorer.logits(self.model.final_norm_module(base.resid[-1][:, -1]))
                 else:
-                    logits = self.scorer.columns(self.model.hf(input_ids=ids, use_cache=False).logits[:, -1])
+                    logits = self.scorer.columns(self.scorer.read(self.model.hf(input_ids=ids, use_cache=False).logits))
                 self.scorer.reference(logits, prompts)
                 values = self.scorer.score(logits, prompts).float().cpu()
             batches = self._batches(self._cells(number, base.halves, base.narrow), ids)
@@ -410,7 +424,7 @@ class Sweep:
             edits = [for_one(edit, row, prompt, n) for row, (cell, prompt) in enumerate(some) for edit in cell.edits]
             with Session(self.model, (), edits):
                 rows = ids[[prompt for _, prompt in some]]
-                logits = self.model.hf(input_ids=rows, use_cache=False).logits[:, -1]
+                logits = self.scorer.read(self.model.hf(input_ids=rows, use_cache=False).logits)
             out.append(
                 self.scorer.score(self.scorer.columns(logits), prompts[[prompt for _, prompt in some]]).float().cpu()
             )

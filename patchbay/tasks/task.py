@@ -1,6 +1,6 @@
 """Task: prompts with right and wrong answers, a corrupted twin of each, and a metric. Data only; it never runs a model.
 
-A task asks one thing of a model: at the last position of each prompt, which token comes next? `score` turns the logits
+A task asks one thing of a model: after each prompt, which token, or which text of several, comes next? `score` turns the logits
 there into one number per prompt, by one of `METRICS`. The corrupted twin of a prompt is the same text with the one
 thing changed that decides the answer; `marks` name the token positions that matter (subject, needle, ...), and `labels`
 hold what else is known of each prompt. A score says how a model answers these prompts, in these words, as these tokens:
@@ -17,24 +17,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from patchbay.model.tokens import as_texts, tokenize
 from patchbay.signal.port import PatchbayError, suggest
+from patchbay.tasks import scoring
+from patchbay.tasks.answers import (
+    NORMALISATIONS,
+    Absent,
+    compared,
+    continuations,
+    sizes,
+    steps_of,
+    totals,
+)
+from patchbay.tasks.own import from_prompts
+from patchbay.tasks.scoring import COMPARING, METRICS, Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
     from patchbay.model.model import Model
-
-METRICS = {
-    "logit_diff": "logits",
-    "probability": "probability",
-    "log_probability": "nats",
-    "rank": "rank",
-    "accuracy": "share of prompts",
-    "kl": "nats",
-}
-"""Metric -> unit. All but rank and kl are better when higher; rank is 0 at the top."""
 
 Prompts = tuple[tuple[int, ...], ...]
 Marks = Mapping[str, Sequence[Sequence[int]]]
@@ -46,26 +47,35 @@ class Task:
 
     A twin has as many tokens as its prompt, unless `options["aligned"]` is False. `marks` maps a name to the positions
     of that group in every prompt (of the twin too, where aligned); `labels` maps a name to one value per prompt.
-    `task[2:5]` is the task of some prompts, `split` draws two halves, `Task.joined` puts several tasks together.
+    Where answers are of several tokens, or divided by their lengths (`normalise`), they stand in `answers`, the right one of each
+    prompt first, and `right` and `wrong` say so to whoever reads them; a task without answers has neither, and the metric kl or a
+    function. `places` are the prompts' numbers for a metric that is a function. `task[2:5]` is the task of some prompts, `split` draws two halves, `Task.joined` puts several tasks together.
     """
 
     name: str
     clean: Prompts
-    right: tuple[int, ...]
+    right: tuple[int, ...] = ()
     wrong: Prompts = ()
     corrupted: Prompts | None = None
-    metric: str = "logit_diff"
+    metric: Metric = "logit_diff"
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     texts: tuple[str, ...] = ()
     marks: Marks = field(default_factory=dict)
     labels: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    answers: tuple[Prompts, ...] = ()
+    answer_texts: tuple[tuple[str, ...], ...] = ()
+    normalise: str = "none"
+    places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         plain = {
             "clean": _prompts(self.clean),
-            "right": tuple(int(token) for token in self.right),
-            "wrong": _prompts(self.wrong) or ((),) * len(self.clean),
+            "right": self._right(),
+            "wrong": self._wrong(),
+            "answers": tuple(_prompts(each) for each in self.answers),
+            "answer_texts": tuple(tuple(each) for each in self.answer_texts),
+            "places": tuple(self.places) or (tuple(range(len(self.clean))) if callable(self.metric) else ()),
             "corrupted": None if self.corrupted is None else _prompts(self.corrupted),
             "texts": tuple(self.texts),
             "marks": {name: _prompts(groups) for name, groups in self.marks.items()},
@@ -76,11 +86,39 @@ class Task:
         self._check_counts()
         self._check_answers()
 
+    def _right(self) -> Any:
+        """Right answers of one token, or what says why there are none."""
+        if self.answers:
+            return Absent(
+                f"task {self.name} has answers of several tokens, or divided by their lengths; this reads answers of one token. "
+                "Possible: task.steps(), every token of the right answers as a prompt of its own, or pb.sweep"
+            )
+        if isinstance(self.right, Absent) or not self.right:
+            return Absent(f"task {self.name} has no answers, and this reads them: give right=")
+        return tuple(int(token) for token in self.right)
+
+    def _wrong(self) -> Any:
+        return self._right() if self.answers else _prompts(self.wrong or ()) or ((),) * len(self.clean)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the prompts have answers."""
+        return bool(self.right or self.answers)
+
+    @property
+    def whole_answers(self) -> tuple[Prompts, ...]:
+        """The answers of each prompt as tokens, the right one first."""
+        pairs = () if self.answers else zip(self.right, self.wrong, strict=True)
+        return self.answers or tuple(((right,), *((token,) for token in wrong)) for right, wrong in pairs)
+
     def _check_counts(self) -> None:
         if not self.clean or not all(self.clean):
             at = next((i for i, prompt in enumerate(self.clean) if not prompt), None)
             raise PatchbayError(f"task {self.name}: {'no prompts' if at is None else f'prompt {at} has no tokens'}")
-        rows = {"right": self.right, "wrong": self.wrong, **self.marks, **self.labels}
+        rows = {**self.marks, **self.labels}
+        rows |= {"answers": self.answers} if self.answers else {"wrong": self.wrong}
+        rows |= {"right": self.right} if self.right else {}
+        rows |= {"answer_texts": self.answer_texts} if self.answer_texts else {}
         rows |= {"corrupted": self.corrupted} if self.corrupted is not None else {}
         rows |= {"texts": self.texts} if self.texts else {}
         uneven = {name: len(values) for name, values in rows.items() if len(values) != len(self.clean)}
@@ -103,30 +141,51 @@ class Task:
                     )
 
     def _check_answers(self) -> None:
-        if self.metric not in METRICS:
-            known = f"metrics are {', '.join(METRICS)}"
+        if not callable(self.metric) and self.metric not in METRICS:
+            known = f"metrics are {', '.join(METRICS)}, or a function"
             raise PatchbayError(
-                f"task {self.name}: no metric {self.metric!r}; {known}{suggest(self.metric, list(METRICS))}"
+                f"task {self.name}: no metric {self.metric!r}; {known}{suggest(str(self.metric), list(METRICS))}"
             )
-        every = [*self.clean, *(self.corrupted or ()), self.right, *self.wrong]
+        if self.normalise not in NORMALISATIONS:
+            raise PatchbayError(
+                f"task {self.name}: no normalise={self.normalise!r}; possible: {', '.join(NORMALISATIONS)}"
+            )
+        if not self.answered:
+            if not callable(self.metric) and self.metric != "kl":
+                raise PatchbayError(
+                    f"task {self.name} has no answers, which the metric {self.metric} needs: give right=, or use kl or a function"
+                )
+            return
+        whole = self.whole_answers
+        if not all(all(each) and each for each in whole):
+            raise PatchbayError(f"task {self.name}: an answer has no tokens")
+        if self.normalise in ("byte", "character") and [*map(len, self.answer_texts)] != [*map(len, whole)]:
+            raise PatchbayError(
+                f"task {self.name}: normalise={self.normalise!r} needs answer_texts, one for each answer"
+            )
+        every = [*self.clean, *(self.corrupted or ()), *(ids for each in whole for ids in each)]
         lowest = min(token for ids in every for token in ids)
         if lowest < 0:
             raise PatchbayError(f"task {self.name}: token ids are never negative, found {lowest}")
-        both = [i for i, (right, wrong) in enumerate(zip(self.right, self.wrong, strict=True)) if right in wrong]
+        both = [i for i, (right, *wrong) in enumerate(whole) if right in wrong]
         if both:
             raise PatchbayError(
                 f"task {self.name}: the right answer is also among the wrong ones in prompts {both[:5]}"
             )
-        none = [i for i, wrong in enumerate(self.wrong) if not wrong]
-        if self.metric == "logit_diff" and none:
+        none = [i for i, each in enumerate(whole) if len(each) < 2]
+        if self.metric in COMPARING and none:
             raise PatchbayError(
-                f"task {self.name}: logit_diff needs a wrong answer for every prompt, {len(none)} have none "
-                f"(first: prompt {none[0]}); possible without: {', '.join(m for m in METRICS if m != 'logit_diff')}"
+                f"task {self.name}: {self.metric} needs a wrong answer for every prompt, {len(none)} have none "
+                f"(first: prompt {none[0]}); possible without: {', '.join(m for m in METRICS if m not in COMPARING)}"
             )
+        if self.answers and self.metric == "rank":
+            raise PatchbayError(f"task {self.name}: answers of several tokens have no rank; possible: log_probability")
 
     def check(self, vocab_size: int) -> None:
         """Raise PatchbayError where a prompt or an answer holds an id that a vocabulary of this size lacks."""
-        named = {"clean": self.clean, "corrupted": self.corrupted or (), "right": (self.right,), "wrong": self.wrong}
+        named = {"clean": self.clean, "corrupted": self.corrupted or ()}
+        named |= {"right": (self.right,), "wrong": self.wrong} if self.right else {}
+        named |= {"answers": tuple(ids for each in self.answers for ids in each)}
         for name, rows in named.items():
             high = max((token for ids in rows for token in ids), default=-1)
             if high >= vocab_size:
@@ -152,8 +211,11 @@ class Task:
         return replace(
             self,
             clean=_pick(self.clean, chosen),
-            right=_pick(self.right, chosen),
-            wrong=_pick(self.wrong, chosen),
+            right=_pick(self.right, chosen) if self.right else (),
+            wrong=() if self.answers else _pick(self.wrong, chosen),
+            answers=_pick(self.answers, chosen) if self.answers else (),
+            answer_texts=_pick(self.answer_texts, chosen) if self.answer_texts else (),
+            places=_pick(self.places, chosen) if self.places else (),
             corrupted=None if self.corrupted is None else _pick(self.corrupted, chosen),
             texts=_pick(self.texts, chosen) if self.texts else (),
             marks={name: _pick(groups, chosen) for name, groups in self.marks.items()},
@@ -190,6 +252,9 @@ class Task:
         other = next((task for task in tasks if task.metric != first.metric), None)
         if other is not None:
             raise PatchbayError(f"tasks of one metric can be joined; got {first.metric} and {other.metric}")
+        if len({(task.normalise, task.answered) for task in tasks}) > 1:
+            raise PatchbayError("tasks can be joined that are normalised alike, all with answers or all without")
+        several = any(task.answers for task in tasks)
         marks = [mark for mark in first.marks if all(mark in task.marks for task in tasks)]
         labels = [label for label in first.labels if all(label in task.labels for task in tasks)]
         options = {"joined": [{"name": task.name, "options": task.options, "seed": task.seed} for task in tasks]}
@@ -197,8 +262,11 @@ class Task:
         return cls(
             name=first.name,
             clean=tuple(ids for task in tasks for ids in task.clean),
-            right=tuple(token for task in tasks for token in task.right),
-            wrong=tuple(ids for task in tasks for ids in task.wrong),
+            right=() if several or not first.answered else tuple(token for task in tasks for token in task.right),
+            wrong=() if several else tuple(ids for task in tasks for ids in task.wrong),
+            answers=tuple(each for task in tasks for each in task.whole_answers) if several else (),
+            answer_texts=tuple(each for task in tasks for each in task.answer_texts) if several else (),
+            normalise=first.normalise,
             corrupted=None if None in twins else tuple(ids for rows in twins for ids in rows or ()),
             metric=first.metric,
             options=options | ({} if all(t.options.get("aligned", True) for t in tasks) else {"aligned": False}),
@@ -208,9 +276,13 @@ class Task:
             | {"task": tuple(place for place, task in enumerate(tasks) for _ in task.clean)},
         )
 
-    def with_metric(self, metric: str) -> Task:
-        """The same prompts under another metric."""
+    def with_metric(self, metric: Metric) -> Task:
+        """The same prompts under another metric: a name of METRICS, or a function (see `Metric`)."""
         return replace(self, metric=metric)
+
+    @property
+    def metric_name(self) -> str:
+        return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
 
     @property
     def sign(self) -> float:
@@ -219,47 +291,61 @@ class Task:
 
     @property
     def unit(self) -> str:
-        """Unit of `score`."""
-        return METRICS[self.metric]
+        """Unit of `score`: nats where answers are compared by their log-probabilities."""
+        if callable(self.metric):
+            return str(getattr(self.metric, "unit", ""))
+        unit = "nats" if self.answers and METRICS[self.metric] == "logits" else METRICS[self.metric]
+        return f"{unit} per {self.normalise}" if unit == "nats" and self.normalise != "none" else unit
+
+    @property
+    def continuations(self) -> Prompts:
+        """What is run to score whole answers: each prompt followed by the beginnings of its answers, each once; the prompts
+        themselves where answers are of one token. `score` takes the logits at their last positions."""
+        return continuations(steps_of(self.clean, self.answers))[0] if self.answers else self.clean
+
+    def steps(self, on: str = "clean") -> Task:
+        """Every token of every right answer as a prompt of its own, scored by its log-probability: a task of answers of one
+        token, whose labels `prompt` and `step` say where each comes from. `on` the "clean" prompts or their "corrupted" twins."""
+        prompts = self.clean if on == "clean" else self.corrupted
+        if prompts is None:
+            raise PatchbayError(f"task {self.name} has no corrupted twins")
+        found = [step for step in steps_of(prompts, self.whole_answers) if step.answer == 0]
+        twins = None
+        if on == "clean" and self.corrupted is not None:
+            twins = tuple(step.ids for step in steps_of(self.corrupted, self.whole_answers) if step.answer == 0)
+        return Task(
+            name=self.name,
+            clean=tuple(step.ids for step in found),
+            right=tuple(step.target for step in found),
+            corrupted=twins,
+            metric="log_probability",
+            options=self.options,
+            seed=self.seed,
+            labels={"prompt": tuple(step.prompt for step in found), "step": tuple(step.place for step in found)},
+        )
 
     def score(
         self, logits: Float[Tensor, "prompt vocab"], reference: Float[Tensor, "prompt vocab"] | None = None
     ) -> Float[Tensor, prompt]:
         """The metric at each prompt's last position, in `unit`.
 
-        accuracy is 1 where no other token of the whole vocabulary has a logit as high as the right one. kl is the
-        divergence of `logits` from `reference` (the unedited run), KL(reference || logits); only it needs `reference`.
+        accuracy is 1 where no other token of the whole vocabulary has a logit as high as the right one (of any of the right
+        answer's tokens, where it has several); option_accuracy where none of the wrong answers has. kl is the divergence
+        of `logits` from `reference` (the unedited run), KL(reference || logits); only it needs `reference`. Answers of
+        several tokens are scored from the logits of `continuations`.
         """
-        import torch
+        return scoring.score(self, logits, reference)
 
-        from patchbay import maths
-
-        if logits.ndim != 2 or len(logits) != len(self):
-            raise PatchbayError(
-                f"task {self.name}: needs logits [prompt, vocab] of {len(self)} prompts, got shape {tuple(logits.shape)}"
-            )
-        self.check(logits.shape[1])
-        if self.metric == "kl":
-            if reference is None:
-                raise PatchbayError(
-                    f"task {self.name}: kl compares two runs; pass the unedited run's logits as reference="
-                )
-            return maths.kl(reference, logits)
-        right = torch.tensor(self.right, device=logits.device)
-        if self.metric == "logit_diff":
-            widest = max(len(ids) for ids in self.wrong)
-            padded = [ids + (-1,) * (widest - len(ids)) for ids in self.wrong]
-            return maths.logit_diff(
-                logits, right, torch.tensor(padded, device=logits.device)
-            )  # wrong: [prompt, n_wrong]
-        if self.metric == "accuracy":
-            return maths.accuracy(logits, right)
-        measure = {"probability": maths.probability, "log_probability": maths.log_probability, "rank": maths.rank}
-        return measure[self.metric](logits, right)
+    def of_steps(self, values: Tensor) -> Tensor:
+        """The metric [..., prompt] from the log-probability of every token of every answer [..., step]."""
+        divisors = sizes(self.answers, self.answer_texts, self.normalise if self.metric != "probability" else "none")
+        return compared(self.metric_name, totals(values, steps_of(self.clean, self.answers), divisors))
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, from which `from_json` makes an equal task."""
         listed = {f.name: getattr(self, f.name) for f in fields(self)}
+        listed |= {"right": () if not self.right else self.right, "wrong": () if self.answers else self.wrong}
+        listed["metric"] = self.metric if isinstance(self.metric, str) else f"function {self.metric_name}"
         return {name: _jsonable(value) for name, value in listed.items()}
 
     @classmethod
@@ -271,6 +357,10 @@ class Task:
             raise PatchbayError(
                 f"not a task: lacks {sorted(missing) or 'nothing'}, has unknown {sorted(extra) or 'nothing'}"
             )
+        if str(data.get("metric", "")).startswith("function "):
+            raise PatchbayError(
+                f"a task scored by a {data['metric']} of the user's cannot be made from its record alone"
+            )
         try:
             return cls(**data)
         except (TypeError, AttributeError) as error:
@@ -281,9 +371,7 @@ class Task:
         span = f"{lengths[0]}" if lengths[0] == lengths[-1] else f"{lengths[0]} to {lengths[-1]}"
         twins = "corrupted twins" if self.corrupted is not None else "no twins"
         options = "".join(f", {name}={value}" for name, value in self.options.items())
-        return (
-            f"Task {self.name}: {len(self)} prompts of {span} tokens, {twins}, {self.metric}, seed {self.seed}{options}"
-        )
+        return f"Task {self.name}: {len(self)} prompts of {span} tokens, {twins}, {self.metric_name}, seed {self.seed}{options}"
 
     def show(self, tokenizer: Any = None, n: int = 3) -> str:
         """The first `n` prompts for people: text (ids without a tokenizer), twin, answers and marks."""
@@ -296,9 +384,8 @@ class Task:
             lines.append(f"[{i}] clean      {read(self.clean[i])}")
             if self.corrupted is not None:
                 lines.append(f"    corrupted  {read(self.corrupted[i])}")
-            lines.append(f"    right      {read(self.right[i : i + 1])}")
-            if self.wrong[i]:
-                lines.append(f"    wrong      {', '.join(read((token,)) for token in self.wrong[i])}")
+            for which, ids in enumerate(self.whole_answers[i] if self.answered else ()):
+                lines.append(f"    {'wrong' if which else 'right'}      {read(ids)}")
             for name, groups in self.marks.items():
                 tokens = ", ".join(read((self.clean[i][at],)) for at in groups[i])
                 lines.append(f"    {name:<10} at {', '.join(map(str, groups[i])) or 'no position'}: {tokens}")
@@ -309,72 +396,25 @@ class Task:
     def from_prompts(
         cls,
         model: Model,
-        clean: Sequence[str],
-        right: Sequence[str],
+        clean: Sequence[Any],
+        right: Sequence[str] | None = None,
         wrong: Sequence[str | Sequence[str]] | None = None,
-        corrupted: Sequence[str] | None = None,
-        metric: str | None = None,
+        corrupted: Sequence[Any] | None = None,
+        metric: Metric | None = None,
         *,
         name: str = "own",
         aligned: bool = True,
+        normalise: str = "none",
     ) -> Task:
-        """A task of your own texts. An answer is what follows its prompt, as written (mostly with a leading space).
+        """A task of your own texts or chats. An answer is what follows its prompt, as written (mostly with a leading space).
 
-        Every answer must be a single token there. The metric is logit_diff where wrong answers are given, else
-        log_probability. `aligned=False` accepts twins of another length.
+        Answers of several tokens are scored by the sum of their tokens' log-probabilities, and with `normalise` by that over
+        their number of tokens ("token"), bytes ("byte") or characters ("character"). The metric is logit_diff where wrong
+        answers are given, else log_probability, and kl without answers. `aligned=False` accepts twins of another length.
         """
-        tokenizer = model.tokenizer
-        if tokenizer is None:
-            raise PatchbayError("Task.from_prompts needs a tokenizer and this model has none; make a Task of token ids")
-        clean = as_texts(tokenizer, clean)
-        wrongs = [() if wrong is None else (w,) if isinstance(w, str) else tuple(w) for w in wrong or [()] * len(clean)]
-        if not len(clean) == len(right) == len(wrongs):
-            raise PatchbayError(
-                f"{len(clean)} prompts, {len(right)} right and {len(wrongs)} wrong answers: one per prompt"
-            )
-        asked = [(text, a) for text, r, ws in zip(clean, right, wrongs, strict=True) for a in (r, *ws)]
-        tried = answer_ids(tokenizer, asked)
-        found = {pair: token for pair, token in tried.items() if token is not None}
-        failed = [pair for pair in tried if pair not in found]
-        if failed:
-            raise PatchbayError(_not_single(tokenizer, failed, len(tried)))
-        task = cls(
-            name=name,
-            clean=tuple(tokenize(tokenizer, clean)),
-            right=tuple(found[text, a] for text, a in zip(clean, right, strict=True)),
-            wrong=tuple(tuple(found[text, a] for a in ws) for text, ws in zip(clean, wrongs, strict=True)),
-            corrupted=None if corrupted is None else tuple(tokenize(tokenizer, corrupted)),
-            metric=metric or ("logit_diff" if wrong is not None else "log_probability"),
-            options={} if aligned else {"aligned": False},
-            texts=tuple(clean),
+        return from_prompts(
+            cls, model, clean, right, wrong, corrupted, metric, name=name, aligned=aligned, normalise=normalise
         )
-        task.check(model.vocab_size)
-        return task
-
-
-def answer_ids(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], int | None]:
-    """(prompt, answer) -> the id that follows the prompt's own ids; None where the answer is not one known token."""
-    unique = list(dict.fromkeys(pairs))
-    prompts = tokenize(tokenizer, [prompt for prompt, _ in unique])
-    wholes = tokenize(tokenizer, [type(prompt)(prompt + answer) for prompt, answer in unique])
-    special = set(tokenizer.all_special_ids)
-    found: dict[tuple[str, str], int | None] = {}
-    for pair, prompt, whole in zip(unique, prompts, wholes, strict=True):
-        found[pair] = whole[-1] if whole[:-1] == prompt and whole[-1] not in special else None
-    return found
-
-
-def _not_single(tokenizer: Any, failed: list[tuple[str, str]], n_asked: int) -> str:
-    spaced = answer_ids(tokenizer, [(prompt, " " + answer) for prompt, answer in failed])
-    hint = "" if None in spaced.values() else "; with a space in front each of them would be one token"
-    shown = []
-    for prompt, answer in failed[:5]:
-        own = tokenize(tokenizer, [prompt, prompt + answer])
-        shown.append(f"{answer!r} ({len(own[1]) - len(own[0])} tokens more after {prompt[-20:]!r})")
-    return (
-        f"an answer must be one known token after its prompt in the model's tokenizer; {len(failed)} of {n_asked} "
-        f"are not: {', '.join(shown)}{', ...' if len(failed) > 5 else ''}{hint}"
-    )
 
 
 def _prompts(rows: Sequence[Sequence[int]]) -> Prompts:

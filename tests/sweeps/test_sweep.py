@@ -18,6 +18,7 @@ import patchbay as pb
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.sweep import Sweep, estimate, using
+from patchbay.tasks.scoring import METRICS
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 
 
@@ -80,7 +81,7 @@ def model() -> pb.Model:
     return pb.load(twin("llama"))
 
 
-@pytest.mark.parametrize("metric", ["logit_diff", "probability", "log_probability", "rank", "accuracy", "kl"])
+@pytest.mark.parametrize("metric", list(METRICS))
 def test_metrics(model: pb.Model, metric: str) -> None:
     task = a_task()
     edits = [pb.scale(model.layers[1].attn.out, 3.0), pb.zero(model.layers[0].heads[1].z, positions=3)]

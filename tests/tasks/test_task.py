@@ -17,7 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from patchbay.model.tokens import start_ids, tokenize
 from patchbay.signal.port import PatchbayError
-from patchbay.tasks.task import METRICS, Task, answer_ids
+from patchbay.tasks.answers import answer_ids
+from patchbay.tasks.scoring import METRICS
+from patchbay.tasks.task import Task
 
 
 def example(**changes: Any) -> Task:
@@ -169,6 +171,8 @@ def by_loops(task: Task, logits: list[list[float]], reference: list[list[float]]
         found.append(
             {
                 "logit_diff": row[right] - sum(row[w] for w in wrong) / max(len(wrong), 1),
+                "logit_diff_best": row[right] - max((row[w] for w in wrong), default=0.0),
+                "option_accuracy": float(row[right] > max((row[w] for w in wrong), default=0.0)),
                 "probability": q[right],
                 "log_probability": math.log(q[right]),
                 "rank": float(sum(x > row[right] for x in row)),
@@ -292,15 +296,15 @@ def test_from_prompts_without_wrong_answers_scores_log_probability():
         Task.from_prompts(model_with(), ["The sky is"], [" blue"], metric="logit_diff")
 
 
-def test_from_prompts_lists_the_answers_that_are_no_single_tokens():
-    with pytest.raises(PatchbayError) as error:
+def test_from_prompts_says_which_answers_do_not_follow_their_prompts_and_what_to_write():
+    with pytest.raises(PatchbayError, match=r"1 of 4 are not: ' purple' .the tokenizer does not know ' purple'"):
         Task.from_prompts(
             model_with(), ["The sky is", "The sea is"], [" blueish", " green"], wrong=[" grey", " purple"]
         )
-    assert "2 of 4 are not: ' blueish' (2 tokens more" in str(error.value)
-    assert "' purple'" in str(error.value)
     with pytest.raises(PatchbayError, match="with a space in front each of them would be one token"):
         Task.from_prompts(model_with(), ["The sky is"], ["blue"])
+    with pytest.raises(PatchbayError, match="drop the space at the prompt's end and let the answer begin with it"):
+        Task.from_prompts(model_with(), ["The sky is "], ["blue"])
 
 
 def test_from_prompts_other_errors():
