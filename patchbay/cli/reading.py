@@ -104,7 +104,9 @@ def _read_first(text: str, inner: list[Any], what: str, model: Model | None) -> 
 
 def _lines(path: str, what: str) -> list[str]:
     try:
-        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            line.removesuffix("\r") for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise PatchbayError(f"{what}: could not read {path}: {error}") from error
 
@@ -217,7 +219,7 @@ def read_prompts(path: str, model: Model, *, texts: bool = False) -> Task | list
 
     rows: list[Mapping[str, Any]] = []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # other separators may stand inside a text
     except (OSError, UnicodeDecodeError) as error:
         raise PatchbayError(f"could not read prompts from {path}: {error}") from error
     for i, line in enumerate(lines, 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchbay.edits.edit import pack
 from patchbay.results.result import Result
 from patchbay.results.saved import plain
 from patchbay.signal.channel import Channel
@@ -57,7 +59,20 @@ def model_record(model: Any) -> dict[str, Any]:
         "family": model.family.name,
         "dtype": str(dtype).removeprefix("torch."),
         "device": "none" if first is None else first.device.type,
+        **edits_record(model),
     }
+
+
+def edits_record(model: Any) -> dict[str, Any]:
+    """The edits of enclosing `edited` blocks, as they print and by a digest of their numbers; nothing where there are none."""
+    edits = model.active_edits() if hasattr(model, "active_edits") else []
+    if not edits:
+        return {}
+    rows, tensors = pack(edits)
+    digest = hashlib.sha256(json.dumps(rows).encode())
+    for name in sorted(tensors):
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return {"edits": [str(edit) for edit in edits], "edits_sha256": digest.hexdigest()[:16]}
 
 
 def task_record(inputs: Any, what: str) -> dict[str, Any]:

@@ -88,6 +88,16 @@ def replay(
     return Replay(not found, largest, same, (*notes, *found), again, result)
 
 
+def _same_edits(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a replay under other edits than those that were in force."""
+    if recorded.get("edits_sha256") != now.get("edits_sha256"):
+        ours, theirs = (", ".join(one.get("edits", ())) or "none" for one in (recorded, now))
+        raise PatchbayError(
+            f"the Result was made with these edits in force: {ours}; now in force: {theirs}. Replay it with its model, inside "
+            "the same model.edited(...)"
+        )
+
+
 @dataclass
 class Call:
     """A recorded call of a method: its arguments as they were, and notes on those that are not quite."""
@@ -108,6 +118,7 @@ class Call:
         if self.record.get("model"):
             self.model = _model(self.record["model"], self.model)
             self.arguments["model"] = self.model
+            _same_edits(self.record["model"], model_record(self.model))
             self.notes += _changes("model", self.record["model"], model_record(self.model))
         for name, value in self.record["options"].items():
             self.arguments[name] = self.given[name] if name in self.given else self._option(name, value)

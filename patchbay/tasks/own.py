@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchbay.errors import PatchbayError
-from patchbay.model.tokens import as_texts, tokenize
+from patchbay.model.tokens import Chat, as_texts, tokenize
 from patchbay.tasks.answers import not_spelled, whole_answers
 from patchbay.tasks.scoring import Metric
 
@@ -62,7 +64,7 @@ def from_prompts(
         wrong=tuple(tuple(ids[0] for ids in each[1:]) for each in answers) if single else (),
         corrupted=None if corrupted is None else tuple(tokenize(tokenizer, as_texts(tokenizer, corrupted))),
         metric=metric or usual,
-        options={} if aligned else {"aligned": False},
+        options=({} if aligned else {"aligned": False}) | _template(tokenizer, clean),
         texts=tuple(clean),
         answers=tuple(map(tuple, answers)) if several else (),
         answer_texts=tuple(spelled) if several else (),
@@ -70,6 +72,14 @@ def from_prompts(
     )
     task.check(model.vocab_size)
     return task
+
+
+def _template(tokenizer: Any, texts: Sequence[str]) -> dict[str, str]:
+    """The chat template that wrote a task's prompts, by its digest; nothing where none did."""
+    if not any(isinstance(text, Chat) for text in texts):
+        return {}
+    written = json.dumps(tokenizer.chat_template, sort_keys=True)
+    return {"chat_template_sha256": hashlib.sha256(written.encode()).hexdigest()[:16]}
 
 
 def _column(values: Any, what: str) -> Any:
