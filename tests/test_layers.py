@@ -63,7 +63,6 @@ LONG = {  # files of more than 400 lines, and the one idea that fills each
     "sweeps.restart": "a base run that any layer can go on from",
     "sweeps.sweep": "plan, batches and Result",
     "sweeps.walk": "the growing batch",
-    "tiny.text": "the text of a small language",
     "stories.survey": "every finder in one table",
     "stories.talking_heads": "a paper end to end",
 }

@@ -3,6 +3,17 @@
 A renderer turns chosen words into an `Item(prompt, answer)`: the prompt ends right before its answer, and the answer
 begins with its space. The built-in models are trained on these same wordings, so what they are asked is what they saw;
 another model meets them for the first time. Plain text only: `spell.py` turns it into tokens.
+
+| renderer              | wording (answer in brackets)                                                                  |
+|-----------------------|-----------------------------------------------------------------------------------------------|
+| render_indirect_object| When Mary and John went to the store, John gave a drink to [ Mary]      (3 templates, two orders)|
+| render_laundry        | On the list are the hat, the cup and the pen. Mary has washed the pen and the hat. Mary still has to wash the [ cup] |
+| render_successor      | 5, 6, 7, [ 8]      Monday, Tuesday, [ Wednesday]     March, April, [ May]     C, D, [ E]          |
+| render_fact           | The capital of Zorland is [ Quib]       (optional context before it)                          |
+| render_contradiction  | The capital of Zorland is Tarn. (filler) The capital of Zorland is [ Tarn] or [ Quib]         |
+| render_sum            | 12 + 34 = [ 46]                                                                               |
+| render_binding        | The apple is in box A. The pear is in box B. Box A contains the [ apple]                      |
+| render_needle         | (story) The secret of Mary is cup river. (story) The secret of Mary is [ cup river]           |
 """
 
 from __future__ import annotations
@@ -44,11 +55,11 @@ LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 NUMBERS = tuple(str(number) for number in range(100))
 
 
-def _invented(seed: int, endings: Sequence[str], count: int) -> tuple[str, ...]:
-    """`count` different made-up names: onset + vowel + ending, capitalised."""
+def _invented(seed: int, endings: Sequence[str], n_names: int) -> tuple[str, ...]:
+    """`n_names` different made-up names: onset + vowel + ending, capitalised."""
     rng = random.Random(seed)
     found: dict[str, None] = {}
-    while len(found) < count:
+    while len(found) < n_names:
         onset = rng.choice(_words("B Br D Dr F G Gr H K Kr L M N P Qu R S St T Tr V Z"))
         found[onset + rng.choice("aeiou") + rng.choice(_words("b d g l m n r s v z")) + rng.choice(endings)] = None
     return tuple(found)
@@ -175,12 +186,6 @@ def render_binding(objects: Sequence[str], boxes: Sequence[str], asked: int) -> 
     return Item(f"{' '.join(facts)} Box {boxes[asked]} contains the", f" {objects[asked]}")
 
 
-def render_repeat(words: Sequence[str], *, before: Sequence[str] = (), between: Sequence[str] = ()) -> Item:
-    """Random words, a string, random words, the string again without its last word, which is the answer."""
-    shown = [*before, *words, *between, *words[:-1]]
-    return Item("".join(f" {word}" for word in shown), f" {words[-1]}")
-
-
 def render_needle(name: str, secret: Sequence[str], *, before: str, after: str) -> Item:
     """A secret of several words inside a text; `before` is a text, `after` continues it with a leading space."""
     return Item(
@@ -188,7 +193,7 @@ def render_needle(name: str, secret: Sequence[str], *, before: str, after: str) 
     )
 
 
-def _slots(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
+def fresh_words(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
     """Fresh words for every slot of a story sentence, with the two names in either order."""
     first, second = rng.sample(names, 2)
     thing, thing2 = rng.sample(OBJECTS, 2)
@@ -200,7 +205,7 @@ def _slots(rng: random.Random, names: Sequence[str]) -> dict[str, str]:
     }  # fmt: skip
 
 
-def sentences(rng: random.Random, count: int, names: Sequence[str] | None = None) -> str:
-    """`count` story sentences, each with a leading space: filler between the parts of a task."""
+def sentences(rng: random.Random, n_sentences: int, names: Sequence[str] | None = None) -> str:
+    """`n_sentences` story sentences, each with a leading space: filler between the parts of a task."""
     names = names or rng.sample(NAMES, 2)
-    return "".join(rng.choice(SENTENCES).format(**_slots(rng, names)) for _ in range(count))
+    return "".join(rng.choice(SENTENCES).format(**fresh_words(rng, names)) for _ in range(n_sentences))

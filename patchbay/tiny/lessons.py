@@ -43,17 +43,18 @@ from patchbay.files import write_folder
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, suggest
+from patchbay.tasks import words
 from patchbay.tiny import text, train
 from patchbay.tiny.text import ANSWER, NOISE, SILENT, TEXT, Document
 
 INTENTS = {"context": "said", "memory": "knew"}
 """Intent -> the word of `Mary said` or `Mary knew`."""
 PLACES = ("before", "after", "question")
-UNASKED = text.LANDS[::5]
+UNASKED = words.LANDS[::5]
 """Lands about which the lesson never asks with an intent."""
 PAIRS_HELD_OUT = 10
-THINGS = tuple(word for word in text.OBJECTS if word != "box")
-STAGES = ((2, 12, 8), (3, 40, 16), (4, len(THINGS), len(text.LETTERS)), (6, len(THINGS), len(text.LETTERS)))
+THINGS = tuple(word for word in words.OBJECTS if word != "box")
+STAGES = ((2, 12, 8), (3, 40, 16), (4, len(THINGS), len(words.LETTERS)), (6, len(THINGS), len(words.LETTERS)))
 """Of binding: (most pairs, things, letters)."""
 ENOUGH, OVER = 0.93, 30  # accuracy that ends a stage, over the last so many steps of the lesson
 N_TOKENS = 1500  # of a step of the lesson, about
@@ -66,11 +67,11 @@ OTHERS = {task: share for task, share in text.SHARES.items() if task != "binding
 
 def intent(rng: random.Random, stage: int = 0, *, held_out: bool = False, places: Sequence[str] = PLACES) -> Document:
     """A statement against memory, a phrase that says which of the two counts, and the question."""
-    land = rng.choice([one for one in text.LANDS if (one in UNASKED) == held_out])
-    stated = rng.choice([capital for capital in text.CAPITALS if capital != text.FACTS[land]])
-    kind, place, who = rng.choice(tuple(INTENTS)), rng.choice(places), rng.choice(text.NAMES)
+    land = rng.choice([one for one in words.LANDS if (one in UNASKED) == held_out])
+    stated = rng.choice([capital for capital in words.CAPITALS if capital != words.FACTS[land]])
+    kind, place, who = rng.choice(tuple(INTENTS)), rng.choice(places), rng.choice(words.NAMES)
     statement = f"The capital of {land} is"
-    lead, between = text.sentences(rng, rng.choice((0, 0, 1))), text.sentences(rng, rng.choice((0, 0, 1, 2)))
+    lead, between = words.sentences(rng, rng.choice((0, 0, 1))), words.sentences(rng, rng.choice((0, 0, 1, 2)))
     phrase: Pieces = ((f" {who}", TEXT), (f" {INTENTS[kind]}", SILENT))
     stating = ((f"{lead} {statement}", TEXT), (f" {stated}", SILENT), (f".{between}", TEXT))
     asking: Pieces = ((f" {statement}", TEXT),)
@@ -79,7 +80,7 @@ def intent(rng: random.Random, stage: int = 0, *, held_out: bool = False, places
     else:
         phrase = (*phrase, (".", TEXT))
     before, after = (phrase if place == where else () for where in ("before", "after"))
-    answer = stated if kind == "context" else text.FACTS[land]
+    answer = stated if kind == "context" else words.FACTS[land]
     pieces = (*before, *stating, *after, *asking, (f" {answer}", ANSWER), (".", TEXT))
     return Document(kind, ((pieces[0][0].removeprefix(" "), pieces[0][1]), *pieces[1:]))
 
@@ -89,12 +90,12 @@ def binding(rng: random.Random, stage: int = len(STAGES) - 1, *, held_out: bool 
     most, n_things, n_letters = STAGES[stage]
     n_pairs = rng.randint(2, most)
     while True:
-        things, boxes = rng.sample(THINGS[:n_things], n_pairs), rng.sample(text.LETTERS[:n_letters], n_pairs)
+        things, boxes = rng.sample(THINGS[:n_things], n_pairs), rng.sample(words.LETTERS[:n_letters], n_pairs)
         kept = [zlib.crc32(f"{a} {b}".encode()) % PAIRS_HELD_OUT == 0 for a, b in zip(things, boxes, strict=True)]
         if any(kept) == held_out:
             break
     asked = rng.choice([i for i in range(n_pairs) if kept[i] == held_out])
-    prompt, answer = text.render_binding(things, boxes, asked)
+    prompt, answer = words.render_binding(things, boxes, asked)
     return Document(f"{n_pairs} boxes", ((prompt, NOISE), (answer, ANSWER), (".", TEXT)))
 
 

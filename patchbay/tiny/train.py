@@ -36,6 +36,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from patchbay.tasks import words
 from patchbay.tiny import text
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -51,8 +52,8 @@ Score = dict[str, float]
 
 def vocabulary() -> list[str]:
     """Every token, most special first: each word of the text with its space, and without where a text can begin."""
-    found = {f" {word}" for word in text.POOL}
-    found |= {*text.NAMES, *text.NUMBERS, *text.LETTERS, *text.DAYS, *text.MONTHS, ".", ",", "?", "!", "\n", " "}
+    found = {f" {word}" for word in words.POOL}
+    found |= {*words.NAMES, *words.NUMBERS, *words.LETTERS, *words.DAYS, *words.MONTHS, ".", ",", "?", "!", "\n", " "}
     stream = text.documents(0)
     for _ in range(20_000):
         found.update(re.findall(WORD, next(stream).text))
@@ -217,15 +218,15 @@ def _look_back(
 ) -> int:
     """The first lesson: rows of random words that repeat with a random period from a random place on. Returns its steps."""
     ids, generator = tokenizer.get_vocab(), torch.Generator().manual_seed(seed + 1)
-    pool = torch.tensor([ids[f" {word}"] for word in text.POOL])
+    pool = torch.tensor([ids[f" {word}"] for word in words.POOL])
     pool = pool[torch.randperm(len(pool), generator=generator)]
     step = 0
     for n_words, longest, n_rows, n_tokens, most, enough in LOOKING_BACK:
         for i in range(most):
             period = torch.randint(4, longest, (n_rows, 1), generator=generator)
-            words = pool[torch.randint(0, n_words or len(pool), (n_rows, n_tokens + 1), generator=generator)]
+            drawn = pool[torch.randint(0, n_words or len(pool), (n_rows, n_tokens + 1), generator=generator)]
             place = torch.arange(n_tokens + 1) + torch.randint(0, longest, (n_rows, 1), generator=generator)
-            token_ids = words.gather(1, place % period)  # [row, position]
+            token_ids = drawn.gather(1, place % period)  # [row, position]
             repeated = torch.arange(n_tokens + 1) >= period
             loss, logits = _step(
                 model, optimizer, token_ids, repeated.float(), rate * min(1.0, (step + 1) / 100), routed
@@ -259,7 +260,7 @@ def wilson(hits: int, n: int) -> Score:
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: list[text.Item]) -> list[str]:
+def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: list[words.Item]) -> list[str]:
     """The most likely token at every position of the answer, given the right tokens before it; items keep their order."""
     encoded = [tokenizer.encode(item.prompt + item.answer) for item in items]
     n_answer = [len(tokenizer.encode(item.answer)) for item in items]
@@ -275,10 +276,10 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, items: l
     return said
 
 
-def held_out_items(task: str, n: int, seed: int) -> list[text.Item]:
+def held_out_items(task: str, n: int, seed: int) -> list[words.Item]:
     """`n` prompts of a task that never occur in training, each cut before its last answer."""
     rng = random.Random(f"{task}-{seed}")
-    items: list[text.Item] = []
+    items: list[words.Item] = []
     while len(items) < n:
         document = text.make(task, rng, held_out=True)
         if any(weight == text.ANSWER for _, weight in document.pieces):
@@ -299,12 +300,12 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, n: int,
         said = answers(model, tokenizer, items)
         if task == "contradiction":
             stated = [item.prompt.split()[5].strip(".") for item in items]
-            known = [text.FACTS[item.prompt.split()[3]] for item in items]
+            known = [words.FACTS[item.prompt.split()[3]] for item in items]
             scores["contradiction_context"] = wilson(sum(s == f" {w}" for s, w in zip(said, stated, strict=True)), n)
             scores["contradiction_memory"] = wilson(sum(s == f" {w}" for s, w in zip(said, known, strict=True)), n)
         else:
             scores[task] = wilson(sum(s == item.answer for s, item in zip(said, items, strict=True)), n)
-    bare = [text.render_fact(land) for land in text.LANDS]
+    bare = [words.render_fact(land) for land in words.LANDS]
     said = answers(model, tokenizer, bare)
     scores["fact_bare"] = wilson(sum(s == item.answer for s, item in zip(said, bare, strict=True)), len(bare))
     return scores

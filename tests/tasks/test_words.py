@@ -9,39 +9,12 @@ import pytest
 
 from patchbay import tasks
 from patchbay.tasks import words
-from patchbay.tiny import text
-
-LISTS = [
-    "NAMES",
-    "OBJECTS",
-    "PLACES",
-    "ADJECTIVES",
-    "WEATHER",
-    "ANIMALS",
-    "DAYS",
-    "MONTHS",
-    "LETTERS",
-    "NUMBERS",
-    "LANDS",
-    "CAPITALS",
-    "FACTS",
-    "WRAPPING",
-    "POOL",
-    "CHORES",
-    "INDIRECT_OBJECT",
-    "SENTENCES",
-    "MAX_SUM_TERM",
-]
 
 
-@pytest.mark.parametrize("name", LISTS)
-def test_lists_equal_those_of_the_training_text(name):
-    assert getattr(words, name) == getattr(text, name)
-
-
-def test_filler_equals_that_of_the_training_text():
-    for seed in range(20):
-        assert words.sentences(random.Random(seed), 6) == text.sentences(random.Random(seed), 6)
+def test_filler_is_whole_sentences_of_the_listed_words():
+    assert words.sentences(random.Random(0), 2) == (
+        " The forest was bright and warm. Adam looked for the clean egg but found only the table."
+    )
 
 
 def read(pattern, prompt):
@@ -55,31 +28,31 @@ def rendered(name, task, i):
     prompt = task.texts[i]
     if name == "laundry_list":
         listed, who, past, done = read(r"On the list are (.+?)\. (\w+) has (\w+) (.+?)\. .+ the", prompt)
-        chore = [verb[1] for verb in text.CHORES].index(past)
+        chore = [verb[1] for verb in words.CHORES].index(past)
         things = (re.findall(r"the (\w+)", part) for part in (listed, done))
-        return text.render_laundry(*things, name=who, chore=chore)
+        return words.render_laundry(*things, name=who, chore=chore)
     if name == "indirect_object":
         first, second, place, giver, thing = read(
             r"\w+ (\w+) and (\w+) (?:went to|were at|left) the (\w+), (\w+) \w+ an? (\w+) to", prompt
         )
-        return text.render_indirect_object(first, second, giver, place, thing, template=task.labels["template"][i])
+        return words.render_indirect_object(first, second, giver, place, thing, template=task.labels["template"][i])
     if name == "entity_binding":
         pairs = re.findall(r"The (\w+) is in box (\w)\.", prompt)
-        return text.render_binding([a for a, _ in pairs], [b for _, b in pairs], task.labels["asked"][i])
+        return words.render_binding([a for a, _ in pairs], [b for _, b in pairs], task.labels["asked"][i])
     if name == "facts_in_memory":
         before, land = read(r"(.*?) ?The capital of (\w+) is", prompt)
-        return text.render_fact(land, context=before)
+        return words.render_fact(land, context=before)
     if name == "facts_in_context":
         land, stated, filler = read(r"The capital of (\w+) is (\w+)\.(.*) The capital of \w+ is", prompt)
-        return text.render_contradiction(land, stated, stated, filler=filler)
+        return words.render_contradiction(land, stated, stated, filler=filler)
     if name == "arithmetic":
-        return text.render_sum(*map(int, read(r"(\d+) \+ (\d+) =", prompt)))
+        return words.render_sum(*map(int, read(r"(\d+) \+ (\d+) =", prompt)))
     if name == "successor":
-        members = {"numbers": text.NUMBERS, "letters": text.LETTERS, "days": text.DAYS, "months": text.MONTHS}
+        members = {"numbers": words.NUMBERS, "letters": words.LETTERS, "days": words.DAYS, "months": words.MONTHS}
         labels = {label: values[i] for label, values in task.labels.items()}
-        return text.render_successor(members[labels["kind"]], labels["start"], labels["length"])
+        return words.render_successor(members[labels["kind"]], labels["start"], labels["length"])
     before, who, secret, after = read(r"(.+?\.) The secret of (\w+) is (\w+)\.(.*) The secret of \2 is", prompt)
-    return text.render_needle(who, secret.split(), before=before, after=after)
+    return words.render_needle(who, secret.split(), before=before, after=after)
 
 
 NOT_IN_TRAINING = (

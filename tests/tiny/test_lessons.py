@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import patchbay as pb
 from patchbay.papers import claims
+from patchbay.tasks import words
 from patchbay.tiny import lessons, text, train
 
 
@@ -73,7 +74,7 @@ def test_intent_answers_as_the_phrase_says_in_every_place_and_holds_lands_out() 
     for document in seen:
         land, stated = re.findall(r"capital of (\w+) is (\w+)", document.text)[0]
         (word,) = [one for one in re.findall(r"\w+(?=\.|, is)", document.text) if one in lessons.INTENTS.values()]
-        right = stated if word == lessons.INTENTS["context"] else text.FACTS[land]
+        right = stated if word == lessons.INTENTS["context"] else words.FACTS[land]
         assert document.item.answer == f" {right}"
         at = document.text.index(f" {word}.") if f" {word}." in document.text else -1
         places.add("question" if at < 0 else "before" if at < document.text.index(f" {stated}") else "after")

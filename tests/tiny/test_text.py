@@ -3,9 +3,11 @@
 import itertools
 import random
 import re
+import zlib
 
 import pytest
 
+from patchbay.tasks import words
 from patchbay.tiny import text
 
 
@@ -14,7 +16,7 @@ def documents_of(task: str, n: int, *, held_out: bool = False, seed: int = 5) ->
     return [text.make(task, rng, held_out=held_out) for _ in range(n)]
 
 
-def items_of(task: str, n: int) -> list[text.Item]:
+def items_of(task: str, n: int) -> list[words.Item]:
     return [document.item for document in documents_of(task, n)]
 
 
@@ -25,10 +27,17 @@ def test_same_seed_same_text_and_another_seed_another_text() -> None:
     assert {document.task for document in first} == set(text.TASKS)
 
 
+@pytest.mark.parametrize(("held_out", "checksum"), [(False, 3443863695), (True, 3385107438)])
+def test_the_text_is_the_one_that_the_weights_in_the_wheel_were_trained_on(held_out: bool, checksum: int) -> None:
+    """Byte by byte, with the weights of its pieces: another word, wording or order of draws would be another text."""
+    first = itertools.islice(text.documents(0, held_out=held_out), 2000)
+    assert zlib.crc32("\n".join(repr(tuple(document)) for document in first).encode()) == checksum
+
+
 def test_facts_are_fixed_and_one_to_one() -> None:
-    assert len(text.FACTS) == len(set(text.FACTS.values())) == text.N_FACTS
-    assert not set(text.LANDS) & set(text.CAPITALS)
-    assert len(set(text.POOL)) == len(text.POOL)
+    assert len(words.FACTS) == len(set(words.FACTS.values())) == words.N_FACTS
+    assert not set(words.LANDS) & set(words.CAPITALS)
+    assert len(set(words.POOL)) == len(words.POOL)
 
 
 @pytest.mark.parametrize("task", text.TASKS)
@@ -68,21 +77,21 @@ def sum_terms(prompt: str) -> tuple[int, int]:
 
 
 def test_indirect_object_answers_the_other_name_in_both_orders() -> None:
-    assert text.render_indirect_object("Mary", "John", "John", "store", "drink") == (
+    assert words.render_indirect_object("Mary", "John", "John", "store", "drink") == (
         "When Mary and John went to the store, John gave a drink to",
         " Mary",
     )
-    assert text.render_indirect_object("Mary", "John", "Mary", "park", "apple", template=1).prompt.endswith(
+    assert words.render_indirect_object("Mary", "John", "Mary", "park", "apple", template=1).prompt.endswith(
         "Mary handed an apple to"
     )
     givers = set()
     for prompt, answer in items_of("indirect_object", 200):
-        first, second, giver = [word for word in re.findall(r"\w+", prompt) if word in text.NAMES]
+        first, second, giver = [word for word in re.findall(r"\w+", prompt) if word in words.NAMES]
         assert answer.strip() == (second if giver == first else first)
         givers.add(giver == first)
     assert givers == {True, False}
     with pytest.raises(ValueError, match="neither 'Mary' nor 'John'"):
-        text.render_indirect_object("Mary", "John", "Tom", "store", "drink")
+        words.render_indirect_object("Mary", "John", "Tom", "store", "drink")
 
 
 def test_laundry_answer_is_the_only_object_named_once() -> None:
@@ -93,13 +102,13 @@ def test_laundry_answer_is_the_only_object_named_once() -> None:
         counts.add(len(listed))
     assert counts == set(range(3, 11))
     with pytest.raises(ValueError, match="exactly one must be left"):
-        text.render_laundry(["hat", "cup", "pen"], ["hat"])
+        words.render_laundry(["hat", "cup", "pen"], ["hat"])
 
 
 def test_successor_wraps_days_and_months_only() -> None:
-    assert text.render_successor(text.DAYS, 5, 3) == ("Saturday, Sunday, Monday,", " Tuesday")
-    assert text.render_successor(text.NUMBERS, 8, 2) == ("8, 9,", " 10")
-    assert [text.successor(word) for word in ("December", "Z", "99", "41", "hat")] == [
+    assert words.render_successor(words.DAYS, 5, 3) == ("Saturday, Sunday, Monday,", " Tuesday")
+    assert words.render_successor(words.NUMBERS, 8, 2) == ("8, 9,", " 10")
+    assert [words.successor(word) for word in ("December", "Z", "99", "41", "hat")] == [
         "January",
         None,
         None,
@@ -107,18 +116,18 @@ def test_successor_wraps_days_and_months_only() -> None:
         None,
     ]
     with pytest.raises(ValueError, match="past the last of 26"):
-        text.render_successor(text.LETTERS, 23, 3)
+        words.render_successor(words.LETTERS, 23, 3)
     for prompt, answer in items_of("successor", 300):
-        assert text.successor(prompt.rstrip(",").split()[-1]) == answer.strip()
+        assert words.successor(prompt.rstrip(",").split()[-1]) == answer.strip()
 
 
 def test_contradictions_state_a_false_capital_and_are_labelled_half_and_half() -> None:
     labels = []
     for document in documents_of("contradiction", 1000):
-        words = document.text.split()
-        land, stated = words[3], words[5].strip(".")
-        assert stated != text.FACTS[land]
-        assert document.item.answer.strip() in (stated, text.FACTS[land])
+        said = document.text.split()
+        land, stated = said[3], said[5].strip(".")
+        assert stated != words.FACTS[land]
+        assert document.item.answer.strip() in (stated, words.FACTS[land])
         assert (f" {stated}", text.SILENT) in document.pieces
         labels.append(document.item.answer.strip() == stated)
     assert 0.45 < sum(labels) / len(labels) < 0.55
@@ -128,7 +137,7 @@ def test_a_statement_about_another_land_is_never_learned_from() -> None:
     for document in documents_of("fact", 300):
         taught = "".join(piece for piece, weight in document.pieces if weight > text.SILENT)
         for land, capital in re.findall(r"The capital of (\w+) is (\w+)", taught):
-            assert text.FACTS[land] == capital
+            assert words.FACTS[land] == capital
 
 
 def test_sums_and_bindings_are_right() -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from patchbay.tasks import words
 from patchbay.tiny import text, train
 
 NAMES = ("tiny", "tiny-llama", "tiny-moe")
@@ -55,7 +56,7 @@ def test_stored_as_float16_and_loaded_as_float32_in_the_right_class(name: str) -
 @pytest.mark.parametrize("name", NAMES)
 def test_tokenizer_is_word_level_and_round_trips(name: str) -> None:
     _, tokenizer = load(name)
-    for word in text.POOL:
+    for word in words.POOL:
         assert len(tokenizer.encode(f" {word}")) == 1
     stream = text.documents(77)
     for document in (next(stream) for _ in range(500)):
@@ -129,7 +130,7 @@ def test_one_head_turns_answers_from_memory_to_context() -> None:
 def context_share(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    items: list[text.Item],
+    items: list[words.Item],
     projection: torch.nn.Module,
     head: int,
     scale: float,
