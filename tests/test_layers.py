@@ -42,7 +42,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
     "tasks": "words answers scoring own task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "described saved arrays printed result record method replay",
+    "results": "described saved arrays printed result record given method replay",
     "sweeps": "kept restart difference walk scorer ray_executor whole_answers sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",

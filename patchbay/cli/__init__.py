@@ -7,6 +7,7 @@ met (one message, no traceback), 130 interrupted. Files are written whole or not
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -99,7 +100,19 @@ def main() -> None:
     """The console script."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it may be ignored
         signal.signal(signal.SIGINT, Root.press)
+    for stream in (sys.stdout, sys.stderr):  # what an encoding lacks is shown as "?", not a reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    foreign = next((text for text in sys.argv if not text.isprintable() and _foreign(text)), None)
+    if foreign is not None:
+        click.echo(f"Error: the argument {os.fsencode(foreign)!r} is not UTF-8", err=True)
+        sys.exit(2)
     cli(prog_name="patchbay")
+
+
+def _foreign(text: str) -> bool:
+    """Whether an argument holds bytes that are no text."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., None]], click.Command]:
@@ -269,7 +282,11 @@ cli.add_command(knob_commands.knob)
     click.Argument(["folder"]),
     click.Argument(["model"], required=False, shell_complete=complete.models),
     click.Option(
-        ["--rtol"], type=float, default=1e-5, show_default=True, help="Allowed difference over the largest value."
+        ["--rtol"],
+        type=click.FloatRange(0),
+        default=1e-5,
+        show_default=True,
+        help="Allowed difference over the largest value.",
     ),
     *model_options(),
 )

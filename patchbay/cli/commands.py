@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -216,7 +217,7 @@ def output_options() -> list[click.Parameter]:
             ["--rows"], type=click.IntRange(0), default=10, show_default=True, help="Rows of the table to print."
         ),
         click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."),
-        click.Option(["--overwrite"], is_flag=True, help="Replace what --out wrote before."),
+        click.Option(["--overwrite"], is_flag=True, help="Replace what --out and --plot wrote before."),
         click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."),
     ]
 
@@ -294,9 +295,26 @@ def run_method(
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
     function = load()
     name = str(getattr(function, "method_name", function.__name__))
-    with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
+    with _speaking_options(takes), screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
         returned = function(**call)
     _show(returned, given)
+
+
+@contextmanager
+def _speaking_options(takes: Mapping[str, inspect.Parameter]) -> Iterator[None]:
+    """A refusal that says `top=20` or `options={...}` to Python says `--top 20` at the command line."""
+    try:
+        yield
+    except PatchbayError as error:
+        text = str(error)
+        for key, parameter in takes.items():
+            if key not in ("model", "task", "prompts") and options.writable(parameter.annotation):
+                flag = f"--{key.replace('_', '-')}"
+                if bool in (parameter.annotation, type(parameter.default)):
+                    text = re.sub(rf"\b{key}=True\b", flag, text)
+                    text = re.sub(rf"\b{key}=False\b", f"--no-{flag[2:]}", text)
+                text = re.sub(rf"(?<![\w-]){key}=(?=[\w'\"\[(.-])", f"{flag} ", text)
+        raise PatchbayError(text) from error
 
 
 def _refuse_to_replace(given: Mapping[str, Any]) -> None:
@@ -306,6 +324,8 @@ def _refuse_to_replace(given: Mapping[str, Any]) -> None:
     figure = given["figure"]
     if figure is not None and Path(figure).suffix.lower() not in FIGURES:
         raise PatchbayError(f"cannot draw to {figure!r}: the suffix is one of {', '.join(FIGURES)}")
+    if figure is not None and not given["overwrite"] and Path(figure).exists():
+        raise PatchbayError(f"{figure} is already there; --overwrite replaces it")
     for path in (path for path in (out, figure) if path is not None):
         if not Path(path).absolute().parent.is_dir():
             raise PatchbayError(f"cannot write {path}: there is no folder {Path(path).absolute().parent}")

@@ -46,7 +46,10 @@ def say(*renderables: RenderableType | str) -> None:
 
 def emit(value: Any) -> None:
     """Print one JSON document; what is not a number becomes null."""
-    sys.stdout.write(json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    whole = (
+        "utf" in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    )  # elsewhere letters are escaped, not lost
+    sys.stdout.write(json.dumps(plain(value), indent=1, ensure_ascii=not whole, allow_nan=False) + "\n")
 
 
 def plain(value: Any) -> Any:
@@ -360,7 +363,12 @@ def progress(text: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
 def papers_table(found: Sequence[Mapping[str, Any]], n: int) -> Table:
     cells = [[p["key"], p["year"], p["state"], _escape(p["title"]), ", ".join(p["methods"])] for p in found[:n]]
     more = f"{len(found) - n} more; --rows {len(found)} lists them" if len(found) > n else ""
-    return table(f"{len(found)} papers", ("key", "year", "state", "title", "methods"), cells, caption=more)
+    return table(
+        f"{len(found)} paper{'' if len(found) == 1 else 's'}",
+        ("key", "year", "state", "title", "methods"),
+        cells,
+        caption=more,
+    )
 
 
 def paper_lines(paper: Mapping[str, Any]) -> list[str]:

@@ -41,6 +41,10 @@ def load(
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None or device_map is not None:
             raise PatchbayError("a model object is wrapped as it is: move or cast it before pb.load")
+        if getattr(model, "config", None) is None:
+            raise PatchbayError(
+                f"expected a Hugging Face causal language model, got {type(model).__name__}, a module without a config"
+            )
         return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))
     if not isinstance(model, str | Path):
         raise PatchbayError(f"expected a name, a folder or a Hugging Face model, got {type(model).__name__}")

@@ -214,6 +214,8 @@ class Arrays:
             )
         if by not in ("value", "abs"):
             raise PatchbayError(f"asked to rank by {by!r}; possible are 'value' and 'abs'")
+        if n is not None and (isinstance(n, bool) or not hasattr(n, "__index__")):
+            raise PatchbayError(f"asked for {n!r} parts; n is a whole number, like top(3)")
         if n is not None and n < 0:
             raise PatchbayError(f"asked for {n} parts; n must be 0 or more")
         flat = self.values.flatten().double()

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from patchbay.results.described import whole
+from patchbay.results.given import check
 from patchbay.results.record import call_record, is_model, now
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
@@ -109,7 +110,7 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise PatchbayError(f"{name}{signature}: {error}") from error
+        raise PatchbayError(f"{name}{signature}: {error}") from None
     bound.apply_defaults()
     if isinstance(size := bound.arguments.get("batch_size"), int) and size < 1:
         raise PatchbayError(f"batch_size={size}: at least one prompt is run at a time")
@@ -119,6 +120,8 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
         raise PatchbayError(
             f"{name} needs a Model from patchbay.load(...), got {found}; load() takes names, paths and models"
         )
+    for key, value in bound.arguments.items():
+        check(value, signature.parameters[key], name)
     return {key: _read(value, signature.parameters[key], name) for key, value in bound.arguments.items()}
 
 

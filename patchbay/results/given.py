@@ -1,0 +1,55 @@
+"""What is given to a method, checked by its annotation: refused in one sentence that shows the line to write."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import re
+from typing import Any
+
+import numpy as np
+
+from patchbay.signal.port import PatchbayError
+from patchbay.tasks.task import Task
+
+PLAIN = {
+    "int": ("a whole number", numbers.Integral),
+    "float": ("a number", numbers.Real),
+    "bool": ("True or False", bool | np.bool_),
+    "str": ("a text", str),
+    "None": ("None", type(None)),
+}
+MAKE = 'pb.Task.from_prompts(model, ["The capital of France is"], [" Paris"], [" Rome"])'
+
+
+def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
+    """Raise PatchbayError where a value cannot be what the annotation says: a Task, a Knob, a number, a text."""
+    kinds = [kind.strip() for kind in str(parameter.annotation).split("|")]
+    found = _said(value)
+    if kinds[0] == "Task" and parameter.default is parameter.empty:
+        several = (
+            "list[Task]" in kinds and isinstance(value, list) and value and all(isinstance(v, Task) for v in value)
+        )
+        if not (
+            isinstance(value, Task) or several or (len(kinds) > 1 and "list[Task]" not in kinds and value is not None)
+        ):
+            other = "" if len(kinds) == 1 or "list[Task]" in kinds else "texts, lists of token ids or "
+            raise PatchbayError(f"{name}: {parameter.name} takes {other}a Task, got {found}; make one: {MAKE}")
+    if kinds == ["Knob"] and not hasattr(value, "edits_at"):
+        raise PatchbayError(
+            f'{name}: {parameter.name} takes a Knob, got {found}; pb.load_knob("file.knob") reads one, pb.turn makes one'
+        )
+    if all(kind in PLAIN for kind in kinds) and not any(_is(value, kind) for kind in kinds):
+        possible = " or ".join(PLAIN[kind][0] for kind in kinds)
+        raise PatchbayError(f"{name}: {parameter.name} takes {possible}, got {found}")
+
+
+def _is(value: Any, kind: str) -> bool:
+    truth = isinstance(value, bool | np.bool_)
+    return isinstance(value, PLAIN[kind][1]) and (kind in ("bool", "None", "str") or not truth)
+
+
+def _said(value: Any) -> str:
+    """A value in a few words: its kind, and its text where that is short."""
+    kind = re.sub(r"^NoneType$", "None", type(value).__name__)
+    return f"{kind} {value!r}" if isinstance(value, str | int | float) and len(repr(value)) < 60 else kind

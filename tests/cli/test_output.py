@@ -1,0 +1,68 @@
+"""What leaves the command line: any encoding, any argument, and refusals in the words of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from patchbay.draw import screen
+from patchbay.papers import catalogue
+
+FIND = ["find", "previous-token-heads", "tiny", "--task", "repeated_tokens", "--n", "2"]
+
+
+def run(*args: str | bytes, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    whole = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-m", "patchbay", *args], capture_output=True, env=whole, check=False)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_output_in_an_encoding_that_lacks_letters_is_whole(encoding: str) -> None:
+    """Tables have bars and lines that these encodings lack."""
+    done = run(*FIND, PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    assert "L1.H" in done.stdout.decode(encoding)
+    listed = run("papers", "--rows", "999", "--json", PYTHONIOENCODING=encoding)
+    titles = {entry["title"] for entry in json.loads(listed.stdout.decode(encoding))}
+    assert titles == {entry["title"] for entry in catalogue.papers()}
+
+
+def test_without_colour_and_on_any_width_nothing_is_coloured_or_fails() -> None:
+    for width in ("1", "20", "400"):
+        done = run("papers", "sink", NO_COLOR="1", COLUMNS=width)
+        assert done.returncode == 0, done.stderr
+        assert b"\x1b[" not in done.stdout
+
+
+def test_an_argument_that_is_no_text_is_refused() -> None:
+    done = run("find", b"\xff\xfe")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr == b"Error: the argument b'\\xff\\xfe' is not UTF-8\n"
+
+
+def test_refusals_name_options_as_they_are_written_here(tmp_path: Path) -> None:
+    done = run("prove", "ablation", "tiny", "--task", "repeated_tokens", "--n", "4", "--parts", "L1.H1", "--top", "0")
+    assert done.returncode == 2
+    assert b"--top 0: at least one part" in done.stderr
+    refused = run("replay", str(tmp_path), "--rtol", "-1")
+    assert refused.returncode == 2
+    assert b"--rtol" in refused.stderr
+
+
+def test_a_figure_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    figure = tmp_path / "a.png"
+    figure.write_text("mine")
+    refused = run(*FIND, "--plot", str(figure))
+    assert refused.returncode == 2
+    assert b"is already there; --overwrite replaces it" in refused.stderr.replace(b"\n", b" ")
+    assert figure.read_text() == "mine"
+
+
+def test_one_paper_is_one_paper() -> None:
+    assert screen.papers_table(catalogue.papers()[:1], 5).title == "1 paper"
+    assert screen.papers_table(catalogue.papers()[:2], 5).title == "2 papers"
