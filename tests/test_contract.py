@@ -429,6 +429,9 @@ CASES = [
         runs=False,
     ),
     Case(
+        "turn.remove_direction", lambda m, t, **o: pb.turn.remove_direction(m, torch.ones(m.d_model), **o), runs=False
+    ),
+    Case(
         "turn.route",
         lambda m, t, **o: pb.turn.route(m, "L1.E0", **{"texts": TEXTS, **o}),  # type: ignore[arg-type]
         runs=False,

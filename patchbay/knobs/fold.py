@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
 from patchbay.knobs.affine import Affine, Fold, NotFoldableError, times
@@ -95,7 +95,9 @@ def _v(fold: Fold, port: Port, map_: Affine) -> None:
 def _attn_out(fold: Fold, port: Port, map_: Affine) -> None:
     at = fold.model.modules[port.layer or 0]
     if at.attn is None:
-        raise NotFoldableError("this layer has a state-space or convolution mixer in place of attention")
+        for module in _last_maps(fold, at.attn_added, "this layer's mixer"):
+            fold.behind(module, slice(None), _unscaled(fold, map_))
+        return
     if at.attn_added is at.attn or at.attn_added is at.attn_proj:
         fold.behind(at.attn_proj, slice(None), _unscaled(fold, map_))
     else:
@@ -109,10 +111,43 @@ def _mlp_out(fold: Fold, port: Port, map_: Affine) -> None:
     elif at.mlp_proj is not None:
         fold.behind(at.mlp_proj, slice(None), _unscaled(fold, map_))
     else:
-        beside = [name for name, child in at.mlp.named_children() if child not in (at.experts, at.router)]  # type: ignore[union-attr]
-        if beside:
-            raise NotFoldableError(f"besides its routed experts this layer has {', '.join(beside)}")
-        fold.expert(port.layer or 0, None, map_)
+        fold.expert(port.layer or 0, None, map_)  # of a linear map, that of the sum is the sum of the parts
+        for name, child in at.mlp.named_children():  # type: ignore[union-attr]
+            if child not in (at.experts, at.router) and not _gives_one(child):
+                for module in _last_maps(fold, child, f"{name}, beside its routed experts,"):
+                    fold.behind(module, slice(None), map_)
+
+
+LAST = (
+    "out_proj",
+    "o_proj",
+    "down_proj",
+    "c_proj",
+    "w2",
+    "dense_4h_to_h",
+    "output_linear",
+)  # of mixers and shared experts
+
+
+def _last_maps(fold: Fold, block: nn.Module | None, what: str) -> list[nn.Module]:
+    """The linear maps by which a block without heads writes to the stream; the proof of the export tells whether they are all."""
+    named = [] if block is None else [*block.named_modules()]
+    found = [
+        module
+        for name, module in named
+        if name.rpartition(".")[2] in LAST
+        and getattr(module, "weight", None) is not None
+        and matrix(module).shape[1] == fold.model.d_model
+    ]
+    if not found:
+        raise NotFoldableError(f"{what} has no last linear map by a known name ({', '.join(LAST)})")
+    return found
+
+
+def _gives_one(module: nn.Module) -> bool:
+    """A gate of one number for each token, or what has no weights: linear maps of the stream pass both."""
+    weights = [*module.parameters()]
+    return not weights or (isinstance(module, nn.Linear) and module.out_features == 1)
 
 
 def _unscaled(fold: Fold, map_: Affine) -> Affine:

@@ -21,7 +21,10 @@ from patchbay.errors import PatchbayError
 from patchbay.model.model import Model
 from patchbay.model.run import run
 
-CLOSE = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the largest logit
+CLOSE = {
+    torch.float64: 1e-9,
+    torch.float32: 2e-5,
+}  # of the largest logit; right folds of all families reach 1.4e-5 in float32
 
 
 def _adapted(hf: nn.Module) -> list[str]:
@@ -90,10 +93,22 @@ def _in_float32(hf: nn.Module) -> Any:
     return copy.deepcopy(hf).float()
 
 
+def _noise(model: Model, edits: Sequence[Edit], hf: Any) -> float:
+    """What float32 does to a logit of the edited model and of `hf`, against the same in float64; 0 where that does not run."""
+    try:
+        wide = Model(copy.deepcopy(model.hf).double(), model._tokenizer, family=model.family, source=model.source)
+        run_off = (_logits(model, edits) - _logits(wide, edits)).abs().max()
+        file_off = (_of(hf, _probe(model)) - _of(copy.deepcopy(hf).double(), _probe(model))).abs().max()
+    except (RuntimeError, PatchbayError):
+        return 0.0
+    return float(run_off + file_off)
+
+
 def apart(model: Model, edits: Sequence[Edit], hf: Any, what: str) -> float:
     """Largest difference of a logit between the edited model and `hf`; refuses one that rounding does not explain.
 
-    In float64 and float32 both run as they are, and a fixed share of the largest logit is allowed. Below, both run in float32,
+    In float64 and float32 both run as they are, and a fixed share of the largest logit is allowed, in float32 also what
+    rounding does to both, measured against float64 (recurrences round more than a share). Below, both run in float32,
     so that only the numbers stored differ, and what is allowed is what rounding does to a run of this model in its own dtype."""
     share = CLOSE.get(model.dtype)
     if share is not None:
@@ -104,6 +119,8 @@ def apart(model: Model, edits: Sequence[Edit], hf: Any, what: str) -> float:
         expected, found = _logits(wide, edits), _of(_in_float32(hf), _probe(model))
         allowed = float((_logits(model, edits) - expected).abs().max())
     difference = float((found - expected).abs().max())
+    if model.dtype == torch.float32 and not difference <= allowed:
+        allowed = max(allowed, _noise(model, edits, hf))
     if not difference <= allowed:
         why = f"{model.dtype} allows" if share is not None else f"this model's rounding noise in {model.dtype} is"
         raise PatchbayError(

@@ -6,6 +6,7 @@ clamp          hold a neuron, a coordinate or a direction at a value
 context_knob   find the direction that decides between context and prior knowledge, and turn it
 neurofeedback  what a model reports and controls of an axis from examples
 project        take a subspace out of a signal, or keep only that
+remove_direction  let no part write a direction: abliteration
 route          forbid, boost or force experts
 scale          multiply what parts write, or the values that heads read
 set_prompt     answer a prompt whose options have no order
@@ -18,6 +19,7 @@ from patchbay.turn.clamp import clamp
 from patchbay.turn.context_knob import context_knob
 from patchbay.turn.neurofeedback import neurofeedback
 from patchbay.turn.project import project
+from patchbay.turn.remove_direction import remove_direction
 from patchbay.turn.route import route
 from patchbay.turn.scale import scale
 from patchbay.turn.set_prompt import set_prompt
@@ -30,6 +32,7 @@ __all__ = [
     "context_knob",
     "neurofeedback",
     "project",
+    "remove_direction",
     "route",
     "scale",
     "set_prompt",

@@ -49,6 +49,7 @@ KNOBS: dict[str, tuple[Make, float]] = {  # and a strength that is not neutral
     "clamp coordinate": (lambda m: pb.turn.clamp(m, "L0", 4.0, coordinate=2, positions="generated"), 1.0),  # type: ignore[arg-type]
     "steer": (steered, 3.0),
     "project": (lambda m: pb.turn.project("L0.resid_out", vector(m), model=m), 1.0),  # type: ignore[arg-type]
+    "remove direction": (lambda m: pb.turn.remove_direction(m, vector(m)), 0.5),
     "keep": (lambda m: pb.turn.project("L1.attn.out", vector(m), keep=True, model=m), 0.5),  # type: ignore[arg-type]
     "block": (lambda m: pb.turn.block(m, "1:3"), 1.0),
     "block generated": (lambda m: pb.turn.block(m, [2], queries="generated", parts=["L1"]), 1.0),  # type: ignore[list-item]
