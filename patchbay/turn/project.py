@@ -16,12 +16,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay import maths
 from patchbay.edits import edit
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.results.method import method
 from patchbay.signal.port import PatchbayError, Port
+from patchbay.turn._directions import basis_of
 from patchbay.turn._places import Place, places
 
 
@@ -50,22 +50,9 @@ def project(
     for port in listed:
         if model is not None:
             model.require(port)
-    basis = _vectors(directions) if isinstance(directions, Knob) else torch.atleast_2d(directions.detach())
+    basis = basis_of(directions)
     at = places(positions)
     edits = [edit.project(port, basis.to(torch.float32), keep=keep, positions=at) for port in listed]
     shown = "+".join(map(str, listed[:4])) + (f"+{len(listed) - 4} more" if len(listed) > 4 else "")
     what = f"{len(basis)} direction{'s' * (len(basis) != 1)}"
     return Knob(name or f"{'keep' if keep else 'remove'} {what} at {shown}", edits, strength)
-
-
-def _vectors(knob: Knob) -> Tensor:
-    """An orthonormal basis of the vectors that a knob adds or sets, [direction, feature]."""
-    found = [
-        edit.value.flatten(0, -2) if edit.value.ndim > 1 else edit.value[None]
-        for edit in knob.edits
-        if edit.op in ("add", "replace", "mean") and isinstance(edit.value, Tensor) and edit.value.ndim
-    ]
-    if not found or len({rows.shape[1] for rows in found}) > 1:
-        widths = ", ".join(str(rows.shape[1]) for rows in found) or "none"
-        raise PatchbayError(f"knob {knob.name}: it adds or sets vectors of widths {widths}; one width is needed")
-    return maths.orthonormal(torch.cat(found))

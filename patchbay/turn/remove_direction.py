@@ -12,13 +12,15 @@ direction, not that the direction holds one concept: compare with random directi
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from patchbay.edits import edit
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.results.method import method
 from patchbay.signal.port import PatchbayError, Port
-from patchbay.turn.project import project
+from patchbay.turn._directions import basis_of
 
 
 @method(paper="arditi2024", tensors=("direction",))
@@ -43,8 +45,7 @@ def remove_direction(
     for i in chosen:
         ports += [Port(signal, i) for signal in ("attn.out", "mlp.out") if signal in model.signals(i)]
     where = "everywhere" if layers is None else f"in layers {', '.join(map(str, chosen))}"
-    made: Knob = project(ports, direction, strength=strength, model=model, name=name or f"remove a direction {where}")
-    width = made.edits[0].value.shape[-1]  # type: ignore[union-attr]
-    if width != model.d_model:
-        raise PatchbayError(f"a direction of {width} numbers: the stream of this model has {model.d_model}")
-    return made
+    basis = basis_of(direction).to(torch.float32)
+    if basis.shape[-1] != model.d_model:
+        raise PatchbayError(f"a direction of {basis.shape[-1]} numbers: the stream of this model has {model.d_model}")
+    return Knob(name or f"remove a direction {where}", [edit.project(port, basis) for port in ports], strength)
