@@ -272,6 +272,9 @@ class Operators(TorchFunctionMode):
         return self.session.site(signal, self.layer, split, **more).reshape(x.shape)
 
     def _pattern(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        if args[0].ndim == 3:  # [prompt * head, query, key]
+            split = args[0].reshape(-1, self.n_heads, *args[0].shape[1:])
+            return self._pattern(func, (split, *args[1:]), kwargs).reshape(args[0].shape)
         scores = args[0]
         closed = scores <= torch.finfo(scores.dtype).min / 2
         blocked = self.session.blocked(self.layer, *scores.shape[1:])

@@ -50,6 +50,7 @@ class Family:
         "interface"  # how attention is reached: transformers' AttentionInterface, or the operators it calls
     )
     residual_scale: str = ""  # config attribute that multiplies what attention and MLP add
+    opaque: bool = False  # an MLP may hold no projection of its own: its input and output are all that it offers
     overwrites: bool = False  # the layer adds in place into what attention or MLP returned: captures must be copies
 
     def is_parallel(self, config: Any) -> bool:
@@ -58,11 +59,22 @@ class Family:
         return any(getattr(config, flag, False) for flag in self.parallel)
 
 
-LLAMA = Family(
-    "llama",
-    ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "seed_oss", "ministral", "arcee", "helium"),
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "seed_oss", "ministral", "arcee", "helium", "cwm")
+_PLAIN += ("olmo", "ernie4_5", "hunyuan_v1_dense", "jais2", "ministral3", "flint")
+LLAMA = Family("llama", _PLAIN)
+_MOE = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "olmoe",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "glm4_moe",
+    "hy_v3",
+    "mellum",
 )
-_MOE = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "dots1")
+_MOE += ("minimax_m2", "solar_open")
 GPT = replace(
     LLAMA,
     layers="transformer.h",
@@ -85,7 +97,7 @@ _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
     replace(LLAMA, name="moe", model_types=_MOE),
-    replace(LLAMA, name="gpt_oss", model_types=("gpt_oss", "phimoe"), router="mlp.router"),
+    replace(LLAMA, name="gpt_oss", model_types=("gpt_oss", "phimoe", "aria_text"), router="mlp.router"),
     replace(
         LLAMA,
         name="deepseek",
@@ -93,7 +105,13 @@ FAMILIES: tuple[Family, ...] = (
         qkv="latent",
         qkv_modules=_LATENT,
     ),
-    replace(LLAMA, name="qwen3_next", model_types=("qwen3_next",), mixers=("linear_attn",), qkv="gated"),
+    replace(
+        LLAMA,
+        name="qwen3_next",
+        model_types=("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        mixers=("linear_attn",),
+        qkv="gated",
+    ),
     replace(
         LLAMA,
         name="granite",
@@ -108,6 +126,76 @@ FAMILIES: tuple[Family, ...] = (
         qkv_modules=("qkv_proj",),
         mlp_up="gate_up_proj",
         mlp_gate="",
+    ),
+    replace(
+        LLAMA,
+        name="apertus",
+        model_types=("apertus",),
+        norm_attn="attention_layernorm",
+        norm_mlp="feedforward_layernorm",
+        mid="feedforward_layernorm",
+        mlp_gate="",
+    ),
+    replace(
+        LLAMA,
+        name="glm4",
+        model_types=("glm4",),
+        attn_added="post_self_attn_layernorm",
+        mlp_added="post_mlp_layernorm",
+        mlp_up="gate_up_proj",
+        mlp_gate="",
+    ),
+    replace(
+        LLAMA,
+        name="granitemoe",
+        model_types=("granitemoe",),
+        mlp="block_sparse_moe",
+        router="block_sparse_moe.router",
+        experts="block_sparse_moe.experts",
+        residual_scale="residual_multiplier",
+    ),
+    replace(  # its experts are called with tokens that are weighed already: they have no ports
+        LLAMA, name="llama4", model_types=("llama4_text",), mlp="feed_forward", router="", experts="", opaque=True
+    ),
+    replace(
+        LLAMA,
+        name="persimmon",
+        model_types=("persimmon",),
+        final_norm="model.final_layernorm",
+        mlp_gate="",
+        **_NEOX,
+    ),
+    replace(
+        LLAMA,
+        name="xglm",
+        model_types=("xglm",),
+        final_norm="model.layer_norm",
+        attn_proj="out_proj",
+        norm_attn="self_attn_layer_norm",
+        norm_mlp="final_layer_norm",
+        mid="final_layer_norm",
+        mlp="fc1",
+        mlp_proj="^fc2",
+        mlp_up="^fc1",
+        mlp_gate="",
+        mlp_added="fc2",
+        attention="operators",
+    ),
+    replace(
+        GPT,
+        name="mpt",
+        layers="transformer.blocks",
+        final_norm="transformer.norm_f",
+        model_types=("mpt",),
+        attn_proj="out_proj",
+        norm_attn="norm_1",
+        norm_mlp="norm_2",
+        mid="norm_2",
+        mlp="ffn",
+        mlp_added="ffn.down_proj",
+        qkv="packed",
+        qkv_modules=("Wqkv",),
+        attention="operators",
     ),
     replace(LLAMA, name="glm", model_types=("glm",), mlp_up="gate_up_proj", mlp_gate=""),
     replace(LLAMA, name="starcoder2", model_types=("starcoder2",), mlp_proj="c_proj", mlp_up="c_fc", mlp_gate=""),
@@ -141,7 +229,7 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         LLAMA,
         name="cohere",
-        model_types=("cohere", "cohere2"),
+        model_types=("cohere", "cohere2", "cohere2_moe"),
         parallel=True,
         norm_mlp="input_layernorm",
     ),
@@ -201,7 +289,7 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         LLAMA,
         name="mamba",
-        model_types=("mamba2", "mamba"),
+        model_types=("mamba2", "mamba", "falcon_mamba"),
         layers="backbone.layers",
         final_norm="backbone.norm_f",
         mixers=("mixer",),
@@ -214,7 +302,7 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         GPT,
         name="gpt2",
-        model_types=("gpt2",),
+        model_types=("gpt2", "gpt_bigcode"),
         attn_proj="c_proj",
         mlp_proj="c_proj",
         mlp_up="c_fc",
@@ -365,7 +453,7 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
             lacking.append(f"{family.layers}.{i}.{family.attn}.{family.attn_proj}")
         if family.mlp and found.mlp is None:
             lacking.append(f"{family.layers}.{i}.{family.mlp}")
-        elif found.mlp is not None and found.mlp_proj is None and found.experts is None:
+        elif found.mlp is not None and found.mlp_proj is None and found.experts is None and not family.opaque:
             lacking.append(f"{family.layers}.{i}.{family.mlp}.{family.mlp_proj}")
     return lacking
 

@@ -31,6 +31,7 @@ from patchbay.signal.port import PatchbayError
 QUERY_KEY_NORMS = (
     ("q_norm", "k_norm"),
     ("q_layernorm", "k_layernorm"),
+    ("query_layernorm", "key_layernorm"),
 )  # modules that norm queries and keys, by their names
 
 

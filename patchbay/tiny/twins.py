@@ -36,6 +36,7 @@ _MOE = _DENSE | dict(num_experts=4, num_local_experts=4, num_experts_per_tok=2, 
 _WIDE = _DENSE | dict(head_dim=12)  # heads together are wider than the stream
 _SLIDING = dict(sliding_window=WINDOW, layer_types=["sliding_attention", "full_attention"])
 _FULL = _DENSE | dict(num_key_value_heads=4)
+_SHARED = dict(n_routed_experts=4, n_shared_experts=1, first_k_dense_replace=1, n_group=1, topk_group=1)
 _LATENT = _FULL | dict(
     n_routed_experts=8,
     num_experts_per_tok=2,
@@ -153,6 +154,36 @@ FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("qwen2_moe", _MOE | dict(shared_expert_intermediate_size=24)),
     "seed_oss": ("seed_oss", _DENSE),
     "vaultgemma": ("vaultgemma", _WIDE | _SLIDING | dict(query_pre_attn_scalar=8)),
+    "apertus": ("apertus", _DENSE),
+    "aria_text": ("aria_text", _MOE | dict(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)),
+    "cohere2_moe": ("cohere2_moe", _MOE | dict(logit_scale=0.5)),
+    "cwm": ("cwm", _DENSE | dict(head_dim=8)),
+    "ernie4_5": ("ernie4_5", _DENSE | dict(head_dim=8)),
+    "ernie4_5_moe": ("ernie4_5_moe", _MOE | dict(moe_num_experts=4, moe_k=2, moe_num_shared_experts=1)),
+    "exaone_moe": ("exaone_moe", _MOE | _SHARED),
+    "falcon_mamba": ("falcon_mamba", dict(hidden_size=32, num_hidden_layers=2, state_size=8)),
+    "flint": ("flint", _DENSE | dict(head_dim=8)),
+    "glm4": ("glm4", _WIDE),
+    "glm4_moe": ("glm4_moe", _MOE | _SHARED | dict(head_dim=8)),
+    "gpt_bigcode": ("gpt_bigcode", _GPT),
+    "granitemoe": ("granitemoe", _MOE | dict(residual_multiplier=0.5, embedding_multiplier=2.0, logits_scaling=2.0)),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", _DENSE | dict(head_dim=8)),
+    "hy_v3": ("hy_v3", _MOE | _SHARED | dict(head_dim=8)),
+    "jais2": ("jais2", _DENSE | dict(head_dim=8)),
+    "llama4_text": (
+        "llama4_text",
+        _MOE | dict(head_dim=8, intermediate_size_mlp=48, interleave_moe_layer_step=2, num_experts_per_tok=1),
+    ),
+    "mellum": ("mellum", _MOE | dict(head_dim=8)),
+    "minimax_m2": ("minimax_m2", _MOE | dict(head_dim=8)),
+    "ministral3": ("ministral3", _DENSE | dict(head_dim=8)),
+    "mpt": ("mpt", dict(d_model=32, n_layers=2, n_heads=4, expansion_ratio=4, max_seq_len=64)),
+    "olmo": ("olmo", _DENSE),
+    "persimmon": ("persimmon", _FULL | dict(qk_layernorm=False)),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", _MOE | _LINEAR | dict(head_dim=8)),
+    "qwen3_5_text": ("qwen3_5_text", _DENSE | _LINEAR | dict(head_dim=8)),
+    "solar_open": ("solar_open", _MOE | _SHARED | dict(head_dim=8)),
+    "xglm": ("xglm", dict(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, max_position_embeddings=64)),
 }
 
 

@@ -16,7 +16,7 @@ from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 
-REQUIRED = """gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
+REQUIRED = """apertus glm4 granitemoe llama4_text mpt olmo persimmon xglm ernie4_5 gpt_bigcode gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
 gemma3_text olmo2 olmoe phi phi3 stablelm starcoder2 cohere cohere2 granite gpt_oss deepseek_v3 smollm3 mamba2 lfm2 bamba"""
 
 HEADS = ("attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out")
@@ -32,6 +32,7 @@ PARALLEL = (
     "cohere",
     "cohere normed",
     "cohere2",
+    "cohere2_moe",
 )
 MIXTURE = (
     "mixtral",
@@ -44,8 +45,18 @@ MIXTURE = (
     "glm4_moe_lite",
     "dots1",
 )
-MIXTURE += ("flex_olmo", "phimoe", "qwen2_moe")
-DENSE_TOO = ("deepseek_v3", "deepseek_v2", "glm4_moe_lite", "dots1")  # a dense layer before those with experts
+MIXTURE += ("flex_olmo", "phimoe", "qwen2_moe", "aria_text", "cohere2_moe", "ernie4_5_moe", "exaone_moe", "glm4_moe")
+MIXTURE += ("granitemoe", "hy_v3", "mellum", "minimax_m2", "qwen3_5_moe_text", "solar_open")
+DENSE_TOO = (
+    "deepseek_v3",
+    "deepseek_v2",
+    "glm4_moe_lite",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "glm4_moe",
+    "hy_v3",
+)  # a dense layer before those with experts
 
 
 @functools.cache
@@ -55,7 +66,7 @@ def rows_of(name: str) -> tuple[Model, list[Row]]:
 
 
 def expected_signals(name: str) -> set[str]:
-    if name in ("mamba", "mamba2"):
+    if name in ("mamba", "mamba2", "falcon_mamba"):
         return set(STREAM)
     found = {*STREAM, *HEADS, *MLP}
     found |= set() if name in PARALLEL else {"resid_mid"}
@@ -65,6 +76,7 @@ def expected_signals(name: str) -> set[str]:
 
 def test_every_required_family_has_a_twin() -> None:
     assert set(REQUIRED.split()) <= set(FAMILY_CONFIGS)
+    assert len(FAMILY_CONFIGS) >= 80
 
 
 def test_every_model_type_of_a_row_has_a_twin_that_resolves_to_it() -> None:
