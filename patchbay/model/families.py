@@ -59,10 +59,22 @@ class Family:
         return any(getattr(config, flag, False) for flag in self.parallel)
 
 
-_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "seed_oss", "ministral", "arcee", "helium", "cwm")
+_PLAIN: tuple[str, ...] = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "smollm3",
+    "gemma",
+    "seed_oss",
+    "ministral",
+    "arcee",
+    "helium",
+    "cwm",
+)
 _PLAIN += ("olmo", "ernie4_5", "hunyuan_v1_dense", "jais2", "ministral3", "flint")
 LLAMA = Family("llama", _PLAIN)
-_MOE = (
+_MOE: tuple[str, ...] = (
     "mixtral",
     "qwen2_moe",
     "qwen3_moe",

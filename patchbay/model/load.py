@@ -10,7 +10,7 @@ from torch import nn
 
 from patchbay.model.families import FAMILIES, Family, text_config
 from patchbay.model.model import Model
-from patchbay.model.source import built_in_names, from_pretrained
+from patchbay.model.source import built_in_names, from_pretrained, lent
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def load(
             raise PatchbayError(
                 f"expected a Hugging Face causal language model, got {type(model).__name__}, a module without a config"
             )
+        model = lent(model)
         return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))
     if not isinstance(model, str | Path):
         raise PatchbayError(f"expected a name, a folder or a Hugging Face model, got {type(model).__name__}")
@@ -57,6 +58,7 @@ def load(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    hf = lent(hf)
     named = any(
         text_config(hf).model_type in row.model_types for row in FAMILIES
     )  # else by structure: proved before it returns

@@ -26,7 +26,7 @@ from patchbay.model.linear import width_in
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
-from patchbay.model.source import folder
+from patchbay.model.source import tokenizer_folder
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
@@ -268,7 +268,7 @@ class Model:
             from transformers import AutoTokenizer
 
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(folder(self.source))
+                self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(self.source))
             except (OSError, ValueError):
                 self._tokenizer = False
         return self._tokenizer or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def from_pretrained(source: str, **options: Any) -> Any:
 
     given = {name: value for name, value in options.items() if value is not None}
     path = Path(folder(source))
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        return _adapted(source, path, options)
     if path.is_dir() and not (path / "config.json").is_file():
         raise PatchbayError(
             f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
@@ -42,6 +45,83 @@ def from_pretrained(source: str, **options: Any) -> Any:
     except Exception as error:  # a name that is not there, no network, a damaged file: transformers raises many kinds
         said = str(error).strip().splitlines()
         raise _not_loaded(source, f"{type(error).__name__}: {said[0][:300] if said else ''}") from error
+
+
+def lent(model: Any) -> Any:
+    """The Hugging Face causal LM inside what was lent: of a PEFT model the one that holds its layers. Refuses what is none."""
+    name, kind = type(model).__name__, type(model).__module__.split(".")[0]
+    if kind == "transformer_lens" or not (hasattr(model, "config") and hasattr(model, "get_output_embeddings")):
+        raise PatchbayError(
+            f"{name} is no Hugging Face model: load the checkpoint itself (a name, a folder, or AutoModelForCausalLM), since what is "
+            "shown here is read off the model's own modules"
+        )
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
+            raise PatchbayError(
+                f"{name} puts learned tokens before each prompt, which the model inside knows nothing of"
+            )
+        model = model.get_base_model()
+    _refuse_encoders(model)
+    return model
+
+
+def _refuse_encoders(model: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    name, config = type(model).__name__, model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise PatchbayError(
+            f"{name} is an encoder-decoder: its tokens are written by a second stack that reads the first, and the parts here are those "
+            "of one stack that reads its own prompt (a causal language model)"
+        )
+    masked = name in MASKED.values() and name not in CAUSAL.values()
+    bidirectional = name in MASKED.values() or getattr(config, "model_type", "") in MASKED
+    if masked or (bidirectional and getattr(config, "is_decoder", None) is False):
+        raise PatchbayError(
+            f"{name} is an encoder, which fills in masked tokens: the parts here are those of models that predict the next token "
+            "(causal language models)"
+        )
+    if model.get_output_embeddings() is None:
+        raise PatchbayError(
+            f"{name} gives no logits: load the class with a language-model head (AutoModelForCausalLM), not its bare inside"
+        )
+
+
+def adapter_base(path: Path) -> str:
+    """The model that an adapter folder was made for: a built-in, a folder (beside the adapter or from here), or a hub name."""
+    named = str(
+        json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    )
+    if named in built_in_names():
+        return named
+    beside = path / os.path.expanduser(named)
+    return str(beside.resolve()) if named and (beside / "config.json").is_file() else named
+
+
+def _adapted(source: str, path: Path, options: dict[str, Any]) -> Any:
+    """The base of an adapter folder with the adapter active."""
+    base = adapter_base(path)
+    if not base:
+        raise _not_loaded(source, "its adapter_config.json names no base model")
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise PatchbayError(
+            f"{source} is an adapter of {base}: reading it takes the package peft (pip install peft)"
+        ) from error
+    hf = from_pretrained(base, **options)
+    try:
+        return lent(PeftModel.from_pretrained(hf, str(path)).eval())
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise _not_loaded(source, f"its adapter does not fit {base}: {str(error).splitlines()[0][:200]}") from error
+
+
+def tokenizer_folder(source: str) -> str:
+    """Where the tokenizer of a source lies: beside an adapter, else beside its base."""
+    path = Path(folder(source))
+    alone = (path / "adapter_config.json").is_file() and not (path / "tokenizer_config.json").is_file()
+    return folder(adapter_base(path)) if alone else str(path) if path.is_dir() else folder(source)
 
 
 def _not_loaded(source: str, why: str) -> PatchbayError:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchbay.jacks.session import Session
+from patchbay.model.linear import is_plain
 from patchbay.sweeps.restart import Base
 
 LINEAR = ("Linear", "Conv1D")
@@ -31,7 +32,9 @@ class Difference:
         self.held: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # [token, d_in] and [token, d_out] of the base run
         self.weights: dict[nn.Module, Tensor] = {}
         self.base = base
-        modules = [m for at in base.model.modules for m in at.layer.modules() if type(m).__name__ in LINEAR]
+        modules = [
+            m for at in base.model.modules for m in at.layer.modules() if type(m).__name__ in LINEAR and is_plain(m)
+        ]
 
         def note(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
             def keep(args: tuple[Any, ...], _: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.model.linear import is_plain
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.scoring import COMPARING, METRICS
@@ -61,6 +62,8 @@ class Scorer:
         if self.tokens is None or every:
             return self.model.unembed_logits(normed)
         tokens = self.tokens.to(normed.device)
+        if not is_plain(unembed):  # an adapter, or quantised: its rows are not what it multiplies by
+            return self.model.unembed_logits(normed)[:, tokens]
         bias = getattr(unembed, "bias", None)
         raw = torch.nn.functional.linear(normed, unembed.weight[tokens], None if bias is None else bias[tokens])
         return self.model.scaled_logits(raw)
