@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = {"transformer_lens": ("transformer-lens==4.3.0", "torch==2.13.0")}
+PEERS = {
+    "transformer_lens": ("transformer-lens==4.3.0", "torch==2.13.0"),
+    "nnsight": ("nnsight==0.7.0", "transformers==5.23.0", "torch==2.13.0"),
+}
 
 
-def run(peer: str, *given: str) -> dict[str, Any]:
-    """What bench/peer_<peer>.py prints. Raises RuntimeError with the end of its output when it fails."""
-    script = ROOT / "bench" / f"peer_{peer}.py"
+def run(peer: str, *given: str, script: str = "") -> dict[str, Any]:
+    """What bench/peer_<peer>.py, or `script`, prints. Raises RuntimeError with the end of its output when it fails."""
+    file = ROOT / "bench" / (script or f"peer_{peer}.py")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([_python(peer), str(script), *given], capture_output=True, text=True, env=environment)
+    done = subprocess.run([_python(peer), str(file), *given], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"{peer} failed: {done.stderr[-800:]}")
     return dict(json.loads(done.stdout.strip().splitlines()[-1]))

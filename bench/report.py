@@ -69,12 +69,16 @@ def timed(what: str, model: str, size: str, found: Comparison, target: float | N
 def write_section(name: str, method: str, setting: str, rows: Sequence[Row], path: Path = RESULTS) -> None:
     """Put this section in the file, in place of its former self."""
     head = "| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS)
-    text = "\n".join([f"## {name}", "", setting, "", method, "", head, *map(str, rows)])
+    put_section(name, "\n".join([setting, "", method, "", head, *map(str, rows)]), path)
+
+
+def put_section(name: str, body: str, path: Path = RESULTS) -> None:
+    """Put a section's text in the file, in place of its former self."""
     sections = {}
     if path.is_file():
         for part in path.read_text().split("\n## ")[1:]:
             sections[part.split("\n", 1)[0].strip()] = "## " + part.strip()
-    sections[name] = text
+    sections[name] = f"## {name}\n\n{body}"
     partial = path.with_suffix(".partial")
     partial.write_text("\n\n".join([HEAD.strip(), *sections.values()]) + "\n")
     partial.replace(path)
