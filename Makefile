@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-versions check bench clean
+.PHONY: setup demo test test-all test-processors test-versions check bench clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -18,6 +18,14 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+
+# The slow tier too: what is marked slow, and every finder on every family.
+test-all: setup
+	HF_HUB_OFFLINE=1 PATCHBAY_EVERYWHERE=1 $(BIN)/python -m pytest -n 2 -m ""
+
+# The numerical part as other processors round it: `make test-processors SETTINGS=default:1` for one.
+test-processors: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.processors $(SETTINGS)
 
 # Both ends of the ranges in pyproject.toml, each in an environment of its own: `make test-versions ENDS=newest` for one.
 ENDS ?= oldest newest

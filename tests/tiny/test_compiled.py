@@ -9,7 +9,7 @@ import torch
 
 import patchbay as pb
 from patchbay.signal.port import PatchbayError
-from patchbay.tiny import compiled
+from patchbay.tiny import compiled, toys
 from patchbay.tiny.compiler import Compiled, compile_program
 from patchbay.tiny.programs import count, mapped, pick, positions, same, tokens
 
@@ -116,3 +116,20 @@ def test_what_has_no_single_match_has_no_value() -> None:
 def test_an_unknown_program_is_refused() -> None:
     with pytest.raises(PatchbayError, match="no program 'inductoin'; programs are .*did you mean"):
         compiled.make("inductoin")
+
+
+@pytest.mark.slow
+def test_sorting_learns_to_look_at_the_next_larger_number() -> None:
+    model, accuracy = toys.train("sorting")
+    assert accuracy > 0.95
+    assert toys.heads("sorting", model)["next larger"]
+    untrained, chance = toys.train("sorting", steps=1)
+    assert chance < 0.3
+    assert not toys.heads("sorting", untrained)["next larger"]
+
+
+@pytest.mark.slow
+def test_modular_addition_learns_few_frequencies() -> None:
+    model, accuracy = toys.train("modular")
+    assert accuracy > 0.95
+    assert toys.sparsity(model) > 0.5 > 0.3 > toys.sparsity(toys.train("modular", steps=1)[0])
