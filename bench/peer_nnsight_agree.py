@@ -30,13 +30,15 @@ def main(folder: str, given_file: str, out: str) -> None:
         with model.trace(input_ids=corrupted, use_cache=False):
             other = first(blocks[layer - 1].output).save()
         with model.trace(input_ids=clean, use_cache=False):
-            streams = [first(blocks[i].output).save() for i in range(n)]
+            kept = list().save()
+            for i in range(n):
+                kept.append(first(blocks[i].output))
             logits = model.output.logits.save()
         with model.trace(input_ids=clean, use_cache=False):
             first(blocks[layer - 1].output)[:, position] = other[:, position]
             patched = model.output.logits.save()
-        lens = torch.stack([hf.lm_head(norm(stream)) for stream in streams])
-    found = {"logits": logits, "resid_out": torch.stack(list(streams)), "patched": patched, "lens": lens}
+        lens = torch.stack([hf.lm_head(norm(stream)) for stream in kept])
+    found = {"logits": logits, "resid_out": torch.stack(list(kept)), "patched": patched, "lens": lens}
     save_file({name: value.detach().float().contiguous() for name, value in found.items()}, str(Path(folder) / out))
     print(json.dumps({"version": version("nnsight")}))
 

@@ -54,19 +54,19 @@ def main(folder: str, given_file: str, out: str) -> None:
             "patched_z": model.run_with_hooks(clean, fwd_hooks=[(z, put_head)]),
             "lens": torch.stack([model.unembed(model.ln_final(cache[f"blocks.{i}.hook_resid_post"])) for i in layers]),
         }
-    gradients: dict[int, torch.Tensor] = {}
+    added: dict[int, torch.Tensor] = {}  # zeros, whose gradient is that of what they are added to
 
     def keep(i: int) -> object:
-        def hook(value: torch.Tensor, hook: object) -> None:
-            value.requires_grad_(True) if value.is_leaf else None
-            value.register_hook(lambda gradient: gradients.update({i: gradient}))
+        def hook(value: torch.Tensor, hook: object) -> torch.Tensor:
+            added[i] = torch.zeros_like(value).requires_grad_(True)
+            return value + added[i]
 
         return hook
 
     scored = model.run_with_hooks(clean, fwd_hooks=[(f"blocks.{i}.attn.hook_z", keep(i)) for i in layers])
     (scored[row, -1, right] - scored[row, -1, wrong]).mean().backward()
     attributed = [
-        by_head((other[f"blocks.{i}.attn.hook_z"] - cache[f"blocks.{i}.attn.hook_z"]) * gradients[i]).sum((0, 1, 3))
+        by_head((other[f"blocks.{i}.attn.hook_z"] - cache[f"blocks.{i}.attn.hook_z"]) * added[i].grad).sum((0, 1, 3))
         for i in layers
     ]
     found["attributed"] = torch.stack(attributed)

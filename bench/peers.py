@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = {
     "transformer_lens": ("transformer-lens==4.3.0", "torch==2.13.0"),
-    "nnsight": ("nnsight==0.7.0", "transformers==5.23.0", "torch==2.13.0"),
+    "nnsight": ("nnsight==0.8.1", "transformers==5.23.0", "torch==2.13.0"),
 }
 
 

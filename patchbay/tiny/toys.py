@@ -1,7 +1,5 @@
 """Trained toys whose algorithm is known beforehand, from others' papers or by the task's own arithmetic. A minute each.
 
-induction   two layers, random letters in a random order, repeated: a head that looks one back, and a head that reads its
-            keys to find what followed (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits")
 sorting     distinct numbers, a bar, the same in order: a head at each output that looks at the next larger number and copies it
 modular     a + b modulo a prime: embeddings on a few circles, so that their Fourier spectrum is sparse (Nanda et al. 2023,
             "Progress measures for grokking via mechanistic interpretability")
@@ -24,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from patchbay.signal.port import PatchbayError, suggest
 
-N_LETTERS, N_NUMBERS, N_SORTED, PRIME = 24, 24, 6, 29
+N_NUMBERS, N_SORTED, PRIME = 24, 6, 29
 LOOKS = 0.4  # of a query's attention: more than every other use of it together, beside the sink
 
 
@@ -92,7 +90,7 @@ def heads(name: str, model: GPT2LMHeadModel) -> dict[str, list[str]]:
     patterns = model(batch.ids, output_attentions=True).attentions
     model.set_attn_implementation(chosen)
     found: dict[str, list[str]] = {}
-    for role, target in _targets(name, batch.ids).items():  # target [row, position], -1 where there is none
+    for role, target in _targets(batch.ids).items():  # target [row, position], -1 where there is none
         row, query = (target >= 0).nonzero(as_tuple=True)
         looks = [pattern[row, :, query, target[row, query]].mean(0) for pattern in patterns]  # [head]
         found[role] = [f"L{i}.H{h}" for i, layer in enumerate(looks) for h in (layer > LOOKS).nonzero()[:, 0].tolist()]
@@ -106,17 +104,6 @@ def sparsity(model: GPT2LMHeadModel) -> float:
 
 
 # ---- the toys --------------------------------------------------------------------------------------------------------
-
-
-def _induction(n: int, generator: torch.Generator) -> Batch:
-    """Start, 8 to 14 different letters, the same again; answered is the second time from its second letter on."""
-    ids, answered = torch.zeros(n, 29, dtype=torch.long), torch.zeros(n, 29, dtype=torch.bool)
-    for i in range(n):
-        length = int(torch.randint(8, 15, (1,), generator=generator))
-        word = 1 + torch.randperm(N_LETTERS, generator=generator)[:length]
-        ids[i, 1 : 1 + 2 * length] = word.repeat(2)
-        answered[i, 1 + length : 2 * length] = True
-    return Batch(ids, answered)
 
 
 def _sorting(n: int, generator: torch.Generator) -> Batch:
@@ -137,19 +124,9 @@ def _modular(n: int, generator: torch.Generator) -> Batch:
     return Batch(ids, answered)
 
 
-def _targets(name: str, ids: Tensor) -> dict[str, Tensor]:
+def _targets(ids: Tensor) -> dict[str, Tensor]:
     """Where a head must look, at each query: [row, position], -1 where nothing is asked."""
-    none = torch.full_like(ids, -1)
-    place = torch.arange(ids.shape[1]).expand_as(ids)
-    if name == "induction":
-        before, again = none.clone(), none.clone()
-        before[:, 2:] = torch.where(ids[:, 2:] > 0, place[:, 1:-1], -1)
-        for row, words in enumerate(ids.tolist()):
-            for at, word in enumerate(words):
-                if word and word in words[:at]:
-                    again[row, at] = words.index(word) + 1
-        return {"previous token": before, "what followed": again}
-    following = none.clone()
+    following = torch.full_like(ids, -1)
     for row, words in enumerate(ids.tolist()):
         for at in range(N_SORTED, ids.shape[1] - 1):
             following[row, at] = words.index(words[at + 1])
@@ -157,7 +134,6 @@ def _targets(name: str, ids: Tensor) -> dict[str, Tensor]:
 
 
 TOYS = {
-    "induction": Toy(_induction, N_LETTERS + 1, 2, 4, 1500),
     "modular": Toy(_modular, PRIME + 1, 1, 4, 2500, decay=1.0),
     "sorting": Toy(_sorting, N_NUMBERS + 1, 1, 4, 1500),
 }

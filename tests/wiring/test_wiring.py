@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.model import rotary
+from patchbay.model import rotary, weights
 from patchbay.signal.channel import Channel, parse_channel
 from patchbay.signal.port import Part, parse_part
 from patchbay.tiny import twins
@@ -234,7 +234,7 @@ def test_query_key_norms_are_part_of_the_maps(name: str) -> None:
 
 def test_something_unknown_between_weights_and_queries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pb.load(twins.twin("qwen3"))
-    monkeypatch.setattr(rotary, "NORMS", ())
+    monkeypatch.setattr(weights, "QUERY_KEY_NORMS", ())
     with pytest.raises(pb.PatchbayError, match="something stands between"):
         rotary.turns(model, [0, 1], {0: components.folded_heads(model, 0)})
 
