@@ -161,6 +161,45 @@ def paired_interval(
     return bootstrap_interval(_difference(a, b), n=n, level=level, seed=seed)
 
 
+def beyond_draws(
+    own: Float[Tensor, " prompt"],
+    drawn: Float[Tensor, "draw prompt"],
+    *,
+    n: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Mean of own - drawn over prompts and draws, with the ends between which it lies against one more random draw.
+
+    Prompts are drawn anew, and each time one of the draws, its distance from their mean stretched by
+    sqrt((draws + 1) / (draws - 1)): so varies a draw that was not made. One draw alone says nothing of that: NaN ends.
+    """
+    own, drawn = _values(own), torch.as_tensor(drawn).detach().double().cpu()
+    if drawn.ndim != 2 or drawn.shape[1:] != own.shape:
+        raise PatchbayError(
+            f"draws are [draw, prompt] beside [prompt], got {tuple(drawn.shape)} and {tuple(own.shape)}"
+        )
+    gap = own - drawn.mean(0)  # [prompt]
+    mean, count, draws = gap.mean().item(), len(own), len(drawn)
+    if draws < 2 or count < 2 or mean != mean:
+        return Interval(mean, float("nan"), float("nan"))
+    generator = torch.Generator().manual_seed(seed)
+    prompts = torch.randint(count, (n, count), generator=generator)
+    which = torch.randint(draws, (n, 1), generator=generator)
+    apart = (drawn - drawn.mean(0))[which, prompts].mean(1) * ((draws + 1) / (draws - 1)) ** 0.5
+    tail = (1.0 - level) / 2.0
+    ends = torch.quantile(gap[prompts].mean(1) - apart, torch.tensor([tail, 1.0 - tail], dtype=torch.float64)).tolist()
+    return Interval(mean, *ends)
+
+
+def draws_p(own: float, drawn: Float[Tensor, " draw"], *, two_sided: bool = False) -> float:
+    """p that a random draw is as high as `own` (two-sided: as large), (1 + hits) / (1 + draws): at least 1 / (1 + draws)."""
+    drawn = _values(drawn)
+    found, drawn = (abs(own), drawn.abs()) if two_sided else (own, drawn)
+    slack = 1e-9 * max(1.0, abs(found))  # sums in another order still count as equal
+    return (1 + int((drawn >= found - slack).sum())) / (1 + len(drawn))
+
+
 def permutation_p(a: Float[Tensor, " prompt"], b: Float[Tensor, " prompt"], *, n: int = 10_000, seed: int = 0) -> float:
     """Two-sided p value that the mean of a - b is 0, by flipping the sign of each prompt's difference.
 

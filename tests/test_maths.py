@@ -233,3 +233,55 @@ def test_there_is_one_of_each_test_and_interval():
     room = Path(maths.__file__).parent
     found = [(path.name, name) for path in room.rglob("*.py") for name in names if f"def {name}(" in path.read_text()]
     assert sorted(found) == sorted(("maths.py", name) for name in names)
+
+
+def test_beyond_draws_holds_one_more_draw_95_times_in_100() -> None:
+    """Effects and random sets of one distribution: the difference from one more set lies inside the interval."""
+    generator, inside = torch.Generator().manual_seed(0), 0
+    for trial in range(300):
+        means = 2.0 * torch.randn(21, 1, generator=generator, dtype=torch.float64)
+        values = means + torch.randn(21, 40, generator=generator, dtype=torch.float64)
+        found = maths.beyond_draws(values[0], values[1:], n=300, seed=trial)
+        inside += found.low <= 0.0 <= found.high
+    assert 0.88 <= inside / 300 <= 0.98
+
+
+def test_beyond_draws_is_by_hand() -> None:
+    own, drawn = torch.tensor([3.0, 3.0, 3.0]), torch.tensor([[0.0] * 3, [2.0] * 3])
+    found = maths.beyond_draws(own, drawn)
+    # means are 0 and 2 about 1, stretched by sqrt(3): 3 - 1 -+ sqrt(3)
+    assert found == pytest.approx((2.0, 2.0 - 3**0.5, 2.0 + 3**0.5))
+    alone = maths.beyond_draws(own, drawn[:1])
+    assert alone.mean == 3.0
+    assert alone.low != alone.low
+    assert alone.high != alone.high
+    with pytest.raises(PatchbayError, match=r"draws are \[draw, prompt\]"):
+        maths.beyond_draws(own, drawn[:, :2])
+
+
+def test_draws_p_counts_the_call_itself() -> None:
+    drawn = torch.tensor([-3.0, 0.0, 1.0, 2.0])
+    assert maths.draws_p(5.0, drawn) == 1 / 5
+    assert maths.draws_p(1.0, drawn) == 3 / 5, "an equal draw is as high"
+    assert maths.draws_p(-2.5, drawn) == 4 / 5
+    assert maths.draws_p(-2.5, drawn, two_sided=True) == 2 / 5
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_draws_p_is_uniform_where_nothing_is(two_sided: bool) -> None:
+    """Kolmogorov and Smirnov over 400 nulls: the largest gap to the uniform distribution on 1/20 .. 1 is below its 1 % limit."""
+    draws = torch.randn(400, 20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    p = torch.tensor([maths.draws_p(float(row[0]), row[1:], two_sided=two_sided) for row in draws]).sort().values
+    assert p[0] >= 1 / 20
+    steps = torch.arange(1, 21) / 20
+    found = torch.stack([(p <= step + 1e-6).double().mean() for step in steps])
+    assert (found - steps).abs().max() < 1.63 / 400**0.5
+
+
+def test_bootstrap_interval_covers_the_mean_95_times_in_100() -> None:
+    generator = torch.Generator().manual_seed(2)
+    inside = 0
+    for trial in range(400):
+        found = maths.bootstrap_interval(torch.randn(60, generator=generator) + 1.0, n=400, seed=trial)
+        inside += found.low <= 1.0 <= found.high
+    assert 0.92 <= inside / 400 <= 0.98

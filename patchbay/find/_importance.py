@@ -72,13 +72,16 @@ def placed(parts: list[Part], values: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def agreement(
-    scores: dict[str, Tensor], risen: Tensor, seed: int
+    scores: dict[str, Tensor], risen: Tensor, parts: list[Part], seed: int
 ) -> tuple[dict[str, tuple[float, tuple[()], str]], list[str]]:
-    """Spearman of each score with the loss increase, as scalar variables, and a line that says it."""
+    """Spearman of each score [prompt, layer, index] with the loss increase [prompt, part], as scalar variables, and a line
+    that says it. Prompts are drawn anew, score and increase together.
+    """
+    place = torch.tensor([[part.layer or 0, part.index or 0] for part in parts]).T
     variables: dict[str, tuple[float, tuple[()], str]] = {}
     said = []
     for name, score in scores.items():
-        found = rank_agreement(score.flatten(), risen.flatten(), seed=seed)
+        found = rank_agreement(score[:, place[0], place[1]], risen, seed=seed)
         prefix = "spearman" if not variables else f"spearman_{name}"
         names = {"rho": prefix, "low": f"{prefix}_low", "high": f"{prefix}_high", "p": f"{prefix}_p"}
         names["null_high"] = f"{prefix}_null_high"
@@ -88,5 +91,4 @@ def agreement(
             f"{name} {found['rho']:.2f} (95 % {found['low']:.2f} to {found['high']:.2f}, p {found['p']:.2g}; "
             f"random order {found['null_high']:.2f} at its 95th percentile)"
         )
-    n = int(risen.isfinite().sum())
-    return variables, [f"Spearman with the true loss increase over {n} parts: {'; '.join(said)}"]
+    return variables, [f"Spearman with the true loss increase over {len(parts)} parts: {'; '.join(said)}"]

@@ -77,10 +77,10 @@ def copy_suppression_heads(
     taps = [Port("resid_out", model.n_layers - 1), Port("final_norm")]
     for i in layers:
         taps += [Port(s, i) for s in ("resid_in", "attn.z", "attn.v", "attn.out", "attn.pattern")]
-    pieces = []
+    pieces, generator = [], torch.Generator().manual_seed(seed)
     for start in range(0, len(encoded), batch_size):
         trace = run(model, encoded[start : start + batch_size], taps=taps, logits="last")
-        pieces += [_one(model, trace, row, layers, share, lowest, sample, seed) for row in range(len(trace.lengths))]
+        pieces += [_one(model, trace, row, layers, share, lowest, sample, generator) for row in range(len(trace.lengths))]
     seen = {name: torch.cat([piece[name] for piece in pieces]) for name in NAMES}  # [prompt, layer, head]
     p = maths.sign_flip_p(seen["suppression"] - seen["null"], floor=1e-6)
     adjusted, axes = maths.benjamini_hochberg(p), ("layer", "head")
@@ -106,16 +106,22 @@ def copy_suppression_heads(
 
 
 def _one(
-    model: Model, trace: Trace, row: int, layers: list[int], share: float, lowest: int, sample: int, seed: int
+    model: Model,
+    trace: Trace,
+    row: int,
+    layers: list[int],
+    share: float,
+    lowest: int,
+    sample: int,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The measurements on one prompt, each [1, layer, head]."""
+    """The measurements on one prompt, each [1, layer, head]; the generator goes on from prompt to prompt."""
     n = int(trace.lengths[row])
     ids = trace.ids[row, :n].cpu()
     unembed = precise(model.unembed.weight)
     said = unembed[ids] - unembed.mean(0)  # [position, d_model]: what each position's token is read by
     stream, normed = (precise(trace[port][row, :n]) for port in _ends(model))
     final = Frozen(model.final_norm_module, stream, normed)
-    generator = torch.Generator().manual_seed(seed)
     other = torch.stack([_another(ids, p, generator) for p in range(n)])  # [position]: a place with another token
     picked = torch.randperm(n, generator=generator)[:sample]
     found: dict[str, list[Tensor]] = {name: [] for name in NAMES}

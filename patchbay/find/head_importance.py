@@ -5,7 +5,7 @@
     loss_increase           = mean over prompts of loss(the head set to 0) - loss, in nats per next token
 
 One forward pass for the scores; one per head and batch for the true loss increase of `exact` heads (all, where there
-are no more; else random ones), with which Spearman's correlation is printed: its bootstrap interval over heads, p,
+are no more; else random ones), with which Spearman's correlation is printed: its bootstrap interval over prompts, p,
 and the 95th percentile of random orders. Each prompt counts the same.
 
 Mugnaini et al. 2025, "Efficient LLMs with AMP: Attention Heads and MLP Pruning" (importance; heads of one layer are
@@ -81,6 +81,6 @@ def head_importance(
             "loss_error": (placed(parts, standard_error(risen), shape), axes, "nats"),
             "loss": (base.mean(), (), "nats"),
         }
-        found, notes = agreement({"importance": score, "norm": norm.mean(0)}, truth, seed)
+        found, notes = agreement({"importance": amp, "norm": norm}, risen, parts, seed)
         values |= found
     return Result(values, notes=notes)

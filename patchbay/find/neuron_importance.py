@@ -5,7 +5,7 @@
     loss_increase             = mean over prompts of loss(the neuron set to 0) - loss, in nats per next token
 
 One forward pass for the scores; one per neuron and batch for the true loss increase of `exact` random neurons, with
-which Spearman's correlation of both scores is printed: bootstrap interval over neurons, p, and the 95th percentile of
+which Spearman's correlation of both scores is printed: bootstrap interval over prompts, p, and the 95th percentile of
 random orders. Each prompt counts the same.
 
 Mugnaini et al. 2025, "Efficient LLMs with AMP: Attention Heads and MLP Pruning" (importance; neurons of one layer are
@@ -88,7 +88,7 @@ def neuron_importance(
             "loss_error": (placed(parts, standard_error(risen), shape), axes, "nats"),
             "loss": (base.mean(), (), "nats"),
         }
-        found, notes = agreement({"importance": score, "output": score * writes}, truth, seed)
+        found, notes = agreement({"importance": amp, "output": amp * writes}, risen, parts, seed)
         values |= found
     return Result(values, notes=notes)
 

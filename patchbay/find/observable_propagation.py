@@ -90,7 +90,7 @@ def observable_propagation(
     p, axes, mean = maths.sign_flip_p(score, floor=1e-6), ("layer", "head"), score.mean(0)
     y = feature.mean(0)  # [layer, head, d_model]
     top = divmod(int(mean.abs().nan_to_num(-1.0).argmax()), mean.shape[1])
-    agree = rank_agreement(mean.abs().flatten(), effect.mean(0).abs().flatten(), seed=seed)
+    agree = rank_agreement(score.flatten(1), effect.flatten(1), sizes=True, seed=seed)
     bound = 2 * math.acos(math.sqrt(1 - 1 / (model.d_model - 1)))
     scalars = _debias(model, task, weights, tokens, top[0], y[top], batch_size, seed)
     return Result(

@@ -15,8 +15,8 @@ Then the first `shares` of all neurons of each relation (of equal AP, those whos
     change[deactivated, measured, share] = mean of log p(right answer) without them - with them, on the measured relation
 
 against `DRAWS` sets of as many random neurons of the same layers (`random`, with `random_low` and `random_high`, the
-lowest and highest draw; `z`, the change less their mean over their spread; `p_change` of a normal
-z, two-sided, and adjusted); `accuracy_change` and `accuracy_random` are the same in accuracy, the paper's measure, which does
+lowest and highest draw; `z`, the change less their mean over their spread; `p_change` of
+Student's t, z / sqrt(1 + 1 / DRAWS) with DRAWS - 1 degrees of freedom, two-sided, and adjusted); `accuracy_change` and `accuracy_random` are the same in accuracy, the paper's measure, which does
 not move where a model is sure. Three claims of the paper are read off it: cumulative (the
 diagonal falls as the share grows: `cumulative`, its rank correlation), versatile (relations share neurons: `overlap`
 against `overlap_null`; other relations fall too), interfering (another relation rises above its random sets).
@@ -41,7 +41,7 @@ from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.find._groups import Groups, groups_of, label_of
 from patchbay.find._neurons import Pool, activations, check_pool, neuron_layers
-from patchbay.find._statistics import average_precision, random_average_precision
+from patchbay.find._statistics import average_precision, random_average_precision, student_p
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -277,7 +277,8 @@ def _curves(trial: Trial, n_neurons: int) -> dict[str, Any]:
     grid, nats = ("edit", "condition", "n_parts"), "nats"
     mean, spread = drawn[:, 0].mean(0), drawn[:, 0].std(0)
     z = (change - mean) / spread.clamp_min(1e-6)
-    p = torch.erfc(z.abs() / 2**0.5)  # two-sided, of a normal distribution
+    t = z / (1.0 + 1.0 / DRAWS) ** 0.5  # one more against DRAWS, whose mean and spread are estimates
+    p = student_p(t, torch.tensor(DRAWS - 1.0))
     steps = torch.tensor(counts).double()
     slopes = [maths.spearman(steps, change[i, i]) if len(counts) > 1 else torch.nan for i in range(len(names))]
     share, (sure, correct) = counts[-1] / n_neurons, trial.by_relation(whole)

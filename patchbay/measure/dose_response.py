@@ -238,9 +238,10 @@ def _choice(
     )
     numbers = {"chosen": (steps[at], "strength")}
     if len(controls):
-        against = controls[:, at][:, test].mean(0)
-        values["test_against_random"] = maths.paired_interval(scores[1 + at, test], against, seed=seed)
-        numbers["p"] = (maths.permutation_p(scores[1 + at, test], against, seed=seed), "probability")
+        plain, drawn = scores[0, test], controls[:, at][:, test]  # [prompt], [draw, prompt]
+        values["test_against_random"] = maths.beyond_draws(scores[1 + at, test], drawn, seed=seed)
+        p = maths.draws_p(values["test_effect"].mean, (drawn - plain).mean(1), two_sided=True)
+        numbers["p"] = (p, "probability")
     if harm is not None:
         values["test_kl"], units["test_kl"] = maths.bootstrap_interval(harm[at, 1::2], seed=seed), NATS
     for name, interval in values.items():

@@ -62,19 +62,31 @@ def along(
 def agreement(estimate: Tensor, exact: Tensor, floor: float) -> tuple[float, float, int]:
     """Spearman's correlation; the share of the k largest exact effects among the k largest estimates, either sign; and k.
 
-    k is a tenth of those that have both, at least 1. Values no larger than `floor` are rounding and count as 0.
+    k is a tenth of those that have both, at least 1 and no more than have an exact effect. Values no larger than `floor` are
+    rounding and count as 0: an estimate of 0 points at nothing, and of equal ones each is among the largest in part.
     """
     both = ~(estimate.isnan() | exact.isnan())
     estimate, exact = (torch.where(x.abs() <= floor, 0.0, x)[both] for x in (estimate, exact))
     if not len(exact):
         return float("nan"), float("nan"), 0
-    k = max(1, round(len(exact) / 10))
-    ours, true = (set(x.abs().argsort(descending=True, stable=True)[:k].tolist()) for x in (estimate, exact))
-    return maths.spearman(estimate, exact), len(ours & true) / k, k
+    k = min(max(1, round(len(exact) / 10)), int((exact != 0).sum()))
+    if not k:
+        return maths.spearman(estimate, exact), float("nan"), 0
+    shared = float((_among(estimate.abs(), k) * _among(exact.abs(), k)).sum())
+    return maths.spearman(estimate, exact), shared / k, k
+
+
+def _among(sizes: Tensor, k: int) -> Tensor:
+    """How far each is among the k largest, 0 to 1: of equal ones at the edge each in part; those of size 0 are not."""
+    last = sizes.sort(descending=True).values[k - 1]
+    above, equal = sizes > last, (sizes == last) & (sizes > 0)
+    return above.double() + equal.double() * (k - int(above.sum())) / max(1, int(equal.sum()))
 
 
 def agreement_note(found: tuple[float, float, int], n: int, what: str) -> str:
     rho, overlap, k = found
+    if not k:
+        return f"against {n} {what} patched exactly: none of them has an effect"
     return (
         f"against {n} {what} patched exactly: Spearman {rho:.3f}; {overlap:.0%} of the {k} largest exact effects are among the {k} "
         f"largest estimates (by chance {k / max(n, 1):.0%})"

@@ -39,7 +39,10 @@ def units_of(graph: Graph, scores: Result | list[Part]) -> Units:
         of = torch.full(graph.valid.shape, -1)
         for unit, label in enumerate(labels):
             of[place[label]] = unit
-        return Units(graph, labels, scores.values.double(), of)
+        values = scores.values.double()
+        if "exact" in scores:  # what was patched one by one is known better than estimated
+            values = torch.where(scores["exact"].isnan(), values, scores["exact"].double())
+        return Units(graph, labels, values, of)
     if isinstance(scores, Result):
         rows = [(row["part"], float(row["value"])) for row in scores.table()]  # raises where it ranks no parts
     else:
@@ -69,6 +72,14 @@ def order_of(units: Units, select: str) -> list[int]:
     size = (units.scores if select == "value" else units.scores.abs()).nan_to_num(-torch.inf)
     ranked = size.argsort(descending=True, stable=True).tolist()
     return _greedy(units, size) if select == "greedy" else ranked
+
+
+def tied(units: Units) -> tuple[int, int]:
+    """How many units have another's score, up to rounding, and how many have none but 0."""
+    size = units.scores.abs().nan_to_num(0.0)
+    step = 1e-6 * float(size.max()) or 1.0
+    _, place, counts = (units.scores.nan_to_num(0.0) / step).round().unique(return_inverse=True, return_counts=True)
+    return int((counts[place] > 1).sum()), int((size <= step).sum())
 
 
 def _greedy(units: Units, size: Tensor) -> list[int]:

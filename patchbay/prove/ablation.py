@@ -14,7 +14,7 @@ attention or of an MLP; values of a key/value group):
 The parts are taken away together, and one by one. A draw of the control takes away as many other parts of the same kinds
 in the same layers; where a layer has too few others, they come from any layer. No two draws are the same, so a small model
 may have fewer than were asked. `p` = (1 + draws that cost as much or more) / (1 + draws): with 20 it is at least 0.048. Intervals are 95 % bootstraps over prompts; `difference` is the joint effect
-minus the mean of the draws, paired prompt by prompt. All runs go through the model as rows of shared batches:
+minus the mean of the draws, prompt by prompt, and its interval is against one more random draw: prompts and draws both vary. All runs go through the model as rows of shared batches:
 (2 + n_parts + draws) forward passes.
 
 The intervention is the usual one (Wang et al. 2022, "Interpretability in the Wild"; the random controls as in Wu et al.
@@ -64,9 +64,8 @@ def ablation(
     lost = task.sign * (scores[0] - scores[1:])  # [condition, prompt]: together, one by one, drawn
     single, drawn = lost[1 : 1 + len(chosen)], lost[1 + len(chosen) :]
     joint, singles = maths.bootstrap_interval(lost[0]), [maths.bootstrap_interval(row) for row in single]
-    difference = maths.paired_interval(lost[0], drawn.mean(0))
-    means = drawn.mean(1)
-    p = (1 + int((means >= joint.mean - 1e-9).sum())) / (1 + len(sets))
+    difference, means = maths.beyond_draws(lost[0], drawn), drawn.mean(1)
+    p = maths.draws_p(joint.mean, means)
     ends = zip(("joint", "difference"), (joint, difference), strict=True)
     return Result(
         {

@@ -271,9 +271,7 @@ def _against(name: str, values: Tensor, unit: str) -> dict[str, Any]:
     own, drawn = values[0], values[1:]
     means = drawn.mean(1)
     found = maths.bootstrap_interval(own)
-    apart = maths.paired_interval(own, drawn.mean(0))
-    slack = 1e-9 * (abs(found.mean) + float(means.abs().max()))
-    p = (1 + int((means.abs() >= abs(found.mean) - slack).sum())) / (1 + len(means))
+    apart, p = maths.beyond_draws(own, drawn), maths.draws_p(found.mean, means, two_sided=True)
     out: dict[str, Any] = {f"{name}{end}": (x, (), unit) for end, x in zip(("", "_low", "_high"), found, strict=True)}
     ends = ("_difference", "_difference_low", "_difference_high")
     out |= {f"{name}{end}": (x, (), unit) for end, x in zip(ends, apart, strict=True)}

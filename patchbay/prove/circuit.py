@@ -13,7 +13,7 @@ own; the runs are exact. With m the mean score over prompts, N the whole model a
 at k / n = .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, rounded to whole edges and at least one, with faithfulness
 0 at k = 0, by trapezoids: the areas of Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark", without
 its pruning of edges that lead nowhere. Without `scores`, half of the prompts choose (EAP-IG, 5 steps) and the other
-half are measured. The control is circuits of as many random edges: `null_mean` and its range, `cpr_random`, p = (1 +
+half are measured; where the rest carries means, scores are (clean - mean) . gradient of the clean run. The control is circuits of as many random edges: `null_mean` and its range, `cpr_random`, p = (1 +
 draws with a CPR as high) / (1 + draws). Intervals are 95 % bootstraps over prompts. Completeness and minimality after
 Wang et al. 2022 (by one edge at a time), greedy growth after Hanna et al. 2024. Parts that the scores do not rank
 stay as they are.
@@ -31,9 +31,10 @@ from torch import Tensor
 
 from patchbay.model.model import Model
 from patchbay.prove._cells import batches, check_twins, intervals
+from patchbay.prove._first_order import check_smooth
 from patchbay.prove._graph import Graph, Mixed, Outputs, mean_outputs, outputs
-from patchbay.prove._units import Units, order_of, units_of
-from patchbay.prove.edge_attribution import edge_attribution
+from patchbay.prove._units import Units, order_of, tied, units_of
+from patchbay.prove.edge_attribution import edge_attribution, estimate
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError
@@ -43,8 +44,8 @@ Select = Literal["abs", "value", "greedy"]
 Outside = Literal["corrupted", "mean"]
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 CHECKED = 4  # edges that are taken out one by one
-LISTED = 200  # edges in the table
-STEPS = 5
+LISTED = 200  # edges in the table, or as many as the smallest circuit has
+STEPS, SCORED = 5, 16  # of the scores: runs along the line, prompts at a time
 ENOUGH = 0.9  # faithfulness of the smallest circuit
 
 
@@ -56,7 +57,7 @@ def circuit(
     scores: Result | list[Part] | None = None,
     select: Select = "abs",
     outside: Outside = "corrupted",
-    draws: int = 9,
+    draws: int = 20,
     batch_size: int = 64,
     seed: int = 0,
 ) -> Result:
@@ -83,15 +84,16 @@ def circuit(
     notes = []
     if scores is None:
         dev, task = task.split(seed=seed)
-        scores = edge_attribution(model, dev, steps=STEPS)
-        notes.append(
-            f"edges scored on {len(dev)} prompts by EAP-IG with {STEPS} steps, circuits measured on the other {len(task)}"
-        )
+        means = outside == "mean"
+        scores = _by_means(model, dev) if means else edge_attribution(model, dev, steps=STEPS)
+        how = "EAP from means" if means else f"EAP-IG with {STEPS} steps"
+        notes.append(f"edges scored on {len(dev)} prompts by {how}, circuits measured on the other {len(task)}")
     else:
         notes.append(
             "scores were given: faithfulness is optimistic where they come from the prompts that it is measured on"
         )
     units = units_of(Graph(model), scores)
+    notes += _flat(units, scores)
     n = len(units.labels)
     order = order_of(units, select)
     sizes = sorted({max(1, round(share * n)) for share in SHARES})
@@ -99,6 +101,31 @@ def circuit(
     values = _measure(units, task, plan.members, outside, batch_size)  # [circuit, prompt]
     smallest = _smallest(units, task, order, sizes, plan, values, outside, batch_size)
     return _result(task, units, order, sizes, plan, values, smallest, notes)
+
+
+def _by_means(model: Model, task: Task) -> Result:
+    """Edge scores by what a mean in the writer's place would cost, to first order."""
+    check_smooth(task, 1)
+    graph = Graph(model)
+    mean = mean_outputs([outputs(graph, task[prompts].clean) for prompts in batches(task, SCORED)])
+    effects = estimate(graph, task, 1, SCORED, mean)[0]  # [prompt, edge]
+    labels = {"edit": [graph.label(edge) for edge in graph.edges]}
+    return Result({"effect": (effects.mean(0), ("edit",), task.unit)}, coords=labels)
+
+
+def _flat(units: Units, scores: Result | list[Part]) -> list[str]:
+    """What is to be said where scores cannot put the units in order, and which scores were exact."""
+    notes, (equal, zero), n = [], tied(units), len(units.labels)
+    edges = isinstance(scores, Result) and scores.axes == ("edit",)
+    if equal > 1:
+        way = f"scores=prove.edge_attribution(model, task, exact={n})" if edges else "scores of their own"
+        notes.append(
+            f"{equal} of {n} scores are equal to another's, {zero} of them 0: among these the order says nothing, and a circuit "
+            f"that reaches past them is larger than it need be; exact effects tell them apart: {way}"
+        )
+    if isinstance(scores, Result) and "exact" in scores:
+        notes.append(f"{int((~scores['exact'].isnan()).sum())} of {n} edges are ordered by their exact effects")
+    return notes
 
 
 # --- which circuits are run -----------------------------------------------------------------------------
@@ -246,7 +273,7 @@ def _result(
         | {name: (row.mean(), (), task.unit) for name, row in (("whole", values[1]), ("empty", values[0]))},
         coords={"n_parts": sizes},
         notes=[*_notes(task, n, smallest, areas, cpr_random, p, over), *notes],
-        tables={"circuit": ranked[:LISTED]},
+        tables={"circuit": ranked[: max(LISTED, smallest or 0)]},
     )
 
 
@@ -254,10 +281,13 @@ def _notes(
     task: Task, n: int, smallest: int | None, areas: dict[str, float], random: Tensor, p: float, over: Tensor
 ) -> list[str]:
     reach = f"none of the circuits up to {n} reaches" if smallest is None else f"the first {smallest} of {n} reach"
+    listed = max(LISTED, smallest or 0)
+    cut = [f"the table holds the first {listed} of {n}"] if n > listed else []
     notes = [
         f"{reach} a faithfulness of {ENOUGH}; CPR {areas['cpr']:.3g} (95 % {areas['cpr_low']:.3g} to {areas['cpr_high']:.3g}), "
         f"CMD {areas['cmd']:.3g}; random circuits CPR {float(random.mean()):.3g} (draws {float(random.min()):.3g} to "
-        f"{float(random.max()):.3g}), p = {p:.3g}"
+        f"{float(random.max()):.3g}), p = {p:.3g}",
+        *cut,
     ]
     gap, low, high = (float(end) for end in intervals(task.sign * over[:, None]))
     if not low > 0.0:

@@ -108,11 +108,10 @@ def cross_model_patching(
     }
     if sets:
         drawn = effects[1 + len(chosen) :]  # [draw, prompt]
-        hits = int((drawn.mean(1) >= effects[0].mean() - 1e-9).sum())
-        values |= _ends("difference", maths.paired_interval(effects[0], drawn.mean(0)), task.unit)
+        values |= _ends("difference", maths.beyond_draws(effects[0], drawn), task.unit)
         values |= {
             "random": (drawn.mean(1), ("draw",), task.unit),
-            "p_joint": ((1 + hits) / (1 + len(sets)), (), "probability"),
+            "p_joint": (maths.draws_p(float(effects[0].mean()), drawn.mean(1)), (), "probability"),
         }
     notes = [_summary(task, chosen, effects, gap, sets), *_groups(model, chosen, copied, restore), *notes]
     return Result(values, parts=chosen, notes=notes)

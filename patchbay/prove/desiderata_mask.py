@@ -275,13 +275,14 @@ def _compare(
     values |= {"gain_all": ((every_target - base_target).mean(), (), unit)}
     try:
         sets = random_sets(model, chosen, draws, seed) if chosen else [()]
-    except PatchbayError as error:
-        return values, [f"no random control: {error}"]
+    except PatchbayError as error:  # the same variables, without values
+        nothing = maths.Interval(torch.nan, torch.nan, torch.nan)
+        values |= _ends("difference", nothing, unit) | {"random": (torch.full((1,), torch.nan), ("draw",), unit)}
+        return values | {"p": (torch.nan, (), "probability")}, [f"no random control: {error}"]
     gained = torch.stack([mask.scores(drawn, pieces)[1] - base_target for drawn in sets])  # [draw, prompt]
-    difference = maths.paired_interval(target - base_target, gained.mean(0))
-    hits = int((gained.mean(1) >= gain.mean - 1e-9).sum())
+    difference = maths.beyond_draws(target - base_target, gained)
     values |= _ends("difference", difference, unit) | {"random": (gained.mean(1), ("draw",), unit)}
-    values["p"] = ((1 + hits) / (1 + len(sets)), (), "probability")
+    values["p"] = (maths.draws_p(gain.mean, gained.mean(1)), (), "probability")
     if chosen:
         notes.append(
             f"held out: accuracy {accuracy.mean:.2f} ({accuracy.low:.2f} to {accuracy.high:.2f}), {base_right.mean():.2f} with "

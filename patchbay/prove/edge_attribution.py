@@ -57,7 +57,7 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     if exact < 0:
         raise PatchbayError(f"exact={exact}: how many edges are patched one by one, 0 or more")
     graph = Graph(model)
-    effects, clean, corrupted = _estimate(graph, task, steps, batch_size)  # effects [prompt, edge]
+    effects, clean, corrupted = estimate(graph, task, steps, batch_size)  # effects [prompt, edge]
     mean, low, high = intervals(effects)
     p, adjusted = p_values(effects, rounding(clean, corrupted))
     named = {"effect": mean, "low": low, "high": high, "p": p, "p_adjusted": adjusted}
@@ -87,15 +87,17 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     )
 
 
-def _estimate(graph: Graph, task: Task, steps: int, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Effects [prompt, edge]; scores of the clean and the corrupted run [prompt]."""
+def estimate(
+    graph: Graph, task: Task, steps: int, batch_size: int, instead: Outputs | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Effects [prompt, edge] of the twin's outputs, or of others `instead`; scores of the clean and the corrupted run [prompt]."""
     model, valid = graph.model, graph.valid
     effects = torch.zeros(len(task), len(graph.edges), dtype=torch.float64)
     scores = torch.zeros(2, len(task), dtype=torch.float64)
     for prompts in batches(task, batch_size):
         some = task[prompts]
         sides = [[list(ids) for ids in side] for side in (some.clean, some.corrupted or ())]
-        pair = [outputs(graph, side) for side in sides]
+        pair = [outputs(graph, sides[0]), instead or outputs(graph, sides[1])]
         whole = torch.zeros(len(prompts), *valid.shape, dtype=torch.float64)  # [prompt, writer, reader]
         for trace, score in along(model, some, _taps(graph), steps):
             change = torch.cat(_change(graph, pair, trace), 2).flatten(3).float()  # [prompt, position, writer, d_model]

@@ -198,7 +198,8 @@ def _result(
 ) -> Result:
     mean, low, high = intervals(curves.joint.T)
     means = curves.drawn.mean(2)  # [draw, size]
-    gap, gap_low, gap_high = intervals((curves.joint - curves.drawn.mean(0)).T)
+    beside = [maths.beyond_draws(curves.joint[i], curves.drawn[:, i]) for i in range(len(steps))]
+    gap, gap_low, gap_high = torch.tensor(beside, dtype=torch.float64).T
     p = (1.0 + (means >= mean - 1e-9).sum(0)) / (1.0 + len(means))
     singles = curves.single.mean(1).cumsum(0)[[k - 1 for k in steps]]
     ends = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)

@@ -3,7 +3,7 @@
 A role is what one finder of heads looks for. Each runs on the task that calls for it (induction on repeated tokens, name movers
 on indirect objects), those that read attention patterns in one shared run. The table holds, for every head and role, the
 finder's score and its p against the finder's own null, adjusted over the heads of the role (Benjamini-Hochberg); where a finder
-gives a standard error and no p, a normal test against its null. `agreement` is Spearman's correlation of two roles' scores over
+gives a standard error and no p, Student's test over prompts against its null. `agreement` is Spearman's correlation of two roles' scores over
 heads. A score is not a cause: for each role the joint knockout curve takes away its first 1, 2, 4, 8 heads (a quarter of all at most) together, on fresh
 prompts of its task, or of one task for all roles, against as many random heads.
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from patchbay import find, maths, prove, tasks
 from patchbay.files import write_file
 from patchbay.find import _attention
+from patchbay.find._statistics import student_p
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.source import built_in_names
@@ -262,7 +263,7 @@ def _curve(survey: Survey, role: str, heads: list[Part], sizes: list[int]) -> Re
 
 
 def adjusted(result: Result) -> Tensor:
-    """Adjusted p of every head [layer, head]: the finder's own, or a normal test of its score against its null; NaN without."""
+    """Adjusted p of every head [layer, head]: the finder's own, or Student's test over prompts of its score against its null; NaN without."""
     if "p_adjusted" in result and result["p_adjusted"].shape == result.values.shape:
         return result["p_adjusted"].double()
     if "standard_error" not in result:
@@ -270,7 +271,11 @@ def adjusted(result: Result) -> Tensor:
     null = next((result[name].double() for name in ("null_mean", "uniform") if name in result), torch.zeros(()))
     z = (result.values.double() - null) / result["standard_error"].double()
     one_sided = "null_mean" in result or "uniform" in result
-    p = 0.5 * torch.erfc(z / math.sqrt(2)) if one_sided else torch.erfc(z.abs() / math.sqrt(2))
+    n_prompts = len((result.provenance.get("task") or {}).get("clean", ()))
+    if n_prompts < 2:  # nothing says how many were averaged: no p
+        return torch.full_like(z, torch.nan)
+    p = student_p(z, torch.tensor(n_prompts - 1.0))
+    p = torch.where(z > 0, p / 2.0, 1.0 - p / 2.0) if one_sided else p
     flat, seen = p.flatten(), ~p.flatten().isnan()
     flat[seen] = maths.benjamini_hochberg(flat[seen])
     return flat.view(p.shape)

@@ -28,7 +28,7 @@ class Kept:
                 raise PatchbayError(f"{path} cannot be read: {error}") from error
             if found != manifest:
                 raise PatchbayError(
-                    f"{self.folder} holds another sweep (model, prompts, edits, metric or memory differ): choose another folder"
+                    f"{self.folder} holds another sweep (model, prompts, answers, edits, metric, memory or versions differ): choose another folder"
                 )
         else:
             if self.folder.exists() and any(self.folder.iterdir()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from patchbay import maths
 from patchbay.model.linear import is_plain
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
+from patchbay.sweeps.identity import identity
 from patchbay.tasks.scoring import COMPARING, METRICS
 from patchbay.tasks.task import Task
 
@@ -44,6 +46,11 @@ class Scorer:
             self.wrong = torch.tensor([ids + (-1,) * (widest - len(ids)) for ids in task.wrong])
             if self.name in COMPARING:
                 self.tokens = torch.unique(torch.cat([self.right, self.wrong[self.wrong >= 0]]))
+
+    def identity(self) -> Any:
+        """All that the scores depend on but the logits, as plain data: the metric, by what it does, and the answers."""
+        answers = [list(self.task.right), [list(ids) for ids in self.task.wrong]] if self.task is not None else []
+        return [identity(self.given, "the metric") if callable(self.given) else self.name, answers]
 
     @property
     def width(self) -> int:

@@ -438,12 +438,14 @@ class Sweep:
         return f"precision {self.precision}: largest error {error:.1e} {self.scorer.unit} on {len(sample)} cells run exactly"
 
     def digest(self) -> str:
-        """What makes two sweeps the same: model, prompts, edits, metric and how they are split."""
+        """What makes two sweeps the same: model, prompts, answers, edits, the metric whole, and how they are split."""
         rows, tensors = pack([edit for entry in self.cells_edits for edit in entry])
         digest = hashlib.sha256(json.dumps([rows, [len(e) for e in self.cells_edits], self.prompts]).encode())
         for name in sorted(tensors):
             digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
         digest.update(
-            json.dumps([self.model.fingerprint, self.scorer.name, self.memory, self.precision, self.on]).encode()
+            json.dumps(
+                [self.model.fingerprint, self.scorer.identity(), self.memory, self.precision, self.on, versions()]
+            ).encode()
         )
         return digest.hexdigest()

@@ -207,16 +207,22 @@ def _measure(
     for at in range(n):
         if at in learned:
             hit = swap(at, learned[at])
-            out["iia"][at], out["low"][at], out["high"][at] = maths.bootstrap_interval(hit)
+            out["iia"][at], out["low"][at], out["high"][at] = maths.bootstrap_interval(_by_prompt(hit))
         out["elsewhere"][at] = swap(at, learned[best]).mean()
         out["whole"][at] = swap(at, None).mean()
-    chance = torch.stack([swap(best, w) for w in drawn]).mean(0)  # [item]
+    chance = torch.stack([_by_prompt(swap(best, w)) for w in drawn])  # [draw, prompt]
     out["random"][best], out["means"][best] = chance.mean(), swap(best, means).mean()
-    out["margin"] = maths.paired_interval(swap(best, learned[best]), chance)
+    out["margin"] = maths.beyond_draws(_by_prompt(swap(best, learned[best])), chance)
     plain = answers(model, test, [], batch_size)
-    out["accuracy"], out["accuracy_low"], _ = maths.bootstrap_interval((plain.argmax(-1) == test.own).double())
+    answered = (plain.argmax(-1) == test.own).double()
+    out["accuracy"], out["accuracy_low"], _ = maths.bootstrap_interval(_by_prompt(answered))
     out["unpatched"] = flips(plain, test).mean()
     return out
+
+
+def _by_prompt(values: Tensor) -> Tensor:
+    """Items [2 * prompt] as the mean of each prompt and its twin, [prompt]: the two share their words and are drawn together."""
+    return values.unflatten(0, (2, -1)).mean(0)
 
 
 def _found(measured: dict[str, Any], best: int) -> bool:

@@ -113,3 +113,14 @@ def test_bad_input() -> None:
         copy_suppression_heads(pb.load(twins.twin("mamba2")), [[5, 6, 7]])
     with pytest.raises(pb.PatchbayError, match=r"qwen3_next.*gate"):
         copy_suppression_heads(pb.load(twins.twin("qwen3_next")), [[5, 6, 7, 8]])
+
+
+def test_the_null_averages_out_over_prompts() -> None:
+    """The places of the null are drawn on from prompt to prompt: of equal prompts each has its own."""
+    model = pb.load(twins.twin("gpt2"))
+    ids = [5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]
+    spread = {
+        n: torch.stack([copy_suppression_heads(model, [ids] * n, seed=s)["null_mean"] for s in range(8)]).std(0).mean()
+        for n in (1, 16)
+    }
+    assert float(spread[16]) < 0.5 * float(spread[1])

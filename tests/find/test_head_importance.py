@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay.find._chance import rank_agreement
 from patchbay.find.head_importance import head_importance
 from patchbay.tiny import planted, twins
 from tests.tolerance import close
@@ -99,3 +100,18 @@ def test_bad_input() -> None:
         head_importance(model, TEXTS, exact=-1)
     with pytest.raises(pb.PatchbayError, match=r"needs heads \(attn.z\); no layer of this mamba model"):
         head_importance(pb.load(twins.twin("mamba2")), TEXTS)
+
+
+def test_agreement_draws_prompts_anew_and_keeps_them_paired() -> None:
+    """Where every prompt says the same there is nothing to vary; values that go together prompt by prompt stay together."""
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.arange(8.0).repeat(12, 1)
+    same = rank_agreement(parts, parts)
+    assert (same["rho"], same["low"], same["high"]) == (1.0, 1.0, 1.0)
+    noise = 5.0 * torch.randn(12, 8, generator=generator)
+    paired = rank_agreement(noise, noise + 0.01 * parts)
+    assert paired["low"] > 0.8, "drawn apart, two means of noise would not agree"
+    assert rank_agreement(-parts, parts)["rho"] == -1.0
+    assert rank_agreement(-parts, parts, sizes=True)["rho"] == 1.0
+    assert rank_agreement(parts[:1], parts[:1])["low"] != rank_agreement(parts[:1], parts[:1])["low"], "one prompt: NaN"
+    assert rank_agreement(parts, parts, draws=9)["p"] >= 1 / 10

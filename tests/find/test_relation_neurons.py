@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy import stats
 
 import patchbay as pb
 from patchbay.find._statistics import average_precision, random_average_precision
@@ -75,6 +76,8 @@ def test_planted_curves() -> None:
     off = change[~torch.eye(2, dtype=torch.bool)]
     assert float(off.min()) > -0.05
     assert bool((result["p_change_adjusted"][..., 0].diagonal() < 0.01).all())
+    t = result["z"].abs() / 1.1**0.5  # ten draws, whose mean and spread are estimates: Student's t, not a normal z
+    assert torch.allclose(result["p_change"], torch.from_numpy(2 * stats.t.sf(t.numpy(), 9)), rtol=1e-6)
 
 
 def loops(scores: list[float], positive: list[bool]) -> float:

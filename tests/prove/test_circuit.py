@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 from typing import Any
@@ -71,7 +72,7 @@ def test_planted(form: Any) -> None:
     result = pb.prove.circuit(model, task, draws=3)
     assert result["smallest"] == 3
     assert units(result, 3) == edges
-    assert "scored on 4 prompts" in result.notes[-1]
+    assert any("scored on 4 prompts" in note for note in result.notes)
     curve = dict(zip(result.coords["n_parts"], result.values.tolist(), strict=True))
     assert max(abs(f) for k, f in curve.items() if k < 3) < 0.01
     assert all(f == pytest.approx(1.0, abs=0.03) for k, f in curve.items() if k > 3)
@@ -259,3 +260,36 @@ def test_metrics_batches_and_errors() -> None:
             pb.prove.circuit(model, task, **options)
     with pytest.raises(pb.PatchbayError, match="both halves need one"):
         pb.prove.circuit(model, task[:1])
+
+
+def test_flat_scores_are_said_and_exact_effects_are_used() -> None:
+    model, _, task = chain("gpt2")
+    graph = Graph(model)
+    labels = {"edit": [graph.label(edge) for edge in graph.edges]}
+    n = len(graph.edges)
+    flat = pb.Result({"effect": (torch.zeros(n), ("edit",), "logits")}, coords=labels)
+    poor = pb.prove.circuit(model, task, scores=flat, draws=1)
+    assert any(f"{n} of {n} scores are equal to another's, {n} of them 0" in note for note in poor.notes)
+    assert any(f"exact={n}" in note for note in poor.notes)
+    exact = pb.prove.edge_attribution(model, task, exact=n)
+    values = {"effect": flat["effect"], "exact": exact["exact"]}
+    both = pb.Result({name: (value, ("edit",), "logits") for name, value in values.items()}, coords=labels)
+    best = pb.prove.circuit(model, task, scores=both, draws=1)
+    assert best["smallest"] == 3
+    assert best["smallest"] < poor["smallest"]
+    assert any(f"{n} of {n} edges are ordered by their exact effects" in note for note in best.notes)
+
+
+def test_means_outside_are_scored_by_means() -> None:
+    """The first-order effect of a mean in the writer's place: exact for edges into the logits of a stream that is read linearly."""
+    model, _, task = chain("gpt2")
+    result = pb.prove.circuit(model, task, outside="mean", draws=1)
+    assert any("by EAP from means" in note for note in result.notes)
+    twins_ = pb.prove.circuit(model, task, draws=1)
+    first, second = ({row["unit"]: row["score"] for row in one.tables["circuit"]} for one in (result, twins_))
+    assert any(abs(first[unit] - second[unit]) > 1e-3 for unit in first)
+
+
+def test_default_draws_can_reach_a_twentieth() -> None:
+    default = inspect.signature(pb.prove.circuit).parameters["draws"].default
+    assert 1 / (1 + default) <= 0.05

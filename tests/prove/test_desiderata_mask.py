@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay.tiny import planted
+from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import ids, tokenizer
 from tests.tolerance import close
@@ -76,7 +76,8 @@ def test_planted(form: Any) -> None:
         assert result["accuracy_base"] == 0.0
         assert result["gain_low"] > 10
         assert result["random"].abs().max() < 8  # a draw may hold one of the two
-        assert result["difference_low"] > 4
+        assert result["difference"] > 4
+        assert result["difference_low"].isnan() == (len(result["random"]) == 1), "one draw says nothing of the spread"
         assert result["p"] == pytest.approx(1 / (1 + len(result["random"])))
         again = pb.prove.desiderata_mask(model, pairs(24, seed), steps=12, draws=1, seed=seed + 10)
         assert torch.equal(again["chosen"], result["chosen"])
@@ -285,3 +286,15 @@ def test_errors_say_what_is_possible() -> None:
         pb.prove.desiderata_mask(model, [])
     with pytest.raises(pb.PatchbayError, match="a desideratum is a Task.*got str"):
         pb.prove.desiderata_mask(model, ["value"])  # type: ignore[list-item]
+
+
+def test_the_same_variables_whatever_was_found() -> None:
+    """No heads, or more than leave a random control: the variables are there, without values where there are none."""
+    module = desiderata_mask
+    model = pb.load(twins.twin("gpt2"))
+    mask = module.Mask(model, module._heads(model), "all")
+    ready = module._prepare(model, [pairs(8, 0)], mask, 8)
+    found = [module._compare(model, mask, chosen, ready, 3, 0)[0] for chosen in ([], mask.heads[:2], mask.heads)]
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert found[2]["p"][0] != found[2]["p"][0]
+    assert 0.25 <= found[1]["p"][0] <= 1.0

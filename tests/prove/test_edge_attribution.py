@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import patchbay as pb
+from patchbay.prove._first_order import agreement, agreement_note
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from tests.tolerance import close
@@ -262,3 +263,17 @@ def test_batches_lengths_and_errors() -> None:
             pb.prove.edge_attribution(model, task, **options)
     with model.edited(pb.scale(model.port("L0.H0.z"), 0.5)), pytest.raises(pb.PatchbayError, match="leave the block"):
         pb.prove.edge_attribution(model, long, exact=5)
+
+
+def test_agreement_counts_ties_and_zeros_in_part() -> None:
+    """Of 80 edges four have an effect and the estimate sees one; of four equal estimates, of which one is true, k = 2."""
+    exact = torch.zeros(80)
+    exact[[3, 20, 41, 66]] = torch.tensor([1.0, -2.0, 3.0, 4.0])
+    estimate = torch.zeros(80)
+    estimate[66] = 0.5
+    assert agreement(estimate, exact, 1e-6)[1:] == (0.25, 4)
+    flat = torch.tensor([1.0, 1.0, 1.0, 1.0] + [0.0] * 16)
+    true = torch.tensor([5.0] + [0.0] * 18 + [4.0])
+    assert agreement(flat, true, 1e-6)[1:] == (pytest.approx(1 / 4), 2)
+    assert agreement(flat, torch.zeros(20), 1e-6)[2] == 0
+    assert agreement_note((float("nan"), float("nan"), 0), 20, "edges").endswith("none of them has an effect")

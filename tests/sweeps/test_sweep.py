@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
@@ -391,3 +395,30 @@ def test_a_sweep_says_where_its_numbers_come_from() -> None:
         pb.replay(found)
     prompts = [list(ids) for ids in task.clean]
     assert pb.sweep(model, prompts, edits, lambda logits, at: logits[:, 0]).provenance["task"] == {"prompts": prompts}
+
+
+def test_a_folder_is_not_another_tasks_or_another_metrics(model: pb.Model, tmp_path: Path) -> None:
+    """Right and wrong exchanged, two lambdas, two values closed over: never the kept numbers of the other."""
+    task = dataclasses.replace(a_task(), wrong=((30,), (31,), (32,)))
+    turned = dataclasses.replace(task, right=(30, 31, 32), wrong=tuple((token,) for token in task.right))
+    edits = [pb.zero(model.layers[0].heads[0].z)]
+    kept = pb.sweep(model, task, edits, folder=tmp_path / "answers")
+    with pytest.raises(PatchbayError, match="answers"):
+        pb.sweep(model, turned, edits, folder=tmp_path / "answers")
+    with using(folder=tmp_path / "command line"):
+        there, back = (pb.sweep(model, one, edits) for one in (task, turned))
+    assert torch.equal(there["value"], kept["value"])
+    assert torch.allclose(back["value"], -kept["value"], atol=1e-5)
+
+    def scaled(by: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda logits, prompt: by * logits[:, 5]
+
+    metrics = [lambda x, i: x[:, 5], lambda x, i: x[:, 6], lambda x, i: -x[:, 5], scaled(2.0), scaled(3.0)]
+    for at, metric in enumerate(metrics):
+        pb.sweep(model, task, edits, metric, folder=tmp_path / str(at))
+        for other in metrics[:at] + metrics[at + 1 :]:
+            with pytest.raises(PatchbayError, match="another sweep"):
+                pb.sweep(model, task, edits, other, folder=tmp_path / str(at))
+    pb.sweep(model, task, edits, scaled(2.0), folder=tmp_path / "3")  # made again, the same
+    with pytest.raises(PatchbayError, match=r"_thread\.lock, which cannot be told"):
+        pb.sweep(model, task, edits, functools.partial(lambda lock, x, i: x[:, 5], Lock()), folder=tmp_path / "lock")

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
+from patchbay import maths
 from patchbay.tiny import planted
 from patchbay.tiny.planted_context import context
 from patchbay.turn._intent import attention_range, items, swapped
-from patchbay.turn.context_knob import _found
+from patchbay.turn.context_knob import _by_prompt, _found
 
 
 def asked(form: Any, funnelled: bool, n: int = 48) -> tuple[pb.Model, pb.Task, Any]:
@@ -134,3 +135,13 @@ def test_a_model_that_guesses_the_intent_has_no_knob() -> None:
     none = pb.turn.context_knob(model, pb.tasks.facts_by_intent(model, 24), layers=[0], steps=2)
     assert isinstance(none, pb.Result)
     assert any("little to turn" in note for note in none.notes)
+
+
+def test_a_prompt_and_its_twin_are_one_draw() -> None:
+    """Items i and n + i are one prompt: the interval of 40 is that of 20 means, and no narrower."""
+    hits = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0] * 4).repeat(2)  # prompt and twin agree
+    paired = maths.bootstrap_interval(_by_prompt(hits))
+    assert torch.equal(_by_prompt(hits), hits[:20])
+    assert paired == maths.bootstrap_interval(hits[:20])
+    alone = maths.bootstrap_interval(hits)
+    assert paired.high - paired.low > 1.2 * (alone.high - alone.low)

@@ -38,7 +38,9 @@ def ends_of(result: Any, *names: str) -> Interval:
 def joint(model: pb.Model, parts: Any, task: Any, seed: int, text: str) -> Claim:
     """That parts cost more, taken away together, than as many random ones of their layers; paired over prompts."""
     found = pb.prove.ablation(model, task, parts, seed=seed)
-    return Claim(text, *ends_of(found, "difference", "difference_low", "difference_high"), 0.0, task.unit)
+    value, low, high = ends_of(found, "difference", "difference_low", "difference_high")
+    low = low if float(found["p"]) <= 0.05 else min(low, 0.0)  # more than random ones only by the call's own p too
+    return Claim(text, value, low, high, 0.0, task.unit)
 
 
 def against(one: Interval, other: Interval) -> Interval:

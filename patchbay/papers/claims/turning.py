@@ -23,7 +23,8 @@ def yu2023(model: pb.Model, seed: int) -> Claim:
 
 @claim("mcilroyyoung2024")
 def mcilroyyoung2024(model: pb.Model, seed: int) -> Claim:
-    said = pb.tasks.repeated_tokens(model, N, seed=seed).clean
+    drawn = pb.tasks.repeated_tokens(model, 4 * N, seed=seed).clean
+    said = [ids for ids in drawn if len(ids) > 7][:N]  # two tokens, options of two, one and two, and what follows
     prompts = [[list(ids[:2]), [list(ids[2:4]), list(ids[4:5]), list(ids[5:7])], list(ids[7:])] for ids in said]
     found = pb.turn.set_prompt(model, prompts, seed=seed)
     spread = float(found["spread"].max())
