@@ -80,7 +80,9 @@ def copy_suppression_heads(
     pieces, generator = [], torch.Generator().manual_seed(seed)
     for start in range(0, len(encoded), batch_size):
         trace = run(model, encoded[start : start + batch_size], taps=taps, logits="last")
-        pieces += [_one(model, trace, row, layers, share, lowest, sample, generator) for row in range(len(trace.lengths))]
+        pieces += [
+            _one(model, trace, row, layers, share, lowest, sample, generator) for row in range(len(trace.lengths))
+        ]
     seen = {name: torch.cat([piece[name] for piece in pieces]) for name in NAMES}  # [prompt, layer, head]
     p = maths.sign_flip_p(seen["suppression"] - seen["null"], floor=1e-6)
     adjusted, axes = maths.benjamini_hochberg(p), ("layer", "head")

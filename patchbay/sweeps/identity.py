@@ -70,7 +70,8 @@ def _array(value: Any) -> list[Any]:
 
 def _read_by(function: types.FunctionType) -> list[Any]:
     """Code, defaults, closure and the globals that are named anywhere in the code."""
-    names, codes = [], [function.__code__]
+    names: list[str] = []
+    codes = [function.__code__]
     for code in codes:
         names += code.co_names
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]

@@ -81,6 +81,8 @@ class Tree:
         assert self.worker.stdin is not None
         self.worker.stdin.close()
         self.worker.wait()
+        assert self.worker.stdout is not None
+        self.worker.stdout.close()
 
 
 def changed_files(base: str) -> set[str]:
@@ -121,7 +123,13 @@ def plant(chosen: Sequence[Bug], results: Path, jobs: int, seconds: float, root:
                     found, by = tree.plant(bug)
                 finally:
                     trees.put(tree)
-                row = {"name": bug.name, "key": key, "outcome": found, "by": by, "seconds": round(time.monotonic() - start, 1)}
+                row = {
+                    "name": bug.name,
+                    "key": key,
+                    "outcome": found,
+                    "by": by,
+                    "seconds": round(time.monotonic() - start, 1),
+                }
                 lines.write(json.dumps(row) + "\n")
                 lines.flush()
                 before[key] = found
@@ -147,9 +155,13 @@ def healthy(chosen: Sequence[Bug]) -> bool:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.planted", description="Plants bugs; says which share is noticed.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.planted", description="Plants bugs; says which share is noticed."
+    )
     parser.add_argument("names", nargs="*", help="only bugs whose name or file holds one of these")
-    parser.add_argument("--changed", nargs="?", const="HEAD~1", metavar="BASE", help="only bugs of files that differ from BASE")
+    parser.add_argument(
+        "--changed", nargs="?", const="HEAD~1", metavar="BASE", help="only bugs of files that differ from BASE"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no bug after that many seconds")
     parser.add_argument("--results", type=Path, default=ROOT / "report" / "planted.jsonl")
@@ -168,7 +180,10 @@ def main(given: Sequence[str] | None = None) -> int:
             if found.get(bug.name) == kind:
                 print(f"{kind}: {bug.name}: {bug.file}: {bug.old!r} -> {bug.new!r}")
     left = len(chosen) - len(found)
-    print(f"{share(list(found.values())):.1%} of {len(found)} planted bugs noticed" + (f", {left} not run" if left else ""))
+    print(
+        f"{share(list(found.values())):.1%} of {len(found)} planted bugs noticed"
+        + (f", {left} not run" if left else "")
+    )
     return 0 if share(list(found.values())) >= TARGET and "broken" not in found.values() else 1
 
 
