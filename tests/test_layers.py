@@ -43,7 +43,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "tasks": "words answers scoring own task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described saved arrays printed result record given method replay",
-    "sweeps": "kept restart difference walk scorer ray_executor whole_answers sweep",
+    "sweeps": "kept restart difference walk identity scorer ray_executor whole_answers sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",

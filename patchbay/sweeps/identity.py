@@ -77,7 +77,7 @@ def _read_by(function: types.FunctionType) -> list[Any]:
         codes += [inner for inner in code.co_consts if isinstance(inner, types.CodeType)]
     told = {name: function.__globals__[name] for name in sorted(set(names)) if name in function.__globals__}
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    return [function.__code__, function.__defaults__, function.__kwdefaults__, cells, told]
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, vars(function), cells, told]
 
 
 def _held_by(value: Any, what: str) -> list[Any]:

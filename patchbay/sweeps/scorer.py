@@ -49,7 +49,7 @@ class Scorer:
 
     def identity(self) -> Any:
         """All that the scores depend on but the logits, as plain data: the metric, by what it does, and the answers."""
-        answers = [list(self.task.right), [list(ids) for ids in self.task.wrong]] if self.task is not None else []
+        answers = [self.task.right, self.task.wrong, self.task.places] if self.task is not None else []
         return [identity(self.given, "the metric") if callable(self.given) else self.name, answers]
 
     @property
