@@ -38,7 +38,7 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "port channel positions",
     "edits": "edit apply",
-    "jacks": "modelled arguments attention session",
+    "jacks": "arguments modelled hooks sites attention operators sums attach place session",
     "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
     "tasks": "words answers scoring own task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
@@ -58,7 +58,6 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
     "tasks.task": "prompts, answers, metrics and their record",
-    "jacks.session": "every signal's jack",
     "model.families": "one row per family, and which fits",
     "sweeps.restart": "a base run that any layer can go on from",
     "sweeps.sweep": "plan, batches and Result",

@@ -9,28 +9,29 @@ computed in SDPA's place and is what the model used, which moves the logits by r
 where that rounding would be felt, it is computed beside SDPA. No edit of a pattern reaches a key that the mask hides: it
 stays 0, so that no query sees what comes after it.
 
-Architectures that compute attention inline (GPT-J, GPT-Neo, BLOOM, Falcon) are reached at the operators that they call:
-inside the attention module's forward, the first matrix product is q k^T, the softmax is the pattern, the next product is z.
+Architectures that compute attention inline (GPT-J, GPT-Neo, BLOOM, Falcon) are reached in `operators.py`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from patchbay.signal.port import PatchbayError, Port
+from patchbay.jacks.hooks import LOCK, Scope
+from patchbay.jacks.sites import Sites
+from patchbay.signal.port import PatchbayError
 
 PREFIX = "patchbay_"
-_ACTIVE: dict[int, Callable[..., Any]] = {}  # id(attention module) -> what attends in its place, called as `attend` is
+# id(attention module) -> what attends in its place for each scope, called as `attend` is
+_ACTIVE: dict[int, dict[Scope, Callable[..., Any]]] = {}
+_NAMED: dict[int, list[Any]] = {}  # id(config) -> the config, the implementation it named, how many scopes wrap it
 
 
 def use_name(implementation: str) -> str:
@@ -47,7 +48,7 @@ def _wrapper(implementation: str) -> Callable[..., Any]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
         inner = eager_of(module) if implementation == "eager" else ALL_ATTENTION_FUNCTIONS[implementation]
-        listening = _ACTIVE.get(id(module))
+        listening = _listening(module)
         if listening is None:
             return inner(module, query, key, value, attention_mask, **options)
         return listening(inner, implementation, module, query, key, value, attention_mask, options)
@@ -96,41 +97,29 @@ def _to_heads(x: Tensor, n_heads: int) -> Tensor:
     return x if x.shape[1] in (1, n_heads) else x.repeat_interleave(n_heads // x.shape[1], dim=1)
 
 
-def additive_mask(mask: Tensor | None, query: Tensor, n_keys: int, causal: bool = True) -> Tensor:
-    """The mask as numbers to add to the scores, [prompt or 1, head or 1, query, key]. Where none was given: causal, or nothing."""
+def additive_mask(mask: Tensor | None, query: Tensor, n_keys: int, *, causal: bool = True) -> Tensor:
+    """The mask as numbers to add to the scores, [prompt or 1, head or 1, query, key].
+
+    Where none was given it is what the kernel does without one: several queries of a causal module see the keys up to their own
+    place, a single one sees all, and so do all of a module that is not causal.
+    """
     n_queries, lowest = query.shape[2], torch.finfo(query.dtype).min
-    if mask is None and not causal:
-        return query.new_zeros(1, 1, n_queries, n_keys)
     if mask is None:
-        place = torch.arange(n_keys, device=query.device)
-        mask = place[None, :] <= place[n_keys - n_queries :, None]  # [query, key]
-        mask = mask[None, None]
+        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
+        mask = (mask.tril() if causal and n_queries > 1 else mask)[None, None]
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
-    return mask[..., -n_keys:] if mask.shape[-1] > n_keys else mask
+    return mask[..., :n_keys]
 
 
-class Listener(Protocol):
-    """What attention asks of the session that listens to it; `session.py` has the one there is."""
-
-    grad: bool
-    start: int
-    wants: dict[tuple[str, int | None], Any]
-    stash: dict[tuple[str, int], Any]
-
-    def site(
-        self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
-    ) -> Tensor: ...
-
-    def blocked(self, layer: int, n_heads: int, n_queries: int, n_keys: int) -> Tensor | None: ...
-
-    def query_rows(self, taps: Sequence[Port], n_queries: int) -> Tensor | None: ...
-
-    def capture_rows(self, layer: int, pattern: Tensor, rows: Tensor) -> None: ...
+def is_causal(module: nn.Module, implementation: str, options: dict[str, Any]) -> bool:
+    """Whether a call without a mask hides later keys: SDPA asks the call, then the module; eager attention hides nothing."""
+    said = options.get("is_causal")
+    return implementation != "eager" and bool(getattr(module, "is_causal", True) if said is None else said)
 
 
 def attend(
-    session: Listener,
+    session: Sites,
     layer: int,
     inner: Callable[..., Any],
     implementation: str,
@@ -149,6 +138,8 @@ def attend(
     want = session.wants.get(("attn.pattern", layer))
     if want is None:
         return inner(module, query, key, value, mask, **options)
+    session.reached.add(("attn.pattern", layer))
+    causal = is_causal(module, implementation, options)
     if implementation not in ("sdpa", "eager"):
         raise PatchbayError(
             f"L{layer}.attn.pattern under attention {implementation!r}: the pattern is not computed there; "
@@ -157,10 +148,10 @@ def attend(
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
     eager = plain_eager if options.pop("plain", False) else eager_of(module)
     if blocked is not None or want.changes or session.grad:
-        numbers = additive_mask(mask, query, n_keys, _causal(module, options))
+        numbers = additive_mask(mask, query, n_keys, causal=causal)
         closed = numbers <= torch.finfo(query.dtype).min / 2
         if blocked is not None:
-            _check_not_empty(numbers, blocked, layer, session.start)
+            check_not_empty(numbers, blocked, layer, session.start)
             mask = numbers = numbers.masked_fill(blocked, torch.finfo(query.dtype).min)
         if want.changes or session.grad:
             _, pattern = eager(module, query, key, value, numbers, **options)
@@ -169,9 +160,7 @@ def attend(
     rows = session.query_rows(want.taps, query.shape[2]) if want.taps else None
     exact = query.dtype in (torch.float32, torch.float64)  # a half-precision pattern would round more than SDPA does
     if want.taps and rows is None and implementation == "sdpa" and exact:  # computed once, seen and used
-        pattern = plain_pattern(
-            query, key, _held_mask(session, mask, query, n_keys, _causal(module, options)), options.get("scaling")
-        )
+        pattern = plain_pattern(query, key, _held_mask(session, mask, query, n_keys, causal), options.get("scaling"))
         session.site("attn.pattern", layer, pattern)
         return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2).contiguous(), None
     out = inner(module, query, key, value, mask, **options)
@@ -180,7 +169,7 @@ def attend(
     if rows is None and implementation == "eager":
         session.site("attn.pattern", layer, out[1])
         return out
-    numbers = _held_mask(session, mask, query, n_keys, _causal(module, options))
+    numbers = _held_mask(session, mask, query, n_keys, causal)
     if rows is not None:
         index = rows[:, None, :, None].to(query.device)  # [prompt, 1, row, 1]
         query = query.gather(2, index.expand(-1, query.shape[1], -1, query.shape[3]))
@@ -197,23 +186,18 @@ def attend(
     return out
 
 
-def _held_mask(session: Listener, mask: Tensor | None, query: Tensor, n_keys: int, causal: bool) -> Tensor:
-    """`additive_mask`, with the causal one kept from layer to layer."""
-    if mask is not None or not causal:
-        return additive_mask(mask, query, n_keys, causal)
-    held = session.stash.get(("causal", n_keys))
+def _held_mask(session: Sites, mask: Tensor | None, query: Tensor, n_keys: int, causal: bool) -> Tensor:
+    """`additive_mask`, with the one of no mask kept from layer to layer."""
+    if mask is not None:
+        return additive_mask(mask, query, n_keys)
+    key = ("causal" if causal else "open", n_keys)
+    held = session.stash.get(key)
     if held is None or (held.shape[2], held.dtype, held.device) != (query.shape[2], query.dtype, query.device):
-        held = session.stash[("causal", n_keys)] = additive_mask(None, query, n_keys)
+        held = session.stash[key] = additive_mask(None, query, n_keys, causal=causal)
     return held
 
 
-def _causal(module: nn.Module, options: dict[str, Any]) -> bool:
-    """What SDPA takes a missing mask for: the call's own word, else the module's."""
-    said = options.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if said is None else said)
-
-
-def _check_not_empty(numbers: Tensor, blocked: Tensor, layer: int, start: int) -> None:
+def check_not_empty(numbers: Tensor, blocked: Tensor, layer: int, start: int) -> None:
     """A query cut from every key has no attention to renormalise. `start`: position of the first query."""
     open_before = (numbers > torch.finfo(numbers.dtype).min / 2).any(-1)
     open_after = ((numbers > torch.finfo(numbers.dtype).min / 2) & ~blocked).any(-1)
@@ -226,99 +210,46 @@ def _check_not_empty(numbers: Tensor, blocked: Tensor, layer: int, start: int) -
         )
 
 
-# ---- architectures that do not ask the interface ---------------------------------------------------------------------
-
-_PRODUCTS = {torch.matmul, torch.bmm, torch.baddbmm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.baddbmm}
-_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
-
-
-class Operators(TorchFunctionMode):
-    """Taps and edits attention inside the forward of a module that computes it inline, by the operators it calls."""
-
-    def __init__(self, session: Listener, layer: int, n_heads: int, module: nn.Module) -> None:
-        super().__init__()
-        self.session, self.layer, self.n_heads, self.module = session, layer, n_heads, module
-        self.step = "scores"
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return self._fused(*args, **kwargs)
-        if func in _PRODUCTS and min(args[0].ndim, args[-1].ndim) < 3 and not kwargs:
-            return func(*args, **kwargs)  # a weight matrix: Falcon writes its projections as products
-        if self.step == "scores" and func in _PRODUCTS:
-            self.step = "softmax"
-            at = len(args) - 2 if "batch1" not in kwargs else None
-            q = kwargs["batch1"] if at is None else args[at]
-            k = (kwargs["batch2"] if at is None else args[at + 1]).transpose(-1, -2)
-            q, k = self._site("attn.q", q), self._site("attn.k", k, n_keys=k.shape[-2])
-            if at is None:
-                return func(*args, **(kwargs | {"batch1": q, "batch2": k.transpose(-1, -2)}))
-            return func(*args[:at], q, k.transpose(-1, -2), **kwargs)
-        if self.step == "softmax" and func in _SOFTMAX:
-            self.step = "values"
-            return self._pattern(func, args, kwargs)
-        if self.step == "values" and func in _PRODUCTS:
-            self.step = "done"
-            v = self._site("attn.v", args[1], n_keys=args[1].shape[-2])
-            return func(args[0], v, *args[2:], **kwargs)
-        return func(*args, **kwargs)
-
-    def _site(self, signal: str, x: Tensor, **more: int) -> Tensor:
-        """Call the site with [prompt, head, position, d]; BLOOM's products see [prompt * head, position, d]."""
-        if x.ndim == 4:
-            return self.session.site(signal, self.layer, x, **more)
-        split = x.reshape(-1, self.n_heads, *x.shape[1:])
-        return self.session.site(signal, self.layer, split, **more).reshape(x.shape)
-
-    def _pattern(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        if args[0].ndim == 3:  # [prompt * head, query, key]
-            split = args[0].reshape(-1, self.n_heads, *args[0].shape[1:])
-            return self._pattern(func, (split, *args[1:]), kwargs).reshape(args[0].shape)
-        scores = args[0]
-        closed = scores <= torch.finfo(scores.dtype).min / 2
-        blocked = self.session.blocked(self.layer, *scores.shape[1:])
-        if blocked is not None:
-            _check_not_empty(scores, blocked, self.layer, self.session.start)
-            scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
-        pattern = func(scores, *args[1:], **kwargs)
-        want = self.session.wants.get(("attn.pattern", self.layer))
-        rows = None if want is None or self.session.grad else self.session.query_rows(want.taps, pattern.shape[2])
-        if rows is None or want is None or want.changes:
-            return self.session.site("attn.pattern", self.layer, pattern, closed=closed).contiguous()  # callers view it
-        index = rows[:, None, :, None].to(pattern.device).expand(-1, pattern.shape[1], -1, pattern.shape[3])
-        self.session.capture_rows(self.layer, pattern.gather(2, index), rows)
-        return pattern
-
-    def _fused(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, **options: Any) -> Tensor:
-        def inner(_: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, **__: Any) -> tuple[Tensor, None]:
-            causal = options.get("is_causal", False) and mask is None
-            return F.scaled_dot_product_attention(q, k, v, mask, **(options | {"is_causal": causal})).transpose(
-                1, 2
-            ), None
-
-        z, _ = attend(
-            self.session, self.layer, inner, "sdpa", self.module, query, key, value, attn_mask, {"plain": True}
-        )
-        return z.transpose(1, 2)
+def _listening(module: nn.Module) -> Callable[..., Any] | None:
+    """What attends in the place of this module in the call that runs now."""
+    found = _ACTIVE.get(id(module))
+    return next((f for scope, f in reversed(list(found.items())) if scope.acts), None) if found else None
 
 
-def listen(function: Callable[..., Any], layer: int, module: nn.Module) -> None:
-    """Let `function(inner, implementation, module, query, key, value, mask, options)` attend for this module."""
-    if id(module) in _ACTIVE:
-        raise PatchbayError(
-            f"attention of layer {layer} is already tapped or edited through another Model of the same Hugging Face model; "
-            "load it once and nest `with model.edited(...)` blocks on that"
-        )
-    _ACTIVE[id(module)] = function
+def listen(scope: Scope, function: Callable[..., Any], layer: int, module: nn.Module) -> Callable[[], None]:
+    """Let `function(inner, implementation, module, query, key, value, mask, options)` attend for this module; returns the undoing."""
+    with LOCK:
+        if _listening(module) is not None and not scope.whole:
+            raise PatchbayError(f"attention of layer {layer} is already tapped or edited here")
+        _ACTIVE.setdefault(id(module), {})[scope] = function
+
+    def undo() -> None:
+        with LOCK:
+            here = _ACTIVE.get(id(module), {})
+            here.pop(scope, None)
+            if not here:
+                _ACTIVE.pop(id(module), None)
+
+    return undo
 
 
-def unlisten(module: nn.Module) -> None:
-    _ACTIVE.pop(id(module), None)
+def wrap(config: Any) -> Callable[[], None]:
+    """Let the config name our wrapper of its attention implementation; returns the undoing, which the last one does."""
+    with LOCK:
+        held = _NAMED.get(id(config))
+        if held is None:
+            before = config._attn_implementation_internal
+            if before.startswith(PREFIX):  # a copy of a config that was wrapped
+                return lambda: None
+            held = _NAMED[id(config)] = [config, before, 0]
+            config._attn_implementation_internal = use_name(before)
+        held[2] += 1
 
+    def undo() -> None:
+        with LOCK:
+            held[2] -= 1
+            if not held[2]:
+                del _NAMED[id(config)]
+                config._attn_implementation_internal = held[1]
 
-def pattern_rows(ports: list[Port]) -> tuple[int, ...] | None:
-    """The query rows that all the pattern taps of a layer need together; None when one of them needs every row."""
-    if not ports or any(port.query is None for port in ports):
-        return None
-    return tuple(dict.fromkeys(row for port in ports for row in port.query or ()))
+    return undo

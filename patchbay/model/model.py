@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
+from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import weights
 from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules, text_config
@@ -58,7 +59,6 @@ class Model:
         self.hf = hf
         self.source = source
         self._tokenizer = tokenizer
-        self._session: Session | None = None
         self._fingerprint: tuple[tuple[Any, ...], str] | None = None
         self._given_family = family
         if prove:
@@ -308,22 +308,19 @@ class Model:
     @contextmanager
     def session(self, taps: Sequence[Port] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
         """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
-        outer = self._session
-        session = Session(self, taps, self.active_edits(edits), **options)
-        if outer is not None:
-            outer.detach()
-        try:
-            with session:
-                self._session = session
-                yield session
-        finally:
-            self._session = outer
-            if outer is not None:
-                outer.__enter__()
+        with Session(self, taps, self.active_edits(edits), whole=True, **options) as session:
+            yield session
+
+    @property
+    def _session(self) -> Session | None:
+        """The session that is on here: of the `edited` blocks around the code that runs now."""
+        scope = innermost(self.hf)
+        return None if scope is None else scope.session
 
     def active_edits(self, edits: Sequence[Edit] = ()) -> list[Edit]:
         """The edits of the enclosing `edited` blocks, then these: what a run here and now is under."""
-        return [*(self._session.edits if self._session else ()), *edits]
+        session = self._session
+        return [*(session.edits if session else ()), *edits]
 
     @contextmanager
     def edited(self, *edits: Any, strength: float | Sequence[float] | None = None) -> Iterator[Model]:

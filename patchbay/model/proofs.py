@@ -78,7 +78,7 @@ def _gradients(model: Modelled) -> tuple[dict[Port, Tensor], dict[Port, Tensor]]
     """The graph's signals on one prompt, and the gradient of a random reading of its last logits with respect to each."""
     ports = [Port("embed")]
     ports += [Port(s, i) for i in range(model.n_layers) for s in GRAPH if s in model.signals(i)]
-    with torch.enable_grad(), Session(model, ports, grad=True) as session:
+    with torch.enable_grad(), Session(model, ports, grad=True, must_reach=False) as session:
         logits = model.hf(input_ids=_ids(model), use_cache=False).logits[0, -1]
         towards = torch.randn(len(logits), generator=torch.Generator().manual_seed(1)).to(logits)
         values = dict(session.captured)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit
-from patchbay.jacks.session import query_rows
+from patchbay.jacks.sites import query_rows
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
 from patchbay.signal.port import SIGNALS, PatchbayError, Port

@@ -1,10 +1,21 @@
-"""Positions: which tokens of which prompts are meant, by index, slice, token, mask, "last" or "generated".
+"""Positions: which tokens of which prompts are meant, by index, slice, token, mask, or name.
 
-Indices and slices count within each prompt, so that prompts of different lengths can be named at once.
+Indices and slices count within each prompt, so that prompts of different lengths can be named at once. Names, for a prompt of
+four tokens and three generated ones:
+
+    tokens        The   cat   sat   on  | the   mat   .
+    index           0     1     2     3 |
+    "last"                            x |
+    "generated"                         |   x     x   x
+    "predicting"                      x |   x     x   x      those whose output predicts the generated ones
+    "-1:"                             x |   x     x   x      as slice(-1, None): from there on, generated ones too
+
+As text, an index ("3", "-1") and a slice ("2:", ":-1", "1:4") say the same as in Python.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, SupportsIndex, TypeAlias
@@ -22,7 +33,9 @@ class Token:
     token: int | str
 
 
-Positions: TypeAlias = int | slice | Sequence[int] | Tensor | Token | Literal["last", "generated"] | None
+Positions: TypeAlias = (
+    int | slice | Sequence[int] | Tensor | Token | Literal["last", "generated", "predicting"] | str | None
+)
 
 
 def fixed(positions: Positions) -> Positions:
@@ -40,12 +53,35 @@ def fixed(positions: Positions) -> Positions:
     if isinstance(positions, SupportsIndex):
         return int(positions)
     if isinstance(positions, str):
-        if positions not in ("last", "generated"):
-            raise PatchbayError(
-                f"positions {positions!r}: as text only 'last' or 'generated'; for a token use pb.Token(...)"
-            )
-        return positions
+        return _named(positions)
     return tuple(int(p) for p in positions)
+
+
+NAMES = ("last", "generated", "predicting")
+_SLICE = re.compile(r"^(-?\d+)?:(-?\d+)?(?::(\d+))?$")
+
+
+def _named(text: str) -> Positions:
+    found = _SLICE.match(text)
+    if text in NAMES:
+        return text
+    if found:
+        return fixed(slice(*(None if part is None else int(part) for part in found.groups())))
+    if re.match(r"^-?\d+$", text):
+        return int(text)
+    raise PatchbayError(
+        f"positions {text!r}: as text only 'last', 'generated', 'predicting', an index or a slice such as '-1:'; "
+        "for a token use pb.Token(...)"
+    )
+
+
+def counts_from_end(positions: Positions) -> bool:
+    """Whether it depends on where the prompt ends which tokens are meant."""
+    if isinstance(positions, slice):
+        return (positions.start or 0) < 0 or (positions.stop or 0) < 0
+    if isinstance(positions, int | tuple):
+        return min((positions,) if isinstance(positions, int) else positions, default=0) < 0
+    return isinstance(positions, str)
 
 
 def brief(positions: Positions) -> str:
@@ -78,7 +114,8 @@ def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
     if isinstance(positions, slice):
         touched = torch.zeros_like(real)
         for i, length in enumerate(starts[:, 0].tolist()):  # a slice counts within the prompt, to its end
-            touched[i, : int(length)][positions] = True
+            inside = range(int(length))[positions]
+            touched[i, [at for at in inside if at < n_positions]] = True
             if positions.stop is None and positions.step in (None, 1):
                 touched[i, int(length) :] = True
     elif isinstance(positions, Tensor):
@@ -96,7 +133,8 @@ def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
         wanted = positions.token if isinstance(positions.token, int) else batch.token_id(positions.token)
         touched = batch.ids.cpu() == wanted
     else:
-        touched = place == starts - 1 if positions == "last" else place >= starts
+        first = starts if positions == "generated" else starts - 1
+        touched = place == first if positions == "last" else place >= first
     touched = touched & real
     return torch.where(touched, touched.cumsum(1) - 1, -1)
 
@@ -106,7 +144,7 @@ def all_from(begin: int, positions: Positions, batch: Batch) -> bool:
     if positions is None:
         return True
     onward = isinstance(positions, slice) and positions.stop is None and positions.step in (None, 1)
-    return (onward or positions == "generated") and begin >= int(batch.prompt_lengths.max())
+    return (onward or positions in ("generated", "predicting")) and begin >= int(batch.prompt_lengths.max())
 
 
 def _indexed(indices: tuple[int, ...], starts: Tensor, n_positions: int, what: str) -> Tensor:
@@ -119,7 +157,8 @@ def _indexed(indices: tuple[int, ...], starts: Tensor, n_positions: int, what: s
             i = int(outside[0])
             n = int(starts[i])
             raise PatchbayError(f"{what}: position {index} is outside prompt {i}, which has {n} tokens (0..{n - 1})")
-        out[torch.arange(len(starts)), place] = ordinal
+        here = (place < n_positions).nonzero()[:, 0]  # the others are still to come
+        out[here, place[here]] = ordinal
     return out
 
 

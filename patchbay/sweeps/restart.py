@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from patchbay.jacks.arguments import is_cache, with_cache
-from patchbay.jacks.session import Session, first
+from patchbay.jacks.session import Session
+from patchbay.jacks.sums import first
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 

@@ -127,7 +127,7 @@ def _copy(model: Model) -> Model:
     """The same view over a copy of the weights, in evaluation mode; checked again, as on loading."""
     twin = copy.copy(model)
     twin.__dict__.pop("layers", None)  # views of the lent model
-    twin.hf, twin._session, twin._fingerprint, twin._heads = copy.deepcopy(model.hf).eval(), None, None, {}
+    twin.hf, twin._fingerprint, twin._heads = copy.deepcopy(model.hf).eval(), None, {}
     twin._adopt(model.family)
     return twin
 

@@ -266,9 +266,13 @@ def test_what_generation_refuses() -> None:
         model.generate(ids * 2, NEW, num_beams=2, edits=[by_row])
     with pytest.raises(PatchbayError, match="position 10 is outside prompt 0, which has 10 tokens"):
         model.generate(ids, NEW, edits=[pb.zero(model.layers[0].attn.out, positions=10)])
-    with pytest.raises(PatchbayError, match="fixed size"):
-        edits = [pb.zero(model.layers[0].attn.k, positions=2)]
-        model.generate(ids, NEW, edits=edits, cache_implementation="static", disable_compile=True)
+
+
+def test_keys_in_a_cache_of_fixed_size_are_edited_at_their_positions() -> None:
+    model, ids = model_of("gpt2"), prompt_ids().tolist()
+    edits = [pb.scale(model.layers[0].attn.k, -4.0, positions=2)]
+    fixed = model.generate(ids, NEW, edits=edits, cache_implementation="static")
+    assert fixed == model.generate(ids, NEW, edits=edits) != model.generate(ids, NEW)
 
 
 def test_an_error_in_the_middle_of_generation_leaves_the_model_as_it_was() -> None:

@@ -502,18 +502,16 @@ def test_knobs_and_lists_of_edits_are_taken_too() -> None:
     assert torch.equal(pb.run(model, PROMPTS[:1], edits=[[Strong(port)]]).logits, pb.run(model, PROMPTS[:1]).logits)
 
 
-def test_left_padding_with_positions_is_refused_and_without_is_exact() -> None:
+def test_left_padding_is_exact() -> None:
     model = model_of("llama")
     ids, mask = torch.tensor([[0, 0, *PROMPTS[1]]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
     port = model.layers[0].attn.out
-    with model.edited(pb.zero(port, positions=1)), pytest.raises(PatchbayError, match="left-padded"):
-        model.hf(ids, attention_mask=mask)
-    with model.edited(pb.add(port, torch.zeros(4, 32))), pytest.raises(PatchbayError, match="left-padded"):
-        model.hf(ids, attention_mask=mask)
-    with model.edited(pb.zero(port)):
-        found = model.hf(ids, attention_mask=mask, position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]])).logits
-    expected = pb.run(model, PROMPTS[1:2], edits=[pb.zero(port)]).logits
-    assert close(found[:, 2:], expected)
+    each = pb.add(port, torch.randn(4, 32, generator=torch.Generator().manual_seed(0)))
+    for edit in (pb.zero(port), pb.zero(port, positions=1), each):
+        with model.edited(edit):
+            found = model.hf(ids, attention_mask=mask, position_ids=torch.tensor([[0, 0, 0, 1, 2, 3]])).logits
+        expected = pb.run(model, PROMPTS[1:2], edits=[edit]).logits
+        assert close(found[:, 2:], expected)
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------------

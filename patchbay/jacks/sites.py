@@ -1,0 +1,231 @@
+"""What happens to a signal where it passes: its edits are made, its taps are filled.
+
+`Sites` knows what is asked of each signal and where the tokens that run now stand; it touches no module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchbay.edits.apply import apply, row_mask
+from patchbay.edits.edit import Edit
+from patchbay.jacks.modelled import Modelled as Lent
+from patchbay.signal.port import PatchbayError, Port, position_axis
+from patchbay.signal.positions import Batch, all_from, chosen
+
+KEYED = ("attn.k", "attn.v", "attn.pattern")  # signals with an entry for each key
+
+
+@dataclass
+class Want:
+    """What is asked of one signal of one layer."""
+
+    taps: list[Port] = field(default_factory=list)
+    edits: list[tuple[int, Edit]] = field(default_factory=list)  # with their place in the session's list
+
+    @property
+    def changes(self) -> list[tuple[int, Edit]]:
+        return [(i, edit) for i, edit in self.edits if edit.op != "block"]
+
+    @property
+    def looks_only(self) -> bool:
+        """Whether the one thing asked is the whole signal as it is."""
+        return not self.edits and len(self.taps) == 1 and self.taps[0].index is None and self.taps[0].query is None
+
+
+class Sites:
+    """Taps and edits by signal. `captured` holds what the taps saw, `reached` the signals that passed in the run."""
+
+    def __init__(self, model: Lent, taps: Sequence[Port], edits: Sequence[Edit], *, grad: bool) -> None:
+        self.model, self.edits, self.grad = model, list(edits), grad
+        self.captured: dict[Port, Tensor] = {}
+        self.reached: set[tuple[str, int | None]] = set()
+        self.batch: Batch | None = None
+        self.column_of: Tensor | None = None  # position of each column [prompt, column], -1 at padding; None: the same
+        self.start = self.end = 0
+        self._shape = (0, 0)  # prompts and positions of the tokens that run now
+        self.wants: dict[tuple[str, int | None], Want] = {}
+        self.stash: dict[tuple[str, int], Any] = {}
+        for port in taps:
+            model.require(port)
+            self._want(port).taps.append(
+                Port(port.signal, port.layer) if grad else port
+            )  # a slice is off the graph's path
+        for i, edit in enumerate(self.edits):
+            model.require(edit.port)
+            self._want(edit.port).edits.append((i, edit))
+
+    def _want(self, port: Port) -> Want:
+        return self.wants.setdefault((port.signal, port.layer), Want())
+
+    def place(self, batch: Batch, start: int, end: int, column_of: Tensor | None = None) -> None:
+        """Say where the tokens that run now stand: those of `batch` from `start` to `end`."""
+        self.batch, self.start, self.end, self.column_of = batch, start, end, column_of
+        self._shape = (len(batch.ids), end - start)
+
+    def _by_prompt(self, x: Tensor) -> Tensor:
+        """[prompt * position, ...] -> [prompt, position, ...]; layers that flatten their tokens keep that order."""
+        return x if x.ndim > 2 and x.shape[:2] == self._shape else x.reshape(*self._shape, *x.shape[1:])
+
+    def site(
+        self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
+    ) -> Tensor:
+        """The signal has the value `x` (in the axes of `SIGNALS`): edit it, capture it, return what the model goes on with.
+
+        `n_keys`: keys in all, for k and v, which reach back into the cache. `closed`: where a pattern must stay 0.
+        """
+        want = self.wants.get((signal, layer))
+        if want is None:
+            return x
+        self.reached.add((signal, layer))
+        if want.looks_only and not self.grad:
+            self._store(want.taps[0], x)
+            return x
+        changes = want.changes
+        x = self._edited(changes, signal, x, n_keys)
+        x = x.masked_fill(closed, 0.0) if changes and closed is not None else x
+        self._capture(want.taps, signal, x)
+        return x
+
+    def _edited(
+        self,
+        edits: Sequence[tuple[int, Edit]],
+        signal: str,
+        x: Tensor,
+        n_keys: int | None = None,
+        only: Sequence[int] | None = None,
+    ) -> Tensor:
+        if not edits:
+            return x
+        axis = position_axis(signal)
+        y = x.movedim(axis, 1)  # [prompt, position, (head | neuron | expert), ...]
+        if any(edit.port.index is not None for _, edit in edits):
+            y = y.clone()
+        for _, edit in edits:
+            index = edit.port.index if only is None or edit.port.index is None else list(only).index(edit.port.index)
+            part = y if index is None else y[:, :, index].clone() if self.grad else y[:, :, index]
+            ordinal, row = self._where(edit, y.shape[1], n_keys)
+            new = apply(edit, part, _to(ordinal, y), _to(row, y))
+            if index is None:
+                y = new.clone() if new._base is not None or len(edits) > 1 else new
+            else:
+                y[:, :, index] = new
+        return y.movedim(1, axis)
+
+    def _where(self, edit: Edit, n_here: int, n_keys: int | None) -> tuple[Tensor | None, Tensor | None]:
+        """Ordinals of the edited positions in this chunk, and of the edited rows; None where everything is."""
+        assert self.batch is not None
+        n_all = n_here if n_keys is None else n_keys
+        begin = max(self.end - n_all, 0)  # cached keys reach back before this chunk; of a fixed size, ahead of its end
+        if edit.rows is None and not edit.spread and all_from(begin, edit.positions, self.batch):
+            return None, None
+        ordinal = self._columns(chosen(edit.positions, self.batch, what=str(edit)))[:, begin : self.end]
+        return _wide(ordinal, n_all), row_mask(edit, len(ordinal))
+
+    def _columns(self, ordinal: Tensor) -> Tensor:
+        """From positions of prompts to columns of the tensors that run, which hold padding where a mask says so."""
+        if self.column_of is None:
+            return ordinal
+        found = ordinal.gather(1, self.column_of.clamp(min=0))
+        return found.masked_fill(self.column_of < 0, -1)
+
+    def blocked(self, layer: int, n_heads: int, n_queries: int, n_keys: int) -> Tensor | None:
+        """What `block` edits cut at this layer: bool [prompt, head, query, key], or None."""
+        want = self.wants.get(("attn.pattern", layer))
+        blocks = [edit for _, edit in want.edits if edit.op == "block"] if want else []
+        if not blocks:
+            return None
+        assert self.batch is not None
+        n_prompts = len(self.batch.ids)
+        cut = torch.zeros(n_prompts, n_heads, n_queries, n_keys, dtype=torch.bool)
+        for edit in blocks:
+            query = self._columns(chosen(edit.positions, self.batch, what=str(edit)))
+            query = query[:, self.end - n_queries : self.end] >= 0
+            key = self._columns(chosen(edit.keys, self.batch, what=str(edit)))
+            key = _wide(key[:, max(self.end - n_keys, 0) : self.end], n_keys) >= 0
+            pair = query[:, :, None] & key[:, None, :] & (row_mask(edit, n_prompts) >= 0)[:, None, None]
+            heads = slice(None) if edit.port.index is None else slice(edit.port.index, edit.port.index + 1)
+            cut[:, heads] |= pair[:, None]
+        return cut.to(self.batch.ids.device)
+
+    # ---- capturing ----
+
+    def _capture(self, taps: Iterable[Port], signal: str, x: Tensor, only: Sequence[int] | None = None) -> None:
+        if self.grad and x.is_floating_point() and not x.requires_grad:
+            x.requires_grad_()  # frozen weights, or an edit that replaced everything: the graph starts here
+        whole = any(port.index is None and port.query is None for port in taps)
+        for port in taps:
+            if port.query is not None:
+                self._capture_slice(port, x)
+                continue
+            if port.index is None:
+                value = x
+            else:
+                axis = Port(port.signal, port.layer, None).index_axis
+                place = list(Port(port.signal, port.layer).axes).index(str(axis))
+                index = port.index if only is None else list(only).index(port.index)
+                value = x.select(place, index)
+                value = value if whole else value.clone()  # a view would keep all heads alive
+            self._store(port, value)
+
+    def _capture_slice(self, port: Port, pattern: Tensor) -> None:
+        """Some query rows of a pattern that was computed whole."""
+        rows = self.query_rows([port], pattern.shape[2])
+        assert rows is not None
+        index = rows[:, None, :, None].to(pattern.device).expand(-1, pattern.shape[1], -1, pattern.shape[3])
+        value = pattern.gather(2, index)
+        self._store(port, value if port.index is None else value[:, port.index].clone())
+
+    def _store(self, port: Port, value: Tensor) -> None:
+        if not self.grad and value.requires_grad:
+            value = value.detach()
+        axis = port.tapped_axis if port.signal in ("attn.k", "attn.v") else -1
+        if self.end and port.signal in KEYED and value.shape[axis] > self.end:
+            value = value.narrow(axis, 0, self.end)  # a cache of fixed size has empty places after the last token
+        self.captured[port] = value
+
+    def query_rows(self, taps: Sequence[Port], n_queries: int) -> Tensor | None:
+        """Query rows that the pattern taps need, int64 [prompt, row]; None when one of them needs all."""
+        assert self.batch is not None
+        rows = pattern_rows(list(taps))
+        return None if rows is None else query_rows(rows, self.batch.lengths.clamp(max=n_queries))
+
+    def capture_rows(self, layer: int, pattern: Tensor, rows: Tensor) -> None:
+        """Store the computed rows [prompt, head, row, key] for each tap, in the order that it asked them."""
+        taps = self.wants[("attn.pattern", layer)].taps
+        computed = pattern_rows(taps)
+        assert computed is not None
+        for port in taps:
+            value = pattern[:, :, [computed.index(row) for row in port.query or ()]]
+            self._store(port, value if port.index is None else value[:, port.index].clone())
+
+
+def query_rows(rows: Sequence[int], lengths: Tensor) -> Tensor:
+    """Places of the asked rows in prompts of these lengths, negative ones from the end: int64 [prompt, row]."""
+    lengths = lengths.cpu()[:, None]
+    asked = torch.tensor(rows)[None]
+    out = torch.where(asked < 0, lengths + asked, asked.expand(len(lengths), -1))
+    if bool((out < 0).any()) or bool((out >= lengths).any()):
+        raise PatchbayError(f"pattern rows {list(rows)} asked, the shortest prompt has {int(lengths.min())} tokens")
+    return out
+
+
+def pattern_rows(ports: list[Port]) -> tuple[int, ...] | None:
+    """The query rows that all the pattern taps of a layer need together; None when one of them needs every row."""
+    if not ports or any(port.query is None for port in ports):
+        return None
+    return tuple(dict.fromkeys(row for port in ports for row in port.query or ()))
+
+
+def _to(index: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if index is None else index.to(like.device)
+
+
+def _wide(ordinal: Tensor, n: int) -> Tensor:
+    """`n` columns, those added untouched: places of a fixed cache that no token has filled."""
+    return torch.nn.functional.pad(ordinal, (0, n - ordinal.shape[1]), value=-1)

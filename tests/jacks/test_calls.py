@@ -1,0 +1,183 @@
+"""A session belongs to a call: threads, tasks and generators run one model, each under its own edits, and nothing stays behind."""
+
+import asyncio
+import copy
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+import patchbay as pb
+from patchbay.jacks import attention, hooks
+from patchbay.signal.port import PatchbayError
+from patchbay.tiny.twins import twin
+
+IDS = torch.tensor([[5, 9, 40, 2, 11, 3]])
+
+
+@pytest.fixture(scope="module", params=["llama", "gptj", "mixtral"])
+def model(request: pytest.FixtureRequest) -> pb.Model:
+    return pb.load(twin(request.param).eval())
+
+
+def logits(model: pb.Model) -> Tensor:
+    with torch.no_grad():
+        return model.hf(IDS).logits
+
+
+def clean(model: pb.Model) -> bool:
+    kept = any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.hf.modules())
+    named = model.hf.config._attn_implementation.startswith(attention.PREFIX)
+    return not (kept or named or attention._ACTIVE or attention._NAMED or hooks.open_here() or hooks.uncompiled.held)
+
+
+def knobs(model: pb.Model) -> list[pb.Edit]:
+    return [pb.scale(pb.Port("attn.out", 0), 3.0), pb.scale(pb.Port("attn.pattern", 1), 0.2)]
+
+
+def alone(model: pb.Model) -> list[Tensor]:
+    out = [logits(model)]
+    for edit in knobs(model):
+        with model.edited(edit):
+            out.append(logits(model))
+    assert not torch.allclose(out[0], out[1]) and not torch.allclose(out[0], out[2])
+    return out
+
+
+def test_threads_see_their_own_edits(model: pb.Model) -> None:
+    right, wrong = alone(model), []
+
+    def plain() -> None:
+        for _ in range(15):
+            wrong.extend([0] if not torch.equal(logits(model), right[0]) else [])
+
+    def under(i: int) -> None:
+        for _ in range(15):
+            with model.edited(knobs(model)[i - 1]):
+                wrong.extend([i] if not torch.equal(logits(model), right[i]) else [])
+            run = pb.run(model, IDS, edits=[knobs(model)[i - 1]])
+            wrong.extend([i] if not torch.equal(run.logits, right[i]) else [])
+
+    threads = [threading.Thread(target=plain), *(threading.Thread(target=under, args=(i,)) for i in (1, 2))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert clean(model)
+
+
+@pytest.mark.parametrize("order", ["ababab", "abba", "baab", "aabb", "ab"])
+def test_generators_that_interleave_see_their_own(model: pb.Model, order: str) -> None:
+    right = alone(model)
+
+    def steps(i: int) -> Iterator[Tensor]:
+        with model.edited(knobs(model)[i]):
+            for _ in range(3):
+                yield logits(model)
+
+    running = {"a": steps(0), "b": steps(1)}
+    for name in order:
+        assert torch.equal(next(running[name]), right[1 + "ab".index(name)])
+        assert torch.equal(logits(model), right[0])  # their caller is under neither
+    running.pop("a").close()
+    running.clear()
+    assert torch.equal(logits(model), right[0])
+    assert clean(model)
+
+
+def test_tasks_see_their_own_and_what_they_were_made_in(model: pb.Model) -> None:
+    right = alone(model)
+
+    async def step(i: int | None) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+            if i is None:
+                assert torch.equal(logits(model), right[1])
+            else:
+                with model.edited(knobs(model)[i]):
+                    await asyncio.sleep(0)
+                    assert torch.equal(logits(model), right[1 + i])
+
+    async def everything() -> None:
+        await asyncio.gather(step(0), step(1))
+        with model.edited(knobs(model)[0]):
+            await asyncio.gather(step(None), step(None))
+            assert torch.equal(await asyncio.to_thread(logits, model), right[1])
+
+    asyncio.run(everything())
+    assert clean(model)
+
+
+def test_a_thread_that_was_not_given_the_block_is_an_error(model: pb.Model) -> None:
+    def block() -> None:
+        with model.edited(knobs(model)[0]):
+            thread = threading.Thread(target=logits, args=(model,))
+            thread.start()
+            thread.join()
+
+    with pytest.raises(PatchbayError, match=r"was never made: .*copy_context"):
+        block()
+    assert clean(model)
+
+
+def test_a_copy_made_inside_is_a_plain_model(model: pb.Model) -> None:
+    right = alone(model)
+    for i in (0, 1):
+        with model.edited(knobs(model)[i]):
+            twin_of = copy.deepcopy(model.hf)
+            assert torch.equal(logits(model), right[1 + i])
+        with torch.no_grad():
+            assert torch.equal(twin_of(IDS).logits, right[0])
+
+
+def test_compiled_models_are_edited() -> None:
+    hf = twin("llama").eval()
+    model = pb.load(hf)
+    edit = pb.scale(pb.Port("attn.out", 0), 3.0)
+    plain, right = logits(model), pb.run(model, IDS, edits=[edit]).logits
+    compiled = torch.compile(hf, backend="eager")
+    hf.compile(backend="eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(IDS).logits, plain, atol=1e-5)
+        assert torch.allclose(hf(IDS).logits, plain, atol=1e-5)
+        with model.edited(edit):
+            assert torch.equal(hf(IDS).logits, right)
+            assert torch.equal(compiled(IDS).logits, right)
+        assert torch.allclose(compiled(IDS).logits, plain, atol=1e-5)
+
+
+def test_recorded_hidden_states_are_the_edited_ones() -> None:
+    model = pb.load(twin("llama").eval())
+    port = pb.Port("resid_out", 0)
+    model.hf(IDS, output_hidden_states=True)
+    with model.edited(pb.add(port, 2.0)):
+        found = model.hf(IDS, output_hidden_states=True).hidden_states[1]
+    assert torch.equal(found, pb.run(model, IDS, taps=[port], edits=[pb.add(port, 2.0)])[port])
+
+
+def test_what_is_not_reached_is_an_error() -> None:
+    model = pb.load(twin("llama").eval())
+    mlp = model.modules[1].mlp
+    held = mlp.forward
+    mlp.forward = lambda x: mlp.down_proj.forward(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x))
+    with pytest.raises(PatchbayError, match=r"L1\.mlp\.act was never reached"):
+        pb.run(model, IDS, edits=[pb.zero(pb.Port("mlp.act", 1))])
+    mlp.forward = held
+    del mlp.forward
+    assert clean(model)
+
+
+def test_checkpointed_layers_and_loss_of_edited_logits_are_refused() -> None:
+    hf = twin("llama").eval()
+    model = pb.load(hf)
+    with model.edited(pb.scale(pb.Port("logits"), 2.0)), pytest.raises(PatchbayError, match="labels under an edit"):
+        hf(IDS, labels=IDS)
+    for at in model.modules:
+        at.layer.gradient_checkpointing = True
+    hf.train()
+    with model.edited(pb.scale(pb.Port("attn.out", 0), 2.0)), pytest.raises(PatchbayError, match="checkpointing"):
+        hf(IDS)
+    hf.eval()
