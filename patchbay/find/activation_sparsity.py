@@ -170,6 +170,7 @@ class CutSession(Session):
     def site(
         self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
     ) -> Tensor:
+        self.reached.add((signal, layer))
         assert layer is not None
         assert self.batch is not None
         keep = self.cut.keep(layer, x, self.norms[layer].to(x))  # [prompt, position, neuron]
