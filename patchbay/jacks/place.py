@@ -1,9 +1,9 @@
 """Where the tokens that run now stand: in their prompts, in what a cache holds, beside padding.
 
 Positions are those of the prompt, however its tokens arrive: padded on either side under a mask, in several calls on one cache,
-continued token by token. Inside `generate` the prompt is what it was given. Outside, the prompt ends where the first call
-ends; single tokens that follow on the same cache are generated ones, and several tokens after generated ones are a new turn,
-whose end is then the prompt's. What cannot be known is refused.
+continued token by token. Inside `generate` the prompt is what it was given. Outside, it ends where the first call
+ends, or after `prompt_length` tokens; more tokens on that cache, where an edit counts from the prompt's end and nobody said where
+that is, are refused. After generated tokens, several more are a new turn, whose end is then the prompt's.
 """
 
 from __future__ import annotations
@@ -102,14 +102,13 @@ class Place:
             return self.given.prompt_end
         if not seen or known is None:
             return end
-        if end - seen == 1 or self.from_end is None:
+        after = known.ids.shape[1] > known.prompt_end and seen > known.prompt_end
+        if self.from_end is None or after:  # after generated tokens several more are a new turn
             return known.prompt_end if end - seen == 1 else end
-        if known.ids.shape[1] > known.prompt_end and seen > known.prompt_end:
-            return end  # a new turn after generated tokens
         raise PatchbayError(
             f"{self.from_end}: its positions count from the prompt's end, which was taken to be after token {known.prompt_end}, and "
-            f"{end - seen} more tokens come: give the whole prompt to generate, or say "
-            "model.session(edits=[...], prompt_length=n), or name positions from the start"
+            f"{end - seen} more come: give the whole prompt to generate, say where it ends, model.edited(..., prompt_length=n), "
+            "or name positions from the start"
         )
 
     def _all_ids(self, known: History | None, ids: Tensor, seen: int) -> Tensor:

@@ -323,11 +323,14 @@ class Model:
         return [*(session.edits if session else ()), *edits]
 
     @contextmanager
-    def edited(self, *edits: Any, strength: float | Sequence[float] | None = None) -> Iterator[Model]:
+    def edited(
+        self, *edits: Any, strength: float | Sequence[float] | None = None, prompt_length: int | None = None
+    ) -> Iterator[Model]:
         """Run under edits or knobs: `with model.edited(knob): ...`. Applies to everything that runs the model meanwhile,
         also to `model.hf(...)`. Several act in the order given, with a warning where that order matters; `strength` is
-        one number for the knobs among them, or one for each."""
-        with self.session(edits=flat_edits(edits, strength, self)):
+        one number for the knobs among them, or one for each. `prompt_length`: after how many tokens the prompt ends, where
+        you call `model.hf` yourself and its tokens arrive in several calls."""
+        with self.session(edits=flat_edits(edits, strength, self), prompt_length=prompt_length):
             yield self
 
     def generate(

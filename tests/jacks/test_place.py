@@ -89,12 +89,18 @@ def test_a_cache_filled_before_is_known_or_refused() -> None:
         assert torch.allclose(found, whole(model, PROMPT, edit_of(model, "last"))[5:], atol=2e-4)
 
 
-def test_a_prompt_whose_end_is_not_known_is_refused() -> None:
-    model, ids = MODELS["llama"], torch.tensor([PROMPT])
-    with torch.no_grad(), model.edited(edit_of(model, "last")):
-        cache = model.hf(ids[:, :5], use_cache=True).past_key_values
-        with pytest.raises(PatchbayError, match="more tokens come"):
-            model.hf(ids[:, 5:], past_key_values=cache)
+@pytest.mark.parametrize("cut", [5, len(PROMPT) - 1])
+def test_a_prompt_whose_end_is_not_known_is_refused_and_said_it_is_right(cut: int) -> None:
+    model, ids, edit = MODELS["llama"], torch.tensor([PROMPT]), edit_of(MODELS["llama"], "last")
+    with torch.no_grad(), model.edited(edit):
+        cache = model.hf(ids[:, :cut], use_cache=True).past_key_values
+        with pytest.raises(PatchbayError, match=r"more come: .*prompt_length=n"):
+            model.hf(ids[:, cut:], past_key_values=cache)
+    with torch.no_grad(), model.edited(edit, prompt_length=len(PROMPT)):
+        first = model.hf(ids[:, :cut], use_cache=True)
+        second = model.hf(ids[:, cut:], past_key_values=first.past_key_values).logits
+    found = torch.cat([first.logits, second], 1)[0]
+    assert torch.allclose(found, whole(model, PROMPT, edit), atol=2e-4)
 
 
 def test_patterns_under_a_static_cache() -> None:
