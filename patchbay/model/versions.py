@@ -22,7 +22,7 @@ from patchbay.signal.port import Port
 if TYPE_CHECKING:
     from patchbay.jacks.modelled import Modelled as Model
 
-TESTED = {"torch": ("2.13.0", "2.14.1"), "transformers": ("5.20.0", "5.24.0")}  # oldest and newest, both passed
+TESTED = {"torch": ("2.13.0", "2.14.1"), "transformers": ("5.23.0", "5.24.0")}  # oldest and newest, both passed
 _WARNED: set[tuple[str, ...]] = set()
 
 
