@@ -56,6 +56,7 @@ def test_a_method_says_what_it_is_and_what_it_does_not_show(room: str, name: str
     first = module.__doc__.splitlines()[0]
     assert ":" in first, "opens with the name and the claim"
     assert function.__doc__
+    assert "(to be written" not in module.__doc__ + function.__doc__, "what `patchbay new` left to say is said"
     year = next(paper["year"] for paper in PAPERS if f"{room}.{name}" in paper["methods"])
     assert str(year) in module.__doc__, "names its source"
 

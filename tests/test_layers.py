@@ -47,7 +47,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",
-    "cli": "signatures options complete reading commands knob_commands",
+    "cli": "signatures options complete reading commands knob_commands new",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

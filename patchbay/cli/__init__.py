@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from patchbay import __version__
-from patchbay.cli import complete, knob_commands, options, reading
+from patchbay.cli import complete, knob_commands, new, options, reading
 from patchbay.cli.commands import Commands, Room, json_option, load_model, model_options
 from patchbay.signal.port import PatchbayError, suggest
 
@@ -275,6 +275,7 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
 
 cli.add_command(knob_commands.generate)
 cli.add_command(knob_commands.knob)
+cli.add_command(new.new)
 
 
 @command(
