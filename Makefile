@@ -4,7 +4,7 @@ BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-all test-processors test-versions check bench clean
+.PHONY: setup docs demo test test-all test-processors test-versions check bench clean
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
@@ -37,8 +37,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, into site/: pages of methods are made from their docstrings; it takes nothing from other hosts.
+docs: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m mkdocs build --quiet
+
 bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest report .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest report site .pytest_cache .mypy_cache .ruff_cache
