@@ -174,7 +174,7 @@ class Frozen:
     def __init__(self, norm: torch.nn.Module | None, before: Tensor, after: Tensor) -> None:
         assert norm is not None
         gain, bias, self.centred = norm_parts(norm)
-        self.gain = _precise(gain)
+        self.gain = _precise(gain).expand(after.shape[-1])  # a norm without weights has the one gain 1
         self.bias = torch.zeros_like(self.gain) if bias is None else _precise(bias)
         scaled = self.gain * self._centre(before)  # [prompt, d_model]
         self.rate = _dot(after - self.bias, scaled) / _dot(scaled, scaled)  # [prompt]

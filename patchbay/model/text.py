@@ -37,6 +37,7 @@ def read(model: Model, prompts: Any) -> Prompts:
     if isinstance(prompts, Mapping) or hasattr(prompts, "input_ids"):
         ids, single = _unpadded(prompts["input_ids"], prompts.get("attention_mask"))
         return _checked(model, Prompts(ids, single, False), ids)
+    rectangular = hasattr(prompts, "tolist")  # tensors and arrays need padding; lists of ids do not
     prompts = _listed(prompts)
     if isinstance(prompts, bytes) or not isinstance(prompts, str | Sequence):
         raise PatchbayError(f"prompts are {FORMS}; got {type(prompts).__name__}")
@@ -48,7 +49,8 @@ def read(model: Model, prompts: Any) -> Prompts:
     if any(as_text) and not all(as_text):
         raise PatchbayError("prompts are texts or messages, or ids: not some of each in one batch")
     if not all(as_text):
-        ids = _without_padding(model, [_row(item, i) for i, item in enumerate(items)])
+        ids = [_row(item, i) for i, item in enumerate(items)]
+        ids = _without_padding(model, ids) if rectangular else ids
     else:
         tokenizer = model._need_tokenizer()
         texts = as_texts(tokenizer, items)

@@ -27,12 +27,8 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     kinds = [kind.strip() for kind in str(parameter.annotation).split("|")]
     found = _said(value)
     if kinds[0] == "Task" and parameter.default is parameter.empty:
-        several = (
-            "list[Task]" in kinds and isinstance(value, list) and value and all(isinstance(v, Task) for v in value)
-        )
-        if not (
-            isinstance(value, Task) or several or (len(kinds) > 1 and "list[Task]" not in kinds and value is not None)
-        ):
+        several = "list[Task]" in kinds and isinstance(value, list) and value and all(_is_task(v) for v in value)
+        if not (_is_task(value) or several or (len(kinds) > 1 and "list[Task]" not in kinds and value is not None)):
             other = "" if len(kinds) == 1 or "list[Task]" in kinds else "texts, lists of token ids or "
             raise PatchbayError(f"{name}: {parameter.name} takes {other}a Task, got {found}; make one: {MAKE}")
     if kinds == ["Knob"] and not hasattr(value, "edits_at"):
@@ -42,6 +38,11 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     if all(kind in PLAIN for kind in kinds) and not any(_is(value, kind) for kind in kinds):
         possible = " or ".join(PLAIN[kind][0] for kind in kinds)
         raise PatchbayError(f"{name}: {parameter.name} takes {possible}, got {found}")
+
+
+def _is_task(value: Any) -> bool:
+    """A Task, or what is recorded as one is."""
+    return isinstance(value, Task) or (type(value).__name__ == "Task" and hasattr(value, "to_json"))
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -178,9 +178,13 @@ def _shared(survey: Survey) -> dict[str, Result]:
     """The finders that read patterns of repeated tokens, from one run."""
     from importlib import import_module
 
-    encoded = survey.model.encode(survey.make("repeated_tokens"))
+    task = survey.make("repeated_tokens")
+    encoded = survey.model.encode(task)
     finders = [import_module(f"patchbay.find.{name}").finder(survey.model, encoded) for name in SHARED]
-    return dict(zip(SHARED, _attention.together(survey.model, encoded, finders), strict=True))
+    found = dict(zip(SHARED, _attention.together(survey.model, encoded, finders), strict=True))
+    for result in found.values():  # no method made them, but the prompts are known
+        result.provenance["task"] = task.to_json()
+    return found
 
 
 def _run(survey: Survey, name: str, task: str) -> Result:

@@ -426,7 +426,7 @@ Z = Port("attn.z", 0, 1)
         (lambda: pb.add(Z, "big"), "'big' is not a finite number"),
         (lambda: pb.add(Z, torch.zeros(8, device="meta")), "meta device"),
         (lambda: pb.zero(Z, positions=slice(3, None, -1)), "a slice steps forward"),
-        (lambda: pb.zero(Z, positions="first"), "as text only 'last' or 'generated'"),
+        (lambda: pb.zero(Z, positions="first"), "as text only 'last', 'generated', 'predicting'"),
         (lambda: pb.project(Z, torch.tensor([[1.0, 0], [2.0, 0]])), "the 2 directions are not linearly independent"),
         (lambda: pb.project(Z, torch.tensor([[1.0, float("nan")]])), "basis holds NaN"),
         (lambda: pb.project(Port("mlp.act", 0, 1), torch.ones(1, 1)), "one number at each position"),

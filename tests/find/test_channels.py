@@ -316,10 +316,16 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
         pb.find.channels(lent("gpt2"), **options)
 
 
-@pytest.mark.parametrize("name", [name for name in twins.FAMILY_CONFIGS if name not in ("mamba", "mamba2")])
+@pytest.mark.parametrize(
+    "name", [name for name in twins.FAMILY_CONFIGS if name not in ("mamba", "mamba2", "falcon_mamba")]
+)
 def test_every_family_with_heads_has_channels(name: str) -> None:
     """Whole heads and components; the mixers of hybrid layers are no writers, and one such layer leaves no pair of heads."""
     model = lent(name)
+    if name == "hunyuan_v1_dense":  # norms of queries and keys after they are turned
+        with pytest.raises(pb.PatchbayError, match="positions do more to q and k than turn pairs"):
+            pb.find.channels(model, nulls=0, offsets=[0, 1])
+        return
     result = pb.find.channels(model, nulls=0, offsets=[0, 1])
     assert result["whole"].isfinite().any()
     assert (result["whole"].nan_to_num() <= 1.0).all()
@@ -348,7 +354,7 @@ def test_quantised_weights_are_refused() -> None:
     model = pb.load(twins.twin("llama"))
     proj = model.modules[0].attn.q_proj
     proj.weight = torch.nn.Parameter(torch.zeros(32, 16, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(pb.PatchbayError, match="quantised"):
+    with pytest.raises(pb.PatchbayError, match="no linear map that weights could be read of"):
         pb.find.channels(model)
 
 

@@ -166,7 +166,7 @@ def test_bad_input() -> None:
         find(model, task, label="group", value="c")
     with pytest.raises(pb.PatchbayError, match=r"needs 4 prompts or more in every group; 'b' has 3"):
         find(model, task[:7], label="group")
-    with pytest.raises(pb.PatchbayError, match="needs a Task, got list"):
+    with pytest.raises(pb.PatchbayError, match="takes a Task, got list"):
         find(model, [[1, 2]])  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="possible are untrained, none"):
         find(model, task, label="group", control="random")  # type: ignore[arg-type]

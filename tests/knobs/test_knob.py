@@ -240,7 +240,7 @@ def test_damaged_foreign_and_newer_files_are_refused(model: pb.Model, tmp_path: 
         with pytest.raises(pb.PatchbayError, match=r"bad\.knob"):
             load_knob(bad)
     save_file({"w": torch.ones(2)}, bad)
-    with pytest.raises(pb.PatchbayError, match="without a format"):
+    with pytest.raises(pb.PatchbayError, match="does not say where it is added"):
         load_knob(bad)
     save_file({}, bad, metadata={"format": "patchbay-knob", "version": "2", "knob": "{}"})
     with pytest.raises(pb.PatchbayError, match=r"version 2.*reads version 1: update"):

@@ -312,15 +312,17 @@ def test_loading_running_and_generating_leave_the_model_as_it_was(name: str, tra
     assert state(hf) == before
 
 
-def test_two_views_of_one_model_do_not_silently_share_attention() -> None:
+def test_two_views_of_one_model_see_one_anothers_edits_of_attention() -> None:
     hf = twin("llama")
     one, two = pb.load(hf), pb.load(hf)
-    with one.edited(pb.zero(one.layers[0].attn.v)):
-        with pytest.raises(PatchbayError, match="through another Model of the same Hugging Face model"):
-            pb.run(two, ids(), taps=[two.layers[0].attn.q])
+    value, query = pb.zero(one.layers[0].attn.v), two.layers[0].attn.q
+    with one.edited(value):
+        seen = pb.run(two, ids(), taps=[query])
         inside = one.hf(ids()).logits
-    assert torch.equal(inside, pb.run(one, ids(), edits=[pb.zero(one.layers[0].attn.v)]).logits)
-    pb.run(two, ids(), taps=[two.layers[0].attn.q])
+    expected = pb.run(one, ids(), taps=[query], edits=[value])
+    assert torch.equal(inside, expected.logits)
+    assert torch.equal(seen.logits, expected.logits)
+    assert torch.equal(seen[query], expected[query])
 
 
 # ---- loading ---------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def test_a_cached_step_knows_its_position(name: str) -> None:
 
 def test_a_step_that_takes_itself_for_the_first_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pb.load(twin("llama"))
-    monkeypatch.setattr("patchbay.jacks.session.cache_among", lambda args, kwargs: None)  # as if it had another name
+    monkeypatch.setattr("patchbay.jacks.place.cache_among", lambda args, kwargs: None)  # as if it had another name
     with pytest.raises(PatchbayError, match=r"taken for positions \(0, 1\)"):
         prove_cached_step(model)
 

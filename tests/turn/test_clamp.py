@@ -138,7 +138,7 @@ def test_errors() -> None:
         with pytest.raises(pb.PatchbayError, match=message):
             clamp(parts, **options)
     for value in (float("nan"), float("inf"), "3"):
-        with pytest.raises(pb.PatchbayError, match="finite number"):
+        with pytest.raises(pb.PatchbayError, match="finite number|takes a number"):
             clamp("L1.N3", value)
     with pytest.raises(pb.PatchbayError, match="mlp"):
         pb.turn.clamp(pb.load(twins.twin("mixtral")), "L1.N3", 1.0)  # type: ignore[arg-type]

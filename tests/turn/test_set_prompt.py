@@ -15,8 +15,8 @@ from patchbay.turn._sets import layout, plain_layout
 
 PROMPT = [[5, 6, 7], [[11, 12], [13, 14, 15], [16], [17, 18]], [8, 9, 10]]
 OTHER = [[5], [[21, 22, 23], [24], [25, 26, 27]], [8, 9, 3, 4]]
-STATE = ("mamba2", "mamba", "bamba", "lfm2", "qwen3_next")
-ALIBI = ("bloom", "falcon alibi")
+STATE = ("mamba2", "mamba", "falcon_mamba", "bamba", "lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+ALIBI = ("bloom", "falcon alibi", "mpt")
 
 
 @functools.cache
