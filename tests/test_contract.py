@@ -631,7 +631,9 @@ def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path)
         with pytest.raises(pb.PatchbayError, match=f"cannot replay: option '{case.second}' held a model"):
             pb.replay(again, model)
     around = (
-        model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)) if "edits" in returned.provenance["model"] else nullcontext()
+        model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0))
+        if "edits" in returned.provenance["model"]
+        else nullcontext()
     )
     with around:  # a replay is made under the edits that were in force
         replayed = pb.replay(again, model, options={case.second: second(model)} if case.second else None)
