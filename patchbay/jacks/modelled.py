@@ -38,7 +38,6 @@ class Modelled(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    @property
     def longest_prompt(self) -> int | None: ...
 
     @property
