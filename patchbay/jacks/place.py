@@ -87,7 +87,7 @@ class Place:
         prompt_end = self._prompt_end(known, seen, end)
         columns = self._all_ids(known, ids, seen)
         real = self._real(kwargs.get("attention_mask"), known, len(ids), seen, end)
-        self.latest = History(columns, real, prompt_end)
+        self.latest = History(columns, self._known_real(real, len(ids), seen, end), prompt_end)
         if cache is not None:
             self.histories[cache] = self.latest
         batch, column_of = self._batch(columns, real, prompt_end, seen, token_id)
@@ -102,6 +102,8 @@ class Place:
             return self.given.prompt_end
         if not seen or known is None:
             return end
+        if self.lengths is not None:  # the caller said how long each prompt of the first call is
+            return known.prompt_end
         after = known.ids.shape[1] > known.prompt_end and seen > known.prompt_end
         if self.from_end is None or after:  # after generated tokens several more are a new turn
             return known.prompt_end if end - seen == 1 else end
@@ -136,6 +138,12 @@ class Place:
         else:
             return None
         return None if bool(real.all()) else real
+
+    def _known_real(self, real: Tensor | None, n: int, seen: int, end: int) -> Tensor | None:
+        """What later calls on this cache need to know of padding: without a mask, the lengths of the first call say it."""
+        if real is None and not seen and self.lengths is not None and len(self.lengths) == n:
+            return torch.arange(end) < self.lengths[:, None]
+        return real
 
     def _batch(
         self, ids: Tensor, real: Tensor | None, prompt_end: int, seen: int, token_id: Any
