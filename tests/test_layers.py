@@ -40,7 +40,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "edits": "edit apply",
     "jacks": "arguments modelled hooks sites attention operators sums attach place session",
     "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
-    "tasks": "words answers scoring own task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
+    "tasks": "words answers scoring checks own task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described saved arrays printed result record given method replay",
     "sweeps": "kept restart difference walk identity scorer ray_executor whole_answers sweep",
@@ -57,7 +57,6 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
     ("prove.circuit", "prove.edge_attribution"),
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
-    "tasks.task": "prompts, answers, metrics and their record",
     "model.families": "one row per family, and which fits",
     "sweeps.restart": "a base run that any layer can go on from",
     "sweeps.sweep": "plan, batches and Result",

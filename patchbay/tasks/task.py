@@ -17,19 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from patchbay.signal.port import PatchbayError, suggest
-from patchbay.tasks import scoring
-from patchbay.tasks.answers import (
-    NORMALISATIONS,
-    Absent,
-    compared,
-    continuations,
-    sizes,
-    steps_of,
-    totals,
-)
+from patchbay.errors import PatchbayError
+from patchbay.tasks import checks, scoring
+from patchbay.tasks.answers import Absent, compared, continuations, sizes, steps_of, totals
 from patchbay.tasks.own import from_prompts
-from patchbay.tasks.scoring import COMPARING, METRICS, Metric
+from patchbay.tasks.scoring import METRICS, Metric
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -83,8 +75,7 @@ class Task:
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        self._check_counts()
-        self._check_answers()
+        checks.check(self)
 
     def _right(self) -> Any:
         """Right answers of one token, or what says why there are none."""
@@ -111,88 +102,9 @@ class Task:
         pairs = () if self.answers else zip(self.right, self.wrong, strict=True)
         return self.answers or tuple(((right,), *((token,) for token in wrong)) for right, wrong in pairs)
 
-    def _check_counts(self) -> None:
-        if not self.clean or not all(self.clean):
-            at = next((i for i, prompt in enumerate(self.clean) if not prompt), None)
-            raise PatchbayError(f"task {self.name}: {'no prompts' if at is None else f'prompt {at} has no tokens'}")
-        rows = {**self.marks, **self.labels}
-        rows |= {"answers": self.answers} if self.answers else {"wrong": self.wrong}
-        rows |= {"right": self.right} if self.right else {}
-        rows |= {"answer_texts": self.answer_texts} if self.answer_texts else {}
-        rows |= {"corrupted": self.corrupted} if self.corrupted is not None else {}
-        rows |= {"texts": self.texts} if self.texts else {}
-        uneven = {name: len(values) for name, values in rows.items() if len(values) != len(self.clean)}
-        if uneven:
-            found = ", ".join(f"{name} has {count}" for name, count in uneven.items())
-            raise PatchbayError(f"task {self.name}: {len(self.clean)} prompts, but {found}; each needs one per prompt")
-        if self.corrupted is not None and self.options.get("aligned", True):
-            pairs = enumerate(zip(self.clean, self.corrupted, strict=True))
-            other = [f"{i} ({len(a)} and {len(b)} tokens)" for i, (a, b) in pairs if len(a) != len(b)]
-            if other:
-                raise PatchbayError(
-                    f"task {self.name}: {len(other)} corrupted twins differ from their prompts in length: "
-                    f"{', '.join(other[:5])}; give twins of equal length, or say options={{'aligned': False}}"
-                )
-        for name, groups in self.marks.items():
-            for i, (positions, prompt) in enumerate(zip(groups, self.clean, strict=True)):
-                if any(not 0 <= position < len(prompt) for position in positions):
-                    raise PatchbayError(
-                        f"task {self.name}: mark {name!r} is at {positions} in prompt {i}, which has {len(prompt)} tokens"
-                    )
-
-    def _check_answers(self) -> None:
-        if not callable(self.metric) and self.metric not in METRICS:
-            known = f"metrics are {', '.join(METRICS)}, or a function"
-            raise PatchbayError(
-                f"task {self.name}: no metric {self.metric!r}; {known}{suggest(str(self.metric), list(METRICS))}"
-            )
-        if self.normalise not in NORMALISATIONS:
-            raise PatchbayError(
-                f"task {self.name}: no normalise={self.normalise!r}; possible: {', '.join(NORMALISATIONS)}"
-            )
-        if not self.answered:
-            if not callable(self.metric) and self.metric != "kl":
-                raise PatchbayError(
-                    f"task {self.name} has no answers, which the metric {self.metric} needs: give right=, or use kl or a function"
-                )
-            return
-        whole = self.whole_answers
-        if not all(all(each) and each for each in whole):
-            raise PatchbayError(f"task {self.name}: an answer has no tokens")
-        if self.normalise in ("byte", "character") and [*map(len, self.answer_texts)] != [*map(len, whole)]:
-            raise PatchbayError(
-                f"task {self.name}: normalise={self.normalise!r} needs answer_texts, one for each answer"
-            )
-        every = [*self.clean, *(self.corrupted or ()), *(ids for each in whole for ids in each)]
-        lowest = min(token for ids in every for token in ids)
-        if lowest < 0:
-            raise PatchbayError(f"task {self.name}: token ids are never negative, found {lowest}")
-        both = [i for i, (right, *wrong) in enumerate(whole) if right in wrong]
-        if both:
-            raise PatchbayError(
-                f"task {self.name}: the right answer is also among the wrong ones in prompts {both[:5]}"
-            )
-        none = [i for i, each in enumerate(whole) if len(each) < 2]
-        if self.metric in COMPARING and none:
-            raise PatchbayError(
-                f"task {self.name}: {self.metric} needs a wrong answer for every prompt, {len(none)} have none "
-                f"(first: prompt {none[0]}); possible without: {', '.join(m for m in METRICS if m not in COMPARING)}"
-            )
-        if self.answers and self.metric == "rank":
-            raise PatchbayError(f"task {self.name}: answers of several tokens have no rank; possible: log_probability")
-
     def check(self, vocab_size: int) -> None:
         """Raise PatchbayError where a prompt or an answer holds an id that a vocabulary of this size lacks."""
-        named = {"clean": self.clean, "corrupted": self.corrupted or ()}
-        named |= {"right": (self.right,), "wrong": self.wrong} if self.right else {}
-        named |= {"answers": tuple(ids for each in self.answers for ids in each)}
-        for name, rows in named.items():
-            high = max((token for ids in rows for token in ids), default=-1)
-            if high >= vocab_size:
-                raise PatchbayError(
-                    f"task {self.name}: token id {high} in {name}, but the model has ids 0 to {vocab_size - 1}; "
-                    "was the task made with another model's tokenizer?"
-                )
+        checks.check_vocabulary(self, vocab_size)
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -163,6 +163,7 @@ def test_the_list_of_tasks_is_the_folder():
     files = {path.stem for path in folder.glob("*.py")} - {
         "__init__",
         "answers",
+        "checks",
         "own",
         "scoring",
         "task",
