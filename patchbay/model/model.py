@@ -349,7 +349,8 @@ class Model:
         token. `options` go to transformers' generate, as do those of `generation_config=` and of the model's own generation
         config, but for sampling, which is only done when this call asks for it; `max_new_tokens` is 20 where none of them
         says one. Those that cannot be met here are refused by name. Positions of edits count in the prompt;
-        generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`.
+        generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`. Signals of prompt and
+        generated tokens: `pb.run(model, prompts, max_new_tokens=n, taps=[...])`.
         """
         self.check_mode()
         return generate(self, prompts, max_new_tokens, edits=edits, new_only=new_only, **options)
