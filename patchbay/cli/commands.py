@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from patchbay.cli import complete, options, reading
+from patchbay.cli import complete, options, prompt_files, reading
 from patchbay.cli.signatures import UNKNOWN, parameters_of, source
 from patchbay.results.described import COMMON, words
 from patchbay.signal.port import PatchbayError, suggest
@@ -85,8 +85,9 @@ def model_options() -> list[click.Parameter]:
 def task_options(taken: Sequence[str], *, many: bool = False, word: str = "") -> list[click.Parameter]:
     several = (" May be given more than once." if many else "") + (f" {_sentence(word)}" if word else "")
     rows = {
-        "task": ("--task", str, "NAME[:KEY=VALUE,...]", f"Task to make for the model; see `patchbay tasks`.{several}"),
-        "prompts": ("--prompts", str, "FILE", "Own prompts: JSON lines with prompt, right, and mostly wrong and corrupted; labels, marks."),
+        "task": ("--task", str, "NAME[:KEY=VALUE,...]", f"Task to make for the model (see `patchbay tasks`), or a file of prompts.{several}"),
+        "prompts": ("--prompts", str, "FILE", "Own prompts: JSON, CSV, TSV or plain text with prompt and, where needed, right, wrong, corrupted, labels, marks; "
+                    "FILE:prompt=question,wrong=b+c says which columns."),
         "n": ("--n", int, "N", "Number of prompts."),
         "metric": ("--metric", str, "NAME", "Score of an answer: logit_diff, probability, log_probability, rank, accuracy."),
     }  # fmt: skip
@@ -163,19 +164,13 @@ def make_task(model: Model, given: Mapping[str, Any], *, texts: bool = False) ->
         name = text[0] if isinstance(text, tuple) else text
         task = reading.read_task(name, model, n=given.get("n"), seed=given.get("seed"))
     else:
-        own = _first(reading.read_prompts(str(path), model, texts=texts), given.get("n"))
+        own = prompt_files.first(prompt_files.read_prompts(str(path), model, texts=texts), given.get("n"))
         if isinstance(own, list):
             if given.get("metric"):
                 raise PatchbayError(f"--metric scores answers, and the prompts of {path} have none")
             return own
         task = own
     return task.with_metric(given["metric"]) if given.get("metric") else task
-
-
-def _first(own: Any, n: int | None) -> Any:
-    if n is not None and n < 1:
-        raise PatchbayError(f"asked for n={n}; possible: 1 and more")
-    return own if n is None else own[:n]
 
 
 # --- commands of methods ------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Text to values: what is written on a command line, read as the parameter's annotation asks, or refused with what is possible.
 
 Numbers, choices, lists (comma between items, a JSON list, or `@FILE` of lines), mappings (JSON, or `@FILE` of it), Parts (`L3.H5,L2.H1`, or `FOLDER:3` for the best of a saved
-Result), Ports, Tasks (`laundry_list:n=50,objects=8`), Results (their folder), knobs (`x.knob@2`), edits (`scale(L3.H5.z, 0)`).
+Result), Ports, Tasks (`laundry_list:n=50,objects=8`, or a file of prompts), texts (a file of them, or one as it stands), Results (their
+folder), knobs (`x.knob@2`), edits (`scale(L3.H5.z, 0)`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchbay.cli import prompt_files
 from patchbay.cli.options import LATER, choices, names_in, shown_type, tasks, writable
 from patchbay.cli.signatures import parameters_of, source
 from patchbay.signal.channel import parse_channel
@@ -89,7 +90,9 @@ def _read_mapping(text: str, value: Any, what: str, model: Model | None) -> dict
 
 
 def _read_first(text: str, inner: list[Any], what: str, model: Model | None) -> Any:
-    """The first type of a union that takes the text; plain text comes last."""
+    """The first type of a union that takes the text; plain text comes last. Texts or lists of ids are prompts, and may lie in a file."""
+    if {list[str], list[list[int]]} <= set(inner):
+        return prompt_files.read_texts(text, what)
     reasons = []
     for hint in sorted(inner, key=lambda item: item is str):
         if writable(hint):
@@ -176,12 +179,15 @@ def read_parts(texts: list[str] | tuple[str, ...], model: Model | None = None) -
 
 
 def read_task(text: str, model: Model, *, n: int | None = None, seed: int | None = None) -> Task:
-    """`laundry_list:n=50,objects=8` as a task in the model's own tokens. `n` and `seed` stand for those not written."""
+    """`laundry_list:n=50,objects=8` as a task in the model's own tokens, or the task of a file, `qa.csv`. `n` and `seed` stand for
+    those not written."""
     name, _, written = text.partition(":")
     name = name.strip().replace("-", "_")
     known = tasks()
+    if name not in known and prompt_files.named(text) is not None:
+        return typing.cast("Task", prompt_files.first(prompt_files.read_prompts(text, model), n))
     if name not in known:
-        raise PatchbayError(f"no task {name!r}; tasks are {', '.join(known)}" + suggest(name, list(known)))
+        raise PatchbayError(f"no task {name!r}; tasks are {', '.join(known)}, or a file" + suggest(name, list(known)))
     import patchbay as pb
 
     function = getattr(pb.tasks, name)
@@ -202,77 +208,6 @@ def read_task(text: str, model: Model, *, n: int | None = None, seed: int | None
         if value is not None:
             given[key] = value
     return typing.cast("Task", function(model, **given))
-
-
-ROW = ("prompt", "right", "wrong", "corrupted", "labels", "marks")
-
-
-def read_prompts(path: str, model: Model, *, texts: bool = False) -> Task | list[str]:
-    """A task of one's own from JSON lines: `{"prompt": ..., "right": ..., "wrong": ... (or a list), "corrupted": ...}`.
-
-    `"labels": {name: value}` and `"marks": {name: [token positions]}` where a method asks for them. With `texts`, a file that
-    has no answer at all gives its prompts alone.
-    """
-    import dataclasses
-
-    from patchbay.tasks.task import Task
-
-    rows: list[Mapping[str, Any]] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # other separators may stand inside a text
-    except (OSError, UnicodeDecodeError) as error:
-        raise PatchbayError(f"could not read prompts from {path}: {error}") from error
-    for i, line in enumerate(lines, 1):
-        if line.strip():
-            rows.append(_read_row(line, f"{path}, line {i}"))
-    if not rows:
-        raise PatchbayError(f'{path} holds no prompts; each line is {{"prompt": ..., "right": ..., "wrong": ...}}')
-    if texts and not any(key != "prompt" for row in rows for key in row):
-        return [row["prompt"] for row in rows]
-    whole = {key: [row.get(key) for row in rows] for key in ("right", "wrong", "corrupted", "labels", "marks")}
-    if None in whole["right"]:
-        raise PatchbayError(f'{path}: prompt {whole["right"].index(None) + 1} lacks the text "right", its answer')
-    for key, values in whole.items():
-        if None in values and any(value is not None for value in values):
-            raise PatchbayError(
-                f"{path}: some lines have {key!r} and line {values.index(None) + 1} has not; all or none"
-            )
-    own = {key: None if values[0] is None else values for key, values in whole.items()}
-    task = Task.from_prompts(
-        model,
-        [row["prompt"] for row in rows],
-        own["right"],  # type: ignore[arg-type]
-        own["wrong"],  # type: ignore[arg-type]
-        own["corrupted"],  # type: ignore[arg-type]
-        name=Path(path).stem,
-    )
-    named: Any = {key: _by_name(each, path, key) for key in ("labels", "marks") if (each := own[key]) is not None}
-    try:
-        return dataclasses.replace(task, **named) if named else task
-    except (TypeError, AttributeError) as error:
-        raise PatchbayError(f"{path}: marks are lists of token positions: {error}") from error
-
-
-def _by_name(rows: list[Any], path: str, what: str) -> dict[str, list[Any]]:
-    """name -> one value for each prompt, from one mapping for each prompt."""
-    if not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
-        raise PatchbayError(f'{path}: "{what}" is {{name: value}} on every line, with the same names')
-    return {name: [row[name] for row in rows] for name in rows[0]}
-
-
-def _read_row(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise PatchbayError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not isinstance(row.get("right", ""), str):
-        raise PatchbayError(
-            f'{where} needs the texts "prompt" and "right"; found {sorted(row) if isinstance(row, dict) else row!r}'
-        )
-    other = next((key for key in row if key not in ROW), None)
-    if other is not None:
-        raise PatchbayError(f"{where} has {other!r}; a line has {', '.join(ROW)}" + suggest(other, ROW))
-    return row
 
 
 # --- edits --------------------------------------------------------------------------------------------

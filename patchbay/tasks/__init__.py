@@ -13,7 +13,8 @@ repeated_tokens    the same random string twice            what followed the fir
 successor          5, 6, 7,                                the next number, letter, day or month
 
 Prompts differ in length and in where things stand, so that no fixed position gives an answer away, and within a task
-they are all different. The same arguments give the same task. For your own data: `Task.from_prompts`.
+they are all different. The same arguments give the same task. For your own data: `Task.from_prompts`,
+`Task.from_file`, `Task.from_frame`.
 """
 
 from patchbay.tasks.arithmetic import arithmetic

@@ -15,13 +15,16 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchbay.errors import PatchbayError
 from patchbay.tasks import checks, scoring
 from patchbay.tasks.answers import Absent, compared, continuations, sizes, steps_of, totals
 from patchbay.tasks.own import from_prompts
+from patchbay.tasks.rows import Columns, task_of
 from patchbay.tasks.scoring import METRICS, Metric
+from patchbay.tasks.table import frame_table, read_table
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -327,6 +330,37 @@ class Task:
         return from_prompts(
             cls, model, clean, right, wrong, corrupted, metric, name=name, aligned=aligned, normalise=normalise
         )
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        model: Model,
+        *,
+        columns: Columns | None = None,
+        form: str | None = None,
+        encoding: str | None = None,
+        **how: Any,
+    ) -> Task:
+        """A task of the prompts of a file: JSON lines, a JSON array, CSV or TSV with a header, or plain text, a prompt on each line.
+
+        Columns are prompt and, where there are such, right, wrong (a text or a list), corrupted, labels {name: value} and marks
+        {name: [positions]}; `columns` says which of the file's are meant, as in {"prompt": "question", "wrong": ["b", "c"]}, and leaves
+        the rest out. `form`: "jsonl", "json", "csv", "tsv" or "text", without by suffix and content. `encoding`: where a file
+        is not UTF-8 and has no byte order mark. Other options (metric, aligned, normalise, name) are those of `from_prompts`.
+        """
+        if hasattr(path, "tokenizer"):
+            raise PatchbayError("the file comes first: Task.from_file(path, model)")
+        return task_of(  # type: ignore[no-any-return]
+            cls, model, read_table(path, form=form, encoding=encoding), columns, **{"name": Path(path).stem, **how}
+        )
+
+    @classmethod
+    def from_frame(cls, frame: Any, model: Model, *, columns: Columns | None = None, **how: Any) -> Task:
+        """A task of the rows of a table in memory: a DataFrame, a data set of mappings, or a list of them; else as `from_file`."""
+        if hasattr(frame, "tokenizer"):
+            raise PatchbayError("the table comes first: Task.from_frame(frame, model)")
+        return task_of(cls, model, frame_table(frame), columns, **how)  # type: ignore[no-any-return]
 
 
 def _prompts(rows: Sequence[Sequence[int]]) -> Prompts:

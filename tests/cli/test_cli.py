@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import patchbay as pb
-from patchbay.cli import cli, commands, options, reading, signatures
+from patchbay.cli import cli, commands, options, prompt_files, reading, signatures
 from patchbay.draw import screen
 from patchbay.model import check
 from patchbay.signal.port import Part, PatchbayError, Port, parse_port
@@ -319,7 +319,7 @@ def test_own_prompts_may_have_labels_marks_or_no_answers(folder: str, model: pb.
     prompt = {"prompt": " Mary John", "right": " Mary", "wrong": " John"}
     rows = [{**prompt, "labels": {"kind": kind}, "marks": {"first": [0]}} for kind in ("a", "b")]
     (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    task = reading.read_prompts(str(tmp_path / "own.jsonl"), model)
+    task = prompt_files.read_prompts(str(tmp_path / "own.jsonl"), model)
     assert isinstance(task, pb.Task)
     assert task.labels == {"kind": ("a", "b")}
     assert task.marks == {"first": ((0,), (0,))}
@@ -516,7 +516,7 @@ BAD = {
     "others": (("measure", "dose-response", "MODEL", "--task", "repeated_tokens", "--knob", "KNOB", "--others", '{"a": "zz"}'), "no task 'zz'"),
     "own labels": (("find", "isotropy", "MODEL", "--prompts", "ODD"), "line 1 has 'lables'", "did you mean 'labels'"),
     "no answers": ((*FIND, "MODEL", "--prompts", "TEXTS", "--metric", "rank"), "--metric scores answers"),
-    "answers": (("prove", "ablation", "MODEL", "--prompts", "TEXTS", "--parts", "L1.H2"), 'prompt 1 lacks the text "right"'),
+    "answers": (("prove", "ablation", "MODEL", "--prompts", "TEXTS", "--parts", "L1.H2"), "task texts has no answers"),
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.cli import reading
+from patchbay.cli import prompt_files
 from patchbay.errors import PatchbayError
 from tests.model.test_text import ASKED, model_with
 
@@ -41,4 +41,4 @@ def test_prompt_files_keep_separators_inside_texts_and_drop_the_byte_order_mark(
     texts = ["The\u2028capital", "of\u0085Poland", "is"]
     lines = "\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts)
     (tmp_path / "own.jsonl").write_bytes(lines.encode("utf-8-sig"))
-    assert reading.read_prompts(str(tmp_path / "own.jsonl"), model_with(), texts=True) == texts
+    assert prompt_files.read_prompts(str(tmp_path / "own.jsonl"), model_with(), texts=True) == texts

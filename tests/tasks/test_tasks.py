@@ -164,6 +164,8 @@ def test_the_list_of_tasks_is_the_folder():
         "__init__",
         "answers",
         "checks",
+        "rows",
+        "table",
         "own",
         "scoring",
         "task",
