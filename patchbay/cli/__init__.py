@@ -319,12 +319,12 @@ def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: 
 @command(
     "papers",
     click.Argument(["words"], nargs=-1, metavar="[WORD]... | show KEY | run KEY"),
-    click.Option(["--model"], default="tiny", show_default=True, metavar="MODEL", help="Where `run` checks the claim."),
-    click.Option(["--seed"], type=int, default=0, show_default=True, help="Of the prompts that `run` makes."),
+    click.Option(["--model"], metavar="MODEL", help="Where `run` checks the claim (default: the claim's own model)."),
+    click.Option(["--seed"], type=int, default=0, show_default=True, help="The first of three, of what `run` draws."),
     click.Option(["--rows"], type=click.IntRange(1), default=20, show_default=True, help="Papers to list."),
     *model_options(),
 )
-def papers(words: tuple[str, ...], model: str, seed: int, rows: int, as_json: bool, **given: Any) -> None:
+def papers(words: tuple[str, ...], model: str | None, seed: int, rows: int, as_json: bool, **given: Any) -> None:
     """The catalogue: search it, `show` one paper, or `run` its claim on a model; exit code 1 if that is not confirmed."""
     from patchbay.draw import screen
     from patchbay.papers import catalogue
@@ -341,7 +341,7 @@ def papers(words: tuple[str, ...], model: str, seed: int, rows: int, as_json: bo
         from patchbay.papers import claims
 
         catalogue.paper(words[1])
-        claims.known(words[1])
+        model = model or claims.known(words[1]).on
         loaded = load_model(model, given, quiet=as_json)
         with screen.working(f"checking {words[1]} on {model}", quiet=as_json):
             outcome = claims.check(words[1], loaded, seed=seed)

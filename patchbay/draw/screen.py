@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from patchbay.draw.report import Section
     from patchbay.model.model import Model
-    from patchbay.papers.claims import Claim
+    from patchbay.papers.claims import Checked
     from patchbay.results.result import Result
     from patchbay.signal.port import Part, Port
 
@@ -384,9 +384,10 @@ def paper_lines(paper: Mapping[str, Any]) -> list[str]:
     )
 
 
-def claim_lines(claim: Claim) -> list[str]:
-    style = {"confirmed": GOOD, "not confirmed": BAD}.get(claim.verdict, "yellow")
-    return [f"[{style}]{claim.verdict}[/]: {_escape(claim.text)}", f"  {_escape(claim.numbers())}"]
+def claim_lines(found: Checked) -> list[str]:
+    """The verdict, what was claimed, and every run: the model by seed, then untrained networks of its form."""
+    style = {"confirmed": GOOD, "not confirmed": BAD}.get(found.verdict, "yellow")
+    return [f"[{style}]{found.verdict}[/] ({found.kind}): {_escape(found.first.text)}", *map(_escape, found.told())]
 
 
 def _escape(text: str) -> str:

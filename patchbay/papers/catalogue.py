@@ -82,11 +82,22 @@ def _index() -> sqlite3.Connection:
 
 def page() -> str:
     """docs/papers.md."""
+    from patchbay.papers import claims
+
     lines = [
         "# Papers",
         "",
         f"{len(papers())} papers; written from `patchbay/papers/papers.toml` by `python -m patchbay.papers.catalogue`.",
         "`patchbay papers WORDS` searches them, `patchbay papers run KEY --model M` checks the claim of one that works.",
+        "",
+        "A claim is run with three seeds on the model and on untrained networks of its form; all numbers are shown. Its kind says what",
+        "is asked:",
+        "",
+        *(f"- `{kind}`: {meaning}." for kind, meaning in claims.KINDS.items()),
+        "",
+        "`confirmed`: the 95 % interval of every seed lies beyond the bound, and for a mechanism beyond what untrained networks give by",
+        "twice the half-width of theirs (`by` in the row, where that is more than the bound asks). `not testable here`: the model has too",
+        "few parts for its random controls to reach p = .05. The built-in models were trained on text that holds these very tasks.",
     ]
     for state, meaning in STATES.items():
         entries = [entry for entry in search() if entry["state"] == state]
@@ -101,7 +112,9 @@ def _entry(entry: Paper) -> Sequence[str]:
     methods = ", ".join(f"`{name}`" for name in entry["methods"])
     more = [f"  {methods}."] if methods else []
     if "claim" in entry:
-        more.append(f"  Claim: {entry['claim']}.")
+        from patchbay.papers import claims
+
+        more.append(f"  Claim ({claims.known(str(entry['key'])).kind}): {entry['claim']}.")
     if "measured" in entry:
         more.append(f"  Measured on `{entry['model']}`: {entry['measured']} (`{entry['command']}`).")
     return [head, *more]

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from click.testing import CliRunner
 import patchbay as pb
 from patchbay.cli import cli
 from patchbay.papers import catalogue, claims
-from patchbay.papers.claims import Claim
-from patchbay.papers.claims._shared import against, student, untrained
+from patchbay.papers.claims import Checked, Claim
+from patchbay.papers.claims._shared import against, beyond_random, one_more, student, untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
 
@@ -81,7 +82,8 @@ def test_a_claim_without_a_check_is_refused_with_those_that_have_one() -> None:
 def test_a_claim_is_confirmed_where_it_holds_and_not_where_nothing_was_learned() -> None:
     found = claims.check("olsson2022", pb.load("tiny"))
     assert found.verdict == "confirmed"
-    assert found.low > found.bound
+    assert str(catalogue.paper("olsson2022")["measured"]).startswith("confirmed: ")
+    assert all(run.excess[1] > found.limit for run in found.runs if isinstance(run, Claim))
     assert claims.check("olsson2022", pb.load(twin("gpt2"))).verdict != "confirmed"
     code, text = ask("run", "gu2024", "--model", "tiny")
     assert code == 1
@@ -101,17 +103,69 @@ def test_claims_that_cannot_be_asked_of_a_model_are_refused() -> None:
 
 @pytest.mark.parametrize("key", ["arditi2024", "li2024", "nostalgebraist2020"])
 def test_a_row_holds_what_its_command_finds(key: str) -> None:
-    found = claims.check(key, pb.load("tiny"))
-    row = catalogue.paper(key)["measured"]
-    assert row.startswith(f"{found.verdict}: ")
-    assert float(row.split()[row.split().index("(95") - 1 - len(found.unit.split())]) == pytest.approx(
-        found.value, rel=0.02
+    found = claims.known(key).measure(pb.load("tiny"), 0)
+    row = str(catalogue.paper(key)["measured"])
+    assert float(row.split(": ")[1].split()[0]) == pytest.approx(found.value, rel=0.02)
+
+
+@pytest.mark.parametrize("key", ["nostalgebraist2020", "olsson2022"])
+def test_an_untrained_network_confirms_nothing_that_is_learned(key: str) -> None:
+    assert claims.check(key, untrained(pb.load("tiny"), 1)).verdict != "confirmed"
+
+
+def made(value: float, half: float = 0.1, **given: Any) -> Claim:
+    return Claim("x", value, value - half, value + half, 0.0, "logits", **given)
+
+
+def checked(kind: Any, runs: list[Any], twins: list[Any]) -> Checked:
+    return Checked("x", kind, (0, 10, 20), tuple(runs), tuple(twins))
+
+
+def test_a_mechanism_is_confirmed_only_beyond_untrained_networks() -> None:
+    """Three seeds at 1 +- .1: beyond networks at 0, not beyond networks at .8, whose limit is .8 + 2 * .1, nor where these vary."""
+    runs = [made(1.0)] * 3
+    assert checked("mechanism", runs, [made(0.0)] * 3).limit == pytest.approx(0.2)
+    assert checked("mechanism", runs, [made(0.0)] * 3).verdict == "confirmed"
+    assert checked("mechanism", runs, [made(0.8)] * 3).limit == pytest.approx(1.0)
+    assert checked("mechanism", runs, [made(0.8)] * 3).verdict == "inconclusive"
+    assert checked("mechanism", runs, [made(1.2)] * 3).verdict == "not confirmed"
+    spread = [made(0.0, 0.0), made(-0.3, 0.0), made(0.3, 0.0)]
+    assert checked("mechanism", runs, spread).limit == pytest.approx(2 * 1.96 * 0.3)
+    assert checked("mechanism", runs, spread).verdict == "not confirmed"
+    assert checked("mechanism", runs, ["cannot be asked"] * 3).verdict == "confirmed"
+    below = [Claim("x", -1.0, -1.1, -0.9, 0.0, "nats", above=False)] * 3
+    assert (
+        checked("mechanism", below, [Claim("x", 0.0, -0.1, 0.1, 0.0, "nats", above=False)] * 3).verdict == "confirmed"
+    )
+    assert (
+        checked("mechanism", below, [Claim("x", -0.9, -1.0, -0.8, 0.0, "nats", above=False)] * 3).verdict != "confirmed"
     )
 
 
-@pytest.mark.parametrize("key", ["li2024", "nostalgebraist2020", "surendra2023"])
-def test_an_untrained_network_confirms_nothing_that_is_learned(key: str) -> None:
-    assert claims.check(key, untrained(pb.load("tiny"), 1)).verdict != "confirmed"
+def test_every_seed_counts_and_kinds_differ_in_what_untrained_networks_say() -> None:
+    assert checked("comparison", [made(1.0), made(1.0), made(0.05)], [made(1.0)] * 3).verdict == "inconclusive"
+    assert checked("comparison", [made(1.0)] * 3, [made(1.0)] * 3).verdict == "confirmed"
+    assert checked("comparison", [made(1.0), "refused", made(1.0)], [made(1.0)] * 3).verdict == "inconclusive"
+    assert checked("comparison", [made(-1.0)] * 3, [made(1.0)] * 3).verdict == "not confirmed"
+    assert checked("identity", [made(1.0)] * 3, [made(1.0)] * 3).verdict == "confirmed"
+    assert checked("identity", [made(1.0)] * 3, [made(-1.0)] * 3).verdict == "inconclusive"
+    few = [made(1.0, untestable="9 different random sets: p is at least 0.1")] * 3
+    assert checked("mechanism", few, [made(0.0)] * 3).verdict == "not testable here"
+    assert "9 different random sets" in checked("mechanism", few, [made(0.0)] * 3).numbers()
+
+
+def test_few_random_sets_are_no_proof_and_a_high_p_confirms_nothing() -> None:
+    assert beyond_random("x", (1.0, 0.5, 1.5), 0.1, 9, "logits").verdict == "not testable here"
+    assert beyond_random("x", (1.0, 0.5, 1.5), 0.05, 19, "logits").verdict == "confirmed"
+    assert beyond_random("x", (1.0, 0.5, 1.5), 0.06, 40, "logits").verdict == "inconclusive"
+    assert beyond_random("x", (-1.0, -1.5, -0.5), 1.0, 40, "logits").verdict == "not confirmed"
+
+
+def test_one_more_value_stays_below_in_all_but_a_fortieth() -> None:
+    """Of sets of 20 normal values and one more: the share of those beyond the limit, 2.5 % +- 3 standard errors of 4,000."""
+    rng = np.random.default_rng(0)
+    beyond = [rng.normal() > one_more(rng.normal(size=20).tolist()) for _ in range(4000)]
+    assert abs(float(np.mean(beyond)) - 0.025) < 0.0075
 
 
 def test_intervals_of_claims_are_students_and_the_ends_against_each_other() -> None:

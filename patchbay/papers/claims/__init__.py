@@ -1,9 +1,12 @@
 """Claims of papers, at the size of a small model: each checked by one function, with an interval and one rule for the verdict.
 
-A claim says that a number stands above (or below) a bound. It is confirmed when the whole 95 % interval does, not confirmed
-when none of it does, and inconclusive otherwise. The bound is what chance or the control gives, or what the claim itself
-names; it stands in the function, before anything is run. What a claim shows holds for this model and these prompts. Where a
-paper's own case cannot be had at this size (languages, refusals), the claim is of its small analogue, and says so.
+A claim says that a number stands above (or below) a bound: what chance or the control gives, or what the claim itself names. It
+stands in the function, before anything is run. Three kinds: an `identity` holds of every model, a `mechanism` is learned, and a
+`comparison` is of two measures (`KINDS`). Each is run with three seeds on the model and on untrained networks of its form, all
+told, and one rule gives the verdict (`_check`): confirmed, not confirmed, inconclusive, or not testable here, where the model has
+too few parts for its random controls to reach p = .05. What a claim shows holds for this model and these prompts, whose like the
+built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small
+analogue, and says so.
 
 heads     which heads there are, what they write, what they are needed for
 neurons   neurons and experts
@@ -15,17 +18,22 @@ turning   what knobs do
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from patchbay.papers.claims import heads, layers, neurons, proving, trained, turning
-from patchbay.papers.claims._claim import CLAIMS, Claim, claim, known
+from patchbay.papers.claims._check import Checked, check
+from patchbay.papers.claims._claim import CLAIMS, KINDS, Claim, claim, known
 
-__all__ = ["CLAIMS", "Claim", "check", "claim", "heads", "known", "layers", "neurons", "proving", "trained", "turning"]
-
-if TYPE_CHECKING:
-    from patchbay.model.model import Model
-
-
-def check(key: str, model: Model, *, seed: int = 0) -> Claim:
-    """Check the claim of one paper on a model."""
-    return known(key)(model, seed)
+__all__ = [
+    "CLAIMS",
+    "KINDS",
+    "Checked",
+    "Claim",
+    "check",
+    "claim",
+    "heads",
+    "known",
+    "layers",
+    "neurons",
+    "proving",
+    "trained",
+    "turning",
+]

@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from patchbay.signal.port import PatchbayError, suggest
+
+Kind = Literal["identity", "mechanism", "comparison"]
+KINDS: dict[Kind, str] = {
+    "identity": "holds of every model, trained or not, to rounding",
+    "mechanism": "is learned: beyond matched controls, and beyond untrained networks of the same form",
+    "comparison": "two measures of one model agree or differ; an untrained network may show it too",
+}
+WIDE = "tiny"  # the built-in model with the most heads: claims about few heads against random ones are made on it
+UNTESTABLE = "not testable here"
+Interval = tuple[float, float, float]  # a number and the ends of its 95 % interval
 
 
 @dataclass(frozen=True)
@@ -21,15 +31,26 @@ class Claim:
     bound: float
     unit: str
     above: bool = True  # the claim is that the number is above the bound
+    untestable: str = ""  # why this model cannot show it, whatever its numbers
+
+    @property
+    def excess(self) -> Interval:
+        """How far beyond the bound, on the side that is claimed, with the ends of the interval."""
+        value, low, high = (end - self.bound for end in (self.value, self.low, self.high))
+        return (value, low, high) if self.above else (-value, -high, -low)
 
     @property
     def verdict(self) -> str:
-        if not all(map(math.isfinite, (self.value, self.low, self.high, self.bound))):
+        return self.beyond(0.0)
+
+    def beyond(self, limit: float) -> str:
+        """The verdict where the whole interval has to lie more than `limit` beyond the bound."""
+        if self.untestable:
+            return UNTESTABLE
+        value, low, high = self.excess
+        if not all(map(math.isfinite, (value, low, high, limit))):
             return "inconclusive"
-        inside, outside = (self.low > self.bound, self.high <= self.bound)
-        if not self.above:
-            inside, outside = (self.high < self.bound, self.low >= self.bound)
-        return "confirmed" if inside else "not confirmed" if outside else "inconclusive"
+        return "confirmed" if low > limit else "not confirmed" if high <= limit else "inconclusive"
 
     def numbers(self) -> str:
         side = "above" if self.above else "below"
@@ -40,21 +61,32 @@ class Claim:
 
 
 Check = Callable[[Any, int], Claim]
-CLAIMS: dict[str, Check] = {}  # key of the paper -> its check(model, seed)
 
 
-def claim(key: str) -> Callable[[Check], Check]:
-    """Register a function as the check of the claim of the paper `key`."""
+@dataclass(frozen=True)
+class Entry:
+    """How a paper's claim is checked: a function of a model and a seed, what kind of claim it is, and on which model."""
+
+    measure: Check
+    kind: Kind
+    on: str
+
+
+CLAIMS: dict[str, Entry] = {}  # by the key of the paper
+
+
+def claim(key: str, kind: Kind, on: str = "tiny") -> Callable[[Check], Check]:
+    """Register a function as the check of the claim of the paper `key`: of what kind it is, and the model it is made on."""
 
     def keep(function: Check) -> Check:
-        CLAIMS[key] = function
+        CLAIMS[key] = Entry(function, kind, on)
         return function
 
     return keep
 
 
-def known(key: str) -> Check:
-    """The check of a paper's claim. Raises PatchbayError where none is written."""
+def known(key: str) -> Entry:
+    """How a paper's claim is checked. Raises PatchbayError where no check is written."""
     if key not in CLAIMS:
         raise PatchbayError(
             f"no claim of {key!r} can be run; those that can are {', '.join(sorted(CLAIMS))}{suggest(key, list(CLAIMS))}"

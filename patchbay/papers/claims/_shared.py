@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim
+from patchbay.papers.claims._claim import Claim, Interval
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.spell import single_tokens, tokenizer_of
 
-N = 60  # prompts
-SETS = 8  # sets of fresh prompts, where a number has no interval over prompts of its own
-STUDENT = 2.365  # 97.5 % of Student's t with SETS - 1 degrees of freedom
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Interval = tuple[float, float, float]  # a number and the ends of its 95 % interval
+N = 60  # prompts
+FEW = N // 4  # prompts of one of several sets
+SETS = 8  # sets of fresh prompts, where a number has no interval over prompts of its own
+DRAWS = 40  # random sets beside what is claimed, where the model has as many
+LEVEL = 0.05
+STUDENT = {8: 2.365, 10: 2.262, 20: 2.093}  # 97.5 % of Student's t with one degree of freedom less
 
 
 def at_part(result: Any, name: str, part: Any) -> float:
     """A variable of a Result [layer, head] at a head."""
     return float(result[name][part.layer, part.index])
-
-
-def at_best(result: Any, name: str) -> float:
-    """A variable of a Result [layer, head] at its best head."""
-    return at_part(result, name, result.top(1)[0])
 
 
 def ends_of(result: Any, *names: str) -> Interval:
@@ -35,12 +34,41 @@ def ends_of(result: Any, *names: str) -> Interval:
     return value, low, high
 
 
+def first_of(found: Any) -> Any:
+    """The best part of a Result. Raises PatchbayError where nothing has a score."""
+    best = found.top(1)
+    if not best:
+        raise PatchbayError("no part has a score here: there is none to claim anything of")
+    return best[0]
+
+
+def apart(found: Any, n: int = 2) -> list[Any]:
+    """The best parts of a Result, one a layer: a layer alone has few other parts to draw at random."""
+    best: dict[int, Any] = {}
+    for part in found.top(10**6):
+        best.setdefault(part.layer, part)
+    return list(best.values())[:n]
+
+
+# --- against random parts -------------------------------------------------------------------------------
+
+
 def joint(model: pb.Model, parts: Any, task: Any, seed: int, text: str) -> Claim:
-    """That parts cost more, taken away together, than as many random ones of their layers; paired over prompts."""
-    found = pb.prove.ablation(model, task, parts, seed=seed)
-    value, low, high = ends_of(found, "difference", "difference_low", "difference_high")
-    low = low if float(found["p"]) <= 0.05 else min(low, 0.0)  # more than random ones only by the call's own p too
-    return Claim(text, value, low, high, 0.0, task.unit)
+    """That parts cost more, taken away together, than as many random ones of their layers; prompts and draws both vary."""
+    found = pb.prove.ablation(model, task, parts, draws=DRAWS, seed=seed)
+    interval = ends_of(found, "difference", "difference_low", "difference_high")
+    return beyond_random(text, interval, float(found["p"]), len(found["random"]), task.unit)
+
+
+def beyond_random(text: str, interval: Interval, p: float, draws: int, unit: str) -> Claim:
+    """That a difference to random parts is above 0, by its interval and by the call's own p; untestable with few draws."""
+    value, low, high = interval
+    low = low if p <= LEVEL else min(low, 0.0)
+    few = f"{draws} different random sets: p is at least {1 / (1 + draws):.2g}" if 1 / (1 + draws) > LEVEL else ""
+    return Claim(text, value, low, high, 0.0, unit, untestable=few)
+
+
+# --- over sets of prompts -------------------------------------------------------------------------------
 
 
 def against(one: Interval, other: Interval) -> Interval:
@@ -54,12 +82,32 @@ def over_sets(measure: Callable[[int], float], seed: int) -> Interval:
 
 
 def student(values: Sequence[float]) -> Interval:
-    """Mean of SETS values and the ends of Student's 95 % interval."""
-    assert len(values) == SETS
-    mean = sum(values) / SETS
-    spread = (sum((value - mean) ** 2 for value in values) / (SETS - 1)) ** 0.5
-    half = STUDENT * spread / SETS**0.5
+    """Mean of some values and the ends of Student's 95 % interval."""
+    mean = sum(values) / len(values)
+    spread = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
+    half = STUDENT[len(values)] * spread / len(values) ** 0.5
     return mean, mean - half, mean + half
+
+
+def one_more(values: Sequence[float]) -> float:
+    """What one more value like these stays below in 97.5 %: their mean and spread count as the estimates that they are."""
+    mean, _, high = student(values)
+    return mean + (high - mean) * (len(values) + 1) ** 0.5
+
+
+def unrelated(n: int) -> float:
+    """What the correlation of two unrelated rankings of n stays below in 97.5 %."""
+    return min(1.0, 1.96 / max(1, n - 1) ** 0.5)
+
+
+def removals(model: pb.Model, task: pb.Task, parts: Sequence[Any]) -> Tensor:
+    """What the task's mean score loses when each part alone writes nothing, [part]."""
+    found = pb.sweep(model, task, [pb.zero(part.port()) for part in parts])
+    lost: Tensor = task.sign * (found["base"] - found["value"]).mean(-1)
+    return lost
+
+
+# --- prompts and networks -------------------------------------------------------------------------------
 
 
 def stories(n: int, seed: int) -> list[str]:
@@ -86,17 +134,3 @@ def untrained(model: pb.Model, seed: int) -> pb.Model:
     if isinstance(made, str):
         raise PatchbayError(f"an untrained network of this form is asked for and there is none: {made}")
     return pb.load(made.hf, tokenizer=model.tokenizer, family=model.family)
-
-
-def beside_untrained(
-    model: pb.Model, measure: Callable[[pb.Model, int], float], seed: int
-) -> tuple[Interval, tuple[float, float]]:
-    """What is measured on SETS sets of prompts, and the limits between which 95 % of untrained networks of this form lie.
-
-    The limits are Student's for one more network, from SETS of them: what the form alone gives.
-    """
-    places = [100 * (seed + 1) + at for at in range(SETS)]
-    own = student([measure(model, at) for at in places])
-    mean, low, high = student([measure(untrained(model, at), at) for at in places])
-    wide = (SETS + 1) ** 0.5  # from the mean's interval to one more draw's
-    return own, (mean - wide * (mean - low), mean + wide * (high - mean))

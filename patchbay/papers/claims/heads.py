@@ -1,4 +1,7 @@
-"""Claims about heads: which there are, what they write, and that the model needs them."""
+"""Claims about heads: which there are, what they write, and that the model needs them.
+
+A head is chosen on some prompts, and what is claimed of it is measured on others.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +9,121 @@ from collections.abc import Callable
 from typing import Any
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import N, at_best, ends_of, joint
+from patchbay.papers.claims._claim import WIDE, Claim, Interval, claim
+from patchbay.papers.claims._shared import FEW, N, apart, at_part, first_of, joint, over_sets, removals, unrelated
 
 
 def _carry(model: pb.Model, seed: int, find: Callable[..., Any], task: Callable[..., Any], text: str) -> Claim:
-    """That the first two heads of a finder are needed, on prompts that did not choose them."""
-    heads = find(model, task(model, N, seed=seed)).top(2)
-    return joint(model, heads, task(model, N, seed=seed + 1), seed, text.format(*heads) + ", more than random heads")
+    """That the best heads of two layers, by a finder, are needed, on prompts that did not choose them."""
+    heads = apart(find(model, task(model, N, seed=seed)))
+    said = text.format(" and ".join(map(str, heads))) + ", more than random heads of their layers"
+    return joint(model, heads, task(model, N, seed=seed + 1), seed, said)
 
 
-@claim("elhage2021")
+def _looks(model: pb.Model, seed: int, find: Callable[..., Any], measure: Callable[..., float]) -> tuple[Any, Interval]:
+    """The best head of a finder on repeated tokens, and what is measured of it on sets of others."""
+    head = first_of(find(model, pb.tasks.repeated_tokens(model, N, seed=seed)))
+    return head, over_sets(lambda at: measure(find(model, pb.tasks.repeated_tokens(model, FEW, seed=at)), head), seed)
+
+
+@claim("elhage2021", "identity")
 def elhage2021(model: pb.Model, seed: int) -> Claim:
     error = float(pb.find.direct_logit_attribution(model, pb.tasks.indirect_object(model, N, seed=seed))["sum_error"])
     text = "what the parts write sums to the logit difference"
     return Claim(text, error, error, error, 1e-4, "logits off", above=False)
 
 
-@claim("olsson2022")
+@claim("olsson2022", "mechanism")
 def olsson2022(model: pb.Model, seed: int) -> Claim:
-    found = pb.find.induction_heads(model, pb.tasks.repeated_tokens(model, N, seed=seed))
-    score, error = at_best(found, "score"), 1.96 * at_best(found, "standard_error")
-    text = f"{found.top(1)[0]} looks at what followed the token before, more than at the places around it"
-    return Claim(text, score, score - error, score + error, at_best(found, "null_high"), "attention")
+    def above(found: Any, head: Any) -> float:
+        return at_part(found, "score", head) - at_part(found, "null_mean", head)
+
+    head, interval = _looks(model, seed, pb.find.induction_heads, above)
+    text = f"{head} looks at what followed the token before, more than at the places around it"
+    return Claim(text, *interval, 0.0, "attention above the places around")
 
 
-@claim("wang2022")
+@claim("wang2022", "mechanism", WIDE)
 def wang2022(model: pb.Model, seed: int) -> Claim:
-    text = "the name movers {} and {} carry the indirect object"
+    text = "the name movers {} carry the indirect object"
     return _carry(model, seed, pb.find.name_mover_heads, pb.tasks.indirect_object, text)
 
 
-@claim("wu2024")
+@claim("wu2024", "mechanism", WIDE)
 def wu2024(model: pb.Model, seed: int) -> Claim:
-    text = "the retrieval heads {} and {} carry the needle"
+    text = "the retrieval heads {} carry the needle"
     return _carry(model, seed, pb.find.retrieval_heads, pb.tasks.needle_retrieval, text)
 
 
-@claim("gould2023")
+@claim("gould2023", "mechanism", WIDE)
 def gould2023(model: pb.Model, seed: int) -> Claim:
-    heads = pb.find.successor_heads(model).top(1)
-    text = f"the head {heads[0]}, found by its weights, carries successions, more than random heads"
+    heads = apart(pb.find.successor_heads(model, seed=seed))
+    text = f"the heads {' and '.join(map(str, heads))}, found by their weights, carry successions, more than random heads of their layers"
     return joint(model, heads, pb.tasks.successor(model, N, seed=seed), seed, text)
 
 
-@claim("zhang2024")
+@claim("zhang2024", "mechanism", WIDE)
 def zhang2024(model: pb.Model, seed: int) -> Claim:
-    return _carry(model, seed, pb.find.arithmetic_heads, pb.tasks.arithmetic, "{} and {} carry sums")
+    return _carry(model, seed, pb.find.arithmetic_heads, pb.tasks.arithmetic, "{} carry sums")
 
 
-@claim("gu2024")
+@claim("gu2024", "mechanism")
 def gu2024(model: pb.Model, seed: int) -> Claim:
-    found = pb.find.attention_sinks(model, pb.tasks.repeated_tokens(model, N, seed=seed))
-    value, low, high = (at_best(found, name) for name in ("rate", "low", "high"))
-    text = f"{found.top(1)[0]} rests on the first token in more than half of the prompts"
-    return Claim(text, value, low, high, 0.5, "share of prompts")
-
-
-@claim("akyurek2024")
-def akyurek2024(model: pb.Model, seed: int) -> Claim:
-    found = pb.find.ngram_heads(model, pb.tasks.repeated_tokens(model, N, seed=seed), order=2)
-    value, low, high = (at_best(found, name) for name in ("excess", "low", "high"))
+    head, interval = _looks(model, seed, pb.find.attention_sinks, lambda found, head: at_part(found, "rate", head))
     return Claim(
-        f"{found.top(1)[0]} looks at what followed the last two tokens before", value, low, high, 0.0, "attention"
+        f"{head} rests on the first token in more than half of the prompts", *interval, 0.5, "share of prompts"
     )
 
 
-@claim("dunefsky2023")
+@claim("akyurek2024", "mechanism")
+def akyurek2024(model: pb.Model, seed: int) -> Claim:
+    def find(asked: pb.Model, task: pb.Task) -> pb.Result:
+        return pb.find.ngram_heads(asked, task, order=2)
+
+    head, interval = _looks(model, seed, find, lambda found, head: at_part(found, "excess", head))
+    return Claim(f"{head} looks at what followed the last two tokens before", *interval, 0.0, "attention")
+
+
+@claim("dunefsky2023", "comparison", WIDE)
 def dunefsky2023(model: pb.Model, seed: int) -> Claim:
-    found = pb.find.observable_propagation(model, pb.tasks.indirect_object(model, N, seed=seed), seed=seed)
-    interval = ends_of(found, "spearman", "spearman_low", "spearman_high")
-    return Claim("propagated scores of heads rank as their exact effects do", *interval, 0.0, "Spearman's correlation")
+    """Confirmed if what heads write towards the observable, by one path, ranks them as their removal does by all paths, further than
+    unrelated ranks would. (Along that path alone the two agree by construction.)"""
+
+    def rank(at: int) -> float:
+        from patchbay import maths
+
+        task = pb.tasks.indirect_object(model, FEW, seed=at)
+        found = pb.find.observable_propagation(model, task, seed=at)
+        heads = found.top(10**6)
+        scores = found["score"][[part.layer for part in heads], [part.index for part in heads]]
+        return float(maths.spearman(scores, removals(model, task, heads)))
+
+    text = "propagated scores of heads, along the path to the logits, rank as what the answer loses without each head, by all paths"
+    return Claim(text, *over_sets(rank, seed), unrelated(_n_heads(model)), "Spearman's correlation")
 
 
-@claim("mugnaini2025")
+@claim("mugnaini2025", "comparison", WIDE)
 def mugnaini2025(model: pb.Model, seed: int) -> Claim:
-    found = pb.find.head_importance(model, pb.tasks.indirect_object(model, N, seed=seed), seed=seed)
-    interval = ends_of(found, "spearman", "spearman_low", "spearman_high")
-    return Claim("heads that write much cost much when they are removed", *interval, 0.0, "Spearman's correlation")
+    def rank(at: int) -> float:
+        found = pb.find.head_importance(model, pb.tasks.indirect_object(model, FEW, seed=at), seed=at)
+        return float(found["spearman"])
+
+    text = "heads that write much cost much when they are removed"
+    return Claim(text, *over_sets(rank, seed), unrelated(_n_heads(model)), "Spearman's correlation")
 
 
-@claim("mcdougall2023")
+@claim("mcdougall2023", "mechanism")
 def mcdougall2023(model: pb.Model, seed: int) -> Claim:
-    found = pb.find.copy_suppression_heads(model, pb.tasks.indirect_object(model, N, seed=seed), seed=seed)
-    score, error = at_best(found, "suppression"), 1.96 * at_best(found, "standard_error")
-    text = f"{found.top(1)[0]} pushes down what is about to be said where it stands in the prompt, more than elsewhere"
-    return Claim(text, score, score - error, score + error, at_best(found, "null_mean"), "logits")
+    head = first_of(pb.find.copy_suppression_heads(model, pb.tasks.indirect_object(model, N, seed=seed), seed=seed))
+
+    def above(at: int) -> float:
+        task = pb.tasks.indirect_object(model, FEW, seed=at)
+        found = pb.find.copy_suppression_heads(model, task, seed=at)
+        return at_part(found, "suppression", head) - at_part(found, "null_mean", head)
+
+    text = f"{head} pushes down what is about to be said where it stands in the prompt, more than other tokens there"
+    return Claim(text, *over_sets(above, seed), 0.0, "logits above other tokens")
+
+
+def _n_heads(model: pb.Model) -> int:
+    return sum(model.n_heads(layer) for layer in range(model.n_layers))

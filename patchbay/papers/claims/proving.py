@@ -5,70 +5,91 @@ from __future__ import annotations
 from typing import Literal
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import N, against, at_part, ends_of, over_sets
+from patchbay.papers.claims._claim import WIDE, Claim, claim
+from patchbay.papers.claims._shared import (
+    FEW,
+    N,
+    against,
+    at_part,
+    beyond_random,
+    ends_of,
+    first_of,
+    one_more,
+    over_sets,
+    unrelated,
+)
 from patchbay.signal.channel import parse_channel
 from patchbay.signal.port import PatchbayError
 
 CPR = ("cpr", "cpr_low", "cpr_high")
 
 
-@claim("mueller2025")
+@claim("mueller2025", "comparison")
 def mueller2025(model: pb.Model, seed: int) -> Claim:
     found = pb.prove.circuit(model, pb.tasks.indirect_object(model, N, seed=seed), seed=seed)
-    interval = ends_of(found, "cpr", "cpr_low", "cpr_high")
-    text = "circuits of the best edges are more faithful than circuits of random edges"
-    return Claim(text, *interval, float(found["cpr_random"].max()), "area")
+    text = "circuits of the best edges are more faithful, on other prompts, than 97.5 % of circuits of random edges"
+    return Claim(text, *ends_of(found, *CPR), one_more(found["cpr_random"].tolist()), "area")
 
 
-@claim("merullo2024")
+@claim("merullo2024", "mechanism")
 def merullo2024(model: pb.Model, seed: int) -> Claim:
     said = pb.tasks.repeated_tokens(model, N, seed=seed)
-    writer, reader = pb.find.previous_token_heads(model, said).top(1)[0], pb.find.induction_heads(model, said).top(1)[0]
+    writer, reader = first_of(pb.find.previous_token_heads(model, said)), first_of(pb.find.induction_heads(model, said))
     if (writer.layer or 0) >= (reader.layer or 0):
         raise PatchbayError(
             f"the previous-token head {writer} does not stand before the induction head {reader}: no channel"
         )
     assert writer.layer is not None
-    size = 3 * model.d_head(writer.layer) // 8
+    size = max(1, model.d_head(writer.layer) // 8)
     fresh = pb.tasks.repeated_tokens(model, N, seed=seed + 1)
-    found = pb.prove.channel(model, fresh, parse_channel(f"{writer}>{reader}.k"), sizes=[size], draws=9, seed=seed)
-    value, low, high = (float(found[name][0]) for name in ("gap", "gap_low", "gap_high"))
-    text = f"of what {writer} writes, the {size} components that the key of {reader} reads best carry more than the {size} it reads least"
+    found = pb.prove.channel(
+        model, fresh, parse_channel(f"{writer}>{reader}.k"), n_components=size, sizes=[size], seed=seed
+    )
+    value, low, high = ends_of(found, "edge_difference", "edge_difference_low", "edge_difference_high")
+    low = low if float(found["proved"]) == 1.0 else min(low, 0.0)  # not without the proof's own gate
+    text = (
+        f"of the {model.d_head(writer.layer)} components of what {writer} writes, the {size} that the key of {reader} reads best carry "
+        "more to it than as many random ones"
+    )
     return Claim(text, value, low, high, 0.0, "logits")
 
 
-@claim("goldowskydill2023")
+@claim("goldowskydill2023", "mechanism")
 def goldowskydill2023(model: pb.Model, seed: int) -> Claim:
     half, other = pb.tasks.indirect_object(model, 2 * N, seed=seed).split(seed=seed)
-    head = pb.prove.path_patching(model, half).top(1)[0]
+    head = first_of(pb.prove.path_patching(model, half))
     found = pb.prove.path_patching(model, other)
     value, low, high = (at_part(found, name, head) for name in ("effect", "low", "high"))
     text = f"{head}, whose direct path to the logits does most on one half of the prompts, does it on the other half"
     return Claim(text, value, low, high, 0.0, found.unit)
 
 
-@claim("prakash2024")
+@claim("prakash2024", "mechanism", WIDE)
 def prakash2024(model: pb.Model, seed: int) -> Claim:
     found = pb.prove.desiderata_mask(model, pb.tasks.indirect_object(model, N, seed=seed), seed=seed)
     interval = ends_of(found, "difference", "difference_low", "difference_high")
     text = f"the {int(found['chosen'].nansum())} heads of a learned mask bring the answer over, more than as many random heads"
-    return Claim(text, *interval, 0.0, found.units["difference"])
+    if not float(found["chosen"].nansum()):
+        return Claim(text, *interval, 0.0, found.units["difference"])
+    return beyond_random(text, interval, float(found["p"]), len(found["random"]), found.units["difference"])
 
 
-@claim("zhang2025")
+@claim("zhang2025", "mechanism")
 def zhang2025(model: pb.Model, seed: int) -> Claim:
-    half, other = pb.tasks.facts_in_context(model, 2 * N, seed=seed).split(seed=seed)
-    names = pb.prove.attention_knockout(model, half, seed=seed)
-    at = int(names["everywhere"].nan_to_num(0.0).argmin())
-    group = str(names.labels_of("key")[at])
-    found = pb.prove.attention_knockout(model, other, seed=seed)
-    value, low, high = (float(found[name][at]) for name in ("everywhere", "everywhere_low", "everywhere_high"))
-    text = f"what the answer says flows by attention to {group!r}: cut from there, its probability falls"
-    return Claim(text, value, low, high, 0.0, "relative change", above=False)
+    names = pb.prove.attention_knockout(model, pb.tasks.facts_in_context(model, N, seed=seed), draws=0, seed=seed)
+    group = str(names.labels_of("key")[int(names["everywhere"].nan_to_num(0.0).argmin())])
+    keys = [group.removesuffix(" -> last")]
+
+    def fall(at: int) -> float:
+        task = pb.tasks.facts_in_context(model, FEW, seed=at)
+        found = pb.prove.attention_knockout(model, task, keys=keys, seed=at)
+        return float(found["everywhere"][0] - found["control_everywhere"][0])
+
+    text = f"the answer needs attention along {group!r}: cut there, its probability falls further than with as many random keys cut"
+    return Claim(text, *over_sets(fall, seed), 0.0, "relative change beyond random keys", above=False)
 
 
-@claim("heimersheim2024")
+@claim("heimersheim2024", "comparison")
 def heimersheim2024(model: pb.Model, seed: int) -> Claim:
     """Confirmed if the head for which bringing the answer back and taking it away differ most on one half of the prompts differs
     likewise on the other: were heads to add up, both ways would give the same."""
@@ -86,7 +107,7 @@ def heimersheim2024(model: pb.Model, seed: int) -> Claim:
     return Claim(text, *against(*ends), 0.0, "share of the gap")
 
 
-@claim("nanda2023")
+@claim("nanda2023", "comparison", WIDE)
 def nanda2023(model: pb.Model, seed: int) -> Claim:
     """Confirmed if the effects of heads that the corrupted run's gradient estimates (the paper's way) rank as those of patching them
     one by one, further than unrelated ranks would. The clean run's gradient is told beside it."""
@@ -101,15 +122,10 @@ def nanda2023(model: pb.Model, seed: int) -> Claim:
     clean = over_sets(lambda at: rank(at, "noising"), seed)
     interval = over_sets(lambda at: rank(at, "denoising"), seed)
     text = f"one gradient, of the corrupted run, ranks the {cells[0]} heads as patching them one by one does (the clean run's: {clean[0]:.2f})"
-    return Claim(text, *interval, _unrelated(cells[0]), "Spearman's correlation")
+    return Claim(text, *interval, unrelated(cells[0]), "Spearman's correlation")
 
 
-def _unrelated(n: int) -> float:
-    """What the correlation of two unrelated rankings of n stays below in 97.5 %."""
-    return min(1.0, 1.96 / max(1, n - 1) ** 0.5)
-
-
-@claim("syed2023")
+@claim("syed2023", "comparison")
 def syed2023(model: pb.Model, seed: int) -> Claim:
     """Confirmed if circuits of the edges with the largest estimates are more faithful, on other prompts, than circuits of the edges
     that cost most when they are corrupted one by one (the criterion of automated circuit discovery)."""

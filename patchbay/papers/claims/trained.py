@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 PAIRS = 5  # things in boxes
 PLACES = ("last", "query")
+WORTH = 0.05  # what the other mechanisms have to add to the fit, in JSS, where 1 is a perfect one
 
 
-@claim("minder2024")
+@claim("minder2024", "mechanism", "intent")
 def minder2024(model: Model, seed: int) -> Claim:
     """Confirmed if one direction of one layer, swapped, gives the other intent's answer in more than half of the held-out pairs,
     counted above what random directions do. The text says what it does where no phrase says what is wanted."""
@@ -35,9 +36,10 @@ def minder2024(model: Model, seed: int) -> Claim:
     return Claim(text, value, low, high, 0.5, "of the held-out swaps")
 
 
-@claim("gurarieh2025")
+@claim("gurarieh2025", "mechanism", "binding")
 def gurarieh2025(model: Model, seed: int) -> Claim:
-    """Confirmed if place, key and pointer together fit what a swapped stream makes the model answer better than place alone.
+    """Confirmed if place, key and pointer together fit what a swapped stream makes the model answer better than the best of the three
+    alone, by more than WORTH: a mixture, and not one mechanism.
 
     Where the stream is swapped, the last token or the key in the question, and at which depth, is chosen on other prompts, before
     the last block has written the answer.
@@ -63,11 +65,10 @@ def gurarieh2025(model: Model, seed: int) -> Claim:
     _, at, depth = max(ranked)
     swapped = pb.prove.interchange(model, second, layers=[depth], at=at, seed=seed)
     fit = pb.prove.fit_mechanisms(model, second, patched=swapped, steps=500, draws=1, seed=seed)
-    alone = fit.labels_of("condition").index("positional alone")
+    names = [str(name) for name in fit.labels_of("condition")]
+    alone = min((float(fit["lost"][0, i]), i) for i, name in enumerate(names) if name.endswith(" alone"))[1]
     value, low, high = (float(fit[name][0, alone]) for name in ("lost", "lost_low", "lost_high"))
     shares = swapped["share"][0, :3].tolist()
     told = ", ".join(f"{name} {share:.0%}" for name, share in zip(("place", "key", "pointer"), shares, strict=True))
-    text = (
-        f"three mechanisms fit the swapped answers better than place alone ({at} token entering block {depth}: {told})"
-    )
-    return Claim(text, value, low, high, 0.0, "JSS")
+    text = f"three mechanisms fit the swapped answers better than the best one, {names[alone]} ({at} token entering block {depth}: {told})"
+    return Claim(text, value, low, high, WORTH, "JSS")

@@ -6,22 +6,40 @@ import random
 from dataclasses import replace
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import N
+from patchbay.papers.claims._claim import WIDE, Claim, claim
+from patchbay.papers.claims._shared import DRAWS, LEVEL, N, beyond_random, first_of
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 
 
-@claim("yu2023")
+@claim("yu2023", "mechanism", WIDE)
 def yu2023(model: pb.Model, seed: int) -> Claim:
-    head = pb.find.fact_heads(model, pb.tasks.facts_in_context(model, N, seed=seed)).top(1)[0]
-    test = pb.tasks.facts_in_context(model, N, seed=seed + 1)
-    curve = pb.measure.dose_response(model, test, pb.turn.scale([head], 1.0), strengths=[1.0, 4.0], draws=0)
-    value, low, high = (float(curve[name][-1]) for name in ("right", "right_low", "right_high"))
-    text = f"the value vectors of {head} times 4 move answers from memory to context"
-    return Claim(text, value, low, high, float(curve["right"][0]), "share of prompts")
+    """Confirmed if one head's values times 4 give more answers by the text than the values of the other heads times 4, and than the
+    model as it is; the head is chosen on other prompts."""
+    import torch
+
+    from patchbay import maths
+
+    head = first_of(pb.find.fact_heads(model, pb.tasks.facts_in_context(model, N, seed=seed)))
+    test = pb.tasks.facts_in_context(model, N, seed=seed + 1).with_metric("accuracy")
+
+    def by_text(*knobs: pb.Knob) -> torch.Tensor:
+        return test.score(pb.run(model, test, edits=list(knobs), logits="last").last_logits).double()  # [prompt]
+
+    heads = [pb.Part(i, "head", j) for i in range(model.n_layers) for j in range(model.n_heads(i))]
+    drawn = torch.stack([by_text(pb.turn.scale([other], 4.0)) for other in heads if other != head])  # [draw, prompt]
+    own, plain = by_text(pb.turn.scale([head], 4.0)), by_text()
+    ways = [maths.beyond_draws(own, drawn), maths.paired_interval(own, plain)]
+    value, low, high = min(ways, key=lambda interval: interval.low)
+    text = (
+        f"the values of {head} times 4 move answers from memory to the text ({float(plain.mean()):.0%} to {float(own.mean()):.0%}), "
+        f"more than those of the other heads do ({float(drawn.mean()):.0%})"
+    )
+    p = maths.draws_p(float(own.mean()), drawn.mean(1))
+    return beyond_random(text, (value, low, high), p, len(drawn), "share of prompts")
 
 
-@claim("mcilroyyoung2024")
+@claim("mcilroyyoung2024", "identity")
 def mcilroyyoung2024(model: pb.Model, seed: int) -> Claim:
     drawn = pb.tasks.repeated_tokens(model, 4 * N, seed=seed).clean
     said = [ids for ids in drawn if len(ids) > 7][:N]  # two tokens, options of two, one and two, and what follows
@@ -32,17 +50,38 @@ def mcilroyyoung2024(model: pb.Model, seed: int) -> Claim:
     return Claim(text, spread, spread, spread, 5e-5, "logits", above=False)
 
 
-@claim("rimsky2024")
+@claim("rimsky2024", "mechanism")
 def rimsky2024(model: pb.Model, seed: int) -> Claim:
-    knob = pb.turn.steer(model, pb.tasks.indirect_object(model, 2 * N, seed=seed), seed=seed)
-    found = knob.evidence["steering"]
-    at = knob.edits[0].port.layer
-    value, low, high = (float(found[name][at]) for name in ("effect", "low", "high"))
-    text = f"the mean difference of prompts and their twins, added at layer {at}, moves the answer, on prompts that chose nothing"
-    return Claim(text, value, low, high, 0.0, "logits")
+    """Confirmed if the knob moves the twins towards the prompts' answers further than random directions of its length do, on prompts
+    that chose nothing."""
+    import torch
+
+    from patchbay import maths
+
+    [own] = pb.turn.steer(model, pb.tasks.indirect_object(model, 2 * N, seed=seed), seed=seed).edits
+    fresh = pb.tasks.indirect_object(model, N, seed=seed + 1)
+    twins = [list(ids) for ids in fresh.corrupted or ()]
+
+    def score(*edits: pb.Edit) -> torch.Tensor:
+        return fresh.sign * fresh.score(pb.run(model, twins, edits=list(edits), logits="last").last_logits).double()
+
+    vector = torch.as_tensor(own.value)
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(DRAWS, len(vector), generator=generator)
+    directions *= vector.norm() / directions.norm(dim=-1, keepdim=True)
+    plain = score()
+    drawn = torch.stack([score(pb.add(own.port, one)) - plain for one in directions])  # [draw, prompt]
+    gain = score(own) - plain
+    text = (
+        f"the mean difference of prompts and their twins, added at layer {own.port.layer}, moves the answer of other twins, more than "
+        "random directions"
+    )
+    p = maths.draws_p(float(gain.mean()), drawn.mean(1))
+    found = maths.beyond_draws(gain, drawn)
+    return beyond_random(text, (found.mean, found.low, found.high), p, DRAWS, "logits")
 
 
-@claim("arditi2024")
+@claim("arditi2024", "mechanism")
 def arditi2024(model: pb.Model, seed: int) -> Claim:
     """Confirmed if taking one direction out of the stream everywhere, chosen on other prompts, ends more than half of the answers
     in kind, counted above what random directions end.
@@ -66,9 +105,13 @@ def arditi2024(model: pb.Model, seed: int) -> Claim:
     kept = [float(answered(dev, knob).mean()) for knob in knobs]
     best = kept.index(min(kept))
     generator = torch.Generator().manual_seed(seed)
-    drawn = [pb.turn.project(stream, torch.randn(1, model.d_model, generator=generator)) for _ in range(10)]
-    control = torch.stack([answered(test, knob) for knob in drawn]).mean(0)
-    value, low, high = map(float, maths.intervals(control - answered(test, knobs[best]), answered(test)))
+    drawn = [pb.turn.project(stream, torch.randn(1, model.d_model, generator=generator)) for _ in range(20)]
+    base = float(answered(test).mean())
+    if base == 0.0:
+        raise PatchbayError("no answer is in kind here: there is none to end")
+    left = torch.stack([answered(test, knob) for knob in drawn])  # [draw, prompt]
+    interval = maths.beyond_draws(-answered(test, knobs[best]), -left)
+    value, low, high = (end / base for end in interval)
     right = [
         sum(a == b for a, b in zip(_said(model, plain, *some), plain.right, strict=True)) / len(plain)
         for some in ((), (knobs[best],))
@@ -92,7 +135,7 @@ def _said(model: pb.Model, task: pb.Task, *knobs: pb.Knob) -> list[int]:
         return [int(token) for token in pb.run(model, task, logits="last").last_logits.argmax(-1)]
 
 
-@claim("jian2025")
+@claim("jian2025", "mechanism")
 def jian2025(model: pb.Model, seed: int) -> Claim:
     """Confirmed if, after six labelled examples, the model names the side of its own largest axis on which a new sentence lies, more
     often than chance and than after examples whose labels were dealt at random."""
@@ -101,6 +144,6 @@ def jian2025(model: pb.Model, seed: int) -> Claim:
     knob = pb.turn.neurofeedback(model, said, shots=(2, 6), marks=(" 0", " 1"), seed=seed)
     found = knob.evidence["report"]
     value, low, high = (float(found[name][-1]) for name in ("accuracy", "low", "high"))
-    bound = max(0.5, float(found["null_mean"][-1]))
+    low = low if float(found["p"][-1]) <= LEVEL else min(low, 0.5)  # not without being beyond labels dealt at random
     text = f"after six examples the model reports the side of {knob.name} on which a sentence lies"
-    return Claim(text, value, low, high, bound, "share of sentences")
+    return Claim(text, value, low, high, 0.5, "share of sentences")

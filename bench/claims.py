@@ -1,0 +1,84 @@
+"""`python -m bench.claims [KEY ...]`: check the claims of papers, each on its own model, and write what came of them into papers.toml.
+
+Every claim is run as `patchbay papers run KEY` runs it. Lessons that a claim needs are taught first, into a folder of their own.
+docs/papers.md is written from the rows afterwards. Prints a line for each claim as it ends: seconds, state before and now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import patchbay as pb
+from patchbay.papers import catalogue, claims
+
+TOML = Path(catalogue.__file__).with_name("papers.toml")
+PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
+LESSONS = {"intent": "tiny", "binding": "tiny-llama"}  # what a lesson is taught to
+
+
+def load(name: str, folder: Path) -> pb.Model:
+    """A built-in model, or one that a lesson teaches."""
+    if name not in LESSONS:
+        return pb.load(name)
+    out = folder / name
+    if not out.is_dir():
+        command = [sys.executable, "-m", "patchbay.tiny.lessons", name, "--base", LESSONS[name], "--out", str(out)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return pb.load(str(out))
+
+
+def written(text: str, key: str, measured: str, model: str) -> str:
+    """papers.toml with the row of one paper as it was found now."""
+    start = text.index(f'key = "{key}"')
+    end = text.find("[[paper]]", start)
+    row, rest = (text[start:end], text[end:]) if end > 0 else (text[start:], "")
+    for name, value in (("measured", measured), ("model", model), ("command", command(key, model))):
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        found = re.search(rf"^{name} = .*$", row, flags=re.MULTILINE)
+        assert found is not None, f"{key}: no line of {name}"
+        row = f'{row[: found.start()]}{name} = "{quoted}"{row[found.end() :]}'
+    return text[:start] + row + rest
+
+
+def command(key: str, model: str) -> str:
+    return f"patchbay papers run {key} --model {model}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.claims", description=__doc__)
+    parser.add_argument("keys", nargs="*", metavar="KEY", help="papers whose claims are checked (default: all)")
+    parser.add_argument("--lessons", type=Path, help="a folder with models that lessons taught, or for them")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="patchbay-claims-") as made:
+        folder = given.lessons or Path(made)
+        for key in given.keys or sorted(claims.CLAIMS):
+            name, start = claims.known(key).on, time.perf_counter()
+            try:
+                found = claims.check(key, load(name, folder))
+            except pb.PatchbayError as error:
+                print(f"{key} on {name}: refused: {error}", flush=True)
+                continue
+            before = str(catalogue.paper(key)["measured"]).split(":")[0]
+            how = (
+                f" (python -m patchbay.tiny.lessons {name} --base {LESSONS[name]} --out {name})"
+                if name in LESSONS
+                else ""
+            )
+            row = f"{found.verdict}: {found.numbers()}. {found.first.text[0].upper()}{found.first.text[1:]}{how}"
+            TOML.write_text(written(TOML.read_text(encoding="utf-8"), key, row, name), encoding="utf-8")
+            print(
+                f"{key} on {name}: {before} -> {found.verdict}, {time.perf_counter() - start:.0f} s: {found.numbers()}",
+                flush=True,
+            )
+    catalogue.papers.cache_clear()
+    PAGE.write_text(catalogue.page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
