@@ -3,188 +3,188 @@
 Outcomes are kept as they come (`--results`), with a digest of all that they depend on, so that the same call goes on where it
 was stopped and runs again only what has changed. A bug is
 
-    noticed   a named test fails (or hangs)
+    noticed   a named test fails, or does not end in its time; what it raised is kept
     survived  they all pass
-    broken    the row no longer fits, or the tests do not run: the row is mended, it does not count as noticed
+    argued    they all pass, and the row says why nothing could be observed: it does not count
+    broken    the row no longer fits, no test ran, the changed code could not be imported, or its tests fail without it too:
+              the row is mended, it does not count as noticed
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import queue
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
-from tests.planted import ROOT, Bug, bugs, share
+from tests.planted import ROOT, Bug, bugs, rows_of, share
+from tests.planted.tree import Outcome, Tree
 
 TARGET = 0.97
-COPIED = ("patchbay", "tests", "docs", "bench")
-FILES = ("pyproject.toml", "README.md", "constraints.txt", "Makefile")
 
 
-def copy_of(root: Path, into: Path) -> Path:
-    """The part of the tree that tests need."""
-    for name in COPIED:
-        if (root / name).is_dir():
-            shutil.copytree(root / name, into / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in FILES:
-        if (root / name).exists():
-            shutil.copy2(root / name, into / name)
-    return into
+def git(*command: str) -> str | None:
+    """What git says, or None where it cannot (a shallow clone without that commit)."""
+    found = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout if found.returncode == 0 else None
 
 
-class Tree:
-    """A copy of the tree, and the process that runs tests in it."""
-
-    def __init__(self, root: Path, folder: Path) -> None:
-        self.folder = copy_of(root, folder)
-        shared = os.environ.get("PATCHBAY_SHARED", str(ROOT.parent / "shared"))
-        env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PATCHBAY_SHARED": shared}
-        command = [sys.executable, "-B", "-m", "tests.planted.worker", str(folder)]
-        pipe = subprocess.PIPE
-        self.worker = subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, text=True)
-
-    def run(self, tests: Sequence[str]) -> tuple[int, str]:
-        """pytest's exit code for these tests, and the first that failed."""
-        assert self.worker.stdin is not None
-        assert self.worker.stdout is not None
-        self.worker.stdin.write(json.dumps(list(tests)) + "\n")
-        self.worker.stdin.flush()
-        found = json.loads(self.worker.stdout.readline())
-        return found["code"], found["failed"]
-
-    def plant(self, bug: Bug) -> tuple[str, str]:
-        """The outcome of one bug, and the test that noticed it; the copy is left as it was."""
-        path = self.folder / bug.file
-        whole = path.read_text(encoding="utf-8")
-        try:
-            planted = bug.planted(whole)
-            compile(planted, bug.file, "exec")
-        except (ValueError, SyntaxError):
-            return "broken", ""
-        path.write_text(planted, encoding="utf-8")
-        try:
-            code, by = self.run(bug.tests)
-            return {0: "survived", 1: "noticed"}.get(code, "broken"), by
-        finally:
-            path.write_text(whole, encoding="utf-8")
-
-    def close(self) -> None:
-        assert self.worker.stdin is not None
-        self.worker.stdin.close()
-        self.worker.wait()
-        assert self.worker.stdout is not None
-        self.worker.stdout.close()
+def base_of(asked: str) -> str | None:
+    """The commit to compare with: what was asked; else where this branch left main; else the commit before this one."""
+    head, place = git("rev-parse", "HEAD"), git("merge-base", "HEAD", asked or "main")
+    if asked or (place is not None and place != head):
+        return place and place.strip()
+    before = git("rev-parse", "--verify", "--quiet", "HEAD~1")
+    return before and before.strip()
 
 
-def changed_files(base: str) -> set[str]:
-    """Files that differ from `base`, committed or not."""
-    found = subprocess.run(["git", "diff", "--name-only", base], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(found.stdout.split())
+def of_changed(every: Sequence[Bug], base: str) -> list[Bug]:
+    """Those whose file or row differs from `base`, committed or not; then those of whose test files one does."""
+    files = set((git("diff", "--name-only", base) or "").split())
+    rows = [name for name in files if name.startswith("tests/planted/") and name.endswith(".toml")]
+    old = {bug for name in rows for bug in rows_of(git("show", f"{base}:{name}") or "")}
+    fresh = {bug for bug in every if f"tests/planted/{bug.room}.toml" in rows and bug not in old}
+    first = [bug for bug in every if bug.file in files or bug in fresh]
+    return first + [bug for bug in every if bug not in first and files & set(bug.test_files)]
 
 
-def known(path: Path) -> dict[str, str]:
+def known(path: Path) -> dict[str, Outcome]:
     """Outcomes of earlier calls by key; a last line that was cut off is left out."""
     found = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-            found[row["key"]] = row["outcome"]
-        except ValueError:
+            found[row["key"]] = Outcome(row["what"], row["by"], row["how"])
+        except (ValueError, KeyError):
             continue
     return found
 
 
-def plant(chosen: Sequence[Bug], results: Path, jobs: int, seconds: float, root: Path = ROOT) -> dict[str, str]:
+def plant(
+    chosen: Sequence[Bug], results: Path, jobs: int, seconds: float, each: float = 300, root: Path = ROOT
+) -> dict[str, Outcome]:
     """The outcome of each bug by its name; those that the time did not reach are missing."""
     before, end, out = known(results), time.monotonic() + seconds, {}
+    keys = {bug: bug.key(root) for bug in chosen}
+    left = [bug for bug in chosen if keys[bug] not in before]
     results.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool, results.open("a") as lines:
-        every = [Tree(root, Path(folder) / str(job)) for job in range(min(jobs, len(chosen)))]
+        every = [Tree(root, Path(folder) / str(job)) for job in range(min(jobs, len(left)))]
         trees: queue.Queue[Tree] = queue.Queue()
         for tree in every:
             trees.put(tree)
 
         def one(bug: Bug) -> None:
-            key = bug.key(root)
-            if key not in before:
-                tree, start = trees.get(), time.monotonic()
-                try:
-                    if start > end:
-                        return
-                    found, by = tree.plant(bug)
-                finally:
-                    trees.put(tree)
-                row = {
-                    "name": bug.name,
-                    "key": key,
-                    "outcome": found,
-                    "by": by,
-                    "seconds": round(time.monotonic() - start, 1),
-                }
-                lines.write(json.dumps(row) + "\n")
-                lines.flush()
-                before[key] = found
-                print(f"{found:9} {row['seconds']:6} s  {bug.name}", flush=True)
-            out[bug.name] = before[key]
+            tree, start = trees.get(), time.monotonic()
+            try:
+                if start > end:
+                    return
+                found = tree.plant(bug, each)
+            finally:
+                trees.put(tree)
+            took = round(time.monotonic() - start, 1)
+            lines.write(json.dumps({"name": bug.name, "key": keys[bug], **asdict(found), "seconds": took}) + "\n")
+            lines.flush()
+            before[keys[bug]] = found
+            print(f"{found.what:9} {took:6} s  {bug.room}: {bug.name}", flush=True)
 
-        list(pool.map(one, chosen))
-        for tree in every:
-            tree.close()
+        try:
+            list(pool.map(one, left))
+        finally:
+            for tree in every:
+                tree.close()
+    for bug in chosen:
+        if keys[bug] in before:
+            out[bug.name] = before[keys[bug]]
     return out
 
 
-def healthy(chosen: Sequence[Bug]) -> bool:
-    """Whether the named tests pass without any bug."""
-    tests = sorted({test for bug in chosen for test in bug.tests})
+def failing(chosen: Sequence[Bug], root: Path = ROOT) -> set[str]:
+    """Of the tests that these name, those that fail without any bug."""
     with tempfile.TemporaryDirectory() as folder:
-        tree = Tree(ROOT, Path(folder) / "tree")
-        code, by = tree.run(tests)
+        tree = Tree(root, Path(folder) / "tree")
+        found = tree.run(sorted({test for bug in chosen for test in bug.tests}), 3600, every=True)
         tree.close()
-    if code:
-        print(f"without any bug: {by or f'pytest ends with {code}'}")
-    return code == 0
+    if found["code"] not in (0, 1):
+        raise SystemExit(f"without any bug pytest ends with {found['code']}: nothing can be said")
+    return {test.split("[")[0] for test, _ in found["failed"]}
+
+
+def sound(chosen: Sequence[Bug], found: dict[str, Outcome], root: Path = ROOT) -> dict[str, Outcome]:
+    """The outcomes, with `broken` where the test that noticed fails without the bug too."""
+    bad = failing([bug for bug in chosen if found.get(bug.name, Outcome("")).what == "noticed"], root)
+    return {
+        name: Outcome("broken", one.by, "that test fails without the bug too") if one.by.split("[")[0] in bad else one
+        for name, one in found.items()
+    }
+
+
+def report(chosen: Sequence[Bug], found: dict[str, Outcome]) -> int:
+    """Prints what was not noticed, the share by room and in all; 0 where that meets the target and no row is broken."""
+    for bug in chosen:
+        if (one := found.get(bug.name)) is not None and one.what in ("survived", "broken"):
+            print(
+                f"{one.what}: {bug.name}: {bug.file}: {bug.old!r} -> {bug.new!r}" + (f" ({one.how})" if one.how else "")
+            )
+    rooms = sorted({bug.room for bug in chosen})
+    for room in rooms if len(rooms) > 1 else ():
+        of = [found[bug.name].what for bug in chosen if bug.room == room and bug.name in found]
+        print(f"{room:10} {sum(what == 'noticed' for what in of):4} of {len(of):4}")
+    what = [one.what for one in found.values()]
+    raised = Counter(one.how for one in found.values() if one.what == "noticed")
+    print("noticed by: " + ", ".join(f"{how} {n}" for how, n in raised.most_common()))
+    more = {"argued": what.count("argued"), "not run": len(chosen) - len(found)}
+    aside = "".join(f", {n} {kind}" for kind, n in more.items() if n)
+    print(f"{share(what):.1%} of {len(what) - more['argued']} planted bugs noticed{aside}")
+    return 0 if share(what) >= TARGET and "broken" not in what else 1
 
 
 def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.planted", description="Plants bugs; says which share is noticed."
     )
-    parser.add_argument("names", nargs="*", help="only bugs whose name or file holds one of these")
-    parser.add_argument(
-        "--changed", nargs="?", const="HEAD~1", metavar="BASE", help="only bugs of files that differ from BASE"
+    add = parser.add_argument
+    add("names", nargs="*", help="only bugs whose name, file or method holds one of these")
+    add(
+        "--changed",
+        nargs="?",
+        const="",
+        metavar="BASE",
+        help="only bugs of what differs from BASE (main, or the last commit)",
     )
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no bug after that many seconds")
-    parser.add_argument("--results", type=Path, default=ROOT / "report" / "planted.jsonl")
-    parser.add_argument("--check", action="store_true", help="first run all named tests without a bug")
+    add("--jobs", type=int, default=2)
+    add("--seconds", type=float, default=float("inf"), help="start no bug after that many seconds")
+    add("--each", type=float, default=300, help="the longest that the tests of one bug may take, in seconds")
+    add("--results", type=Path, default=ROOT / "report" / "planted.jsonl")
+    add("--trust", action="store_true", help="do not run the tests that noticed once more without any bug")
     args = parser.parse_args(given)
-    chosen = [bug for bug in bugs() if not args.names or any(n in bug.name or n in bug.file for n in args.names)]
+    chosen = [
+        bug
+        for bug in bugs()
+        if not args.names or any(n in bug.name or n in bug.file or n in bug.belongs_to for n in args.names)
+    ]
     if args.changed is not None:
-        files = changed_files(args.changed)
-        chosen = [bug for bug in chosen if bug.file in files]
-    if args.check and chosen and not healthy(chosen):
-        print("the named tests fail without any bug: nothing can be said")
-        return 2
-    found = plant(chosen, args.results, args.jobs, args.seconds)
-    for kind in ("survived", "broken"):
-        for bug in chosen:
-            if found.get(bug.name) == kind:
-                print(f"{kind}: {bug.name}: {bug.file}: {bug.old!r} -> {bug.new!r}")
-    left = len(chosen) - len(found)
-    print(
-        f"{share(list(found.values())):.1%} of {len(found)} planted bugs noticed"
-        + (f", {left} not run" if left else "")
-    )
-    return 0 if share(list(found.values())) >= TARGET and "broken" not in found.values() else 1
+        if (base := base_of(args.changed)) is None:
+            print(f"no commit {args.changed or 'before this one'} here: no planted bugs are run")
+            return 0
+        chosen = of_changed(chosen, base)
+    if not chosen:
+        print("no planted bugs to run")
+        return 0
+    start = time.monotonic()
+    found = plant(chosen, args.results, args.jobs, args.seconds, args.each)
+    found = found if args.trust or not found else sound(chosen, found)
+    code = report(chosen, found)
+    print(f"in {time.monotonic() - start:.0f} s")
+    return code
 
 
 if __name__ == "__main__":
