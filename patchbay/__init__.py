@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from patchbay.model.load import load
     from patchbay.model.model import Model
     from patchbay.model.run import Trace, run
+    from patchbay.results.method import method
     from patchbay.results.replay import diff, replay
     from patchbay.results.result import Result, load_result
     from patchbay.signal.port import Part, Port
@@ -45,6 +46,7 @@ _HOME = {
     "load_knob": "knobs.knob",
     "load_result": "results.result",
     "mean": "edits.edit",
+    "method": "results.method",
     "project": "edits.edit",
     "replace": "edits.edit",
     "replay": "results.replay",
@@ -76,6 +78,7 @@ __all__ = [
     "load_result",
     "mean",
     "measure",
+    "method",
     "project",
     "prove",
     "replace",

@@ -42,12 +42,12 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "described saved arrays printed result record given method replay",
+    "results": "described outside saved arrays printed result record given method replay",
     "sweeps": "kept restart difference walk identity scorer ray_executor whole_answers sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",
-    "cli": "signatures options complete prompt_files reading commands knob_commands new",
+    "cli": "signatures options complete prompt_files reading commands rooms knob_commands new",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

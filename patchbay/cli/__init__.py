@@ -18,7 +18,9 @@ import click
 
 from patchbay import __version__
 from patchbay.cli import complete, knob_commands, new, options, reading
-from patchbay.cli.commands import Commands, Room, json_option, load_model, model_options
+from patchbay.cli.commands import Commands, json_option, load_model, model_options
+from patchbay.cli.rooms import Room
+from patchbay.results import outside
 from patchbay.signal.port import PatchbayError, suggest
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -289,18 +291,24 @@ cli.add_command(new.new)
         show_default=True,
         help="Allowed difference over the largest value.",
     ),
+    click.Option(
+        ["--method", "files"],
+        multiple=True,
+        metavar="FILE.py[:NAME]",
+        help="File of a method that lives outside the package; a Result says where it came from, and runs no code.",
+    ),
     *model_options(),
 )
-def replay(folder: str, model: str | None, rtol: float, as_json: bool, **given: Any) -> None:
+def replay(folder: str, model: str | None, rtol: float, files: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Run a saved Result's method again, as recorded, and say whether it agrees; exit code 1 if not."""
     import patchbay as pb
     from patchbay.draw import screen
 
-    saved = pb.load_result(folder)
+    saved, methods = pb.load_result(folder), [outside.named(file).load() for file in files]
     source = model or (saved.provenance.get("model") or {}).get("source")
     loaded = load_model(source, given, quiet=as_json) if source else None
     with screen.working("running it again", quiet=as_json):
-        outcome = pb.replay(saved, loaded, rtol=rtol)
+        outcome = pb.replay(saved, loaded, method=methods, rtol=rtol)
     if as_json:
         screen.emit(
             {

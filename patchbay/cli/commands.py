@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from patchbay.cli import complete, options, prompt_files, reading
-from patchbay.cli.signatures import UNKNOWN, parameters_of, source
+from patchbay.cli.signatures import UNKNOWN, Source, parameters_of, source
+from patchbay.results import outside
 from patchbay.results.described import COMMON, words
 from patchbay.signal.port import PatchbayError, suggest
 
@@ -44,27 +45,6 @@ class Commands(click.Group):
             where = f"patchbay {ctx.info_name} has" if ctx.parent is not None else "commands are"
             ctx.fail(f"no {what} {args[0]!r}; {where} {', '.join(known) or 'none'}{suggest(name, known)}")
         return super().resolve_command(ctx, args)
-
-
-class Room(Commands):
-    """The methods of one folder; listed from their text, imported when run."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        names = [name.replace("_", "-") for name in options.files(str(self.name))]
-        return ["all", *names] if self.name == "find" else names
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        name = cmd_name.replace("-", "_")
-        if (self.name, name) == ("find", "all"):
-            return all_command()
-        return method_command(str(self.name), name) if name in options.files(str(self.name)) else None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Methods"):
-            listed = options.methods(str(self.name)).values()
-            rows = [(one.name.replace("_", "-"), one.doc) for one in listed]
-            everything = [("all", "every finder at once, how they agree, and what each role's heads do together")]
-            formatter.write_dl((everything if self.name == "find" else []) + rows)
 
 
 # --- options that commands share ----------------------------------------------------------------------
@@ -176,9 +156,9 @@ def make_task(model: Model, given: Mapping[str, Any], *, texts: bool = False) ->
 # --- commands of methods ------------------------------------------------------------------------------
 
 
-def method_command(room: str, name: str) -> click.Command:
+def method_command(room: str, name: str, found: outside.Outside | None = None) -> click.Command:
     """The command of one method: MODEL, the task and parts that it acts on, and each keyword-only option; read from its file."""
-    path = options.files(room)[name]
+    path = options.files(room)[name] if found is None else found.path
     file, takes = source(path), parameters_of(source(path), name)
     said = words(ast.get_docstring(cast("ast.FunctionDef", file.function(name))) or "", list(takes))
     made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes, shell_complete=complete.models)]
@@ -191,14 +171,25 @@ def method_command(room: str, name: str) -> click.Command:
     made.append(click.Option(["--seed"], type=int, help="Of the task's prompts and of random draws."))
     made += [*(sweep_options() if room == "prove" else []), *model_options(), json_option()]
     made += output_options()
-    text = "\n\n".join(f"\b\n{paragraph}" for paragraph in file.doc.split("\n\n"))
 
     def callback(**given: Any) -> None:
-        run_method(lambda: options.load_method(room, name), takes, given)
+        own = None if found is None else found.load()  # what cannot be imported is said before a model is loaded
+        run_method((lambda: options.load_method(room, name)) if own is None else (lambda: own), takes, given)
 
     return click.Command(
-        name.replace("_", "-"), params=made, callback=callback, help=text, short_help=file.doc.split("\n")[0]
+        name.replace("_", "-"),
+        params=made,
+        callback=callback,
+        help=_help_text(file, name),
+        short_help=file.doc.split("\n")[0],
     )
+
+
+def _help_text(file: Source, name: str) -> str:
+    """The file's docstring, or the function's where the file has none."""
+    function = file.function(name)
+    doc = file.doc or (ast.get_docstring(function) if function is not None else "") or ""
+    return "\n\n".join(f"\b\n{paragraph}" for paragraph in doc.split("\n\n"))
 
 
 def _takes_tasks(takes: Mapping[str, inspect.Parameter]) -> bool:

@@ -159,7 +159,8 @@ def annotation(node: ast.expr, file: Source) -> Any:
     if isinstance(node, ast.Subscript):
         return _subscribed(node, file)
     if isinstance(node, ast.Attribute):
-        return stand_in(node.attr)
+        known = {"typing": typing, "collections.abc": collections.abc, "pathlib": pathlib}.get(ast.unparse(node.value))
+        return getattr(known, node.attr, stand_in(node.attr))
     return _named(node.id, file) if isinstance(node, ast.Name) else stand_in("value")
 
 

@@ -24,7 +24,7 @@ MAKE = 'pb.Task.from_prompts(model, ["The capital of France is"], [" Paris"], ["
 
 def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     """Raise PatchbayError where a value cannot be what the annotation says: a Task, a Knob, a number, a text."""
-    kinds = [kind.strip() for kind in str(parameter.annotation).split("|")]
+    kinds = [kind.strip() for kind in kinds_of(parameter).split("|")]
     found = _said(value)
     if kinds[0] == "Task" and parameter.default is parameter.empty:
         several = "list[Task]" in kinds and isinstance(value, list) and value and all(_is_task(v) for v in value)
@@ -38,6 +38,14 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     if all(kind in PLAIN for kind in kinds) and not any(_is(value, kind) for kind in kinds):
         possible = " or ".join(PLAIN[kind][0] for kind in kinds)
         raise PatchbayError(f"{name}: {parameter.name} takes {possible}, got {found}")
+
+
+def kinds_of(parameter: inspect.Parameter) -> str:
+    """An annotation as text without modules, however it is written: `list[Part] | None` for `Optional[list[pb.Part]]` too."""
+    held = parameter.annotation
+    text = held if isinstance(held, str) else inspect.formatannotation(held)
+    text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
 
 
 def _is_task(value: Any) -> bool:

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from patchbay.results.described import whole
-from patchbay.results.given import check
+from patchbay.results.given import check, kinds_of
+from patchbay.results.outside import check_name, origin
 from patchbay.results.record import call_record, is_model, now
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
@@ -32,20 +33,19 @@ from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, sugge
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ROOMS = ("find", "prove", "turn", "decode", "measure", "train")
-
 
 def method(
-    *, paper: str, unit: str | None = None, tensors: Sequence[str] = ()
+    *, paper: str, verb: str = "", unit: str | None = None, tensors: Sequence[str] = ()
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function a method of the catalogue entry `paper`.
 
-    `unit`: the unit that its Result must have, where it is always the same. `tensors`: options that may be tensors;
-    they are recorded by shape and digest, and a replay of such a call must be given them.
+    `verb`: for a method outside the package, the verb under which it is called: with "find" and a function `stripes` it is
+    `find.stripes`. `unit`: the unit that its Result must have, where it is always the same. `tensors`: options that may be
+    tensors; they are recorded by shape and digest, and a replay of such a call must be given them.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
-        name = _name(function)
+        name, made = _name(function, verb), origin(function)
         signature = _checked_signature(function, name)
 
         @functools.wraps(function)
@@ -56,14 +56,15 @@ def method(
                 start = time.perf_counter()
                 returned = function(**given)  # type: ignore[call-arg]
                 seconds = time.perf_counter() - start
-            _fill(returned, {"method": name, "paper": paper, **record, "wall_time_s": seconds, "date": now()})
+            whence = {} if made is None else {"origin": made}
+            _fill(returned, {"method": name, "paper": paper, **whence, **record, "wall_time_s": seconds, "date": now()})
             if unit is not None and isinstance(returned, Result) and returned.unit != unit:
                 raise PatchbayError(
                     f"{name} declares unit {unit!r} and returned {returned.unit!r}: a fault of the method"
                 )
             return returned
 
-        call.paper, call.method_name, call.unit = paper, name, unit  # type: ignore[attr-defined]
+        call.paper, call.method_name, call.unit, call.origin = paper, name, unit, made  # type: ignore[attr-defined]
         call.__doc__ = whole(_file_doc(function), function.__doc__ or "", list(signature.parameters))
         return call
 
@@ -73,8 +74,11 @@ def method(
 # --- the call ---------------------------------------------------------------------------------------
 
 
-def _name(function: Callable[..., Any]) -> str:
-    """`find.induction_heads` for patchbay/find/induction_heads.py; elsewhere the module and the function."""
+def _name(function: Callable[..., Any], verb: str) -> str:
+    """`find.induction_heads` for patchbay/find/induction_heads.py; elsewhere the verb, or the module, and the function."""
+    if verb:
+        check_name(verb, function.__name__, f"{function.__module__}.{function.__name__}")
+        return f"{verb}.{function.__name__}"
     path = function.__module__.removeprefix("patchbay.").split(".")
     return ".".join(path if path[-1] == function.__name__ else [*path, function.__name__])
 
@@ -127,7 +131,7 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
 
 def _read(value: Any, parameter: inspect.Parameter, name: str) -> Any:
     """Turn text and views into the Parts or Ports that the annotation asks for; leave everything else."""
-    annotation = str(parameter.annotation)
+    annotation = kinds_of(parameter)
     kinds = set(re.findall(r"\b(?:Part|Port|Channel|Result)\b", annotation))
     many = re.search(r"list|Sequence|tuple|Iterable", annotation) is not None
     if isinstance(value, Result) and "Part" in kinds and "Result" not in kinds:

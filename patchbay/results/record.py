@@ -100,7 +100,8 @@ def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
     if isinstance(getattr(value, "part", None), Part):
         return str(value.part)
     if isinstance(value, Result):
-        record = {key: plain(value.provenance.get(key)) for key in CALL} if "options" in value.provenance else {}
+        held = [key for key in (*CALL, "origin") if key in CALL or key in value.provenance]
+        record = {key: plain(value.provenance.get(key)) for key in held} if "options" in value.provenance else {}
         return {"result": value.provenance.get("method"), "parts": ranked_parts(value)} | (
             {"record": record} if record else {}
         )

@@ -18,7 +18,8 @@ from typing import Any, cast
 
 from patchbay.late import late
 from patchbay.model.load import load
-from patchbay.results.method import ROOMS
+from patchbay.results.given import kinds_of
+from patchbay.results.outside import ROOMS, by_name, recorded
 from patchbay.results.printed import short
 from patchbay.results.record import INPUTS, is_model, model_record, ranked_parts, versions
 from patchbay.results.result import Result, largest_difference
@@ -65,19 +66,29 @@ def find_method(name: str) -> Callable[..., Any]:
 
 
 def replay(
-    result: Result, model: Any = None, *, options: Mapping[str, Any] | None = None, rtol: float = 1e-5
+    result: Result,
+    model: Any = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    method: Any = None,
+    rtol: float = 1e-5,
 ) -> Replay:
     """Run the method recorded in `result` again, on the recorded task with the recorded options, and compare.
 
     `model`: a Model, or what `load` takes; by default the recorded source. `options`: values of options that the record could not
-    hold, such as a second model. Values agree when they differ by at most `rtol` times the largest of their variable.
+    hold, such as a second model. `method`: the function or the file of a method that lives outside the package, or several; needed
+    unless the method is imported already or an installed package offers it, since a record runs no code. Its file must be what
+    it was. Values agree when they differ by at most `rtol` times the largest of their variable.
     """
     record = result.provenance
     if "." not in str(record.get("method")) or "options" not in record:
         raise PatchbayError(
             "this Result does not say which method made it: only what a method returned can be replayed"
         )
-    call = Call(record, model, options or {})
+    outside = by_name(method)
+    call = Call(record, model, options or {}, outside)
+    if unused := sorted(set(outside) - call.used):
+        raise PatchbayError(f"method={', '.join(unused)}: this Result was made by {', '.join(sorted(call.used))}")
     notes = [*call.notes, *_changes("version of", record.get("versions") or {}, versions())]
     again = call.made()
     notes += _changes("option", record["options"], again.provenance["options"]) if options else []
@@ -105,10 +116,16 @@ class Call:
     record: Mapping[str, Any]
     model: Any = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    outside: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.function = find_method(str(self.record["method"]))
+        name, made = str(self.record["method"]), self.record.get("origin")
+        self.function = recorded(name, made, self.outside) if made else find_method(name)
+        self.used.add(name)
+        if made and not made.get("sha256"):
+            self.notes.append(f"{name} was defined in no file: that it is the same cannot be checked")
         self.parameters = inspect.signature(self.function).parameters
         unknown = [name for name in self.given if name not in self.record["options"]]
         if unknown:
@@ -182,7 +199,7 @@ class Call:
             record = value["record"]
             own = self.model is not None and (record.get("model") or {}).get("fingerprint") == self.model.fingerprint
             try:
-                call = Call(record, self.model if own else None)
+                call = Call(record, self.model if own else None, outside=self.outside, used=self.used)
                 made = call.made()
             except PatchbayError as error:
                 why = str(error)
@@ -192,7 +209,7 @@ class Call:
                     self.notes.append(f"option {name!r}: {value['result']} was run again and ranks other parts")
                 return made
         parameter = self.parameters.get(name)
-        if parameter is None or "Part" not in str(parameter.annotation) or not value["parts"]:
+        if parameter is None or "Part" not in kinds_of(parameter) or not value["parts"]:
             raise self._lost(name, f"was a Result of {value['result']}, which could not be made again ({why})")
         said = f"option {name!r} was a Result of {value['result']}; replayed with its {len(value['parts'])} top parts"
         self.notes.append(f"{said} ({why})")
