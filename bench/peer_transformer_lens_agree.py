@@ -70,8 +70,68 @@ def main(folder: str, given_file: str, out: str) -> None:
         for i in layers
     ]
     found["attributed"] = torch.stack(attributed)
+    found |= {f"composition_{mode}": composition(folder, mode) for mode in given["composition"]}
+    for name, steps in (("eap", 1), ("eap_ig", given["steps"])):
+        found[name] = edges(model, clean, corrupted, right, wrong, steps)
     save_file({name: value.detach().float().contiguous() for name, value in found.items()}, str(Path(folder) / out))
     print(json.dumps({"version": version("transformer-lens")}))
+
+
+def composition(folder: str, mode: str) -> torch.Tensor:
+    """Scores of all pairs of heads, [writer's layer, head, reader's layer, head], with norms folded into what reads (a writer keeps its mean)."""
+    model = TransformerBridge.boot_transformers(folder, device="cpu")
+    model.enable_compatibility_mode(disable_warnings=True, center_writing_weights=False)
+    return model.all_composition_scores(mode.upper()).scores
+
+
+def edges(
+    model: TransformerBridge,
+    clean: torch.Tensor,
+    corrupted: torch.Tensor,
+    right: torch.Tensor,
+    wrong: torch.Tensor,
+    steps: int,
+) -> torch.Tensor:
+    """Edge attribution [writer, reader]: the writer's output, clean less corrupted, times the mean gradient at the reader.
+
+    Writers are the embedding, then of each layer its heads and its MLP; readers of each layer the heads' queries, keys, values
+    and the MLP, then the logits. Gradients are those of runs whose embeddings lie k / steps of the way to the clean ones.
+    """
+    model.set_use_split_qkv_input(True)
+    model.set_use_attn_result(True)
+    model.set_use_hook_mlp_in(True)
+    layers, row = range(model.cfg.n_layers), torch.arange(len(clean))
+    with torch.no_grad():
+        caches = [model.run_with_cache(prompts)[1] for prompts in (clean, corrupted)]
+    change: list[torch.Tensor] = []
+    writers = [cache["blocks.0.hook_resid_pre"].unsqueeze(2) for cache in caches]
+    change.append(writers[0] - writers[1])
+    for i in layers:
+        change.append(caches[0][f"blocks.{i}.attn.hook_result"] - caches[1][f"blocks.{i}.attn.hook_result"])
+        change.append((caches[0][f"blocks.{i}.hook_mlp_out"] - caches[1][f"blocks.{i}.hook_mlp_out"]).unsqueeze(2))
+    reading = [f"blocks.{i}.hook_{name}" for i in layers for name in ("q_input", "k_input", "v_input", "mlp_in")]
+    reading.append(f"blocks.{len(layers) - 1}.hook_resid_post")
+    total = torch.zeros(())
+    for step in range(1, steps + 1):
+        added: dict[str, torch.Tensor] = {}
+
+        def keep(name: str, added: dict[str, torch.Tensor] = added) -> object:
+            def hook(value: torch.Tensor, hook: object) -> torch.Tensor:
+                added[name] = torch.zeros_like(value).requires_grad_(True)
+                return value + added[name]
+
+            return hook
+
+        def put(value: torch.Tensor, hook: object, share: float = step / steps) -> torch.Tensor:
+            return writers[1].squeeze(2) + share * (writers[0] - writers[1]).squeeze(2)
+
+        hooks = [("blocks.0.hook_resid_pre", put), *((name, keep(name)) for name in reading)]
+        scored = model.run_with_hooks(clean, fwd_hooks=hooks)
+        (scored[row, -1, right] - scored[row, -1, wrong]).sum().backward()
+        gradients = [added[name].grad for name in reading]
+        readers = torch.cat([g if g.ndim == 4 else g.unsqueeze(2) for g in gradients], 2)
+        total = total + torch.einsum("ptwd,ptrd->wr", torch.cat(change, 2), readers) / len(clean) / steps
+    return total
 
 
 if __name__ == "__main__":

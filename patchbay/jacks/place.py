@@ -34,8 +34,15 @@ class History:
 class Place:
     """Follows the calls of one session. `begin` gives the batch, where the tokens start and end, and their columns' positions."""
 
-    def __init__(self, edits: Sequence[Edit], lengths: Tensor | None, prompt_length: int | None) -> None:
+    def __init__(
+        self,
+        edits: Sequence[Edit],
+        lengths: Tensor | None,
+        prompt_length: int | None,
+        prompt_lengths: Tensor | None = None,
+    ) -> None:
         self.edits, self.lengths, self.prompt_length = edits, lengths, prompt_length
+        self.prompts = lengths if prompt_lengths is None else prompt_lengths
         self.positioned = any(e.positions is not None or e.keys is not None or e.spread for e in edits)
         ends = [e for e in edits if counts_from_end(e.positions) or counts_from_end(e.keys)]
         self.from_end: Edit | None = next(iter(ends), None)
@@ -152,7 +159,7 @@ class Place:
         if real is None:
             full = torch.full((n,), end)
             lengths = full if seen or self.lengths is None else self.lengths
-            prompts = torch.full((n,), prompt_end) if seen or self.lengths is None else lengths
+            prompts = torch.full((n,), prompt_end) if seen or self.prompts is None else self.prompts
             if self.prompt_length is None and self.given is None:
                 prompts = prompts.clamp(max=end)
             return Batch(ids, lengths, prompts, token_id), None

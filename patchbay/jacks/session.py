@@ -36,11 +36,13 @@ WRAPPERS = (
 
 
 class Session(Jacks):
-    """Taps and edits attached to one model for the length of a `with` block. `captured` holds what the taps saw.
+    """Taps and edits attached to one model for the length of a `with` block. `captured` holds what the taps saw in the
+    last call of the model; `pb.run(..., max_new_tokens=n)` has all tokens of a generation.
 
     `whole`: it has taken over the edits of the blocks around it, which rest meanwhile. `lengths`: real tokens of each prompt of
     a batch padded on the right without a mask. `prompt_length`: where the prompt ends, for those whose tokens arrive in several
-    calls. `must_reach`: a signal that does not pass is an error.
+    calls; `prompt_lengths`: after how many of its tokens each prompt of such a batch ends, where generated ones follow.
+    `must_reach`: a signal that does not pass is an error.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Session(Jacks):
         *,
         lengths: Tensor | None = None,
         prompt_length: int | None = None,
+        prompt_lengths: Tensor | None = None,
         grad: bool = False,
         whole: bool = False,
         must_reach: bool = True,
@@ -58,7 +61,7 @@ class Session(Jacks):
         super().__init__(model, taps, edits, grad=grad)
         self.scope = hooks.Scope(model.hf, whole=whole)
         self.scope.session = self
-        self.where = Place(self.edits, lengths, prompt_length)
+        self.where = Place(self.edits, lengths, prompt_length, prompt_lengths)
         self.must_reach = must_reach
         self.runs = self.missed = 0  # under these edits, and of the same model under none of ours
         self._undo: list[Callable[[], Any]] = []

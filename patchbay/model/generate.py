@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from patchbay.edits.apply import for_prompts
 from patchbay.edits.edit import Edit
@@ -25,11 +27,11 @@ if TYPE_CHECKING:
 NEW_TOKENS = 20  # where nothing says how many
 REFUSED = {
     "num_return_sequences": "one continuation is returned for each prompt: repeat the prompt instead",
-    "return_dict_in_generate": "texts or ids are returned: for scores or signals of each step use pb.run on what was generated",
-    "output_scores": "texts or ids are returned: use pb.run on what was generated",
-    "output_logits": "texts or ids are returned: use pb.run on what was generated",
-    "output_attentions": "texts or ids are returned: use pb.run on what was generated, with taps",
-    "output_hidden_states": "texts or ids are returned: use pb.run on what was generated, with taps",
+    "return_dict_in_generate": "texts or ids are returned: pb.run(model, prompts, max_new_tokens=n) has every token's logits",
+    "output_scores": "texts or ids are returned: pb.run(model, prompts, max_new_tokens=n) has every token's logits",
+    "output_logits": "texts or ids are returned: pb.run(model, prompts, max_new_tokens=n) has every token's logits",
+    "output_attentions": "texts or ids are returned: pb.run(model, prompts, max_new_tokens=n, taps=...) has every token's",
+    "output_hidden_states": "texts or ids are returned: pb.run(model, prompts, max_new_tokens=n, taps=...) has every token's",
     "max_length": "say max_new_tokens, the number of new ones",
     "input_ids": "prompts say it",
     "inputs": "prompts say it",
@@ -70,29 +72,84 @@ def generate(
 ) -> Any:
     """What `Model.generate` documents."""
     given = text.read(model, prompts)
-    changes = flat_edits(edits, model=model)
+    grown = continued(model, given.ids, max_new_tokens, flat_edits(edits, model=model), options)
+    return returned(model, given, grown.rows, new_only)
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Prompts and their continuations as ids; where asked, the logits that each new token was chosen from [token, vocab]."""
+
+    rows: list[list[int]]
+    logits: list[Tensor]
+
+
+@torch.no_grad()
+def continued(
+    model: Model,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int | None,
+    changes: Sequence[Edit],
+    options: dict[str, Any],
+    *,
+    logits: bool = False,
+) -> Continued:
+    """Prompts, as ids, continued under edits; with `logits`, also what the tokens were chosen from, before all processing."""
     asked = Asked(model, options)
     n_new = asked.read("max_new_tokens") if max_new_tokens is None else max_new_tokens
     n_new = NEW_TOKENS if n_new is None else int(n_new)
-    _check_length(model, max(map(len, given.ids)), n_new)
+    _check_length(model, max(map(len, prompts)), n_new)
     asked.check(model.active_edits(changes))
-    together = groups(given.ids, asked.alone)
+    together = groups(prompts, asked.alone)
     outer = next((edit for edit in model.active_edits() if edit.by_row), None)
     if outer is not None and len(together) > 1:
         raise PatchbayError(
             f"{outer} is on for a batch that is run whole, and these prompts are continued in {len(together)} batches: "
             "give it as edits= of this call"
         )
-    out: list[list[int]] = [[] for _ in given.ids]
+    out: list[list[int]] = [[] for _ in prompts]
+    seen: list[Tensor] = [torch.empty(0)] * len(prompts)
     for members in together:
-        length = len(given.ids[members[0]])
-        ids = torch.tensor([given.ids[i] for i in members], device=model.device)
-        shares = (for_prompts(edit, members, len(given.ids), length + n_new) for edit in changes)
+        length = len(prompts[members[0]])
+        ids = torch.tensor([prompts[i] for i in members], device=model.device)
+        shares = (for_prompts(edit, members, len(prompts), length + n_new) for edit in changes)
+        more = asked.options(model, n_new, members) | ({"return_dict_in_generate": True} if logits else {})
+        more |= {"output_logits": True} if logits else {}
         with model.session(edits=[share for share in shares if share is not None], prompt_length=length):
-            grown = model.hf.generate(ids, attention_mask=torch.ones_like(ids), **asked.options(model, n_new, members))
-        for i, row in zip(members, grown.tolist(), strict=True):
+            grown = model.hf.generate(ids, attention_mask=torch.ones_like(ids), **more)
+        rows = grown.sequences if logits else grown
+        for at, (i, row) in enumerate(zip(members, rows.tolist(), strict=True)):
             out[i] = ended(row, length, asked.ends)
-    return returned(model, given, out, new_only)
+            if logits:
+                seen[i] = _chosen_from(grown, at, len(out[i]) - length)
+    return Continued(out, seen)
+
+
+def _chosen_from(grown: Any, row: int, n_new: int) -> Tensor:
+    """The logits of a row's new tokens [token, vocab]: its own, or those of the beams that it went through."""
+    beams = getattr(grown, "beam_indices", None)
+    places = [row] * n_new if beams is None else beams[row, :n_new].tolist()
+    return torch.stack([step[place] for step, place in zip(grown.logits, places, strict=False)])
+
+
+def check_agreement(whole: Tensor, starts: Tensor, chosen_from: Sequence[Tensor]) -> None:
+    """Raise PatchbayError unless the run over finished texts, logits `whole` [prompt, position, vocab], has the logits that each
+    generated token was chosen from: root mean square difference over their spread, within what rounding does."""
+    for i, (start, seen) in enumerate(zip(starts.tolist(), chosen_from, strict=True)):
+        here = whole[i, start - 1 : start - 1 + len(seen)].detach().to(seen.device, torch.float64)
+        seen = seen[: len(here)].double()
+        ordinary = seen.isfinite() & here.isfinite()
+        gap = (here - seen)[ordinary].square().mean().sqrt() / seen[ordinary].std().clamp(min=1e-30)
+        allowed = (
+            1e-3 if whole.dtype in (torch.float32, torch.float64) else 0.25
+        )  # rounding may move a choice of experts
+        if float(gap) > allowed:
+            raise PatchbayError(
+                f"the generated tokens of prompt {i} were chosen from logits that one run over the finished text does not give "
+                f"({float(gap):.1e} of their spread away): with its cache this model computes something else (rotary positions "
+                "that depend on the length, code that ignores the cache), so no single trace is of both. Trace the text with "
+                "pb.run(model, ids), without max_new_tokens"
+            )
 
 
 def returned(model: Model, given: text.Prompts, rows: Sequence[list[int]], new_only: bool = False) -> Any:

@@ -348,8 +348,8 @@ class Model:
         Prompts of different lengths are run in groups of one length, which is exact, and a row that ends early is cut at its end
         token. `options` go to transformers' generate, as do those of `generation_config=` and of the model's own generation
         config, but for sampling, which is only done when this call asks for it; `max_new_tokens` is 20 where none of them
-        says one. Those that cannot be met here are refused by name. Positions of edits count in the prompt;
-        generated tokens are edited too where positions are all, an open slice, "generated" or a `Token`.
+        says one. Those that cannot be met are refused by name. Positions of edits count in the prompt; new
+        tokens are edited too where positions are all, an open slice, "generated" or a `Token`. Their signals: `pb.run`.
         """
         self.check_mode()
         return generate(self, prompts, max_new_tokens, edits=edits, new_only=new_only, **options)
