@@ -14,6 +14,8 @@ import inspect
 import itertools
 import json
 import random
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -582,6 +584,65 @@ def test_train_and_grad_modes_stay(case: Case) -> None:
     finally:
         first.requires_grad_(True)
         model.hf.eval()
+
+
+# --- several at once --------------------------------------------------------------------------------
+
+
+def outcome(case: Case, model: pb.Model, prompts: pb.Task, edits: list[pb.Edit]) -> Any:
+    """What a method gives under edits, or why it refuses."""
+    try:
+        with model.edited(*edits):
+            return case(model, prompts)
+    except pb.PatchbayError as error:
+        return str(error)
+
+
+def alike(a: Any, b: Any) -> bool:
+    return a.equal(b) if isinstance(a, pb.Result) and isinstance(b, pb.Result) else bool(a == b)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
+    """One under edits, one not, at once on one model, and beside a generator that rests under them: the numbers of each alone,
+    and nothing left behind."""
+    name = "mixtral" if case.needs == "experts.out" else "llama"
+    model, prompts = lent(name), task(name)
+    under: list[list[pb.Edit]] = [
+        [],
+        [pb.scale(pb.Port("attn.out", 0), -3.0), pb.scale(pb.Port("attn.pattern", 1), 0.5)],
+    ]
+    alone = [outcome(case, model, prompts, edits) for edits in under]
+    if case.runs and isinstance(alone[1], pb.Result):
+        assert not alike(*alone), "the edits change nothing"
+    start, found = threading.Barrier(2), {}
+
+    def work(i: int) -> None:
+        start.wait()
+        found[i] = outcome(case, model, prompts, under[i])
+
+    often = sys.getswitchinterval()
+    with untouched(model, prompts):
+        sys.setswitchinterval(1e-4)
+        try:
+            threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(often)
+    assert alike(found[0], alone[0])
+    assert alike(found[1], alone[1])
+
+    def rests() -> Iterator[None]:
+        with model.edited(*under[1]):
+            yield
+
+    resting = rests()
+    next(resting)
+    assert alike(outcome(case, model, prompts, []), alone[0])
+    resting.close()
 
 
 # --- what comes back --------------------------------------------------------------------------------

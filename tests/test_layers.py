@@ -39,7 +39,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "port channel positions",
     "edits": "edit apply",
     "jacks": "arguments modelled hooks sites attention operators sums attach place session",
-    "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
+    "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate printed model load rotary trace run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved arrays printed result record given method replay",

@@ -170,11 +170,11 @@ class CutSession(Session):
     def site(
         self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
     ) -> Tensor:
-        self.reached.add((signal, layer))
+        self.here.reached.add((signal, layer))
         assert layer is not None
-        assert self.batch is not None
+        assert self.here.batch is not None
         keep = self.cut.keep(layer, x, self.norms[layer].to(x))  # [prompt, position, neuron]
-        real = torch.arange(x.shape[1])[None] < self.batch.lengths[:, None]
+        real = torch.arange(x.shape[1])[None] < self.here.batch.lengths[:, None]
         self.kept[layer] = keep.sum(-1).cpu()[real]
         return x if bool(keep.all()) else x.masked_fill(~keep, 0.0)
 

@@ -39,7 +39,7 @@ from patchbay.find._groups import Groups, groups_of, halves, value_of
 from patchbay.find._neurons import Pool, activations, check_pool, neuron_layers
 from patchbay.find._statistics import student_p, welch
 from patchbay.model.model import Model
-from patchbay.results.method import method
+from patchbay.results.method import method, seeded
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
@@ -173,8 +173,7 @@ def _shuffled(seen: Tensor, inside: Tensor, seed: int) -> Tensor:
 def untrained(model: Model, seed: int) -> Model | str:
     """A network of the same architecture with the weights that it starts training with; or why there is none."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             hf = type(model.hf)(copy.deepcopy(model.hf.config)).to(device=model.device, dtype=model.dtype)
         return Model(hf.eval(), family=model.family, source="untrained")
     except (PatchbayError, RuntimeError, TypeError, ValueError, AttributeError) as error:

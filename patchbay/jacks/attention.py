@@ -138,7 +138,7 @@ def attend(
     want = session.wants.get(("attn.pattern", layer))
     if want is None:
         return inner(module, query, key, value, mask, **options)
-    session.reached.add(("attn.pattern", layer))
+    session.here.reached.add(("attn.pattern", layer))
     causal = is_causal(module, implementation, options)
     if implementation not in ("sdpa", "eager"):
         raise PatchbayError(
@@ -151,7 +151,7 @@ def attend(
         numbers = additive_mask(mask, query, n_keys, causal=causal)
         closed = numbers <= torch.finfo(query.dtype).min / 2
         if blocked is not None:
-            check_not_empty(numbers, blocked, layer, session.start)
+            check_not_empty(numbers, blocked, layer, session.here.start)
             mask = numbers = numbers.masked_fill(blocked, torch.finfo(query.dtype).min)
         if want.changes or session.grad:
             _, pattern = eager(module, query, key, value, numbers, **options)
@@ -191,9 +191,9 @@ def _held_mask(session: Sites, mask: Tensor | None, query: Tensor, n_keys: int, 
     if mask is not None:
         return additive_mask(mask, query, n_keys)
     key = ("causal" if causal else "open", n_keys)
-    held = session.stash.get(key)
+    held = session.here.stash.get(key)
     if held is None or (held.shape[2], held.dtype, held.device) != (query.shape[2], query.dtype, query.device):
-        held = session.stash[key] = additive_mask(None, query, n_keys, causal=causal)
+        held = session.here.stash[key] = additive_mask(None, query, n_keys, causal=causal)
     return held
 
 

@@ -133,15 +133,27 @@ nothing.__qualname__ = "nothing"
 
 
 def before(scope: Scope, module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
-    return module.register_forward_pre_hook(Hook(scope, module, function), with_kwargs=True).remove
+    with LOCK:
+        return _removed(module.register_forward_pre_hook(Hook(scope, module, function), with_kwargs=True))
 
 
 def after(scope: Scope, module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
     """After others' hooks, whose changes the model uses, and before those with which transformers records outputs."""
-    remove = module.register_forward_hook(Hook(scope, module, function), with_kwargs=True).remove
-    for key, hook in list(module._forward_hooks.items()):
-        if str(getattr(hook, "__module__", "")).startswith("transformers."):
-            module._forward_hooks.move_to_end(key)
+    with LOCK:
+        remove = _removed(module.register_forward_hook(Hook(scope, module, function), with_kwargs=True))
+        for key, hook in list(module._forward_hooks.items()):
+            if str(getattr(hook, "__module__", "")).startswith("transformers."):
+                module._forward_hooks.move_to_end(key)
+    return remove
+
+
+def _removed(handle: Any) -> Callable[[], None]:
+    """Take a hook away under the lock: who holds it, to copy a model, meets no change of its hooks."""
+
+    def remove() -> None:
+        with LOCK:
+            handle.remove()
+
     return remove
 
 

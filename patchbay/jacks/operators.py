@@ -82,11 +82,11 @@ class Operators(TorchFunctionMode):
             split = args[0].reshape(-1, self.n_heads, *args[0].shape[1:])
             return self._pattern(func, (split, *args[1:]), kwargs).reshape(args[0].shape)
         scores = args[0]
-        self.session.reached.add(("attn.pattern", self.layer))
+        self.session.here.reached.add(("attn.pattern", self.layer))
         closed = scores <= torch.finfo(scores.dtype).min / 2
         blocked = self.session.blocked(self.layer, *scores.shape[1:])
         if blocked is not None:
-            check_not_empty(scores, blocked, self.layer, self.session.start)
+            check_not_empty(scores, blocked, self.layer, self.session.here.start)
             scores = scores.masked_fill(blocked, torch.finfo(scores.dtype).min)
         pattern = func(scores, *args[1:], **kwargs)
         want = self.session.wants.get(("attn.pattern", self.layer))

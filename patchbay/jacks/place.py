@@ -8,6 +8,7 @@ that is, are refused. After generated tokens, several more are a new turn, whose
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ class History:
     prompt_end: int
 
 
+class Now(threading.local):
+    """The call that is going on, of each thread its own. `given`: inside `generate`, the prompt that it was given."""
+
+    def __init__(self) -> None:
+        self.latest: History | None = None
+        self.given: History | None = None
+
+
 class Place:
     """Follows the calls of one session. `begin` gives the batch, where the tokens start and end, and their columns' positions."""
 
@@ -47,14 +56,13 @@ class Place:
         ends = [e for e in edits if counts_from_end(e.positions) or counts_from_end(e.keys)]
         self.from_end: Edit | None = next(iter(ends), None)
         self.histories: weakref.WeakKeyDictionary[Any, History] = weakref.WeakKeyDictionary()
-        self.latest: History | None = None
-        self.given: History | None = None  # inside `generate`: the prompt that it was given
+        self.here = Now()
 
     def end(self, output: Any) -> None:
         """After a call: the cache that it made, where none was given, holds what it ran."""
         cache = next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
-        if cache is not None and self.latest is not None and not isinstance(cache, tuple):
-            self.histories[cache] = self.latest
+        if cache is not None and self.here.latest is not None and not isinstance(cache, tuple):
+            self.histories[cache] = self.here.latest
 
     def generating(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, its prompt noted."""
@@ -67,14 +75,14 @@ class Place:
             raise PatchbayError(
                 f"{moved}: beam search reorders the batch, so edits by row or by token do not hold there"
             )
-        mask, outer = kwargs.get("attention_mask"), self.given
+        mask, outer = kwargs.get("attention_mask"), self.here.given
         real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
         end = ids.shape[1] if real is None else max(ids.shape[1], real.shape[1])
-        self.given = History(ids, real, end)
+        self.here.given = History(ids, real, end)
         try:
             return inner(*args, **kwargs)
         finally:
-            self.given = outer
+            self.here.given = outer
 
     def begin(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], token_id: Any
@@ -94,9 +102,9 @@ class Place:
         prompt_end = self._prompt_end(known, seen, end)
         columns = self._all_ids(known, ids, seen)
         real = self._real(kwargs.get("attention_mask"), known, len(ids), seen, end)
-        self.latest = History(columns, self._known_real(real, len(ids), seen, end), prompt_end)
+        self.here.latest = History(columns, self._known_real(real, len(ids), seen, end), prompt_end)
         if cache is not None:
-            self.histories[cache] = self.latest
+            self.histories[cache] = self.here.latest
         batch, column_of = self._batch(columns, real, prompt_end, seen, token_id)
         if seen and known is None and self.positioned:
             self._refuse_held(batch, column_of, seen)
@@ -105,8 +113,8 @@ class Place:
     def _prompt_end(self, known: History | None, seen: int, end: int) -> int:
         if self.prompt_length is not None:
             return self.prompt_length
-        if self.given is not None:
-            return self.given.prompt_end
+        if self.here.given is not None:
+            return self.here.given.prompt_end
         if not seen or known is None:
             return end
         if self.lengths is not None:  # the caller said how long each prompt of the first call is
@@ -124,7 +132,7 @@ class Place:
         """Ids of every column so far, -1 where a cache was filled unseen."""
         if not seen:
             return ids
-        given = self.given
+        given = self.here.given
         if known is not None:
             before = known.ids[:, :seen]
         elif given is not None and given.ids.shape[1] >= seen and len(given.ids) == len(ids):
@@ -139,8 +147,8 @@ class Place:
             real = mask[:, :end].bool().cpu()
         elif known is not None and known.real is not None:
             real = torch.cat([known.real[:, :seen], torch.ones(n, end - seen, dtype=torch.bool)], 1)
-        elif self.given is not None and self.given.real is not None and n % len(self.given.real) == 0:
-            start = self.given.real.cpu().repeat_interleave(n // len(self.given.real), 0)
+        elif self.here.given is not None and self.here.given.real is not None and n % len(self.here.given.real) == 0:
+            start = self.here.given.real.cpu().repeat_interleave(n // len(self.here.given.real), 0)
             real = torch.nn.functional.pad(start, (0, max(0, end - start.shape[1])), value=True)[:, :end]
         else:
             return None
@@ -160,7 +168,7 @@ class Place:
             full = torch.full((n,), end)
             lengths = full if seen or self.lengths is None else self.lengths
             prompts = torch.full((n,), prompt_end) if seen or self.prompts is None else self.prompts
-            if self.prompt_length is None and self.given is None:
+            if self.prompt_length is None and self.here.given is None:
                 prompts = prompts.clamp(max=end)
             return Batch(ids, lengths, prompts, token_id), None
         place = (real.long().cumsum(1) - 1).masked_fill(~real, -1)  # [prompt, column]
@@ -169,8 +177,10 @@ class Place:
         row, column = real.nonzero(as_tuple=True)
         compact[row.to(ids.device), place[row, column].to(ids.device)] = ids[row.to(ids.device), column.to(ids.device)]
         whole = real
-        if prompt_end > end and self.given is not None and self.given.real is not None:  # the rest of the prompt's mask
-            whole = self.given.real.cpu().repeat_interleave(n // len(self.given.real), 0)
+        if (
+            prompt_end > end and self.here.given is not None and self.here.given.real is not None
+        ):  # the rest of the prompt's mask
+            whole = self.here.given.real.cpu().repeat_interleave(n // len(self.here.given.real), 0)
         prompts = whole[:, :prompt_end].sum(1) + max(0, prompt_end - whole.shape[1])
         return Batch(compact, lengths, prompts, token_id), place
 

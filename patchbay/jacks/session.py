@@ -129,16 +129,16 @@ class Session(Jacks):
                 "gradient checkpointing is on: layers run again in the backward pass, after the edits are gone; "
                 "model.hf.gradient_checkpointing_disable(), or run in model.hf.eval()"
             )
-        self.reached.clear()
+        self.here.reached.clear()
         batch, start, end, column_of = self.where.begin(args, kwargs, self.model.token_id)
         if not start:
-            self.captured.clear()
+            self.here.captured.clear()
         self.place(batch, start, end, column_of)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After the model ran: every signal that was asked has passed."""
         self.where.end(output)
-        lost = next((key for key in self.wants if key not in self.reached), None)
+        lost = next((key for key in self.wants if key not in self.here.reached), None)
         if lost is None or not self.must_reach:
             return
         raise PatchbayError(

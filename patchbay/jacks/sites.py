@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,19 +39,30 @@ class Want:
         return not self.edits and len(self.taps) == 1 and self.taps[0].index is None and self.taps[0].query is None
 
 
-class Sites:
-    """Taps and edits by signal. `captured` holds what the taps saw, `reached` the signals that passed in the run."""
+class Here(threading.local):
+    """The run that is going on, of each thread its own: threads that were started inside a block share its session.
 
-    def __init__(self, model: Lent, taps: Sequence[Port], edits: Sequence[Edit], *, grad: bool) -> None:
-        self.model, self.edits, self.grad = model, list(edits), grad
-        self.captured: dict[Port, Tensor] = {}
-        self.reached: set[tuple[str, int | None]] = set()
+    The tokens that run now are those of `batch` from `start` to `end`; `reached` are the signals that passed so far.
+    """
+
+    def __init__(self) -> None:
         self.batch: Batch | None = None
         self.column_of: Tensor | None = None  # position of each column [prompt, column], -1 at padding; None: the same
         self.start = self.end = 0
-        self._shape = (0, 0)  # prompts and positions of the tokens that run now
-        self.wants: dict[tuple[str, int | None], Want] = {}
+        self.shape = (0, 0)  # prompts and positions of the tokens that run now
+        self.reached: set[tuple[str, int | None]] = set()
         self.stash: dict[tuple[str, int], Any] = {}
+        self.captured: dict[Port, Tensor] = {}
+
+
+class Sites:
+    """Taps and edits by signal. `captured` holds what the taps saw: in this thread's latest run, where it made one."""
+
+    def __init__(self, model: Lent, taps: Sequence[Port], edits: Sequence[Edit], *, grad: bool) -> None:
+        self.model, self.edits, self.grad = model, list(edits), grad
+        self.here = Here()
+        self._seen: dict[Port, Tensor] = {}  # by the taps of the latest run, in whatever thread
+        self.wants: dict[tuple[str, int | None], Want] = {}
         for port in taps:
             model.require(port)
             self._want(port).taps.append(
@@ -60,17 +72,22 @@ class Sites:
             model.require(edit.port)
             self._want(edit.port).edits.append((i, edit))
 
+    @property
+    def captured(self) -> dict[Port, Tensor]:
+        return self.here.captured or self._seen
+
     def _want(self, port: Port) -> Want:
         return self.wants.setdefault((port.signal, port.layer), Want())
 
     def place(self, batch: Batch, start: int, end: int, column_of: Tensor | None = None) -> None:
         """Say where the tokens that run now stand: those of `batch` from `start` to `end`."""
-        self.batch, self.start, self.end, self.column_of = batch, start, end, column_of
-        self._shape = (len(batch.ids), end - start)
+        self.here.batch, self.here.start, self.here.end, self.here.column_of = batch, start, end, column_of
+        self.here.shape = (len(batch.ids), end - start)
+        self._seen = self.here.captured
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[prompt * position, ...] -> [prompt, position, ...]; layers that flatten their tokens keep that order."""
-        return x if x.ndim > 2 and x.shape[:2] == self._shape else x.reshape(*self._shape, *x.shape[1:])
+        return x if x.ndim > 2 and x.shape[:2] == self.here.shape else x.reshape(*self.here.shape, *x.shape[1:])
 
     def site(
         self, signal: str, layer: int | None, x: Tensor, n_keys: int | None = None, closed: Tensor | None = None
@@ -82,7 +99,7 @@ class Sites:
         want = self.wants.get((signal, layer))
         if want is None:
             return x
-        self.reached.add((signal, layer))
+        self.here.reached.add((signal, layer))
         if want.looks_only and not self.grad:
             self._store(want.taps[0], x)
             return x
@@ -119,20 +136,22 @@ class Sites:
 
     def _where(self, edit: Edit, n_here: int, n_keys: int | None) -> tuple[Tensor | None, Tensor | None]:
         """Ordinals of the edited positions in this chunk, and of the edited rows; None where everything is."""
-        assert self.batch is not None
+        assert self.here.batch is not None
         n_all = n_here if n_keys is None else n_keys
-        begin = max(self.end - n_all, 0)  # cached keys reach back before this chunk; of a fixed size, ahead of its end
-        if edit.rows is None and not edit.spread and all_from(begin, edit.positions, self.batch):
+        begin = max(
+            self.here.end - n_all, 0
+        )  # cached keys reach back before this chunk; of a fixed size, ahead of its end
+        if edit.rows is None and not edit.spread and all_from(begin, edit.positions, self.here.batch):
             return None, None
-        ordinal = self._columns(chosen(edit.positions, self.batch, what=str(edit)))[:, begin : self.end]
+        ordinal = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))[:, begin : self.here.end]
         return _wide(ordinal, n_all), row_mask(edit, len(ordinal))
 
     def _columns(self, ordinal: Tensor) -> Tensor:
         """From positions of prompts to columns of the tensors that run, which hold padding where a mask says so."""
-        if self.column_of is None:
+        if self.here.column_of is None:
             return ordinal
-        found = ordinal.gather(1, self.column_of.clamp(min=0))
-        return found.masked_fill(self.column_of < 0, -1)
+        found = ordinal.gather(1, self.here.column_of.clamp(min=0))
+        return found.masked_fill(self.here.column_of < 0, -1)
 
     def blocked(self, layer: int, n_heads: int, n_queries: int, n_keys: int) -> Tensor | None:
         """What `block` edits cut at this layer: bool [prompt, head, query, key], or None."""
@@ -140,18 +159,18 @@ class Sites:
         blocks = [edit for _, edit in want.edits if edit.op == "block"] if want else []
         if not blocks:
             return None
-        assert self.batch is not None
-        n_prompts = len(self.batch.ids)
+        assert self.here.batch is not None
+        n_prompts = len(self.here.batch.ids)
         cut = torch.zeros(n_prompts, n_heads, n_queries, n_keys, dtype=torch.bool)
         for edit in blocks:
-            query = self._columns(chosen(edit.positions, self.batch, what=str(edit)))
-            query = query[:, self.end - n_queries : self.end] >= 0
-            key = self._columns(chosen(edit.keys, self.batch, what=str(edit)))
-            key = _wide(key[:, max(self.end - n_keys, 0) : self.end], n_keys) >= 0
+            query = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))
+            query = query[:, self.here.end - n_queries : self.here.end] >= 0
+            key = self._columns(chosen(edit.keys, self.here.batch, what=str(edit)))
+            key = _wide(key[:, max(self.here.end - n_keys, 0) : self.here.end], n_keys) >= 0
             pair = query[:, :, None] & key[:, None, :] & (row_mask(edit, n_prompts) >= 0)[:, None, None]
             heads = slice(None) if edit.port.index is None else slice(edit.port.index, edit.port.index + 1)
             cut[:, heads] |= pair[:, None]
-        return cut.to(self.batch.ids.device)
+        return cut.to(self.here.batch.ids.device)
 
     # ---- capturing ----
 
@@ -185,15 +204,15 @@ class Sites:
         if not self.grad and value.requires_grad:
             value = value.detach()
         axis = port.tapped_axis if port.signal in ("attn.k", "attn.v") else -1
-        if self.end and port.signal in KEYED and value.shape[axis] > self.end:
-            value = value.narrow(axis, 0, self.end)  # a cache of fixed size has empty places after the last token
-        self.captured[port] = value
+        if self.here.end and port.signal in KEYED and value.shape[axis] > self.here.end:
+            value = value.narrow(axis, 0, self.here.end)  # a cache of fixed size has empty places after the last token
+        self.here.captured[port] = value
 
     def query_rows(self, taps: Sequence[Port], n_queries: int) -> Tensor | None:
         """Query rows that the pattern taps need, int64 [prompt, row]; None when one of them needs all."""
-        assert self.batch is not None
+        assert self.here.batch is not None
         rows = pattern_rows(list(taps))
-        return None if rows is None else query_rows(rows, self.batch.lengths.clamp(max=n_queries))
+        return None if rows is None else query_rows(rows, self.here.batch.lengths.clamp(max=n_queries))
 
     def capture_rows(self, layer: int, pattern: Tensor, rows: Tensor) -> None:
         """Store the computed rows [prompt, head, row, key] for each tap, in the order that it asked them."""

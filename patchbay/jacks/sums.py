@@ -45,13 +45,13 @@ class Sums(Sites):
         want = self.wants[("resid_mid", layer)]
         if want.edits or self.grad:  # this stream is a sum inside the layer: change what attention adds to it
             self._before(
-                at.layer, lambda _, args, kwargs: self.stash.update({("resid_in", layer): hidden(args, kwargs)})
+                at.layer, lambda _, args, kwargs: self.here.stash.update({("resid_in", layer): hidden(args, kwargs)})
             )
 
             def change(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-                resid_in, scale = self.stash.pop(("resid_in", layer)), self.model.residual_scale
+                resid_in, scale = self.here.stash.pop(("resid_in", layer)), self.model.residual_scale
                 middle = resid_in + first(output).reshape(resid_in.shape) * scale
-                self.reached.add(("resid_mid", layer))
+                self.here.reached.add(("resid_mid", layer))
                 edited = self._edited(want.edits, "resid_mid", middle)
                 out = first(output)
                 new = torch.where(edited == middle, out.reshape(middle.shape), (edited - resid_in) / scale)
@@ -64,7 +64,7 @@ class Sums(Sites):
         if want.taps and not self.grad:
 
             def capture(_: nn.Module, args: Any, kwargs: Any) -> None:
-                self.reached.add(("resid_mid", layer))
+                self.here.reached.add(("resid_mid", layer))
                 self._capture(want.taps, "resid_mid", self._by_prompt(hidden(args, kwargs)))
 
             self._before(at.mid, capture)
@@ -86,17 +86,17 @@ class Sums(Sites):
     def _head_out(self, layer: int, z: Tensor) -> None:
         """What heads write, z @ W_O, for the heads that are asked; kept before and after edits for the projection's sum."""
         want = self.wants[("attn.head_out", layer)]
-        self.reached.add(("attn.head_out", layer))
+        self.here.reached.add(("attn.head_out", layer))
         heads = self._asked(want, self.model.n_heads(layer))
         w_o = self.model.W_O(layer)[heads]  # [head, d_head, d_model]
         out = torch.einsum("bphd,hdm->bphm", z[:, :, heads], w_o)
         new = self._edited(want.edits, "attn.head_out", out, only=heads)
         self._capture(want.taps, "attn.head_out", new, only=heads)
-        self.stash[("attn.head_out", layer)] = None if new is out and not self.grad else (out, new)
+        self.here.stash[("attn.head_out", layer)] = None if new is out and not self.grad else (out, new)
 
     def _sum_heads(self, layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
-            parts = self.stash.pop(("attn.head_out", layer), None)
+            parts = self.here.stash.pop(("attn.head_out", layer), None)
             if parts is None:
                 return None
             bias = getattr(module, "bias", None)
@@ -144,11 +144,13 @@ class Sums(Sites):
 
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
             want = self.wants[("experts.out", layer)]
-            self.reached.add(("experts.out", layer))
+            self.here.reached.add(("experts.out", layer))
             experts = self._asked(want, self.model.n_experts(layer))
             hidden, choice, weights = args[0].reshape(-1, args[0].shape[-1]), args[1], args[2]
             outs = [self._one_expert(module, expert, hidden, choice, weights) for expert in experts]
-            out = torch.stack(outs, 1).unflatten(0, (-1, self.end - self.start))  # [prompt, position, expert, d_model]
+            out = torch.stack(outs, 1).unflatten(
+                0, (-1, self.here.end - self.here.start)
+            )  # [prompt, position, expert, d_model]
             new = self._edited(want.edits, "experts.out", out, only=experts)
             self._capture(want.taps, "experts.out", new, only=experts)
             if new is out and not self.grad:

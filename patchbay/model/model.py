@@ -7,7 +7,8 @@ the numbers.
 
 from __future__ import annotations
 
-import hashlib
+import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,6 +25,7 @@ from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, 
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
 from patchbay.model.linear import width_in
+from patchbay.model.printed import printed
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
@@ -31,13 +33,21 @@ from patchbay.model.source import tokenizer_folder
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
-from patchbay.signal.port import LAYER, SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
+from patchbay.signal.port import SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# what the self-check establishes
-PROVED = ("family", "modules", "_signals", "_heads", "final_norm_module", "residual_scale", "check")
+PROVED = [
+    "family",
+    "modules",
+    "_signals",
+    "_heads",
+    "final_norm_module",
+    "residual_scale",
+    "check",
+]  # by the self-check
+PROVING = threading.RLock()  # held by the thread that proves a model
 
 
 class Model:
@@ -46,6 +56,8 @@ class Model:
     `hf` is the lent model itself; `layers[i]` (with `.heads[h]`, `.groups[g]`, `.attn`, `.mlp.neurons[n]`, `.experts[e]`,
     `.router`), `embed`, `final_norm` and `unembed` are views of its parts; printing one shows its ports.
     """
+
+    _heads: dict[int, tuple[int, int, int]]  # layer -> (heads, key/value groups, width of q and k)
 
     def __init__(
         self,
@@ -73,17 +85,18 @@ class Model:
         """What the self-check establishes is not there before it: the first look at a part makes the check."""
         if name not in PROVED or "_given_family" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        try:
-            self._prove()
-        except BaseException:
-            for unproved in PROVED:
-                self.__dict__.pop(unproved, None)
-            raise
+        self._prove()
         return self.__dict__[name]
 
     def _prove(self) -> None:
-        self._heads: dict[int, tuple[int, int, int]] = {}  # layer -> (heads, key/value groups, width of q and k)
-        prove(self, self._rows(), self._given_family is not None)
+        """Prove a view of its own and take over what it found: of threads that look at once, one proves and none sees it begun."""
+        with PROVING:
+            if "check" in self.__dict__:
+                return
+            view = copy.copy(self)
+            view._heads = {}
+            prove(view, view._rows(), view._given_family is not None)
+            self.__dict__.update({name: view.__dict__[name] for name in PROVED})
 
     def _adopt(self, family: Family) -> None:
         self.family = family
@@ -373,28 +386,8 @@ class Model:
         state = self.hf.state_dict()
         version = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
         if self._fingerprint is None or self._fingerprint[0] != version:
-            digest = hashlib.sha256()
-            for name in sorted(state):
-                tensor = state[name].detach().cpu().contiguous()
-                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-            self._fingerprint = (version, digest.hexdigest()[:16])
+            self._fingerprint = (version, weights.digest(state))
         return self._fingerprint[1]
 
     def __repr__(self) -> str:
-        heads = sorted({self.n_heads(i) for i in range(self.n_layers)} - {0})
-        groups = sorted({self.n_groups(i) for i in range(self.n_layers)} - {0})
-        experts = sorted({self.n_experts(i) for i in range(self.n_layers)} - {0})
-        n_parameters = sum(p.numel() for p in self.hf.parameters())
-        shape = [f"{self.n_layers} layers", f"d_model {self.d_model}", f"vocab {self.vocab_size}"]
-        grouped = f" over {'/'.join(map(str, groups))} key/value groups" if groups != heads else ""
-        shape += [f"{'/'.join(map(str, heads))} heads{grouped}"] if heads else ["no attention heads"]
-        shape += [f"{'/'.join(map(str, experts))} experts"] if experts else []
-        offered = {signal for i in range(self.n_layers) for signal in self.signals(i)}
-        lacking = [signal for signal in (*LAYER, "attn.pattern") if signal not in offered]
-        return (
-            f"Model {self.source or type(self.hf).__name__}: family {self.family.name} ({self.config.model_type}), "
-            f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {self.check}\n"
-            f"  ports of a layer: {', '.join(self.signals(self.n_layers - 1))}"
-            + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
-        )
+        return printed(self)

@@ -67,7 +67,7 @@ def prove_cached_step(model: Model) -> None:
     model.hf.eval()
     try:
         with Session(model, [Port("resid_in", 0)]) as session:
-            session.on_call(model.hf, lambda *_: places.append((session.start, session.end)))
+            session.on_call(model.hf, lambda *_: places.append((session.here.start, session.here.end)))
             options: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True, "do_sample": False}
             options |= {"max_new_tokens": 2, "min_new_tokens": 2, "pad_token_id": 0}
             grown: Any = model.hf.generate(ids, attention_mask=torch.ones_like(ids), **options)  # type: ignore[operator]

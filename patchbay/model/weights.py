@@ -18,6 +18,7 @@ against each other, and with that W_QK, the scores of queries and keys alike.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -365,3 +366,13 @@ def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]
     raise PatchbayError(
         f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
     )
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of weights, 16 hex digits."""
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        found.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    return found.hexdigest()[:16]

@@ -14,6 +14,7 @@ import inspect
 import random
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, sugge
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+RANDOM = threading.RLock()  # around every look at a global random state, and every change of one
 
 
 def method(
@@ -149,10 +152,20 @@ def _as_port(value: Any) -> Port:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global random state, which others' code draws weights from, started at `seed` for the block and then put back; one
+    thread at a time."""
+    with RANDOM, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def _unchanged(models: list[Any], name: str) -> Iterator[None]:
     """Put back random states and train and grad modes, also after an exception; moving a mode is the method's fault."""
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    with RANDOM:
+        python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     training = [(module, module.training) for model in models for module in model.hf.modules()]
     trained = [(parameter, parameter.requires_grad) for model in models for parameter in model.hf.parameters()]
     grad = torch.is_grad_enabled()
@@ -160,11 +173,12 @@ def _unchanged(models: list[Any], name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
+        with RANDOM:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            torch.set_rng_state(torch_state)
+            if cuda_states:
+                torch.cuda.set_rng_state_all(cuda_states)
         for module, flag in training:
             if module.training != flag:
                 module.training = flag

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError, suggest
 
 N_NUMBERS, N_SORTED, PRIME = 24, 6, 29
@@ -51,8 +52,7 @@ def train(name: str, *, steps: int | None = None, seed: int = 0) -> tuple[GPT2LM
         embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, pad_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = GPT2LMHeadModel(config).train()
     n = steps or toy.steps
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=toy.decay)

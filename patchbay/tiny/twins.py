@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
@@ -195,8 +196,7 @@ def twin(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
         known = list(FAMILY_CONFIGS)
         raise PatchbayError(f"no twin {name!r}; there are {', '.join(known)}" + suggest(name, known))
     model_type, settings = FAMILY_CONFIGS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         hf = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(model_type, vocab_size=N_VOCAB, **(settings | config))
         )

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from patchbay import maths
 from patchbay.files import write_folder
+from patchbay.jacks.hooks import LOCK
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -127,7 +128,9 @@ def _copy(model: Model) -> Model:
     """The same view over a copy of the weights, in evaluation mode; checked again, as on loading."""
     twin = copy.copy(model)
     twin.__dict__.pop("layers", None)  # views of the lent model
-    twin.hf, twin._fingerprint, twin._heads = copy.deepcopy(model.hf).eval(), None, {}
+    with LOCK:  # other threads may be putting hooks on it
+        twin.hf = copy.deepcopy(model.hf).eval()
+    twin._fingerprint, twin._heads = None, {}
     twin._adopt(model.family)
     return twin
 

@@ -1,8 +1,10 @@
 """A session belongs to a call: threads, tasks and generators run one model, each under its own edits, and nothing stays behind."""
 
 import asyncio
+import contextvars
 import copy
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,8 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.jacks import attention, hooks
+from patchbay.jacks.session import Session
+from patchbay.model.self_check import self_check
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
 
@@ -122,6 +126,86 @@ def test_a_thread_that_was_not_given_the_block_is_an_error(model: pb.Model) -> N
     with pytest.raises(PatchbayError, match=r"was never made: .*copy_context"):
         block()
     assert clean(model)
+
+
+def test_threads_that_share_a_block_know_their_own_tokens(model: pb.Model) -> None:
+    """Each at its prompt's last token, though both runs are under way at once in the one session that they inherited."""
+    edit = pb.scale(pb.Port("resid_out", 0), -2.0, positions="last")
+    texts = [IDS, IDS[:, :4], IDS[:, 1:].repeat(3, 1)]
+    right = [pb.run(model, ids, edits=[edit]).logits for ids in texts]
+    together, found = threading.Barrier(len(texts)), {}
+
+    def work(i: int) -> None:
+        with torch.no_grad():
+            found[i] = model.hf(texts[i]).logits
+
+    def both(*_: object) -> None:
+        together.wait(20)
+
+    waits = model.modules[0].layer.register_forward_pre_hook(both)
+    try:
+        with model.edited(edit):
+            contexts = [contextvars.copy_context() for _ in texts]
+            threads = [threading.Thread(target=c.run, args=(work, i)) for i, c in enumerate(contexts)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        waits.remove()
+    assert all(torch.allclose(found[i], right[i], atol=1e-5) for i in range(len(texts)))
+    assert clean(model)
+
+
+def test_threads_that_share_a_block_generate_and_tap_their_own(model: pb.Model) -> None:
+    port = pb.Port("resid_out", 0)
+    edit = pb.scale(port, -2.0, positions="predicting")
+    texts = [IDS, IDS[:, :4]]
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    with model.edited(edit):
+        right = [model.hf.generate(ids, **options) for ids in texts]
+        taps = [pb.run(model, row[:, :-1], taps=[port])[port] for row in texts]
+    found, seen = {}, {}
+
+    def work(i: int, session: Session) -> None:
+        found[i] = model.hf.generate(texts[i], **options)
+        with torch.no_grad():
+            model.hf(texts[i][:, :-1])
+        seen[i] = session.captured[port]
+
+    with model.session([port], [edit]) as session:
+        contexts = [contextvars.copy_context() for _ in texts]
+        threads = [threading.Thread(target=c.run, args=(work, i, session)) for i, c in enumerate(contexts)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(torch.equal(found[i], right[i]) for i in range(2))
+    assert all(torch.allclose(seen[i], taps[i], atol=1e-5) for i in range(2))
+
+
+def test_threads_that_look_first_at_once_see_one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, checks = pb.Model(twin("llama").eval(), prove=False), []
+
+    def slow(view: pb.Model) -> object:
+        checks.append(view)
+        time.sleep(0.2)
+        return self_check(view)
+
+    monkeypatch.setattr("patchbay.model.model.self_check", slow)
+    start, found = threading.Barrier(4), []
+
+    def look() -> None:
+        start.wait()
+        found.append((model.n_groups(0), model.n_layers, model.check.passed))
+
+    threads = [threading.Thread(target=look) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [(2, 2, True)] * 4
+    assert len(checks) == 1
 
 
 def test_a_copy_made_inside_is_a_plain_model(model: pb.Model) -> None:
