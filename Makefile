@@ -17,11 +17,11 @@ demo: setup
 	$(BIN)/patchbay demo --report report/demo.html
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The slow tier too: what is marked slow, and every finder on every family.
 test-all: setup
-	HF_HUB_OFFLINE=1 PATCHBAY_EVERYWHERE=1 $(BIN)/python -m pytest -n 2 -m ""
+	HF_HUB_OFFLINE=1 PATCHBAY_EVERYWHERE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 
 # Bugs planted one at a time in a copy, that the tests must notice; goes on where it was stopped. `make planted PLANTED="--changed"`.
 planted: setup

@@ -53,14 +53,16 @@ def test_new_writes_all_but_the_case_and_the_catalogue_holds(copy: Path) -> None
     assert 'by hand: Case("find.aa_stripes", pb.find.aa_stripes) in tests/test_contract.py' in done.stdout
     assert "claim" not in done.stdout
     assert f"\naa_stripes                 {DOES}\n" in (copy / "patchbay/find/__init__.py").read_text()
-    catalogue = python(copy, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/test_catalogue.py")
-    failed = [line for line in catalogue.stdout.splitlines() if line.startswith("FAILED")]
+    files = ("tests/test_catalogue.py", "tests/find/test_aa_stripes.py")
+    told = python(copy, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files)
+    failed = [line for line in told.stdout.splitlines() if line.startswith("FAILED")]
     assert [line.partition("::")[2].partition(" ")[0] for line in failed] == [
         "test_a_method_says_what_it_is_and_what_it_does_not_show[find-aa_stripes]",
         "test_a_method_has_the_three_tests[find/test_aa_stripes]",
-    ], catalogue.stdout[-2000:]
-    stubs = python(copy, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/find/test_aa_stripes.py")
-    assert "3 failed" in stubs.stdout, stubs.stdout[-2000:]
+        "test_planted",
+        "test_reference",
+        "test_null",
+    ], told.stdout[-2000:]
 
 
 def test_a_skeleton_refuses_until_it_is_written(copy: Path) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from patchbay.cli import cli, main
 from patchbay.draw import screen
 from patchbay.papers import catalogue
 
@@ -21,12 +25,26 @@ def run(*args: str | bytes, **environment: str) -> subprocess.CompletedProcess[b
     return subprocess.run([sys.executable, "-m", "patchbay", *args], capture_output=True, env=whole, check=False)
 
 
+def said_in(encoding: str, args: list[str], monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """What the command writes to an output of this encoding, as the console script runs it, in this process."""
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    pressed = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["patchbay", *args])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        signal.signal(signal.SIGINT, pressed)
+    assert ended.value.code == 0
+    out.flush()
+    return out.buffer.getvalue()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
-def test_output_in_an_encoding_that_lacks_letters_is_whole(encoding: str) -> None:
+def test_output_in_an_encoding_that_lacks_letters_is_whole(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables have bars and lines that these encodings lack."""
-    done = run(*FIND, PYTHONIOENCODING=encoding)
-    assert done.returncode == 0, done.stderr
-    assert "L1.H" in done.stdout.decode(encoding)
+    assert "L1.H" in said_in(encoding, FIND, monkeypatch).decode(encoding)
     listed = run("papers", "--rows", "999", "--json", PYTHONIOENCODING=encoding)
     titles = {entry["title"] for entry in json.loads(listed.stdout.decode(encoding))}
     assert titles == {entry["title"] for entry in catalogue.papers()}
@@ -46,12 +64,11 @@ def test_an_argument_that_is_no_text_is_refused() -> None:
 
 
 def test_refusals_name_options_as_they_are_written_here(tmp_path: Path) -> None:
-    done = run("prove", "ablation", "tiny", "--task", "repeated_tokens", "--n", "4", "--parts", "L1.H1", "--top", "0")
-    assert done.returncode == 2
-    assert b"--top 0: at least one part" in done.stderr
-    refused = run("replay", str(tmp_path), "--rtol", "-1")
-    assert refused.returncode == 2
-    assert b"--rtol" in refused.stderr
+    asked = ["prove", "ablation", "tiny", "--task", "repeated_tokens", "--n", "4", "--parts", "L1.H1", "--top", "0"]
+    for args, said in ((asked, "--top 0: at least one part"), (["replay", str(tmp_path), "--rtol", "-1"], "--rtol")):
+        done = CliRunner().invoke(cli, args)
+        assert done.exit_code == 2
+        assert said in done.stderr
 
 
 def test_a_figure_is_replaced_only_when_asked(tmp_path: Path) -> None:

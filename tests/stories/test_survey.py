@@ -12,10 +12,12 @@ import patchbay as pb
 from patchbay.cli import cli
 from patchbay.maths import spearman
 from patchbay.signal.port import PatchbayError
+from patchbay.stories import survey as module
 from patchbay.stories.survey import NEEDS, OTHERS, ROLES, adjusted, find_all
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
-N = 12
+N = 8
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +48,8 @@ def test_the_table_holds_what_each_finder_says_alone(model: pb.Model, survey: pb
     ):
         at = roles.index(role)
         for i, place in enumerate(heads):
-            assert float(survey["score"][at, i]) == pytest.approx(float(alone.values[place]), abs=1e-6)
-            assert float(survey["p_adjusted"][at, i]) == pytest.approx(float(adjusted(alone)[place]), abs=1e-9)
+            assert close(float(survey["score"][at, i]), float(alone.values[place]), of=1.0)
+            assert close(float(survey["p_adjusted"][at, i]), float(adjusted(alone)[place]), dtype=torch.float64, of=1.0)
     first = survey["score"][roles.index("induction_heads")]
     second = survey["score"][roles.index("ngram_heads")]
     at = (roles.index("induction_heads"), roles.index("ngram_heads"))
@@ -75,10 +77,15 @@ def test_models_without_heads_are_refused() -> None:
         find_all(pb.load(twin("mamba2")), n=4, curves=False)
 
 
-def test_the_command(tmp_path: object) -> None:
+def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three roles and no other finders; all of them are in the survey above."""
+    few = {name: ROLES[name] for name in ("induction_heads", "name_mover_heads", "successor_heads")}
+    monkeypatch.setattr(module, "ROLES", few)
+    monkeypatch.setattr(module, "OTHERS", {"neuron_vocabulary": OTHERS["neuron_vocabulary"]})
     done = CliRunner().invoke(cli, ["find", "all", "tiny", "--n", "8", "--no-curves", "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert {row["role"] for row in told["tables"]["roles"]} == set(ROLES)
+    assert {row["role"] for row in told["tables"]["roles"]} == set(few)
+    assert {row["finder"] for row in told["tables"]["others"]} == {"neuron_vocabulary"}
     assert CliRunner().invoke(cli, ["find", "all", "no-such-model"]).exit_code == 2
     assert "every finder at once" in CliRunner().invoke(cli, ["find", "--help"]).output
