@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from patchbay import maths
 from patchbay.signal.port import PatchbayError
+from tests.tolerance import close
 
 stats = pytest.importorskip("scipy.stats", reason="scipy is the reference of these tests")
 special = pytest.importorskip("scipy.special")
@@ -25,7 +26,7 @@ def test_logit_diff_is_right_minus_the_mean_of_wrong_and_ignores_padding():
     right, wrong = torch.tensor([0, 4, 9]), torch.tensor([[1, 2, -1], [3, -1, -1], [8, 7, 6]])
     for i, ids in enumerate([[1, 2], [3], [8, 7, 6]]):
         expected = float(logits[i, right[i]]) - sum(float(logits[i, j]) for j in ids) / len(ids)
-        assert maths.logit_diff(logits, right, wrong)[i].item() == pytest.approx(expected, abs=1e-6)
+        assert close(maths.logit_diff(logits, right, wrong)[i].item(), expected, of=1.0)
     single = maths.logit_diff(logits, right, wrong[:, 0])
     assert torch.equal(single, logits[range(3), right] - logits[range(3), wrong[:, 0]])
 
@@ -39,13 +40,13 @@ def test_probabilities_equal_scipy():
     logits = some_logits()
     right = torch.arange(7)
     expected = special.log_softmax(logits.double().numpy(), axis=1)[range(7), range(7)]
-    np.testing.assert_allclose(maths.log_probability(logits, right), expected, atol=1e-5)
-    np.testing.assert_allclose(maths.probability(logits, right), np.exp(expected), atol=1e-6)
+    assert close(maths.log_probability(logits, right), expected)
+    assert close(maths.probability(logits, right), np.exp(expected), of=1.0)
 
 
 def test_half_precision_logits_are_read_in_float32():
     logits = torch.full((1, 1000), 10.0, dtype=torch.bfloat16)
-    assert maths.log_probability(logits, torch.tensor([3])).item() == pytest.approx(-math.log(1000), abs=1e-5)
+    assert close(maths.log_probability(logits, torch.tensor([3])).item(), -math.log(1000), of=1.0)
 
 
 def test_rank_counts_ties_and_nan_against_the_right_token():
@@ -65,12 +66,12 @@ def test_accuracy_against_wrong_answers_and_against_the_vocabulary():
 def test_kl_equals_scipy_is_zero_on_itself_and_knows_impossible_tokens():
     p, q = some_logits(seed=1), some_logits(seed=2)
     expected = stats.entropy(special.softmax(p.double().numpy(), 1), special.softmax(q.double().numpy(), 1), axis=1)
-    np.testing.assert_allclose(maths.kl(p, q), expected, rtol=1e-4)
+    assert close(maths.kl(p, q), expected)
     assert (maths.kl(p, p) == 0).all()
     p = torch.randn(200, 50, generator=torch.Generator().manual_seed(0))
     assert (maths.kl(p, p + 1e-7) >= 0).all()  # rounding alone would give -1e-8
     never = torch.tensor([[0.0, 0.0, -torch.inf]])
-    assert maths.kl(never, torch.zeros(1, 3)).item() == pytest.approx(math.log(3 / 2), abs=1e-6)
+    assert close(maths.kl(never, torch.zeros(1, 3)).item(), math.log(3 / 2), of=1.0)
     assert maths.kl(torch.zeros(1, 3), never).item() == math.inf
 
 
@@ -85,8 +86,8 @@ def test_cosine_equals_scipy_broadcasts_and_survives_extremes():
     from scipy.spatial.distance import cosine
 
     a, b = torch.randn(5, 8), torch.randn(8)
-    np.testing.assert_allclose(maths.cosine(a, b), [1 - cosine(row.numpy(), b.numpy()) for row in a], atol=1e-6)
-    assert maths.cosine(1e15 * a, 1e-15 * a) == pytest.approx(1.0, abs=1e-6)
+    assert close(maths.cosine(a, b), [1 - cosine(row.numpy(), b.numpy()) for row in a], of=1.0)
+    assert close(maths.cosine(1e15 * a, 1e-15 * a), 1.0, of=1.0)
     assert maths.cosine(torch.zeros(8), b).isnan()
 
 
@@ -99,19 +100,19 @@ def test_project_equals_least_squares_with_dependent_and_crooked_rows():
     )  # rank 2; a plain QR would keep 4 directions
     solution = np.linalg.lstsq(basis.T.numpy(), x.T.numpy(), rcond=None)[0]
     inside = maths.project(x, basis)
-    np.testing.assert_allclose(inside, (basis.T.numpy() @ solution).T, atol=1e-10)
-    np.testing.assert_allclose((x - inside) @ basis.T, 0.0, atol=1e-10)
-    np.testing.assert_allclose(maths.project(inside, basis), inside, atol=1e-12)
+    assert close(inside, (basis.T.numpy() @ solution).T, dtype=torch.float64)
+    assert close((x - inside) @ basis.T, 0.0, of=x, dtype=torch.float64)
+    assert close(maths.project(inside, basis), inside, dtype=torch.float64)
     assert maths.orthonormal(basis).shape == (2, 9)
     assert (maths.project(x, torch.zeros(1, 9, dtype=torch.float64)) == 0).all()
-    np.testing.assert_allclose(maths.project(x, rows[0]), maths.project(x, rows[:1]))
+    assert close(maths.project(x, rows[0]), maths.project(x, rows[:1]), dtype=torch.float64)
 
 
 def test_bootstrap_agrees_with_scipy_and_is_reproducible():
     values = torch.randn(60, generator=torch.Generator().manual_seed(3), dtype=torch.float64) + 1
     ours = maths.bootstrap_interval(values, n=8000)
     theirs = stats.bootstrap((values.numpy(),), np.mean, n_resamples=8000, method="percentile", random_state=0)
-    assert ours.mean == pytest.approx(values.mean().item())
+    assert close(ours.mean, values.mean().item(), of=1.0)
     assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=0.02)
     assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=0.02)
     assert ours == maths.bootstrap_interval(values, n=8000)
@@ -173,10 +174,10 @@ def test_permutation_p_by_sampling_is_near_the_exact_value():
 def test_benjamini_hochberg_equals_scipy_and_keeps_nan():
     p = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = stats.false_discovery_control(p.flatten().numpy()).reshape(4, 6)
-    np.testing.assert_allclose(maths.benjamini_hochberg(p), expected)
+    assert close(maths.benjamini_hochberg(p), expected, dtype=torch.float64)
     with_gap = torch.cat([p[0], torch.tensor([math.nan])])
     adjusted = maths.benjamini_hochberg(with_gap)
-    np.testing.assert_allclose(adjusted[:6], stats.false_discovery_control(p[0].numpy()))
+    assert close(adjusted[:6], stats.false_discovery_control(p[0].numpy()), dtype=torch.float64)
     assert adjusted[6].isnan()
     assert maths.benjamini_hochberg(torch.tensor([math.nan])).isnan().all()
 
@@ -188,7 +189,7 @@ def test_spearman_equals_scipy_with_ties(pairs):
     if len(a.unique()) == 1 or len(b.unique()) == 1:
         assert math.isnan(maths.spearman(a, b))
     else:
-        assert maths.spearman(a, b) == pytest.approx(stats.spearmanr(a.numpy(), b.numpy()).statistic, abs=1e-12)
+        assert close(maths.spearman(a, b), stats.spearmanr(a.numpy(), b.numpy()).statistic, of=1.0)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ What is exact by construction is compared with torch.equal. What is estimated (a
 other parts of the model dilute) is no matter of rounding: such tests keep bounds of their own, in plain numbers.
 
 With PATCHBAY_TOLERANCES=FILE every comparison writes a line; `python -m tests.tolerance FILE` prints how many times larger
-than the observed error the tolerance was, by test file, the tightest first.
+than the observed error the tolerance was, by test file, dtype and noise, the tightest first. A ratio far above 1 says that
+the rounding at hand is far below its bound, not that the bound is loose: another processor sums in another order.
 """
 
 from __future__ import annotations
@@ -62,16 +63,17 @@ def close(
     A number is compared with every entry of a tensor; shapes must be the same otherwise. NaN is like NaN only where
     `equal_nan` says so, and infinities must be the same ones.
     """
-    eps = max(torch.finfo(kind).eps for kind in ([dtype] if dtype else [torch.float32, *_kinds(found, expected)]))
+    made = dtype or max((torch.float32, *_kinds(found, expected)), key=lambda kind: torch.finfo(kind).eps)
     a, b = _double(found), _double(expected)
     if a.shape != b.shape and a.ndim and b.ndim:
-        return _told(Nearness(float("inf"), 0.0, f"shapes {tuple(a.shape)} and {tuple(b.shape)}"))
+        return Nearness(float("inf"), 0.0, f"shapes {tuple(a.shape)} and {tuple(b.shape)}")
     a, b = torch.broadcast_tensors(a, b)
     nans = a.isnan() & b.isnan() if equal_nan else torch.zeros_like(a, dtype=torch.bool)
     gap = torch.where(nans | (a == b), 0.0, (a - b).abs())
     size = max(_size(x) for x in (a, b, _double(0.0 if of is None else of)))
     error = float(gap.max()) if gap.numel() else 0.0
-    return _told(Nearness(error, noise * eps * size, "NaN on one side" if error != error else ""))
+    allowed = noise * torch.finfo(made).eps * size
+    return _told(Nearness(error, allowed, "NaN on one side" if error != error else ""), made, noise)
 
 
 def _kinds(*values: Any) -> list[torch.dtype]:
@@ -89,29 +91,30 @@ def _size(value: Tensor) -> float:
     return float(finite.max()) if finite.numel() else 0.0
 
 
-def _told(found: Nearness) -> Nearness:
+def _told(found: Nearness, dtype: torch.dtype, noise: float) -> Nearness:
     """Record who asked, where PATCHBAY_TOLERANCES names a file; one short line, appended whole by each process."""
     if path := os.environ.get("PATCHBAY_TOLERANCES"):
         frame = sys._getframe(2)
-        where = (
-            f"{Path(frame.f_code.co_filename).resolve().relative_to(Path(__file__).resolve().parent)}:{frame.f_lineno}"
-        )
-        with open(path, "a") as file:
-            file.write(json.dumps([where, found.error, found.tolerance, bool(found)]) + "\n")
+        file = Path(frame.f_code.co_filename).resolve().relative_to(Path(__file__).resolve().parent)
+        row = [str(file), frame.f_lineno, str(dtype).removeprefix("torch."), noise, found.error, found.tolerance]
+        with open(path, "a") as out:
+            out.write(json.dumps(row) + "\n")
     return found
 
 
 def table(path: str) -> str:
-    """By test file: comparisons, those without any error, and the smallest ratio of tolerance to error with its line."""
-    rows: dict[str, list[tuple[float, str]]] = defaultdict(list)
-    for line in Path(path).read_text().splitlines():
-        where, error, tolerance, _ = json.loads(line)
-        rows[where.rsplit(":", 1)[0]].append((tolerance / error if error else float("inf"), where))
-    lines = [f"{'tolerance / error':>18} {'line':>6} {'compared':>9} {'no error':>9}  file"]
-    for name, found in sorted(rows.items(), key=lambda item: min(item[1])):
-        ratio, where = min(found)
+    """By test file, dtype and noise: the smallest ratio of tolerance to error with its line, and how many had no error."""
+    rows: dict[tuple[str, str, float], list[tuple[float, int]]] = defaultdict(list)
+    for written in Path(path).read_text().splitlines():
+        file, line, dtype, noise, error, tolerance = json.loads(written)
+        if not error > tolerance:  # what was not near was said to be different: no rounding
+            rows[file, dtype, noise].append((tolerance / error if error else float("inf"), line))
+    lines = [f"{'tolerance / error':>17} {'line':>5} {'compared':>8} {'no error':>8}  {'tolerance':<26} file"]
+    for (file, dtype, noise), found in sorted(rows.items(), key=lambda item: min(item[1])):
+        ratio, line = min(found)
         exact = sum(r == float("inf") for r, _ in found)
-        lines.append(f"{ratio:18.1f} {where.rsplit(':', 1)[1]:>6} {len(found):9} {exact:9}  {name}")
+        rule = f"{noise:g} eps({dtype}) size"
+        lines.append(f"{ratio:17.1f} {line:5} {len(found):8} {exact:8}  {rule:<26} {file}")
     return "\n".join(lines)
 
 

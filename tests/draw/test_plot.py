@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from patchbay.draw import plot, style
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
+from tests.tolerance import close
 
 SCORES = torch.tensor([[0.1, -2.0, float("nan")], [0.9, 0.1, -0.3]])
 TOKENS = [" Warsaw", "$x$", "\n", "\u4e2d", "<b>", "a" * 40]
@@ -91,7 +92,7 @@ def test_token_labels_are_literal_and_show_their_spaces():
 
 def test_curves_have_their_values_and_band():
     axis = plot.figure(curve()).axes[0]
-    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[-2, 0.1], [1, 0.5], [4, 0.9]], atol=1e-6)
+    assert close(axis.lines[0].get_xydata(), [[-2, 0.1], [1, 0.5], [4, 0.9]])
     corners = axis.collections[0].get_paths()[0].vertices
     assert {(-2.0, 0.0), (4.0, 1.1)} <= {(round(x, 3), round(y, 3)) for x, y in corners}
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("strength", "accuracy (share)")

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 
 def pairs(n: int, n_pairs: int = 4, seed: int = 0, vocab: int = 60) -> pb.Task:
@@ -68,7 +69,7 @@ def test_a_head_that_looks_at_one_place_is_no_binding_head() -> None:
         result = pb.find.binding_heads(model, task)
     assert (result["p"][0] == 1.0).all()
     often = sum(places[0] == task.marks["objects"][0][1] for places in task.marks["answer"]) / 12
-    assert torch.allclose(result.values[0], torch.full((4,), often - (1 - often) / 3), atol=1e-6)
+    assert close(result.values[0], torch.full((4,), often - (1 - often) / 3), of=1.0)
 
 
 def test_reference() -> None:
@@ -102,10 +103,10 @@ def test_reference() -> None:
                 partner[i, h] += (float(a[-1, boxes[asked]]) - sum(others) / 2) / 6
                 pairing[i, h] += sum(float(a[objects[j], boxes[j]]) for j in range(3)) / 3 / 6
                 back[i, h] += sum(float(a[objects[j], boxes[j - 1]]) for j in (1, 2)) / 2 / 6
-    assert torch.allclose(result.values, score, atol=1e-6)
-    assert torch.allclose(result["partner"], partner, atol=1e-6)
-    assert torch.allclose(result["without_first"], bare, atol=1e-5)
-    assert torch.allclose(result["pairing"], pairing, atol=1e-6)
+    assert close(result.values, score)
+    assert close(result["partner"], partner)
+    assert close(result["without_first"], bare)
+    assert close(result["pairing"], pairing)
     assert (result["pairing_null"] >= back - 1e-6).all()
 
 

@@ -16,6 +16,7 @@ from patchbay.signal.channel import Channel, parse_channel
 from patchbay.tiny import planted, twins
 from patchbay.wiring import components, wiring
 from patchbay.wiring.components import check_channel
+from tests.tolerance import close
 
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}
 
@@ -41,7 +42,7 @@ def test_planted(form: str, composition: str) -> None:
         result = pb.find.channels(pb.load(made.model), **HEADS)
         name = f"{made.truth['writer']}.C5>{made.truth['reader']}.{composition[0]}"
         found = row(result, name)
-        assert found["value"] == pytest.approx(strength, abs=1e-5)
+        assert close(found["value"], strength, of=1.0)
         assert found["z"] > least
         assert (found["value"] - found["null_mean"]) / found["null_sd"] > 5
         group = [f"{made.truth['writer']}.C5>{reader}.{composition[0]}" for reader in made.truth["readers"]]
@@ -72,7 +73,7 @@ def test_identity(name: str) -> None:
         s2 = components.components(model, source).s.square()
         parts = by_component["by_component"][i].double()[: len(s2)]  # [component, reader]
         mean = (s2[:, None] * parts.square()).sum(0) / s2.sum()
-        assert torch.allclose(mean[later[i]].sqrt(), whole["whole"][i][later[i]], rtol=1e-6, atol=1e-8)
+        assert close(mean[later[i]].sqrt(), whole["whole"][i][later[i]])
 
 
 def test_blocks_of_any_size_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_blocks_of_any_size_give_the_same_scores(monkeypatch: pytest.MonkeyPatch
     whole = pb.find.channels(lent("llama"), components=False, nulls=0)
     monkeypatch.setattr(_composition, "BLOCK", 7)
     blocks = pb.find.channels(lent("llama"), components=False, nulls=0)
-    assert torch.allclose(whole["whole"], blocks["whole"], rtol=1e-5, equal_nan=True)
+    assert close(whole["whole"], blocks["whole"], equal_nan=True)
 
 
 def _products(model: pb.Model, writer: int, reader: int) -> dict[str, torch.Tensor]:
@@ -108,10 +109,10 @@ def test_reference(name: str) -> None:
         for letter in "qkv":
             j = result.labels_of("reader").index(f"L1.H{reader}.{letter}")
             expected = (m["in"] @ m[letter]).norm() / (m["in"].norm() * m[letter].norm())
-            assert float(result["whole"][i, j]) == pytest.approx(float(expected), rel=1e-5)
+            assert close(result["whole"][i, j], expected)
             for c in range(8):
                 one = (vh[c] @ m[letter]).norm() / m[letter].norm()
-                assert float(result["by_component"][i, c, j]) == pytest.approx(float(one), rel=1e-4)
+                assert close(result["by_component"][i, c, j], one)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral", "gemma2"])
@@ -124,7 +125,7 @@ def test_the_other_writers_and_readers_as_plain_products(name: str) -> None:
     for i, j in ((~result["whole"].isnan()).nonzero()).tolist():
         if readers[j] in r:
             made = (w[writers[i]] @ r[readers[j]]).norm() / (w[writers[i]].norm() * r[readers[j]].norm())
-            assert float(result["whole"][i, j]) == pytest.approx(float(made), rel=2e-4), (writers[i], readers[j])
+            assert close(result["whole"][i, j], made), (writers[i], readers[j])
 
 
 def _out_map(model: pb.Model, text: str) -> torch.Tensor:
@@ -193,7 +194,7 @@ def test_grouped_queries_are_the_expanded_model() -> None:
     ours, theirs = (pb.find.channels(pb.load(hf), nulls=0) for hf in (shared, wide))
     assert ours.labels_of("reader") == theirs.labels_of("reader")
     for variable in ("whole", "whole_z", "by_component"):
-        assert torch.allclose(ours[variable], theirs[variable], rtol=1e-4, atol=1e-6, equal_nan=True), variable
+        assert close(ours[variable], theirs[variable], equal_nan=True), variable
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gptj", "qwen3", "deepseek_v3"])
@@ -214,9 +215,9 @@ def test_offsets_are_the_turn_written_out(name: str) -> None:
         at = [str(part) for part in result.parts or []].index(f"L0.H1>L1.H2.{kind}")
         above, below = [(writer @ m).norm().square() for m in matrices], [m.norm().square() for m in matrices]
         expected = torch.stack([(a / b).sqrt() for a, b in zip(above, below, strict=True)]) / writer.norm()
-        assert torch.allclose(result["by_offset"][at], expected, rtol=1e-4), (kind, result["by_offset"][at], expected)
+        assert close(result["by_offset"][at], expected), kind
         overall = (sum(above) / sum(below)) ** 0.5 / writer.norm()
-        assert float(result.values[at]) == pytest.approx(float(overall), rel=1e-4)
+        assert close(result.values[at], overall)
 
 
 # --- the null ---------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def test_the_closed_form_is_what_random_rotations_give(rank_a: int, rank_g: int,
     x = (P @ turned @ F).square().sum((1, 2)) / (P.square().sum() * F.square().sum())
     a, g = wiring.Factors.of(P[None]), wiring.Factors.of(F.T[None])
     mean, variance, third = (m[0, 0] for m in _haar.moments(a.traces(), g.traces(), d))
-    assert float(mean) == pytest.approx(1 / d)
+    assert close(mean, 1 / d)
     assert float(x.mean()) == pytest.approx(float(mean), rel=5 / 4000**0.5 * float(variance.sqrt() / mean) + 1e-9)
     assert float(x.var()) == pytest.approx(float(variance), rel=0.2)
     assert float(((x - mean) ** 3).mean()) == pytest.approx(float(third), rel=0.5, abs=0.3 * float(variance) ** 1.5)

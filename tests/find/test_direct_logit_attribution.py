@@ -39,11 +39,11 @@ def test_the_parts_sum_to_the_models_own_logit_difference(name: str) -> None:
         with torch.no_grad():
             logits = model.hf(torch.tensor([ids])).logits[0, -1].double()
         expected.append(logits[right] - logits[list(wrong)].mean())
-    assert abs(result["total"] - torch.stack(expected).mean()) < 1e-5
+    assert close(result["total"], torch.stack(expected).mean(), of=1.0)
     assert result["sum_error"] < 1e-4
     layers = result["mlp"].sum() + result["attn_bias"].sum()
     layers = result.values.sum() if "mamba" in name else layers + result.values.nansum()
-    assert abs(layers + result["embed"] + result["bias"] - result["total"]) < 1e-4
+    assert close(layers + result["embed"] + result["bias"], result["total"], of=1.0)
     assert result.values.nan_to_num().abs().max() > 1e-3
 
 

@@ -75,7 +75,7 @@ def test_it_scales_with_what_is_written() -> None:
     with torch.no_grad():
         hf.transformer.h[1].attn.c_proj.weight[:8] *= 3.0
     after = head_importance(pb.load(hf), TEXTS, exact=0)
-    assert after.values[1, 0] == pytest.approx(3.0 * float(before.values[1, 0]), rel=1e-5)
+    assert close(after.values[1, 0], 3.0 * before.values[1, 0])
     assert close(after.values[1, 1:], before.values[1, 1:])
     assert "loss_increase" not in after
 
@@ -88,7 +88,7 @@ def test_null() -> None:
             block.attn.c_proj.weight.zero_()
     result = head_importance(pb.load(hf), TEXTS)
     assert (result.values == 0.0).all()
-    assert result["loss_increase"].abs().max() < 1e-6
+    assert close(result["loss_increase"], 0.0, of=1.0)
     assert result["spearman"].isnan()
 
 

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_vocabulary import CLASSES
+from tests.tolerance import close
 
 
 def with_twins(form: Any, seed: int, n: int = 14) -> tuple[pb.Model, pb.Task, Any]:
@@ -80,7 +81,7 @@ def test_reference() -> None:
                         side = 1.0 if token == right else -1.0 if token in wrong else 0.0
                         expected[head] += sign * side * float(row[p]) / len(task)
     hf.set_attn_implementation("sdpa")
-    assert (result.values[0] - expected).abs().max() < 1e-6
+    assert close(result.values[0], expected)
     assert expected.abs().max() > 1e-4
 
 
@@ -90,7 +91,7 @@ def test_the_effect_is_that_of_path_patching_with_mlps_frozen(name: str) -> None
     task = pb.tasks.repeated_tokens(model, 4, max_period=6, max_offset=4)
     ours = inhibition_heads(model, task, movers="L1.H1", draws=1)["effect"][0]
     theirs = pb.prove.path_patching(model, task, receivers=["L1.H1.q"], mlps="frozen").values[0]
-    assert (ours - theirs).abs().max() < 1e-5
+    assert close(ours, theirs, of=1.0)
     assert theirs.abs().max() > 1e-4
 
 

@@ -79,8 +79,8 @@ def test_null() -> None:
         inside += int(result["null_low"] <= result.values[0] <= result["null_high"])
     assert inside >= 8
     same = isotropy(model, [[5] * 8, [5] * 4], draws=5)
-    assert abs(float(same.values[0])) < 1e-9
-    assert float(result["null_high"] - 1) == pytest.approx(1.96 / (model.d_model * 2 * 190) ** 0.5)
+    assert close(same.values[0], 0.0, of=1.0)
+    assert close(float(result["null_high"]), 1 + 1.96 / (model.d_model * 2 * 190) ** 0.5)
 
 
 def test_one_text_and_other_sites() -> None:

@@ -39,7 +39,7 @@ def test_planted() -> None:
     translations = {name: [[9, token] for token in WORDS[n]] for n, name in enumerate(("near", "middle", "far"), 1)}
     result = language_similarity(model, prompts, translations, draws=200)
     assert close(result.values[0], torch.tensor([0.9, 0.5, 0.0]).double())
-    assert result["floor"][0].abs().max() < 1e-5
+    assert close(result["floor"][0], 0.0, of=1.0)
     assert [row["language"] for row in result.tables["ranking"]] == ["near", "middle", "far"]
     assert result["p"][0, :2].max() < 0.05
     assert result["p"][0, 2] > 0.2

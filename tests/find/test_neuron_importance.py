@@ -10,6 +10,7 @@ import torch
 import patchbay as pb
 from patchbay.find.neuron_importance import neuron_importance
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 TEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]
 
@@ -46,9 +47,9 @@ def test_reference(name: str) -> None:
         for layer, act in enumerate(seen):
             for position in range(len(ids)):
                 expected[layer] += act[position].abs() / len(ids) / len(TEXTS)
-    assert torch.allclose(result.values.float(), expected, atol=1e-6)
+    assert close(result.values.float(), expected)
     lengths = torch.stack([(d.weight if name == "gpt2" else d.weight.T).detach().norm(dim=1) for d in downs])
-    assert torch.allclose(result["output"].float(), expected * lengths, atol=1e-5)
+    assert close(result["output"].float(), expected * lengths)
 
     def loss(model: torch.nn.Module) -> float:
         with torch.no_grad():
@@ -63,7 +64,7 @@ def test_reference(name: str) -> None:
                 block.mlp.c_proj.weight[neuron] = 0.0
             else:
                 block.mlp.down_proj.weight[:, neuron] = 0.0
-        assert result["loss_increase"][layer, neuron] == pytest.approx(loss(cut) - base, abs=1e-5)
+        assert close(result["loss_increase"][layer, neuron], loss(cut) - base, of=base)
 
 
 def test_only_as_many_neurons_are_left_out_as_asked() -> None:
@@ -80,7 +81,7 @@ def test_null() -> None:
             block.mlp.up_proj.weight.zero_()
     result = neuron_importance(pb.load(hf), TEXTS, exact=10)
     assert (result.values == 0.0).all()
-    assert result["loss_increase"].nan_to_num(0.0).abs().max() < 1e-6
+    assert close(result["loss_increase"].nan_to_num(0.0), 0.0, of=1.0)
     assert result["spearman"].isnan()
 
 

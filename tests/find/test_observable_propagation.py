@@ -13,6 +13,7 @@ import patchbay as pb
 from patchbay.find._propagation import Norm
 from patchbay.find.observable_propagation import observable_propagation
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 def task_for(model: pb.Model, n: int = 4) -> pb.Task:
@@ -78,7 +79,7 @@ def test_a_norms_gradient_is_autograds_and_turns_less_than_the_bound(d: int, nor
     leaf = x.clone().requires_grad_(True)
     (expected,) = torch.autograd.grad((module(leaf) * y).sum(), leaf)
     exact = Norm(module, x, True).back(y)
-    assert (exact - expected).abs().max() < 1e-12
+    assert close(exact, expected, dtype=torch.float64)
     with torch.no_grad():
         module.weight.fill_(1.0)
     turned = torch.nn.functional.cosine_similarity(Norm(module, x, True).back(y), y, dim=1).clamp(-1, 1).acos().mean()
@@ -198,7 +199,7 @@ def test_reference(name: str, path: str) -> None:
                     without = frozen.observable(PATHS[path], -write, weights)
                 effect[layer, head] += float((base - without).detach()) / len(task)
     for found, expected in ((result.values, score), (result["effect"], effect), (result["vector"], vector)):
-        assert (found.nan_to_num(0.0) - expected).abs().max() < 1e-5
+        assert close(found.nan_to_num(0.0), expected, of=1.0)  # differences of observables
     assert score.abs().max() > 1e-3
     assert result.values.isnan().any() == (path not in ("", "L1.mlp"))
 
@@ -221,7 +222,7 @@ def test_with_the_scale_frozen_and_no_path_it_is_direct_logit_attribution() -> N
         model = pb.load(twins.twin(name))
         task = task_for(model)
         ours = observable_propagation(model, task, norm="scale").values
-        assert (ours - pb.find.direct_logit_attribution(model, task).values).abs().max() < 1e-5, name
+        assert close(ours, pb.find.direct_logit_attribution(model, task).values), name
 
 
 def test_value_biases_can_be_left_out() -> None:
@@ -240,7 +241,7 @@ def test_value_biases_can_be_left_out() -> None:
             for head in range(4):
                 place = slice(8 * head, 8 * head + 8)
                 expected[layer, head] += float((b_v[place] @ w_o[place]).detach() @ read[-1]) / len(task)
-    assert ((every - without) - expected).abs().max() < 1e-5
+    assert close(every - without, expected)
     assert expected.abs().max() > 1e-4
 
 

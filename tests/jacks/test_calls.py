@@ -17,6 +17,7 @@ from patchbay.jacks.session import Session
 from patchbay.model.self_check import self_check
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 IDS = torch.tensor([[5, 9, 40, 2, 11, 3]])
 
@@ -226,12 +227,12 @@ def test_compiled_models_are_edited() -> None:
     compiled = torch.compile(hf, backend="eager")
     hf.compile(backend="eager")
     with torch.no_grad():
-        assert torch.allclose(compiled(IDS).logits, plain, atol=1e-5)
-        assert torch.allclose(hf(IDS).logits, plain, atol=1e-5)
+        assert close(compiled(IDS).logits, plain)
+        assert close(hf(IDS).logits, plain)
         with model.edited(edit):
             assert torch.equal(hf(IDS).logits, right)
             assert torch.equal(compiled(IDS).logits, right)
-        assert torch.allclose(compiled(IDS).logits, plain, atol=1e-5)
+        assert close(compiled(IDS).logits, plain)
 
 
 def test_recorded_hidden_states_are_the_edited_ones() -> None:

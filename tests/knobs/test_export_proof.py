@@ -20,6 +20,7 @@ from patchbay.knobs import export as export_module
 from patchbay.knobs import proof
 from patchbay.knobs.knob import Knob
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -69,7 +70,7 @@ def test_parametrised_weights_are_written_as_what_they_compute(tmp_path: Path) -
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     expected = pb.run(model, IDS, edits=[knob]).logits
     with torch.no_grad():
-        assert float((back(IDS).logits - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+        assert close(back(IDS).logits, expected)
     assert (
         float((expected - pb.run(pb.load(twin("llama")), IDS, edits=list(knob.edits_at())).logits).abs().max()) > 1e-3
     )
@@ -156,4 +157,4 @@ def test_the_lines_in_the_readme_load_the_export(form: str, tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path / "out")
     found = torch.load(tmp_path / "logits.pt")
     expected = pb.run(model, torch.arange(9)[None] + 3, edits=[knob]).logits
-    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    assert close(found, expected)

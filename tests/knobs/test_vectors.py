@@ -14,6 +14,7 @@ from patchbay.errors import PatchbayError
 from patchbay.knobs.gguf import read_gguf
 from patchbay.knobs.knob import Knob
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
 
@@ -71,7 +72,7 @@ def test_vectors_of_others_add_behind_their_layers(name: str, kind: str, tmp_pat
     assert knob.fits(model)
     expected = by_hook(model, vectors, 1.5)
     found = pb.run(model, IDS, edits=[knob.at(1.5)]).logits
-    assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+    assert close(found, expected)
     assert float((expected - pb.run(model, IDS).logits).abs().max()) > 1e-2
 
 

@@ -16,6 +16,7 @@ from patchbay.model.linear import linear_map, rows
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.sweeps.scorer import Scorer
 from patchbay.tiny.twins import twin
+from tests.tolerance import Nearness, close
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
@@ -37,14 +38,14 @@ def adapted(name: str = "llama", seed: int = 0, **more: Any) -> Any:
     return model
 
 
-def values_error(model: pb.Model) -> float:
+def values_right(model: pb.Model) -> Nearness:
     """v by hand, from the weights that are handed out, against what attention received."""
     at, w = model.modules[0], model.layers[0].attn.weights()
     trace = pb.run(model, IDS, taps=[Port("resid_in", 0), Port("attn.v", 0)])
     assert at.norm_attn is not None
     made = torch.einsum("bpm,gmd->bgpd", at.norm_attn(trace[Port("resid_in", 0)]), w.W_V)
     made = made if w.b_V is None else made + w.b_V[:, None]
-    return float((made - trace[Port("attn.v", 0)]).detach().abs().max())
+    return close(made, trace[Port("attn.v", 0)])
 
 
 def effective(layer: Any) -> Tensor:
@@ -58,7 +59,7 @@ def test_a_model_under_lora_is_taken_and_read_as_it_multiplies(name: str) -> Non
     peft = adapted(name)
     model = pb.load(peft)
     assert model.hf is peft.get_base_model()
-    assert values_error(model) < 1e-5
+    assert values_right(model)
     assert torch.equal(pb.run(model, IDS).logits, peft(input_ids=torch.tensor(IDS)).logits.detach())
 
 
@@ -67,38 +68,38 @@ def test_lora_by_hand_active_off_merged_and_trained_later() -> None:
     model = pb.load(peft)
     layer = peft.get_base_model().model.layers[0].mlp.up_proj
     base = layer.base_layer.weight.detach().clone().T
-    assert torch.allclose(model.layers[0].mlp.weights().W_in, effective(layer), atol=1e-5)
+    assert close(model.layers[0].mlp.weights().W_in, effective(layer))
     with peft.disable_adapter():
         assert torch.equal(model.layers[0].mlp.weights().W_in, base)
-        assert values_error(model) < 1e-5
+        assert values_right(model)
     with torch.no_grad():
         layer.lora_B["default"].weight.add_(0.5)  # trained after it was wrapped and read
-    assert torch.allclose(model.layers[0].mlp.weights().W_in, effective(layer), atol=1e-5)
+    assert close(model.layers[0].mlp.weights().W_in, effective(layer))
     expected = effective(layer)
     peft.merge_adapter()
-    assert torch.allclose(model.layers[0].mlp.weights().W_in, expected, atol=1e-5)
+    assert close(model.layers[0].mlp.weights().W_in, expected)
     peft.unmerge_adapter()
-    assert torch.allclose(model.layers[0].mlp.weights().W_in, expected, atol=1e-5)
+    assert close(model.layers[0].mlp.weights().W_in, expected)
 
 
 def test_dora_is_asked_what_it_multiplies_by() -> None:
     model = pb.load(adapted(use_dora=True))
-    assert values_error(model) < 1e-5
+    assert values_right(model)
     module = model.modules[0].attn_proj
     x = torch.randn(3, 32)
-    assert torch.allclose(x @ linear_map(module)[0], module(x), atol=1e-4)  # type: ignore[misc]
+    assert close(x @ linear_map(module)[0], module(x))  # type: ignore[misc]
 
 
 def test_an_adapted_head_and_embedding() -> None:
     model = pb.load(adapted(target_modules=["lm_head", "embed_tokens"]))
     trace = pb.run(model, IDS, taps=[Port("final_norm"), Port("embed")])
-    assert torch.allclose(trace[Port("final_norm")] @ model.unembed.weight.T, trace.logits, atol=1e-4)
-    assert torch.allclose(rows(model.hf.get_input_embeddings())[IDS[0]], trace[Port("embed")][0], atol=1e-5)
+    assert close(trace[Port("final_norm")] @ model.unembed.weight.T, trace.logits)
+    assert close(rows(model.hf.get_input_embeddings())[IDS[0]], trace[Port("embed")][0])
     table = pb.sweep(model, IDS, [pb.zero(model.layers[0].mlp.out)], metric=lambda logits, _: logits[:, 3])
     task_like = Scorer(model, None, lambda logits, _: logits[:, 0])
     task_like.tokens = torch.tensor([3, 7])
-    assert torch.allclose(task_like.logits(trace[Port("final_norm")][0]), trace.logits[0][:, [3, 7]], atol=1e-4)
-    assert float(table["base"][0]) == pytest.approx(float(trace.logits[0, -1, 3]), abs=1e-4)
+    assert close(task_like.logits(trace[Port("final_norm")][0]), trace.logits[0][:, [3, 7]])
+    assert close(table["base"][0], trace.logits[0, -1, 3], of=trace.logits)
 
 
 def test_adapters_of_transformers_and_of_folders(tmp_path: Path) -> None:
@@ -110,13 +111,13 @@ def test_adapters_of_transformers_and_of_folders(tmp_path: Path) -> None:
     for named in (str(tmp_path / "base"), "../base"):
         config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": named}))
         model = pb.load(tmp_path / "adapter")
-        assert torch.allclose(pb.run(model, IDS).logits, right, atol=1e-5)
-        assert values_error(model) < 1e-5
+        assert close(pb.run(model, IDS).logits, right)
+        assert values_right(model)
     hf = twin("llama")
     hf.load_adapter(str(tmp_path / "adapter"))
     model = pb.load(hf.eval())
-    assert torch.allclose(pb.run(model, IDS).logits, right, atol=1e-5)
-    assert values_error(model) < 1e-5
+    assert close(pb.run(model, IDS).logits, right)
+    assert values_right(model)
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "tiny"}))
     with pytest.raises(PatchbayError, match="its adapter does not fit tiny"):
         pb.load(tmp_path / "adapter")
@@ -130,14 +131,14 @@ def test_parametrised_and_normed_weights_are_read_as_they_are_used() -> None:
     hf = twin("llama")
     parametrize.register_parametrization(hf.model.layers[0].self_attn.v_proj, "weight", Doubled())
     model = pb.load(hf)
-    assert values_error(model) < 1e-5
+    assert values_right(model)
     hf = twin("llama")
     with pytest.warns(FutureWarning):
         nn.utils.weight_norm(hf.model.layers[0].self_attn.v_proj)
     model = pb.load(hf)
     with torch.no_grad():
         hf.model.layers[0].self_attn.v_proj.weight_g.mul_(3.0)
-    assert values_error(model) < 1e-5
+    assert values_right(model)
 
 
 def test_what_is_no_causal_language_model_is_refused_in_one_sentence() -> None:

@@ -16,9 +16,9 @@ from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
-from tests.tolerance import close
+from tests.tolerance import NOISE, close
 
-LENGTH, NEW, TOLERANCE = 10, 5, 1e-4
+LENGTH, NEW = 10, 5
 TOKEN = 7  # stands in the prompt at position 4, and wherever it is generated
 KINDS = (None, 2, -3, slice(2, 5), slice(4, None), (1, 3), "last", "generated", pb.Token(TOKEN), "mask")
 MAIN = [name for name in FAMILY_CONFIGS if list(FAMILY_CONFIGS).index(name) <= list(FAMILY_CONFIGS).index("bamba")]
@@ -113,9 +113,8 @@ def assert_equals_recomputation(
             plain.append(Edit(edit.op, edit.port, edit.value, tuple(where), (row,), keys))
     everywhere = pb.run(model, text[:, :-1], edits=plain).logits
     whole = everywhere[:, LENGTH - 1 :]  # [prompt, new token, vocab]
-    difference = (whole - logits).abs().amax(dim=(1, 2))
-    worst = int(difference.argmax())
-    assert float(difference[worst]) < TOLERANCE, f"{edits[worst]} differs by {float(difference[worst]):.1e}"
+    worst = int((whole - logits).abs().amax(dim=(1, 2)).argmax())
+    assert close(whole, logits, noise=4 * NOISE), edits[worst]  # one token at a time: other kernels in every layer
     assert torch.equal(whole.argmax(-1), text[:, LENGTH:])
     return (everywhere - pb.run(model, text[:, :-1]).logits).abs().amax(dim=(1, 2))
 

@@ -20,6 +20,7 @@ from patchbay.signal.port import Part, Port
 from patchbay.tiny import twins
 from patchbay.turn.channel import edited_weight
 from patchbay.wiring import components
+from tests.tolerance import NOISE, close
 
 NAMES = ("deepseek_v3", "deepseek_v2", "glm4_moe_lite")
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}
@@ -102,15 +103,15 @@ def test_the_inner_scale_frozen_they_give_q_k_v_and_out(name: str, form: str) ->
         assumed_query, assumed_key = assumed(model, layer)
         by_query, by_key = (by_query / assumed_query)[:, None, :, None], (by_key / assumed_key)[:, None, :, None]
         still, size = 8, 0.1 * torch.tensor(2.0).log() + 1 if form == "yarn" else 1.0
-        assert torch.allclose(q[..., :still] * by_query, seen[attn.q][..., :still], atol=1e-5)
-        assert torch.allclose(k[..., :still] * by_key, seen[attn.k][..., :still], atol=1e-5)
-        assert torch.allclose((q[..., still:] * by_query * size)[:, :, 0], seen[attn.q][:, :, 0, still:], atol=1e-5)
-        assert torch.allclose(k[:, :, 0, still:] * size, seen[attn.k][:, :, 0, still:], atol=1e-5)
-        assert torch.allclose(v * by_key, seen[attn.v], atol=1e-5)
-        assert torch.allclose(torch.einsum("pqhd,hdm->pqhm", seen[attn.z], w.W_O), seen[attn.head_out], atol=1e-5)
+        assert close(q[..., :still] * by_query, seen[attn.q][..., :still])
+        assert close(k[..., :still] * by_key, seen[attn.k][..., :still])
+        assert close((q[..., still:] * by_query * size)[:, :, 0], seen[attn.q][:, :, 0, still:])
+        assert close(k[:, :, 0, still:] * size, seen[attn.k][:, :, 0, still:])
+        assert close(v * by_key, seen[attn.v])
+        assert close(torch.einsum("pqhd,hdm->pqhm", seen[attn.z], w.W_O), seen[attn.head_out])
         rates = attn.inner_rates(x)
-        assert torch.allclose(rates[0][..., 0], by_query[:, 0, :, 0].double(), rtol=1e-4)
-        assert torch.allclose(rates[2][..., 0], by_key[:, 0, :, 0].double(), rtol=1e-4)
+        assert close(rates[0][..., 0], by_query[:, 0, :, 0].double())
+        assert close(rates[2][..., 0], by_key[:, 0, :, 0].double())
         assert torch.equal(rates[1][..., still:], torch.ones_like(rates[1][..., still:]))
 
 
@@ -157,7 +158,7 @@ def test_only_the_rotary_part_turns(name: str, form: str) -> None:
             expected[a, a] = expected[b, b] = angle.cos()
             expected[a, b], expected[b, a] = angle.sin(), -angle.sin()
         if form != "yarn":  # which has other frequencies
-            assert torch.allclose(found.double(), expected, atol=2e-5)
+            assert close(found.double(), expected)
         assert torch.equal(found[:8], torch.eye(12)[:8])
     if form == "biased":
         return
@@ -172,7 +173,7 @@ def test_only_the_rotary_part_turns(name: str, form: str) -> None:
     logits = torch.einsum("phqd,phkd->phqk", seen[attn.q], seen[attn.k])
     for query, key in ((8, 0), (5, 4), (7, 2), (3, 3)):
         made = torch.einsum("phd,de,phe->ph", q[:, :, query], turn.rotation[query - key].double(), k[:, :, key])
-        assert torch.allclose(made, logits[:, :, query, key].double(), atol=1e-4)
+        assert close(made, logits[:, :, query, key].double(), noise=4 * NOISE)  # each factor was rounded on its way
 
 
 def test_what_stands_in_the_latent_besides_a_plain_norm_is_refused() -> None:
@@ -193,7 +194,7 @@ def test_a_bias_before_the_inner_norm_is_no_part_of_what_attention_always_adds()
     assert model.layers[0].attn.weights().b_V is not None
     written = components.components(model, Part(0, "attn"), "bias")
     bias = model.modules[0].attn_proj.bias.detach()
-    assert torch.allclose(written.s[0] * written.u[0, 0] * written.v[0], bias, atol=1e-6)
+    assert close(written.s[0] * written.u[0, 0] * written.v[0], bias)
 
 
 # --- scores -------------------------------------------------------------------------------------------
@@ -245,10 +246,10 @@ def test_reference(name: str) -> None:
             j = result.labels_of("reader").index(f"L1.H{reader}.{letter}")
             total = sum(one[letter].norm().square() for one in at)
             expected = (sum((into @ one[letter]).norm().square() for one in at) / total).sqrt() / into.norm()
-            assert float(result["whole"][i, j]) == pytest.approx(float(expected), rel=1e-4)
+            assert close(result["whole"][i, j], expected)
             for c in range(6):
                 one_row = (sum((vh[c] @ one[letter]).norm().square() for one in at) / total).sqrt()
-                assert float(result["by_component"][i, c, j]) == pytest.approx(float(one_row), rel=1e-3)
+                assert close(result["by_component"][i, c, j], one_row, of=1.0)
 
 
 @pytest.mark.parametrize(("name", "form"), [*itertools.product(NAMES, ["as it is"]), ("deepseek_v3", "plain queries")])
@@ -267,7 +268,7 @@ def test_identity(name: str, form: str) -> None:
         s2 = components.components(model, source).s.square()
         parts = by_component["by_component"][i].double()[: len(s2)]
         mean = (s2[:, None] * parts.square()).sum(0) / s2.sum()
-        assert torch.allclose(mean[later[i]].sqrt(), whole["whole"][i][later[i]], rtol=1e-6, atol=1e-8)
+        assert close(mean[later[i]].sqrt(), whole["whole"][i][later[i]])
 
 
 def test_which_scores_depend_on_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,7 +294,7 @@ def test_which_scores_depend_on_the_number(monkeypatch: pytest.MonkeyPatch) -> N
         for j, kind in enumerate(kinds):
             both = (found["whole"][:, j].nan_to_num(), plain["whole"][:, j].nan_to_num())
             if plain["whole"][:, j].isfinite().any():
-                assert torch.allclose(*both, atol=1e-5) == (kind not in letters), (d_up, kind)
+                assert bool(close(*both)) == (kind not in letters), (d_up, kind)
 
 
 # --- truth and null -----------------------------------------------------------------------------------
@@ -402,7 +403,7 @@ def test_the_knob_is_the_weights_changed(name: str, strength: float) -> None:
                 else:
                     attn.kv_b_proj.weight.view(4, 14, 16)[head, 8:] = weight.T
                 expected = hf(torch.tensor(IDS)).logits
-            assert (found - expected).abs().max() < 1e-5 * expected.abs().max(), (form, text)
+            assert close(found, expected), (form, text)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -413,7 +414,7 @@ def test_the_weights_changed_are_the_formula(name: str) -> None:
     assert "one positive number per token" in found.note
     W_O, _ = edited_weight(model, parse_channel("L1.H1.C3"), 0.25)
     expected = wide(model, 1, 1)["v"].float() - 0.75 * found.s[3] * torch.outer(found.u[3], found.v[3])
-    assert torch.allclose(w.W_V[1] @ W_O, expected, atol=1e-5)
+    assert close(w.W_V[1] @ W_O, expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -423,7 +424,7 @@ def test_what_stands_on_channels_works(name: str) -> None:
     content = pb.find.channel_content(model, IDS * 3, "L0.H1.C1", draws=5)
     z = pb.run(model, IDS * 3, taps=[model.layers[0].heads[1].out])[model.layers[0].heads[1].out]
     v = components.components(model, "L0.H1").v[1]
-    assert torch.allclose(content["coordinate"].float(), z @ v, atol=1e-5)
+    assert close(content["coordinate"].float(), z @ v)
     assert any("one positive number per token" in note for note in content.notes)
     groups = pb.find.communities(model, rate=1.0, draws=3)
     assert any("root mean square latent" in note for note in groups.notes)
@@ -451,7 +452,7 @@ def test_an_edge_is_heard_through_the_reader_alone() -> None:
     heard = pb.run(model, ids, taps=[key], edits=[pb.replace(z, gone), *held])[key]
     last = [pb.run(model, ids, edits=e).last_logits for e in ([], [pb.replace(key, heard)])]
     lost = (task.score(last[0]) - task.score(last[1])).mean()
-    assert float(proof["edge"]) == pytest.approx(float(lost), abs=1e-5)
+    assert close(float(proof["edge"]), float(lost), of=1.0)
     assert abs(float(lost)) > 1e-5
 
 

@@ -12,6 +12,7 @@ from patchbay.model.proofs import graph_error
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.sweeps.restart import base_run
 from patchbay.tiny.twins import FAMILY_CONFIGS, _draw, twin
+from tests.tolerance import close
 
 IDS = [[5, 9, 20, 33, 41], [7, 60, 11], [3, 4, 5, 6, 7, 8]]
 SMALL: dict[str, Any] = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
@@ -50,10 +51,10 @@ def test_a_model_whose_tokens_see_later_ones_is_known_and_its_prompts_run_apart(
     edit = pb.scale(model.layers[0].mlp.out, 0.5, positions=-1)
     together = pb.run(model, IDS, edits=[edit], taps=[Port("resid_out", 1)])
     for i, ids in enumerate(IDS):
-        assert torch.allclose(pb.run(model, [ids]).logits[0], plain(hf, ids), atol=1e-5)
+        assert close(pb.run(model, [ids]).logits[0], plain(hf, ids))
         alone = pb.run(model, [ids], edits=[edit], taps=[Port("resid_out", 1)])
-        assert torch.allclose(together.logits[i, : len(ids)], alone.logits[0], atol=1e-5)
-        assert torch.allclose(together[Port("resid_out", 1)][i, : len(ids)], alone[Port("resid_out", 1)][0], atol=1e-5)
+        assert close(together.logits[i, : len(ids)], alone.logits[0])
+        assert close(together[Port("resid_out", 1)][i, : len(ids)], alone[Port("resid_out", 1)][0])
     with pytest.raises(PatchbayError, match="run apart; give prompts of one length"):
         pb.run(model, IDS, grad=True)
 
@@ -63,10 +64,10 @@ def test_a_pattern_that_looks_ahead_is_shown_and_edited_as_it_is() -> None:
     model = pb.load(hf)
     port = Port("attn.pattern", 0)
     trace = pb.run(model, [IDS[0]], taps=[port])
-    assert torch.allclose(trace.logits[0], plain(hf, IDS[0]), atol=1e-5)
+    assert close(trace.logits[0], plain(hf, IDS[0]))
     assert float(trace[port][0, :, 0, 1:].sum()) > 0.1  # the first token sees later ones
     same = pb.run(model, [IDS[0]], edits=[pb.scale(port, 1.0)])
-    assert torch.allclose(same.logits[0], plain(hf, IDS[0]), atol=1e-5)
+    assert close(same.logits[0], plain(hf, IDS[0]))
 
 
 def test_sweeps_of_a_model_that_looks_ahead_are_whole_runs() -> None:
@@ -77,7 +78,7 @@ def test_sweeps_of_a_model_that_looks_ahead_are_whole_runs() -> None:
     for e, edit in enumerate(edits):
         for i, ids in enumerate(IDS):
             logits = pb.run(model, [ids], edits=[edit]).last_logits[0]
-            assert float(result["value"][e, i]) == pytest.approx(float(logits[3] - logits[4]), abs=1e-4)
+            assert close(result["value"][e, i], logits[3] - logits[4], of=logits)
 
 
 def test_gemma_with_attention_both_ways() -> None:
@@ -86,7 +87,7 @@ def test_gemma_with_attention_both_ways() -> None:
     assert not model.causal
     trace = pb.run(model, IDS, taps=[Port("attn.pattern", 1)])
     for i, ids in enumerate(IDS):
-        assert torch.allclose(trace.logits[i, : len(ids)], plain(hf, ids), atol=1e-5)
+        assert close(trace.logits[i, : len(ids)], plain(hf, ids))
 
 
 # ---- what depends on the batch ---------------------------------------------------------------------------------------
@@ -114,9 +115,9 @@ def test_a_prompt_does_not_depend_on_the_longest_of_its_batch(make: Any) -> None
     trace = pb.run(model, prompts, taps=[Port("resid_out", 0)])
     fresh = make()
     for i, ids in enumerate(prompts):
-        assert torch.allclose(trace.logits[i, : len(ids)], plain(fresh, ids), atol=1e-4)
+        assert close(trace.logits[i, : len(ids)], plain(fresh, ids))
     swapped = pb.run(model, prompts[::-1], batch_size=1)
-    assert torch.allclose(swapped.logits[1, : lengths[0]], trace.logits[0, : lengths[0]], atol=1e-4)
+    assert close(swapped.logits[1, : lengths[0]], trace.logits[0, : lengths[0]])
 
 
 def test_regimes_are_told_by_length() -> None:
@@ -236,7 +237,7 @@ def test_a_cache_that_is_not_written_is_said_and_sweeps_run_whole(monkeypatch: p
     assert any("writes no keys and values" in note for note in result.notes)
     for e, edit in enumerate(edits):
         expected = float(pb.run(model, [IDS[0]], edits=[edit]).last_logits[0, 3])
-        assert float(result["value"][e, 0]) == pytest.approx(expected, abs=1e-5)
+        assert close(result["value"][e, 0], expected, of=1.0)
 
 
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)

@@ -11,6 +11,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 
 def circuit(form: Any = "gpt2", seed: int = 0, n: int = 10) -> tuple[pb.Model, pb.Task, dict[str, Any]]:
@@ -43,7 +44,7 @@ def test_planted(form: Any, way: Any) -> None:
     assert max(abs(row["value"]) for row in others) < 0.05
     marks = pb.prove.activation_patching(model, task, positions="marks", way=way)
     assert marks.coords["position"] == ["first", "second", "source"]
-    assert marks.values[0].tolist() == pytest.approx([0.0, 1.0, 0.0], abs=1e-5)
+    assert close(marks.values[0].tolist(), [0.0, 1.0, 0.0], of=marks.values)
     each = pb.prove.activation_patching(model, task, site="head", positions="last,source", way=way)
     share = dict(zip(map(str, each.parts or []), each.values.tolist(), strict=True))
     assert share[truth["induction"]] == pytest.approx([1.0, 0.0], abs=0.1)
@@ -141,14 +142,14 @@ def test_reference(site: Any) -> None:
     result = pb.prove.activation_patching(model, task, site=site, positions="each", **options)
     cells = [(port.layer, port.index) for port in result.parts or []] if result.parts else [(0, None), (1, None)]
     effects = torch.tensor([[by_hand(model, task, site, *cell, [at]) for at in range(7)] for cell in cells])
-    assert torch.allclose(result["effect"], effects.mean(-1).double(), atol=1e-5)
+    assert close(result["effect"], effects.mean(-1).double(), of=1.0)
     gap = float(result["clean"] - result["corrupted"])
-    assert torch.allclose(result.values * gap, result["effect"], atol=1e-9)
+    assert close(result.values * gap, result["effect"], dtype=torch.float64)
     if site in ("head", "neuron"):
         return
     whole = pb.prove.activation_patching(model, task, site=site, positions="all")
     together = [sum(by_hand(model, task, site, layer, None, list(range(7)))) / 3 for layer in (0, 1)]
-    assert whole["effect"].tolist() == pytest.approx(together, abs=1e-5)
+    assert close(whole["effect"].tolist(), together, of=1.0)
 
 
 def test_noising_is_denoising_of_the_twins_exchanged() -> None:
@@ -157,7 +158,7 @@ def test_noising_is_denoising_of_the_twins_exchanged() -> None:
     turned = pb.Task("pairs", task.corrupted or (), task.right, task.wrong, task.clean)
     noising = pb.prove.activation_patching(model, task, site="head", way="noising")
     other = pb.prove.activation_patching(model, turned, site="head")
-    assert torch.allclose(noising["effect"], -other["effect"], atol=1e-5)
+    assert close(noising["effect"], -other["effect"])
     assert torch.allclose(noising.values, other.values, atol=1e-3)
 
 
@@ -168,12 +169,14 @@ def test_every_family(name: str, way: Any) -> None:
     model = pb.load(twin(name))
     task = pairs(90, length=9)
     result = pb.prove.activation_patching(model, task, positions="all", way=way)
-    assert result.values.tolist() == pytest.approx([1.0] * model.n_layers, abs=1e-4)
+    gap = float((result["clean"] - result["corrupted"]).abs())
+    size = max(1.0, float(result["clean"].abs()), float(result["corrupted"].abs())) / gap  # a share of a small gap
+    assert close(result.values.tolist(), [1.0] * model.n_layers, of=size)
     last = pb.prove.activation_patching(model, task, site="resid_out", positions="last", way=way)
-    assert float(last.values[-1]) == pytest.approx(1.0, abs=1e-4)
+    assert close(float(last.values[-1]), 1.0, of=size)
     same = pb.Task("same", task.clean, task.right, task.wrong, task.clean)
     nothing = pb.prove.activation_patching(model, same, site="attn_out", way=way)
-    assert nothing["effect"].abs().max() < 1e-5
+    assert close(nothing["effect"], 0.0, of=1.0)
     assert nothing["p"].min() == 1.0
     for site, signal in (("head", "attn.z"), ("expert", "experts.out"), ("resid_mid", "resid_mid")):
         if any(signal in model.signals(layer) for layer in range(model.n_layers)):
@@ -210,7 +213,7 @@ def test_prompts_of_different_lengths_line_up_at_the_end() -> None:
     assert result.coords["position"] == list(range(-widest, 0))
     longest = int(torch.tensor(lengths[:4]).argmax())
     alone = pb.prove.activation_patching(model, task[longest])
-    assert result["effect"][0, 0] == pytest.approx(float(alone["effect"][0, 0]), abs=1e-5)  # it alone is so long
+    assert close(result["effect"][0, 0], float(alone["effect"][0, 0]), of=1.0)  # it alone is so long
     assert result["effect"][1, -1] == pytest.approx(float(result["clean"] - result["corrupted"]), abs=1e-2)
 
 

@@ -117,7 +117,7 @@ def test_reference(way: str, steps: int) -> None:
                     at = slice(8 * head, 8 * head + 8)
                     change = (z[0][layer] - z[1][layer])[..., at]
                     expected[layer, head] += float((change.detach() * gradient[..., at]).sum()) / steps / len(task)
-    assert result.values.tolist() == [pytest.approx(row, abs=1e-5) for row in expected.tolist()]
+    assert close(result.values, expected, of=1.0)
     assert expected.abs().max() > 0.1
 
 
@@ -126,9 +126,9 @@ def test_reference(way: str, steps: int) -> None:
 def test_exact_where_the_score_is_linear(family: str, site: Any) -> None:
     model = linear(family)
     result = pb.prove.attribution_patching(model, pairs(), site=site, exact=True)
-    scale = float(result["exact"].abs().max())
-    assert scale > 0.1
-    assert torch.allclose(result.values, result["exact"], atol=1e-4 * scale)
+    assert float(result["exact"].abs().max()) > 0.1
+    # without norms the logits are far larger than their differences
+    assert close(result.values, result["exact"], of=pb.run(model, pairs()).last_logits)
     assert result["spearman"] > 0.98
     assert result["overlap"] == 1.0
 

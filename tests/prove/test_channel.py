@@ -18,6 +18,7 @@ from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, tokenizer
 from patchbay.tiny.twins import twin
 from patchbay.wiring.components import components
+from tests.tolerance import close
 
 N_JUNK = 11
 
@@ -169,13 +170,13 @@ def test_reference() -> None:
         return sum(lost) / len(lost)
 
     without = torch.eye(8) - torch.outer(read[:, i], write[:, i])
-    assert float(found["removed"]) == pytest.approx(mean_loss(without), abs=2e-5)
-    assert float(found["edge"]) == pytest.approx(mean_loss(without, reader), abs=2e-5)
+    assert close(float(found["removed"]), mean_loss(without), of=1.0)
+    assert close(float(found["edge"]), mean_loss(without, reader), of=1.0)
     assert abs(float(found["edge"])) > 1e-4
     alone = mean_loss(torch.zeros(8, 8)) - mean_loss(torch.outer(read[:, i], write[:, i]))
-    assert float(found["restored"]) == pytest.approx(alone, abs=2e-5)
+    assert close(float(found["restored"]), alone, of=1.0)
     curve = mean_loss(torch.eye(8) - read[:, top] @ write[:, top].T)
-    assert float(found.values[0, 0]) == pytest.approx(curve, abs=2e-5)
+    assert close(float(found.values[0, 0]), curve, of=1.0)
 
 
 def test_reference_composition() -> None:
@@ -196,7 +197,7 @@ def test_reference_composition() -> None:
     }
     for target, W_out in expected.items():
         found = composition(model, parse_channel(f"L0.H2>{target}")).float()
-        assert torch.allclose(found, (v @ W_out).norm(dim=1) / W_out.norm(), atol=1e-5), target
+        assert close(found, (v @ W_out).norm(dim=1) / W_out.norm()), target
 
 
 def test_last_layer_to_the_logits() -> None:
@@ -207,8 +208,8 @@ def test_last_layer_to_the_logits() -> None:
         model.hf.transformer.h[1].mlp.c_proj.weight.zero_()
     task = pb.tasks.repeated_tokens(model, 4)
     found = pb.prove.channel(model, task, "L1.H0.C1>unembed", sizes=[1], draws=3)  # type: ignore[arg-type]
-    assert float(found["edge"]) == pytest.approx(float(found["removed"]), abs=1e-5)
-    assert torch.allclose(found["edge_random"], found["removed_random"], atol=1e-5)
+    assert close(float(found["edge"]), float(found["removed"]), of=1.0)
+    assert close(found["edge_random"], found["removed_random"], of=1.0)
     assert abs(float(found["removed"])) > 1e-3
 
 

@@ -11,6 +11,7 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 
 def pair(form: Any = "gpt2", broken: str = "o", seed: int = 0) -> tuple[pb.Model, pb.Model, pb.Task, list[str]]:
@@ -61,7 +62,7 @@ def test_streams_carry_everything_from_where_they_differ() -> None:
     base, tuned, task, _ = pair()
     result = pb.prove.cross_model_patching(base, tuned, task, ["L0", "L1"], signal="resid_out", draws=2)  # type: ignore[arg-type]
     assert result["effect"][0] == 0.0
-    assert float(result["effect"][1]) == pytest.approx(float(result["gap"]), rel=1e-6)
+    assert close(result["effect"][1], result["gap"], of=1.0)
     assert result["accuracy_joint"] == result["accuracy_tuned"] == 1.0
     assert "random" not in result
     assert any("no random control" in note for note in result.notes)
@@ -151,10 +152,10 @@ def test_reference(signal: Any, restore: bool, keep: list[int], copied: list[int
             plain, other = (m(torch.tensor([list(ids)])).logits[0, -1].double() for m in (one.model, two.model))
         effects.append(score(by_hand(one.model, two.model, list(ids), signal, copied, keep)) - score(plain))
         gaps.append(score(other) - score(plain))
-    assert float(result.values[0]) == pytest.approx(sum(effects) / 6, abs=1e-5)
-    assert float(result["joint"]) == pytest.approx(sum(effects) / 6, abs=1e-5)
-    assert float(result["gap"]) == pytest.approx(sum(gaps) / 6, abs=1e-5)
-    assert float(result["share"]) == pytest.approx(sum(effects) / sum(gaps), abs=1e-4)
+    assert close(float(result.values[0]), sum(effects) / 6, of=1.0)
+    assert close(float(result["joint"]), sum(effects) / 6, of=1.0)
+    assert close(float(result["gap"]), sum(gaps) / 6, of=1.0)
+    assert close(float(result["share"]), sum(effects) / sum(gaps), of=1.0)
     assert abs(sum(effects) / 6) > 1e-3
     text = " ".join(result.notes)
     assert ("it also serves L1.H0, which keep the base's own z" in text) == restore

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 OUTCOMES = ["positional", "lexical", "reflexive", "none", "other"]
 
@@ -67,14 +68,14 @@ def test_reference(form: Any, binding: Any) -> None:
     result = pb.prove.interchange(model, task, batch_size=3)
     for depth in range(model.n_layers + 1):
         distribution = by_hand(model, task, depth)
-        assert torch.allclose(result["distribution"][depth], distribution, atol=1e-5)
+        assert close(result["distribution"][depth], distribution)
         for m, name in enumerate(("positional", "lexical", "reflexive", "asked")):
             hits = [float(row.argmax() == place) for row, place in zip(distribution, task.labels[name], strict=True)]
             assert float(result["share"][depth, m]) == pytest.approx(sum(hits) / 8)
             own = [float(row[place]) for row, place in zip(distribution, task.labels[name], strict=True)]
-            assert float(result["probability"][depth, m]) == pytest.approx(sum(own) / 8, abs=1e-5)
+            assert close(float(result["probability"][depth, m]), sum(own) / 8, of=result["probability"])
     assert result["share"][0, 3] == result["base"][3]
-    assert result["share"].sum(1).tolist() == pytest.approx([1.0] * 3)
+    assert close(result["share"].sum(1), 1.0)
 
 
 def test_null(binding: Any) -> None:
@@ -101,7 +102,7 @@ def test_the_three_identities(pointer_model: Any, binding: Any) -> None:
     for i in range(len(task)):
         order = list(task.wrong[i])
         order.insert(task.labels["asked"][i], task.right[i])
-        assert torch.allclose(result["distribution"][1, i], twins[i, order].softmax(0), atol=1e-6)
+        assert close(result["distribution"][1, i], twins[i, order].softmax(0))
 
 
 def test_errors_say_what_is_missing(pointer_model: Any, binding: Any) -> None:
@@ -136,7 +137,7 @@ def test_at_another_token_equals_hooks_by_hand(binding: Any) -> None:
             logits = pb.run(model, [list(task.clean[i])], edits=[put]).last_logits[0].double()
             order = list(task.wrong[i])
             order.insert(task.labels["asked"][i], task.right[i])
-            assert torch.allclose(result["distribution"][depth, i], logits[order].softmax(0), atol=1e-5)
+            assert close(result["distribution"][depth, i], logits[order].softmax(0))
     assert torch.equal(result["share"][-1], result["base"])  # after the last block that token is read by nobody
     with pytest.raises(pb.PatchbayError, match=r"at='key'.*no mark of that name; possible: last, .*query"):
         pb.prove.interchange(model, task, at="key")

@@ -13,6 +13,7 @@ from patchbay.jacks.session import Session
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 PROMPTS = ((5, 6, 7, 8), (9, 10, 11, 12, 13, 14), (15, 16, 17, 18))
 ANSWERS = (((20, 21), (20, 22, 23), (24,)), ((25,), (26, 27)), ((28, 29, 30), (31,), (32, 33)))
@@ -64,8 +65,8 @@ def test_a_sweep_counts_positions_in_the_prompts(model, where):
     edits = [pb.scale(model.port(f"L{layer}.mlp.out"), -1.0, positions=where) for layer in range(2)]
     found = pb.sweep(model, a_task(metric="log_probability"), edits)
     for edit, values in zip(edits, found["value"].tolist(), strict=True):
-        assert values == pytest.approx(by_hand(model, [edit], "log_probability"), abs=2e-4)
-    assert found["base"].tolist() == pytest.approx(by_hand(model, [], "log_probability"), abs=2e-4)
+        assert close(values, by_hand(model, [edit], "log_probability"))
+    assert close(found["base"].tolist(), by_hand(model, [], "log_probability"))
 
 
 @pytest.mark.parametrize("normalise", ["none", "token", "byte", "character"])
@@ -74,9 +75,9 @@ def test_metrics_of_whole_answers(model, metric, normalise):
     task = a_task(metric=metric, normalise=normalise)
     edit = pb.scale(model.port("L1.attn.out"), 3.0, positions=-1)
     logits = pb.run(model, task.continuations, logits="last").last_logits
-    assert task.score(logits).tolist() == pytest.approx(by_hand(model, [], metric, normalise), abs=2e-4)
+    assert close(task.score(logits).tolist(), by_hand(model, [], metric, normalise), of=1.0)
     found = pb.sweep(model, task, [edit])
-    assert found["value"][0].tolist() == pytest.approx(by_hand(model, [edit], metric, normalise), abs=2e-4)
+    assert close(found["value"][0].tolist(), by_hand(model, [edit], metric, normalise), of=1.0)
     assert found.unit == task.unit
 
 
@@ -84,10 +85,9 @@ def test_metrics_of_whole_answers(model, metric, normalise):
 def test_probability_and_greedy_accuracy_of_whole_answers(model, metric):
     task = a_task(metric=metric)
     logits = pb.run(model, task.continuations, logits="last").last_logits
-    assert task.score(logits).tolist() == pytest.approx(by_hand(model, [], metric), abs=1e-5)
-    assert pb.sweep(model, task, [pb.scale(model.port("embed"), 1.0)])["value"][0].tolist() == pytest.approx(
-        by_hand(model, [], metric), abs=1e-5
-    )
+    assert close(task.score(logits).tolist(), by_hand(model, [], metric), of=1.0)
+    found = pb.sweep(model, task, [pb.scale(model.port("embed"), 1.0)])["value"][0]
+    assert close(found.tolist(), by_hand(model, [], metric), of=1.0)
     sure = torch.full((len(task.continuations), 96), -9.0)
     rows = {ids: i for i, ids in enumerate(task.continuations)}
     for prompt, (right, *_) in zip(PROMPTS, ANSWERS, strict=True):
@@ -103,11 +103,11 @@ def test_answers_of_one_token_score_alike_in_both_forms(model):
     same = pb.Task("one", PROMPTS, (), answers=one.whole_answers)
     logits = pb.run(model, PROMPTS, logits="last").last_logits
     for metric in ("logit_diff", "logit_diff_best", "log_probability", "option_accuracy", "accuracy"):
-        assert torch.allclose(one.with_metric(metric).score(logits), same.with_metric(metric).score(logits), atol=1e-5)
+        assert close(one.with_metric(metric).score(logits), same.with_metric(metric).score(logits), of=logits)
     edits = [pb.zero(head.z) for head in model.layers[1].heads]
     for metric in ("logit_diff", "kl"):
         found = [pb.sweep(model, task.with_metric(metric), edits)["value"] for task in (one, same)]
-        assert torch.allclose(*found, atol=1e-5)
+        assert close(*found, of=1.0)
 
 
 def test_methods_of_one_token_say_what_to_do_and_steps_do_it(model):
@@ -120,7 +120,7 @@ def test_methods_of_one_token_say_what_to_do_and_steps_do_it(model):
     assert steps.clean[1] == (*PROMPTS[0], 20)
     scores = steps.score(pb.run(model, steps, logits="last").last_logits)
     summed = [float(scores[[p == i for p in steps.labels["prompt"]]].sum()) for i in range(3)]
-    assert summed == pytest.approx(by_hand(model, [], "log_probability"), abs=2e-4)
+    assert close(summed, by_hand(model, [], "log_probability"))
     assert pb.find.direct_logit_attribution(model, steps).ranked
 
 
@@ -129,7 +129,7 @@ def test_twins_of_whole_answers(model):
     edit = pb.scale(model.port("L0.mlp.out"), -1.0, positions=0)
     found = pb.sweep(model, task, [edit], on="corrupted")["value"][0]
     turned = pb.Task("t", task.corrupted, (), answers=ANSWERS, metric="log_probability")
-    assert torch.allclose(found, pb.sweep(model, turned, [edit])["value"][0])
+    assert close(found, pb.sweep(model, turned, [edit])["value"][0])
     assert [
         step[: len(ids)] for step, ids in zip(task.steps("corrupted").clean, [task.corrupted[0]] * 2, strict=False)
     ] == [task.corrupted[0]] * 2
@@ -173,7 +173,7 @@ def test_own_metrics_hold_wherever_a_metric_is_taken(model):
         found = pb.sweep(model, given, edits, metric)
         for edit, values in zip(edits, found["value"], strict=True):
             logits = pb.run(model, PROMPTS, edits=[edit], logits="last").last_logits
-            assert torch.allclose(values, logits.max(-1).values + torch.arange(3), atol=1e-5)
+            assert close(values, logits.max(-1).values + torch.arange(3))
     lost = pb.prove.ablation(model, task, "L1.H1", draws=2)
     assert lost.provenance["task"]["metric"] == "function top"
     assert torch.equal(task[[2]].score(plain[[2]]), plain[[2]].max(-1).values + 2)  # a prompt keeps its number
@@ -185,8 +185,8 @@ def test_a_metric_that_names_its_tokens_gets_only_those(model):
     found = pb.sweep(model, task, edits)
     for edit, values in zip(edits, found["value"], strict=True):
         logits = pb.run(model, PROMPTS, edits=[edit], logits="last").last_logits
-        assert torch.allclose(values, logits[:, 40] - logits[:, 7], atol=1e-5)
-        assert torch.allclose(task.score(logits), values, atol=1e-5)
+        assert close(values, logits[:, 40] - logits[:, 7], of=logits)
+        assert close(task.score(logits), values, of=logits)
     assert found.unit == "logits"
 
 
@@ -196,7 +196,7 @@ def test_a_metric_over_all_positions(model):
     found = pb.sweep(model, task, edits)
     for edit, values in zip(edits, found["value"], strict=True):
         right = [float(pb.run(model, [list(ids)], edits=[edit]).logits.max()) for ids in PROMPTS]
-        assert values.tolist() == pytest.approx(right, abs=1e-5)
+        assert close(values.tolist(), right)
     assert "reads all positions" in " ".join(found.notes)
     with pytest.raises(PatchbayError, match=r"reads logits \[prompt, position, vocab\] of 3 prompts"):
         task.score(torch.zeros(3, 96))

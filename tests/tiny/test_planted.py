@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from patchbay.tiny import planted
 from patchbay.tiny.planted import Planted
+from tests.tolerance import close
 
 FORMS = ["gpt2", "llama"]
 BUILDERS: dict[str, Callable[..., Planted]] = {
@@ -275,17 +276,17 @@ def test_channel(form: str, composition: str) -> None:
         scores, null, singular, whole = component_scores(lent)
         place = list(range(component, component + rank))
         assert lent.truth["components"] == place
-        torch.testing.assert_close(scores[place], torch.full((rank,), strength).double(), rtol=1e-4, atol=0.0)
-        torch.testing.assert_close(singular.float(), lent.truth["singular_values"], rtol=1e-4, atol=1e-5)
+        assert close(scores[place], torch.full((rank,), strength).double())
+        assert close(singular.float(), lent.truth["singular_values"])
         z = (scores - null.mean()) / null.std()
         assert z[place].min() > least_z
         rest = torch.cat([z[:component], z[component + rank :]])
         assert rest.max() < 4.5
         identity = (singular.square() * scores.square()).sum() / singular.square().sum()
-        assert abs(whole**2 - identity.item()) < 1e-9
+        assert close(whole**2, identity.item(), dtype=torch.float64, of=1.0)
         if form == "llama" and composition == "query":
             far, *_ = component_scores(lent, distance=7)
-            torch.testing.assert_close(far[place], scores[place], rtol=1e-4, atol=0.0)
+            assert close(far[place], scores[place])
 
 
 @pytest.mark.parametrize("form", FORMS)

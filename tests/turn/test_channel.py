@@ -15,6 +15,7 @@ from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from patchbay.turn.channel import edited_weight
 from patchbay.wiring.components import components
+from tests.tolerance import close
 
 
 def built(form: Any = "gpt2", **options: Any) -> tuple[pb.Model, Any]:
@@ -37,15 +38,15 @@ def test_planted(form: Any, strength: float) -> None:
     knob = pb.turn.channel(model, name, strength=strength)
     before, after = (pb.run(model, ids, taps=[out], edits=e)[out] for e in ([], [knob]))
     along, along_after = before @ direction, after @ direction  # [prompt, position]
-    assert torch.allclose(along_after, strength * along, atol=1e-5)
+    assert close(along_after, strength * along, of=before)
     rest = before - along[..., None] * direction
-    assert torch.allclose(after - along_after[..., None] * direction, rest, atol=1e-5)
+    assert close(after - along_after[..., None] * direction, rest)
     assert along.abs().max() > 0.01
     sign = torch.sign(components(model, truth["writer"]).v[2] @ direction)
     fixed = pb.turn.channel(model, name, coordinate=strength, positions="last")
     placed = pb.run(model, ids, taps=[out], edits=[fixed])[out] @ direction
-    assert torch.allclose(placed[:, -1], sign * torch.full((3,), strength), atol=1e-5)
-    assert torch.allclose(placed[:, :-1], along[:, :-1], atol=1e-6)
+    assert close(placed[:, -1], sign * torch.full((3,), strength), of=before)
+    assert close(placed[:, :-1], along[:, :-1])
 
 
 FAMILIES = ["gpt2", "llama", "gemma2", "phi", "qwen3", "gpt_neo", "bloom", "deepseek_v3"]
@@ -74,7 +75,7 @@ def test_reference(name: str) -> None:
                 else:
                     _write_v(other, layer, head, weight, bias)
                 expected = other.hf(ids).logits
-            assert (found - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6, (form, text)
+            assert close(found, expected), (form, text)
 
 
 def _write_v(model: pb.Model, layer: int, head: int, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -105,7 +106,7 @@ def test_it_is_the_formula(name: str) -> None:
     own = 1 * len(w.W_V) // len(w.W_Q)
     W_O, _ = edited_weight(model, parse_channel("L1.H1.C3"), 0.25)
     expected = w.W_OV(1) - 0.75 * found.s[3] * torch.outer(found.u[3], found.v[3])
-    assert torch.allclose(w.W_V[own] @ W_O, expected, atol=1e-5)
+    assert close(w.W_V[own] @ W_O, expected)
 
 
 def test_grouped_values_are_left_alone() -> None:
@@ -136,7 +137,7 @@ def test_components_together_are_the_head() -> None:
     knobs = [pb.turn.channel(model, f"{head}.C{i}", strength=0.0) for i in range(model.d_head(0))]
     out = head.port("out")
     silent = pb.run(model, random_ids(model), taps=[out], edits=knobs)[out]
-    assert silent.abs().max() < 1e-4
+    assert close(silent, 0.0, of=pb.run(model, random_ids(model), taps=[out])[out])
 
 
 def test_a_whole_head_is_scaled() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.model import weights
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 def ids(n: int = 3, length: int = 7) -> Tensor:
@@ -46,7 +47,7 @@ def test_planted(name: Any) -> None:
     off = pb.turn.clamp(model, neuron, 0.0)  # type: ignore[arg-type]
     assert margin(off)[~asks_is].abs().max() < 0.9
     last = pb.turn.clamp(model, neuron, 8.0, texts=built.truth["prompts"], positions="last")  # type: ignore[arg-type]
-    assert torch.allclose(margin(last), margin(on), atol=1e-4)
+    assert close(margin(last), margin(on))
     change = on.evidence["change"]
     assert change["low"][0] < change["change"][0] < change["high"][0] <= 8.001
 
@@ -82,11 +83,11 @@ def test_a_direction_holds_its_value_and_the_rest_stays(name: str) -> None:
     knob = pb.turn.clamp(model, "L0", 1.7, direction=w)  # type: ignore[arg-type]
     unit = w / w.norm()
     after = pb.run(model, tokens, taps=[port], edits=[knob])[port]
-    assert (after @ unit - 1.7).abs().max() < 1e-5
+    assert close(after @ unit, 1.7)
     away = torch.eye(len(unit)) - torch.outer(unit, unit)
-    assert ((after - before) @ away).abs().max() < 1e-5
+    assert close((after - before) @ away, 0.0, of=after)
     half = pb.run(model, tokens, taps=[port], edits=[knob.at(0.5)])[port]
-    assert (half @ unit - (before @ unit + 1.7) / 2).abs().max() < 1e-5
+    assert close(half @ unit, (before @ unit + 1.7) / 2)
     at = pb.turn.clamp(model, "L0", -2.0, coordinate=3)  # type: ignore[arg-type]
     after = pb.run(model, tokens, taps=[port], edits=[at])[port]
     assert (after[..., 3] == -2.0).all()
@@ -115,7 +116,7 @@ def test_null() -> None:
     one = ids(1, 1)
     plain = pb.run(model, one, taps=[port])
     knob = pb.turn.clamp(model, "L1.N3", float(plain[port]))  # type: ignore[arg-type]
-    assert torch.allclose(pb.run(model, one, edits=[knob]).logits, plain.logits, atol=1e-6)
+    assert close(pb.run(model, one, edits=[knob]).logits, plain.logits)
     assert torch.equal(pb.run(model, one, edits=[knob.at(0.0)]).logits, plain.logits)
 
 

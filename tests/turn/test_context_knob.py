@@ -14,6 +14,7 @@ from patchbay.tiny import planted
 from patchbay.tiny.planted_context import context
 from patchbay.turn._intent import attention_range, items, swapped
 from patchbay.turn.context_knob import _by_prompt, _found
+from tests.tolerance import close
 
 
 def asked(form: Any, funnelled: bool, n: int = 48) -> tuple[pb.Model, pb.Task, Any]:
@@ -81,15 +82,15 @@ def test_reference() -> None:
     port, constant = knob.edits[0].port, float(knob.evidence["search"]["constant"])
     w = knob.edits[1].value / knob.edits[1].value.norm() * (1 if constant > 0 else -1)
     before, after = (pb.run(model, task, taps=[port], edits=edits).last(port) for edits in ([], [knob]))
-    assert (after @ w - constant).abs().max() < 1e-5
+    assert close(after @ w, constant)
     away = torch.eye(len(w)) - torch.outer(w, w)
-    assert ((after - before) @ away).abs().max() < 1e-5
-    assert (away @ away - away).abs().max() < 1e-6
+    assert close((after - before) @ away, 0.0, of=after)
+    assert close(away @ away, away)
     target, source = before[:2], before[2:4]
     for row in range(2):
         gap = sum(float(w[i]) * (float(source[row, i]) - float(target[row, i])) for i in range(len(w)))
         by_hand = torch.tensor([float(target[row, i]) + gap * float(w[i]) for i in range(len(w))])
-        assert torch.allclose(swapped(target, source, w)[row], by_hand, atol=1e-4)
+        assert close(swapped(target, source, w)[row], by_hand)
     found = attention_range(model, items(task), 32)
     assert found.layers == [1]  # the mover's
     assert found.runs <= 2 * 2 + 3

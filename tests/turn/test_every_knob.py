@@ -16,6 +16,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.knobs.conflicts import KnobConflict, conflicts
 from patchbay.tiny import twins
+from tests.tolerance import NOISE, close
 
 LENGTH, NEW = 8, 4
 Make = Callable[[pb.Model], pb.Knob]
@@ -101,7 +102,7 @@ def test_generation_with_the_cache_is_one_run_over_the_finished_text(kind: str, 
     text = out.sequences[:, :-1]
     with model.session(edits=knob.edits_at(), prompt_length=LENGTH), torch.no_grad():
         whole = model.hf(input_ids=text, use_cache=False).logits[:, LENGTH - 1 :]
-    assert (whole - cached).abs().max() < 1e-4
+    assert close(whole, cached, noise=4 * NOISE)  # one token at a time: other kernels in every layer
     assert torch.equal(whole.argmax(-1), out.sequences[:, LENGTH:])
     plain = pb.run(model, text).logits[:, LENGTH - 1 :]
     assert (whole - plain).abs().max() > 1e-4, "without effect"
@@ -122,7 +123,7 @@ def test_a_knob_on_one_row_changes_no_bit_of_another(kind: str, name: str) -> No
     for row in (0, 2):
         assert torch.equal(after[row], before[row]), f"row {row}: {(after[row] - before[row]).abs().max():.1e}"
     alone = pb.run(model, ids[1:2], edits=[knob]).logits[0]
-    assert (after[1] - alone).abs().max() < 1e-4
+    assert close(after[1], alone)
     assert not torch.equal(after[1], before[1])
 
 
@@ -137,9 +138,9 @@ def test_knobs_add_up_in_the_order_given_each_at_its_strength() -> None:
     with model.edited(one, two, strength=[2.0, -0.5]):
         found = pb.run(model, ids).logits
     together = pb.add(port, 2.0 * vector(model, 1) - 0.5 * vector(model, 2))
-    assert torch.allclose(found, pb.run(model, ids, edits=[together]).logits, atol=1e-5)
+    assert close(found, pb.run(model, ids, edits=[together]).logits)
     with model.edited(two, one, strength=[-0.5, 2.0]):
-        assert torch.allclose(pb.run(model, ids).logits, found, atol=1e-5)
+        assert close(pb.run(model, ids).logits, found)
     with model.edited(one, two, strength=0.0):
         assert torch.equal(pb.run(model, ids).logits, pb.run(model, ids).logits)
     with (
@@ -196,7 +197,7 @@ def test_what_commutes_is_proved_on_random_signals() -> None:
                 for made_ in (edit for knob in pair for edit in knob.edits_at()):
                     x = apply(made_, x, None, None)
                 ways.append(x)
-            same = torch.allclose(*ways, atol=1e-5)
+            same = bool(close(*ways))
             assert bool(conflicts(a, b)) == (not same), f"{a} and {b}: {same}"
             verdicts.add(same)
     assert verdicts == {True, False}

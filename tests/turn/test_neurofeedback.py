@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.tiny import planted, twins
 from patchbay.tiny.planted import COPY_STRENGTH, LOGIT_SCALE, SHARPNESS
 from patchbay.tiny.planted_canvas import Canvas
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.turn.neurofeedback")
 neurofeedback: Any = module.neurofeedback
@@ -84,7 +85,7 @@ def test_planted_axis_and_knob() -> None:
     port = model.layers[0].resid_out
     plain = pb.run(model, SENTENCES, taps=[port])[port]
     turned = pb.run(model, SENTENCES, taps=[port], edits=[knob])[port]
-    assert torch.allclose(turned - plain, vectors[0].float().expand_as(plain), atol=1e-5)
+    assert close(turned - plain, vectors[0].float().expand_as(plain))
     w = vectors[0] / vectors[0].norm()
     assert float((plain[:, 0].double() @ w).std()) == pytest.approx(float(vectors[0].norm()), rel=0.15)
     assert knob.neutral == 0.0
@@ -118,7 +119,7 @@ def test_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.as_tensor(knob.edits[0].value).double()
     w = w / w.norm()
     covariance = (states[fit] - mean).T @ (states[fit] - mean)
-    assert torch.allclose(covariance @ w, torch.linalg.eigvalsh(covariance)[-1] * w, atol=1e-4)
+    assert close(covariance @ w, torch.linalg.eigvalsh(covariance)[-1] * w)
     label = {i: int((states[i] - mean) @ w >= 0) for i in range(12)}
     least = min(sum(label[i] == side for i in test) for side in (0, 1))
     held = sorted([i for side in (0, 1) for i in [j for j in test if label[j] == side][:least]], key=test.index)
@@ -141,8 +142,10 @@ def test_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     assert float(knob.evidence["report"].values[0]) == pytest.approx(sum(right) / len(right))
     one, zero = (torch.tensor(groups[side]).double() for side in (1, 0))
     pooled = ((one.var() + zero.var()) / 2).sqrt()
-    assert float(knob.evidence["control"].values[0]) == pytest.approx(
-        float((one.mean() - zero.mean()) / pooled), abs=1e-4
+    assert close(
+        float(knob.evidence["control"].values[0]),
+        float((one.mean() - zero.mean()) / pooled),
+        of=1.0,
     )
 
 

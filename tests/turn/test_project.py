@@ -10,6 +10,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.tolerance import close
 
 
 def ids(n: int = 3, length: int = 7) -> Tensor:
@@ -46,11 +47,11 @@ def test_reference() -> None:
     for keep, expected in ((False, before - inside), (True, inside)):
         knob = pb.turn.project([port], basis, keep=keep, model=model)
         after = pb.run(model, tokens, taps=[port], edits=[knob])[port]
-        assert (after - expected).abs().max() < 1e-5
+        assert close(after, expected)
         twice = pb.run(model, tokens, taps=[port], edits=[*knob.edits, *knob.edits])[port]
-        assert (twice - after).abs().max() < 1e-5
+        assert close(twice, after)
         half = pb.run(model, tokens, taps=[port], edits=[knob.at(0.25)])[port]
-        assert (half - (0.75 * before + 0.25 * expected)).abs().max() < 1e-5
+        assert close(half, 0.75 * before + 0.25 * expected)
 
 
 def test_a_steering_knob_names_its_own_direction() -> None:
@@ -60,7 +61,7 @@ def test_a_steering_knob_names_its_own_direction() -> None:
     steer = pb.Knob("steer", [pb.add(port, vector)], 1.0)
     knob = pb.turn.project([port], steer)
     after = pb.run(model, ids(), taps=[port], edits=[knob])[port]
-    assert (after @ (vector / vector.norm())).abs().max() < 1e-5
+    assert close(after @ (vector / vector.norm()), 0.0, of=after)
     with pytest.raises(pb.PatchbayError, match="widths none"):
         pb.turn.project([port], pb.turn.scale("L0.H1", 2.0))  # type: ignore[arg-type]
 
@@ -74,7 +75,7 @@ def test_null() -> None:
     knob = pb.turn.project("L0.resid_out,L1.resid_out", ones)  # type: ignore[arg-type]
     assert knob.at(0.0).edits_at() == []
     assert torch.equal(pb.run(model, ids(), edits=[knob.at(0.0)]).logits, plain.logits)
-    assert (pb.run(model, ids(), edits=[knob]).logits - plain.logits).abs().max() < 1e-3
+    assert close(pb.run(model, ids(), edits=[knob]).logits, plain.logits)
 
 
 def test_errors() -> None:

@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -50,7 +51,7 @@ def test_reference() -> None:
             expected = other(ids).logits
             with model.edited(pb.turn.scale([part], -1.7)):
                 found = model.hf(ids).logits
-        assert (found - expected).abs().max() < 1e-5 * expected.abs().max() + 1e-6, part
+        assert close(found, expected), part
         assert (expected - pb.run(model, ids).logits).abs().max() > 1e-4
 
 
@@ -120,16 +121,16 @@ def test_values_are_scaled_where_they_are_read() -> None:
 
     group = pb.turn.scale("L1.KV1", 2.0, of="values", model=model)  # type: ignore[arg-type]
     heads = pb.turn.scale("L1.H2,L1.H3", 2.0, model=model)  # type: ignore[arg-type]
-    assert torch.allclose(logits(group), logits(heads), atol=1e-5)
+    assert close(logits(group), logits(heads))
     assert group.name == "scale values of L1.KV1"
     some = pb.turn.scale("L1.KV1", 2.0, of="values", positions="2:5")  # type: ignore[arg-type]
     port = model.layers[1].groups[1].v
     value = pb.run(model, ids, taps=[port])[port].clone()  # [prompt, key, d_head]
     value[:, 2:5] *= 2
-    assert torch.allclose(logits(some), logits(pb.replace(port, value)), atol=1e-5)
+    assert close(logits(some), logits(pb.replace(port, value)))
     assert not torch.allclose(logits(some), logits(group), atol=1e-3)
     whole = pb.turn.scale("L1.attn", 0.0, of="values")  # type: ignore[arg-type]
-    assert torch.allclose(logits(whole), logits(pb.turn.scale("L1.attn", 0.0)), atol=1e-5)  # type: ignore[arg-type]
+    assert close(logits(whole), logits(pb.turn.scale("L1.attn", 0.0)))  # type: ignore[arg-type]
     plain = pb.load(planted.null(seed=1).model)  # GPT-2: every head has its own
     assert str(pb.turn.scale("L1.H2", 0.5, of="values", model=plain).edits[0].port) == "L1.KV2.v"  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted, twins
 from patchbay.turn._sets import layout, plain_layout
+from tests.tolerance import close
 
 PROMPT = [[5, 6, 7], [[11, 12], [13, 14, 15], [16], [17, 18]], [8, 9, 10]]
 OTHER = [[5], [[21, 22, 23], [24], [25, 26, 27]], [8, 9, 3, 4]]
@@ -38,7 +39,7 @@ def test_planted(form: Any) -> None:
         prompts = [[[10, 11], [options[i] for i in order], [12, asked]] for order in itertools.permutations(range(4))]
         result = pb.turn.set_prompt(model, prompts, orders=0)
         assert bool((result.values.argmax(1) == asked + 1).all())
-        assert float((result.values - result.values[0]).abs().max()) < 5e-5
+        assert close(result.values, result.values[:1].expand_as(result.values))
     plain = pb.turn.set_prompt(model, prompts[:1], orders=23)
     assert plain["spread"][0] < 5e-5 < 1e-3 < plain["plain_spread"][0]
 
@@ -72,12 +73,12 @@ def test_reference() -> None:
                 output_hidden_states=True,
             )
         found = pb.turn.set_prompt(model, [PROMPT], orders=0).values[0]
-        assert torch.allclose(found, out.logits[0, -1].log_softmax(-1), atol=1e-5)
+        assert close(found, out.logits[0, -1].log_softmax(-1))
         at = len(prefix)
         for option in options:
             alone = model.hf(torch.tensor([prefix + option]), output_hidden_states=True).hidden_states[-2]  # type: ignore[operator]
             held = out.hidden_states[-2][0, at : at + len(option)]  # type: ignore[arg-type]
-            assert torch.allclose(held, alone[0, len(prefix) :], atol=1e-5)  # type: ignore[arg-type]
+            assert close(held, alone[0, len(prefix) :])  # type: ignore[arg-type]
             at += len(option)  # type: ignore[arg-type]
 
 
@@ -88,7 +89,7 @@ def test_null() -> None:
         prompt = [PROMPT[0], [[11, 12, 13]], PROMPT[2]]
         result = pb.turn.set_prompt(model, [prompt])
         own = pb.run(model, [[5, 6, 7, 11, 12, 13, 8, 9, 10]]).last_logits[0].log_softmax(-1)
-        assert torch.allclose(result.values[0], own, atol=1e-5)
+        assert close(result.values[0], own)
         assert float(result["spread"]) == float(result["plain_spread"]) == 0.0
         assert "ordinary prompts" in result.notes[0]
 
@@ -145,7 +146,7 @@ def test_edits_of_an_enclosing_block_hold() -> None:
         both = pb.turn.set_prompt(model, [PROMPT, OTHER], max_new_tokens=3)
         alone = pb.turn.set_prompt(model, [OTHER], max_new_tokens=3)
     assert (both.values - plain.values).abs().max() > 0.1
-    assert torch.allclose(both.values[1], alone.values[0], atol=1e-5)
+    assert close(both.values[1], alone.values[0])
     assert both.tables["generated"][1]["ids"] == alone.tables["generated"][0]["ids"]
     assert both["spread"].max() < 5e-5
 
@@ -176,8 +177,8 @@ def test_texts_ids_and_tasks_say_the_same() -> None:
     task = pb.Task("own", [clean], [pieces[1][0]], [[pieces[2][0]]], labels={"options": spans})  # type: ignore[arg-type]
     by_task = pb.turn.set_prompt(model, task)
     assert torch.equal(by_task.values, by_ids.values)
-    assert float(by_task["score"]) == pytest.approx(float(task.score(by_ids.values)), abs=1e-4)
-    assert float(by_task["plain_score"]) == pytest.approx(float(task.score(pb.run(model, task).last_logits)), abs=1e-4)
+    assert close(float(by_task["score"]), float(task.score(by_ids.values)), of=1.0)
+    assert close(float(by_task["plain_score"]), float(task.score(pb.run(model, task).last_logits)), of=1.0)
 
 
 def test_it_prints_and_says_what_was_not_tried() -> None:

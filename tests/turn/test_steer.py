@@ -11,6 +11,7 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.turn._contrast import apart, direction
+from tests.tolerance import close
 
 
 def pairs(truth: Any, n: int = 24) -> pb.Task:
@@ -53,7 +54,7 @@ def test_reference(way: str) -> None:
     means = torch.tensor([[float(sum(row[i] for row in x)) / 20 for i in range(6)] for x in (positive, negative)])
     gap = (means[0] - means[1]).double()
     if way == "mean":
-        assert torch.allclose(found, gap, atol=1e-6)
+        assert close(found, gap)
         return
     if way == "pca":
         unit = torch.ones(6).double()
@@ -104,7 +105,7 @@ def test_layers_choice_and_positions_are_as_asked() -> None:
     assert knob.evidence["steering"]["effect"].isnan().tolist() == [True, False]
     assert knob.provenance["options"]["choose"] == "separation"
     again = pb.turn.steer(model, pairs(truth), layers=[1], choose="separation", positions="last", batch_size=5)
-    assert torch.allclose(again.edits[0].value, knob.edits[0].value, atol=1e-5)
+    assert close(again.edits[0].value, knob.edits[0].value)
 
 
 def test_errors() -> None:

@@ -15,6 +15,7 @@ from patchbay.tiny import twins
 from patchbay.wiring import components
 from patchbay.wiring.components import check_channel
 from patchbay.wiring.timing import read_time, write_time
+from tests.tolerance import close
 
 WITH_HEADS = (
     "gpt2",
@@ -120,19 +121,18 @@ def test_components_of_a_head_are_its_map_and_its_coordinates(name: str) -> None
     w = components.folded_heads(model, 1)
     W_O = w.W_O[2]
     W_OV = components.per_head(w.W_V, len(w.W_O))[2] @ W_O
-    tolerance = {"atol": 2e-5 * float(W_OV.norm()), "rtol": 0.0}
-    assert torch.allclose(torch.einsum("c,ci,cj->ij", found.s, found.u, found.v), W_OV, **tolerance)
+    assert close(torch.einsum("c,ci,cj->ij", found.s, found.u, found.v), W_OV)
     n = len(found)
-    assert torch.allclose(found.v @ found.v.T, torch.eye(n), atol=1e-5)
-    assert torch.allclose(found.u @ found.u.T, torch.eye(n), atol=1e-5)
+    assert close(found.v @ found.v.T, torch.eye(n))
+    assert close(found.u @ found.u.T, torch.eye(n))
     assert bool((found.s[:-1] >= found.s[1:]).all())
     z = torch.randn(5, W_O.shape[0])
-    assert torch.allclose(z @ found.read_z.T, (z @ W_O) @ found.v.T, atol=1e-5 * float((z @ W_O).norm()))
-    assert torch.allclose(found.write_z @ W_O, found.v, atol=1e-4)
+    assert close(z @ found.read_z.T, (z @ W_O) @ found.v.T)
+    assert close(found.write_z @ W_O, found.v)
     kept = torch.eye(W_O.shape[0]) - (1 - 0.3) * torch.outer(found.read_z[1], found.write_z[1])
     one = torch.outer(found.u[1], found.v[1]) * found.s[1]
     W_V = components.per_head(w.W_V, len(w.W_O))[2]
-    assert torch.allclose(W_V @ kept @ W_O, W_OV - 0.7 * one, **tolerance)
+    assert close(W_V @ kept @ W_O, W_OV - 0.7 * one, of=W_OV)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "phi", "granite"])
@@ -142,7 +142,7 @@ def test_a_head_writes_what_its_port_says(name: str) -> None:
     trace = pb.run(model, [[5, 9, 11, 3]], taps=[model.layers[1].heads[2].z, model.layers[1].heads[2].out])
     z, out = trace[model.layers[1].heads[2].z][0], trace[model.layers[1].heads[2].out][0]
     found = components.components(model, "L1.H2")
-    assert torch.allclose((z @ found.read_z.T) @ found.v, out * model.residual_scale, atol=1e-5)
+    assert close((z @ found.read_z.T) @ found.v, out * model.residual_scale)
 
 
 @pytest.mark.parametrize("part", ["L0.mlp", "L1.N3", "embed"])
@@ -150,16 +150,16 @@ def test_components_of_other_writers(part: str) -> None:
     model = lent("llama")
     found = components.components(model, part)
     rows = components.writing_rows(model, parse_part(part))
-    assert torch.allclose(found.u.T @ (found.s[:, None] * found.v), rows, atol=1e-4)
-    assert torch.allclose(found.write_z @ rows, found.v, atol=1e-3)
-    assert torch.allclose(found.read_z, (rows @ found.v.T).T, atol=1e-4)
+    assert close(found.u.T @ (found.s[:, None] * found.v), rows)
+    assert close(found.write_z @ rows, found.v)
+    assert close(found.read_z, (rows @ found.v.T).T)
 
 
 def test_an_expert_writes_its_out_map() -> None:
     model = lent("mixtral")
     found = components.components(model, "L1.E2")
     out = model.modules[1].experts.down_proj[2].detach().T  # stored [d_model, d_ff]
-    assert torch.allclose(found.u.T @ (found.s[:, None] * found.v), out, atol=1e-4)
+    assert close(found.u.T @ (found.s[:, None] * found.v), out)
 
 
 def test_a_bias_is_what_attention_adds_whatever_the_prompt() -> None:
@@ -169,7 +169,7 @@ def test_a_bias_is_what_attention_adds_whatever_the_prompt() -> None:
         model.modules[0].attn.c_attn.weight[:, 64:] = 0
     written = components.components(model, Part(0, "attn"), "bias")
     out = pb.run(model, [[5, 9, 11]], taps=[model.layers[0].attn.out])[model.layers[0].attn.out]
-    assert torch.allclose(out[0, 2], written.s[0] * written.v[0] * written.u[0, 0], atol=1e-5)
+    assert close(out[0, 2], written.s[0] * written.v[0] * written.u[0, 0])
 
 
 def test_a_norm_after_the_block_is_said() -> None:
@@ -203,7 +203,7 @@ def test_the_turn_is_rotary_positions_written_out(name: str, width: int, neighbo
     theta = (getattr(model.config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
     for found, offset in zip(turn, (0, 1, 7), strict=True):
         expected = _explicit(8, width, theta, offset, neighbours=neighbours)
-        assert torch.allclose(found.double(), expected, atol=2e-5), name
+        assert close(found.double(), expected), name
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "bloom", "falcon alibi"])
