@@ -18,6 +18,7 @@ import patchbay as pb
 from patchbay.cli import cli
 from patchbay.results import outside
 from patchbay.tiny import planted
+from tests.tolerance import close
 
 STRIPES = '''"""Stripes: how much each head looks at one token.
 
@@ -120,7 +121,7 @@ def test_a_file_gives_its_own_numbers(file: Path, folder: str, tmp_path: Path, n
     done = patchbay("find", named.format(file), folder, *TASK, "--key", "1", "--parts", "L0.H1", "-o", str(out))
     assert done.exit_code == 0, done.output
     found = pb.load_result(out)
-    assert torch.allclose(found.values.float(), by_hand(folder, 1), atol=1e-5)
+    assert close(found.values.float(), by_hand(folder, 1), of=1.0)
     assert found.provenance["method"] == "find.stripes"
     assert found.provenance["origin"]["file"] == str(file)
     assert len(found.provenance["origin"]["sha256"]) == 64
@@ -211,7 +212,7 @@ def test_an_installed_method_is_listed_unimported_called_and_replayed(
     done = patchbay("find", "stripes", folder, *TASK, "--json", "-o", str(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["provenance"]["method"] == "find.stripes"
-    assert torch.allclose(pb.load_result(tmp_path / "out").values.float(), by_hand(folder, 0), atol=1e-5)
+    assert close(pb.load_result(tmp_path / "out").values.float(), by_hand(folder, 0), of=1.0)
     assert patchbay("replay", str(tmp_path / "out")).exit_code == 0, "it is named by its entry point"
 
 

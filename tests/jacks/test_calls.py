@@ -154,7 +154,7 @@ def test_threads_that_share_a_block_know_their_own_tokens(model: pb.Model) -> No
                 thread.join()
     finally:
         waits.remove()
-    assert all(torch.allclose(found[i], right[i], atol=1e-5) for i in range(len(texts)))
+    assert all(close(found[i], right[i]) for i in range(len(texts)))
     assert clean(model)
 
 
@@ -182,7 +182,7 @@ def test_threads_that_share_a_block_generate_and_tap_their_own(model: pb.Model) 
         for thread in threads:
             thread.join()
     assert all(torch.equal(found[i], right[i]) for i in range(2))
-    assert all(torch.allclose(seen[i], taps[i], atol=1e-5) for i in range(2))
+    assert all(close(seen[i], taps[i]) for i in range(2))
 
 
 def test_threads_that_look_first_at_once_see_one_proof(monkeypatch: pytest.MonkeyPatch) -> None:
