@@ -94,7 +94,7 @@ class Root(Commands):
 def cli() -> None:
     """Find the parts of a language model that do a thing, prove it, and turn them like knobs.
 
-    MODEL is a local Hugging Face folder, a hub name, or a built-in model (tiny, tiny-llama, tiny-moe).
+    MODEL is a local Hugging Face folder, a hub name, or a built-in model (tiny, tiny-wide, tiny-llama, tiny-moe).
     """
 
 

@@ -117,7 +117,7 @@ def test_a_signature_read_from_text_is_the_functions_own(room: str, name: str) -
 @pytest.mark.parametrize(
     ("line", "incomplete", "expected"),
     [
-        (["show"], "tiny-", ["tiny-llama", "tiny-moe"]),
+        (["show"], "tiny-", ["tiny-llama", "tiny-moe", "tiny-wide"]),
         (["prove", "ablation", "tiny", "--task"], "facts_in", ["facts_in_context", "facts_in_memory"]),
         (["prove", "ablation", "tiny", "--parts"], "L2.H3,L0.H", ["L2.H3,L0.H0", "L2.H3,L0.H1", "L2.H3,L0.H2", "L2.H3,L0.H3"]),
         (["find"], "induc", ["induction-heads"]),

@@ -15,11 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from patchbay.tasks import words
 from patchbay.tiny import text, train
 
-NAMES = ("tiny", "tiny-llama", "tiny-moe")
+NAMES = ("tiny", "tiny-wide", "tiny-llama", "tiny-moe")
 MEGABYTE = 1_000_000
-ARCHITECTURES = {"tiny": "GPT2LMHeadModel", "tiny-llama": "LlamaForCausalLM", "tiny-moe": "Qwen3MoeForCausalLM"}
+ARCHITECTURES = {
+    "tiny": "GPT2LMHeadModel",
+    "tiny-wide": "GPT2LMHeadModel",
+    "tiny-llama": "LlamaForCausalLM",
+    "tiny-moe": "Qwen3MoeForCausalLM",
+}
 LEAST = {
     "tiny": {"fact_bare": 0.95, "repeat": 0.8, "successor": 0.9, "indirect_object": 0.9, "laundry": 0.9},
+    "tiny-wide": {"fact_bare": 0.95, "repeat": 0.9, "successor": 0.9, "indirect_object": 0.9, "laundry": 0.9},
     "tiny-llama": {"fact_bare": 0.95, "repeat": 0.8, "successor": 0.9, "indirect_object": 0.9, "laundry": 0.9},
     "tiny-moe": {"fact_bare": 0.95, "successor": 0.9, "sum": 0.8, "laundry": 0.8},  # it did not learn to repeat strings
 }
