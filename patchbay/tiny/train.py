@@ -17,7 +17,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,18 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from patchbay.tasks import words
 from patchbay.tiny import text
+from patchbay.tiny.forms import END_ID, MODELS, N_CONTEXT, ROUTER_BALANCE
 
 WEIGHTS = Path(__file__).parent / "weights"
 END, UNKNOWN = "<|endoftext|>", "<unk>"
-END_ID, N_CONTEXT, N_LAYERS, BATCH = 0, 128, 3, 16
+BATCH = 16
 LOOKING_BACK = ((60, 16, 32, 64, 600, 0.90), (None, 28, 20, 96, 400, 0.95))
 """Stages of the first lesson: (words, longest period, rows, tokens in a row, most steps, accuracy that ends the stage)."""
 WORD = r" ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]|\s"
-ROUTER_BALANCE = 0.01
-"""Weight of the expert load-balancing loss."""
 Score = dict[str, float]
 
 
@@ -71,55 +61,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=END, unk_token=UNKNOWN,
         model_max_length=N_CONTEXT, clean_up_tokenization_spaces=False,
     )  # fmt: skip
-
-
-def _tiny(n_vocab: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=n_vocab, n_positions=N_CONTEXT, n_embd=128, n_layer=N_LAYERS, n_head=4,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
-            bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
-        )
-    )  # fmt: skip
-
-
-def _tiny_wide(n_vocab: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=n_vocab, n_positions=N_CONTEXT, n_embd=128, n_layer=4, n_head=8,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
-            bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
-        )
-    )  # fmt: skip
-
-
-def _tiny_llama(n_vocab: int) -> PreTrainedModel:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=N_LAYERS,
-            num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=False,
-            bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
-        )
-    )  # fmt: skip
-
-
-def _tiny_moe(n_vocab: int) -> PreTrainedModel:
-    return Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(
-            vocab_size=n_vocab, max_position_embeddings=N_CONTEXT, hidden_size=128, intermediate_size=352, num_hidden_layers=N_LAYERS,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=32, num_experts=4, num_experts_per_tok=2,
-            moe_intermediate_size=176, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], tie_word_embeddings=True,
-            router_aux_loss_coef=ROUTER_BALANCE, bos_token_id=END_ID, eos_token_id=END_ID, pad_token_id=END_ID,
-        )
-    )  # fmt: skip
-
-
-MODELS: dict[str, Callable[[int], PreTrainedModel]] = {
-    "tiny": _tiny,
-    "tiny-wide": _tiny_wide,
-    "tiny-llama": _tiny_llama,
-    "tiny-moe": _tiny_moe,
-}
 
 
 def encode(pieces: Iterable[tuple[str, float]], ids: dict[str, int]) -> tuple[list[int], list[float]]:
