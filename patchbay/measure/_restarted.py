@@ -17,7 +17,9 @@ from patchbay.jacks.session import Session
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.signal.positions import Batch
-from patchbay.sweeps.restart import Base, base_run, whole_layer
+from patchbay.sweeps.calls import Base
+from patchbay.sweeps.layers import whole_layer
+from patchbay.sweeps.restart import base_run
 
 
 class Restarted:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from patchbay.jacks.session import Session
 from patchbay.model.linear import is_plain
-from patchbay.sweeps.restart import Base
+from patchbay.sweeps.calls import Base
 
 LINEAR = ("Linear", "Conv1D")
 

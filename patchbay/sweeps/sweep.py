@@ -33,9 +33,10 @@ from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Batch, chosen
 from patchbay.sweeps import ray_executor
+from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
-from patchbay.sweeps.restart import Base, base_run
+from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.scorer import Metric, Scorer
 from patchbay.sweeps.walk import LATE, Cell, Touched, Walk, for_one, plan
 from patchbay.sweeps.whole_answers import sweep_answers

@@ -30,8 +30,9 @@ from patchbay.jacks.session import Session
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Batch, Positions, chosen
+from patchbay.sweeps.calls import Base, Piece
 from patchbay.sweeps.difference import Difference
-from patchbay.sweeps.restart import Base, Piece, added_by, attention_flat, attention_half, mlp_half, whole_layer
+from patchbay.sweeps.layers import added_by, attention_flat, attention_half, mlp_half, whole_layer
 
 IN, MID, OUT = 0, 1, 2  # where in its layer a row joins: before it, after attention, after the MLP
 STAGE = {"embed": IN, "resid_in": IN, "attn.z": MID, "attn.head_out": MID, "attn.out": MID, "resid_mid": MID}
