@@ -16,6 +16,9 @@ from torch import Tensor
 from patchbay.model.model import Model
 from patchbay.signal.port import Port
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a module was called with: arguments, and arguments by name."""
+
 
 class Past:
     """Keys and values of the base run left of `start`, for the rows of one call; what layers take for a cache."""
@@ -45,8 +48,8 @@ class Base:
 
     model: Model
     ids: Tensor  # [prompt, position]
-    layer_calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
-    attn_calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    layer_calls: list[Call]
+    attn_calls: list[Call]
     resid: list[Tensor]  # n_layers + 1 streams, [prompt, position, d_model]
     taps: dict[Port, Tensor]
     keys: list[Tensor]

@@ -18,42 +18,68 @@ from patchbay.errors import PatchbayError
 from patchbay.jacks.arguments import is_cache
 from patchbay.jacks.session import Session
 from patchbay.jacks.sums import first
-from patchbay.sweeps.calls import Base, Past, Piece, Places, numbers
+from patchbay.sweeps.calls import Base, Call, Past, Piece, Places, numbers
 
 
-def _for_rows(
-    base: Base, module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], start: int, x: Tensor, prompts: Tensor
+def _narrowed(
+    base: Base,
+    module: nn.Module,
+    call: Call,
+    pick: Callable[[Tensor], Tensor],
+    cache: Past | None,
+    own: dict[str, Callable[[Any], Any]],
 ) -> dict[str, Any]:
-    """The arguments of a recorded call by name, for rows of the given prompts and positions from `start` on."""
+    """The arguments of a recorded call by name, without the stream: of what goes over positions, what `pick` takes; in place of
+    a cache `cache`; and what `own` makes of those that it names."""
     args, kwargs = call
     names = list(inspect.signature(module.forward).parameters)
     given = dict(zip(names, args, strict=False)) | kwargs
     given.pop(names[0])  # the stream itself
     if "attention_mask" in names:
         given.setdefault("attention_mask", None)
-    n, n_prompts = base.n_positions, len(base.ids)
+    n = base.n_positions
 
     def narrowed(value: Any, name: str) -> Any:
+        if name in own:
+            return own[name](value)
         if is_cache(value):
-            return Past(base, start, prompts)
-        if name == "attention_mask":
-            if value is None or value.ndim != 4:
-                place = torch.arange(n, device=x.device)
-                value = (place[None, :] <= place[:, None])[None, None]  # causal
-                value = value if base.model.hf.config._attn_implementation == "sdpa" else numbers(value, x)
-            return _some(value, prompts, n_prompts)[:, :, start:]
-        if name == "alibi" and isinstance(value, Tensor):
-            per_prompt = value.unflatten(0, (n_prompts, -1))[:1]
-            return per_prompt.expand(len(x), *per_prompt.shape[1:]).flatten(0, 1)
+            return cache
         if isinstance(value, tuple) and value and all(isinstance(v, Tensor) for v in value):
             return tuple(narrowed(v, name) for v in value)
         if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == n:
-            return _some(value, prompts, n_prompts)[:, start:]
+            return pick(value)
         if isinstance(value, Tensor) and n in value.shape:
             raise PatchbayError(f"{name} of shape {tuple(value.shape)} cannot be narrowed to some positions")
         return value
 
     return {name: narrowed(value, name) for name, value in given.items()}
+
+
+def _for_rows(base: Base, module: nn.Module, call: Call, start: int, x: Tensor, prompts: Tensor) -> dict[str, Any]:
+    """The arguments of a recorded call by name, for rows of the given prompts and positions from `start` on."""
+    n, n_prompts = base.n_positions, len(base.ids)
+
+    def mask(value: Any) -> Tensor:
+        if value is None or value.ndim != 4:
+            place = torch.arange(n, device=x.device)
+            value = (place[None, :] <= place[:, None])[None, None]  # causal
+            value = value if base.model.hf.config._attn_implementation == "sdpa" else numbers(value, x)
+        return _some(value, prompts, n_prompts)[:, :, start:]
+
+    def alibi(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        per_prompt = value.unflatten(0, (n_prompts, -1))[:1]
+        return per_prompt.expand(len(x), *per_prompt.shape[1:]).flatten(0, 1)
+
+    return _narrowed(
+        base,
+        module,
+        call,
+        lambda value: _some(value, prompts, n_prompts)[:, start:],
+        Past(base, start, prompts),
+        {"attention_mask": mask, "alibi": alibi},
+    )
 
 
 def _some(value: Tensor, prompts: Tensor, n_prompts: int) -> Tensor:
@@ -166,28 +192,13 @@ def _each_row(
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _by_token(
-    base: Base, module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]], place: Tensor, prompt: Tensor
-) -> dict[str, Any]:
+def _by_token(base: Base, module: nn.Module, call: Call, place: Tensor, prompt: Tensor) -> dict[str, Any]:
     """The arguments of a recorded call by name, for one long sequence of tokens at these places of these prompts."""
-    args, kwargs = call
-    names = list(inspect.signature(module.forward).parameters)
-    given = dict(zip(names, args, strict=False)) | kwargs
-    given.pop(names[0])  # the stream itself
-    n = base.n_positions
 
-    def narrowed(value: Any, name: str) -> Any:
-        if is_cache(value) or name == "attention_mask":  # `attention_flat` has its own
-            return None
-        if isinstance(value, tuple) and value and all(isinstance(v, Tensor) for v in value):
-            return tuple(narrowed(v, name) for v in value)
-        if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == n:
-            return (value[0, place] if len(value) == 1 else value[prompt, place])[None]
-        if isinstance(value, Tensor) and n in value.shape:
-            raise PatchbayError(f"{name} of shape {tuple(value.shape)} cannot be narrowed to some tokens")
-        return value
+    def pick(value: Tensor) -> Tensor:
+        return (value[0, place] if len(value) == 1 else value[prompt, place])[None]
 
-    return {name: narrowed(value, name) for name, value in given.items()}
+    return _narrowed(base, module, call, pick, None, {"attention_mask": lambda _: None})  # `attention_flat` has its own
 
 
 def added_by(module: nn.Module | None, inner: tuple[nn.Module | None, ...], out: Tensor, scale: float) -> Tensor:

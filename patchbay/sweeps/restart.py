@@ -26,7 +26,7 @@ from patchbay.jacks.arguments import with_cache
 from patchbay.jacks.session import Session
 from patchbay.model.model import Model
 from patchbay.signal.port import Port
-from patchbay.sweeps.calls import Base, Piece
+from patchbay.sweeps.calls import Base, Call, Piece
 from patchbay.sweeps.layers import attention_flat, attention_half, mlp_half, whole_layer
 
 
@@ -38,11 +38,23 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     if lacking or not model.causal:
         why = f"layers {lacking[:6]} carry a state, not keys and values" if lacking else "tokens see those after them"
         return Base(model, ids, [], [], [], {}, [], [], refusal=why)
-    calls: dict[tuple[str, int], tuple[tuple[Any, ...], dict[str, Any]]] = {}
-    ports = [Port("resid_in", i) for i in range(model.n_layers)]
-    ports += [Port("resid_out", model.n_layers - 1), *signals]
-    ports += [Port("attn.out", i) for i in range(model.n_layers)]
-    ports += [Port("resid_mid", i) for i in range(model.n_layers) if "resid_mid" in model.signals(i)]
+    base = _recorded(model, ids, signals)
+    if base.refusal is None:
+        key = (len(ids) == 1, base.n_positions, base.resid[0].dtype, model.hf.config._attn_implementation)
+        known = _CALLABLE.setdefault(model, {})
+        if key not in known:
+            known[key] = _how_called(base)
+        base.narrow, base.flat, base.halves, base.refusal = known[key]
+    return base
+
+
+def _recorded(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
+    """The run itself: what the layers were called with, and what the cache then holds."""
+    n = model.n_layers
+    calls: dict[tuple[str, int], Call] = {}
+    ports = [*(Port("resid_in", i) for i in range(n)), Port("resid_out", n - 1), *signals]
+    ports += [Port("attn.out", i) for i in range(n)]
+    ports += [Port("resid_mid", i) for i in range(n) if "resid_mid" in model.signals(i)]
     cache = DynamicCache()
     heads: dict[int, tuple[Tensor, ...]] = {}
     with Session(model, list(dict.fromkeys(ports))) as session:
@@ -54,33 +66,24 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
                     session.on_attention(i, _note_heads(heads, i))
         unembed = model.hf.get_output_embeddings()
         if unembed is not None and model.hf.get_input_embeddings() is not unembed:
-            session.on_forward(
-                unembed, lambda inner, x: x[..., :1]
-            )  # nobody reads these logits, and its weights are many
+            # nobody reads these logits, and its weights are many
+            session.on_forward(unembed, lambda inner, x: x[..., :1])
         model.hf(input_ids=ids, **with_cache(model.hf, cache), use_cache=True)
-    seen = session.captured
-    n = model.n_layers
     written = [getattr(layer, "keys", None) for layer in cache.layers]
     if len(written) < n or any(keys is None or keys.shape[-2] != ids.shape[1] for keys in written):
         reason = "its forward writes no keys and values of every token into the cache that it is given"
         return Base(model, ids, [], [], [], {}, [], [], refusal=reason)
-    base = Base(
+    return Base(
         model,
         ids,
-        [calls["layer", i] for i in range(n)],
-        [calls["attn", i] for i in range(n)],
-        [seen[Port("resid_in", i)] for i in range(n)] + [seen[Port("resid_out", n - 1)]],
-        seen,
-        [cache.layers[i].keys for i in range(n)],
-        [cache.layers[i].values for i in range(n)],
-        [heads[i] for i in range(n)] if len(heads) == n else [],
+        layer_calls=[calls["layer", i] for i in range(n)],
+        attn_calls=[calls["attn", i] for i in range(n)],
+        resid=[session.captured[port] for port in ports[: n + 1]],
+        taps=session.captured,
+        keys=[cache.layers[i].keys for i in range(n)],
+        values=[cache.layers[i].values for i in range(n)],
+        heads=[heads[i] for i in range(n)] if len(heads) == n else [],
     )
-    key = (len(ids) == 1, base.n_positions, base.resid[0].dtype, model.hf.config._attn_implementation)
-    known = _CALLABLE.setdefault(model, {})
-    if key not in known:
-        known[key] = _how_called(base)
-    base.narrow, base.flat, base.halves, base.refusal = known[key]
-    return base
 
 
 _CALLABLE: WeakKeyDictionary[Model, dict[Any, tuple[bool, bool, bool, str | None]]] = WeakKeyDictionary()
