@@ -36,9 +36,10 @@ from patchbay.sweeps import ray_executor
 from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
+from patchbay.sweeps.plan import LATE, Cell, Touched, for_one, plan
 from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.scorer import Metric, Scorer
-from patchbay.sweeps.walk import LATE, Cell, Touched, Walk, for_one, plan
+from patchbay.sweeps.walk import Walk
 from patchbay.sweeps.whole_answers import sweep_answers
 from patchbay.tasks.task import Task
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -27,61 +26,14 @@ from torch import Tensor
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
 from patchbay.jacks.session import Session
-from patchbay.model.model import Model
-from patchbay.signal.port import PatchbayError, Port
-from patchbay.signal.positions import Batch, Positions, chosen
+from patchbay.signal.port import Port
+from patchbay.signal.positions import Batch
 from patchbay.sweeps.calls import Base, Piece
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.layers import added_by, attention_flat, attention_half, mlp_half, whole_layer
+from patchbay.sweeps.plan import IN, LATE, MID, OUT, Cell, Touched, for_one, layer_of
 
-IN, MID, OUT = 0, 1, 2  # where in its layer a row joins: before it, after attention, after the MLP
-STAGE = {"embed": IN, "resid_in": IN, "attn.z": MID, "attn.head_out": MID, "attn.out": MID, "resid_mid": MID}
-STAGE |= {"mlp.act": OUT, "mlp.out": OUT, "resid_out": OUT}
-LATE = ("final_norm", "logits")  # edited after the last layer
 MLP_TOKENS = 512  # at a time: their activations stay in the processor's cache
-
-
-class Touched:
-    """Which positions edits touch in a batch: found once for each way of saying it, which many edits share."""
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch, self.held = batch, dict[Any, Tensor]()
-
-    def ordinals(self, edit: Edit) -> Tensor:
-        """As `positions.chosen`: [prompt, position], -1 where untouched."""
-        key: Positions = edit.positions
-        if key is not None and not isinstance(key, int | str | tuple):
-            return chosen(key, self.batch, what=str(edit))
-        if (type(key), key) not in self.held:
-            self.held[type(key), key] = chosen(key, self.batch, what=str(edit))
-        return self.held[type(key), key]
-
-    def span(self, edit: Edit) -> tuple[int, int]:
-        """The first position that any prompt is touched at, and the one after the last."""
-        touched = self.ordinals(edit) >= 0
-        if edit.rows is not None:
-            touched = touched & (row_mask(edit, len(touched)) >= 0)[:, None]
-        places = touched.any(0).nonzero()[:, 0].tolist()
-        if not places:
-            raise PatchbayError(f"{edit} touches nothing: no prompt has such a position")
-        return places[0], places[-1] + 1
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One entry of a sweep: edits made together, for the prompts in `rows`; they touch positions `start` to `stop`."""
-
-    index: int
-    edits: tuple[Edit, ...]
-    start: int
-    stop: int
-    layer: int
-    stage: int
-    inside: bool  # needs its layer run under a Session
-
-    @property
-    def key(self) -> tuple[int, int, int, int, bool]:
-        return (self.start, self.stop, self.layer, self.stage, self.inside)
 
 
 class Rows:
@@ -127,44 +79,6 @@ class Waiting(NamedTuple):
     rows: list[tuple[Rows, Any, slice]]  # group, which of its rows, which places of their x
     stream: Tensor
     added: Tensor
-
-
-def plan(model: Model, index: int, edits: Sequence[Edit], touched: Touched, halves: bool, narrow: bool) -> Cell:
-    """Where a cell starts and joins. Several edits, or one inside a module, run their layers under a Session."""
-    n = touched.batch.ids.shape[1]
-    start, stop, layer, inside = n - 1, 0, model.n_layers, len(edits) > 1
-    for edit in edits:
-        begin, end = touched.span(edit)
-        start, stop = min(start, begin), max(stop, end)
-        layer = min(layer, _layer_of(edit.port, model.n_layers))
-    signal = edits[0].port.signal
-    stage = OUT if signal in LATE else STAGE.get(signal, IN)
-    inside = inside or (signal not in STAGE and signal not in LATE)
-    if not halves and stage != IN and signal not in ("resid_out", *LATE):
-        inside = True
-    return Cell(index, tuple(edits), start, n if inside or not narrow else stop, layer, IN if inside else stage, inside)
-
-
-def _layer_of(port: Port, n_layers: int) -> int:
-    if port.layer is not None:
-        return port.layer
-    return 0 if port.signal == "embed" else n_layers - 1
-
-
-def for_one(edit: Edit, row: int, prompt: int, n_prompts: int) -> Edit:
-    """The edit as it acts on one row that is a copy of `prompt`; where it leaves that prompt alone, one that changes nothing."""
-    value, positions, keys = edit.value, edit.positions, edit.keys
-    rows = row_mask(edit, n_prompts)
-    if int(rows[prompt]) < 0:
-        return Edit("scale", edit.port, 1.0, None, (row,))
-    n_features = len(edit.port.axes) - 2
-    if isinstance(value, Tensor) and edit.op != "project" and value.ndim == n_features + 2 and len(value) > 1:
-        value = value[int(rows[prompt])][None]
-    if isinstance(positions, Tensor):
-        positions = tuple(positions[prompt if len(positions) > 1 else 0].nonzero()[:, 0].tolist())
-    if isinstance(keys, Tensor):
-        keys = tuple(keys[prompt if len(keys) > 1 else 0].nonzero()[:, 0].tolist())
-    return Edit(edit.op, edit.port, value, positions, (row,), keys)
 
 
 class Walk:
@@ -274,7 +188,7 @@ class Walk:
 
     def _inside(self, index: int, layer: int) -> bool:
         cell = self.cells[index]
-        return cell.inside and any(_layer_of(edit.port, self.model.n_layers) == layer for edit in cell.edits)
+        return cell.inside and any(layer_of(edit.port, self.model.n_layers) == layer for edit in cell.edits)
 
     def _under_session(self, group: Rows, before: Tensor, rows: list[int], layer: int) -> Tensor:
         """One layer for rows whose edits act inside it, each row with its own."""
@@ -283,7 +197,7 @@ class Walk:
         edits = []
         for row, index in enumerate(group.cell[i] for i in rows):
             for edit in self.cells[index].edits:
-                if _layer_of(edit.port, self.model.n_layers) == layer and edit.port.signal not in LATE:
+                if layer_of(edit.port, self.model.n_layers) == layer and edit.port.signal not in LATE:
                     edits.append(for_one(edit, row, int(prompts[row]), len(self.base.ids)))
         ids = self.base.ids[prompts]
         lengths = torch.full((len(ids),), ids.shape[1])
