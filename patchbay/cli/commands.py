@@ -90,7 +90,7 @@ def sweep_options() -> list[click.Parameter]:
 
 def sweeps(given: Mapping[str, Any], shown: Mapping[str, Any]) -> AbstractContextManager[None]:
     """How the sweeps of a command are run: as its options say, shown as they go."""
-    from patchbay.sweeps.sweep import using
+    from patchbay.sweeps.settings import using
 
     told = {"folder": given.get("keep"), "executor": given.get("executor"), "workers": given.get("workers")}
     told["memory"] = None if given.get("memory") is None else int(given["memory"] * 1e9)

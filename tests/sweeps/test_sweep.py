@@ -21,7 +21,8 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.sweeps.restart import base_run
-from patchbay.sweeps.sweep import Sweep, estimate, using
+from patchbay.sweeps.settings import using
+from patchbay.sweeps.sweep import Sweep, estimate
 from patchbay.tasks.scoring import METRICS
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 from tests.tolerance import close

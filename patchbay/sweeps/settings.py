@@ -1,0 +1,50 @@
+"""How sweeps are run that were not told, also those inside methods; and what one will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sweeps are run that were not told: see `using`."""
+
+    progress: Callable[[int, int], None] | None = None
+    announce: Callable[[Estimate], None] | None = None
+    folder: str | Path | None = None
+    memory: int = 2_000_000_000
+    executor: str = "local"
+    workers: int = 2
+
+
+SETTINGS: ContextVar[Settings] = ContextVar("sweep settings", default=Settings())  # noqa: B039
+
+
+@contextmanager
+def using(**given: Any) -> Iterator[None]:
+    """Within the block, how every sweep is run that is not told otherwise, also those inside methods: `progress(done, total)`,
+    `announce(estimate)` before each, `folder` (each sweep in a folder of its own below it), `memory`, `executor`, `workers`.
+    """
+    token = SETTINGS.set(replace(SETTINGS.get(), **given))
+    try:
+        yield
+    finally:
+        SETTINGS.reset(token)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep will cost: rows of the batch, floating-point operations, peak bytes beside the model, seconds."""
+
+    rows: int
+    flops: float
+    peak_bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows, {self.flops / 1e9:,.0f} GFLOP, about {self.peak_bytes / 1e6:,.0f} MB, {self.seconds:,.1f} s"
