@@ -43,7 +43,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved arrays printed result record given method replay",
-    "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer ray_executor whole_answers sweep",
+    "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot report screen",
@@ -58,7 +58,6 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
     "model.families": "one row per family, and which fits",
-    "sweeps.sweep": "plan, batches and Result",
     "stories.survey": "every finder in one table",
     "stories.talking_heads": "a paper end to end",
 }

@@ -14,7 +14,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,24 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.edits.apply import acts_on, apply, for_prompts, row_mask
+from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit, pack
-from patchbay.jacks.session import Session
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
 from patchbay.results.record import model_record, now, task_record, versions
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port
-from patchbay.signal.positions import Batch, chosen
+from patchbay.signal.positions import Batch
 from patchbay.sweeps import ray_executor
+from patchbay.sweeps.batch import by_walk, by_whole_runs
 from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
-from patchbay.sweeps.plan import LATE, Cell, Touched, for_one, plan
+from patchbay.sweeps.plan import Cell, Touched, plan
 from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.scorer import Metric, Scorer
 from patchbay.sweeps.settings import SETTINGS, Estimate
-from patchbay.sweeps.walk import Walk
 from patchbay.sweeps.whole_answers import sweep_answers
 from patchbay.tasks.task import Task
 
@@ -128,7 +126,7 @@ class Sweep:
             )
         for edit in (edit for entry in self.cells_edits for edit in entry):
             model.require(edit.port)
-        self.prompts = model.encode(self._prompts())
+        self.prompts = model.encode(task.prompts(on) if isinstance(task, Task) else task)
         self.scorer = Scorer(model, task if isinstance(task, Task) else None, metric)
         lengths = sorted({len(ids) for ids in self.prompts})
         self.groups = [[i for i, ids in enumerate(self.prompts) if len(ids) == length] for length in lengths]
@@ -137,15 +135,6 @@ class Sweep:
         self.notes: set[str] = set()
         self._ready: tuple[int, Ready] | None = None
         self._held: Difference | None = None
-
-    def _prompts(self) -> Any:
-        if not isinstance(self.task, Task):
-            return self.task
-        if self.on not in ("clean", "corrupted"):
-            raise PatchbayError(f"on={self.on!r}: 'clean' or 'corrupted'")
-        if self.on == "corrupted" and self.task.corrupted is None:
-            raise PatchbayError(f"task {self.task.name} has no corrupted twins to run on")
-        return [list(ids) for ids in (self.task.clean if self.on == "clean" else self.task.corrupted or ())]
 
     # ---- planning ----
 
@@ -302,8 +291,11 @@ class Sweep:
     def block(self, number: int, place: int) -> Tensor:
         """Scores [cell, prompt] of one batch."""
         ready = self.ready(number)
-        compute = self._walk if ready.base.refusal is None else self._whole
-        return compute(ready.base, ready.batches[place], ready.prompts)
+        base, cells = ready.base, ready.batches[place]
+        if base.refusal is not None:
+            return by_whole_runs(base, cells, ready.prompts, self.scorer)
+        bf16 = self.precision == "bf16"
+        return by_walk(base, cells, ready.prompts, self.scorer, bf16=bf16, difference=self._difference(base))
 
     def _blocks(self, number: int, kept: Kept | None, executor: str, workers: int) -> Iterator[tuple[int, Tensor]]:
         """Every batch of a group as it ends: from the folder where it is there, else computed and kept."""
@@ -323,74 +315,11 @@ class Sweep:
                 kept.write(number, place, block)
             yield place, block
 
-    @torch.no_grad()
-    def _walk(self, base: Base, cells: Sequence[Cell], prompts: Tensor) -> Tensor:
-        """Scores [cell, prompt] of one batch of cells."""
-        difference = self._difference(base) if self.precision == "delta-bf16" else None
-        bf16 = torch.autocast(base.ids.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with bf16:
-            walk = Walk(base, cells, base.n_positions - 1, difference=difference)
-            walk.run()
-        place = {cell.index: i for i, cell in enumerate(cells)}
-        block = torch.full((len(cells), len(prompts)), float("nan"))
-        late = [cell for cell in cells if any(edit.port.signal in LATE for edit in cell.edits)]
-        for cell_of, prompt, x in walk.results():
-            rows = torch.tensor([place[index] for index in cell_of])
-            scores = []
-            for some in torch.arange(len(rows)).split(max(1, 20_000_000 // self.scorer.width)):
-                normed = self._late(
-                    base, late, cell_of, prompt, some, self.model.final_norm_module(x[some]), "final_norm"
-                )
-                logits = self.scorer.logits(normed, every=bool(late))
-                logits = self._late(base, late, cell_of, prompt, some, logits, "logits")
-                scores.append(self.scorer.score(logits, prompts[prompt[some]], every=bool(late)).float().cpu())
-            block[rows, prompt] = torch.cat(scores)
-        return block
-
-    def _difference(self, base: Base) -> Difference:
+    def _difference(self, base: Base) -> Difference | None:
         """Made once for a base run, and kept with it."""
-        if self._held is None or self._held.base is not base:
+        if self.precision == "delta-bf16" and (self._held is None or self._held.base is not base):
             self._held = Difference(base)
         return self._held
-
-    def _late(
-        self,
-        base: Base,
-        late: Sequence[Cell],
-        cell_of: Sequence[int],
-        prompt: Tensor,
-        some: Tensor,
-        x: Tensor,
-        signal: str,
-    ) -> Tensor:
-        """Edits of the final norm's output or the logits, at the read position of the rows that have them: x [row, d]."""
-        lengths = torch.full((len(base.ids),), base.n_positions)
-        batch = Batch(base.ids, lengths, lengths, self.model.token_id)
-        for cell in late:
-            rows = torch.tensor([j for j, i in enumerate(some.tolist()) if cell_of[i] == cell.index])
-            for edit in (edit for edit in cell.edits if edit.port.signal == signal and len(rows)):
-                ordinal = chosen(edit.positions, batch, what=str(edit))[:, -1:][prompt[some[rows]]]
-                row = row_mask(edit, len(base.ids))[prompt[some[rows]]]
-                x = x.clone()
-                x[rows] = apply(edit, x[rows][:, None], ordinal.to(x.device), row.to(x.device))[:, 0]
-        return x
-
-    @torch.no_grad()
-    def _whole(self, base: Base, cells: Sequence[Cell], prompts: Tensor) -> Tensor:
-        """The same by whole runs, rows batched: for models that cannot restart."""
-        ids, n = base.ids, len(base.ids)
-        pairs = [(cell, prompt) for cell in cells for prompt in range(n)]
-        out = []
-        for i in range(0, len(pairs), 32):
-            some = pairs[i : i + 32]
-            edits = [for_one(edit, row, prompt, n) for row, (cell, prompt) in enumerate(some) for edit in cell.edits]
-            with Session(self.model, (), edits):
-                rows = ids[[prompt for _, prompt in some]]
-                logits = self.scorer.read(self.model.hf(input_ids=rows, use_cache=False).logits)
-            out.append(
-                self.scorer.score(self.scorer.columns(logits), prompts[[prompt for _, prompt in some]]).float().cpu()
-            )
-        return torch.cat(out).view(len(cells), n)
 
     def _inexact(self, values: Tensor) -> str:
         """The error of a faster precision, on a sample of cells run exactly."""

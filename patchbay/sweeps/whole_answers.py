@@ -29,7 +29,7 @@ def sweep_answers(
     model: Model, task: Task, edits: Sequence[Any], on: str, one: Callable[[Task, Sequence[Any]], Result]
 ) -> Result:
     """What `pb.sweep` returns, for a task whose answers are of several tokens; `one` is a sweep of answers of one token."""
-    prompts = _prompts(task, on)
+    prompts = task.prompts(on)
     entries = [flat_edits([entry], model=model) for entry in edits]
     _check(model, prompts, entries)
     read, each = _steps(task, prompts)
@@ -59,14 +59,6 @@ def sweep_answers(
     result.provenance |= record | {"task": task_record(task, "the prompts")}
     result.provenance["options"] = {**record["options"], "metric": task.metric_name, "on": on}
     return result
-
-
-def _prompts(task: Task, on: str) -> Sequence[tuple[int, ...]]:
-    if on not in ("clean", "corrupted"):
-        raise PatchbayError(f"on={on!r}: 'clean' or 'corrupted'")
-    if on == "corrupted" and task.corrupted is None:
-        raise PatchbayError(f"task {task.name} has no corrupted twins to run on")
-    return task.clean if on == "clean" else task.corrupted or ()
 
 
 def _steps(task: Task, prompts: Sequence[tuple[int, ...]]) -> tuple[list[Step], str]:

@@ -109,6 +109,16 @@ class Task:
         """Raise PatchbayError where a prompt or an answer holds an id that a vocabulary of this size lacks."""
         checks.check_vocabulary(self, vocab_size)
 
+    def prompts(self, on: str = "clean") -> Prompts:
+        """The "clean" prompts, or their "corrupted" twins."""
+        if on not in ("clean", "corrupted"):
+            raise PatchbayError(f"on={on!r}: 'clean' or 'corrupted'")
+        if on == "clean":
+            return self.clean
+        if self.corrupted is None:
+            raise PatchbayError(f"task {self.name} has no corrupted twins to run on")
+        return self.corrupted
+
     def __len__(self) -> int:
         return len(self.clean)
 
@@ -221,10 +231,7 @@ class Task:
     def steps(self, on: str = "clean") -> Task:
         """Every token of every right answer as a prompt of its own, scored by its log-probability: a task of answers of one
         token, whose labels `prompt` and `step` say where each comes from. `on` the "clean" prompts or their "corrupted" twins."""
-        prompts = self.clean if on == "clean" else self.corrupted
-        if prompts is None:
-            raise PatchbayError(f"task {self.name} has no corrupted twins")
-        found = [step for step in steps_of(prompts, self.whole_answers) if step.answer == 0]
+        found = [step for step in steps_of(self.prompts(on), self.whole_answers) if step.answer == 0]
         twins = None
         if on == "clean" and self.corrupted is not None:
             twins = tuple(step.ids for step in steps_of(self.corrupted, self.whole_answers) if step.answer == 0)
