@@ -231,7 +231,7 @@ class Sweep:
     ) -> Result:
         usual, start = SETTINGS.get(), time.perf_counter()
         executor, workers = executor or usual.executor, workers or usual.workers
-        progress = progress or usual.progress
+        progress = progress or usual.progress or (lambda done, total: None)
         if folder is None and usual.folder is not None:
             folder = Path(usual.folder) / self.digest()[:16]
         if usual.announce is not None:
@@ -251,23 +251,31 @@ class Sweep:
                 cells = torch.tensor([cell.index for cell in ready.batches[place]])
                 values[cells[:, None], torch.tensor(group)[None, :]] = block
                 done += len(cells)
-                if progress is not None:
-                    progress(done, total)
+                progress(done, total)
             if ready.base.refusal is not None:
                 self.notes.add(f"whole runs, batched: {ready.base.refusal}")
         if self.precision != "fp32":
             self.notes.add(self._inexact(values))
+        return self._result(values, base, time.perf_counter() - start)
+
+    def _result(self, values: Tensor, base: Tensor, seconds: float) -> Result:
+        """What `sweep` returns, with what it was made of."""
+        unit = self.scorer.unit
         result = Result(
-            {"value": (values, ("edit", "prompt"), self.scorer.unit), "base": (base, ("prompt",), self.scorer.unit)},
+            {"value": (values, ("edit", "prompt"), unit), "base": (base, ("prompt",), unit)},
             coords={"edit": [" + ".join(map(str, entry)) for entry in self.cells_edits]},
             notes=sorted(self.notes),
         )
-        options = {"metric": self.scorer.name, "on": self.on, "precision": self.precision}
-        result.provenance |= {"method": "sweep", "model": model_record(self.model), "options": options}
-        result.provenance["task"] = task_record(
-            self.task if isinstance(self.task, Task) else self.prompts, "the prompts"
-        )
-        result.provenance |= {"versions": versions(), "wall_time_s": time.perf_counter() - start, "date": now()}
+        prompts = self.task if isinstance(self.task, Task) else self.prompts
+        result.provenance |= {
+            "method": "sweep",
+            "model": model_record(self.model),
+            "options": {"metric": self.scorer.name, "on": self.on, "precision": self.precision},
+            "task": task_record(prompts, "the prompts"),
+            "versions": versions(),
+            "wall_time_s": seconds,
+            "date": now(),
+        }
         return result
 
     def ready(self, number: int) -> Ready:
