@@ -20,19 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from patchbay import find, maths, prove, tasks
+from patchbay import find, prove, tasks
 from patchbay.files import write_file
 from patchbay.find import _attention
-from patchbay.find._statistics import student_p
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.source import built_in_names
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
 from patchbay.signal.port import Part, PatchbayError
+from patchbay.stories._evidence import evidence
+from patchbay.stories._roles_page import page
 from patchbay.tasks.task import Task
 
 SIZES = (1, 2, 4, 8)
@@ -81,14 +79,6 @@ NEEDS = {  # finders that ask for what no built-in task holds
     "language_similarity": "needs texts in several languages: find.language_similarity(model, prompts, translations)",
     "channel_changes": "needs a second model: find.channel_changes(model, other)",
 }
-
-
-KNOCKOUT = (
-    ("knockout", "difference", "the task's unit"),
-    ("knockout_low", "difference_low", "the task's unit"),
-    ("knockout_high", "difference_high", "the task's unit"),
-    ("knockout_p", "p", "probability"),
-)
 
 
 @dataclass
@@ -149,7 +139,7 @@ def find_all(
     others = list(_others(survey, lacking, step))
     lacking += [{"finder": name, "why": why} for name, why in NEEDS.items()]
     curve_results = dict(_curves(survey, found, lacking, step)) if curves else {}
-    return _result(model, found, curve_results, others, lacking)
+    return evidence(model, found, curve_results, others, lacking)
 
 
 def _tried(name: str, lacking: list[dict[str, str]], call: Callable[[], Any]) -> Any:
@@ -261,143 +251,6 @@ def _curves(
 def _curve(survey: Survey, role: str, heads: list[Part], sizes: list[int]) -> Result:
     task = survey.curve_task(role)
     return prove.knockout_curve(survey.model, task, heads, sizes=sizes, draws=DRAWS, seed=survey.seed)
-
-
-# --- the result ---------------------------------------------------------------------------------------
-
-
-def adjusted(result: Result) -> Tensor:
-    """Adjusted p of every head [layer, head]: the finder's own, or Student's test over prompts of its score against its null; NaN without."""
-    if "p_adjusted" in result and result["p_adjusted"].shape == result.values.shape:
-        return result["p_adjusted"].double()
-    if "standard_error" not in result:
-        return torch.full_like(result.values, torch.nan, dtype=torch.float64)
-    null = next((result[name].double() for name in ("null_mean", "uniform") if name in result), torch.zeros(()))
-    z = (result.values.double() - null) / result["standard_error"].double()
-    one_sided = "null_mean" in result or "uniform" in result
-    n_prompts = len((result.provenance.get("task") or {}).get("clean", ()))
-    if n_prompts < 2:  # nothing says how many were averaged: no p
-        return torch.full_like(z, torch.nan)
-    p = student_p(z, torch.tensor(n_prompts - 1.0))
-    p = torch.where(z > 0, p / 2.0, 1.0 - p / 2.0) if one_sided else p
-    flat, seen = p.flatten(), ~p.flatten().isnan()
-    flat[seen] = maths.benjamini_hochberg(flat[seen])
-    return flat.view(p.shape)
-
-
-def _result(
-    model: Model,
-    found: Mapping[str, Result],
-    curves: Mapping[str, Result],
-    others: list[dict[str, Any]],
-    lacking: list[dict[str, str]],
-) -> Result:
-    heads = [Part(layer, "head", head) for layer in range(model.n_layers) for head in range(model.n_heads(layer))]
-    pick = (torch.tensor([h.layer for h in heads]), torch.tensor([h.index for h in heads]))
-    score = torch.stack([result.values.double()[pick] for result in found.values()])  # [role, head]
-    p = torch.stack([adjusted(result)[pick] for result in found.values()])
-    names = list(found)
-    agreement = torch.tensor([[maths.spearman(a, b) for b in score] for a in score], dtype=torch.float64)
-    grid = ("condition", "part")
-    variables: dict[str, Any] = {
-        "evidence": (-p.clamp(min=1e-12).log10(), grid, "-log10 of adjusted p"),
-        "score": (score, grid, "each role's own unit"),
-        "p_adjusted": (p, grid, "probability"),
-        "agreement": (agreement, ("condition", "choice"), "Spearman's correlation over heads"),
-    }
-    coords: dict[str, Any] = {"condition": names, "choice": names}
-    if curves:
-        coords["n_parts"] = next(iter(curves.values())).labels_of("n_parts")
-        none = torch.full((len(coords["n_parts"]),), torch.nan)
-        for new, old, unit in KNOCKOUT:
-            rows = [curves[name][old] if name in curves else none for name in names]
-            variables[new] = (torch.stack([row.double() for row in rows]), ("condition", "n_parts"), unit)
-    return Result(
-        variables,
-        coords=coords,
-        parts=heads,
-        tables={"roles": _best(found), "knockout": _knockouts(curves), "others": others, "not run": lacking},
-        notes=_notes(found, curves),
-    )
-
-
-def _best(found: Mapping[str, Result], n: int = 3) -> list[dict[str, Any]]:
-    """The first heads of each role."""
-    rows = []
-    for name, result in found.items():
-        p = adjusted(result)
-        for part in result.top(n):
-            place = (part.layer, part.index)
-            value, of = float(result.values[place]), float(p[place])
-            rows.append({"role": name, "head": str(part), "score": value, "unit": result.unit, "p_adjusted": of})
-    return rows
-
-
-def _knockouts(curves: Mapping[str, Result]) -> list[dict[str, Any]]:
-    """The end of each joint curve: what the first heads cost more than random heads, together."""
-    rows = []
-    for name, curve in curves.items():
-        task = curve.provenance.get("task") or {}
-        ends = {key: float(curve[key][-1]) for key in ("effect", "null_mean", "difference_low", "difference_high", "p")}
-        size = curve.labels_of("n_parts")[-1]
-        rows.append({"role": name, "task": task.get("name", ""), "heads": size, **ends, "unit": curve.unit})
-    return rows
-
-
-def _notes(found: Mapping[str, Result], curves: Mapping[str, Result]) -> list[str]:
-    sure = {name: int((adjusted(result) <= 0.05).sum()) for name, result in found.items()}
-    none = [name for name, result in found.items() if adjusted(result).isnan().all()]
-    notes = ["heads at adjusted p <= 0.05: " + ", ".join(f"{name} {n}" for name, n in sure.items() if name not in none)]
-    if none:
-        notes.append(f"no null, so no p: {', '.join(none)}")
-    proved = [name for name, curve in curves.items() if bool((curve["p_adjusted"] <= 0.05).any())]
-    if curves:
-        notes.append(
-            f"heads that cost more together than random heads (adjusted p <= 0.05 at some size): {', '.join(proved) or 'of no role'}; "
-            "a score is not a cause"
-        )
-    return notes
-
-
-# --- the page of the built-in models --------------------------------------------------------------------
-
-
-def page(found: Mapping[str, Result]) -> str:
-    """docs/roles.md: the survey of some models, one section each."""
-    lines = [
-        "# Roles",
-        "",
-        "What `patchbay find all MODEL` says of the built-in models; written by `python -m patchbay.stories.survey docs`.",
-        "",
-        "A role is what one finder of heads looks for. `p` is adjusted over the heads of a role. The last columns take the role's",
-        "first heads away together, on fresh prompts, against as many random heads of the same layers: a score is not a cause.",
-        "Models of twelve heads leave few other heads to draw, so that p can be no smaller than 1 / (1 + different draws).",
-    ]
-    for name, result in found.items():
-        best = {row["role"]: row for row in reversed(result.tables["roles"])}
-        ends = {row["role"]: row for row in result.tables["knockout"]}
-        lines += ["", f"## {name}", "", f"![Evidence of each role by head](roles-{name}.png)", ""]
-        lines += [
-            "| role | first head | score | p | task | heads | costs together | random heads | p |",
-            "|---" * 9 + "|",
-        ]
-        for role, row in best.items():
-            end = ends.get(role)
-            proof = "| | | | | |"
-            if end is not None:
-                costs = f"{end['effect']:.2f} {end['unit']} | {end['null_mean']:.2f}"
-                proof = f"| {end['task']} | {end['heads']} | {costs} | {end['p']:.2g} |"
-            p = "" if math.isnan(row["p_adjusted"]) else f"{row['p_adjusted']:.2g}"
-            lines.append(f"| {role} | {row['head']} | {row['score']:.3g} {row['unit']} | {p} {proof}")
-        lines += ["", "| other finders | best | highest | what it says |", "|---|---|---|---|"]
-        for row in result.tables["others"]:
-            lines.append(f"| {row['finder']} | {row['best']} | {row['highest']:.3g} {row['unit']} | {row['note']} |")
-        if result.tables["not run"]:
-            lines += [
-                "",
-                "Not run: " + "; ".join(f"{row['finder']} ({row['why']})" for row in result.tables["not run"]),
-            ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from patchbay.cli import cli
 from patchbay.maths import spearman
 from patchbay.signal.port import PatchbayError
 from patchbay.stories import survey as module
-from patchbay.stories.survey import NEEDS, OTHERS, ROLES, adjusted, find_all
+from patchbay.stories._evidence import adjusted
+from patchbay.stories.survey import NEEDS, OTHERS, ROLES, find_all
 from patchbay.tiny.twins import twin
 from tests.tolerance import close
 
