@@ -58,7 +58,6 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG = {  # files of more than 400 lines, and the one idea that fills each
     "model.families": "one row per family, and which fits",
-    "stories.talking_heads": "a paper end to end",
 }
 
 

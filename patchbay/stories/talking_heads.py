@@ -16,13 +16,9 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 import patchbay as pb
 from patchbay import maths
@@ -32,43 +28,19 @@ from patchbay.find.channels import channels
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.find.name_mover_heads import name_mover_heads
 from patchbay.model.model import Model
-from patchbay.model.source import built_in_names
-from patchbay.results.result import Result
 from patchbay.signal.channel import Channel
-from patchbay.signal.port import Part, PatchbayError
+from patchbay.signal.port import PatchbayError
 from patchbay.stories import _figures
-from patchbay.stories._demo_task import _samples, _stories, ends, percent, span
-from patchbay.stories._lists import Lists, ask, by_label, known, looks, rightness
-from patchbay.stories._turns import Search, Turn, search
+from patchbay.stories._demo_task import ends, percent, span
+from patchbay.stories._judging import counts, harm
+from patchbay.stories._lists import ask, by_label, known, looks, rightness
+from patchbay.stories._told import Told
+from patchbay.stories._turns import search
 from patchbay.wiring.components import n_components
 
 N_MOVERS, N_CANDIDATES, N_FOUND, N_GATE = 3, 12, 60, 32
 GATE_SIZES = [1, 2, 4, 8, 12]
 LEAST_SHARE = 0.5  # of the prompts of some length: below, the model does not do the task
-
-
-@dataclass
-class Told:
-    """What is known so far."""
-
-    model: Model
-    lists: Lists
-    seed: int
-    dev_right: Tensor = field(default_factory=lambda: torch.zeros(0))
-    test_right: Tensor = field(default_factory=lambda: torch.zeros(0))
-    movers: list[Part] = field(default_factory=list)
-    inhibiting: list[Part] = field(default_factory=list)
-    candidates: list[Channel] = field(default_factory=list)
-    search: Search | None = None
-    gate: Result | None = None
-    knob: pb.Knob | None = None
-    works: bool = False
-    results: dict[str, Result] = field(default_factory=dict)
-
-    @property
-    def turn(self) -> Turn:
-        assert self.search is not None
-        return self.search.turns[self.search.best]
 
 
 def tell(
@@ -79,9 +51,9 @@ def tell(
     path = Path(report)
     _check(model, path)
     with screen.working("writing lists", quiet=quiet):
-        told = Told(model, ask(model, n=n or _prompts_for(model)[0], seed=seed), seed)
+        told = Told(model, ask(model, n=n or _prompts_for(model)[0], seed=seed), seed, N_FOUND)
     sections: list[Section] = []
-    for step in (_lists, _heads, _wires, _turning, _gate, _counts, _harm):
+    for step in (_lists, _heads, _wires, _turning, _gate, counts, harm):
         sections.append(step(told, quiet))
         if not quiet:
             screen.say(*screen.sections(sections[-1], len(sections)))
@@ -141,7 +113,7 @@ def _lists(told: Told, quiet: bool) -> Section:
 
 def _heads(told: Told, quiet: bool) -> Section:
     """Movers, and the heads that turn their queries."""
-    model, task = told.model, known(told.lists.dev, told.dev_right, N_FOUND)
+    model, task = told.model, known(told.lists.dev, told.dev_right, told.n_found)
     with screen.working("movers and inhibition heads", quiet=quiet):
         found = name_mover_heads(model, task)
         told.results["movers"] = found
@@ -290,92 +262,6 @@ def _gate(told: Told, quiet: bool) -> Section:
                    data, verdict=None)  # fmt: skip
 
 
-def _counts(told: Told, quiet: bool) -> Section:
-    """Right answers on the judging prompts, before and after, by N and by place."""
-    assert told.search is not None
-    model, test, found = told.model, told.lists.test, told.search
-    with screen.working("judging", quiet=quiet):
-        after = rightness(model, test, [told.turn.knob(model)])
-        always = rightness(model, test, [told.turn.knob(model, None)])
-        drawn = {i: rightness(model, test, [found.turns[i].knob(model)]) for i in sorted(set(found.rivals))}
-        looked = [
-            looks(model, known(test, told.test_right, N_FOUND), told.movers, e) for e in ([], [told.turn.knob(model)])
-        ]
-    before = told.test_right
-    gain = maths.paired_interval(after, before)
-    p = maths.permutation_p(after, before)
-    rivals = [float((drawn[i] - before).mean()) for i in found.rivals]
-    p_rivals = (1 + sum(rival >= gain.mean - 1e-12 for rival in rivals)) / (1 + len(rivals))
-    told.works = gain.low > 0 and p_rivals <= 0.05
-    told.knob = told.turn.knob(model)
-    by_size = by_label(test, "n_objects", before, after, after - before, always)
-    by_place = by_label(test, "missing_index", before, after, after - before)
-    inhibition = [float((seen["missing"] - seen["listed"]).mean()) for seen in looked]
-    text = _judged(told, gain, p, p_rivals, rivals, by_size, float(always.mean()), inhibition, found.n_random)
-    random_by_size = [by_label(test, "n_objects", drawn[i]) for i in found.rivals]
-    ranges = [[rows[k][2][0].mean for rows in random_by_size] for k in range(len(by_size))]
-    tables = [
-        Table(("objects", "prompts", "before", "after", "gain, points", "95 % interval", "rivals", "at every position"),
-              [[n, count, percent(b.mean), percent(a.mean), f"{100 * g.mean:+.1f}", _points(g), f"{100 * min(r):.0f} - {percent(max(r))}", percent(w.mean)]
-               for (n, count, (b, a, g, w)), r in zip(by_size, ranges, strict=True)], "by number of objects", on_screen=20),
-        Table(("place", "prompts", "before", "after", "gain, points", "95 % interval"),
-              [[i + 1, count, percent(b.mean), percent(a.mean), f"{100 * g.mean:+.1f}", _points(g)] for i, count, (b, a, g) in by_place],
-              "by the place of the missing object in the list", on_screen=20),
-    ]  # fmt: skip
-    data = {"judged": {"before": ends(maths.bootstrap_interval(before)), "after": ends(maths.bootstrap_interval(after)), "gain": ends(gain), "p": p,
-            "rivals": rivals, "p_rivals": p_rivals, "every_position": float(always.mean()), "works": told.works, "mover_preference": inhibition,
-            "by_objects": {n: {"before": ends(b), "after": ends(a), "gain": ends(g), "every_position": w.mean} for n, _, (b, a, g, w) in by_size},
-            "by_place": {i + 1: {"prompts": count, "before": ends(b), "after": ends(a)} for i, count, (b, a, _) in by_place}}}  # fmt: skip
-    pictures = [Picture(partial(_figures.before_after, by_size, ranges, "objects in the list"), "Missing object named, by the number of objects; grey: the rivals' range."),
-                Picture(partial(_figures.before_after, by_place, None, "place of the missing object"), "The same by its place in the list.")]  # fmt: skip
-    return Section(
-        "Judged: before and after, on prompts that chose nothing", text, tables, pictures, data, verdict=told.works
-    )
-
-
-def _judged(
-    told: Told, gain: maths.Interval, p: float, p_rivals: float, rivals: list[float], by_size: list[Any], always: float,
-    inhibition: list[float], n_random: int,
-) -> list[str]:  # fmt: skip
-    largest = max(by_size, key=lambda row: row[2][2].mean)
-    verdict = (
-        "**Turning this channel helps**, beyond what random components give."
-        if told.works
-        else "**It helps, but no more than the best of random components.**"
-        if gain.low > 0
-        else "**Turning it harms.**" if gain.high < 0 else "**Turning it changes nothing that can be told from chance.**"
-    )  # fmt: skip
-    n, _, (before, after, best, _) = largest
-    return [
-        f"{verdict} {told.turn} at the last position: named {percent(float(told.test_right.mean()))} before, "
-        f"{percent(float(told.test_right.mean()) + gain.mean)} after; paired, **{100 * gain.mean:+.1f} points** ({_points(gain)}), p = {p:.2g}. "
-        f"{len(rivals)} rivals, each the best of as many of {n_random} random components: {100 * min(rivals):+.1f} to {100 * max(rivals):+.1f} points, p = {p_rivals:.2g}.",
-        f"The largest gain of one length is at {n} objects: {percent(before.mean)} to {percent(after.mean)} ({_points(best)} points); it is the "
-        f"largest of {len(by_size)}, so read the interval with that in mind. Turned at every position, as a change of weights would: {percent(always)} named in all.",
-        f"What the movers look at: missing object less another listed one, {inhibition[0]:+.4f} before, {inhibition[1]:+.4f} after.",
-    ]
-
-
-def _harm(told: Told, quiet: bool) -> Section:
-    """Loss on unrelated text, the knob turned at every position of it."""
-    model = told.model
-    built_in = model.source in built_in_names()
-    texts = _stories(model, told.seed) if built_in else _samples(model, told.seed + 1)
-    name = "stories of the training grammar, held out" if built_in else "the model's own samples"
-    knob = told.turn.knob(model, None)
-    with screen.working("unrelated text", quiet=quiet):
-        found = pb.measure.dose_response(model, told.lists.test[:8], knob, strengths=[knob.strength], neutral=texts)
-    told.results["side_effects"] = found
-    loss, kl = ([float(found[f"{v}{end}"][0]) for end in ("", "_low", "_high")] for v in ("loss", "kl"))
-    plain = float(found["loss_without"])
-    text = [
-        f"On {len(texts)} texts ({name}), with {told.turn} at every position: **{plain:.3f}** to **{loss[0]:.3f}** nats per token "
-        f"({loss[1]:.3f} to {loss[2]:.3f}); divergence from the model as it is {kl[0]:.4f} nats per token ({kl[1]:.4f} to {kl[2]:.4f})."
-    ]
-    data = {"side_effects": {"texts": len(texts), "what": name, "loss_before": plain, "loss_after": loss, "kl": kl}}
-    return Section("Side effects: unrelated text", text, data=data)
-
-
 def _ending(told: Told, path: Path, seconds: float) -> Section:
     written = {"report": str(path)}
     text = []
@@ -421,8 +307,3 @@ def _write_page(told: Told, sections: list[Section], path: Path) -> None:
     title = f"Talking heads in {Path(told.model.source).name or told.model.config.model_type}"
     report.write(path, report.page(title, "Which channel tells the movers what is done with, is it used, and does turning it mend long lists?",
                                    sections, tiles=tiles, foot=foot))  # fmt: skip
-
-
-def _points(found: maths.Interval) -> str:
-    """The interval of a gain in points; of one prompt there is none."""
-    return "-" if found.low != found.low else f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
