@@ -39,7 +39,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "port channel positions",
     "edits": "edit apply",
     "jacks": "arguments modelled hooks sites attention operators sums attach place session",
-    "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate printed model load rotary trace run check",
+CONFLICT     "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate printed model load rotary trace run check", |||     "model": "families placing linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved arrays printed result record given method replay",
@@ -56,9 +56,7 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
     ("find.fact_heads", "find.direct_logit_attribution"),
     ("prove.circuit", "prove.edge_attribution"),
 }
-LONG = {  # files of more than 400 lines, and the one idea that fills each
-    "model.families": "one row per family, and which fits",
-}
+LONG: dict[str, str] = {}  # files of more than 400 lines, and the one idea that fills each: none
 
 
 def parse(path: Path) -> ast.Module:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
 from patchbay.knobs.affine import Affine, Fold, NotFoldableError, times
-from patchbay.model.families import follow
 from patchbay.model.model import Model
+from patchbay.model.placing import follow
 from patchbay.model.weights import _columns, matrix
 from patchbay.signal.port import PatchbayError, Port
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from patchbay.model.families import FAMILIES, Family, text_config
+from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
+from patchbay.model.placing import text_config
 from patchbay.model.source import built_in_names, from_pretrained, lent
 from patchbay.signal.port import PatchbayError
 

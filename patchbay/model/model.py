@@ -21,10 +21,11 @@ from patchbay.edits.edit import Edit
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import weights
-from patchbay.model.families import FAMILIES, Family, LayerModules, candidates, follow, layer_modules, text_config
+from patchbay.model.families import FAMILIES, Family
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
 from patchbay.model.linear import width_in
+from patchbay.model.placing import LayerModules, candidates, follow, layer_modules, text_config
 from patchbay.model.printed import printed
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.model.families import Family, LayerModules, follow
+from patchbay.model.families import Family
 from patchbay.model.linear import linear_map
+from patchbay.model.placing import LayerModules, follow
 from patchbay.signal.port import PatchbayError
 
 QUERY_KEY_NORMS = (

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.model.families import LayerModules, follow, layer_modules
 from patchbay.model.model import Model, weights
+from patchbay.model.placing import LayerModules, follow, layer_modules
 from patchbay.signal.port import Part, PatchbayError
 
 Entries = dict[str, Tensor]  # tensor name -> its flat places, int64

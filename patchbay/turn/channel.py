@@ -27,8 +27,8 @@ from torch import Tensor
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.knobs.knob import Knob
-from patchbay.model.families import follow
 from patchbay.model.model import Model
+from patchbay.model.placing import follow
 from patchbay.model.weights import matrix
 from patchbay.results.method import method
 from patchbay.signal.channel import Channel

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.model.families import follow
+from patchbay.model.placing import follow
 from patchbay.model.weights import HeadWeights, matrix, norm_parts
 from patchbay.signal.channel import Channel
 from patchbay.signal.port import Part, PatchbayError, parse_part

@@ -11,8 +11,9 @@ from torch import nn
 
 import patchbay as pb
 from patchbay.model.check import Row, family_table, verify
-from patchbay.model.families import FAMILIES, Family, candidates, follow, layer_modules, missing
+from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
+from patchbay.model.placing import candidates, follow, layer_modules, missing
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 

@@ -1,0 +1,156 @@
+"""Which row of `families.py` a model is, and the modules of its layers by that row.
+
+The row that names a model's `config.model_type` is tried first, then every row all of whose paths exist, the nearest first. Either
+way nothing is believed until the self-check has proved the identities on the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from patchbay.errors import PatchbayError
+from patchbay.model.families import FAMILIES, Family
+
+NESTED = (
+    "model.language_model",
+    "language_model.model",
+    "model.text_model",
+)  # where models of several kinds keep their text model
+
+
+@dataclass(frozen=True, eq=False)
+class LayerModules:
+    """The modules of one decoder layer, resolved. None where the layer has no such part."""
+
+    layer: nn.Module
+    attn: nn.Module | None  # attention with heads
+    attn_proj: nn.Module | None
+    attn_added: nn.Module | None  # its output is what enters the stream (attention, or a hybrid's mixer)
+    norm_attn: nn.Module | None
+    mid: nn.Module | None  # its input is the stream between attention and MLP; None in parallel blocks
+    mlp: nn.Module | None
+    mlp_proj: nn.Module | None
+    mlp_up: nn.Module | None
+    mlp_gate: nn.Module | None
+    mlp_added: nn.Module | None
+    norm_mlp: nn.Module | None
+    router: nn.Module | None
+    experts: nn.Module | None
+
+
+def text_config(hf: nn.Module) -> Any:
+    """The config of the text model: its own part where several models are nested in one, as vision-language models do."""
+    config: Any = hf.config
+    read = getattr(config, "get_text_config", None)
+    return config if read is None else read(decoder=True)
+
+
+def follow(root: Any, path: str) -> Any | None:
+    """The object at a dotted path, or None where a step is missing or the path is empty."""
+    if "|" in path:
+        return next((found for one in path.split("|") if (found := follow(root, one)) is not None), None)
+    for name in path.split(".") if path else ():
+        root = getattr(root, name, None)
+        if root is None:
+            return None
+    return root if path else None
+
+
+def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules:
+    """Resolve the row's paths on one decoder layer."""
+    attn, mlp = follow(layer, family.attn), follow(layer, family.mlp)
+    mixer = next((m for m in (follow(layer, path) for path in family.mixers) if m is not None), None)
+
+    def inside(owner: nn.Module | None, path: str) -> Any | None:  # "^name" starts at the layer
+        return follow(layer, path[1:]) if path.startswith("^") else follow(owner, path)
+
+    router, experts = follow(layer, family.router), follow(layer, family.experts)
+    experts = experts if isinstance(experts, nn.Module) and any(p.ndim == 3 for p in experts.parameters()) else None
+    return LayerModules(
+        layer=layer,
+        attn=attn,
+        attn_proj=inside(attn, family.attn_proj),
+        attn_added=(follow(layer, family.attn_added) if attn is not None else None)
+        or (follow(layer, family.attn) if attn is not None else mixer),
+        norm_attn=follow(layer, family.norm_attn),
+        mid=None if family.is_parallel(config) else follow(layer, family.mid),
+        mlp=mlp,
+        mlp_proj=inside(mlp, family.mlp_proj),
+        mlp_up=inside(mlp, family.mlp_up),
+        mlp_gate=inside(mlp, family.mlp_gate),
+        mlp_added=follow(layer, family.mlp_added) or mlp,
+        norm_mlp=follow(layer, family.norm_mlp),
+        router=router if experts is not None else None,
+        experts=experts,
+    )
+
+
+def missing(family: Family, hf: nn.Module) -> list[str]:
+    """The row's paths that this model lacks: empty when the row fits."""
+    lacking = [path for path in (family.layers, family.final_norm) if follow(hf, path) is None]
+    layers = follow(hf, family.layers)
+    if layers is None or not len(layers):
+        return lacking or [family.layers]
+    for i, layer in enumerate(layers):
+        found = layer_modules(family, layer, text_config(hf))
+        if found.attn_added is None:
+            lacking.append(f"{family.layers}.{i}.{family.attn}" + "".join(f" or .{m}" for m in family.mixers))
+        elif found.attn is not None and found.attn_proj is None:
+            lacking.append(f"{family.layers}.{i}.{family.attn}.{family.attn_proj}")
+        if family.mlp and found.mlp is None:
+            lacking.append(f"{family.layers}.{i}.{family.mlp}")
+        elif found.mlp is not None and found.mlp_proj is None and found.experts is None and not family.opaque:
+            lacking.append(f"{family.layers}.{i}.{family.mlp}.{family.mlp_proj}")
+    return lacking
+
+
+def _nested(family: Family, hf: nn.Module) -> list[Family]:
+    """The row, and where a text model stands inside another model, the row with its paths there."""
+    inside = next((path for path in NESTED if follow(hf, path) is not None), None)
+    if inside is None or not family.layers.startswith("model."):
+        return [family]
+    layers, norm = (inside + path.removeprefix("model") for path in (family.layers, family.final_norm))
+    return [replace(family, layers=layers, final_norm=norm)]
+
+
+def _unplaced(family: Family, hf: nn.Module) -> int:
+    """How many norms, streams and routers the row names that this model's layers lack: the fewer, the nearer."""
+    count = 0
+    for layer in follow(hf, family.layers) or ():
+        found = layer_modules(family, layer, text_config(hf))
+        count += bool(family.norm_attn) and found.norm_attn is None
+        count += bool(family.norm_mlp) and found.norm_mlp is None
+        count += bool(family.mid) and found.mid is None and not family.is_parallel(text_config(hf))
+        count += found.experts is not None and found.router is None
+    return count
+
+
+def _fitting(hf: nn.Module, *some: Sequence[Family]) -> Iterator[Family]:
+    """Of each list the rows that fit, the nearest first; a list is looked at only when those before it are used up."""
+    for rows in some:
+        fitting = [family for family in rows if not missing(family, hf)]
+        yield from sorted(fitting, key=lambda family: _unplaced(family, hf)) if len(fitting) > 1 else fitting
+
+
+def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> Iterator[Family]:
+    """Rows whose paths this model has, that of its type first, then the nearest. Refuses with what was found."""
+    model_type = getattr(text_config(hf), "model_type", "")
+    rows = [family for row in rows for family in _nested(row, hf)]
+    named = [family for family in rows if model_type in family.model_types]
+    others = [family for family in rows if family not in named]
+    fitting = _fitting(hf, named, others)
+    if (best := next(fitting, None)) is not None:
+        return chain([best], fitting)
+    nearest = min(named or rows, key=lambda family: len(missing(family, hf)))
+    children = ", ".join(name for name, _ in hf.named_children())
+    raise PatchbayError(
+        f"{type(hf).__name__} (model type {model_type!r}) fits no known family. Nearest row is {nearest.name!r}, which also "
+        f"needs {', '.join(missing(nearest, hf)[:4])}; the model has children {children}. "
+        "Describe it: pb.load(model, family=patchbay.Family('name', layers='path.to.layers', final_norm='path', attn='name', "
+        "attn_proj='name', mlp='name', mlp_proj='name', norm_attn='name', norm_mlp='name', mid='name'))"
+    )
