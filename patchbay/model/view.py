@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patchbay.jacks.modelled import Modelled as Model
 
 T = TypeVar("T")
+V = TypeVar("V", bound="View")
 
 
 class Many(Sequence[T], Generic[T]):
@@ -58,7 +59,7 @@ class View:
         return self.part.layer
 
     def port(self, signal: str) -> Port:
-        port = self.part.port(signal)
+        port = self._resolve(signal)
         self.model.require(port)
         return port
 
@@ -74,6 +75,11 @@ class View:
     def _resolve(self, signal: str) -> Port:
         return self.part.port(signal)
 
+    def _many(self, n: int, kind: type[V]) -> Many[V]:
+        """The parts of one kind that this layer has."""
+        name = kind.__name__.lower()
+        return Many(n, lambda index: kind(self.model, Part(self._layer, name, index)), name)
+
     def _what(self) -> str:
         return self.part.kind
 
@@ -82,6 +88,11 @@ class View:
         for port in self.ports():
             lines.append(f"  {port!s:<20} [{', '.join(port.axes)}]" + ("" if port.editable else "  (tap only)"))
         return "\n".join(lines)
+
+
+def _signal(name: str, doc: str = "") -> Any:
+    """A property that is the port of a signal."""
+    return property(lambda view: view.port(name), doc=doc)
 
 
 class Head(View):
@@ -98,43 +109,20 @@ class Head(View):
     def _what(self) -> str:
         return f"attention head (keys and values of {self.group.part})"
 
-    @property
-    def q(self) -> Port:
-        """Queries after rotary, [prompt, query, d_head]."""
-        return self.port("q")
-
-    @property
-    def k(self) -> Port:
-        """Keys after rotary of the head's group, [prompt, key, d_head]."""
-        return self.group.k
-
-    @property
-    def v(self) -> Port:
-        """Values of the head's group, [prompt, key, d_head]."""
-        return self.group.v
-
-    @property
-    def pattern(self) -> Port:
-        """Attention weights, [prompt, query, key]."""
-        return self.port("pattern")
-
-    @property
-    def z(self) -> Port:
-        """What enters the head's slice of the output projection, [prompt, position, d_head]."""
-        return self.port("z")
-
-    @property
-    def out(self) -> Port:
-        """What the head writes, z W_O, [prompt, position, d_model]; summed over heads, plus bias, the attention's output."""
-        return self.port("out")
+    q: Port = _signal("q", "Queries after rotary, [prompt, query, d_head].")
+    k: Port = _signal("k", "Keys after rotary of the head's group, [prompt, key, d_head].")
+    v: Port = _signal("v", "Values of the head's group, [prompt, key, d_head].")
+    pattern: Port = _signal("pattern", "Attention weights, [prompt, query, key].")
+    z: Port = _signal("z", "What enters the head's slice of the output projection, [prompt, position, d_head].")
+    out: Port = _signal(
+        "out",
+        "What the head writes, z W_O, [prompt, position, d_model]; summed over heads, plus bias, the attention's output.",
+    )
 
     def weights(self, *, fold_norm: bool = False) -> dict[str, Tensor]:
         """W_Q, W_K, W_V [d_model, d_head] and W_O [d_head, d_model] of this head; see `AttentionView.weights`."""
-        w, g = (
-            AttentionView(self.model, Part(self._layer, "attn")).weights(fold_norm=fold_norm),
-            self.group.part.index or 0,
-        )
-        h = self.part.index or 0
+        w = AttentionView(self.model, Part(self._layer, "attn")).weights(fold_norm=fold_norm)
+        h, g = self.part.index or 0, self.group.part.index or 0
         return {"W_Q": w.W_Q[h], "W_K": w.W_K[g], "W_V": w.W_V[g], "W_O": w.W_O[h]}
 
 
@@ -153,48 +141,22 @@ class Group(View):
     def _what(self) -> str:
         return f"key/value group (heads {', '.join(str(head.part) for head in self.heads)})"
 
-    @property
-    def k(self) -> Port:
-        """Keys after rotary, [prompt, key, d_head]."""
-        return self.port("k")
-
-    @property
-    def v(self) -> Port:
-        """Values, [prompt, key, d_head]."""
-        return self.port("v")
+    k: Port = _signal("k", "Keys after rotary, [prompt, key, d_head].")
+    v: Port = _signal("v", "Values, [prompt, key, d_head].")
 
 
 class AttentionView(View):
     """A layer's attention; the signals of all heads at once."""
 
-    @property
-    def q(self) -> Port:
-        return self.port("q")
-
-    @property
-    def k(self) -> Port:
-        return self.port("k")
-
-    @property
-    def v(self) -> Port:
-        return self.port("v")
-
-    @property
-    def pattern(self) -> Port:
-        return self.port("pattern")
-
-    @property
-    def z(self) -> Port:
-        return self.port("z")
-
-    @property
-    def head_out(self) -> Port:
-        return self.port("head_out")
-
-    @property
-    def out(self) -> Port:
-        """What attention (or a hybrid's mixer) adds to the stream, after the family's norm and scale."""
-        return self.port("out")
+    q: Port = _signal("q")
+    k: Port = _signal("k")
+    v: Port = _signal("v")
+    pattern: Port = _signal("pattern")
+    z: Port = _signal("z")
+    head_out: Port = _signal("head_out")
+    out: Port = _signal(
+        "out", "What attention (or a hybrid's mixer) adds to the stream, after the family's norm and scale."
+    )
 
     def weights(self, *, fold_norm: bool = False) -> weights.HeadWeights:
         """Per-head weights; `fold_norm` folds the gain, bias and centring of the norm before attention into copies. Of latent
@@ -218,10 +180,7 @@ class AttentionView(View):
 class Neuron(View):
     """One neuron: one number per position, between the MLP's projections."""
 
-    @property
-    def act(self) -> Port:
-        """Activation, what the down projection multiplies, [prompt, position]."""
-        return self.port("act")
+    act: Port = _signal("act", "Activation, what the down projection multiplies, [prompt, position].")
 
 
 class MLPView(View):
@@ -229,24 +188,11 @@ class MLPView(View):
 
     @property
     def neurons(self) -> Many[Neuron]:
-        return Many(
-            self.model.n_neurons(self._layer), lambda n: Neuron(self.model, Part(self._layer, "neuron", n)), "neuron"
-        )
+        return self._many(self.model.n_neurons(self._layer), Neuron)
 
-    @property
-    def input(self) -> Port:
-        """What enters the MLP, after its norm, [prompt, position, d_model]."""
-        return self.port("in")
-
-    @property
-    def act(self) -> Port:
-        """Activations of all neurons, [prompt, position, neuron]."""
-        return self.port("act")
-
-    @property
-    def out(self) -> Port:
-        """What the MLP adds to the stream, after the family's norm and scale."""
-        return self.port("out")
+    input: Port = _signal("in", "What enters the MLP, after its norm, [prompt, position, d_model].")
+    act: Port = _signal("act", "Activations of all neurons, [prompt, position, neuron].")
+    out: Port = _signal("out", "What the MLP adds to the stream, after the family's norm and scale.")
 
     def weights(self, *, fold_norm: bool = False) -> weights.MLPWeights:
         self.model.require(Port("mlp.act", self._layer))
@@ -257,38 +203,21 @@ class MLPView(View):
 class Expert(View):
     """One routed expert."""
 
-    @property
-    def out(self) -> Port:
-        """What the expert contributes, times its weight; 0 where it was not chosen. [prompt, position, d_model]"""
-        return self.port("out")
-
-    @property
-    def weight(self) -> Port:
-        """Its routing weight, 0 where it was not chosen. [prompt, position]"""
-        return self.port("weight")
-
-    @property
-    def logit(self) -> Port:
-        """Its router logit, before softmax and top-k. [prompt, position]"""
-        return self.port("logit")
+    out: Port = _signal(
+        "out", "What the expert contributes, times its weight; 0 where it was not chosen. [prompt, position, d_model]"
+    )
+    weight: Port = _signal("weight", "Its routing weight, 0 where it was not chosen. [prompt, position]")
+    logit: Port = _signal("logit", "Its router logit, before softmax and top-k. [prompt, position]")
 
 
 class RouterView(View):
     """A layer's router."""
 
-    @property
-    def logits(self) -> Port:
-        return self.port("logits")
-
-    @property
-    def weights(self) -> Port:
-        """Routing weights, dense: 0 for the experts not chosen. [prompt, position, expert]"""
-        return self.port("weights")
-
-    @property
-    def experts(self) -> Port:
-        """Ids of the chosen experts, [prompt, position, choice]; tap only."""
-        return self.port("experts")
+    logits: Port = _signal("logits")
+    weights: Port = _signal(
+        "weights", "Routing weights, dense: 0 for the experts not chosen. [prompt, position, expert]"
+    )
+    experts: Port = _signal("experts", "Ids of the chosen experts, [prompt, position, choice]; tap only.")
 
 
 class LayerView(View):
@@ -311,13 +240,11 @@ class LayerView(View):
 
     @property
     def heads(self) -> Many[Head]:
-        return Many(self.model.n_heads(self._layer), lambda h: Head(self.model, Part(self._layer, "head", h)), "head")
+        return self._many(self.model.n_heads(self._layer), Head)
 
     @property
     def groups(self) -> Many[Group]:
-        return Many(
-            self.model.n_groups(self._layer), lambda g: Group(self.model, Part(self._layer, "group", g)), "group"
-        )
+        return self._many(self.model.n_groups(self._layer), Group)
 
     @property
     def mlp(self) -> MLPView:
@@ -330,33 +257,19 @@ class LayerView(View):
 
     @property
     def experts(self) -> Many[Expert]:
-        return Many(
-            self.model.n_experts(self._layer), lambda e: Expert(self.model, Part(self._layer, "expert", e)), "expert"
-        )
+        return self._many(self.model.n_experts(self._layer), Expert)
 
-    @property
-    def resid_in(self) -> Port:
-        """The stream that enters the layer, [prompt, position, d_model]."""
-        return self.port("resid_in")
-
-    @property
-    def resid_mid(self) -> Port:
-        """The stream between attention and MLP; blocks that run them side by side have none."""
-        return self.port("resid_mid")
-
-    @property
-    def resid_out(self) -> Port:
-        """The stream that leaves the layer."""
-        return self.port("resid_out")
+    resid_in: Port = _signal("resid_in", "The stream that enters the layer, [prompt, position, d_model].")
+    resid_mid: Port = _signal(
+        "resid_mid", "The stream between attention and MLP; blocks that run them side by side have none."
+    )
+    resid_out: Port = _signal("resid_out", "The stream that leaves the layer.")
 
 
 class Embed(View):
     """The embedding: token, and where the family has them learned positions and scale."""
 
-    @property
-    def out(self) -> Port:
-        """What enters the first layer, [prompt, position, d_model]."""
-        return self.port("out")
+    out: Port = _signal("out", "What enters the first layer, [prompt, position, d_model].")
 
     @property
     def weight(self) -> Tensor:
@@ -367,19 +280,13 @@ class Embed(View):
 class FinalNorm(View):
     """The norm before the unembedding."""
 
-    @property
-    def out(self) -> Port:
-        """The normalised final stream, [prompt, position, d_model]."""
-        return self.port("out")
+    out: Port = _signal("out", "The normalised final stream, [prompt, position, d_model].")
 
 
 class Unembed(View):
     """The unembedding."""
 
-    @property
-    def logits(self) -> Port:
-        """The model's logits, [prompt, position, vocab]."""
-        return self.port("logits")
+    logits: Port = _signal("logits", "The model's logits, [prompt, position, vocab].")
 
     @property
     def weight(self) -> Tensor:
