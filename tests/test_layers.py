@@ -39,7 +39,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "port channel positions",
     "edits": "edit apply",
     "jacks": "arguments modelled hooks sites attention operators sums attach place session",
-CONFLICT     "model": "families linear source weights proofs self_check versions proving regime view given tokens text generate printed model load rotary trace run check", |||     "model": "families placing linear source weights proofs self_check versions proving regime view given tokens text generate model load rotary run check",
+    "model": "families placing linear source weights proofs self_check versions proving regime view given tokens text generate printed model cards load rotary trace run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved arrays printed result record given method replay",
@@ -192,6 +192,13 @@ def hook_names(tree: ast.Module) -> set[str]:
 def test_one_room_touches_hooks() -> None:
     touching = {room(name) for name, path in modules().items() if hook_names(parse(path))}
     assert touching == {"jacks"}
+
+
+def test_what_draws_runs_no_model() -> None:
+    """It reads Results, addresses and plain data: neither a model nor a method is within its reach, not even as a type."""
+    taken = {found for name, path in modules().items() if room(name) == "draw" for found in imports(parse(path))}
+    assert {room(found) for found in taken} == {"draw", "errors", "files", "signal", "results", "papers"}
+    assert {found for found in taken if room(found) in ("results", "papers")} == {"results.result", "papers.claims"}
 
 
 def test_one_table_names_what_is_reached_late() -> None:

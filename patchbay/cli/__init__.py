@@ -208,9 +208,10 @@ def run_story(
 def show(model: str, part: str | None, as_json: bool, **given: Any) -> None:
     """What a model is: its shape, its self-check and its parts; or one PART (L3.H5) or port (L3.H5.z) of it."""
     from patchbay.draw import screen
+    from patchbay.model.cards import model_card, part_card
 
     loaded = load_model(model, given, quiet=as_json)
-    card = screen.model_card(loaded) if part is None else screen.part_card(loaded, part)
+    card = model_card(loaded) if part is None else part_card(loaded, part)
     if as_json:
         screen.emit(card)
     elif part is None:

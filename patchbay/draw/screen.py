@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from patchbay.draw.report import Section
-    from patchbay.model.model import Model
     from patchbay.papers.claims import Checked
     from patchbay.results.result import Result
-    from patchbay.signal.port import Part, Port
 
 BAR, WIDE = 16, 120
 ACCENT, GOOD, BAD, DIM = "bold cyan", "green", "red", "dim"
@@ -158,37 +156,6 @@ def sections(section: Section, place: int) -> list[RenderableType | str]:
 # --- models and parts ---------------------------------------------------------------------------------
 
 
-def model_card(model: Model) -> dict[str, Any]:
-    """What `show MODEL` says, as plain data."""
-    layers = [
-        {
-            "layer": i,
-            "heads": model.n_heads(i),
-            "groups": model.n_groups(i),
-            "d_head": model.d_head(i) if model.n_heads(i) else None,
-            "neurons": model.n_neurons(i),
-            "experts": model.n_experts(i),
-            "signals": model.signals(i),
-        }
-        for i in range(model.n_layers)
-    ]
-    check = model.check
-    return {
-        "source": model.source,
-        "family": model.family.name,
-        "model_type": model.config.model_type,
-        "parameters": sum(p.numel() for p in model.hf.parameters()),
-        "d_model": model.d_model,
-        "vocab": model.vocab_size,
-        "max_positions": model.max_positions,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "fingerprint": model.fingerprint,
-        "check": {"stream": check.stream, "logits": check.logits, "heads": check.heads, "tolerance": check.tolerance, "passed": check.passed},
-        "layers": layers,
-    }  # fmt: skip
-
-
 def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
     """`show MODEL` for the terminal: layers of one shape share a row."""
     from rich.markup import escape
@@ -212,34 +179,6 @@ def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
         f"[{DIM}](tolerance {check['tolerance']:.0e}; weights {card['fingerprint']})[/]",
         table("", ("layers", "heads", "k/v groups", "d_head", "neurons", "experts", "signals"), rows),
     ]
-
-
-def part_card(model: Model, text: str) -> dict[str, Any]:
-    """What `show MODEL PART` says, as plain data: a part's ports with their axes, or those of one port."""
-    from patchbay.signal.port import PatchbayError, parse_part
-
-    try:
-        parse_part(text)
-    except PatchbayError:
-        port = model.port(text)
-        ports, part = [port], port.part
-    else:
-        part = model.part(text)
-        ports = _ports(model, part)
-    rows = [{"port": str(port), "axes": port.axes, "editable": port.editable} for port in ports]
-    return {"model": model.source, "part": str(part), "kind": part.kind, "ports": rows}
-
-
-def _ports(model: Model, part: Part) -> list[Port]:
-    """The ports of a part that this model offers; keys and values of a head are those of its group."""
-    from patchbay.signal.port import signals_of
-
-    if part.kind == "layer":
-        return [port for port in model.ports() if port.layer == part.layer]
-    every = [model.port(f"{part}.{signal}") if part.layer is not None else part.port(signal)
-             for signal in signals_of(part.kind) if part.layer is None
-             or part.port(signal).signal in model.signals(part.layer)]  # fmt: skip
-    return every
 
 
 def part_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:

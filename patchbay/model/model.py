@@ -1,8 +1,7 @@
 """Model: any Hugging Face causal language model behind one view of its parts. Wrapped, never changed.
 
-Its family row says where the parts are; a short run then proves it: embedding + every attention out + every MLP out = final residual stream, final norm and
-unembedding of that = the model's logits, and the heads' outputs sum to the attention out. A model that fails is refused with
-the numbers.
+Its family row says where the parts are; a short run then proves it: embedding + every attention out + every MLP out = final
+residual stream, final norm and unembedding of that = the model's logits, heads sum to attention out; else it is refused.
 """
 
 from __future__ import annotations

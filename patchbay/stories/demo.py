@@ -23,6 +23,7 @@ import patchbay as pb
 from patchbay import maths
 from patchbay.draw import plot, report, screen
 from patchbay.draw.report import Picture, Section, Table
+from patchbay.model.cards import model_card
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.stories._demo_knob import DOSES, dose, generation, sweep
@@ -78,7 +79,7 @@ def _the_model(story: Story, quiet: bool) -> Section:
     codes = answers(question.task)(got, torch.arange(len(question.task)))
     shares = {name: maths.bootstrap_interval((codes == code).float()) for name, code in _codes(question).items()}
     plain = None if question.plain is None else _accuracy(model, question.plain)
-    card = screen.model_card(model)
+    card = model_card(model)
     check = card["check"]
     text = [
         f"{card['source'] or card['model_type']}: family {card['family']}, {card['parameters']:,} parameters, {model.n_layers} "
