@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +43,27 @@ def from_pretrained(source: str, **options: Any) -> Any:
     if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):  # no hub name looks like that
         raise _not_loaded(source, "there is no such folder")
     try:
-        return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
+        with quietly() if path.is_dir() else nullcontext():  # what is fetched from a hub shows how far it is
+            return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
     except Exception as error:  # a name that is not there, no network, a damaged file: transformers raises many kinds
         said = str(error).strip().splitlines()
         raise _not_loaded(source, f"{type(error).__name__}: {said[0][:300] if said else ''}") from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' bar over weights that lie on this disk; asked for by HF_HUB_DISABLE_PROGRESS_BARS=0 it stays."""
+    from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled() or HF_HUB_DISABLE_PROGRESS_BARS is False:
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def lent(model: Any) -> Any:
