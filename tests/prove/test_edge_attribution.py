@@ -13,7 +13,7 @@ import patchbay as pb
 from patchbay.prove._first_order import agreement, agreement_note
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
-from tests.tolerance import close
+from tests.tolerance import NOISE, close
 
 KINDS = ["gpt2", "gptj", "bloom", "falcon", "falcon grouped", "gemma2", "olmo2", "phi", "granite", "mixtral", "opt"]
 KINDS += ["deepseek_v3", "qwen3_next", "bamba", "mamba2"]
@@ -164,8 +164,9 @@ def test_reference(family: str) -> None:
             both[0] -= float(torch.autograd.grad(score, none)[0]) / len(task)
             with torch.no_grad():
                 both[1] += float(score - hooked.score(writer, reader, whole, *answers)) / len(task)
-    assert close(list(edges_of(result).values()), [a for a, _ in effects.values()], of=1.0)
-    assert close(list(edges_of(result, "exact").values()), [b for _, b in effects.values()], of=1.0)
+    # an edge is a difference of logits some times larger than 1
+    assert close(list(edges_of(result).values()), [a for a, _ in effects.values()], of=1.0, noise=4 * NOISE)
+    assert close(list(edges_of(result, "exact").values()), [b for _, b in effects.values()], of=1.0, noise=4 * NOISE)
     assert max(abs(b) for _, b in effects.values()) > 0.1
 
 

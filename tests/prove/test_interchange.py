@@ -137,7 +137,8 @@ def test_at_another_token_equals_hooks_by_hand(binding: Any) -> None:
             logits = pb.run(model, [list(task.clean[i])], edits=[put]).last_logits[0].double()
             order = list(task.wrong[i])
             order.insert(task.labels["asked"][i], task.right[i])
-            assert close(result["distribution"][depth, i], logits[order].softmax(0))
+            # a share carries the rounding of its logits, which are larger
+            assert close(result["distribution"][depth, i], logits[order].softmax(0), of=logits)
     assert torch.equal(result["share"][-1], result["base"])  # after the last block that token is read by nobody
     with pytest.raises(pb.PatchbayError, match=r"at='key'.*no mark of that name; possible: last, .*query"):
         pb.prove.interchange(model, task, at="key")

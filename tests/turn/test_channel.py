@@ -15,7 +15,7 @@ from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from patchbay.turn.channel import edited_weight
 from patchbay.wiring.components import components
-from tests.tolerance import close
+from tests.tolerance import NOISE, close
 
 
 def built(form: Any = "gpt2", **options: Any) -> tuple[pb.Model, Any]:
@@ -38,14 +38,15 @@ def test_planted(form: Any, strength: float) -> None:
     knob = pb.turn.channel(model, name, strength=strength)
     before, after = (pb.run(model, ids, taps=[out], edits=e)[out] for e in ([], [knob]))
     along, along_after = before @ direction, after @ direction  # [prompt, position]
-    assert close(along_after, strength * along, of=before)
+    # what is read of z and written back went through a decomposition of the weights
+    assert close(along_after, strength * along, of=before, noise=4 * NOISE)
     rest = before - along[..., None] * direction
     assert close(after - along_after[..., None] * direction, rest)
     assert along.abs().max() > 0.01
     sign = torch.sign(components(model, truth["writer"]).v[2] @ direction)
     fixed = pb.turn.channel(model, name, coordinate=strength, positions="last")
     placed = pb.run(model, ids, taps=[out], edits=[fixed])[out] @ direction
-    assert close(placed[:, -1], sign * torch.full((3,), strength), of=before)
+    assert close(placed[:, -1], sign * torch.full((3,), strength), of=before, noise=4 * NOISE)
     assert close(placed[:, :-1], along[:, :-1])
 
 
