@@ -44,7 +44,7 @@ check: setup
 # The site, into site/: pages of methods are made from their docstrings; it takes nothing from other hosts.
 docs: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	$(BIN)/python -m mkdocs build --quiet
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 bench: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m bench

@@ -7,6 +7,7 @@ formula, paper and caveat, what it returns, and a word on every option. Nothing 
 from __future__ import annotations
 
 import ast
+import html
 import inspect
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 from patchbay.cli.signatures import parameters_of, source, written  # noqa: E402
 from patchbay.results.described import words  # noqa: E402
 
+REFUSALS = ("PatchbayError", "NotFoldableError")
 VERBS = ("find", "prove", "turn", "train", "measure")
 
 
@@ -53,7 +55,7 @@ def method_page(verb: str, name: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return text.replace("|", "\\|").replace("[", "\\[")
 
 
 def method_list() -> str:
@@ -84,10 +86,56 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
+def refusals() -> dict[str, list[tuple[str, int, str]]]:
+    """Room -> (file, line, message) of every PatchbayError that the package makes, read from its text."""
+    found: dict[str, list[tuple[str, int, str]]] = {}
+    for path in sorted((ROOT / "patchbay").rglob("*.py")):
+        file = path.relative_to(ROOT / "patchbay")
+        tree = source(path).tree
+        names: dict[str, list[ast.expr]] = {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                names.setdefault(node.targets[0].id, []).append(node.value)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in REFUSALS:
+                room = file.parts[0].removesuffix(".py")
+                found.setdefault(room, []).append((file.as_posix(), node.lineno, message(node.args[0], names)))
+    return {room: sorted(rows) for room, rows in found.items()}
+
+
+def message(node: ast.expr, names: dict[str, list[ast.expr]]) -> str:
+    """What an error says; `...` stands for what is filled in, a name for all that the file gives it."""
+    if isinstance(node, ast.Name) and node.id in names:
+        return " / ".join(dict.fromkeys(message(value, {}) for value in names[node.id]))
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(message(part, {}) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return message(node.left, names) + message(node.right, names)
+    if isinstance(node, ast.IfExp):
+        return f"{message(node.body, names)} / {message(node.orelse, names)}"
+    return "..."
+
+
+def refusal_page() -> str:
+    """All refusals, room by room."""
+    lines = ["# Every refusal", "", "As the code has them; `...` is what a call fills in. [What is refused, and why](limits.md) "
+             "explains the large ones.", ""]  # fmt: skip
+    for room, rows in refusals().items():
+        lines += [f"## {room}", "", "| file | message |", "|---|---|"]
+        lines += [
+            f"| {file}:{line} | {_cell(html.escape(' '.join(text.split()), quote=False))} |"
+            for file, line, text in rows
+        ]
+        lines.append("")
+    return "\n".join(lines)
+
+
 def pages() -> dict[str, str]:
     """Path in the site's source -> text."""
     made = {f"methods/{verb}.{name}.md": method_page(verb, name) for verb, name in methods()}
-    return {**made, "methods/index.md": method_list(), "api.md": api_page()}
+    return {**made, "methods/index.md": method_list(), "api.md": api_page(), "refusals.md": refusal_page()}
 
 
 def on_files(files: Any, config: Any) -> Any:

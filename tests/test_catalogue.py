@@ -7,12 +7,12 @@ import importlib
 import inspect
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import patchbay
+from patchbay.contract.beside import KINDS, lacking
 from patchbay.papers import catalogue, claims
 from patchbay.papers.catalogue import STATES
 
@@ -65,39 +65,6 @@ def test_a_method_says_what_it_is_and_what_it_does_not_show(room: str, name: str
 def test_a_method_has_the_three_tests(room_name: str) -> None:
     text = (TESTS / f"{room_name}.py").read_text(encoding="utf-8")
     assert lacking(ast.parse(text)) == []
-
-
-KINDS = ("test_planted", "test_reference", "test_null")
-
-
-def lacking(tree: ast.Module) -> list[str]:
-    """Which of the three tests a file has not, or has without anything that can fail: an assertion on what was computed."""
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    found = {kind: [name for name in functions if name.startswith(kind)] for kind in KINDS}
-    return [
-        kind for kind, names in found.items() if not names or not all(asserts(functions[n], functions) for n in names)
-    ]
-
-
-def asserts(node: ast.FunctionDef, functions: dict[str, ast.FunctionDef], seen: tuple[str, ...] = ()) -> bool:
-    """Whether a function asserts something that is no constant, expects an error, or calls one of the file that does."""
-    for inner in ast.walk(node):
-        if isinstance(inner, ast.Assert) and any(isinstance(part, ast.Call) for part in assigned(inner.test, node)):
-            return True
-        if isinstance(inner, ast.Call):
-            called = inner.func.attr if isinstance(inner.func, ast.Attribute) else getattr(inner.func, "id", "")
-            if called in ("raises", "warns") or called.startswith("assert_"):
-                return True
-            if called in functions and called not in seen and asserts(functions[called], functions, (*seen, called)):
-                return True
-    return False
-
-
-def assigned(test: ast.expr, function: ast.FunctionDef) -> Iterator[ast.AST]:
-    """What an assertion is made of; where it names something at all, also what the function computes."""
-    yield from ast.walk(test)
-    if any(isinstance(part, ast.Name) for part in ast.walk(test)):
-        yield from ast.walk(function)
 
 
 @pytest.mark.parametrize("body", ["...", "pass", "assert True", "find(1)", "x = find(1)\n    return", "assert 1 == 1"])

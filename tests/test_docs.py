@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import io
 import re
 import subprocess
 import sys
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 import patchbay as pb
+from patchbay.cli import cli
 
 ROOT = Path(__file__).parents[1]
+PASSED_ON = {  # each says again what another function found, in its words
+    "find/_states.py",
+    "results/method.py",
+    "tasks/answers.py",
+    "tasks/own.py",
+    "tasks/rows.py",
+    "tasks/table.py",
+    "turn/block.py",
+}
 
 
 def hook():
@@ -39,6 +54,74 @@ def test_the_api_page_has_every_public_name() -> None:
     assert re.findall(r"^## pb\.(\w+)$", text, re.MULTILINE) == pb.__all__
 
 
+def test_the_api_page_names_nothing_that_there_is_not() -> None:
+    """Every name on it is there, every public method of a public class with a docstring is on it."""
+    text = hook().api_page()
+    inner = re.findall(r"^### (\w+)\.(\w+)$", text, re.MULTILINE)
+    assert len(inner) > 30
+    assert all(callable(getattr(getattr(pb, name), member)) for name, member in inner)
+    classes = [name for name in pb.__all__ if isinstance(getattr(pb, name), type)]
+    own = {(name, member) for name in classes for member, value in vars(getattr(pb, name)).items()
+           if not member.startswith("_") and inspect.isroutine(value) and inspect.getdoc(value)}  # fmt: skip
+    assert own <= set(inner)
+    assert {name for name in pb.__all__ if not inspect.getdoc(getattr(pb, name))} == set(), (
+        "every public name has a docstring"
+    )
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None, (*path, name)
+        yield " ".join((*path, name)), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def test_every_option_of_every_command_has_a_word() -> None:
+    """Groups, methods and plain commands: each says what it does, and each of its options has help."""
+    found = dict(commands(cli))
+    assert {"demo", "find", "find all", "find logit-lens", "knob show", "replay", "new", "check-method"} <= set(found)
+    assert not [name for name, command in found.items() if not (command.help or "").strip()]
+    without = [
+        f"{name} {option.opts[-1]}"
+        for name, command in [("patchbay", cli), *found.items()]
+        for option in command.params
+        if isinstance(option, click.Option) and not (option.help or "").strip()
+    ]
+    assert not without
+
+
+def test_every_refusal_stands_on_the_page() -> None:
+    """As many as the package's text has, counted by its tokens; each says something."""
+    rows = [row for found in hook().refusals().values() for row in found]
+    made = 0
+    for path in (ROOT / "patchbay").rglob("*.py"):
+        words = [token.string for token in tokenize.tokenize(io.BytesIO(path.read_bytes()).readline)]
+        made += sum(
+            word in ("PatchbayError", "NotFoldableError") and before != "class" and after == "("
+            for before, word, after in zip(words, words[1:], words[2:], strict=False)
+        )
+    assert len(rows) == made > 700
+    silent = {file for file, _, text in rows if not re.search(r"[a-z]{2}", text)}
+    assert silent == PASSED_ON
+    page = hook().refusal_page()
+    assert sum(line.startswith("| ") and ".py:" in line for line in page.splitlines()) == len(rows)
+    assert "gradient checkpointing is on" in page
+
+
+def test_what_pages_say_of_refusals_is_said() -> None:
+    """Each quoted message of the guide is one that the package makes: three words of it stand in one."""
+    every = " ".join(text for found in hook().refusals().values() for _, _, text in found)
+    every = " ".join(every.split())
+    quoted = re.findall(r"^> (.+)$", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
+    assert len(quoted) >= 12
+    for line in quoted:
+        words = line.split()
+        assert any(" ".join(words[i : i + 3]) in every for i in range(len(words) - 2)), line
+
+
 def test_what_the_question_page_names_exists() -> None:
     text = (ROOT / "docs" / "which-tool.md").read_text()
     calls = re.findall(r"`pb\.(find|prove|turn|train|measure)\.(\w+)\(", text)
@@ -52,7 +135,18 @@ def test_what_the_question_page_names_exists() -> None:
 @pytest.mark.slow
 def test_built_pages_take_nothing_from_outside(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs", reason="mkdocs is in the extra docs")
-    command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(tmp_path), "-f", str(ROOT / "mkdocs.yml")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "-q",
+        "--strict",
+        "-d",
+        str(tmp_path),
+        "-f",
+        str(ROOT / "mkdocs.yml"),
+    ]
     subprocess.run(command, check=True, timeout=300)
     built = list(tmp_path.rglob("*.html"))
     assert len(built) > 50

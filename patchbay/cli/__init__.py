@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from patchbay import __version__
-from patchbay.cli import complete, knob_commands, new, options, reading
+from patchbay.cli import check_method, complete, knob_commands, new, options, reading
 from patchbay.cli.commands import Commands, json_option, load_model, model_options
 from patchbay.cli.rooms import Room
 from patchbay.results import outside
@@ -279,6 +279,7 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
 cli.add_command(knob_commands.generate)
 cli.add_command(knob_commands.knob)
 cli.add_command(new.new)
+cli.add_command(check_method.check_method)
 
 
 @command(

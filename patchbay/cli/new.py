@@ -1,7 +1,7 @@
 """`patchbay new ROOM NAME --paper KEY`: the files of a new method in a checkout, so that what is left to write is the method.
 
-Writes the method's file, which refuses until it is written, and its test file, whose three tests fail and say what belongs in them;
-adds the lines of the room's listing, the catalogue's entry and docs/papers.md. All of it or nothing.
+Writes the method's file, which refuses until it is written, its test file, whose three tests fail and say what belongs in them, and
+three rows of planted bugs, which fit nothing until they are written; adds the lines of the room's listing, the catalogue's entry and docs/papers.md. All of it or nothing.
 """
 
 from __future__ import annotations
@@ -80,6 +80,14 @@ headline = "(to be written: what the paper found)"
 methods = ["{method}"]
 state = "partly"
 """
+BUG = """
+[[bug]]
+name = "{room}.{name}: (to be written: mistake {number}, that leaves it running and a number wrong)"
+file = "patchbay/{room}/{name}.py"
+old = "(to be written: what stands there once)"
+new = "(to be written: what stands there by mistake {number})"
+tests = ["tests/{room}/test_{name}.py::{test}"]
+"""
 
 
 @click.command("new", help=__doc__)
@@ -100,6 +108,7 @@ def new(room: str, name: str, key: str, title: str | None, does: str | None) -> 
     wanted = {
         PACKAGE / room / f"{name}.py": _method(method, line, source),
         root / "tests" / room / f"test_{name}.py": TEST.format(title=_spoken(name), **method),
+        root / "tests" / "planted" / f"{room}.toml": with_bugs(root / "tests" / "planted" / f"{room}.toml", method),
         listing: with_lines(listing.read_text(encoding="utf-8"), room, name, line),
         entries: text,
     }
@@ -154,6 +163,13 @@ def _method(method: dict[str, str], line: str, source: str) -> str:
         words=WORDS[returns],
         **method,
     )
+
+
+def with_bugs(path: Path, method: dict[str, str]) -> str:
+    """The room's planted bugs, with three rows for the method, one for each of its tests."""
+    held = path.read_text(encoding="utf-8") if path.exists() else f"# What {method['room']} does.\n"
+    tests = enumerate(("test_planted", "test_reference", "test_null"), 1)
+    return held.rstrip("\n") + "\n" + "".join(BUG.format(number=number, test=test, **method) for number, test in tests)
 
 
 # --- lines in files that are there ----------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,15 @@ def test_new_writes_all_but_the_case_and_the_catalogue_holds(copy: Path) -> None
         "test_reference",
         "test_null",
     ], told.stdout[-2000:]
+    held, added = (tomllib.loads((at / "tests/planted/find.toml").read_text())["bug"] for at in (CHECKOUT, copy))
+    assert added[: len(held)] == held
+    rows = added[len(held) :]
+    assert [row["file"] for row in rows] == ["patchbay/find/aa_stripes.py"] * 3
+    kinds = ("test_planted", "test_reference", "test_null")
+    assert [row["tests"] for row in rows] == [[f"tests/find/test_aa_stripes.py::{kind}"] for kind in kinds]
+    text = (copy / "patchbay/find/aa_stripes.py").read_text()
+    assert len({row["name"] for row in rows}) == 3
+    assert not any(row["old"] in text for row in rows), "a row that is not written fits nothing"
 
 
 def test_a_skeleton_refuses_until_it_is_written(copy: Path) -> None:
