@@ -172,7 +172,8 @@ def beyond_draws(
     """Mean of own - drawn over prompts and draws, with the ends between which it lies against one more random draw.
 
     Prompts are drawn anew, and each time one of the draws, its distance from their mean stretched by
-    sqrt((draws + 1) / (draws - 1)): so varies a draw that was not made. One draw alone says nothing of that: NaN ends.
+    sqrt((draws + 1) / (draws - 1)): so varies a draw that was not made. One draw alone says nothing of that: NaN ends. Of 20 draws
+    it holds the truth in 95 of 100, of 5 in 82 (simulated normal draws): their p, not this interval, says what few draws show.
     """
     own, drawn = _values(own), torch.as_tensor(drawn).detach().double().cpu()
     if drawn.ndim != 2 or drawn.shape[1:] != own.shape:

@@ -246,7 +246,7 @@ def norms_of(model: Model, layer: int) -> Tensor:
     """|w_i| of the down projection's columns, [neuron]."""
     proj = model.modules[layer].mlp_proj
     assert proj is not None
-    return matrix(proj).detach().float().norm(dim=1)
+    return matrix(proj).detach().float().norm(dim=1) * model.residual_scale
 
 
 # --- thresholds -------------------------------------------------------------------------------------
@@ -305,7 +305,8 @@ def _tail_errors(model: Model, prompts: list[list[int]], layers: list[int], batc
     for i in layers:
         proj = model.modules[i].mlp_proj
         assert proj is not None
-        out[i] = TailError(torch.cat(stored.pop(i))[::every], matrix(proj).detach().float().cpu())
+        w_out = matrix(proj).detach().float().cpu() * model.residual_scale
+        out[i] = TailError(torch.cat(stored.pop(i))[::every], w_out)
     return out
 
 

@@ -97,4 +97,4 @@ def _writes(model: Model, layer: int) -> Tensor:
     """Length of what each neuron of a layer writes at activation 1, [neuron]."""
     at = model.modules[layer]
     assert at.mlp_proj is not None
-    return matrix(at.mlp_proj).detach().double().norm(dim=1).cpu()
+    return matrix(at.mlp_proj).detach().double().norm(dim=1).cpu() * model.residual_scale

@@ -14,7 +14,7 @@ Then the first `shares` of all neurons of each relation (of equal AP, those whos
 
     change[deactivated, measured, share] = mean of log p(right answer) without them - with them, on the measured relation
 
-against `DRAWS` sets of as many random neurons of the same layers (`random`, with `random_low` and `random_high`, the
+against `DRAWS` sets of as many other random neurons of the same layers (`random`, with `random_low` and `random_high`, the
 lowest and highest draw; `z`, the change less their mean over their spread; `p_change` of
 Student's t, z / sqrt(1 + 1 / DRAWS) with DRAWS - 1 degrees of freedom, two-sided, and adjusted); `accuracy_change` and `accuracy_random` are the same in accuracy, the paper's measure, which does
 not move where a model is sure. Three claims of the paper are read off it: cumulative (the
@@ -236,14 +236,14 @@ class Trial(NamedTuple):
         return torch.stack([values[..., of == i].mean(-1) for i in range(len(self.groups.names))], -1)
 
     def random_set(self, off: Sequence[tuple[int, int]], draw: int) -> list[tuple[int, int]]:
-        """As many random neurons of the same layers."""
-        rng = random.Random(f"{NAME}-{self.seed}-{draw}")
-        layers = [layer for layer, _ in off]
-        return [
-            (layer, neuron)
-            for layer in self.layers
-            for neuron in rng.sample(range(self.model.n_neurons(layer)), layers.count(layer))
-        ]
+        """As many random other neurons of the same layers; any of them where a layer has too few others."""
+        rng, tested = random.Random(f"{NAME}-{self.seed}-{draw}"), set(off)
+        layers, drawn = [layer for layer, _ in off], []
+        for layer in self.layers:
+            every, n = range(self.model.n_neurons(layer)), layers.count(layer)
+            rest = [neuron for neuron in every if (layer, neuron) not in tested]
+            drawn += [(layer, neuron) for neuron in rng.sample(rest if len(rest) >= n else every, n)]
+        return drawn
 
 
 def switched_off(model: Model, neurons: Sequence[tuple[int, int]]) -> list[Edit]:

@@ -42,6 +42,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 
 STRENGTHS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
+LEVEL = 0.05
 SHARE, NATS = "share of prompts", "nats per token"
 NEAR, POINTS = (
     0.1,
@@ -72,7 +73,7 @@ def dose_response(
 
     `knob`: the knob that is turned. `strengths`: the strengths to turn it to. `neutral`: texts that have nothing to do
     with the task, for the side effects. `others`: other tasks by name, whose scores are watched. `draws`: random knobs
-    that are turned beside it.
+    that are turned beside it, each to every strength: 3 show where they lie and p is at least 0.25, 19 can show p = 0.05.
     """
     steps, turned = _steps(model, task, knob, strengths)
     if draws < 0 or batch_size < 1:
@@ -231,6 +232,7 @@ def _choice(
     cost = (torch.tensor(steps) - knob.neutral).abs().double() if harm is None else harm[:, ::2].mean(-1)
     at = min(near, key=lambda i: float(cost[i]))
     scores = seen["score"]
+    few: list[str] = []
     values = {"test_effect": maths.paired_interval(scores[1 + at, test], scores[0, test], seed=seed)}
     values["test_right"], units = (
         maths.bootstrap_interval(seen["right"][1 + at, test], seed=seed),
@@ -242,13 +244,16 @@ def _choice(
         values["test_against_random"] = maths.beyond_draws(scores[1 + at, test], drawn, seed=seed)
         p = maths.draws_p(values["test_effect"].mean, (drawn - plain).mean(1), two_sided=True)
         numbers["p"] = (p, "probability")
+        if 1 / (1 + len(drawn)) > LEVEL:
+            least = 1 / (1 + len(drawn))
+            few = [f"{len(drawn)} random knobs: p is at least {least:.2g}, whatever the knob; draws=19 can show 0.05"]
     if harm is not None:
         values["test_kl"], units["test_kl"] = maths.bootstrap_interval(harm[at, 1::2], seed=seed), NATS
     for name, interval in values.items():
         ends = zip(("", "_low", "_high"), interval, strict=True)
         numbers |= {name + end: (value, units.get(name, task.unit)) for end, value in ends if value == value}
     found = {name: (torch.tensor(value, dtype=torch.float64), (), unit) for name, (value, unit) in numbers.items()}
-    return found, [_verdict(steps[at], rule, values, task, len(test))]
+    return found, [*few, _verdict(steps[at], rule, values, task, len(test))]
 
 
 def _near(task: Task, seen: dict[str, Tensor], dev: list[int]) -> tuple[list[int], str]:

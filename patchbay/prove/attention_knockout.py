@@ -73,7 +73,7 @@ def attention_knockout(
     ends and `control_everywhere`.
 
     `keys`: groups that are no longer looked at. `queries`: groups that no longer look. `draws`: random key sets of the
-    same size, as the control.
+    same size, as the control; p is over prompts, each of which draws its own sets, so that few are enough.
     """
     if not any("attn.pattern" in model.signals(layer) for layer in range(model.n_layers)):
         model.require(Port("attn.pattern", 0))  # raises: no layer has it

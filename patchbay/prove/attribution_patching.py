@@ -15,7 +15,8 @@ prompt, `p_adjusted` holds the share of false finds over all cells (Benjamini an
 
 Nanda 2023, "Attribution Patching: Activation Patching At Industrial Scale"; steps after Hanna et al. 2024. An
 estimate, no proof: it fails where a signal moves far (streams of early layers, saturated attention), and a cell near
-0 may matter.
+0 may matter. Heads that count are read by neurons that are flat at both twins: there the estimate sees nothing, whatever the
+steps (docs/truth.md, by `python -m bench.truth`).
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port, suggest
 from patchbay.tasks.task import Task
+
+KNOWN = (
+    "first order: blind to heads that count (average precision at most 0.18 on the compiled programs exclusive_or, histogram and "
+    "more_open, 0.87 or more where circuits copy; docs/truth.md); exact=True patches every cell"
+)
 
 
 @method(paper="nanda2023")
@@ -75,6 +81,8 @@ def attribution_patching(
         found = agreement(mean.flatten(), named["exact"].flatten(), rounding(clean, corrupted))
         notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "cells"))
         scalars |= {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of cells")}
+    else:
+        notes.append(KNOWN)
     units = {"p": "probability", "p_adjusted": "probability"}
     return Result(
         {name: (layout(value), layout.axes, units.get(name, task.unit)) for name, value in named.items()} | scalars,

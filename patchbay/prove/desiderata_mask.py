@@ -46,6 +46,10 @@ from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.tasks.task import Task
 
 LEARNING_RATE = 0.1
+KNOWN = (
+    "a learned mask takes heads that do nothing and leaves out some that do: over eleven compiled programs (docs/truth.md) precision "
+    "0.45, recall 0.52, average precision 0.77; prove.ablation and prove.activation_patching rank every head that computes first"
+)
 LEAST_PROMPTS = 4  # one to train, one to validate, two to report
 
 
@@ -106,7 +110,7 @@ def desiderata_mask(
     values, notes = _compare(model, mask, chosen, report, draws, seed)
     values |= {"accuracy_validation": (kept.accuracy, (), "share of prompts")}
     table = _by_task(mask, chosen, report, desiderata)
-    notes = [_found(chosen, kept, rows, steps), *notes]
+    notes = [_found(chosen, kept, rows, steps), *notes, KNOWN]
     weight = _grid(model, heads, 1.0 - kept.mask)
     return Result(
         {

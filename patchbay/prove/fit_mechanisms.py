@@ -63,7 +63,7 @@ def fit_mechanisms(
     place [layer, token].
 
     `layers`: depths to fit; without, all. `steps`: the most updates of each fit. `draws`: fits with the places
-    shuffled, as the control.
+    shuffled, as the control: they show what shuffling leaves and enter no p, which is of held-out cells.
     """
     if steps < 1 or draws < 1:
         raise PatchbayError(f"steps={steps}, draws={draws}: at least 1 of each")

@@ -65,7 +65,7 @@ def knockout_curve(
     `accuracy`, `accuracy_random`, `p`, `p_adjusted`, `score`.
 
     `by`: what stands in the parts' place: "zero", their "mean" over the task, or "resample", their values on the twin.
-    `draws`: random orders of other parts, as the control. `order`: take the parts as "given", or by their single
+    `draws`: random orders of parts of the same kinds and layers, the ranking's own among them. `order`: take the parts as "given", or by their single
     "effect" on half of the prompts.
     """
     ranked = _ranked(model, parts, sizes, by, draws, order)

@@ -39,7 +39,7 @@ from patchbay.turn._contrast import WAYS, Way, apart, direction, streams
 from patchbay.turn._places import Place, places
 
 SHUFFLES = {"mean": 100, "pca": 100, "probe": 40}  # a probe is fitted anew in each
-DRAWS = 3
+DRAWS = 3  # random directions, which show where chance lies: no p comes of them
 LEAST = 2  # pairs in a half
 
 

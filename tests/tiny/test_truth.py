@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import math
+import re
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +63,47 @@ def test_scores_by_hand() -> None:
     assert (nothing.precise, nothing.recall) == (0.5, 0.0)
     assert truth.interval([1.0, 1.0]) == "1.00"
     assert truth.interval([float("nan")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ("find.head_importance", ["AP"]),
+        ("prove.desiderata_mask", ["AP", "precision", "recall"]),
+    ],
+)
+def test_what_a_method_says_of_itself_stands_in_the_table(row: str, columns: list[str]) -> None:
+    told = table()[row]
+    for column in columns:
+        assert told[column].split()[0] in known(row), (column, told[column])
+
+
+def test_what_attribution_patching_is_said_to_be_blind_to_stands_in_the_table() -> None:
+    told = table()["prove.attribution_patching"]
+    numbers = [float(number) for number in re.findall(r"\d\.\d\d", known("prove.attribution_patching"))]
+    blind = ["exclusive_or", "histogram", "more_open"]
+    assert numbers[0] == max(float(told[name]) for name in blind)
+    rest = [
+        float(told[name]) for name in told if name in compiled.PROGRAMS and name not in (*blind, "recall")
+    ]  # a column of that name is the share
+    assert numbers[1] == min(rest)
+
+
+def known(method: str) -> str:
+    """What the file of a method says of it where the truth is known."""
+    text: str = importlib.import_module(f"patchbay.{method}").KNOWN
+    return text
+
+
+def table() -> dict[str, dict[str, str]]:
+    """The first table of docs/truth.md by method and column; the first of two columns of one name counts."""
+    lines = (Path(__file__).parents[2] / "docs" / "truth.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    names, *body = rows
+    found: dict[str, dict[str, str]] = {}
+    for row in body:
+        if row[0].startswith(("find.", "prove.")) and row[0] not in found:
+            found[row[0]] = {}
+            for name, cell in zip(names, row, strict=False):
+                found[row[0]].setdefault(name, cell)
+    return found

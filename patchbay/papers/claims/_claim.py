@@ -15,7 +15,7 @@ KINDS: dict[Kind, str] = {
     "mechanism": "is learned: beyond matched controls, and beyond untrained networks of the same form",
     "comparison": "two measures of one model agree or differ; an untrained network may show it too",
 }
-WIDE = "tiny"  # the built-in model with the most heads: claims about few heads against random ones are made on it
+WIDE = "tiny-wide"  # the built-in model with the most heads: claims about few heads against random ones are made on it
 UNTESTABLE = "not testable here"
 Interval = tuple[float, float, float]  # a number and the ends of its 95 % interval
 
