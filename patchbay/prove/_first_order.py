@@ -23,13 +23,22 @@ from patchbay.tasks.task import Task
 SMOOTH = ("logit_diff", "probability", "log_probability", "kl")
 
 
-def check_smooth(task: Task, steps: int, way: str = "noising") -> None:
-    """Raise PatchbayError where the task's metric has no gradient to go by."""
+def check_smooth(task: Task, steps: int, way: str = "noising", *, everywhere: bool = False) -> None:
+    """Raise PatchbayError where the task's metric has no gradient to go by; a function shows in its run whether it has.
+
+    `everywhere`: whether the method can score logits of all positions, as a function may ask."""
     if steps < 1:
         raise PatchbayError(f"steps={steps}: the gradient is the mean of at least 1 run")
+    if callable(task.metric):
+        if task.reads == "all" and not everywhere:
+            raise PatchbayError(
+                f"the metric {task.metric_name} reads all positions and this reads the last; possible: prove.attribution_patching, "
+                "pb.sweep, or a function of logits [prompt, vocab]"
+            )
+        return
     if task.metric not in SMOOTH:
         raise PatchbayError(
-            f"the metric {task.metric} has no gradient; possible are {', '.join(SMOOTH)}: task.with_metric(...)"
+            f"the metric {task.metric} has no gradient; possible are {', '.join(SMOOTH)} or a function: task.with_metric(...)"
         )
     if task.metric == "kl" and steps == 1 and way == "noising":
         raise PatchbayError(
@@ -53,10 +62,20 @@ def along(
     reference = run(model, task, logits="last").last_logits if task.metric == "kl" else None
     for k in range(1, steps + 1):
         edits = [edit.replace(place, torch.lerp(ends[0], ends[1], k / steps))] if k < steps else []
-        trace = run(model, here, taps=taps, edits=edits, logits="last", grad=True)
+        trace = run(model, here, taps=taps, edits=edits, logits=task.reads, grad=True)
         with torch.enable_grad():  # whatever the caller's mode
-            score = task.score(trace.last_logits, reference).sum()
+            score = task.score(heard(task, trace), reference).sum()
+        if not score.requires_grad:
+            raise PatchbayError(
+                f"the metric {task.metric_name} has no gradient: what it returns does not hang on the logits by a graph; write it "
+                "in torch without .detach(), .item(), argmax or comparisons"
+            )
         yield trace, score
+
+
+def heard(task: Task, trace: Trace) -> Tensor:
+    """The logits that a task's metric reads: of the last position [prompt, vocab], or of all."""
+    return trace.logits if task.reads == "all" else trace.last_logits
 
 
 def agreement(estimate: Tensor, exact: Tensor, floor: float) -> tuple[float, float, int]:

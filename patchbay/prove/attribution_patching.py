@@ -27,7 +27,7 @@ from torch import Tensor
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
-from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth, two_runs
+from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth, heard, two_runs
 from patchbay.prove._sites import INDEXED, SIGNAL, Column, Layout, Site, Way, columns_of, patched
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -65,7 +65,7 @@ def attribution_patching(
     """
     ports = _ports(model, site, way)
     check_twins(model, task)
-    check_smooth(task, steps, way)
+    check_smooth(task, steps, way, everywhere=True)
     columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
     effects, clean, corrupted = _estimate(model, task, ports, columns, way, steps, batch_size)
     layout = Layout(model, site, [p for whole in ports for p in _inside(model, whole)], None, columns)
@@ -121,7 +121,7 @@ def _estimate(
     scores = torch.zeros(2, len(task), dtype=torch.float64)
     for prompts in batches(task, batch_size):
         some = task[prompts]
-        pair = [run(model, ids, taps=ports, logits="last") for ids in two_runs(some)]
+        pair = [run(model, ids, taps=ports, logits=some.reads) for ids in two_runs(some)]
         gradients: list[Tensor | float] = [0.0] * len(ports)
         for trace, score in along(model, some, ports, steps, way):
             gradients = [
@@ -135,7 +135,7 @@ def _estimate(
                 if span := column.spans[prompt]:
                     effects[prompt, :, j] = task.sign * cells[i, list(span)].sum(0)
         for row, trace in zip(scores, pair, strict=True):
-            row[prompts] = some.score(trace.last_logits, pair[0].last_logits).double().cpu()
+            row[prompts] = some.score(heard(some, trace), heard(some, pair[0])).double().cpu()
     return effects, scores[0], scores[1]
 
 

@@ -210,6 +210,11 @@ class Task:
         return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "metric")
 
     @property
+    def reads(self) -> str:
+        """The logits that the metric needs, as `run(..., logits=)` takes it: of the "last" position, or of "all"."""
+        return "all" if callable(self.metric) and getattr(self.metric, "positions", None) == "all" else "last"
+
+    @property
     def sign(self) -> float:
         """1 where a higher score is better, -1 for rank and kl."""
         return -1.0 if self.metric in ("rank", "kl") else 1.0
