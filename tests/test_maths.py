@@ -197,7 +197,8 @@ def test_spearman_equals_scipy_with_ties(pairs):
     [
         (lambda: maths.rank(torch.zeros(3), torch.tensor([0])), r"\[prompt, vocab\].*\(3,\)"),
         (lambda: maths.rank(torch.zeros(1, 3), torch.tensor([3])), r"0\.\.2"),
-        (lambda: maths.rank(torch.zeros(1, 3), torch.tensor([-1])), r"0\.\.2"),
+        (lambda: maths.rank(torch.zeros(2, 3), torch.tensor([0, 3])), r"0\.\.2"),
+        (lambda: maths.rank(torch.zeros(2, 3), torch.tensor([-1, 0])), r"0\.\.2"),
         (lambda: maths.logit_diff(torch.zeros(2, 3), torch.tensor([0, 0]), torch.tensor([1, -1])), "prompt 1 has no"),
         (lambda: maths.logit_diff(torch.zeros(1, 3), torch.tensor([0]), torch.tensor([3])), "below 3"),
         (lambda: maths.kl(torch.zeros(1, 3), torch.zeros(1, 4)), "equal shapes"),

@@ -10,6 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.find import _probe
+from patchbay.find._states import permutations
 from patchbay.find.concept_depth import _curve
 from patchbay.tiny import planted, planted_depth, twins
 from tests.tolerance import close
@@ -99,6 +100,11 @@ def test_reference() -> None:
             assert slope_b.abs().max() < 1e-5
             right += sum(int((h[i] @ w + b).argmax() == target[i]) for i in range(30) if fold[i] == k)
         assert float(result.values[row]) == pytest.approx(right / 30), layer
+        order = torch.cat([torch.arange(30)[None], permutations(30, 3, 0)])
+        said = _probe.held_out_scores(h, target[order], fold[order]).argmax(-1)
+        null = (said == target[order]).double().mean(1)[1:]  # of the shuffles alone
+        assert close(result["null_mean"][row], null.mean()), layer
+        assert close(result["null_high"][row], null.quantile(0.95)), layer
 
 
 def test_the_probe_finds_a_closed_form() -> None:

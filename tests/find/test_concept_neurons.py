@@ -112,6 +112,12 @@ def test_reference() -> None:
             assert float(result.values[layer, neuron]) == pytest.approx(t, rel=1e-3, abs=1e-3)
             df = sum(shares) ** 2 / sum(s**2 / (len(a) - 1) for s in shares)
             assert float(result["p"][layer, neuron]) == pytest.approx(2 * scipy.stats.t.sf(abs(t), df), abs=1e-3)
+    halves = [result[name].flatten().double() for name in ("first", "held_out")]
+    picked = [half.argsort(descending=True, stable=True)[: round(0.01 * len(half))] for half in halves]
+    assert torch.isclose(result["held_out_mean"].double(), halves[1][picked[0]].mean(), rtol=1e-4), (
+        "chosen on the first"
+    )
+    assert float(result["dice"]) == len(set(picked[0].tolist()) & set(picked[1].tolist())) / len(picked[0])
 
 
 @pytest.mark.parametrize("seed", [0, 1])

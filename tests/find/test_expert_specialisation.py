@@ -121,6 +121,9 @@ def test_reference(name: str, positions: Any) -> None:
                 a = [row[layer][expert] for row, own in zip(seen, inside, strict=True) if own]
                 b = [row[layer][expert] for row, own in zip(seen, inside, strict=True) if not own]
                 assert close(float(result.values[layer, expert]), sum(a) / len(a) - sum(b) / len(b), of=result.values)
+    for at, named in enumerate(choice.labels_of("condition")):
+        rows = [row for row, group in zip(fired, task.labels["group"], strict=True) if str(group) == named]
+        assert close(choice["frequency"][at], torch.tensor(rows).mean(0)), named
     sizes = [1 if positions == "last" else len(ids) for ids in task.clean]
     for layer in range(2):
         for expert in range(n_experts):

@@ -65,6 +65,12 @@ def test_reference() -> None:
             float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for n, a in every for m, b in every if n < m
         ]
         assert close(float(result["across"][row]), 1 - sum(others) / len(others), of=result["across"])
+        drawn = torch.randint(3, (20, 3), generator=torch.Generator().manual_seed(0)).tolist()
+        again = torch.tensor([mean([texts[i] for i in some]) for some in drawn], dtype=torch.float64)
+        for name, end in (("low", 0.025), ("high", 0.975)):
+            assert close(float(result[name][row]), float(again.quantile(end)), of=result.values), (
+                "pairs drawn with their texts"
+            )
 
 
 def test_null() -> None:

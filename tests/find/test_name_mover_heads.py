@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay import maths
 from patchbay.find.name_mover_heads import name_mover_heads
 from patchbay.tiny import planted, twins
 from tests.tolerance import close
@@ -89,6 +90,9 @@ def test_reference(name: str) -> None:
     for key, value in expected.items():
         assert close(result[key], value), key
     assert expected["copy"].unique().numel() > 1
+    each = [name_mover_heads(model, task[i], top=20) for i in range(3)]
+    flipped = maths.sign_flip_p(torch.stack([one["moved"] - one["elsewhere"] for one in each]), floor=1e-6)
+    assert close(result["p"], flipped)
 
 
 def test_null() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WARM = ["torch", "transformers", "numpy", "xarray", "pandas", "matplotlib.pyplot", "scipy.stats", "click", "rich"]
+WARM += ["hypothesis.strategies", "_hypothesis_pytestplugin"]  # else every run rewrites its asserts anew
 WARM += ["jaxtyping", "safetensors.torch", "pytest", "rich.table", "rich.progress", "unittest.mock", "torch.func"]
 FAMILIES = ("gpt2", "llama", "gemma2", "phi", "mixtral", "bloom", "gpt_neo", "mamba2", "qwen3_moe", "deepseek_v3")
 WARM += [f"transformers.models.{name}.modeling_{name}" for name in (*FAMILIES, "granite")]

@@ -110,6 +110,11 @@ def test_errors() -> None:
         pb.turn.scale("L0.H1", 0.0, model="gpt2")  # type: ignore[arg-type]
 
 
+def test_every_part_is_scaled_where_it_was_asked() -> None:
+    knob = pb.turn.scale(["L0.H1", "L1.H2"], 0.0, positions=[2, 3])
+    assert [(str(edit.port), edit.positions) for edit in knob.edits] == [("L0.H1.z", (2, 3)), ("L1.H2.z", (2, 3))]
+
+
 def test_values_are_scaled_where_they_are_read() -> None:
     """A group's values by 2 are its heads' z by 2; at some positions they are the value rows of W_V there, by hand."""
     built = planted.null(form="llama", seed=1)
