@@ -80,6 +80,9 @@ class Session(Jacks):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+        outer = hooks.innermost(self.model.hf)
+        if outer is not None:  # its edits are the first of these
+            outer.session.here.batch, outer.session.here.touched = self.here.batch, dict(self.here.touched)
         if kind is None and self.edits and self.missed and not self.runs:
             raise PatchbayError(
                 f"{self.edits[0]} was never made: the model ran {self.missed} times while this block was open, in threads or "
@@ -133,6 +136,7 @@ class Session(Jacks):
         batch, start, end, column_of = self.where.begin(args, kwargs, self.model.token_id)
         if not start:
             self.here.captured.clear()
+            self.here.touched.clear()
         self.place(batch, start, end, column_of)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

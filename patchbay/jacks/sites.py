@@ -53,6 +53,7 @@ class Here(threading.local):
         self.reached: set[tuple[str, int | None]] = set()
         self.stash: dict[tuple[str, int], Any] = {}
         self.captured: dict[Port, Tensor] = {}
+        self.touched: dict[int, Tensor] = {}  # edit -> bool [prompt, position]
 
 
 class Sites:
@@ -75,6 +76,33 @@ class Sites:
     @property
     def captured(self) -> dict[Port, Tensor]:
         return self.here.captured or self._seen
+
+    @property
+    def touched(self) -> list[list[tuple[int, ...]]]:
+        """For each edit, for each prompt, the positions where it was made since the latest prompts began, in this thread."""
+        n = 0 if self.here.batch is None else len(self.here.batch.ids)
+        made = [self.here.touched.get(i, torch.zeros(n, 0, dtype=torch.bool)) for i in range(len(self.edits))]
+        return [[tuple(row.nonzero()[:, 0].tolist()) for row in one] for one in made]
+
+    def _touch(self, edit: int, ordinal: Tensor | None, row: Tensor | None, n_here: int) -> None:
+        """Note that an edit was made at the last `n_here` columns, where `ordinal` and `row` name them."""
+        batch, end = self.here.batch, self.here.end
+        assert batch is not None
+        place = torch.arange(max(end - n_here, 0), end).expand(len(batch.ids), -1)  # [prompt, column]
+        if self.here.column_of is not None:
+            place = self.here.column_of[:, place[0]]
+        hit = (place >= 0) & (place < batch.lengths[:, None])
+        if ordinal is not None:
+            hit = hit & (ordinal[:, : place.shape[1]] >= 0)
+        if row is not None:
+            hit = hit & (row >= 0)[:, None]
+        seen = self.here.touched.get(edit)
+        if seen is None or len(seen) != len(hit):
+            seen = torch.zeros(len(hit), 0, dtype=torch.bool)
+        seen = torch.nn.functional.pad(seen, (0, max(0, end - seen.shape[1])))
+        prompt, column = hit.nonzero(as_tuple=True)
+        seen[prompt, place[prompt, column]] = True
+        self.here.touched[edit] = seen
 
     def _want(self, port: Port) -> Want:
         return self.wants.setdefault((port.signal, port.layer), Want())
@@ -123,10 +151,11 @@ class Sites:
         y = x.movedim(axis, 1)  # [prompt, position, (head | neuron | expert), ...]
         if any(edit.port.index is not None for _, edit in edits):
             y = y.clone()
-        for _, edit in edits:
+        for i, edit in edits:
             index = edit.port.index if only is None or edit.port.index is None else list(only).index(edit.port.index)
             part = y if index is None else y[:, :, index].clone() if self.grad else y[:, :, index]
             ordinal, row = self._where(edit, y.shape[1], n_keys)
+            self._touch(i, ordinal, row, y.shape[1])
             new = apply(edit, part, _to(ordinal, y), _to(row, y))
             if index is None:
                 y = new.clone() if new._base is not None or len(edits) > 1 else new
@@ -141,7 +170,10 @@ class Sites:
         begin = max(
             self.here.end - n_all, 0
         )  # cached keys reach back before this chunk; of a fixed size, ahead of its end
-        if edit.rows is None and not edit.spread and all_from(begin, edit.positions, self.here.batch):
+        first = (
+            begin if self.here.column_of is None else int(self.here.column_of[:, begin].min())
+        )  # padding moves columns
+        if edit.rows is None and not edit.spread and all_from(first, edit.positions, self.here.batch):
             return None, None
         ordinal = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))[:, begin : self.here.end]
         return _wide(ordinal, n_all), row_mask(edit, len(ordinal))
@@ -156,18 +188,21 @@ class Sites:
     def blocked(self, layer: int, n_heads: int, n_queries: int, n_keys: int) -> Tensor | None:
         """What `block` edits cut at this layer: bool [prompt, head, query, key], or None."""
         want = self.wants.get(("attn.pattern", layer))
-        blocks = [edit for _, edit in want.edits if edit.op == "block"] if want else []
+        blocks = [(i, edit) for i, edit in want.edits if edit.op == "block"] if want else []
         if not blocks:
             return None
         assert self.here.batch is not None
         n_prompts = len(self.here.batch.ids)
         cut = torch.zeros(n_prompts, n_heads, n_queries, n_keys, dtype=torch.bool)
-        for edit in blocks:
+        for i, edit in blocks:
             query = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))
             query = query[:, self.here.end - n_queries : self.here.end] >= 0
             key = self._columns(chosen(edit.keys, self.here.batch, what=str(edit)))
             key = _wide(key[:, max(self.here.end - n_keys, 0) : self.here.end], n_keys) >= 0
             pair = query[:, :, None] & key[:, None, :] & (row_mask(edit, n_prompts) >= 0)[:, None, None]
+            began = n_keys - n_queries if n_keys <= self.here.end else self.here.start
+            seen = pair & torch.ones(n_queries, n_keys, dtype=torch.bool).tril(began)  # keys at and before the query
+            self._touch(i, seen.any(-1).long() - 1, None, n_queries)
             heads = slice(None) if edit.port.index is None else slice(edit.port.index, edit.port.index + 1)
             cut[:, heads] |= pair[:, None]
         return cut.to(self.here.batch.ids.device)

@@ -346,6 +346,12 @@ class Model:
         with self.session(edits=flat_edits(edits, strength, self), prompt_length=prompt_length):
             yield self
 
+    @property
+    def touched(self) -> list[list[tuple[int, ...]]]:
+        """Inside `edited`: for each of its edits, for each prompt of the latest batch, the positions where it was made, from that
+        prompt's first call on, through chunks and generated tokens. Positions count in the prompt, whatever padding stands there."""
+        return self._session.touched if self._session else []
+
     def generate(
         self,
         prompts: Any,
