@@ -623,7 +623,7 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
         [pb.scale(pb.Port("attn.out", 0), -3.0), pb.scale(pb.Port("attn.pattern", 1), 0.5)],
     ]
     alone = [outcome(case, model, prompts, edits) for edits in under]
-    if case.runs and isinstance(alone[1], pb.Result):
+    if case.runs and isinstance(alone[1], pb.Result) and case.method != "find.retrieval_heads":  # nothing to retrieve
         assert not alike(*alone), "the edits change nothing"
     start, found = threading.Barrier(2), {}
 
