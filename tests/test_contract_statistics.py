@@ -197,9 +197,58 @@ def asked(seed: int, n: int = 6, length: int = 8, **given: Any) -> pb.Task:
     return pb.Task("random", clean, [a for a, _ in ends], [[b + (a == b)] for a, b in ends], other_, **given)
 
 
+def null_ablation(seed: int) -> float:
+    head = pb.Part(0, "head", seed * 7 % 16)
+    return float(pb.prove.ablation(heads16(), asked(seed), head, by="zero", draws=15, seed=seed)["p"])
+
+
+def null_curve(seed: int) -> float:
+    head = pb.Part(0, "head", seed * 7 % 16)
+    return float(pb.prove.knockout_curve(heads16(), asked(seed), [head], by="zero", draws=15, seed=seed)["p"][0])
+
+
 def dealt(seed: int, n: int) -> list[int]:
     """Two labels, half each, dealt out at random."""
     return (torch.randperm(n, generator=torch.Generator().manual_seed(seed)) % 2).tolist()
+
+
+def null_concept(seed: int) -> float:
+    task_ = asked(0, 24, labels={"side": dealt(seed, 24)})
+    found = pb.find.concept_neurons(heads16(), task_, label="side", control="none", seed=seed)
+    return float(found["p"][0, 3])
+
+
+def null_relation(seed: int) -> float:
+    task_ = asked(0, 24, labels={"relation": dealt(seed, 24), "subject": list(range(24))})
+    found = pb.find.relation_neurons(heads16(), task_, relation="0", shares=[], seed=seed)
+    return float(found["p"][0, 3])
+
+
+def null_prior(seed: int) -> float:
+    prior = torch.randn(24, generator=torch.Generator().manual_seed(seed)).tolist()
+    task_ = pb.Task("random", drawn(0, 24), list(range(30, 54)), metric="log_probability")
+    return float(pb.find.prior_layers(heads16(), task_, prior=prior, draws=99, folds=2, seed=seed)["p"].min())
+
+
+NULLS = {  # method -> one null run, the step of its p, and whether it is uniform (else only never too small)
+    "prove.ablation": (null_ablation, 1 / 16, True),
+    "prove.knockout_curve": (null_curve, 1 / 16, True),
+    "find.concept_neurons": (null_concept, 0.0, True),
+    "find.relation_neurons": (
+        null_relation,
+        0.0,
+        False,
+    ),  # of a relation that is given: the best of several is the smallest of as many
+    "find.prior_layers": (null_prior, 0.0, False),  # adjusted over layers
+}
+
+
+@pytest.mark.parametrize("name", NULLS)
+def test_a_method_finds_nothing_where_nothing_is_more_often_than_it_says(name: str) -> None:
+    run, step, whole = NULLS[name]
+    ps = [run(seed) for seed in range(RUNS)]
+    assert too_small(ps) < 1.95 / RUNS**0.5
+    assert not whole or uniform(ps, step)
 
 
 def covered(intervals: list[maths.Interval], truth: list[float]) -> float:

@@ -8,7 +8,8 @@ token, or pooled over its tokens. Entities are split at random into halves: AP i
 on the other, so that a neuron that knows certain subjects is not taken for one that knows a relation. Null: random orders
 of as many prompts, `null_mean` and `null_high` (99th percentile) for each relation; `p` is the share of random orders
 with an AP as high (ties only narrow it), adjusted over all neurons and relations (Benjamini and Hochberg). Prompts count
-as independent: several wordings of one pair of relation and entity make p too small, `held_out` stays fair.
+as independent, and p is of one relation: without `relation` it is the smallest of as many as there are, and `p_adjusted`, over
+all of them, is the one to read. Several wordings of one pair of relation and entity make p too small, `held_out` stays fair.
 
 Then the first `shares` of all neurons of each relation (of equal AP, those whose mean activation differs most) are set to 0 at all positions, on prompts of held-out entities:
 
