@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from patchbay.find.direct_logit_attribution import Frozen, _reading
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace
 from patchbay.model.weights import norm_parts
@@ -64,7 +65,7 @@ def read_at_z(model: Model, trace: Trace, layer: int, towards: Tensor) -> Tensor
     at, w_o = model.modules[layer], precise(model.W_O(layer))
     through = towards * model.residual_scale
     if normed_after(model, layer):
-        bias = getattr(at.attn_proj, "bias", None)
+        bias = bias_of(at.attn_proj)
         total = torch.einsum("phd,hdm->pm", precise(trace.last(Port("attn.z", layer))), w_o)
         total = total if bias is None else total + precise(bias)
         through = Frozen(

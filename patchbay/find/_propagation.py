@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.find._direct import by_head, normed_after, precise
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace
 from patchbay.model.weights import HeadWeights, norm_parts
@@ -77,7 +78,7 @@ class Field:
 
     def _logits(self, normed: Tensor) -> Tensor:
         unembedding = self.model.hf.get_output_embeddings()
-        rows, bias = precise(self.model.unembed.weight[self.tokens]), getattr(unembedding, "bias", None)
+        rows, bias = precise(self.model.unembed.weight[self.tokens]), bias_of(unembedding)
         return self.model.scaled_logits(normed @ rows.T + (0.0 if bias is None else precise(bias[self.tokens])))
 
     def start(self, *, exact: bool | None = None) -> Tensor:
@@ -121,7 +122,7 @@ class Field:
 
     def _total(self, layer: int) -> Tensor:
         """The output projection's output, in float64."""
-        bias = getattr(self.model.modules[layer].attn_proj, "bias", None)
+        bias = bias_of(self.model.modules[layer].attn_proj)
         z, w_o = precise(self.trace[Port("attn.z", layer)]), precise(self.model.W_O(layer))
         return torch.einsum("pqhd,hdm->pqm", z, w_o) + (0.0 if bias is None else precise(bias))
 

@@ -34,6 +34,7 @@ from patchbay import maths
 from patchbay.find._chance import standard_error
 from patchbay.find._direct import by_head, grid, head_layers, normed_after, own_place, precise
 from patchbay.find.direct_logit_attribution import Frozen
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.model.weights import norm_parts
@@ -173,7 +174,7 @@ def _written(model: Model, trace: Trace, row: int, n: int, layer: int) -> tuple[
     rate = torch.ones(n, dtype=torch.float64)
     if normed_after(model, layer):
         at = model.modules[layer]
-        bias = getattr(at.attn_proj, "bias", None)
+        bias = bias_of(at.attn_proj)
         total = torch.einsum("qhd,hdm->qm", z, w_o) + (0.0 if bias is None else precise(bias))
         added = precise(trace[Port("attn.out", layer)][row, :n]) / model.residual_scale
         rate = Frozen(at.attn_added, total, added).rate

@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.model.weights import matrix, norm_parts
@@ -121,7 +122,7 @@ def _reading(model: Model, task: Task, logits: Tensor, normed: Tensor) -> tuple[
     tokens = weights.abs().sum(0).nonzero()[:, 0]
     weights, logits = weights[:, tokens], _precise(logits[:, tokens.to(logits.device)])
     rows = _precise(model.unembed.weight[tokens])  # [token, d_model]
-    bias = getattr(model.hf.get_output_embeddings(), "bias", None)
+    bias = bias_of(model.hf.get_output_embeddings())
     added = torch.zeros(len(tokens), dtype=torch.float64) if bias is None else _precise(bias[tokens])
     raw = normed @ rows.T + added  # [prompt, token]
     raw = torch.where(raw.abs() < 1e-6, 1e-6, raw)  # the slope at 0 is the limit
@@ -135,7 +136,7 @@ def _attention(model: Model, trace: Trace, layer: int, towards: Tensor) -> tuple
     if "attn.z" not in model.signals(layer):
         return towards.new_zeros(len(towards), 0), _dot(added, towards)
     z, w_o = _last(trace, Port("attn.z", layer)), _precise(model.W_O(layer))
-    bias = getattr(at.attn_proj, "bias", None)
+    bias = bias_of(at.attn_proj)
     b_o = torch.zeros(w_o.shape[2], dtype=torch.float64) if bias is None else _precise(bias)
     through, shift = towards * model.residual_scale, torch.zeros(len(towards), dtype=torch.float64)
     if at.attn_added is not at.attn and at.attn_added is not at.attn_proj:  # a norm stands between
@@ -158,7 +159,7 @@ def _inside_mlp(model: Model, trace: Trace, port: Port, towards: Tensor) -> Tens
             raise PatchbayError(f"{port}: a norm after the experts of this {model.family.name} model cannot be frozen")
         return torch.einsum("pem,pm->pe", value, through)
     assert at.mlp_proj is not None
-    w_out, bias = _precise(matrix(at.mlp_proj)), getattr(at.mlp_proj, "bias", None)  # [neuron, d_model]
+    w_out, bias = _precise(matrix(at.mlp_proj)), bias_of(at.mlp_proj)  # [neuron, d_model]
     if normed_after:
         total = value @ w_out if bias is None else value @ w_out + _precise(bias)
         through = Frozen(at.mlp_added, total, _last(trace, Port("mlp.out", layer)) / model.residual_scale).back(through)

@@ -35,6 +35,7 @@ from patchbay.edits import edit
 from patchbay.find._chance import standard_error
 from patchbay.find._direct import head_layers, normed_after, places
 from patchbay.find._movers import best_movers
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.results.method import method
@@ -212,7 +213,7 @@ def _said(model: Model, pair: Pair, sender: Part) -> Tensor:
     z, other = (side.last(Port("attn.z", layer)) for side in (pair.clean, pair.twin))
     change = (other[:, head] - z[:, head]) @ w_o[head]
     if normed_after(model, layer):
-        bias = getattr(at.attn_proj, "bias", None)
+        bias = bias_of(at.attn_proj)
         total = torch.einsum("phd,hdm->pm", z, w_o) + (0.0 if bias is None else bias.detach())
         assert at.attn_added is not None
         with torch.no_grad():

@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from patchbay.defaults import on_own_device
 from patchbay.jacks.hooks import LOCK, Scope
 from patchbay.jacks.sites import Sites
 from patchbay.signal.port import PatchbayError
@@ -118,6 +119,7 @@ def is_causal(module: nn.Module, implementation: str, options: dict[str, Any]) -
     return implementation != "eager" and bool(getattr(module, "is_causal", True) if said is None else said)
 
 
+@on_own_device
 def attend(
     session: Sites,
     layer: int,

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchbay.defaults import own_device
+
 LOCK = threading.RLock()  # around what is shared by all sessions
 _PAUSES = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR
 _DRIVERS = ("contextlib", "_pytest.fixtures")  # they run a generator to its yield, and the block after it is its user's
@@ -116,7 +118,10 @@ class Hook:
         self.scope, self.module, self.function = scope, module, function
 
     def __call__(self, module: nn.Module, *rest: Any) -> Any:
-        return self.function(module, *rest) if module is self.module and self.scope.acts else None
+        if module is not self.module or not self.scope.acts:
+            return None
+        with own_device():
+            return self.function(module, *rest)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return nothing

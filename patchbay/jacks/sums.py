@@ -100,7 +100,8 @@ class Sums(Sites):
             if parts is None:
                 return None
             bias = getattr(module, "bias", None)
-            everything = parts[0].shape[2] == self.model.n_heads(layer)
+            remade = layer not in self.model.check.rounded and (bias is None or bias.device.type != "meta")
+            everything = remade and parts[0].shape[2] == self.model.n_heads(layer)
             old, new = parts
             return self._summed(output, old, new, (0.0 if bias is None else bias) if everything else None)
 

@@ -31,6 +31,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from patchbay.defaults import on_own_device
 from patchbay.edits.edit import Edit
 from patchbay.files import write_folder
 from patchbay.knobs.affine import Fold
@@ -78,6 +79,7 @@ class Exported:
     __repr__ = __str__
 
 
+@on_own_device
 def export(
     knob: Knob, model: Model, folder: str | Path, *, form: str = "checkpoint", overwrite: bool = False
 ) -> Exported:

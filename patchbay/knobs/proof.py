@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from patchbay.edits.edit import Edit
 from patchbay.errors import PatchbayError
+from patchbay.model.linear import is_plain
 from patchbay.model.model import Model
 from patchbay.model.run import run
 
@@ -48,13 +49,25 @@ def _compute(module: nn.Module) -> None:
         module.register_parameter(name, nn.Parameter(value))
 
 
+def _written_out(hf: nn.Module) -> bool:
+    """Whether a model that was read from a quantised file holds plain numbers."""
+    maps = [module for module in hf.modules() if hasattr(module, "in_features")]
+    return all(type(p) is nn.Parameter and p.is_floating_point() for p in hf.parameters()) and all(map(is_plain, maps))
+
+
 def plain_copy(model: Model) -> nn.Module:
     """A copy of the model with parametrised weights computed for good; adapters are refused, and packed weights."""
     method = getattr(getattr(model.hf.config, "quantization_config", None), "quant_method", None)
-    if method is not None:
+    if method is not None and not _written_out(model.hf):
         raise PatchbayError(
             f"the model's weights are quantised ({getattr(method, 'value', method)}), and an export would have to round them anew: "
             "load it unquantised, make the knob there and export that; form='vector' or 'gguf' needs no weights"
+        )
+    away = next((name for name, weight in model.hf.named_parameters() if weight.device.type == "meta"), None)
+    if away is not None:
+        raise PatchbayError(
+            f"weights such as {away} are kept on another device or on disk (device_map), and a copy of the model could not hold "
+            "them: load it without offload for form='checkpoint' or 'lora'; form='vector' or 'gguf' needs no weights"
         )
     hf = copy.deepcopy(model.hf)
     for name in _adapted(hf):
@@ -65,6 +78,9 @@ def plain_copy(model: Model) -> nn.Module:
                 "(hf = peft_model.merge_and_unload()), pb.load(hf), and make the knob on that"
             )
         _compute(module)
+    if method is not None:  # of a GGUF file, whose numbers are plain here: what is saved is no longer quantised
+        del hf.config.quantization_config
+        hf.hf_quantizer, hf.is_quantized = None, False
     if getattr(hf, "_hf_peft_config_loaded", False):  # loaded, and on no module of the model that is left
         raise PatchbayError(
             "the model carries an adapter's settings: delete_adapter() them, or merge the adapter, before export"

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.defaults import on_own_device
 from patchbay.edits.edit import Edit, add, replace
+from patchbay.model.linear import QUANTISED, linear_map
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.rotary import rotary_size
@@ -52,12 +54,13 @@ class Row:
         return f"{self.signal}: {self.claim}: {self.error:.1e} ({'ok' if self.passed else 'FAILED'}, {sign} {self.limit:.0e})"
 
 
+@on_own_device
 @torch.no_grad()
 def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
     """Prove every port of `model` on one random prompt; the rows say what was checked and how well it held."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(min(3, model.vocab_size - 1), model.vocab_size, (1, n_positions), generator=generator)
-    limit = LIMIT.get(model.dtype, 1e-2)
+    limit = QUANTISED if model.check.rounded else LIMIT.get(model.dtype, 1e-2)
     plain = model.hf(input_ids=ids.to(model.device), use_cache=False).logits
     base = run(model, ids, taps=model.ports())
     rows = list(_taps(model, ids, plain, limit))
@@ -226,9 +229,11 @@ def _attention(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[t
     yield "attn.pattern", "rows sum to 1, or less beside a sink", _relative(over, torch.ones_like(over))
     if model.family.qkv != "gated":
         yield "attn.z", "pattern times values", _relative(torch.einsum("bhqk,bhkd->bqhd", pattern, value), z)
+    if "attn.head_out" not in ports:
+        return
     summed = ports["attn.head_out"].sum(2)
-    if getattr(at.attn_proj, "bias", None) is not None:
-        summed = summed + at.attn_proj.bias  # type: ignore[union-attr]
+    bias = linear_map(at.attn_proj)[1]
+    summed = summed if bias is None else summed + bias
     if at.attn_added is not at.attn and at.attn_added is not at.attn_proj:
         summed = at.attn_added(summed)  # type: ignore[misc]
     summed = summed * model.residual_scale

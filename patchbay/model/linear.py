@@ -6,12 +6,16 @@ of its own) is asked: what it makes of random inputs must be what the matrix mak
 own weight, then that with its active adapters' changes, then the one that the unit vectors give, which is what the module
 multiplies by whatever it holds. A module of which none is true is no linear map, and is refused. Nothing is kept: a weight
 that is trained, merged or switched off is seen.
+
+Some quantised layers (bitsandbytes 8-bit, torchao with dynamic activations) also round what they are given, by a step that
+depends on it. Their matrix is exact, and `Read.off` says how far that rounding takes what they make from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,13 +32,55 @@ ROWS = 1024  # unit vectors in one call
 Linear = tuple[Tensor, Tensor | None]  # [in, out] and [out]
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a module maps with: matrix [in, out], bias [out]; `off`: how far, relative, it is from that on random inputs."""
+
+    matrix: Tensor
+    bias: Tensor | None
+    off: float = 0.0
+
+
 def linear_map(module: Any) -> Linear:
     """The matrix [in, out] and the bias [out] that a module maps with: `module(x) == x @ matrix + bias`."""
-    with _there(module):
+    found = read(module)
+    return found.matrix, found.bias
+
+
+def read(module: Any) -> Read:
+    """The module's map, and how well it holds. Raises PatchbayError where it is no linear map."""
+    with there(module):
         if is_plain(module):
-            return _stored(module)
+            return Read(*_stored(module))
         made = _normed(module)
-        return _asked(module) if made is None else (made.T, module.bias)
+        return _asked(module) if made is None else Read(made.T, module.bias)
+
+
+def bias_of(module: nn.Module | None) -> Tensor | None:
+    """What a linear map adds, [out]; None where it adds nothing."""
+    if module is None:
+        return None
+    stored = getattr(module, "bias", False)
+    if hasattr(module, "base_layer") or not (stored is None or isinstance(stored, Tensor)):
+        return linear_map(module)[1]
+    with there(module):
+        found: Tensor | None = module.bias  # type: ignore[assignment]
+        return found
+
+
+def passes_gradients(module: nn.Module) -> bool:
+    """Whether autograd through the module is multiplying by its matrix, up to what a quantised one rounds."""
+    matrix = linear_map(module)[0].detach()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, matrix.shape[0], generator=generator, dtype=torch.float32).to(matrix.device).requires_grad_()
+    with torch.enable_grad(), _in_evaluation(module):
+        out = module.forward(x)
+        towards = torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out)
+        (found,) = torch.autograd.grad(out, x, towards, allow_unused=True) if out.requires_grad else (None,)
+    if found is None:
+        return False
+    right = towards.double() @ matrix.double().T
+    return bool((found.double() - right).abs().max() <= 2 * QUANTISED * right.abs().max())
 
 
 def is_plain(module: Any) -> bool:
@@ -62,13 +108,29 @@ def width_in(module: Any) -> int:
     return int(found) if found is not None else linear_map(module)[0].shape[0]
 
 
+def width_out(module: Any) -> int:
+    """How many numbers the module makes."""
+    found = getattr(module, "out_features", None) or getattr(module, "nf", None)
+    return int(found) if found is not None else int(module.weight.shape[0])
+
+
+def runs_on(module: nn.Module) -> torch.device:
+    """The device on which the module computes: that of its weights, or where a loader brings them when it is called."""
+    hook = getattr(module, "_hf_hook", None)
+    for one in getattr(hook, "hooks", (hook,)):
+        if getattr(one, "offload", False) and one.execution_device is not None:  # type: ignore[union-attr]
+            return torch.device(one.execution_device)  # type: ignore[union-attr]
+    found = next(module.parameters(), None)
+    return torch.device("cpu") if found is None else found.device
+
+
 def rows(module: Any) -> Tensor:
     """The rows [token, d_model] of an embedding, or of an unembedding."""
-    if isinstance(module, nn.Embedding) and type(module.weight) in (Tensor, nn.Parameter):
-        with _there(module):
-            return module.weight
-    if is_plain(module):
-        return module.weight if not isinstance(module, Conv1D) else module.weight.T
+    stored = isinstance(module, nn.Embedding) and type(module.weight) in (Tensor, nn.Parameter)
+    if stored or is_plain(module):
+        with there(module):
+            weight: Tensor = module.weight
+            return weight.T if isinstance(module, Conv1D) else weight
     if not hasattr(module, "num_embeddings") and not isinstance(getattr(module, "base_layer", None), nn.Embedding):
         return linear_map(module)[0].T
     base = getattr(module, "base_layer", module)
@@ -96,7 +158,7 @@ def _normed(module: Any) -> Tensor | None:
 
 
 @contextmanager
-def _there(module: nn.Module) -> Iterator[None]:
+def there(module: nn.Module) -> Iterator[None]:
     """Weights that are kept on another device or on disk are brought for the length of the block."""
     held: Any = nullcontext()
     if hasattr(module, "_hf_hook") and any(p.device.type == "meta" for p in module.parameters()):
@@ -116,7 +178,7 @@ def _stored(module: Any) -> Linear:
 
 
 @torch.no_grad()
-def _asked(module: Any) -> Linear:
+def _asked(module: Any) -> Read:
     weight = getattr(getattr(module, "base_layer", module), "weight", None)
     plain = _floats(weight) is not None
     dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
@@ -126,14 +188,15 @@ def _asked(module: Any) -> Linear:
     for width in _widths(module, weight):
         x = torch.randn(3, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         try:
-            y, bias = call(x), call(torch.zeros(1, width))[0]
+            y, bias = call(x), call(x.new_zeros(1, width))[0]
         except (RuntimeError, TypeError, AttributeError, AssertionError, IndexError):
             continue
         ways: list[Callable[[], Tensor]] = [*_candidates(module), partial(_by_unit_vectors, call, width, bias)]
         for made in ways:
             matrix = made()
-            if matrix.shape == (width, len(bias)) and _agrees(x, matrix, bias, y, tolerance):
-                return matrix, bias if bool(bias.any()) or getattr(module, "bias", None) is not None else None
+            if matrix.shape == (width, len(bias)) and (off := _off(x, matrix, bias, y)) <= tolerance:
+                has_bias = bool(bias.any()) or getattr(module, "bias", None) is not None
+                return Read(matrix, bias if has_bias else None, 0.0 if plain else off)
     raise PatchbayError(
         f"{type(module).__name__} is no linear map that weights could be read of: what it makes of random inputs is not a "
         "matrix times these (signals can be tapped and edited all the same)"
@@ -190,11 +253,11 @@ def _candidates(module: Any) -> Iterator[Callable[[], Tensor]]:
 
 def _by_unit_vectors(call: Callable[[Tensor], Tensor], width: int, bias: Tensor) -> Tensor:
     """The matrix whose rows are what the module makes of unit vectors."""
-    out = [call(torch.eye(width)[some]) - bias for some in torch.arange(width).split(ROWS)]
+    out = [call(torch.eye(width, dtype=torch.float32)[some]) - bias for some in torch.arange(width).split(ROWS)]
     return torch.cat(out)
 
 
-def _agrees(x: Tensor, matrix: Tensor, bias: Tensor, y: Tensor, tolerance: float) -> bool:
+def _off(x: Tensor, matrix: Tensor, bias: Tensor, y: Tensor) -> float:
     made = x.to(matrix.device) @ matrix.double() + bias.double()
     off = (made - y.double()).abs().max() / y.double().abs().max().clamp(min=1e-30)
-    return bool(off <= tolerance)
+    return float(off)

@@ -10,26 +10,30 @@ import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from patchbay.defaults import on_own_device
 from patchbay.edits.edit import Edit
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import weights
 from patchbay.model.families import FAMILIES, Family
+from patchbay.model.fingerprint import fingerprint_of, version_of
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
-from patchbay.model.linear import width_in
+from patchbay.model.linear import is_plain, passes_gradients, runs_on, width_in, width_out
 from patchbay.model.placing import LayerModules, candidates, follow, layer_modules, text_config
 from patchbay.model.printed import printed
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
-from patchbay.model.source import tokenizer_folder
+from patchbay.model.source import gguf_file, refuse_without_numbers, tokenizer_folder
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
@@ -73,6 +77,7 @@ class Model:
         self._tokenizer = tokenizer
         self._fingerprint: tuple[tuple[Any, ...], str] | None = None
         self._given_family = family
+        refuse_without_numbers(hf)
         if prove:
             self._prove()
         else:
@@ -88,6 +93,7 @@ class Model:
         self._prove()
         return self.__dict__[name]
 
+    @on_own_device
     def _prove(self) -> None:
         """Prove a view of its own and take over what it found: of threads that look at once, one proves and none sees it begun."""
         with PROVING:
@@ -103,7 +109,8 @@ class Model:
         layers = follow(self.hf, family.layers)
         if layers is None:
             raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
-        self.modules: list[LayerModules] = [layer_modules(family, layer, self.config) for layer in layers]
+        found = (layer_modules(family, layer, self.config) for layer in layers)
+        self.modules: list[LayerModules] = [replace(at, dtype=self.dtype) for at in found]
         self._signals = [self._signals_of(at) for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
         self.residual_scale = float(getattr(self.config, family.residual_scale or "_", None) or 1.0)
@@ -120,7 +127,8 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device
+        """Where token ids go."""
+        return runs_on(self.hf.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,7 +144,7 @@ class Model:
 
     @property
     def vocab_size(self) -> int:
-        return int(self.hf.get_output_embeddings().weight.shape[0])
+        return width_out(self.hf.get_output_embeddings())
 
     @property
     def max_positions(self) -> int | None:
@@ -188,6 +196,21 @@ class Model:
         """Refuse to measure a model that changes at random, as dropout in train mode does: two equal runs would differ."""
         if self.hf.training or any(at.layer.training for at in self.modules):
             refuse_randomness(self.hf)
+
+    def _check_gradients(self) -> None:
+        """Refuse gradients that do not pass through quantised weights: one layer of each class is tried."""
+        tried = self.__dict__.setdefault("_differentiated", {})
+        for name, module in self.hf.named_modules():
+            kind = (type(module), type(getattr(module, "weight", None)))
+            if kind in tried or not hasattr(module, "in_features") or is_plain(module):
+                continue
+            tried[kind] = hasattr(module, "base_layer") or passes_gradients(module)
+            if not tried[kind]:
+                del tried[kind]
+                raise PatchbayError(
+                    f"gradients do not pass through {name}, a quantised {type(module).__name__}: what its inputs are worth would "
+                    "come out wrong. Load the model unquantised, or quantise its weights alone (not what they are given)"
+                )
 
     # ---- parts and ports ----
 
@@ -281,7 +304,9 @@ class Model:
             from transformers import AutoTokenizer
 
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(self.source))
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    tokenizer_folder(self.source), **gguf_file(Path(self.source))
+                )
             except (OSError, ValueError):
                 self._tokenizer = False
         return self._tokenizer or None
@@ -310,6 +335,7 @@ class Model:
         """
         return encode(self, prompts)
 
+    @on_own_device
     def batch(self, prompts: Any) -> tuple[Tensor, Tensor, bool]:
         """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, their lengths
         [prompt], and whether these differ."""
@@ -321,6 +347,8 @@ class Model:
     @contextmanager
     def session(self, taps: Sequence[Port] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
         """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
+        if options.get("grad"):
+            self._check_gradients()
         with Session(self, taps, self.active_edits(edits), whole=True, **options) as session:
             yield session
 
@@ -352,6 +380,7 @@ class Model:
         prompt's first call on, through chunks and generated tokens. Positions count in the prompt, whatever padding stands there."""
         return self._session.touched if self._session else []
 
+    @on_own_device
     def generate(
         self,
         prompts: Any,
@@ -389,10 +418,9 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes, dtypes and bytes of all weights, 16 hex digits; recomputed when a weight changes
         (a change made through `.data`, which PyTorch does not count, goes unnoticed once it has been computed)."""
-        state = self.hf.state_dict()
-        version = tuple((name, tensor.data_ptr(), tensor._version) for name, tensor in state.items())
+        version = version_of(self.hf)
         if self._fingerprint is None or self._fingerprint[0] != version:
-            self._fingerprint = (version, weights.digest(state))
+            self._fingerprint = (version, fingerprint_of(self.hf))
         return self._fingerprint[1]
 
     def __repr__(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import nn
 
 from patchbay.errors import PatchbayError
@@ -41,6 +42,7 @@ class LayerModules:
     norm_mlp: nn.Module | None
     router: nn.Module | None
     experts: nn.Module | None
+    dtype: torch.dtype = torch.float32  # that the model computes in: of weights that are not stored as numbers
 
 
 def text_config(hf: nn.Module) -> Any:

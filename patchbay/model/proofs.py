@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from patchbay.jacks.modelled import Modelled
 from patchbay.jacks.session import Session
+from patchbay.model.linear import QUANTISED, is_plain, read
 from patchbay.model.weights import head_weights, inner_rates, mlp_weights, norm_gain, query_key_norms
 from patchbay.signal.port import PatchbayError, Port
 
@@ -161,11 +162,13 @@ def weights_error(model: Modelled, layer: int, seen: dict[Port, Tensor], entered
     """What of a layer's weights ("attn", "mlp") is not what the model computes with, and why. `seen`, `entered`: what one run
     tapped, and what attention was given."""
     at, found = model.modules[layer], {}
-    tolerance = 10 * TOLERANCE.get(model.dtype, 1e-2)
     for name, proof in (("attn", _heads), ("mlp", _neurons)):
+        tolerance = 10 * TOLERANCE.get(model.dtype, 1e-2)
         missing = at.attn is None or entered is None if name == "attn" else at.mlp_up is None or at.mlp_proj is None
         if missing or Port("mlp.act" if name == "mlp" else "attn.v", layer) not in seen:
             continue
+        if _rounds_inputs(at.attn if name == "attn" else at.mlp, tolerance):
+            tolerance = QUANTISED
         try:
             why = proof(model, layer, seen, entered, tolerance)
         except PatchbayError:
@@ -175,6 +178,20 @@ def weights_error(model: Modelled, layer: int, seen: dict[Port, Tensor], entered
         if why:
             found[name] = why
     return found
+
+
+def _rounds_inputs(owner: nn.Module | None, tolerance: float) -> bool:
+    """Whether a quantised map inside rounds what it is given by more than the tolerance: one of each class is asked."""
+    asked = set()
+    for module in owner.modules() if owner is not None else ():
+        if hasattr(module, "in_features") and not is_plain(module) and type(module) not in asked:
+            asked.add(type(module))
+            try:
+                if read(module).off > tolerance / 10:
+                    return True
+            except PatchbayError:
+                continue
+    return False
 
 
 def _precise(x: Tensor) -> Tensor:

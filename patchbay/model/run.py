@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.defaults import on_own_device
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit
 from patchbay.model.generate import check_agreement, continued
@@ -29,6 +30,7 @@ from patchbay.signal.positions import Batch
 __all__ = ["Trace", "run"]
 
 
+@on_own_device
 def run(
     model: Model,
     prompts: Any,

@@ -1,4 +1,5 @@
-"""Where a model comes from: a hub name, a local folder, or the name of a built-in model. Weights are safetensors only."""
+"""Where a model comes from: a hub name, a local folder, a GGUF file, or the name of a built-in model. Weights are safetensors, or
+GGUF, which transformers writes out as plain numbers; never pickle."""
 
 from __future__ import annotations
 
@@ -37,13 +38,17 @@ def from_pretrained(source: str, **options: Any) -> Any:
     if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
         return _adapted(source, path, options)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise PatchbayError(
-            f"{source}: this folder has no config.json; found {sorted(p.name for p in path.iterdir())[:8]}"
-        )
+        files = sorted(p.name for p in path.iterdir())
+        whole = next((f"; load the file itself: {path / name}" for name in files if name.endswith(".gguf")), "")
+        raise PatchbayError(f"{source}: this folder has no config.json; found {files[:8]}{whole}")
     if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):  # no hub name looks like that
         raise _not_loaded(source, "there is no such folder")
     try:
-        with quietly() if path.is_dir() else nullcontext():  # what is fetched from a hub shows how far it is
+        with (
+            quietly() if path.is_dir() or path.is_file() else nullcontext()
+        ):  # what is fetched from a hub shows how far it is
+            if gguf := gguf_file(path):
+                return AutoModelForCausalLM.from_pretrained(str(path.parent), **gguf, **given).eval()
             return AutoModelForCausalLM.from_pretrained(str(path), use_safetensors=True, **given).eval()
     except Exception as error:  # a name that is not there, no network, a damaged file: transformers raises many kinds
         said = str(error).strip().splitlines()
@@ -66,6 +71,11 @@ def quietly() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+def gguf_file(path: Path) -> dict[str, str]:
+    """How transformers is told of a GGUF file; nothing for other sources."""
+    return {"gguf_file": path.name} if path.suffix == ".gguf" and path.is_file() else {}
+
+
 def lent(model: Any) -> Any:
     """The Hugging Face causal LM inside what was lent: of a PEFT model the one that holds its layers. Refuses what is none."""
     name, kind = type(model).__name__, type(model).__module__.split(".")[0]
@@ -82,6 +92,18 @@ def lent(model: Any) -> Any:
         model = model.get_base_model()
     _refuse_encoders(model)
     return model
+
+
+def refuse_without_numbers(model: Any) -> None:
+    """Raise PatchbayError where weights have shapes alone: on the meta device, and nobody brings them when they are used."""
+    for name, module in model.named_modules():
+        if any(weight.device.type == "meta" for weight in module.parameters(recurse=False)) and not hasattr(
+            module, "_hf_hook"
+        ):
+            raise PatchbayError(
+                f"weights of {name or type(model).__name__} are on the meta device: shapes without numbers. Load them "
+                "(from_pretrained, or model.to_empty(device=...) and load_state_dict), outside torch.device('meta')"
+            )
 
 
 def _refuse_encoders(model: Any) -> None:
@@ -140,12 +162,14 @@ def tokenizer_folder(source: str) -> str:
     """Where the tokenizer of a source lies: beside an adapter, else beside its base."""
     path = Path(folder(source))
     alone = (path / "adapter_config.json").is_file() and not (path / "tokenizer_config.json").is_file()
+    if gguf_file(path):
+        return str(path.parent)
     return folder(adapter_base(path)) if alone else str(path) if path.is_dir() else folder(source)
 
 
 def _not_loaded(source: str, why: str) -> PatchbayError:
     known = built_in_names()
     return PatchbayError(
-        f"could not load {source!r}: {why.rstrip('.')}. A model is a local folder with config.json and safetensors, a hub name, "
+        f"could not load {source!r}: {why.rstrip('.')}. A model is a local folder with config.json and safetensors, a GGUF file, a hub name, "
         f"or a built-in ({', '.join(known) or 'none'}){suggest(source, known)}"
     )

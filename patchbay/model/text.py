@@ -86,7 +86,7 @@ def _whole(model: Model, ids: Tensor) -> Tensor | None:
     pad = getattr(model.tokenizer, "pad_token_id", None)
     if int(low) < 0 or int(high) >= len(embedding) or (pad is not None and bool((ids[:, [0, -1]] == pad).any())):
         return None
-    return ids.to(embedding.device, torch.int64, copy=True)
+    return ids.to(model.device, torch.int64, copy=True)
 
 
 # --- ids ----------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ against each other, and with that W_QK, the scores of queries and keys alike.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.model.families import Family
-from patchbay.model.linear import linear_map
+from patchbay.model.linear import Linear, bias_of, is_plain, linear_map, there
 from patchbay.model.placing import LayerModules, follow
 from patchbay.signal.port import PatchbayError
 
@@ -119,15 +118,18 @@ def matrix(module: nn.Module) -> Tensor:
     return linear_map(module)[0]
 
 
-def bias_of(module: nn.Module | None) -> Tensor | None:
-    """What a linear map adds, [out]; None where it adds nothing."""
-    return None if module is None else linear_map(module)[1]
+def of_layer(at: LayerModules, module: nn.Module | None) -> Linear:
+    """A linear map of a layer; weights that are not stored as plain numbers come in the dtype that the model computes in."""
+    weight, bias = linear_map(module)
+    if is_plain(module):
+        return weight, bias
+    return weight.to(at.dtype), None if bias is None else bias.to(at.dtype)
 
 
 def output_weights(at: LayerModules, n_heads: int) -> Tensor:
     """W_O [head, d_head, d_model]."""
     assert at.attn_proj is not None
-    return matrix(at.attn_proj).unflatten(0, (n_heads, -1))
+    return of_layer(at, at.attn_proj)[0].unflatten(0, (n_heads, -1))
 
 
 def _columns(family: Family, n_heads: int, n_groups: int, d_head: int) -> list[Tensor]:
@@ -151,7 +153,7 @@ def head_weights(
         pairs = [folded(at.norm_attn, w, b) for w, b in zip(weights, biases, strict=True)]
         weights, biases = [w for w, _ in pairs], [b for _, b in pairs]
     (w_q, w_k, w_v), (b_q, b_k, b_v) = weights, biases
-    b_o = bias_of(at.attn_proj)
+    b_o = of_layer(at, at.attn_proj)[1]
     return HeadWeights(w_q, w_k, w_v, output_weights(at, n_heads), b_q, b_k, b_v, b_o)
 
 
@@ -167,7 +169,7 @@ def _plain_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d
             f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules)}; give a family row that names them"
         )
     if len(modules) == 1:
-        weight, bias = linear_map(modules[0])
+        weight, bias = of_layer(at, modules[0])
         n_stored = (weight.shape[1] // d_head - n_heads) // 2
         columns = _columns(family, n_heads, n_stored, d_head)
         columns[1:] = [
@@ -177,7 +179,7 @@ def _plain_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d
         biases = [None if bias is None else bias[c] for c in columns]
     else:
         counts = (n_heads, n_groups, n_groups)
-        maps = [linear_map(module) for module in modules]
+        maps = [of_layer(at, module) for module in modules]
         weights = [w.unflatten(1, (n, -1)).movedim(1, 0) for (w, _), n in zip(maps, counts, strict=True)]
         biases = [None if b is None else b.unflatten(0, (n, -1)) for (_, b), n in zip(maps, counts, strict=True)]
         if family.qkv == "gated":  # the query projection also gives the output gate, after each head's query
@@ -197,7 +199,7 @@ def latent_weights(family: Family, at: LayerModules, n_heads: int) -> LatentWeig
             f"{type(at.attn).__name__} has no {', '.join(family.qkv_modules[3:])}; give a family row that names them"
         )
     n = int(norm_parts(kv_norm)[0].numel())
-    down, bias = linear_map(kv_down)
+    down, bias = of_layer(at, kv_down)
     n_rotary = down.shape[1] - n
     order = torch.arange(n_rotary, device=down.device)
     if getattr(
@@ -208,7 +210,7 @@ def latent_weights(family: Family, at: LayerModules, n_heads: int) -> LatentWeig
     query = None
     if q_down is not None and q_norm is not None:
         q_up = follow(at.attn, family.qkv_modules[2])
-        query = _latent(at, *linear_map(q_down), q_norm, q_up, n_heads)
+        query = _latent(at, *of_layer(at, q_down), q_norm, q_up, n_heads)
     return LatentWeights(query, key_value, down[:, n:], None if bias is None else bias[n:], order)
 
 
@@ -223,7 +225,7 @@ def _latent(at: LayerModules, down: Tensor, bias: Tensor | None, norm: Any, up: 
     power = inward.detach().double().pow(2).sum() + (0.0 if moved is None else moved.detach().double().pow(2).sum())
     epsilon = norm_epsilon(norm)
     rate = (power / down.shape[1] + epsilon).rsqrt()
-    W_up = (gain[:, None] * matrix(up)).unflatten(1, (n_heads, -1)).movedim(1, 0)
+    W_up = (gain[:, None] * of_layer(at, up)[0]).unflatten(1, (n_heads, -1)).movedim(1, 0)
     return Latent(down, W_up, rate, epsilon, bias)
 
 
@@ -240,7 +242,7 @@ def _latent_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, 
         w_q, b_q = found.query.maps()
     else:
         plain: Any = follow(at.attn, family.qkv_modules[2])
-        w_q, b_q = linear_map(plain)
+        w_q, b_q = of_layer(at, plain)
         w_q = w_q.unflatten(1, (n_heads, -1)).movedim(1, 0)
         b_q = None if b_q is None else b_q.unflatten(0, (n_heads, -1))
     place = torch.arange(d_head, device=w_q.device)
@@ -282,11 +284,11 @@ def mlp_weights(family: Family, at: LayerModules, *, fold_norm: bool = False) ->
     """The layer's MLP weights; a fused gate-and-up projection is split."""
     if at.mlp_proj is None or at.mlp_up is None:
         raise PatchbayError(f"{type(at.layer).__name__} has no plain MLP (experts: see layer.experts)")
-    w_out, b_out = linear_map(at.mlp_proj)
-    w_in, b_in = linear_map(at.mlp_up)
+    w_out, b_out = of_layer(at, at.mlp_proj)
+    w_in, b_in = of_layer(at, at.mlp_up)
     w_gate, b_gate = None, None
     if at.mlp_gate is not None:
-        w_gate, b_gate = linear_map(at.mlp_gate)
+        w_gate, b_gate = of_layer(at, at.mlp_gate)
     elif w_in.shape[1] == 2 * w_out.shape[0]:  # gate first, then up
         w_gate, w_in = w_in.chunk(2, 1)
         b_gate, b_in = (None, None) if b_in is None else b_in.chunk(2)
@@ -301,21 +303,22 @@ def norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
     """(gain, bias, centring) of a norm, measured on it: norms store the gain as w or as 1 + w, and some centre first.
 
     A norm without weights has gain 1, [1]; so has nn.Identity, which does not divide by a length either."""
+    with there(norm):
+        return _norm_parts(norm)
+
+
+def _norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     shape = getattr(norm, "normalized_shape", None) or (64,)
-    like = torch.ones(shape[-1]) if weight is None else weight.detach()
-    if like.device.type == "meta":
-        raise PatchbayError(
-            f"{type(norm).__name__}: its gain lies on another device or on disk and cannot be read here"
-        )
-    probe = torch.randn(2, 3, like.shape[-1], generator=torch.Generator().manual_seed(0)).to(like)
-    probe = probe * torch.tensor([1.0, 3.0]).to(like)[:, None, None] + 0.5
+    like = torch.ones(shape[-1], dtype=torch.float32) if weight is None else weight.detach()
+    probe = torch.randn(2, 3, like.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(like)
+    probe = probe * torch.tensor([1.0, 3.0], dtype=torch.float32).to(like)[:, None, None] + 0.5
     with torch.no_grad():
-        out = norm(probe).double()
+        out = norm.forward(probe).double()
     if weight is None and torch.equal(out, probe.double()):
-        return torch.ones(1), None, False
+        return torch.ones(1, dtype=torch.float32), None, False
     out = out if bias is None else out - bias.detach().double()
-    gains = (torch.ones(1).to(like),) if weight is None else (weight, 1 + weight)
+    gains = (torch.ones_like(like[:1]),) if weight is None else (weight, 1 + weight)
     for centred in (False, True):
         x = probe.double() - probe.double().mean(-1, keepdim=True) if centred else probe.double()
         unit = x / x.pow(2).mean(-1, keepdim=True).sqrt()
@@ -367,13 +370,3 @@ def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]
     raise PatchbayError(
         f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
     )
-
-
-def digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of weights, 16 hex digits."""
-    found = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-    return found.hexdigest()[:16]

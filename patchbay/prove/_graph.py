@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from patchbay.edits import edit
 from patchbay.jacks.session import Session
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -138,7 +139,7 @@ def outputs(graph: Graph, prompts: Sequence[Sequence[int]]) -> Outputs:
     for group, port in zip(graph.groups, ports, strict=True):
         heads = port.signal == "attn.z"
         values.append(head_outputs(model, group.layer, trace[port]) if heads else trace[port][:, :, None])
-        found = getattr(model.modules[group.layer].attn_proj, "bias", None) if heads else None
+        found = bias_of(model.modules[group.layer].attn_proj) if heads else None
         bias.append(0.0 if found is None else found.detach())
     return Outputs(values, bias)
 

@@ -23,6 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from patchbay.defaults import on_own_device, refuse_other_dtype
 from patchbay.results.described import whole
 from patchbay.results.given import check, kinds_of
 from patchbay.results.outside import check_name, origin
@@ -52,7 +53,9 @@ def method(
         signature = _checked_signature(function, name)
 
         @functools.wraps(function)
+        @on_own_device
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            refuse_other_dtype(name)
             given = _bind(signature, name, args, kwargs)
             record = call_record(given, name, tensors)
             with _unchanged([value for value in given.values() if is_model(value)], name):

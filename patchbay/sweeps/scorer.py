@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.model.linear import is_plain
+from patchbay.model.linear import bias_of, is_plain, rows
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.sweeps.identity import identity
@@ -71,8 +71,8 @@ class Scorer:
         tokens = self.tokens.to(normed.device)
         if not is_plain(unembed):  # an adapter, or quantised: its rows are not what it multiplies by
             return self.model.unembed_logits(normed)[:, tokens]
-        bias = getattr(unembed, "bias", None)
-        raw = torch.nn.functional.linear(normed, unembed.weight[tokens], None if bias is None else bias[tokens])
+        bias = bias_of(unembed)
+        raw = torch.nn.functional.linear(normed, rows(unembed)[tokens], None if bias is None else bias[tokens])
         return self.model.scaled_logits(raw)
 
     def reference(self, logits: Tensor, prompts: Tensor) -> None:

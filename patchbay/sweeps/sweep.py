@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.defaults import on_own_device, refuse_other_dtype
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit, pack
 from patchbay.model.given import flat_edits
@@ -44,6 +45,7 @@ from patchbay.tasks.task import Task
 PRECISIONS = ("fp32", "bf16", "delta-bf16")
 
 
+@on_own_device
 def sweep(
     model: Model,
     task: Task | Any,
@@ -67,6 +69,7 @@ def sweep(
     `precision="bf16"` runs the walk under autocast, "delta-bf16" only what differs from the base run: faster and inexact, with
     the error on a sample in the notes. `executor="ray"` spreads batches over `workers`. `progress(done, total)` is told of cells as they end.
     """
+    refuse_other_dtype("sweep")
     running: dict[str, Any] = {"folder": folder, "executor": executor, "workers": workers, "progress": progress}
     if isinstance(task, Task) and task.answers and not callable(metric):
         if folder is not None:
@@ -82,6 +85,7 @@ def sweep(
     return Sweep(model, task, edits, metric, on=on, memory=memory, precision=precision).run(**running)
 
 
+@on_own_device
 def estimate(model: Model, task: Task | Any, edits: Sequence[Any], metric: Any = None, **options: Any) -> Estimate:
     """The cost of `sweep` with these arguments, by counting, and by timing one small layer call."""
     return Sweep(model, task, edits, metric, **options).estimate()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.model.linear import bias_of
 from patchbay.model.model import Model, weights
 from patchbay.model.placing import LayerModules, follow, layer_modules
 from patchbay.signal.port import Part, PatchbayError
@@ -128,6 +129,6 @@ class Numbered:
 def _columns_of(module: nn.Module | None, n_heads: int, head: int) -> list[Tensor]:
     """A head's columns of a linear map [in, out], and of its bias."""
     assert module is not None
-    bias = getattr(module, "bias", None)
+    bias = bias_of(module)
     found = [weights.matrix(module).unflatten(1, (n_heads, -1))[:, head]]
     return found if bias is None else [*found, bias.unflatten(0, (n_heads, -1))[head]]

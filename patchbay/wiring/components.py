@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.model.linear import bias_of, rows
 from patchbay.model.placing import follow
 from patchbay.model.weights import HeadWeights, matrix, norm_parts
 from patchbay.signal.channel import Channel
@@ -124,8 +125,8 @@ def position_embedding(model: Model) -> Tensor | None:
     for module in model.hf.modules():
         if not isinstance(module, nn.Embedding) or module is tokens or id(module) in inside:
             continue
-        if module.weight.shape[1] == model.d_model and module.weight.data_ptr() != tokens.weight.data_ptr():
-            return precise(module.weight)
+        if module.weight.shape[1] == model.d_model and module.weight is not tokens.weight:
+            return precise(rows(module))
     return None
 
 
@@ -273,7 +274,7 @@ def bias_rows(model: Model, part: Part) -> Tensor | None:
     layer = part.layer or 0
     at = model.modules[layer]
     if part.kind == "mlp":
-        bias = None if at.mlp_proj is None else getattr(at.mlp_proj, "bias", None)
+        bias = None if at.mlp_proj is None else bias_of(at.mlp_proj)
         norm = after_norm(at.mlp_added, at.mlp, at.mlp_proj)
         found = None if bias is None else through(norm, precise(bias), model.residual_scale)
     else:
