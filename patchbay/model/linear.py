@@ -83,6 +83,20 @@ def passes_gradients(module: nn.Module) -> bool:
     return bool((found.double() - right).abs().max() <= 2 * QUANTISED * right.abs().max())
 
 
+def refuse_gradients(hf: nn.Module, tried: set[Any]) -> None:
+    """Raise PatchbayError where gradients do not pass quantised weights; one layer of each kind is tried, and kept in `tried`."""
+    for name, module in hf.named_modules():
+        kind = (type(module), type(getattr(module, "weight", None)))
+        if kind in tried or not hasattr(module, "in_features") or is_plain(module):
+            continue
+        if not hasattr(module, "base_layer") and not passes_gradients(module):
+            raise PatchbayError(
+                f"gradients do not pass through {name}, a quantised {type(module).__name__}: what its inputs are worth would "
+                "come out wrong. Load the model unquantised, or quantise its weights alone (not what they are given)"
+            )
+        tried.add(kind)
+
+
 def is_plain(module: Any) -> bool:
     """Whether the module's class and its weight say all: a linear layer of torch or transformers as it is."""
     own = type(module).forward in (nn.Linear.forward, Conv1D.forward)

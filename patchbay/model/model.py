@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,13 +26,13 @@ from patchbay.model.families import FAMILIES, Family
 from patchbay.model.fingerprint import fingerprint_of, version_of
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits
-from patchbay.model.linear import is_plain, passes_gradients, runs_on, width_in, width_out
+from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
 from patchbay.model.placing import LayerModules, candidates, follow, layer_modules, text_config
 from patchbay.model.printed import printed
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
-from patchbay.model.source import gguf_file, refuse_without_numbers, tokenizer_folder
+from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
@@ -109,8 +108,7 @@ class Model:
         layers = follow(self.hf, family.layers)
         if layers is None:
             raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
-        found = (layer_modules(family, layer, self.config) for layer in layers)
-        self.modules: list[LayerModules] = [replace(at, dtype=self.dtype) for at in found]
+        self.modules = [replace(layer_modules(family, layer, self.config), dtype=self.dtype) for layer in layers]
         self._signals = [self._signals_of(at) for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
         self.residual_scale = float(getattr(self.config, family.residual_scale or "_", None) or 1.0)
@@ -127,7 +125,6 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
         return runs_on(self.hf.get_input_embeddings())
 
     @property
@@ -196,21 +193,6 @@ class Model:
         """Refuse to measure a model that changes at random, as dropout in train mode does: two equal runs would differ."""
         if self.hf.training or any(at.layer.training for at in self.modules):
             refuse_randomness(self.hf)
-
-    def _check_gradients(self) -> None:
-        """Refuse gradients that do not pass through quantised weights: one layer of each class is tried."""
-        tried = self.__dict__.setdefault("_differentiated", {})
-        for name, module in self.hf.named_modules():
-            kind = (type(module), type(getattr(module, "weight", None)))
-            if kind in tried or not hasattr(module, "in_features") or is_plain(module):
-                continue
-            tried[kind] = hasattr(module, "base_layer") or passes_gradients(module)
-            if not tried[kind]:
-                del tried[kind]
-                raise PatchbayError(
-                    f"gradients do not pass through {name}, a quantised {type(module).__name__}: what its inputs are worth would "
-                    "come out wrong. Load the model unquantised, or quantise its weights alone (not what they are given)"
-                )
 
     # ---- parts and ports ----
 
@@ -304,9 +286,7 @@ class Model:
             from transformers import AutoTokenizer
 
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(
-                    tokenizer_folder(self.source), **gguf_file(Path(self.source))
-                )
+                self._tokenizer = AutoTokenizer.from_pretrained(**tokenizer_of(self.source))
             except (OSError, ValueError):
                 self._tokenizer = False
         return self._tokenizer or None
@@ -348,7 +328,7 @@ class Model:
     def session(self, taps: Sequence[Port] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
         """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
         if options.get("grad"):
-            self._check_gradients()
+            refuse_gradients(self.hf, self.__dict__.setdefault("_differentiated", set()))
         with Session(self, taps, self.active_edits(edits), whole=True, **options) as session:
             yield session
 
@@ -416,8 +396,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, shapes, dtypes and bytes of all weights, 16 hex digits; recomputed when a weight changes
-        (a change made through `.data`, which PyTorch does not count, goes unnoticed once it has been computed)."""
+        """SHA-256 of all weights, 16 hex digits, recomputed when one changes: see `fingerprint.py`."""
         version = version_of(self.hf)
         if self._fingerprint is None or self._fingerprint[0] != version:
             self._fingerprint = (version, fingerprint_of(self.hf))

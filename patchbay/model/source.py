@@ -158,6 +158,11 @@ def _adapted(source: str, path: Path, options: dict[str, Any]) -> Any:
         raise _not_loaded(source, f"its adapter does not fit {base}: {str(error).splitlines()[0][:200]}") from error
 
 
+def tokenizer_of(source: str) -> dict[str, str]:
+    """What AutoTokenizer.from_pretrained is told of a source."""
+    return {"pretrained_model_name_or_path": tokenizer_folder(source), **gguf_file(Path(source))}
+
+
 def tokenizer_folder(source: str) -> str:
     """Where the tokenizer of a source lies: beside an adapter, else beside its base."""
     path = Path(folder(source))

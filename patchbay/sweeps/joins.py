@@ -13,6 +13,7 @@ from torch import Tensor
 
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
+from patchbay.model.linear import bias_of
 from patchbay.signal.port import Port
 from patchbay.signal.positions import Batch
 from patchbay.sweeps.calls import Base
@@ -55,7 +56,7 @@ class Joins:
         if at.attn_added is at.attn or at.attn_added is at.attn_proj:
             added = self.base.taps[Port("attn.out", layer)][:, span].repeat(len(cells), 1, 1)
             return added + total * self.model.residual_scale
-        bias = getattr(at.attn_proj, "bias", None)
+        bias = bias_of(at.attn_proj)
         raw = before.flatten(2) @ w_o.flatten(0, 1) + (0 if bias is None else bias)
         return added_by(at.attn_added, (), raw.repeat(len(cells), 1, 1) + total, self.model.residual_scale).view(
             n_prompts * len(cells), *raw.shape[1:]
