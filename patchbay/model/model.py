@@ -1,7 +1,6 @@
 """Model: any Hugging Face causal language model behind one view of its parts. Wrapped, never changed.
 
-Its family row says where the parts are; a short run then proves it: embedding + every attention out + every MLP out = final
-residual stream, final norm and unembedding of that = the model's logits, heads sum to attention out; else it is refused.
+Its family row says where the parts are; a short run then proves it (`self_check.py`), or it is refused with the numbers.
 """
 
 from __future__ import annotations
@@ -388,11 +387,7 @@ class Model:
 
     def scaled_logits(self, logits: Tensor) -> Tensor:
         """The unembedding's raw output with the family's scale and soft cap."""
-        config = self.config
-        logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
-        logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
-        cap = getattr(config, "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
+        return weights.scaled_logits(self.config, logits)
 
     @property
     def fingerprint(self) -> str:

@@ -370,3 +370,11 @@ def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]
     raise PatchbayError(
         f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
     )
+
+
+def scaled_logits(config: Any, logits: Tensor) -> Tensor:
+    """The unembedding's raw output with the family's scale and soft cap."""
+    logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
+    logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits
