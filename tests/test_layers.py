@@ -19,7 +19,6 @@ from patchbay import late
 ROOT = Path(pb.__file__).parent
 LINE = [
     "errors",
-    "defaults",
     "late",
     "maths",
     "files",
@@ -39,7 +38,7 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "port channel positions",
     "edits": "edit apply",
-    "jacks": "arguments modelled hooks sites attention operators sums attach place session",
+    "jacks": "defaults arguments modelled hooks sites attention operators sums attach place session",
     "model": "families placing linear fingerprint source weights proofs self_check versions proving regime view given tokens text generate printed model cards load rotary trace run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",

@@ -24,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from patchbay.defaults import on_own_device
+from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import LOCK, Scope
 from patchbay.jacks.sites import Sites
 from patchbay.signal.port import PatchbayError

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchbay.defaults import own_device
+from patchbay.jacks.defaults import own_device
 
 LOCK = threading.RLock()  # around what is shared by all sessions
 _PAUSES = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ITERABLE_COROUTINE | inspect.CO_ASYNC_GENERATOR

@@ -31,9 +31,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from patchbay.defaults import on_own_device
 from patchbay.edits.edit import Edit
 from patchbay.files import write_folder
+from patchbay.jacks.defaults import on_own_device
 from patchbay.knobs.affine import Fold
 from patchbay.knobs.fold import fold
 from patchbay.knobs.gguf import read_gguf, write_gguf

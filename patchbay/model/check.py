@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.defaults import on_own_device
 from patchbay.edits.edit import Edit, add, replace
+from patchbay.jacks.defaults import on_own_device
 from patchbay.model.linear import QUANTISED, linear_map
 from patchbay.model.load import load
 from patchbay.model.model import Model

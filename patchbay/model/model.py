@@ -1,7 +1,6 @@
 """Model: any Hugging Face causal language model behind one view of its parts. Wrapped, never changed.
 
-Its family row says where the parts are; a short run then proves it (`self_check.py`), or it is refused with the numbers.
-"""
+Its family row says where the parts are; a short run then proves it (`self_check.py`), or it is refused with the numbers."""
 
 from __future__ import annotations
 
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from patchbay.defaults import on_own_device
 from patchbay.edits.edit import Edit
+from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import weights

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.defaults import on_own_device
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit
+from patchbay.jacks.defaults import on_own_device
 from patchbay.model.generate import check_agreement, continued
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model

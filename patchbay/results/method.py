@@ -23,7 +23,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from patchbay.defaults import on_own_device, refuse_other_dtype
+from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
 from patchbay.results.described import whole
 from patchbay.results.given import check, kinds_of
 from patchbay.results.outside import check_name, origin

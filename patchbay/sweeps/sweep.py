@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.defaults import on_own_device, refuse_other_dtype
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit, pack
+from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
 from patchbay.results.record import model_record, now, task_record, versions
