@@ -98,6 +98,7 @@ def page() -> str:
         "`confirmed`: the 95 % interval of every seed lies beyond the bound, and for a mechanism beyond what untrained networks give by",
         "twice the half-width of theirs (`by` in the row, where that is more than the bound asks). `not testable here`: the model has too",
         "few parts for its random controls to reach p = .05. The built-in models were trained on text that holds these very tasks.",
+        "A row that names no other seeds is of one earlier run, without untrained networks: `python -m bench.claims KEY` makes it anew.",
     ]
     for state, meaning in STATES.items():
         entries = [entry for entry in search() if entry["state"] == state]
