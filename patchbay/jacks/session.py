@@ -82,7 +82,10 @@ class Session(Jacks):
         self.detach()
         outer = hooks.innermost(self.model.hf)
         if outer is not None:  # its edits are the first of these
-            outer.session.here.batch, outer.session.here.touched = self.here.batch, dict(self.here.touched)
+            outer.session.here.batch, outer.session.here.touched = (
+                self.here.batch,
+                {i: list(notes) for i, notes in self.here.touched.items()},
+            )
         if kind is None and self.edits and self.missed and not self.runs:
             raise PatchbayError(
                 f"{self.edits[0]} was never made: the model ran {self.missed} times while this block was open, in threads or "

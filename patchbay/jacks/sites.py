@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,27 @@ class Want:
         return not self.edits and len(self.taps) == 1 and self.taps[0].index is None and self.taps[0].query is None
 
 
+class Note(NamedTuple):
+    """That an edit was made at the columns `begin` to `end`; see `_touch`. `ordinal` and `row` None: at all of them, in all rows."""
+
+    begin: int
+    end: int
+    lengths: Tensor
+    ordinal: Tensor | None = None
+    row: Tensor | None = None
+    column_of: Tensor | None = None
+
+    @classmethod
+    def of(cls, hit: Tensor) -> Note:
+        """The note of positions that are known, bool [prompt, position]."""
+        n, end = hit.shape
+        return cls(0, end, torch.full((n,), end), hit.long() - 1)
+
+    @property
+    def plain(self) -> bool:
+        return self.ordinal is None and self.row is None and self.column_of is None
+
+
 class Here(threading.local):
     """The run that is going on, of each thread its own: threads that were started inside a block share its session.
 
@@ -53,7 +74,7 @@ class Here(threading.local):
         self.reached: set[tuple[str, int | None]] = set()
         self.stash: dict[tuple[str, int], Any] = {}
         self.captured: dict[Port, Tensor] = {}
-        self.touched: dict[int, Tensor] = {}  # edit -> bool [prompt, position]
+        self.touched: dict[int, list[Note]] = {}
 
 
 class Sites:
@@ -81,28 +102,20 @@ class Sites:
     def touched(self) -> list[list[tuple[int, ...]]]:
         """For each edit, for each prompt, the positions where it was made since the latest prompts began, in this thread."""
         n = 0 if self.here.batch is None else len(self.here.batch.ids)
-        made = [self.here.touched.get(i, torch.zeros(n, 0, dtype=torch.bool)) for i in range(len(self.edits))]
+        made = [_hit(self.here.touched.get(i, ()), n) for i in range(len(self.edits))]
         return [[tuple(row.nonzero()[:, 0].tolist()) for row in one] for one in made]
 
     def _touch(self, edit: int, ordinal: Tensor | None, row: Tensor | None, n_here: int) -> None:
-        """Note that an edit was made at the last `n_here` columns, where `ordinal` and `row` name them."""
-        batch, end = self.here.batch, self.here.end
+        """Note that an edit was made at the last `n_here` columns, where `ordinal` and `row` name them; `touched` works it out."""
+        batch, begin, end = self.here.batch, max(self.here.end - n_here, 0), self.here.end
         assert batch is not None
-        place = torch.arange(max(end - n_here, 0), end).expand(len(batch.ids), -1)  # [prompt, column]
-        if self.here.column_of is not None:
-            place = self.here.column_of[:, place[0]]
-        hit = (place >= 0) & (place < batch.lengths[:, None])
-        if ordinal is not None:
-            hit = hit & (ordinal[:, : place.shape[1]] >= 0)
-        if row is not None:
-            hit = hit & (row >= 0)[:, None]
-        seen = self.here.touched.get(edit)
-        if seen is None or len(seen) != len(hit):
-            seen = torch.zeros(len(hit), 0, dtype=torch.bool)
-        seen = torch.nn.functional.pad(seen, (0, max(0, end - seen.shape[1])))
-        prompt, column = hit.nonzero(as_tuple=True)
-        seen[prompt, place[prompt, column]] = True
-        self.here.touched[edit] = seen
+        notes = self.here.touched.setdefault(edit, [])
+        plain = ordinal is None and row is None and self.here.column_of is None
+        if plain and begin and notes and notes[-1].plain and 0 < notes[-1].begin <= begin <= notes[-1].end:
+            begin = notes.pop().begin  # one stretch of generated tokens
+        notes.append(Note(begin, end, batch.lengths, ordinal, row, self.here.column_of))
+        if len(notes) > 512:
+            notes[:] = [Note.of(_hit(notes, len(batch.ids)))]
 
     def _want(self, port: Port) -> Want:
         return self.wants.setdefault((port.signal, port.layer), Want())
@@ -283,3 +296,22 @@ def _to(index: Tensor | None, like: Tensor) -> Tensor | None:
 def _wide(ordinal: Tensor, n: int) -> Tensor:
     """`n` columns, those added untouched: places of a fixed cache that no token has filled."""
     return torch.nn.functional.pad(ordinal, (0, n - ordinal.shape[1]), value=-1)
+
+
+def _hit(notes: Sequence[Note], n: int) -> Tensor:
+    """Where the noted edit was made, bool [prompt, position]; `n` prompts run now, and notes of other batches are no more."""
+    hit = torch.zeros(n, max((note.end for note in notes), default=0), dtype=torch.bool)
+    for note in notes:
+        if len(note.lengths) != n:
+            continue
+        place = torch.arange(note.begin, note.end).expand(n, -1)  # [prompt, column]
+        if note.column_of is not None:
+            place = note.column_of[:, note.begin : note.end]
+        made = (place >= 0) & (place < note.lengths[:, None].cpu())
+        if note.ordinal is not None:
+            made = made & (note.ordinal[:, : place.shape[1]] >= 0)
+        if note.row is not None:
+            made = made & (note.row >= 0)[:, None]
+        prompt, column = made.nonzero(as_tuple=True)
+        hit[prompt, place[prompt, column]] = True
+    return hit
