@@ -276,6 +276,8 @@ def run_method(
             call[key] = model
         elif key in ("task", "prompts"):
             assert model is not None
+            if parameter.default is None and not (given.get("task") or given.get("prompts")):
+                continue  # something else stands for it, or its absence is refused in the method's own words
             call[key] = make_task(model, given, texts=key == "prompts")
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)

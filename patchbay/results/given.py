@@ -26,10 +26,11 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     """Raise PatchbayError where a value cannot be what the annotation says: a Task, a Knob, a number, a text."""
     kinds = [kind.strip() for kind in kinds_of(parameter).split("|")]
     found = _said(value)
-    if kinds[0] == "Task" and parameter.default is parameter.empty:
+    if kinds[0] == "Task" and not (value is None and parameter.default is None):
+        others = [kind for kind in kinds if kind not in ("Task", "None")]
         several = "list[Task]" in kinds and isinstance(value, list) and value and all(_is_task(v) for v in value)
-        if not (_is_task(value) or several or (len(kinds) > 1 and "list[Task]" not in kinds and value is not None)):
-            other = "" if len(kinds) == 1 or "list[Task]" in kinds else "texts, lists of token ids or "
+        if not (_is_task(value) or several or (others and "list[Task]" not in kinds and value is not None)):
+            other = "" if not others or "list[Task]" in kinds else "texts, lists of token ids or "
             raise PatchbayError(f"{name}: {parameter.name} takes {other}a Task, got {found}; make one: {MAKE}")
     if kinds == ["Knob"] and not hasattr(value, "edits_at"):
         raise PatchbayError(

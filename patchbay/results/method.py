@@ -100,7 +100,12 @@ def _checked_signature(function: Callable[..., Any], name: str) -> inspect.Signa
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise PatchbayError(f"{name}: parameter {parameter} cannot be recorded; name every option")
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and parameter.default is not parameter.empty:
+        spared = parameter.name == "task" and parameter.default is None  # where something else stands for it
+        if (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and parameter.default is not parameter.empty
+            and not spared
+        ):
             raise PatchbayError(
                 f"{name}: option {parameter.name!r} has a default and must be keyword-only: put it after *"
             )

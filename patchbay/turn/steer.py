@@ -4,13 +4,14 @@
     the gap of these means along w: w the first component of the paired differences ("pca"), or the normal of a logistic
     probe ("probe"); the knob adds strength x v to the stream that leaves one layer
 
-so that strength 1 takes the negative group's mean to the positive one's, along the direction. Pairs are a task's prompts
-(positive) and their corrupted twins (negative). The layer is chosen on one half of the pairs, the direction is fitted
-there, and its evidence `steering` is of the other half, layer by layer: `auc`, the share of positive streams that project
-above negative ones (0.5: nothing there), with a bootstrap over pairs; the same with the two of each pair swapped at random, in
-both halves (`null_mean`, `null_high`: the 95th percentile, `p`); and `effect`, what v added to the twins
-does to their score for the positive prompt's right answer, beside random directions of the same length (`random`). Cost: two
-passes over the pairs, and 1 + `draws` over the twins for each layer.
+so that strength 1 takes the negative group's mean to the positive one's, along the direction. The groups are a task's prompts
+(positive) and their corrupted twins (negative), or two lists of texts of any lengths. The layer is chosen on one half, the
+direction is fitted there, and its evidence `steering` is of the other half, layer by layer: `auc`, the share of positive streams
+that project above negative ones (0.5: nothing there), with a bootstrap over pairs, or over each group; the same with the two of
+each pair swapped at random, or all prompts dealt out anew, in both halves (`null_mean`, `null_high`: the 95th percentile, `p`); and,
+where the task has answers, `effect`, what v added to the twins does to their score for the positive prompt's right answer,
+beside random directions of the same length (`random`). Cost: two passes over the prompts, and 1 + `draws` over the twins for each
+layer.
 
 Rimsky et al. 2024, "Steering Llama 2 via Contrastive Activation Addition"; components and probes as in Zou et al. 2023,
 "Representation Engineering". A direction that tells the groups apart need not be what the model uses: the two curves are
@@ -36,69 +37,72 @@ from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Positions
 from patchbay.tasks.task import Task
 from patchbay.turn._contrast import WAYS, Way, apart, direction, streams
+from patchbay.turn._pairs import Groups, groups_of
 from patchbay.turn._places import Place, places
 
 SHUFFLES = {"mean": 100, "pca": 100, "probe": 40}  # a probe is fitted anew in each
+<<<<<<< HEAD
 DRAWS = 3  # random directions, which show where chance lies: no p comes of them
 LEAST = 2  # pairs in a half
+=======
+DRAWS = 3
+>>>>>>> 07f3bb1 (Contrast groups are two lists of texts or two files, of any sizes, without answers; what needs pairs says so)
 
 
 @method(paper="rimsky2024")
 def steer(
     model: Model,
-    task: Task,
+    task: Task | None = None,
     *,
+    positive: list[str] | list[list[int]] | None = None,
+    negative: list[str] | list[list[int]] | None = None,
     way: Way = "mean",
     layers: list[int] | None = None,
-    choose: Literal["effect", "separation"] = "effect",
+    choose: Literal["effect", "separation"] | None = None,
     positions: Place = "all",
     batch_size: int = 32,
     seed: int = 0,
 ) -> Knob:
-    """A knob that adds the direction from a task's corrupted twins to its prompts, at the layer that does most on a dev half.
+    """A knob that adds the direction from negative prompts to positive ones, at the layer that does most on a dev half.
 
-    `layers`: those to choose from, all without. `positions`: where to add it, as in "last", "generated", "all". Evidence `steering` [layer]: `effect`, `auc` with ends
-    and controls, on the other half.
+    `task`: its prompts are positive and its corrupted twins negative; or `positive`, `negative`: two lists of texts without answers, of any lengths.
+    `layers`: those to choose from, all without. `positions`: where to add it, as in "last", "generated", "all". Evidence `steering`
+    [layer]: `effect` (of a task with answers), `auc` with ends and controls, on the other half.
 
-    `way`: the direction: the difference of "mean"s, the first component ("pca"), or a "probe"'s normal. `choose`: take
-    the layer of most "effect" on the score, or of best "separation" of the groups.
+    `way`: the direction: the difference of "mean"s, the first component of pairs ("pca"), or a "probe"'s normal. `choose`: take
+    the layer of most "effect" on the score, or of best "separation" of the groups; without, by effect where there are answers.
     """
-    tried, at = _checked(model, task, way, layers, choose), places(positions)
+    tried, at = _checked(model, way, layers, choose), places(positions)
+    groups = groups_of(model, task, positive, negative, way)
+    by = _choice(groups, choose)
     ports = [Port("resid_out", layer) for layer in tried]
-    dev, test = task.split(0.5, seed)
+    dev, test = groups.split(seed)
     fit, held = (
-        _groups(model, half, ports, batch_size) for half in (dev, test)
-    )  # (positive, negative) [port, pair, d]
+        (streams(model, half.positive, ports, batch_size), streams(model, half.negative, ports, batch_size))
+        for half in (dev, test)
+    )  # (positive, negative) [port, prompt, d]
     vectors = torch.stack([direction(p, n, way) for p, n in zip(*fit, strict=True)])  # [port, d_model]
-    auc_dev = _folded(*fit, way)
-    effect_dev = _effects(model, dev, ports, vectors, at, batch_size)
-    best = int((effect_dev.mean(1) if choose == "effect" else auc_dev).argmax())
-    auc, null = _separation(*held, vectors), _null(*fit, *held, way, seed)
-    effect = _effects(model, test, ports, vectors, at, batch_size)  # [port, prompt]
-    random = _random(model, test, ports, vectors, at, batch_size, seed)
-    evidence = _evidence(model, test, tried, best, auc, null, effect, random, auc_dev, effect_dev)
-    name = f"steer {task.name} ({way}) at L{tried[best]}"
+    columns = _apart(fit, held, vectors, way, seed, groups.paired)
+    if test.task is not None and dev.task is not None:
+        effect_dev = _effects(model, dev.task, ports, vectors, at, batch_size)
+        effect = _effects(model, test.task, ports, vectors, at, batch_size)  # [port, prompt]
+        random = _random(model, test.task, ports, vectors, at, batch_size, seed)
+        columns = _moved(test.task, effect, effect_dev, random) | columns
+    best = int(columns["effect_dev" if by == "effect" else "auc_dev"][0].argmax())
+    evidence = _evidence(model, test, tried, best, columns)
+    name = f"steer {groups.name} ({way}) at L{tried[best]}"
     return Knob(
         name, [edit.add(ports[best], vectors[best].float(), positions=at)], 1.0, evidence={"steering": evidence}
     )
 
 
-# --- the pairs ----------------------------------------------------------------------------------------
+# --- what is asked ------------------------------------------------------------------------------------
 
 
-def _checked(model: Model, task: Task, way: str, layers: list[int] | None, choose: str) -> list[int]:
-    if way not in WAYS or choose not in ("effect", "separation"):
+def _checked(model: Model, way: str, layers: list[int] | None, choose: str | None) -> list[int]:
+    if way not in WAYS or choose not in (None, "effect", "separation"):
         raise PatchbayError(
             f"way={way!r}, choose={choose!r}; ways are {', '.join(WAYS)}, and a layer is chosen by effect or separation"
-        )
-    task.check(model.vocab_size)
-    if task.corrupted is None:
-        raise PatchbayError(
-            f"task {task.name} has no corrupted twins: contrast pairs are prompts (positive) and twins (negative)"
-        )
-    if len(task) < 2 * LEAST:
-        raise PatchbayError(
-            f"task {task.name} has {len(task)} pairs: {LEAST} to fit on and {LEAST} to hold out are needed"
         )
     tried = list(range(model.n_layers)) if layers is None else sorted(set(layers))
     if not tried or not 0 <= tried[0] <= tried[-1] < model.n_layers:
@@ -106,11 +110,12 @@ def _checked(model: Model, task: Task, way: str, layers: list[int] | None, choos
     return tried
 
 
-def _groups(model: Model, task: Task, ports: list[Port], batch_size: int) -> tuple[Tensor, Tensor]:
-    """Streams of the prompts and of their twins, [port, pair, d_model] each."""
-    twins = [list(ids) for ids in task.corrupted or ()]
-    positive = streams(model, [list(ids) for ids in task.clean], ports, batch_size)
-    return positive, streams(model, twins, ports, batch_size)
+def _choice(groups: Groups, choose: str | None) -> str:
+    if choose == "effect" and groups.task is None:
+        raise PatchbayError(
+            "choose='effect' needs answers whose score can move, and these prompts have none; possible: 'separation'"
+        )
+    return choose or ("separation" if groups.task is None else "effect")
 
 
 # --- separation ---------------------------------------------------------------------------------------
@@ -131,31 +136,45 @@ def _folded(positive: Tensor, negative: Tensor, way: str) -> Tensor:
     return torch.stack(found).mean(0)
 
 
-def _separation(positive: Tensor, negative: Tensor, vectors: Tensor, n: int = 500) -> tuple[Tensor, Tensor, Tensor]:
-    """Held-out area under the curve [port] with the ends of a bootstrap over pairs."""
-    a, b = _project(positive, vectors), _project(negative, vectors)  # [port, pair]
-    count = a.shape[1]
-    drawn = torch.randint(count, (n, count), generator=torch.Generator().manual_seed(0))
-    means = torch.stack([apart(a[:, some], b[:, some]) for some in drawn])  # [draw, port]
+def _apart(
+    fit: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], vectors: Tensor, way: str, seed: int, paired: bool
+) -> dict[str, tuple[Tensor, str]]:
+    """How far the directions tell the groups apart [port], with ends and what chance gives."""
+    (area, low, high), null = _separation(*held, vectors, paired), _null(fit, held, way, seed, paired)
+    found = {"auc": area, "auc_low": low, "auc_high": high, "auc_dev": _folded(*fit, way)}
+    found |= {"null_mean": null.mean(0), "null_high": null.quantile(0.95, dim=0)}
+    p = (1 + (null >= area - 1e-9).sum(0)) / (1 + len(null))
+    return {name: (column, "share") for name, column in found.items()} | {"p": (p, "probability")}
+
+
+def _separation(
+    positive: Tensor, negative: Tensor, vectors: Tensor, paired: bool, n: int = 500
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Held-out area under the curve [port] with the ends of a bootstrap over pairs, or over each group by itself."""
+    a, b = _project(positive, vectors), _project(negative, vectors)  # [port, prompt]
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randint(a.shape[1], (n, a.shape[1]), generator=generator)
+    others = some if paired else torch.randint(b.shape[1], (n, b.shape[1]), generator=generator)
+    means = torch.stack([apart(a[:, i], b[:, j]) for i, j in zip(some, others, strict=True)])  # [draw, port]
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     return apart(a, b), low, high
 
 
-def _null(
-    fit_positive: Tensor, fit_negative: Tensor, positive: Tensor, negative: Tensor, way: str, seed: int
-) -> Tensor:
-    """Held-out areas [shuffle, port] with the two of each pair swapped at random, in both halves: what chance gives."""
+def _null(fit: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], way: str, seed: int, paired: bool) -> Tensor:
+    """Held-out areas [shuffle, port] with the two of each pair swapped at random, or all prompts dealt out anew, in both halves."""
     generator = torch.Generator().manual_seed(seed)
 
-    def swapped(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        swap = torch.randint(2, (one.shape[1],), generator=generator).bool()[None, :, None]
-        return torch.where(swap, other, one), torch.where(swap, one, other)
+    def mixed(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        if paired:
+            swap = torch.randint(2, (one.shape[1],), generator=generator).bool()[None, :, None]
+            return torch.where(swap, other, one), torch.where(swap, one, other)
+        both = torch.cat([one, other], 1)[:, torch.randperm(one.shape[1] + other.shape[1], generator=generator)]
+        return both[:, : one.shape[1]], both[:, one.shape[1] :]
 
     found = []
     for _ in range(SHUFFLES[way]):
-        pairs = zip(*swapped(fit_positive, fit_negative), strict=True)
-        vectors = torch.stack([direction(p, n, way) for p, n in pairs])
-        a, b = swapped(positive, negative)
+        vectors = torch.stack([direction(p, n, way) for p, n in zip(*mixed(*fit), strict=True)])
+        a, b = mixed(*held)
         found.append(apart(_project(a, vectors), _project(b, vectors)))
     return torch.stack(found)
 
@@ -197,49 +216,43 @@ def _random(
 # --- what is known of it ------------------------------------------------------------------------------
 
 
-def _evidence(
-    model: Model,
-    test: Task,
-    tried: list[int],
-    best: int,
-    auc: tuple[Tensor, Tensor, Tensor],
-    null: Tensor,
-    effect: Tensor,
-    random: Tensor,
-    auc_dev: Tensor,
-    effect_dev: Tensor,
-) -> Result:
-    """The curves over layers, of the held-out half; NaN at layers that were not tried."""
+def _moved(test: Task, effect: Tensor, effect_dev: Tensor, random: Tensor) -> dict[str, tuple[Tensor, str]]:
+    """What the directions do to the score [port], with ends and the largest of random directions."""
     unit = test.unit if test.metric != "kl" else "nats"
     mean, low, high = maths.intervals(effect.T)
-    p = (1 + (null >= auc[0] - 1e-9).sum(0)) / (1 + len(null))
-    strongest = random.abs().max(0).values
-    columns = {
-        "effect": (mean, unit),
-        "low": (low, unit),
-        "high": (high, unit),
-        "random": (strongest, unit),
-        "effect_dev": (effect_dev.mean(1), unit),
-        "auc": (auc[0], "share"),
-        "auc_low": (auc[1], "share"),
-        "auc_high": (auc[2], "share"),
-        "auc_dev": (auc_dev, "share"),
-        "null_mean": (null.mean(0), "share"),
-        "null_high": (null.quantile(0.95, dim=0), "share"),
-        "p": (p, "probability"),
+    found = {
+        "effect": mean,
+        "low": low,
+        "high": high,
+        "random": random.abs().max(0).values,
+        "effect_dev": effect_dev.mean(1),
     }
+    return {name: (column, unit) for name, column in found.items()}
+
+
+def _evidence(
+    model: Model, test: Groups, tried: list[int], best: int, columns: dict[str, tuple[Tensor, str]]
+) -> Result:
+    """The curves over layers, of the held-out half; NaN at layers that were not tried."""
     values = {}
     for name, (column, its_unit) in columns.items():
         whole = torch.full((model.n_layers,), torch.nan, dtype=torch.float64)
         whole[tried] = column.double()
         values[name] = (whole, ("layer",), its_unit)
-    tells, moves = float(p[best]) <= 0.05, float(low[best]) > float(strongest[best])
+    at = {name: float(column[best]) for name, (column, _) in columns.items()}
+    dealt = "swapped pairs" if test.paired else "prompts dealt out anew"
     said = [
-        f"layer {tried[best]}, chosen on the other half: it {'tells' if tells else 'does NOT tell'} the held-out groups apart "
-        f"(auc {float(auc[0][best]):.2f}, swapped pairs up to {float(null.quantile(0.95, dim=0)[best]):.2f})",
-        f"added to the twins it {'moves' if moves else 'does NOT move'} the score by more than random directions: "
-        f"{float(mean[best]):+.3g} ({float(low[best]):.3g} to {float(high[best]):.3g}), random up to "
-        f"{float(strongest[best]):.3g}",
+        f"layer {tried[best]}, chosen on the other half: it {'tells' if at['p'] <= 0.05 else 'does NOT tell'} the held-out groups "
+        f"apart (auc {at['auc']:.2f}, {dealt} up to {at['null_high']:.2f})"
     ]
-    provenance = {"method": "turn.steer", "task": test.to_json()}
-    return Result(values, highlights=[f"L{tried[best]}"], notes=said, provenance=provenance)
+    if test.task is None:
+        said.append("the prompts have no answers: the layer was chosen by how far it tells the groups apart, and what the direction does to an answer was not measured")  # fmt: skip
+    else:
+        said.append(
+            f"added to the twins it {'moves' if at['low'] > at['random'] else 'does NOT move'} the score by more than random "
+            f"directions: {at['effect']:+.3g} ({at['low']:.3g} to {at['high']:.3g}), random up to {at['random']:.3g}"
+        )
+    record = test.task.to_json() if test.task is not None else {"prompts": [test.positive, test.negative]}
+    return Result(
+        values, highlights=[f"L{tried[best]}"], notes=said, provenance={"method": "turn.steer", "task": record}
+    )

@@ -84,3 +84,23 @@ def test_texts_are_those_of_a_file_or_one_text(tmp_path: Path, monkeypatch: pyte
                         ("a.jsonl:prompt=test", "no column 'test'.*did you mean 'text'"), ("a.jsonl:form=jsno", "did you mean 'json")):  # fmt: skip
         with pytest.raises(PatchbayError, match=words):
             read_texts(text, "--neutral")
+
+
+def test_contrast_pairs_are_two_files_of_any_lengths(tmp_path: Path) -> None:
+    MADE.model.save_pretrained(tmp_path / "m")
+    MADE.tokenizer.save_pretrained(tmp_path / "m")
+    many, few = PROMPTS[:6], PROMPTS[1:6]
+    (tmp_path / "plus.txt").write_text("\n".join(many))
+    (tmp_path / "minus.csv").write_text("id,text\n" + "\n".join(f'{i},"{text}"' for i, text in enumerate(few)))
+    sides = ["--positive", str(tmp_path / "plus.txt"), "--negative", f"{tmp_path / 'minus.csv'}:prompt=text"]
+    done = CliRunner().invoke(cli, ["turn", "steer", str(tmp_path / "m"), *sides, "-o", str(tmp_path / "a.knob")])
+    assert done.exit_code == 0, done.output
+    saved = pb.load_knob(tmp_path / "a.knob")
+    ours = pb.turn.steer(pb.load(str(tmp_path / "m")), positive=many, negative=few)
+    assert saved.edits[0].value.tolist() == ours.edits[0].value.tolist()
+    assert saved.provenance["options"]["negative"] == few
+    done = CliRunner().invoke(cli, ["turn", "steer", str(tmp_path / "m"), *sides, "--way", "pca"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "there are 6 positive and 5 negative prompts" in done.stderr
+    done = CliRunner().invoke(cli, ["turn", "steer", str(tmp_path / "m")])
+    assert "give a task with twins, or both" in done.stderr

@@ -11,7 +11,11 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.turn._contrast import apart, direction
+<<<<<<< HEAD
 from tests.tolerance import close
+=======
+from patchbay.turn._pairs import groups_of
+>>>>>>> 07f3bb1 (Contrast groups are two lists of texts or two files, of any sizes, without answers; what needs pairs says so)
 
 
 def pairs(truth: Any, n: int = 24) -> pb.Task:
@@ -106,6 +110,72 @@ def test_layers_choice_and_positions_are_as_asked() -> None:
     assert knob.provenance["options"]["choose"] == "separation"
     again = pb.turn.steer(model, pairs(truth), layers=[1], choose="separation", positions="last", batch_size=5)
     assert close(again.edits[0].value, knob.edits[0].value)
+
+
+@pytest.mark.parametrize("way", ["mean", "pca", "probe"])
+def test_two_lists_are_enough(way: Any) -> None:
+    """No answers and, but for pca, groups of two sizes: the planted direction again; dealt out anew, nothing."""
+    built = planted.steering(form="llama", seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    plus, minus = (
+        [[a] for a in truth["positive_ids"][:24]],
+        [[b] for b in truth["negative_ids"][: 24 if way == "pca" else 17]],
+    )
+    knob = pb.turn.steer(model, positive=plus, negative=minus, way=way)
+    steering = knob.evidence["steering"]
+    layer = knob.edits[0].port.layer
+    assert torch.cosine_similarity(knob.edits[0].value, truth["direction"], dim=0) > (0.5 if way == "probe" else 0.8)
+    assert steering["auc"][layer] > 0.95
+    assert steering["p"][layer] < 0.05
+    assert "effect" not in steering.data
+    assert any("have no answers" in note for note in steering.notes)
+    assert knob.provenance["options"]["positive"] == plus
+    one = [[a] for a in truth["positive_ids"][:30]]
+    same = pb.turn.steer(model, positive=one[:16], negative=one[16:] if way != "pca" else one[14:], way=way).evidence[
+        "steering"
+    ]
+    assert same["p"][int(same["auc_dev"].argmax())] > 0.05
+
+
+def test_a_direction_of_two_sizes_is_the_difference_of_means() -> None:
+    """By hand, on the half that the split names: the mean of the streams of one group less that of the other."""
+    built = planted.steering(form="llama", seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    plus, minus = [[a] for a in truth["positive_ids"][:9]], [[b] for b in truth["negative_ids"][:5]]
+    knob, stream = pb.turn.steer(model, positive=plus, negative=minus, layers=[0]), model.layers[0].resid_out
+    half = groups_of(model, None, plus, minus, "mean").split(0)[0]
+    assert (len(half.positive), len(half.negative)) == (4, 2)
+    sides = [torch.stack([pb.run(model, [ids], taps=[stream])[stream][0, -1] for ids in side]) for side in (half.positive, half.negative)]  # fmt: skip
+    assert torch.allclose(knob.edits[0].value, sides[0].mean(0) - sides[1].mean(0), atol=1e-5)
+
+
+def test_twins_without_answers_are_pairs() -> None:
+    built = planted.steering(form="llama", seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    whole = pairs(truth)
+    bare = pb.Task("sides", whole.clean, corrupted=whole.corrupted, metric="kl")
+    knob = pb.turn.steer(model, bare)
+    same = pb.turn.steer(model, whole, choose="separation")
+    assert "effect" not in knob.evidence["steering"].data
+    assert torch.equal(knob.evidence["steering"]["null_high"], same.evidence["steering"]["null_high"])
+
+
+def test_what_two_lists_cannot_give_is_refused() -> None:
+    built = planted.steering(seed=0)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    plus, minus = [[a] for a in truth["positive_ids"][:8]], [[b] for b in truth["negative_ids"][:6]]
+    for given, message in (
+        ({"positive": plus, "negative": minus, "way": "pca"}, "within pairs, and there are 8 positive and 6 negative"),
+        ({"positive": plus, "negative": minus, "choose": "effect"}, "needs answers .* possible: 'separation'"),
+        ({"positive": plus}, "give a task with twins, or both positive"),
+        ({}, "give a task with twins, or both positive"),
+        ({"task": pairs(truth), "positive": plus, "negative": minus}, "give a task with twins, or both"),
+        ({"positive": "text", "negative": minus}, "positive: a list of texts is needed, got str 'text'"),
+        ({"positive": plus, "negative": minus[:3]}, "8 positive and 3 negative: 2 to fit on"),
+        ({"task": "text"}, "task takes a Task, got str 'text'"),
+    ):
+        with pytest.raises(pb.PatchbayError, match=message):
+            pb.turn.steer(model, **given)
 
 
 def test_errors() -> None:
