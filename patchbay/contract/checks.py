@@ -23,6 +23,7 @@ import torch
 import patchbay as pb
 from patchbay.jacks.session import Session, attention
 from patchbay.model.regime import randomness
+from patchbay.results.given import has_default, stands_in
 
 ONE_DRAW = ("difference_low", "difference_high")  # the spread of draws is not known from one
 LENS = ("probability", "logit", "rank", "kl", "logit_diff")  # the lens takes the positions that all prompts have
@@ -284,7 +285,7 @@ def is_typed(function: Any) -> None:
     hold("return" in plain.__annotations__, "what it returns has no type")
     for parameter in inspect.signature(function).parameters.values():
         hold(parameter.name in plain.__annotations__, f"{parameter.name} has no type")
-        optional = parameter.default is not parameter.empty
+        optional = has_default(parameter) and not stands_in(parameter)
         hold(optional == (parameter.kind is parameter.KEYWORD_ONLY), f"{parameter.name}: options come after *")
         if optional:
             json.dumps(parameter.default)

@@ -231,7 +231,8 @@ def _line(result: Result, variable: str, over: str, i: int, count: int) -> Cells
 def _side_curves(axis: Axes, result: Result, steps: Cells) -> int:
     """The other variables of the same axis and unit, thinner; the null as a grey band. Returns how many lines."""
     grounds = {"low", "high", "null_low", "null_high", "p"}
-    if {"null_mean", "null_high"} <= set(result.variables) and result.axes_of("null_high") == result.axes:
+    null_here = {"null_mean", "null_high"} <= set(result.variables) and result.axes_of("null_high") == result.axes
+    if null_here and result.units["null_high"] == result.unit:  # a band of shares says nothing on an axis of logits
         low = result["null_low"] if "null_low" in result else 2 * result["null_mean"] - result["null_high"]
         axis.fill_between(
             steps, low.double().numpy(), result["null_high"].double().numpy(), color=FAINT, alpha=0.25, lw=0

@@ -19,6 +19,7 @@ PLAIN = {
     "str": ("a text", str),
     "None": ("None", type(None)),
 }
+STAND_INS = ("task", "positive", "negative")  # what a method acts on: one may stand for another
 MAKE = 'pb.Task.from_prompts(model, ["The capital of France is"], [" Paris"], [" Rome"])'
 
 
@@ -39,6 +40,15 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     if all(kind in PLAIN for kind in kinds) and not any(_is(value, kind) for kind in kinds):
         possible = " or ".join(PLAIN[kind][0] for kind in kinds)
         raise PatchbayError(f"{name}: {parameter.name} takes {possible}, got {found}")
+
+
+def has_default(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not parameter.empty
+
+
+def stands_in(parameter: inspect.Parameter) -> bool:
+    """Whether it is an input that may be left out, since another stands for it: no option, so it comes before the `*`."""
+    return parameter.name in STAND_INS and parameter.default is None
 
 
 def kinds_of(parameter: inspect.Parameter) -> str:

@@ -1,9 +1,9 @@
 """@method: what is true of every published method.
 
 A method is a plain function `def name(model, task, *, options...) -> Result`. What it acts on (model, task, parts)
-comes first and has no default; options are keyword-only, typed and recordable. The decorator reads parts written as
-text, times the call, puts back the random states and the train and grad modes of the model, and fills `provenance` with
-method, paper, model, task, options, seed, versions, wall time and date. It seeds nothing and registers nothing.
+comes first and has no default, but for None where another input stands for it (a task, or two lists of prompts); options
+are keyword-only, typed and recordable. The decorator reads parts written as text, times the call, puts back the random
+states and the train and grad modes of the model, and fills `provenance` with method, paper, model, task, options, seed, versions, wall time and date. It seeds nothing and registers nothing.
 What is recorded is enough to make the call again (`replay.py`), but for second models without a source and for tensors.
 """
 
@@ -25,7 +25,7 @@ import torch
 
 from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
 from patchbay.results.described import whole
-from patchbay.results.given import check, kinds_of
+from patchbay.results.given import check, has_default, kinds_of, stands_in
 from patchbay.results.outside import check_name, origin
 from patchbay.results.record import call_record, is_model, now
 from patchbay.results.result import Result
@@ -100,12 +100,7 @@ def _checked_signature(function: Callable[..., Any], name: str) -> inspect.Signa
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise PatchbayError(f"{name}: parameter {parameter} cannot be recorded; name every option")
-        spared = parameter.name == "task" and parameter.default is None  # where something else stands for it
-        if (
-            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            and parameter.default is not parameter.empty
-            and not spared
-        ):
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and has_default(parameter) and not stands_in(parameter):
             raise PatchbayError(
                 f"{name}: option {parameter.name!r} has a default and must be keyword-only: put it after *"
             )
@@ -117,7 +112,7 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
     known = list(signature.parameters)
     for option in kwargs:
         if option not in known:
-            options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+            options = [p.name for p in signature.parameters.values() if has_default(p)]
             raise PatchbayError(
                 f"{name} has no option {option!r}; its options are {', '.join(options) or 'none'}"
                 + suggest(option, known)

@@ -32,14 +32,27 @@ class Groups:
         """Two halves without a prompt in common: to choose on and to test on."""
         if self.task is not None:
             return of_task(self.task.split(0.5, seed)[0]), of_task(self.task.split(0.5, seed)[1])
-        halves: list[dict[str, Any]] = [{}, {}]
-        for side in ("positive", "negative"):
-            listed = getattr(self, side)
-            order = list(range(len(listed)))
+        halves: tuple[dict[str, Any], ...] = ({}, {})
+        for side, which in self._sides().items():
+            order = list(dict.fromkeys(which))  # copies of one prompt are in one half
             random.Random(f"split-{seed}{'' if self.paired else f'-{side}'}").shuffle(order)
-            for half, which in zip(halves, (order[: len(order) // 2], order[len(order) // 2 :]), strict=True):
-                half[side] = [listed[i] for i in sorted(which)]
+            first = set(order[: len(order) // 2])
+            for half, inside in zip(halves, (True, False), strict=True):
+                listed = getattr(self, side)
+                half[side] = [ids for ids, key in zip(listed, which, strict=True) if (key in first) == inside]
         return replace(self, **halves[0]), replace(self, **halves[1])
+
+    def _sides(self) -> dict[str, list[Any]]:
+        """What may not be torn apart, one for each prompt of a side: its tokens, or those of its pair."""
+        sides = {side: [tuple(ids) for ids in getattr(self, side)] for side in ("positive", "negative")}
+        if not self.paired:
+            return sides
+        pairs = list(zip(sides["positive"], sides["negative"], strict=True))
+        return dict.fromkeys(sides, pairs)
+
+    def fewest(self) -> int:
+        """Different prompts of the smaller group."""
+        return min(len(set(which)) for which in self._sides().values())
 
 
 def of_task(task: Task) -> Groups:
@@ -69,13 +82,16 @@ def groups_of(model: Model, task: Task | None, positive: Any, negative: Any, way
             f"way='pca' takes differences within pairs, and there are {sizes[0]} positive and {sizes[1]} negative prompts; "
             "give as many of both, in the same order, or take way='mean' or 'probe'"
         )
-    if min(sizes) < 2 * LEAST:
+    both = {tuple(ids) for ids in found.positive} & {tuple(ids) for ids in found.negative}
+    if both and task is None:
+        raise PatchbayError(f"{model.decode(min(both))!r} stands in both groups, which are to be told apart")
+    if found.fewest() < 2 * LEAST:
         of = (
             f"task {found.name} has {sizes[0]} pairs"
             if task is not None
             else f"{sizes[0]} positive and {sizes[1]} negative"
         )
-        raise PatchbayError(f"{of}: {LEAST} to fit on and {LEAST} to hold out are needed")
+        raise PatchbayError(f"{of}: {LEAST} different ones to fit on and {LEAST} to hold out are needed")
     return found
 
 

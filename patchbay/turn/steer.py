@@ -41,21 +41,16 @@ from patchbay.turn._pairs import Groups, groups_of
 from patchbay.turn._places import Place, places
 
 SHUFFLES = {"mean": 100, "pca": 100, "probe": 40}  # a probe is fitted anew in each
-<<<<<<< HEAD
 DRAWS = 3  # random directions, which show where chance lies: no p comes of them
-LEAST = 2  # pairs in a half
-=======
-DRAWS = 3
->>>>>>> 07f3bb1 (Contrast groups are two lists of texts or two files, of any sizes, without answers; what needs pairs says so)
 
 
 @method(paper="rimsky2024")
 def steer(
     model: Model,
     task: Task | None = None,
-    *,
     positive: list[str] | list[list[int]] | None = None,
     negative: list[str] | list[list[int]] | None = None,
+    *,
     way: Way = "mean",
     layers: list[int] | None = None,
     choose: Literal["effect", "separation"] | None = None,

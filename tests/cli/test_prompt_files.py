@@ -89,10 +89,10 @@ def test_texts_are_those_of_a_file_or_one_text(tmp_path: Path, monkeypatch: pyte
 def test_contrast_pairs_are_two_files_of_any_lengths(tmp_path: Path) -> None:
     MADE.model.save_pretrained(tmp_path / "m")
     MADE.tokenizer.save_pretrained(tmp_path / "m")
-    many, few = PROMPTS[:6], PROMPTS[1:6]
-    (tmp_path / "plus.txt").write_text("\n".join(many))
+    many, few = PROMPTS[:6], [" " + text.split(" ", 2)[2] for text in PROMPTS[1:6]]
+    (tmp_path / "plus.jsonl").write_text("\n".join(map(json.dumps, many)))
     (tmp_path / "minus.csv").write_text("id,text\n" + "\n".join(f'{i},"{text}"' for i, text in enumerate(few)))
-    sides = ["--positive", str(tmp_path / "plus.txt"), "--negative", f"{tmp_path / 'minus.csv'}:prompt=text"]
+    sides = ["--positive", str(tmp_path / "plus.jsonl"), "--negative", f"{tmp_path / 'minus.csv'}:prompt=text"]
     done = CliRunner().invoke(cli, ["turn", "steer", str(tmp_path / "m"), *sides, "-o", str(tmp_path / "a.knob")])
     assert done.exit_code == 0, done.output
     saved = pb.load_knob(tmp_path / "a.knob")

@@ -11,11 +11,8 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.turn._contrast import apart, direction
-<<<<<<< HEAD
-from tests.tolerance import close
-=======
 from patchbay.turn._pairs import groups_of
->>>>>>> 07f3bb1 (Contrast groups are two lists of texts or two files, of any sizes, without answers; what needs pairs says so)
+from tests.tolerance import close
 
 
 def pairs(truth: Any, n: int = 24) -> pb.Task:
@@ -131,9 +128,8 @@ def test_two_lists_are_enough(way: Any) -> None:
     assert any("have no answers" in note for note in steering.notes)
     assert knob.provenance["options"]["positive"] == plus
     one = [[a] for a in truth["positive_ids"][:30]]
-    same = pb.turn.steer(model, positive=one[:16], negative=one[16:] if way != "pca" else one[14:], way=way).evidence[
-        "steering"
-    ]
+    cut = 15 if way == "pca" else 16
+    same = pb.turn.steer(model, positive=one[:cut], negative=one[cut:], way=way).evidence["steering"]
     assert same["p"][int(same["auc_dev"].argmax())] > 0.05
 
 
@@ -146,7 +142,19 @@ def test_a_direction_of_two_sizes_is_the_difference_of_means() -> None:
     half = groups_of(model, None, plus, minus, "mean").split(0)[0]
     assert (len(half.positive), len(half.negative)) == (4, 2)
     sides = [torch.stack([pb.run(model, [ids], taps=[stream])[stream][0, -1] for ids in side]) for side in (half.positive, half.negative)]  # fmt: skip
-    assert torch.allclose(knob.edits[0].value, sides[0].mean(0) - sides[1].mean(0), atol=1e-5)
+    assert close(knob.edits[0].value, sides[0].mean(0) - sides[1].mean(0), of=sides[0])
+
+
+def test_copies_of_a_prompt_are_in_one_half() -> None:
+    built = planted.steering(form="llama", seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    plus, minus = [[a] for a in truth["positive_ids"][:6]] * 2, [[b] for b in truth["negative_ids"][:6]] * 2
+    for way in ("mean", "pca"):
+        one, other = groups_of(model, None, plus, minus, way).split(3)
+        assert len(one.positive) == len(other.positive) == 6
+        for side in ("positive", "negative"):
+            a, b = ({tuple(ids) for ids in getattr(half, side)} for half in (one, other))
+            assert not a & b
 
 
 def test_twins_without_answers_are_pairs() -> None:
@@ -171,7 +179,9 @@ def test_what_two_lists_cannot_give_is_refused() -> None:
         ({}, "give a task with twins, or both positive"),
         ({"task": pairs(truth), "positive": plus, "negative": minus}, "give a task with twins, or both"),
         ({"positive": "text", "negative": minus}, "positive: a list of texts is needed, got str 'text'"),
-        ({"positive": plus, "negative": minus[:3]}, "8 positive and 3 negative: 2 to fit on"),
+        ({"positive": plus, "negative": minus[:3]}, "8 positive and 3 negative: 2 different ones to fit on"),
+        ({"positive": plus, "negative": minus[:3] * 3}, "8 positive and 9 negative: 2 different ones"),
+        ({"positive": plus, "negative": [*minus, plus[2]]}, "stands in both groups"),
         ({"task": "text"}, "task takes a Task, got str 'text'"),
     ):
         with pytest.raises(pb.PatchbayError, match=message):
@@ -186,7 +196,7 @@ def test_errors() -> None:
         (task, {"way": "svm"}, "ways are mean, pca, probe"),
         (task, {"choose": "best"}, "by effect or separation"),
         (task, {"layers": [7]}, "possible are 0 to 1"),
-        (task[:3], {}, "2 to fit on and 2 to hold out"),
+        (task[:3], {}, "2 different ones to fit on and 2 to hold out"),
         (pb.Task("x", task.clean, task.right, task.wrong), {}, "no corrupted twins"),
         (task, {"positions": "first"}, "written"),
     ):
