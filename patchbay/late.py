@@ -1,6 +1,6 @@
 """What stands higher up and is reached only when it is asked for. This table is the one place where a lower room names a higher one.
 
-A Result draws itself, a knob exports itself, a record makes its knob again; a Result that is not drawn needs no matplotlib.
+A Result draws itself, a signal of a run becomes one, a knob exports itself, a record makes its knob again; a Result that is not drawn needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 LATE = {
     "figure": "draw.plot.of_result",  # Result.plot
     "save_figure": "draw.style.save",
+    "shown": "results.shown.of_trace",  # Trace.show
     "export": "knobs.export.export",  # Knob.export
     "knob": "knobs.knob.Knob.from_json",  # a knob that stands in a Result's record
 }

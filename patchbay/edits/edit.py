@@ -22,7 +22,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from patchbay.files import write_file
-from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, suggest
+from patchbay.signal.port import PatchbayError, Port, as_part, as_port, parse_port, suggest
 from patchbay.signal.positions import Positions, brief, fixed, from_json, to_json
 
 Op = Literal["replace", "add", "scale", "zero", "mean", "project", "block"]
@@ -33,7 +33,7 @@ OPS: tuple[str, ...] = get_args(Op)
 class Edit:
     """One change at one port. Build it with `pb.replace`, `pb.add`, `pb.scale`, `pb.zero`, `pb.mean`, `pb.project`, `pb.block`.
 
-    `positions`: None (all), an index (negative counts from each prompt's end), a slice, several indices, a bool mask
+    `port`: a Port or its text, such as "L3.H5.z". `positions`: None (all), an index (negative counts from each prompt's end), a slice, several indices, a bool mask
     [prompt, position], a `Token`, "last" (each prompt's last token) or "generated" (every token after the prompt). For an
     attention pattern and for q they are query positions; for k and v, key positions. `rows`: prompts of the batch that are
     edited (None: all). `value`: a number or a tensor whose axes are the port's own without prompt and position, optionally
@@ -50,10 +50,7 @@ class Edit:
     def __post_init__(self) -> None:
         if self.op not in OPS:
             raise PatchbayError(f"no edit {self.op!r}; edits are {', '.join(OPS)}" + suggest(str(self.op), OPS))
-        if not isinstance(self.port, Port):
-            raise PatchbayError(
-                f"an edit needs a Port such as model.layers[3].heads[5].z, got {type(self.port).__name__}"
-            )
+        object.__setattr__(self, "port", as_port(self.port))
         if not self.port.editable:
             raise PatchbayError(f"{self.port} can be tapped, not edited")
         if self.port.query is not None:
@@ -133,32 +130,33 @@ def _rows(rows: int | Sequence[int] | None) -> tuple[int, ...] | None:
     return None if rows is None else (int(rows),) if isinstance(rows, SupportsIndex) else tuple(int(r) for r in rows)
 
 
-def replace(port: Port, value: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
+def replace(port: Port | str, value: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Set the signal to `value`."""
-    return Edit("replace", port, value, fixed(positions), _rows(rows))
+    return Edit("replace", as_port(port), value, fixed(positions), _rows(rows))
 
 
-def add(port: Port, value: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
+def add(port: Port | str, value: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Add `value` to the signal: a steering vector, a bias."""
-    return Edit("add", port, value, fixed(positions), _rows(rows))
+    return Edit("add", as_port(port), value, fixed(positions), _rows(rows))
 
 
-def scale(port: Port, factor: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
+def scale(port: Port | str, factor: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Multiply the signal by `factor`; 1.0 leaves it bit for bit."""
-    return Edit("scale", port, factor, fixed(positions), _rows(rows))
+    return Edit("scale", as_port(port), factor, fixed(positions), _rows(rows))
 
 
-def zero(port: Port, *, positions: Positions = None, rows: Any = None) -> Edit:
+def zero(port: Port | str, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Set the signal to 0."""
-    return Edit("zero", port, None, fixed(positions), _rows(rows))
+    return Edit("zero", as_port(port), None, fixed(positions), _rows(rows))
 
 
-def mean(port: Port, reference: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
+def mean(port: Port | str, reference: Any, *, positions: Positions = None, rows: Any = None) -> Edit:
     """Set the signal to the mean of `reference` over its prompts and positions.
 
     `reference` is what a tap of the same port returned on reference prompts, [prompt, position, ...] in the port's own axes
     (padding, NaN, is left out); a tensor without those axes is taken as the mean itself.
     """
+    port = as_port(port)
     features, reference = len(port.axes) - 2, as_numbers(reference)
     if not isinstance(reference, Tensor):
         raise PatchbayError(f"mean at {port}: reference {reference!r} is not a tensor, an array or a list of numbers")
@@ -167,8 +165,9 @@ def mean(port: Port, reference: Any, *, positions: Positions = None, rows: Any =
     return Edit("mean", port, reference, fixed(positions), _rows(rows))
 
 
-def project(port: Port, basis: Any, *, keep: bool = False, positions: Positions = None, rows: Any = None) -> Edit:
+def project(port: Port | str, basis: Any, *, keep: bool = False, positions: Positions = None, rows: Any = None) -> Edit:
     """Remove from the signal its part in the span of `basis` [direction, feature]; with `keep`, remove everything else."""
+    port = as_port(port)
     if len(port.axes) < 3:
         raise PatchbayError(f"project at {port}: the signal is one number at each position, it has no directions")
     basis = as_numbers(basis)
@@ -185,9 +184,9 @@ def project(port: Port, basis: Any, *, keep: bool = False, positions: Positions 
     return Edit("project", port, matrix, fixed(positions), _rows(rows))
 
 
-def block(port: Port, *, query: Positions = None, key: Positions, rows: Any = None) -> Edit:
+def block(port: Port | str, *, query: Positions = None, key: Positions, rows: Any = None) -> Edit:
     """Cut attention from `query` positions to `key` positions before the softmax: the rest of each row renormalises."""
-    return Edit("block", port, None, fixed(query), _rows(rows), fixed(key))
+    return Edit("block", as_port(port), None, fixed(query), _rows(rows), fixed(key))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

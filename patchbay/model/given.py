@@ -1,4 +1,4 @@
-"""What a user gives as edits: edits, knobs and lists of them, as one flat list of edits in order."""
+"""What a user gives as edits (edits, knobs and lists of them, as one flat list of edits in order) and as ports (Ports and their text)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchbay.edits.edit import Edit
-from patchbay.signal.port import PatchbayError
+from patchbay.signal.port import PatchbayError, Port, as_port
 
 if TYPE_CHECKING:
     from patchbay.jacks.modelled import Modelled as Model
@@ -49,3 +49,9 @@ def _flat(given: Sequence[Any]) -> Iterator[Any]:
         else:
             said = f": {item.notes[0]}" if getattr(item, "notes", ()) else ""
             raise PatchbayError(f"expected edits or knobs, got {type(item).__name__}{said}")
+
+
+def flat_ports(given: Any, model: Model) -> list[Port]:
+    """Ports from Ports and their text, one alone or several; the keys and values of a query head are those of its group."""
+    items = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    return [model.port(item) if isinstance(item, str) else as_port(item) for item in items]

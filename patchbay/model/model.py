@@ -19,14 +19,14 @@ from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
-from patchbay.model import weights
+from patchbay.model import asked, weights
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.fingerprint import fingerprint_of, version_of
 from patchbay.model.generate import generate
-from patchbay.model.given import flat_edits
+from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
 from patchbay.model.placing import LayerModules, candidates, follow, layer_modules, text_config
-from patchbay.model.printed import printed
+from patchbay.model.printed import Tokens, printed, tokens_of
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
@@ -34,7 +34,7 @@ from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
-from patchbay.signal.port import SIGNALS, Part, PatchbayError, Port, parse_part, parse_port
+from patchbay.signal.port import SIGNALS, Part, PatchbayError, Port
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -232,48 +232,22 @@ class Model:
         inside = [Port(signal, i) for i in range(self.n_layers) for signal in self.signals(i)]
         return [Port("embed"), *inside, Port("final_norm"), Port("logits")]
 
+    @property
+    def logits(self) -> Port:
+        """The port of the model's logits, [prompt, position, vocab]."""
+        return Port("logits")
+
     def require(self, port: Port) -> None:
         """Raise PatchbayError unless the model offers this port."""
-        if not isinstance(port, Port):
-            raise PatchbayError(
-                f"expected a Port such as model.layers[3].heads[5].z or model.port('L3.H5.z'), got {port!r}"
-            )
-        if port.layer is None:
-            return
-        if not 0 <= port.layer < self.n_layers:
-            raise PatchbayError(f"{port}: the model has layers 0..{self.n_layers - 1}")
-        offered = self.signals(port.layer)
-        if port.signal not in offered:
-            elsewhere = [i for i in range(self.n_layers) if port.signal in self.signals(i)]
-            where = f"layers {elsewhere} have it" if elsewhere else f"no layer of this {self.family.name} model has it"
-            raise PatchbayError(f"{port}: layer {port.layer} offers {', '.join(offered)}; {where}")
-        if port.index is not None and not 0 <= port.index < self._count(port):
-            raise PatchbayError(f"{port}: layer {port.layer} has {self._count(port)} (0..{self._count(port) - 1})")
-
-    def _count(self, port: Port) -> int:
-        layer, axis = port.layer or 0, port.index_axis
-        if axis == "head":
-            return self.n_groups(layer) if port.signal in ("attn.k", "attn.v") else self.n_heads(layer)
-        return self.n_neurons(layer) if axis == "neuron" else self.n_experts(layer)
+        asked.require(self, port)
 
     def part(self, text: str) -> Part:
         """The part of that text, such as 'L3.H5', checked against this model."""
-        part = parse_part(text)
-        if part.layer is not None and not part.layer < self.n_layers:
-            raise PatchbayError(f"{text}: the model has layers 0..{self.n_layers - 1}")
-        if part.kind in ("head", "group", "neuron", "expert"):
-            self.require(part.port())
-        return part
+        return asked.part(self, text)
 
     def port(self, text: str) -> Port:
         """The port of that text, such as 'L3.H5.z'; keys and values of a query head are those of its group."""
-        port = parse_port(text)
-        if port.signal in ("attn.k", "attn.v") and port.index is not None and ".H" in text.upper():
-            self.require(Port("attn.z", port.layer, port.index))
-            layer = port.layer or 0
-            port = Port(port.signal, layer, port.index * self.n_groups(layer) // self.n_heads(layer))
-        self.require(port)
-        return port
+        return asked.port(self, text)
 
     # ---- text ----
 
@@ -313,6 +287,10 @@ class Model:
         """
         return encode(self, prompts)
 
+    def tokens(self, prompts: Any) -> Tokens:
+        """The tokens of prompts as a table: position (also from the end, as edits and taps count), id and text."""
+        return tokens_of(self, prompts)
+
     @on_own_device
     def batch(self, prompts: Any) -> tuple[Tensor, Tensor, bool]:
         """Token ids of prompts [prompt, position] on the model's device, 0 to the right of a shorter one, their lengths
@@ -323,11 +301,11 @@ class Model:
     # ---- running ----
 
     @contextmanager
-    def session(self, taps: Sequence[Port] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
+    def session(self, taps: Sequence[Port | str] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
         """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
         if options.get("grad"):
             refuse_gradients(self.hf, self.__dict__.setdefault("_differentiated", set()))
-        with Session(self, taps, self.active_edits(edits), whole=True, **options) as session:
+        with Session(self, flat_ports(taps, self), self.active_edits(edits), whole=True, **options) as session:
             yield session
 
     @property

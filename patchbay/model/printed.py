@@ -1,7 +1,9 @@
-"""How a model prints."""
+"""How a model prints, and its tokens."""
 
 from __future__ import annotations
 
+import html
+from dataclasses import dataclass
 from typing import Any
 
 from patchbay.signal.port import LAYER
@@ -24,4 +26,45 @@ def printed(model: Any) -> str:
         f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {model.check}\n"
         f"  ports of a layer: {', '.join(model.signals(model.n_layers - 1))}"
         + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
+    )
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a prompt."""
+
+    prompt: int
+    position: int
+    from_end: int
+    id: int
+    text: str
+
+
+class Tokens(list[Token]):
+    """The tokens of prompts, one row each: which prompt, position, position from the end (-1 the last), id and text."""
+
+    columns = ("prompt", "position", "from end", "id", "token")
+
+    def _cells(self) -> list[list[str]]:
+        return [[str(t.prompt), str(t.position), str(t.from_end), str(t.id), repr(t.text)] for t in self]
+
+    def __repr__(self) -> str:
+        rows = [list(self.columns), *self._cells()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.columns))]
+        return "\n".join(
+            "  ".join([*(c.rjust(w) for c, w in zip(row[:-1], widths, strict=False)), row[-1]]) for row in rows
+        )
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in self.columns)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._cells())
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def tokens_of(model: Any, prompts: Any) -> Tokens:
+    """What `Model.tokens` documents."""
+    return Tokens(
+        Token(row, place, place - len(ids), number, model.decode([number]) if model.tokenizer else str(number))
+        for row, ids in enumerate(model.encode(prompts))
+        for place, number in enumerate(ids)
     )

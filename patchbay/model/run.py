@@ -21,7 +21,7 @@ from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
 from patchbay.model.generate import check_agreement, continued
-from patchbay.model.given import flat_edits
+from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.model import Model
 from patchbay.model.trace import Trace, join, nan_padding
 from patchbay.signal.port import PatchbayError, Port
@@ -35,7 +35,7 @@ def run(
     model: Model,
     prompts: Any,
     *,
-    taps: Sequence[Port] = (),
+    taps: Sequence[Port | str] = (),
     edits: Sequence[Any] = (),
     grad: bool = False,
     logits: str = "all",
@@ -43,7 +43,8 @@ def run(
     max_new_tokens: int | None = None,
     **options: Any,
 ) -> Trace:
-    """Run `prompts` (text, texts, token ids, a tensor or a Task) once, with `edits` made and `taps` read.
+    """Run `prompts` (text, texts, token ids, a tensor or a Task) once, with `edits` made and `taps` (Ports or their text, such as
+    "L3.attn.pattern") read.
 
     `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` keeps those of each prompt's last position alone, and
     unembeds no others where all prompts have one length. `batch_size` splits the prompts; rows and masks of edits count in
@@ -54,7 +55,7 @@ def run(
     finished texts, prompt and generated tokens: `trace.ids`, `trace.prompt_lengths`, `trace.new_ids`. Positions of edits count in
     the prompt. The cost is the generation and one run over the finished texts.
     """
-    edits = flat_edits(edits, model=model)
+    edits, taps = flat_edits(edits, model=model), flat_ports(taps, model)
     if batch_size is not None and batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     if logits not in ("all", "last"):
@@ -119,6 +120,7 @@ def _run(
             )
         trace = _in_batches(model, batch, taps, edits, logits, batch_size)
     trace.touched, trace.edits, trace.prompt_lengths = touched, list(edits), batch.starts
+    trace._model = model
     return trace
 
 

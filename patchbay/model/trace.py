@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
 from patchbay.jacks.sites import query_rows
-from patchbay.signal.port import SIGNALS, PatchbayError, Port
+from patchbay.late import late
+from patchbay.signal.port import SIGNALS, PatchbayError, Port, as_port
 
 
 @dataclass(repr=False)
 class Trace:
-    """What a run saw. `trace[port]` is a torch tensor with the port's axes; `trace.logits` [prompt, position, vocab]."""
+    """What a run saw. `trace[port]` (a Port or its text) is a torch tensor with the port's axes; `trace.logits` [prompt, position, vocab]."""
 
     ids: Tensor  # [prompt, position], 0 on the right of a prompt
     lengths: Tensor  # [prompt]
@@ -26,6 +28,10 @@ class Trace:
     prompt_lengths: Tensor = field(
         default_factory=lambda: torch.empty(0)
     )  # [prompt]; less than `lengths` after generation
+    _model: Any = None  # whose run it was: what a port's text means, and the tokens of ids; not kept on disk
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_model": None}
 
     @property
     def ports(self) -> list[Port]:
@@ -59,6 +65,10 @@ class Trace:
         least, most = int(new.min()), int(new.max())
         return f", the last {most if least == most else f'{least} to {most}'} generated" if most else ""
 
+    def port(self, asked: Port | str) -> Port:
+        """The port of a text, as the model that was run reads it."""
+        return self._model.port(asked) if isinstance(asked, str) and self._model is not None else as_port(asked)
+
     def _held(self, port: Port) -> Port:
         """The captured signal that holds this port: itself, or all its heads, neurons, experts or query rows together."""
         wholes = (
@@ -78,13 +88,24 @@ class Trace:
             value = torch.stack([one.index_select(-2, row) for one, row in zip(value, rows, strict=True)])
         return value
 
-    def __getitem__(self, port: Port) -> Tensor:
+    def __getitem__(self, port: Port | str) -> Tensor:
+        port = self.port(port)
         held = self._held(port)
         value = self._captured[held]
         return self._slice(nan_padding(value, held, self.lengths) if value.requires_grad else value, held, port)
 
-    def last(self, port: Port) -> Tensor:
+    def show(self, port: Port | str, *, prompt: int = 0) -> Any:
+        """One prompt's signal as a Result with its tokens on the axes, which prints, draws and shows as a map.
+
+        A pattern is its weights, query by key; router weights, logits and activations of the MLP are their numbers; of other
+        signals, vectors, their lengths (2-norms). The logits are the most likely next token and its probability. A pattern of
+        all heads is refused: name one, like "L3.H6.pattern".
+        """
+        return late("shown")(self, self.port(port), prompt)
+
+    def last(self, port: Port | str) -> Tensor:
         """The signal at each prompt's last position: the port's axes without the position."""
+        port = self.port(port)
         if port.query is not None:
             raise PatchbayError(f"{port}: query rows are chosen by the port; read them from trace[port]")
         axis = port.tapped_axis
@@ -98,8 +119,9 @@ class Trace:
             return self.logits[:, 0]
         return self.logits[torch.arange(len(self.logits)), (self.lengths - 1).to(self.logits.device)]
 
-    def gradient(self, scalar: Tensor, *ports: Port) -> list[Tensor]:
+    def gradient(self, scalar: Tensor, *asked: Port | str) -> list[Tensor]:
         """d scalar / d port for tapped ports, NaN at padding; the run must have been made with grad=True."""
+        ports = [self.port(port) for port in asked]
         held = [self._held(port) for port in ports]
         if not scalar.requires_grad:
             raise PatchbayError("this number carries no gradient: run with grad=True and compute it from the trace")

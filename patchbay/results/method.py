@@ -30,7 +30,7 @@ from patchbay.results.outside import check_name, origin
 from patchbay.results.record import call_record, is_model, now
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
-from patchbay.signal.port import PatchbayError, Port, as_part, parse_port, suggest
+from patchbay.signal.port import PatchbayError, as_part, as_port, suggest
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -144,14 +144,10 @@ def _read(value: Any, parameter: inspect.Parameter, name: str) -> Any:
         raise PatchbayError(f"{name}: {parameter.name} takes parts, got a Result; choose some, like result.top(3)")
     if value is None or isinstance(value, Result) or not kinds & {"Part", "Port", "Channel"}:
         return value
-    convert = parse_channel if "Channel" in kinds else as_part if "Part" in kinds else _as_port
+    convert = parse_channel if "Channel" in kinds else as_part if "Part" in kinds else as_port
     if many and isinstance(value, str):
         value = [piece for piece in value.split(",") if piece.strip()]
     return [convert(item) for item in value] if isinstance(value, (list, tuple)) else convert(value)
-
-
-def _as_port(value: Any) -> Port:
-    return parse_port(value) if isinstance(value, str) else value
 
 
 @contextmanager

@@ -243,15 +243,53 @@ def parse_port(text: str) -> Port:
     if text in WHOLE_MODEL:
         return Port(text)
     head, _, signal = text.rpartition(".")
-    found = re.match(r"^L(\d+)\.(.+)$", text)
+    found = re.match(r"^L(\d+)\.(.+)$", text, re.IGNORECASE)
     if found and found.group(2) in SIGNALS:
         return Port(found.group(2), int(found.group(1)))
-    if not head:
+    if _is_part(text):
+        raise PatchbayError(f"{text!r} is not a port: {_signals_at(parse_part(text))}")
+    if not head or not _is_part(head):
+        near = suggest(found.group(2), list(SIGNALS)) if found else suggest(text, WHOLE_MODEL)
         raise PatchbayError(
-            f"{text!r} is not a port; a port is a part and a signal, like L3.H5.z, L3.resid_out, L2.mlp.out, logits"
-            + suggest(text, WHOLE_MODEL)
+            f"{text!r} is not a port; a port is a part and a signal, like L3.H5.z, L3.resid_out, L2.mlp.out, logits. Signals of a "
+            f"layer are {', '.join(name for name in SIGNALS if name not in WHOLE_MODEL)}{near}"
         )
     return parse_part(head).port(signal)
+
+
+def _is_part(text: str) -> bool:
+    return text in ("embed", "final_norm", "unembed") or _PART.match(text) is not None
+
+
+def _signals_at(part: Part) -> str:
+    """`L3.H5 is a head and has signals: L3.H5.q, L3.H5.k, ...`."""
+    offered = [f"{part}.{name}" for name in signals_of(part.kind)] if part.layer is not None else [*WHOLE_MODEL]
+    return f"{part} is a part, and a port is one of its signals: {', '.join(offered)}"
+
+
+def by_group(text: str) -> bool:
+    """Whether a port's text names the keys or values of a query head: which group these are, only the model knows."""
+    return re.match(r"^\s*L\d+\.H\d+\.[kv]\s*$", text, re.IGNORECASE) is not None
+
+
+def as_port(value: Port | str | object) -> Port:
+    """A Port from a Port or its text. Raises PatchbayError for a part, with its signals, and for the keys and values of a query
+    head, which belong to a group that the text alone does not tell."""
+    if isinstance(value, Port):
+        return value
+    if isinstance(value, str):
+        if by_group(value):
+            raise PatchbayError(
+                f"{value}: keys and values belong to a head's key/value group, which the model knows: give "
+                f"model.port({value.strip()!r}), or the group, like L3.KV1.k"
+            )
+        return parse_port(value)
+    part = value if isinstance(value, Part) else getattr(value, "part", None)
+    if isinstance(part, Part):
+        raise PatchbayError(f"expected a port: {_signals_at(part)}")
+    raise PatchbayError(
+        f"expected a port, such as model.layers[3].heads[5].z or its text 'L3.H5.z', got {type(value).__name__}"
+    )
 
 
 def as_part(value: Part | str | object) -> Part:

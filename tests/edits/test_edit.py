@@ -416,7 +416,11 @@ Z = Port("attn.z", 0, 1)
     ("make", "says"),
     [
         (lambda: Edit("melt", Z), "no edit 'melt'; edits are replace, add, scale"),
-        (lambda: pb.zero("L0.H1.z"), "an edit needs a Port.*got str"),
+        (lambda: pb.zero(3), "expected a port, such as .*got int"),
+        (lambda: pb.zero("L0.H1"), "'L0.H1' is not a port: L0.H1 is a part, .*: L0.H1.q, L0.H1.k"),
+        (lambda: pb.zero(pb.Part(0, "head", 1)), "expected a port: L0.H1 is a part, .*: L0.H1.q, L0.H1.k"),
+        (lambda: pb.zero("L0.atn.z"), "'L0.atn.z' is not a port.*did you mean 'attn.z'"),
+        (lambda: pb.scale("L0.H1.k", 2.0), "head's key/value group, which the model knows: give model.port"),
         (lambda: pb.zero(Port("router.experts", 0)), "can be tapped, not edited"),
         (lambda: pb.zero(Port("attn.pattern", 0, 1, (2,))), "give query rows of an edit as positions="),
         (lambda: pb.block(Z, key=1), "block cuts attention and needs a pattern port"),

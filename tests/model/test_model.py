@@ -130,8 +130,8 @@ def test_texts_of_parts_and_ports_are_checked_against_the_model() -> None:
         model.layers[0].router  # noqa: B018
     with pytest.raises(PatchbayError, match="no layer of this phi model has it"):
         model_of("phi").layers[0].resid_mid  # noqa: B018
-    with pytest.raises(PatchbayError, match="expected a Port such as"):
-        pb.run(model, ids(), taps=["L0.H1.z"])
+    with pytest.raises(PatchbayError, match="expected a port, such as .*got int"):
+        pb.run(model, ids(), taps=[3])  # type: ignore[list-item]
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
