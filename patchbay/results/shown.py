@@ -59,7 +59,10 @@ def _next_tokens(trace: Trace, port: Port, prompt: int, tokens: list[str]) -> Re
         for place, (token, text, p) in enumerate(zip(shown, texts, likely.tolist(), strict=True), len(tokens) - n)
     ]
     return Result(
-        {"probability": (likely.cpu(), ("position",), "probability"), "token_id": (ids.cpu(), ("position",), "token id")},
+        {
+            "probability": (likely.cpu(), ("position",), "probability"),
+            "token_id": (ids.cpu(), ("position",), "token id"),
+        },
         coords={"position": [f"{after} -> {text}" for after, text in zip(shown, texts, strict=True)]},
         tables={"most_likely": rows},
         provenance=_whence(trace, port, prompt),

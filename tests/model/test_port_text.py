@@ -105,7 +105,8 @@ def test_a_pattern_is_shown_with_its_tokens() -> None:
     trace = pb.run(model, prompts, taps=["L1.attn.pattern", "L1.mlp.act", "L0.resid_out", "logits"])
     shown = trace.show("L1.H2.pattern", prompt=1)
     tokens = [t.text for t in model.tokens(prompts[1])]
-    assert shown.axes == ("query", "key") and shown.coords == {"query": tokens, "key": tokens}
+    assert shown.axes == ("query", "key")
+    assert shown.coords == {"query": tokens, "key": tokens}
     assert torch.equal(shown.values, trace["L1.H2.pattern"][1, : len(tokens), : len(tokens)])
     length = trace.show("L0.resid_out", prompt=1)
     assert torch.allclose(length.values, trace["L0.resid_out"][1, : len(tokens)].norm(dim=-1))
