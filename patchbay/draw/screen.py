@@ -173,7 +173,8 @@ def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
     verdict = f"[{GOOD}]passed[/]" if check["passed"] else f"[{BAD}]failed[/]"
     return [
         f"[{ACCENT}]{escape(str(card['source'] or card['model_type']))}[/]  family {card['family']} ({card['model_type']}), "
-        f"{card['parameters']:,} parameters, d_model {card['d_model']}, vocab {card['vocab']}, {card['dtype']} on {card['device']}",
+        f"{card['parameters']:,} parameters, d_model {card['d_model']}, vocab {card['vocab']}, {card['dtype']} on {card['device']}"
+        + "".join(f", {escape(piece)}" for piece in card["carried"]),
         f"self-check {verdict}: parts sum to the final stream within {check['stream']:.1e}, norm and unembedding give the "
         f"logits within {check['logits']:.1e}, heads sum to attention out within {check['heads']:.1e} "
         f"[{DIM}](tolerance {check['tolerance']:.0e}; weights {card['fingerprint']})[/]",

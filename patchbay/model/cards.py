@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from patchbay.errors import PatchbayError
+from patchbay.model.carried import carried, said
 from patchbay.model.model import Model
 from patchbay.signal.port import Part, Port, parse_part, signals_of
 
@@ -35,6 +36,7 @@ def model_card(model: Model) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "fingerprint": model.fingerprint,
+        "carried": said(carried(model.hf, model.source)),
         "check": {"stream": check.stream, "logits": check.logits, "heads": check.heads, "tolerance": check.tolerance, "passed": check.passed},
         "layers": layers,
     }  # fmt: skip

@@ -1,7 +1,8 @@
 """The fingerprint of a model's weights: SHA-256 over names, shapes, dtypes and bytes, 16 hex digits.
 
 Weights that are no plain tensors count as what they are made of: quantised ones by their stored integers, scales and settings,
-those that are kept on another device or on disk by their bytes there.
+those that are kept on another device or on disk by their bytes there. Which adapters act, and with which factor, counts too: a model
+whose adapter is switched off computes something else.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def version_of(hf: nn.Module) -> tuple[Any, ...]:
         if isinstance(value, Tensor)
         else name
         for name, value in hf.state_dict().items()
-    )
+    ) + tuple(_switched(hf))
 
 
 def fingerprint_of(hf: nn.Module) -> str:
@@ -33,7 +34,16 @@ def fingerprint_of(hf: nn.Module) -> str:
         for part, tensor in _plain(name, _brought(hf, name, state[name])):
             digest.update(f"{part}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    for text in _switched(hf):
+        digest.update(text.encode())
     return digest.hexdigest()[:16]
+
+
+def _switched(hf: nn.Module) -> list[str]:
+    """What decides how adapters act, beside their numbers; nothing for a model without them."""
+    held = [(name, module) for name, module in hf.named_modules() if hasattr(module, "base_layer")]
+    settings = ("disable_adapters", "active_adapters", "merged_adapters", "scaling")
+    return [f"{name} {[getattr(module, key, None) for key in settings]}" for name, module in held]
 
 
 def _brought(hf: nn.Module, name: str, value: Any) -> Any:

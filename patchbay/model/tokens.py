@@ -7,6 +7,8 @@ tokenizer's own template, which writes all of its special tokens itself.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +25,12 @@ def is_chat(item: Any) -> bool:
     return (
         isinstance(item, Sequence) and not isinstance(item, str | bytes) and bool(item) and isinstance(item[0], Mapping)
     )
+
+
+def template_digest(tokenizer: Any) -> str:
+    """SHA-256 of the template that writes a tokenizer's chats, 16 hex digits."""
+    written = json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
 def as_texts(tokenizer: Any, items: Sequence[Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from patchbay.model.carried import said
 from patchbay.results.arrays import Arrays
 
 
@@ -17,14 +18,23 @@ def origin(result: Arrays) -> str:
     """One line on where the numbers came from."""
     known, pieces = result.provenance, []
     if model := known.get("model"):
-        details = [model.get("family"), model.get("dtype"), str(model.get("fingerprint") or "")[:12]]
-        pieces.append(f"{model.get('source')} ({', '.join(str(d) for d in details if d)})")
+        pieces.append(f"{model.get('source')} ({', '.join(model_details(model))})")
     if task := known.get("task"):
         pieces.append(f"task {task.get('name', 'prompts')}" + "".join(_task_options(task)))
+    if template := known.get("chat_template_sha256"):
+        pieces.append(f"chat template {template}")
     pieces += [f"{key}={value}" for key, value in known.get("options", {}).items() if len(str(value)) <= 40]
     if (seconds := known.get("wall_time_s")) is not None:
         pieces.append(f"{seconds:.2f} s")
     return " · ".join(pieces) or "no provenance: made by hand"
+
+
+def model_details(model: Mapping[str, Any]) -> list[str]:
+    """What is recorded of a model, in words: family, dtype, fingerprint, quantisation, adapters, edits that were in force."""
+    plain = [model.get("family"), model.get("dtype"), str(model.get("fingerprint") or "")[:12]]
+    edits = model.get("edits") or []
+    under = f"under {len(edits)} edit{'s' * (len(edits) > 1)}: {short(', '.join(map(str, edits)))}"
+    return [str(one) for one in plain if one] + said(model) + ([under] if edits else [])
 
 
 def summary(result: Arrays, n: int = 10) -> str:

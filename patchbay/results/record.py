@@ -1,4 +1,4 @@
-"""What is recorded of a call: the model with its fingerprint, the task, options, seed, versions; data that JSON can hold."""
+"""What is recorded of a call: the model with its fingerprint and what it carries, the task, options, seed, versions; data that JSON can hold."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import pack
+from patchbay.model.carried import carried
+from patchbay.model.tokens import is_chat, template_digest
 from patchbay.results.result import Result
 from patchbay.results.saved import plain
 from patchbay.signal.channel import Channel
@@ -46,6 +48,7 @@ def call_record(given: Mapping[str, Any], name: str, tensors: Sequence[str]) -> 
         "task": None if inputs is None else task_record(inputs, f"{name}: the task"),
         "options": options,
         "seed": options.get("seed"),
+        **template_record(model, list(given.values())),
         "versions": versions(),
     }
 
@@ -59,6 +62,7 @@ def model_record(model: Any) -> dict[str, Any]:
         "family": model.family.name,
         "dtype": str(dtype).removeprefix("torch."),
         "device": "none" if first is None else first.device.type,
+        **carried(model.hf, model.source),
         **edits_record(model),
     }
 
@@ -73,6 +77,20 @@ def edits_record(model: Any) -> dict[str, Any]:
     for name in sorted(tensors):
         digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return {"edits": [str(edit) for edit in edits], "edits_sha256": digest.hexdigest()[:16]}
+
+
+def template_record(model: Any, given: Any) -> dict[str, str]:
+    """The chat template, by its digest, that wrote the prompts of a call where chats were among what it was given."""
+    tokenizer = getattr(model, "tokenizer", None)
+    if not _holds_chat(given) or not getattr(tokenizer, "chat_template", None):
+        return {}
+    return {"chat_template_sha256": template_digest(tokenizer)}
+
+
+def _holds_chat(value: Any) -> bool:
+    if is_chat(value):
+        return "role" in value[0]
+    return isinstance(value, list | tuple) and any(map(_holds_chat, value))
 
 
 def task_record(inputs: Any, what: str) -> dict[str, Any]:

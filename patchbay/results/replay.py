@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from patchbay.late import late
 from patchbay.model.load import load
+from patchbay.model.tokens import template_digest
 from patchbay.results.given import kinds_of
 from patchbay.results.outside import ROOMS, by_name, recorded
 from patchbay.results.printed import short
@@ -137,6 +138,9 @@ class Call:
             self.arguments["model"] = self.model
             _same_edits(self.record["model"], model_record(self.model))
             self.notes += _changes("model", self.record["model"], model_record(self.model))
+            if digest := self.record.get("chat_template_sha256"):
+                again = {"template": template_digest(self.model.tokenizer)}
+                self.notes += _changes("chat", {"template": digest}, again)
         for name, value in self.record["options"].items():
             self.arguments[name] = self.given[name] if name in self.given else self._option(name, value)
         if self.record.get("task"):
@@ -228,7 +232,9 @@ def _model(record: Mapping[str, Any], model: Any) -> Any:
 
 def _changes(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
-        f"{what} {key} was {short(then[key])}, is {short(now.get(key))}" for key in then if then[key] != now.get(key)
+        f"{what} {key} was {short(then.get(key))}, is {short(now.get(key))}"
+        for key in dict.fromkeys([*then, *now])
+        if then.get(key) != now.get(key)
     ]
 
 

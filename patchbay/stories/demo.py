@@ -25,6 +25,7 @@ from patchbay.draw import plot, report, screen
 from patchbay.draw.report import Picture, Section, Table
 from patchbay.model.cards import model_card
 from patchbay.model.model import Model
+from patchbay.results.printed import model_details
 from patchbay.signal.port import PatchbayError
 from patchbay.stories._demo_knob import DOSES, dose, generation, sweep
 from patchbay.stories._demo_task import Question, Story, answers, ask, ends, heads_of, percent, span
@@ -192,8 +193,8 @@ def _write_page(story: Story, told: list[Section], path: Path) -> None:
     provenance = story.results["attribution"].provenance
     model, versions = provenance["model"], provenance["versions"]
     foot = [
-        f"Made by the command patchbay demo, seed {story.seed}, on {provenance['date']}. Model {model['source']} ({model['family']}, "
-        f"{model['dtype']}, weights {model['fingerprint']}). Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.",
+        f"Made by the command patchbay demo, seed {story.seed}, on {provenance['date']}. Model {model['source']} "
+        f"({', '.join(model_details(model))}). Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.",
         f"Task: {story.question.task!r}",
         "Every number and figure is of this run. Intervals are 95 % bootstraps over prompts.",
     ]

@@ -28,6 +28,7 @@ from patchbay.find.channels import channels
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.find.name_mover_heads import name_mover_heads
 from patchbay.model.model import Model
+from patchbay.results.printed import model_details
 from patchbay.signal.channel import Channel
 from patchbay.signal.port import PatchbayError
 from patchbay.stories import _figures
@@ -285,8 +286,8 @@ def _write_page(told: Told, sections: list[Section], path: Path) -> None:
     provenance = told.results["gate"].provenance
     model, versions = provenance["model"], provenance["versions"]
     foot = [
-        f"Made by the command patchbay run talking-heads, seed {told.seed}, on {provenance['date']}. Model {model['source']} ({model['family']}, "
-        f"{model['dtype']}, weights {model['fingerprint']}). Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.",
+        f"Made by the command patchbay run talking-heads, seed {told.seed}, on {provenance['date']}. Model {model['source']} "
+        f"({', '.join(model_details(model))}). Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.",
         "Every number and figure is of this run. Intervals are 95 % bootstraps over prompts.",
     ]
     judged = next(section.data["judged"] for section in sections if "judged" in section.data)

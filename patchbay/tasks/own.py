@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchbay.errors import PatchbayError
-from patchbay.model.tokens import Chat, as_texts, tokenize
+from patchbay.model.tokens import Chat, as_texts, template_digest, tokenize
 from patchbay.tasks.answers import not_spelled, whole_answers
 from patchbay.tasks.scoring import Metric
 
@@ -78,8 +76,7 @@ def _template(tokenizer: Any, texts: Sequence[str]) -> dict[str, str]:
     """The chat template that wrote a task's prompts, by its digest; nothing where none did."""
     if not any(isinstance(text, Chat) for text in texts):
         return {}
-    written = json.dumps(tokenizer.chat_template, sort_keys=True)
-    return {"chat_template_sha256": hashlib.sha256(written.encode()).hexdigest()[:16]}
+    return {"chat_template_sha256": template_digest(tokenizer)}
 
 
 def _column(values: Any, what: str) -> Any:
