@@ -22,7 +22,8 @@ using them together warns of it. `on_rows` limits a knob to some prompts of a ba
 
 On disk a knob is one safetensors file with a JSON header: no pickle, written whole or not at all. `evidence` holds Results that
 say what the knob does (its proof, its dose-response curve) and travels in the file. A knob that was made on one model acts on
-those weights alone: `for_model` makes one for another model with the same parts, and warns with both fingerprints.
+those weights alone, also in other digits (float32, bfloat16, quantised: `model/precisions.py`), which a `KnobPrecision` says:
+`for_model` makes one for another model with the same parts, and warns with both fingerprints.
 """
 
 from __future__ import annotations
@@ -48,13 +49,19 @@ from patchbay.files import write_file
 from patchbay.knobs.conflicts import KnobConflict, conflicts
 from patchbay.knobs.vectors import kind_of, read_vectors
 from patchbay.late import late
+from patchbay.model.carried import carried, said
 from patchbay.model.model import Model
+from patchbay.model.precisions import one_checkpoint, precisions
 from patchbay.results.result import Result, described, from_described
 from patchbay.results.saved import packed, unpacked
 from patchbay.signal.port import PatchbayError
 
 FORMAT, VERSION = "patchbay-knob", 1
 MAX_NUMBERS = 65_536  # in a JSON record; a knob that holds more is recorded by digest
+
+
+class KnobPrecision(UserWarning):
+    """A knob is used on the checkpoint that it was made on, loaded in other digits."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,15 +132,35 @@ class Knob:
         return self.provenance.get("model") or {}
 
     def fits(self, model: Model) -> bool:
-        """Whether this model has the weights that the knob was made on. Raises PatchbayError where it lacks a part."""
+        """Whether this model has the weights that the knob was made on, in these digits or others. Raises PatchbayError where it
+        lacks a part."""
         for edit in self.edits:
             model.require(edit.port)
-        return bool(self.made_on.get("fingerprint") == model.fingerprint)
+        return bool(self.made_on.get("fingerprint") == model.fingerprint or self._one_checkpoint(model))
+
+    def _one_checkpoint(self, model: Model) -> bool:
+        """Whether the model is a load in other digits of the checkpoint that the knob was made on. Asked once for each pair."""
+        made, kept = self.made_on.get("fingerprint"), self.provenance.get("precisions")
+        if not made or not kept:
+            return False
+        known: dict[Any, bool] = model.__dict__.setdefault("_one_checkpoint", {})
+        pair = (made, model.fingerprint)
+        if pair not in known:
+            known[pair] = one_checkpoint(kept, precisions(model))
+            if known[pair]:
+                digits = _digits(carried(model.hf) | {"dtype": str(model.dtype).removeprefix("torch.")})
+                warnings.warn(
+                    f"knob {self.name!r} was made on this checkpoint in {_digits(self.made_on)} and is used in {digits}: its numbers "
+                    "are rounded to these, and its evidence was measured in those",
+                    KnobPrecision,
+                    stacklevel=4,
+                )
+        return known[pair]
 
     def check(self, model: Model) -> None:
         """Raise PatchbayError where the knob was made on other weights; one that does not say where is not held to any."""
         made = self.made_on.get("fingerprint")
-        if made and made != model.fingerprint:
+        if made and made != model.fingerprint and not self._one_checkpoint(model):
             raise PatchbayError(
                 f"knob {self.name!r} was made on {self.made_on.get('source') or 'a model without a name'} (weights {made}), this "
                 f"is {model.source or type(model.hf).__name__} (weights {model.fingerprint}); to try it here all the same, "
@@ -154,8 +181,7 @@ class Knob:
             "not known until it is measured here",
             stacklevel=2,
         )
-        record = {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name}
-        provenance = {**self.provenance, "model": record, "first_model": dict(self.made_on)}
+        provenance = {**self.provenance, **_on(model), "first_model": dict(self.made_on)}
         return replace(self, provenance=provenance, evidence={})
 
     def export(self, model: Model, folder: str | Path, *, form: str = "checkpoint", overwrite: bool = False) -> Any:
@@ -230,12 +256,7 @@ def load_knob(path: str | Path, model: Model | None = None) -> Knob:
     if marks.get("format") != FORMAT:
         if "knob" in marks or "edits" in marks:  # a knob that was altered, or edits of `save_edits`
             raise PatchbayError(f"{path} holds {marks.get('format', 'tensors without a format')!r}, not {FORMAT!r}")
-        record = (
-            {}
-            if model is None
-            else {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name}
-        )
-        origin = {"model": record} if record else {}
+        origin = {} if model is None else _on(model)
         return Knob(path.stem, read_vectors(path, model), 1.0, {"method": f"vectors read from {path.name}", **origin})
     if marks.get("version") != str(VERSION):
         raise PatchbayError(
@@ -265,6 +286,19 @@ def _knob_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise PatchbayError(f"{path} is no knob, or a damaged one: {error}") from error
+
+
+def _on(model: Model) -> dict[str, Any]:
+    """What a knob's provenance says of the model that it is for."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    record = {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name, "dtype": dtype}
+    return {"model": record | carried(model.hf, model.source), "precisions": precisions(model)}
+
+
+def _digits(record: Mapping[str, Any]) -> str:
+    """How a recorded model's weights were stored."""
+    made = record.get("quantisation")
+    return ", ".join(said({"quantisation": made})) if made else str(record.get("dtype") or "other digits")
 
 
 def _check_width(edit: Edit, model: Model) -> None:

@@ -67,7 +67,8 @@ def quantisation(hf: nn.Module) -> dict[str, Any]:
         given = dict(settings) if isinstance(settings, Mapping) else _plain(settings)
         method = given.get("quant_method") or type(settings).__name__
         bits = _bits(given)
-        return {"method": str(getattr(method, "value", method)), **({"bits": bits} if bits else {})}
+        floats = {"format": "float"} if re.search(r"fp\d|float\d", json.dumps(given, default=str).lower()) else {}
+        return {"method": str(getattr(method, "value", method)), **({"bits": bits} if bits else {}), **floats}
     for module in hf.modules():
         weight = getattr(module, "weight", None)
         if hasattr(module, "in_features") and isinstance(weight, Tensor) and not _is_plain(weight):

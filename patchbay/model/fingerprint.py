@@ -24,29 +24,29 @@ def version_of(hf: nn.Module) -> tuple[Any, ...]:
         if isinstance(value, Tensor)
         else name
         for name, value in hf.state_dict().items()
-    ) + tuple(_switched(hf))
+    ) + tuple(switched(hf))
 
 
 def fingerprint_of(hf: nn.Module) -> str:
     state = hf.state_dict()
     digest = hashlib.sha256()
     for name in sorted(state):
-        for part, tensor in _plain(name, _brought(hf, name, state[name])):
+        for part, tensor in _plain(name, brought(hf, name, state[name])):
             digest.update(f"{part}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
-    for text in _switched(hf):
+    for text in switched(hf):
         digest.update(text.encode())
     return digest.hexdigest()[:16]
 
 
-def _switched(hf: nn.Module) -> list[str]:
+def switched(hf: nn.Module) -> list[str]:
     """What decides how adapters act, beside their numbers; nothing for a model without them."""
     held = [(name, module) for name, module in hf.named_modules() if hasattr(module, "base_layer")]
     settings = ("disable_adapters", "active_adapters", "merged_adapters", "scaling")
     return [f"{name} {[getattr(module, key, None) for key in settings]}" for name, module in held]
 
 
-def _brought(hf: nn.Module, name: str, value: Any) -> Any:
+def brought(hf: nn.Module, name: str, value: Any) -> Any:
     """The value itself, brought here where only its shape is."""
     if not (isinstance(value, Tensor) and value.device.type == "meta"):
         return value

@@ -271,6 +271,18 @@ def _by_unit_vectors(call: Callable[[Tensor], Tensor], width: int, bias: Tensor)
     return torch.cat(out)
 
 
+@torch.no_grad()
+def some_rows(module: Any, places: Tensor) -> Tensor:
+    """Rows [place, out] of the matrix [in, out] of a module that has to be asked: what it makes of those unit vectors."""
+    weight = getattr(module, "weight", None)
+    dtype = weight.dtype if isinstance(weight, Tensor) and weight.is_floating_point() else torch.float32
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    units = torch.zeros(len(places), module.in_features, dtype=torch.float64)
+    units[torch.arange(len(places)), places] = 1.0
+    with there(module):
+        return _forward(module, device, dtype, units) - _forward(module, device, dtype, units[:1] * 0)
+
+
 def _off(x: Tensor, matrix: Tensor, bias: Tensor, y: Tensor) -> float:
     made = x.to(matrix.device) @ matrix.double() + bias.double()
     off = (made - y.double()).abs().max() / y.double().abs().max().clamp(min=1e-30)

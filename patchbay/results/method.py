@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
+from patchbay.model.precisions import precisions
 from patchbay.results.described import whole
 from patchbay.results.given import check, has_default, kinds_of, stands_in
 from patchbay.results.outside import check_name, origin
@@ -63,6 +64,10 @@ def method(
                 returned = function(**given)  # type: ignore[call-arg]
                 seconds = time.perf_counter() - start
             whence = {} if made is None else {"origin": made}
+            if (
+                hasattr(returned, "edits_at") and given.get("model") is not None
+            ):  # a knob, used on other loads of this model
+                whence["precisions"] = precisions(given["model"])
             _fill(returned, {"method": name, "paper": paper, **whence, **record, "wall_time_s": seconds, "date": now()})
             if unit is not None and isinstance(returned, Result) and returned.unit != unit:
                 raise PatchbayError(
