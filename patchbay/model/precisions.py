@@ -23,7 +23,7 @@ from patchbay.model.fingerprint import brought, switched
 from patchbay.model.linear import some_rows
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay.jacks.modelled import Modelled as Model
 
 DIGITS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 COARSER = {  # dtype -> those that its numbers are digested in
