@@ -42,13 +42,13 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "model": "families placing linear carried fingerprint precisions source weights proofs self_check versions proving regime asked view given tokens text generate printed model cards load rotary trace run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "described outside saved arrays printed result shown record given method replay",
+    "results": "described outside saved letters arrays maps printed result shown record given method replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
-    "draw": "graph style plot_wiring plot_circuit plot report screen",
+    "draw": "graph style plot_wiring plot_circuit plot report result_page screen",
     "contract": "checks beside",
-    "cli": "signatures options complete prompt_files reading commands rooms knob_commands new check_method",
+    "cli": "signatures options complete prompt_files reading outputs commands rooms knob_commands new check_method",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
@@ -199,7 +199,13 @@ def test_what_draws_runs_no_model() -> None:
     """It reads Results, addresses and plain data: neither a model nor a method is within its reach, not even as a type."""
     taken = {found for name, path in modules().items() if room(name) == "draw" for found in imports(parse(path))}
     assert {room(found) for found in taken} == {"draw", "errors", "files", "signal", "results", "papers"}
-    assert {found for found in taken if room(found) in ("results", "papers")} == {"results.result", "papers.claims"}
+    assert {found for found in taken if room(found) in ("results", "papers")} == {
+        "results.letters",
+        "results.maps",
+        "results.printed",
+        "results.result",
+        "papers.claims",
+    }
 
 
 def test_one_table_names_what_is_reached_late() -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from patchbay.cli import complete, options, prompt_files, reading
+from patchbay.cli.outputs import output_options, refuse_to_replace, show
 from patchbay.cli.signatures import UNKNOWN, Source, parameters_of, source
 from patchbay.results import outside
 from patchbay.results.described import COMMON, words
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result"
-FIGURES = (".png", ".svg", ".pdf")
 
 
 class Commands(click.Group):
@@ -165,6 +165,8 @@ def method_command(room: str, name: str, found: outside.Outside | None = None) -
     if {"task", "prompts"} & set(takes):
         own = next(said[key] for key in ("task", "prompts") if key in takes)
         made += task_options(list(takes), many=_takes_tasks(takes), word="" if own in COMMON.values() else own)
+    if _takes_text(takes):
+        made.append(click.Option(["--prompt"], metavar="TEXT", help="One text, in place of a task."))
     for key, parameter in takes.items():
         if key not in ("model", "task", "prompts", "seed") and options.writable(parameter.annotation):
             made.append(_option(key, parameter, said.get(key, "")))
@@ -197,15 +199,9 @@ def _takes_tasks(takes: Mapping[str, inspect.Parameter]) -> bool:
     return "task" in takes and bool({"list", "Sequence"} & options.names_in(takes["task"].annotation))
 
 
-def output_options() -> list[click.Parameter]:
-    return [
-        click.Option(
-            ["--rows"], type=click.IntRange(0), default=10, show_default=True, help="Rows of the table to print."
-        ),
-        click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."),
-        click.Option(["--overwrite"], is_flag=True, help="Replace what --out and --plot wrote before."),
-        click.Option(["--plot", "figure"], metavar="FILE", help="Draw the Result: .png, .svg or .pdf."),
-    ]
+def _takes_text(takes: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a text will do where a method takes a task."""
+    return "task" in takes and "str" in options.names_in(takes["task"].annotation)
 
 
 def all_command() -> click.Command:
@@ -223,7 +219,7 @@ def all_command() -> click.Command:
         from patchbay.draw import screen
         from patchbay.stories.survey import find_all
 
-        _refuse_to_replace(given)
+        refuse_to_replace(given)
         quiet = given["as_json"]
         model = load_model(given["model"], given, quiet=quiet)
         task = make_task(model, given) if given.get("task") or given.get("prompts") else None
@@ -232,7 +228,9 @@ def all_command() -> click.Command:
                 model, task=task, n=32 if given["n"] is None else given["n"], seed=given["seed"], curves=given["curves"],
                 progress=lambda done, total, what: bar(done, total),
             )  # fmt: skip
-        _show(result, given)
+        show(result, given)
+        if not quiet:
+            screen.say(*screen.roles(result, given["rows"]))
 
     text = "\n\n".join(f"\b\n{paragraph}" for paragraph in options.doc("stories/survey").split("\n\n"))
     return click.Command("all", params=made, callback=callback, help=text)
@@ -267,7 +265,7 @@ def run_method(
     """Load, read what was given, call, save, print."""
     from patchbay.draw import screen
 
-    _refuse_to_replace(given)
+    refuse_to_replace(given)
     quiet = given["as_json"]
     model = load_model(given["model"], given, quiet=quiet) if given["model"] else None
     call: dict[str, Any] = {}
@@ -278,14 +276,24 @@ def run_method(
             assert model is not None
             if parameter.default is None and not (given.get("task") or given.get("prompts")):
                 continue  # something else stands for it, or its absence is refused in the method's own words
-            call[key] = make_task(model, given, texts=key == "prompts")
+            call[key] = _text_or_task(model, given, texts=key == "prompts")
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
     function = load()
     name = str(getattr(function, "method_name", function.__name__))
     with _speaking_options(takes), screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
         returned = function(**call)
-    _show(returned, given)
+    show(returned, given)
+
+
+def _text_or_task(model: Model, given: Mapping[str, Any], *, texts: bool) -> Any:
+    """The text of `--prompt`, or the task or prompts."""
+    if given.get("prompt") is None:
+        return make_task(model, given, texts=texts)
+    for name in ("task", "prompts", "n", "metric"):
+        if given.get(name) not in (None, ()):
+            raise PatchbayError(f"--prompt is one text, in place of --task and --prompts: without --{name}")
+    return given["prompt"]
 
 
 @contextmanager
@@ -305,32 +313,6 @@ def _speaking_options(takes: Mapping[str, inspect.Parameter]) -> Iterator[None]:
         raise PatchbayError(text) from error
 
 
-def _refuse_to_replace(given: Mapping[str, Any]) -> None:
-    out = given["out"]
-    if out is not None and not given["overwrite"] and Path(out).exists():
-        raise PatchbayError(f"{out} is already there; --overwrite replaces it")
-    figure = given["figure"]
-    if figure is not None and Path(figure).suffix.lower() not in FIGURES:
-        raise PatchbayError(f"cannot draw to {figure!r}: the suffix is one of {', '.join(FIGURES)}")
-    if figure is not None and not given["overwrite"] and Path(figure).exists():
-        raise PatchbayError(f"{figure} is already there; --overwrite replaces it")
-    for path in (path for path in (out, figure) if path is not None):
-        if not Path(path).absolute().parent.is_dir():
-            raise PatchbayError(f"cannot write {path}: there is no folder {Path(path).absolute().parent}")
-
-
-def _show(returned: Any, given: Mapping[str, Any]) -> None:
-    """Save what was asked, and print."""
-    from patchbay.draw import screen
-
-    written = _save(returned, given)
-    if given["as_json"]:
-        screen.emit(_as_json(returned, given["rows"]) | ({"saved": written} if written else {}))
-    else:
-        shown = screen.of_result(returned, given["rows"]) if hasattr(returned, "ranked") else [_escaped(str(returned))]
-        screen.say(*shown, *(f"[dim]saved[/] {_escaped(path)}" for path in written))
-
-
 def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:
     if isinstance(value, tuple):  # parts, given once or several times
         if "Result" in options.names_in(hint) and len(value) == 1 and Path(value[0]).is_dir():
@@ -343,34 +325,3 @@ def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:
             raise PatchbayError(f"{what} takes one part, got {', '.join(map(str, parts))}")
         return parts if many else parts[0]
     return reading.read(value, hint, what, model) if isinstance(value, str) else value
-
-
-def _save(returned: Any, given: Mapping[str, Any]) -> list[str]:
-    """Write what was asked: a Result as a folder, a knob as a file, a figure."""
-    written = []
-    if given["figure"] is not None and not hasattr(returned, "plot"):
-        raise PatchbayError(f"--plot draws a Result; this returned a {type(returned).__name__}; nothing was written")
-    if given["out"] is not None:
-        overwrite = {"overwrite": True} if "overwrite" in inspect.signature(returned.save).parameters else {}
-        returned.save(given["out"], **(overwrite if given["overwrite"] else {}))
-        written.append(str(given["out"]))
-    if given["figure"] is not None:
-        returned.plot(given["figure"])
-        written.append(str(given["figure"]))
-    return written
-
-
-def _as_json(returned: Any, n: int | None) -> dict[str, Any]:
-    from patchbay.draw import screen
-
-    if hasattr(returned, "ranked"):
-        return screen.result_json(returned, n)
-    if hasattr(returned, "to_json"):
-        return dict(returned.to_json())
-    return {"kind": type(returned).__name__, "text": str(returned), "provenance": getattr(returned, "provenance", None)}
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -22,6 +22,7 @@ from patchbay.draw import plot_circuit
 from patchbay.draw.graph import is_wiring
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
+from patchbay.results.letters import visible as _visible
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 
@@ -41,6 +42,11 @@ def figure(result: Result) -> Figure:
         drawn = _figure(result)
         FigureCanvasAgg(drawn)
     return drawn
+
+
+def drawable(result: Result) -> bool:
+    """Whether there is a figure for the axes of the main variable."""
+    return result.values.numel() > 0 and (is_wiring(result) or len(result.axes) in (1, 2))
 
 
 def of_result(result: Result, *, graph: bool = False) -> Figure:
@@ -77,7 +83,7 @@ def _map(result: Result) -> Figure:
     n_rows, n_columns = cells.shape
     written = cells.size <= MAX_CELLS_WRITTEN
     side = (0.52, 0.36) if written else (max(0.12, min(0.4, 7 / n_columns)), max(0.12, min(0.3, 5 / n_rows)))
-    below = 0.07 * max((len(_visible(label)) for label in result.labels_of(result.axes[1])), default=0)  # turned labels
+    below = 0.07 * max((len(_visible(label)) for label in _steps(result, result.axes[1])), default=0)  # turned labels
     size = min(14.0, max(4.2, side[0] * n_columns + 1.9)), min(10.0, max(2.4, side[1] * n_rows + 1.4 + below))
     drawn, axis = blank(size, result)
     scale, colours = _scale(cells)
@@ -87,7 +93,7 @@ def _map(result: Result) -> Figure:
     )
     axis.set_facecolor(GREY)  # shows where a cell has no value
     for which, name, count in (("y", result.axes[0], n_rows), ("x", result.axes[1], n_columns)):
-        _name_steps(axis, which, name, result.labels_of(name), count)
+        _name_steps(axis, which, name, _steps(result, name), count)
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
@@ -148,6 +154,13 @@ def _mark_highlights(axis: Axes, result: Result) -> None:
                 axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=width, zorder=5))
 
 
+def _steps(result: Result, name: str) -> list[Any]:
+    """Labels of an axis, positions with their token where the Result knows it."""
+    tokens = {str(row.get(name)): row.get("token") for row in result.tables.get("tokens", []) if name in row}
+    labels = result.labels_of(name)
+    return [f"{label} {tokens[str(label)]}" if tokens.get(str(label)) else label for label in labels]
+
+
 def _name_steps(axis: Axes, which: str, name: str, labels: list[Any], count: int) -> None:
     """Ticks with the labels of an axis: all of them when few, numbers at round places when many."""
     texts = [_visible(label) for label in labels]
@@ -164,17 +177,6 @@ def _name_steps(axis: Axes, which: str, name: str, labels: list[Any], count: int
     set_ticks = axis.set_xticks if which == "x" else axis.set_yticks
     set_ticks(places, [texts[place] for place in places], **turned)
     (axis.set_xlabel if which == "x" else axis.set_ylabel)(name.replace("n_parts", "number of parts"))
-
-
-def _visible(label: Any) -> str:
-    """A label that shows its spaces and line breaks, cut where long."""
-    if isinstance(label, float):
-        return f"{label:g}"
-    text = str(label).replace("\n", "\\n").replace("\t", "\\t")
-    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
-    if text != text.strip():
-        text = text.replace(" ", "\u2423")
-    return text if len(text) <= 18 else text[:17] + "\u2026"
 
 
 # --- curves -----------------------------------------------------------------------------------------

@@ -1,8 +1,7 @@
 """Reports: what was measured, as sections that a terminal, a web page and a program can each show.
 
 A Section holds sentences, tables, figures and data, made once from the numbers of a run. `page` writes sections as one HTML
-file that needs nothing else: styles and figures (SVG) stand in it, no script runs, nothing is fetched. `of_result` makes the
-section of any Result. Computes nothing.
+file that needs nothing else: styles and figures (SVG) stand in it, no script runs, nothing is fetched. Computes nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from patchbay.results import maps
     from patchbay.results.result import Result
 
 MARKED = re.compile(r"\*\*(.+?)\*\*")  # **this** stands out
@@ -56,6 +55,7 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     verdict: bool | None = None  # a good or a bad end: set in colour
+    maps: Sequence[maps.Map] = ()  # cells in colour, with their numbers
 
 
 # --- HTML ---------------------------------------------------------------------------------------------
@@ -88,31 +88,11 @@ def write(path: str | Path, text: str) -> Path:
     return write_file(path, text.encode())
 
 
-def of_result(result: Result, n: int = 20) -> Section:
-    """Any Result as a section: its figure where it has one, its ranked table, notes and origin."""
-    from patchbay.draw import plot, plot_circuit
-
-    def draw() -> Figure:
-        return plot.figure(result)
-
-    table = [_of_rows(result.table(n))] if result.ranked else []
-    text = [f"{result.name} in {result.unit or 'no unit'}", *result.notes, result.origin()]
-    drawable = len(result.axes) in (1, 2) and result.values.numel() > 0
-    pictures = [Picture(draw, f"{result.name} by {', '.join(result.axes)}")] if drawable else []
-    if any(" -> " in str(row.get("unit")) for row in result.tables.get("circuit", [])):
-        pictures.append(Picture(partial(plot_circuit.circuit, result), "the circuit's first edges"))
-    return Section(str(result.provenance.get("method", "Result")), text, table, pictures)
-
-
-def _of_rows(rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(list(rows[0]) if rows else ["part"], [list(row.values()) for row in rows])
-
-
 def _section(section: Section, number: int) -> str:
     mark = {True: ' class="good"', False: ' class="bad"', None: ""}[section.verdict]
     pieces = [f'<section id="s{number}"{mark}>', f"<h2><span>{number}</span>{_text(section.title)}</h2>"]
     pieces += [f"<p>{_text(line)}</p>" for line in section.text]
-    shown = [*map(_picture, section.pictures), *map(_table, section.tables)]
+    shown = [*map(_picture, section.pictures), *map(_map, section.maps), *map(_table, section.tables)]
     pieces += ['<div class="shown">', *shown, "</div>"] if shown else []
     return "\n".join([*pieces, "</section>"])
 
@@ -121,6 +101,12 @@ def _picture(picture: Picture) -> str:
     from patchbay.draw.style import svg
 
     return f"<figure>{svg(picture.draw())}<figcaption>{_text(picture.caption)}</figcaption></figure>"
+
+
+def _map(drawn: maps.Map) -> str:
+    from patchbay.results import maps
+
+    return f'<div class="table">{maps.as_html(drawn)}</div>'
 
 
 def _table(table: Table) -> str:

@@ -17,12 +17,15 @@ from patchbay.draw.report import MARKED, number
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
     from patchbay.draw.report import Section
     from patchbay.papers.claims import Checked
+    from patchbay.results import maps
     from patchbay.results.result import Result
 
 BAR, WIDE = 16, 120
+MAP_ROWS = 32  # of a ranked grid, below its table
 ACCENT, GOOD, BAD, DIM = "bold cyan", "green", "red", "dim"
 
 
@@ -99,7 +102,7 @@ def of_result(result: Result, n: int) -> list[RenderableType | str]:
     from rich.markup import escape
 
     if not result.ranked:
-        return [escape(str(result.summary(n)))]
+        return _of_cells(result, n)
     rows = result.table(n)
     largest = max((abs(row["value"]) for row in rows), default=0.0)
     columns = [*(rows[0] if rows else ("rank", "part", "value")), ""]
@@ -109,7 +112,63 @@ def of_result(result: Result, n: int) -> list[RenderableType | str]:
     title = f"{result.provenance.get('method', 'Result')}: {result.name} in {result.unit or 'no unit'}"
     left = f"{len(rows)} of {measured} parts" if measured > len(rows) else ""
     notes = [f"[{DIM}]note: {escape(note)}[/]" for note in result.notes]
-    return [table(title, columns, cells, caption=left), *notes, f"[{DIM}]{escape(result.origin())}[/]"]
+    return [table(title, columns, cells, caption=left), *_grid(result), *notes, f"[{DIM}]{escape(result.origin())}[/]"]
+
+
+def _grid(result: Result) -> list[RenderableType | str]:
+    """The whole map of a ranked grid such as layers by heads, where it fits beside one another."""
+    from patchbay.results import maps
+
+    drawn = maps.map_of(result)
+    if drawn is None or len(list(maps.blocks(drawn, console().width - 2))) > 1 or len(drawn.rows) > MAP_ROWS:
+        return []
+    return [coloured(drawn, console().width - 2), ""]
+
+
+def _of_cells(result: Result, n: int) -> list[RenderableType | str]:
+    """A Result that ranks nothing, in its own text; where the cells of two axes are a map, in colour."""
+    from rich.markup import escape
+
+    from patchbay.results import maps
+
+    drawn, whole = maps.map_of(result), result.summary(n)
+    if drawn is None:
+        return [escape(whole)]
+    width = console().width - 2
+    before, cells, after = whole.partition("\n".join(f"  {line}" for line in ["", *maps.lines(drawn), ""]))
+    assert cells
+    return [escape(before.rstrip("\n")), coloured(drawn, width), escape(after.lstrip("\n"))]
+
+
+def coloured(drawn: maps.Map, width: int) -> Text:
+    """A map as lines of coloured cells; plain numbers where the terminal has no colours."""
+    from rich.text import Text
+
+    from patchbay.results import letters, maps
+
+    made = Text(no_wrap=True, overflow="ignore")
+    for start, end, left, widths in maps.blocks(drawn, width):
+        made.append("\n  " + letters.padded(drawn.axes[0], left), DIM)
+        for name, one in zip(drawn.columns[start:end], widths, strict=True):
+            made.append(letters.right(name, one), DIM)
+        for name, values, texts in zip(drawn.rows, drawn.values, drawn.texts, strict=True):
+            made.append("\n  " + letters.padded(name, left), DIM)
+            for value, text, one in zip(values[start:end], texts[start:end], widths, strict=True):
+                ground = drawn.colour(value)
+                paint = f"{maps.ink(ground)} on rgb({','.join(map(str, ground))})"
+                made.append(letters.right(text, one), paint)
+    return made
+
+
+def roles(result: Result, n: int) -> list[RenderableType | str]:
+    """The best heads of each role of a survey, and the best of the other finders."""
+    rows = result.tables.get("roles", [])[: 3 * n]
+    heads = [[_escape(row["role"]), row["head"], row["score"], _escape(row["unit"]), row["p_adjusted"]] for row in rows]
+    others = [[_escape(row["finder"]), row["best"], row["highest"], _escape(row["unit"])] for row in result.tables.get("others", [])]  # fmt: skip
+    return [
+        table("the best heads of each role", ("role", "head", "score", "unit", "adjusted p"), heads),
+        table("other parts", ("finder", "best", "highest", "unit"), others[: 3 * n]),
+    ]
 
 
 def result_json(result: Result, n: int | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
+from patchbay.results.letters import visible
 from patchbay.results.saved import plain
 from patchbay.signal.channel import Channel, parse_channel
 from patchbay.signal.port import AXES, Part, PatchbayError, as_part, suggest
@@ -42,6 +43,7 @@ MADE_AXES = {
 RANKED_GRIDS: dict[tuple[str, ...], str] = {("layer", kind): kind for kind in ("head", "neuron", "expert")} | {
     ("layer",): "layer"
 }
+WORDS = 5  # tokens that name a part in its row
 Row = dict[str, Any]
 
 
@@ -200,8 +202,18 @@ class Arrays:
 
     @property
     def columns(self) -> list[str]:
-        """Columns of `table`: rank, part, value, and the other variables on the same axes."""
-        return ["rank", "part", "value", *self._beside()]
+        """Columns of `table`: rank, part, value, tokens where the parts are named by some, the other variables on the same axes."""
+        return ["rank", "part", "value", *(["tokens"] if self._words else []), *self._beside()]
+
+    @property
+    def _words(self) -> dict[Part, str]:
+        """What the parts are called in tokens, where the table "names" says so."""
+        named = self.tables.get("names", []) if self.ranked else []
+        return {
+            as_part(row["part"]): " ".join(map(visible, row["tokens"][:WORDS]))
+            for row in named
+            if {"part", "tokens"} <= set(row)
+        }
 
     def _beside(self) -> list[str]:
         return [name for name in self.variables[1:] if self._axes[name] == self.axes]
@@ -232,13 +244,15 @@ class Arrays:
         return [self._part(place) for place in self._order(n, by, False)]
 
     def table(self, n: int | None = None, *, by: str = "value") -> list[Row]:
-        """Rows of rank (from 1), part, value and the other variables on the same axes, highest first."""
+        """Rows of `columns`, highest first; ranks count from 1."""
         columns = {"value": self.name} | {name: name for name in self._beside()}
         flat = {column: self._tensors[name].flatten() for column, name in columns.items()}
-        return [
-            {"rank": i, "part": self._part(place)} | {column: values[place].item() for column, values in flat.items()}
-            for i, place in enumerate(self._order(n, by, True), start=1)
-        ]
+        words, rows = self._words, []
+        for i, place in enumerate(self._order(n, by, True), start=1):
+            row: Row = {"rank": i, "part": self._part(place), "value": flat["value"][place].item()}
+            row |= {"tokens": words.get(row["part"], "")} if words else {}
+            rows.append(row | {column: values[place].item() for column, values in flat.items()})
+        return rows
 
 
 def _placed(value: Any) -> Any:

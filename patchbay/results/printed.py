@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from patchbay.model.carried import said
+from patchbay.results import maps
 from patchbay.results.arrays import Arrays
 
 
@@ -18,12 +19,17 @@ def origin(result: Arrays) -> str:
     """One line on where the numbers came from."""
     known, pieces = result.provenance, []
     if model := known.get("model"):
-        pieces.append(f"{model.get('source')} ({', '.join(model_details(model))})")
+        details = ", ".join(model_details(model))
+        pieces.append(f"{model.get('source')}" + (f" ({details})" if details else ""))
     if task := known.get("task"):
         pieces.append(f"task {task.get('name', 'prompts')}" + "".join(_task_options(task)))
     if template := known.get("chat_template_sha256"):
         pieces.append(f"chat template {template}")
-    pieces += [f"{key}={value}" for key, value in known.get("options", {}).items() if len(str(value)) <= 40]
+    pieces += [
+        f"{key}={value}"
+        for key, value in known.get("options", {}).items()
+        if value is not None and len(str(value)) <= 40
+    ]
     if (seconds := known.get("wall_time_s")) is not None:
         pieces.append(f"{seconds:.2f} s")
     return " · ".join(pieces) or "no provenance: made by hand"
@@ -39,12 +45,30 @@ def model_details(model: Mapping[str, Any]) -> list[str]:
 
 def summary(result: Arrays, n: int = 10) -> str:
     """The top rows, units, notes and provenance as plain text."""
-    columns, rows, left = _shown(result, n)
+    columns, rows, left = shown(result, n)
     below = [f"({left})" if left else "", _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
-    return "\n".join([_title(result), *_text_table(columns, rows), *(f"  {line}" for line in below if line)])
+    drawn = [f"  {line}" for line in map_lines(result, n)]
+    return "\n".join([title(result), *_text_table(columns, rows), *drawn, *(f"  {line}" for line in below if line)])
 
 
-def _title(result: Arrays) -> str:
+def map_lines(result: Arrays, n: int = 10, width: int = maps.WIDE) -> list[str]:
+    """The cells of a Result that ranks no parts: its map, or where that is too large, or has more axes, the strongest cells."""
+    if result.ranked or len(result.axes) < 2 or result.values.numel() < 2:
+        return []
+    drawn = maps.map_of(result)
+    if drawn is not None:
+        return ["", *maps.lines(drawn, width), ""]
+    found = maps.strongest(result, n)
+    head = f"the {len(found)} largest of {int((~result.values.isnan()).sum())} cells, either sign:"
+    numbers = _numbers([value for _, value in found])
+    return (
+        [head, *(f"  {number:>10}  {place}" for number, (place, _) in zip(numbers, found, strict=True))]
+        if found
+        else []
+    )
+
+
+def title(result: Arrays) -> str:
     """The method, the main variable and the ones on other axes."""
     shown = [
         v for v in result.variables if v == result.name or (result.axes_of(v) and result.axes_of(v) != result.axes)
@@ -58,7 +82,7 @@ def _scalars(result: Arrays) -> str:
     return " · ".join(f"{v} {result[v].item():.4g} {result.units[v]}".rstrip() for v in names)
 
 
-def _shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
+def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
         return result.columns, *_ranked_rows(result, n)
@@ -85,13 +109,17 @@ def _ranked_rows(result: Arrays, n: int) -> tuple[list[list[Any]], str]:
 
 def as_html(result: Arrays) -> str:
     """The same as a table for a notebook."""
-    columns, rows, left = _shown(result, 10)
+    columns, rows, left = shown(result, 10)
     lines = _cells(columns, rows)
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
     small = [left, _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
+    drawn = maps.map_of(result)
+    cells = maps.as_html(drawn) if drawn is not None and not (result.ranked and len(drawn.columns) > 32) else ""
+    if not cells and (listed := map_lines(result)):
+        cells = f"<pre>{html.escape(chr(10).join(listed))}</pre>"
     return (
-        f"<div><b>{html.escape(_title(result))}</b><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f"<div><b>{html.escape(title(result))}</b>{cells}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         f"<small>{'<br>'.join(html.escape(line) for line in small if line)}</small></div>"
     )
 

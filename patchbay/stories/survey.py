@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,7 @@ from patchbay.find import _attention
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.source import built_in_names
+from patchbay.results.record import model_record, now, versions
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
 from patchbay.signal.port import Part, PatchbayError
@@ -122,7 +124,7 @@ def find_all(
     """
     if n < 1:
         raise PatchbayError(f"asked for n={n}; possible: 1 and more")
-    survey = Survey(model, n, seed, task)
+    begun, survey = time.perf_counter(), Survey(model, n, seed, task)
     steps = len(ROLES) * (2 if curves else 1) + len(OTHERS)
     done = 0
 
@@ -139,7 +141,17 @@ def find_all(
     others = list(_others(survey, lacking, step))
     lacking += [{"finder": name, "why": why} for name, why in NEEDS.items()]
     curve_results = dict(_curves(survey, found, lacking, step)) if curves else {}
-    return evidence(model, found, curve_results, others, lacking)
+    result = evidence(model, found, curve_results, others, lacking)
+    result.provenance |= {
+        "method": "find all",
+        "model": model_record(model),
+        "options": {"n": n, "seed": seed, "curves": curves},
+        "task": None if task is None else task.to_json(),
+        "versions": versions(),
+        "wall_time_s": time.perf_counter() - begun,
+        "date": now(),
+    }
+    return result
 
 
 def _tried(name: str, lacking: list[dict[str, str]], call: Callable[[], Any]) -> Any:

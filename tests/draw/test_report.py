@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchbay.draw import plot, report
+from patchbay.draw import plot, report, result_page
 from patchbay.draw.report import Curve, Picture, Section, Table
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
@@ -75,7 +75,7 @@ def sections() -> list[Section]:
                 Picture(partial(report.curves_figure, [curve], "share", chosen=2.0), "curves"),
             ],
         ),
-        report.of_result(heat_map()),
+        result_page.of_result(heat_map()),
     ]
 
 
