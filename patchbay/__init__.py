@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchbay.errors import PatchbayError
     from patchbay.knobs.knob import Knob, load_knob
     from patchbay.model.families import Family
+    from patchbay.model.kept import load_trace
     from patchbay.model.load import load
     from patchbay.model.model import Model
     from patchbay.model.run import Trace, run
@@ -45,6 +46,7 @@ _HOME = {
     "load": "model.load",
     "load_knob": "knobs.knob",
     "load_result": "results.result",
+    "load_trace": "model.kept",
     "mean": "edits.edit",
     "method": "results.method",
     "project": "edits.edit",
@@ -76,6 +78,7 @@ __all__ = [
     "load",
     "load_knob",
     "load_result",
+    "load_trace",
     "mean",
     "measure",
     "method",

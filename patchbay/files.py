@@ -7,18 +7,21 @@ for want of space or by Ctrl-C, all is as it was before: what was there stays, a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from patchbay.errors import PatchbayError
 
 Writer = Callable[[Path], object]  # writes what is to be saved to the path that it is given
+PARTIAL = ".partial"  # how names of what is not yet in its place end
 
 
 def write_file(path: str | Path, content: bytes | Writer) -> Path:
@@ -58,6 +61,22 @@ def write_folder(path: str | Path, content: Mapping[str, bytes] | Writer) -> Pat
     return target
 
 
+def record_of(folder: Path, name: str, what: str) -> Any:
+    """The JSON file `name` that says what a folder holds; None where there is no folder, or an empty one.
+
+    Raises PatchbayError for a folder that holds something else than `what`, and for a file that cannot be read.
+    """
+    path = folder / name
+    if path.exists():
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise PatchbayError(f"{path} cannot be read: {error}") from error
+    if folder.is_dir() and any(not found.name.endswith(PARTIAL) for found in folder.iterdir()):
+        raise PatchbayError(f"{folder} is not empty and not {what}: choose another folder")
+    return None
+
+
 @contextlib.contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """A free path beside the target, whose folders are made; when the block fails, it and they are gone again."""
@@ -65,7 +84,7 @@ def _beside(target: Path) -> Iterator[Path]:
     if blocked is not None:
         raise PatchbayError(f"could not save to {target}: {blocked} is a file, not a folder; nothing was written")
     made = [parent for parent in [target.parent, *target.parent.parents] if not parent.exists()]
-    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    fresh = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield fresh

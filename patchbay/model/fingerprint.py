@@ -1,4 +1,4 @@
-"""The fingerprint of a model's weights: SHA-256 over names, shapes, dtypes and bytes, 16 hex digits.
+"""The fingerprint of a model's weights: BLAKE3 over names, shapes, dtypes and bytes, 16 hex digits.
 
 Weights that are no plain tensors count as what they are made of: quantised ones by their stored integers, scales and settings,
 those that are kept on another device or on disk by their bytes there. Which adapters act, and with which factor, counts too: a model
@@ -7,11 +7,11 @@ whose adapter is switched off computes something else.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from patchbay.model.linear import there
@@ -29,7 +29,7 @@ def version_of(hf: nn.Module) -> tuple[Any, ...]:
 
 def fingerprint_of(hf: nn.Module) -> str:
     state = hf.state_dict()
-    digest = hashlib.sha256()
+    digest = blake3()
     for name in sorted(state):
         for part, tensor in _plain(name, brought(hf, name, state[name])):
             digest.update(f"{part}{tuple(tensor.shape)}{tensor.dtype}".encode())

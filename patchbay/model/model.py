@@ -368,7 +368,7 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of all weights, 16 hex digits, recomputed when one changes: see `fingerprint.py`."""
+        """BLAKE3 of all weights, 16 hex digits, recomputed when one changes: see `fingerprint.py`."""
         version = version_of(self.hf)
         if self._fingerprint is None or self._fingerprint[0] != version:
             self._fingerprint = (version, fingerprint_of(self.hf))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +21,17 @@ from torch import Tensor
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
+from patchbay.model.filling import Folder, request
 from patchbay.model.generate import check_agreement, continued
 from patchbay.model.given import flat_edits, flat_ports
+from patchbay.model.kept import load_trace
 from patchbay.model.model import Model
 from patchbay.model.trace import Trace, join, nan_padding
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Batch
 
 __all__ = ["Trace", "run"]
+TOGETHER = 32  # prompts of a batch that goes to disk, unless batch_size says
 
 
 @on_own_device
@@ -38,15 +42,16 @@ def run(
     taps: Sequence[Port | str] = (),
     edits: Sequence[Any] = (),
     grad: bool = False,
-    logits: str = "all",
+    logits: str | None = None,
     batch_size: int | None = None,
     max_new_tokens: int | None = None,
+    folder: str | Path | None = None,
     **options: Any,
 ) -> Trace:
     """Run `prompts` (text, texts, token ids, a tensor or a Task) once, with `edits` made and `taps` (Ports or their text, such as
     "L3.attn.pattern") read.
 
-    `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` keeps those of each prompt's last position alone, and
+    `grad=True` keeps the graph, for `trace.gradient`. `logits="last"` keeps those of each prompt's last position alone, not all, and
     unembeds no others where all prompts have one length. `batch_size` splits the prompts; rows and masks of edits count in
     all of them. Raises PatchbayError for a port the model lacks, a position outside a prompt, a value that does not
     fit, or an edit that touches nothing.
@@ -54,12 +59,21 @@ def run(
     `max_new_tokens`: the prompts are continued as `model.generate` continues them, with its `options`, and the trace is of the
     finished texts, prompt and generated tokens: `trace.ids`, `trace.prompt_lengths`, `trace.new_ids`. Positions of edits count in
     the prompt. The cost is the generation and one run over the finished texts.
+
+    `folder`: taps go to disk, for more than memory holds, and the trace reads them when it is asked (`pb.load_trace` opens it later).
+    Its numbers are those of a run in memory with the same `batch_size`, which is 32 unless said. In memory are the token ids, one
+    batch with its taps and one shard of 256 MB, or of one batch where that is larger. Logits are kept where `logits` says
+    "all" or "last". The same call goes on where it was stopped; a folder of another model, prompts, taps or edits is refused.
     """
     edits, taps = flat_edits(edits, model=model), flat_ports(taps, model)
     if batch_size is not None and batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
-    if logits not in ("all", "last"):
+    if logits not in (None, "all", "last"):
         raise PatchbayError(f"logits={logits!r}: 'all' or 'last'")
+    if folder is not None:
+        _refuse_beside_folder(grad, max_new_tokens, options)
+        return _to_folder(model, prompts, taps, edits, logits or "none", batch_size, folder)
+    logits = logits or "all"
     if max_new_tokens is None:
         if options:
             raise PatchbayError(f"{', '.join(options)}: options of generation are heard with max_new_tokens=n")
@@ -130,7 +144,10 @@ def _together(
     """All prompts as one batch."""
     ids, lengths, ragged = batch.ids, batch.lengths, batch.ragged
     options: dict[str, Any] = {"use_cache": False}
-    if logits == "last" and not ragged and "logits" not in {port.signal for port in taps}:
+    read = {port.signal for port in taps}
+    if logits == "none":
+        read |= {edit.port.signal for edit in model.active_edits(edits)}
+    if logits != "all" and (logits == "none" or not ragged) and "logits" not in read:
         options["logits_to_keep"] = 1
     with (
         model.session(taps, edits, lengths=lengths, prompt_lengths=batch.starts, grad=grad) as session,
@@ -157,6 +174,13 @@ def _apart(model: Model, lengths: Tensor) -> list[list[int]] | None:
     return list(groups.values()) if len(groups) > 1 else None
 
 
+def _cut(groups: Sequence[Sequence[int]], size: int | None) -> list[list[int]]:
+    """Batches of at most `size` prompts of one group each."""
+    return [
+        list(group[i : i + (size or len(group))]) for group in groups for i in range(0, len(group), size or len(group))
+    ]
+
+
 def _in_groups(
     model: Model,
     batch: _Prompts,
@@ -175,9 +199,7 @@ def _in_groups(
             f"{outer or 'grad=True'} on prompts of lengths {sorted(set(lengths.tolist()))[:6]}: what this model computes for one "
             "depends on the others of its batch, so they run apart; give prompts of one length"
         )
-    batches = [
-        list(group[i : i + (size or len(group))]) for group in groups for i in range(0, len(group), size or len(group))
-    ]
+    batches = _cut(groups, size)
     joined = join([_share(model, batch, some, taps, edits, logits) for some in batches], logits)
     order = torch.tensor([i for some in batches for i in some]).argsort()
     captured = {port: value[order.to(value.device)] for port, value in joined._captured.items()}
@@ -189,8 +211,7 @@ def _in_batches(
     model: Model, batch: _Prompts, taps: Sequence[Port], edits: Sequence[Edit], logits: str, size: int
 ) -> Trace:
     """`size` prompts at a time, each batch under the edits' share of it."""
-    n = len(batch.ids)
-    some = [list(range(start, min(start + size, n))) for start in range(0, n, size)]
+    some = _cut([range(len(batch.ids))], size)
     return join([_share(model, batch, rows, taps, edits, logits) for rows in some], logits)
 
 
@@ -204,17 +225,70 @@ def _share(
     return _together(model, part, taps, own, False, logits)
 
 
+def _refuse_beside_folder(grad: bool, max_new_tokens: int | None, options: dict[str, Any]) -> None:
+    if grad:
+        raise PatchbayError("folder= cannot be combined with grad=True: a gradient spans what is in memory")
+    if max_new_tokens is not None or options:
+        raise PatchbayError(
+            f"folder= cannot be combined with {', '.join(['max_new_tokens'][: max_new_tokens is not None] + list(options))}: generate first "
+            "(model.generate), then run the finished token ids, in which positions count in the whole text"
+        )
+
+
+def _to_folder(
+    model: Model,
+    prompts: Any,
+    taps: Sequence[Port],
+    edits: Sequence[Edit],
+    logits: str,
+    size: int | None,
+    path: str | Path,
+) -> Trace:
+    """Batch by batch into a folder, where what is finished of the same request stays."""
+    if not taps and logits == "none":
+        raise PatchbayError("folder= keeps what is tapped: give taps=, or logits='all' or 'last'")
+    batch = _Prompts(*model.batch(prompts))
+    lengths = batch.lengths
+    places = Batch(batch.ids, lengths, batch.starts, model.token_id)
+    touched = [_runs(_acted(edit, places)) for edit in edits]
+    batches = _cut(_apart(model, lengths) or [range(len(lengths))], size or TOGETHER)
+    outer = next((edit for edit in model.active_edits() if edit.by_row), None)
+    if len(batches) > 1 and outer is not None:
+        raise PatchbayError(
+            f"folder= cannot be combined with {outer}: its rows are those of a batch that is run whole, and here are {len(batches)}; "
+            "give it as edits="
+        )
+    taps = list(dict.fromkeys(taps))
+    asked = request(model, batch.ids, lengths, taps, edits, logits=logits, batch_size=size or TOGETHER)
+    folder = Folder(path, asked)
+    folder.fill(lambda some: _share(model, batch, some, taps, edits, logits), batches, lengths.tolist(), edits, touched)
+    trace = load_trace(path)
+    trace._model = model
+    return trace
+
+
 def _filled(ids: Tensor, lengths: Tensor, model: Model) -> Tensor:
     """The ids with padding of any token but the pad token, at which transformers warns that a mask is missing."""
     padding = torch.arange(ids.shape[1])[None, :] >= lengths[:, None]
     return ids.masked_fill(padding.to(ids.device), int(getattr(model.config, "pad_token_id", None) == 0))
 
 
-def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:
-    """Positions of each prompt that the edit touches; an edit that touches none is a mistake and said so."""
+def _acted(edit: Edit, batch: Batch) -> Tensor:
+    """Where the edit acts, [prompt, position]; an edit that touches nothing is a mistake and said so."""
     places = acts_on(edit, batch)
     if not bool(places.any()):
         raise PatchbayError(
             f"{edit} touches nothing: no prompt has such a position (prompts have {batch.lengths.tolist()[:8]} tokens)"
         )
-    return [tuple(row.nonzero()[:, 0].tolist()) for row in places]
+    return places
+
+
+def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:
+    """Positions of each prompt that the edit touches."""
+    return [tuple(row.nonzero()[:, 0].tolist()) for row in _acted(edit, batch)]
+
+
+def _runs(places: Tensor) -> list[list[int]]:
+    """Of each prompt the positions where runs of touched ones begin and end, begin and end."""
+    steps = torch.nn.functional.pad(places.int(), (1, 1)).diff().cpu()  # [prompt, position + 1]
+    return [row.nonzero()[:, 0].tolist() for row in steps]

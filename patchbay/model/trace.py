@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ class Trace:
     logits: Tensor  # [prompt, position, vocab]; of the last position alone with logits="last"
     touched: list[list[tuple[int, ...]]]  # for each edit, for each prompt, the positions it touched
     edits: list[Edit] = field(default_factory=list)
-    _captured: dict[Port, Tensor] = field(default_factory=dict, repr=False)  # with grad, before padding is made NaN
+    _captured: Mapping[Port, Tensor] = field(default_factory=dict, repr=False)  # with grad, before padding is made NaN
     prompt_lengths: Tensor = field(
         default_factory=lambda: torch.empty(0)
     )  # [prompt]; less than `lengths` after generation

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.files import write_file
+from patchbay.files import record_of, write_file
 from patchbay.signal.port import PatchbayError
 
 
@@ -20,20 +20,13 @@ class Kept:
     def __init__(self, folder: str | Path, digest: str) -> None:
         self.folder = Path(folder)
         manifest = {"format": "patchbay-sweep", "version": 1, "digest": digest}
-        path = self.folder / "sweep.json"
-        if path.exists():
-            try:
-                found = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise PatchbayError(f"{path} cannot be read: {error}") from error
-            if found != manifest:
-                raise PatchbayError(
-                    f"{self.folder} holds another sweep (model, prompts, answers, edits, metric, memory or versions differ): choose another folder"
-                )
-        else:
-            if self.folder.exists() and any(self.folder.iterdir()):
-                raise PatchbayError(f"{self.folder} is not empty and not a sweep: choose another folder")
-            write_file(path, json.dumps(manifest).encode())
+        found = record_of(self.folder, "sweep.json", "a sweep")
+        if found is None:
+            write_file(self.folder / "sweep.json", json.dumps(manifest).encode())
+        elif found != manifest:
+            raise PatchbayError(
+                f"{self.folder} holds another sweep (model, prompts, answers, edits, metric, memory or versions differ): choose another folder"
+            )
 
     def path(self, group: int, place: int) -> Path:
         return self.folder / f"batch-{group:03d}-{place:05d}.safetensors"
