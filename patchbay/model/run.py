@@ -157,7 +157,8 @@ def _together(
     kept = output.logits
     if logits == "last" and kept.shape[1] > 1:
         kept = kept[torch.arange(len(ids)), (lengths - 1).to(kept.device)][:, None]
-    captured = session.captured
+    captured = dict(session.captured)
+    session.captured.clear()  # hooks and session name one another: what they hold stays until Python looks for such circles
     if ragged:  # with grad a masked copy would stand beside the graph: it is made when it is read
         captured = {p: v if v.requires_grad else nan_padding(v, p, lengths) for p, v in captured.items()}
         if kept.shape[1] > 1:

@@ -56,7 +56,9 @@ def asked(model: pb.Model) -> dict[str, Any]:
     mask[3, 2:5] = True
     edits = [
         pb.scale(at.attn.out, -0.5, positions=-1),
-        pb.add(model.layers[1].resid_in, torch.arange(7.0)[:, None, None].expand(7, 1, model.d_model), positions="last"),
+        pb.add(
+            model.layers[1].resid_in, torch.arange(7.0)[:, None, None].expand(7, 1, model.d_model), positions="last"
+        ),
         pb.zero(Port("resid_out", 1), positions=mask),
     ]
     return dict(taps=taps, edits=edits, batch_size=2)
@@ -82,7 +84,7 @@ def test_a_trace_on_disk_is_that_in_memory(name: str, prompts: list[list[int]], 
         assert disk.edits == memory.edits
         assert disk.new_ids == memory.new_ids
         assert str(disk.folder) in repr(disk)
-    assert len(list((tmp_path / "t").glob("shard-*"))) > 2
+    assert len(list((tmp_path / "t").glob("shard-*"))) > 1
     inside = memory.lengths.sum() * model.d_model * 4
     stored = pb.run(model, prompts, taps=[model.layers[0].resid_in], folder=tmp_path / "one").folder
     size = sum(path.stat().st_size for path in stored.glob("shard-*"))
@@ -199,7 +201,9 @@ def test_an_interrupt_and_a_full_disk_keep_what_is_finished(
 
     with monkeypatch.context() as patch:
         patch.setattr(shards, "save_file", fails)
-        message = r"could not save to .*shard-00002.*: No space left on device; nothing was written; finished shards stay"
+        message = (
+            r"could not save to .*shard-00002.*: No space left on device; nothing was written; finished shards stay"
+        )
         kind, match = (KeyboardInterrupt, None) if isinstance(stop, KeyboardInterrupt) else (PatchbayError, message)
         with pytest.raises(kind, match=match):
             go(model, tmp_path / "t")
@@ -235,7 +239,9 @@ def test_another_request_in_the_folder_is_refused_by_name(tmp_path: Path) -> Non
         "model": {"model": pb.load(twin("gpt2", seed=1))},
     }
     for what, other in others.items():
-        with pytest.raises(PatchbayError, match=rf"t holds the trace of another run, with other {what}: choose another"):
+        with pytest.raises(
+            PatchbayError, match=rf"t holds the trace of another run, with other {what}: choose another"
+        ):
             go(**{"model": model, "folder": tmp_path / "t"} | other)
     with model.edited(edit), pytest.raises(PatchbayError, match="with other edits: "):
         go(model, tmp_path / "t")
@@ -259,7 +265,9 @@ def test_damage_is_said_and_the_same_call_mends_a_shard(tmp_path: Path, monkeypa
         path = folder / "shard-00001.safetensors"
         path.unlink() if damaged is None else path.write_bytes(damaged)
         trace = pb.load_trace(folder)  # nothing but the index is read
-        with pytest.raises(PatchbayError, match=r"shard-00001.safetensors is damaged \(.*\): make the call of pb.run again"):
+        with pytest.raises(
+            PatchbayError, match=r"shard-00001.safetensors is damaged \(.*\): make the call of pb.run again"
+        ):
             _ = [trace[port] for port in TAPS], trace.ids
         sizes = counted(monkeypatch)
         assert same(go(model, folder)[TAPS[0]], expected)
@@ -267,7 +275,10 @@ def test_damage_is_said_and_the_same_call_mends_a_shard(tmp_path: Path, monkeypa
     index = (whole / "trace.json").read_text()
     for text, message in (
         (index[:-5], "trace.json cannot be read"),
-        (index.replace('"lengths": [9, 4', '"lengths": [4, 9'), "trace.json is damaged: remove the folder and run again"),
+        (
+            index.replace('"lengths": [9, 4', '"lengths": [4, 9'),
+            "trace.json is damaged: remove the folder and run again",
+        ),
         ("[]", "trace.json is no record of a trace of version 1"),
         (index.replace('"version": 1', '"version": 2'), "trace.json is no record of a trace of version 1"),
     ):
@@ -308,6 +319,7 @@ def live() -> int:
 
 
 def test_memory_is_one_batch_and_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without help of the collector of circles: what is done with is let go."""
     model, peak, parts = model_of("gpt2"), [0], filling._parts
 
     def measured(trace: Any, logits: str) -> Any:
@@ -316,14 +328,18 @@ def test_memory_is_one_batch_and_one_shard(tmp_path: Path, monkeypatch: pytest.M
         return found
 
     monkeypatch.setattr(filling, "_parts", measured)
-    port, width = Port("mlp.act", 0), model.n_neurons(0)
-    batch = 4 * 8 * width * 4  # prompts, positions, neurons, bytes
+    batch = 4 * 8 * model.n_neurons(0) * 4  # prompts, positions, neurons, bytes
     monkeypatch.setattr(shards, "SHARD", 3 * batch)
     prompts = [tokens(8, i) for i in range(64)]
+    gc.collect()
     before = live()
-    trace = pb.run(model, prompts, taps=[port], batch_size=4, folder=tmp_path / "t")
-    small = 64 * 8 * 8 * 4 + 20_000  # token ids, lengths
-    assert 3 * batch < peak[0] - before < (3 + 2) * batch + small < 16 * batch
-    del trace
-    assert isinstance(pb.load_trace(tmp_path / "t"), KeptTrace)
-    assert live() - before < small
+    gc.disable()
+    try:
+        trace = pb.run(model, prompts, taps=[Port("mlp.act", 0)], batch_size=4, folder=tmp_path / "t")
+        small = batch  # token ids, lengths, logits of one position
+        assert 4 * batch <= peak[0] - before < (3 + 1) * batch + small
+        del trace
+        assert isinstance(pb.load_trace(tmp_path / "t"), KeptTrace)
+        assert live() - before < small
+    finally:
+        gc.enable()

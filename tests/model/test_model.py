@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from blake3 import blake3
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
@@ -411,6 +412,15 @@ def test_attention_implementations_agree(folder: Path) -> None:
         a, b = (pb.run(model, ids(), taps=fused.ports(), edits=given) for model in (fused, eager))
         for p in fused.ports():
             assert close(a[p], b[p]), p
+
+
+def test_the_fingerprint_is_the_blake3_of_names_shapes_dtypes_and_bytes() -> None:
+    hf = twin("gpt2")
+    told = [
+        f"{name}{tuple(t.shape)}{t.dtype}".encode() + t.detach().contiguous().numpy().tobytes()
+        for name, t in sorted(hf.state_dict().items())
+    ]
+    assert pb.load(hf).fingerprint == blake3(b"".join(told)).hexdigest()[:16]
 
 
 def test_the_fingerprint_is_that_of_the_weights() -> None:
