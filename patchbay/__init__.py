@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from patchbay.results.result import Result, load_result
     from patchbay.signal.port import Part, Port
     from patchbay.signal.positions import Token
+    from patchbay.stories.why import why
     from patchbay.sweeps.sweep import sweep
     from patchbay.tasks.task import Task
 
@@ -55,6 +56,7 @@ _HOME = {
     "run": "model.run",
     "scale": "edits.edit",
     "sweep": "sweeps.sweep",
+    "why": "stories.why",
     "zero": "edits.edit",
 }
 _FOLDERS = ("find", "measure", "prove", "tasks", "tiny", "train", "turn")
@@ -93,6 +95,7 @@ __all__ = [
     "tiny",
     "train",
     "turn",
+    "why",
     "zero",
 ]
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 
 from patchbay import __version__
-from patchbay.cli import check_method, complete, knob_commands, new, options, reading
+from patchbay.cli import check_method, complete, knob_commands, new, options, reading, why_command
 from patchbay.cli.commands import Commands, json_option, load_model, model_options
 from patchbay.cli.rooms import Room
 from patchbay.results import outside
@@ -29,6 +29,7 @@ EXAMPLES = """\b
 Examples:
   patchbay demo --report demo.html
   patchbay run talking-heads --model tiny --report talking-heads.html
+  patchbay why tiny "The capital of Zorland is" --report why.html
   patchbay show tiny L2.H1
   patchbay find direct-logit-attribution tiny --task facts_in_context --n 50 --out attribution
   patchbay prove ablation tiny --task facts_in_context --parts attribution:3
@@ -276,6 +277,7 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
         click.echo(task.show(loaded.tokenizer, n))
 
 
+cli.add_command(why_command.why_command())
 cli.add_command(knob_commands.generate)
 cli.add_command(knob_commands.knob)
 cli.add_command(new.new)

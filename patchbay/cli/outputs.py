@@ -52,7 +52,7 @@ def show(returned: Any, given: Mapping[str, Any]) -> None:
     """Save what was asked, and print."""
     from patchbay.draw import screen
 
-    written = _save(returned, given)
+    written = save(returned, given)
     if given["as_json"]:
         screen.emit(_as_json(returned, given["rows"]) | ({"saved": written} if written else {}))
     else:
@@ -60,7 +60,7 @@ def show(returned: Any, given: Mapping[str, Any]) -> None:
         screen.say(*shown, *(f"[dim]saved[/] {escaped(path)}" for path in written))
 
 
-def _save(returned: Any, given: Mapping[str, Any]) -> list[str]:
+def save(returned: Any, given: Mapping[str, Any]) -> list[str]:
     """Write what was asked: a Result as a folder, a knob as a file, a figure."""
     written = []
     if given["figure"] is not None and not hasattr(returned, "plot"):

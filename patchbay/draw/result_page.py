@@ -22,7 +22,9 @@ def page_of(returned: Any, n: int = 20) -> str:
     """The page of a Result, or of a knob with its evidence; `n` rows of a ranking."""
     record = dict(returned.provenance)
     method = str(record.get("method") or type(returned).__name__)
-    if isinstance(returned, Result):
+    if isinstance(returned, Result) and returned.shown:
+        sections, lead = of_shown(returned), printed.short(next(iter(record.get("options", {}).values()), ""))
+    elif isinstance(returned, Result):
         sections, lead = [of_result(returned, n), *_tables(returned)], printed.title(returned)
     else:
         lead = f"{returned.name} at strength {returned.strength:g}, neutral at {returned.neutral:g}"
@@ -50,11 +52,17 @@ def of_result(result: Result, n: int = 20) -> Section:
     return Section(str(result.provenance.get("method", "Result")), text, _numbers(result, n), pictures, maps=grid)
 
 
+def of_shown(result: Result) -> list[Section]:
+    """The tables that a Result shows, each as a section with its sentences, and the notes that belong to none."""
+    made = [Section(name, said, [_of_rows(rows)] if rows else []) for name, rows, said in result.sections()]
+    return made + ([Section("Notes", result.other_notes)] if result.other_notes else [])
+
+
 def _numbers(result: Result, n: int) -> list[Table]:
     """The ranked parts, the steps of one axis, or the strongest cells; and the single numbers."""
     found = []
     if result.ranked:
-        measured, rows = int((~result.values.isnan()).sum()), result.table(n)
+        measured, rows = int((~result.values.isnan()).sum()), result.told(n)
         found.append(_of_rows(rows, f"{len(rows)} of {measured} parts" if measured > len(rows) else ""))
     elif len(result.axes) == 1:
         columns, steps, left = printed.shown(result, n)
@@ -75,6 +83,8 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], title: str = "") -> Table:
 
 
 def _said(cell: Any) -> Any:
+    if cell is None:
+        return ""
     if isinstance(cell, list | tuple):
         return ", ".join(letters.visible(one) for one in cell)
     return cell if isinstance(cell, int | float) else letters.visible(cell, 60)

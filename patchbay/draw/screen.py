@@ -12,21 +12,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from patchbay.draw.coloured import DIM, coloured
 from patchbay.draw.report import MARKED, number
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
-    from rich.text import Text
 
     from patchbay.draw.report import Section
     from patchbay.papers.claims import Checked
-    from patchbay.results import maps
     from patchbay.results.result import Result
 
 BAR, WIDE = 16, 120
 MAP_ROWS = 32  # of a ranked grid, below its table
-ACCENT, GOOD, BAD, DIM = "bold cyan", "green", "red", "dim"
+ACCENT, GOOD, BAD = "bold cyan", "green", "red"
 
 
 def console(*, err: bool = False) -> Console:
@@ -101,9 +100,16 @@ def of_result(result: Result, n: int) -> list[RenderableType | str]:
     """A Result for the terminal: its ranked table with bars, or its own text where it ranks nothing; notes and origin."""
     from rich.markup import escape
 
+    if result.shown:
+        tables = [line for title, held, said in result.sections() for line in shown(title, held, said)]
+        return [
+            *tables,
+            *(f"[{DIM}]note: {escape(note)}[/]" for note in result.other_notes),
+            f"[{DIM}]{escape(result.origin())}[/]",
+        ]
     if not result.ranked:
         return _of_cells(result, n)
-    rows = result.table(n)
+    rows = result.told(n)
     largest = max((abs(row["value"]) for row in rows), default=0.0)
     columns = [*(rows[0] if rows else ("rank", "part", "value")), ""]
     cells = [[escape(v) if isinstance(v, str) else v if isinstance(v, int | float) else str(v) for v in row.values()]
@@ -140,26 +146,6 @@ def _of_cells(result: Result, n: int) -> list[RenderableType | str]:
     return [escape(before.rstrip("\n")), coloured(drawn, width), escape(after.lstrip("\n"))]
 
 
-def coloured(drawn: maps.Map, width: int) -> Text:
-    """A map as lines of coloured cells; plain numbers where the terminal has no colours."""
-    from rich.text import Text
-
-    from patchbay.results import letters, maps
-
-    made = Text(no_wrap=True, overflow="ignore")
-    for start, end, left, widths in maps.blocks(drawn, width):
-        made.append("\n  " + letters.padded(drawn.axes[0], left), DIM)
-        for name, one in zip(drawn.columns[start:end], widths, strict=True):
-            made.append(letters.right(name, one), DIM)
-        for name, values, texts in zip(drawn.rows, drawn.values, drawn.texts, strict=True):
-            made.append("\n  " + letters.padded(name, left), DIM)
-            for value, text, one in zip(values[start:end], texts[start:end], widths, strict=True):
-                ground = drawn.colour(value)
-                paint = f"{maps.ink(ground)} on rgb({','.join(map(str, ground))})"
-                made.append(letters.right(text, one), paint)
-    return made
-
-
 def roles(result: Result, n: int) -> list[RenderableType | str]:
     """The best heads of each role of a survey, and the best of the other finders."""
     rows = result.tables.get("roles", [])[: 3 * n]
@@ -169,6 +155,15 @@ def roles(result: Result, n: int) -> list[RenderableType | str]:
         table("the best heads of each role", ("role", "head", "score", "unit", "adjusted p"), heads),
         table("other parts", ("finder", "best", "highest", "unit"), others[: 3 * n]),
     ]
+
+
+def shown(title: str, rows: Sequence[Mapping[str, Any]], said: Sequence[str]) -> list[RenderableType | str]:
+    """One of the tables that a Result shows, with its sentences beneath."""
+    from rich.markup import escape
+
+    cells = [["" if c is None else escape(c) if isinstance(c, str) else c for c in row.values()] for row in rows]
+    head = table(escape(title), list(rows[0]), cells) if rows else f"[bold]{escape(title)}[/]"
+    return ["", head, *map(escape, said)]
 
 
 def result_json(result: Result, n: int | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay.find.direct_logit_attribution import Frozen, _reading
+from patchbay.find.direct_logit_attribution import Frozen, _inside_mlp, _reading
 from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace
@@ -55,6 +55,14 @@ def reading(model: Model, task: Task, trace: Trace) -> Tensor:
     direction, _, _ = _reading(model, task, trace.last_logits, normed)
     stream = precise(trace.last(Port("resid_out", model.n_layers - 1)))
     return Frozen(model.final_norm_module, stream, normed).back(direction)
+
+
+def inside_mlp(model: Model, trace: Trace, port: Port, towards: Tensor) -> Tensor:
+    """What each neuron (`mlp.act`) or expert (`experts.out`) of a layer writes along `towards`, [prompt, neuron or expert].
+
+    Needs taps of the port and, where a norm follows the MLP, of the layer's `mlp.out`.
+    """
+    return _inside_mlp(model, trace, port, towards)
 
 
 def read_at_z(model: Model, trace: Trace, layer: int, towards: Tensor) -> Tensor:

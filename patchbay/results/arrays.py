@@ -62,6 +62,7 @@ class Arrays:
         tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         notes: Sequence[str] = (),
         highlights: Sequence[Part | str | object] = (),
+        shown: Sequence[str] = (),
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         given = values if isinstance(values, Mapping) else {name: (values, axes, unit)}
@@ -86,6 +87,11 @@ class Arrays:
         self.tables: dict[str, list[Row]] = {key: [plain(row) for row in rows] for key, rows in (tables or {}).items()}
         self.notes = tuple(str(note) for note in notes)
         self.highlights = tuple(_placed(part) for part in highlights)
+        self.shown = tuple(shown)
+        if unknown := [name for name in self.shown if name not in self.tables]:
+            raise PatchbayError(
+                f"shown={unknown}: no table of that name; tables are {', '.join(self.tables) or 'none'}"
+            )
         self.provenance: dict[str, Any] = dict(provenance or {})
 
     def _add(self, name: str, array: Array, axes: tuple[str, ...], unit: str) -> None:
@@ -253,6 +259,36 @@ class Arrays:
             row |= {"tokens": words.get(row["part"], "")} if words else {}
             rows.append(row | {column: values[place].item() for column, values in flat.items()})
         return rows
+
+    def told(self, n: int | None = None) -> list[Row]:
+        """The rows of `table` as they are shown: without the columns in which none of them has a number."""
+        return with_values(self.table(n))
+
+    def sections(self) -> list[tuple[str, list[Row], list[str]]]:
+        """The tables that are shown in place of a ranking, each with its name, its rows and the notes that begin with its name."""
+        return [
+            (
+                name,
+                with_values(self.tables[name]),
+                [note[len(name) + 2 :] for note in self.notes if note.startswith(f"{name}: ")],
+            )
+            for name in self.shown
+        ]
+
+    @property
+    def other_notes(self) -> list[str]:
+        """The notes that belong to none of the tables that are shown."""
+        return [note for note in self.notes if not any(note.startswith(f"{name}: ") for name in self.shown)]
+
+
+def with_values(rows: Sequence[Row]) -> list[Row]:
+    """Rows without the columns in which no row has a number: no interval of one prompt is no column of an interval."""
+    empty = {key for key in (rows[0] if rows else ()) if all(_no_number(row.get(key)) for row in rows)} - {"value"}
+    return [{key: cell for key, cell in row.items() if key not in empty} for row in rows]
+
+
+def _no_number(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and cell != cell)
 
 
 def _placed(value: Any) -> Any:

@@ -44,11 +44,21 @@ def model_details(model: Mapping[str, Any]) -> list[str]:
 
 
 def summary(result: Arrays, n: int = 10) -> str:
-    """The top rows, units, notes and provenance as plain text."""
+    """The top rows, or the tables that the Result shows; units, notes and provenance as plain text."""
+    notes = [f"note: {note}" for note in result.other_notes]
+    if result.shown:
+        body = [line for section in result.sections() for line in section_lines(*section)]
+        return "\n".join([*body, *(f"  {line}" for line in (*notes, origin(result)))])
     columns, rows, left = shown(result, n)
-    below = [f"({left})" if left else "", _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
+    below = [f"({left})" if left else "", _scalars(result), *notes, origin(result)]
     drawn = [f"  {line}" for line in map_lines(result, n)]
     return "\n".join([title(result), *_text_table(columns, rows), *drawn, *(f"  {line}" for line in below if line)])
+
+
+def section_lines(name: str, rows: Sequence[Mapping[str, Any]], said: Sequence[str]) -> list[str]:
+    """One of the tables that a Result shows, with the sentences that belong to it."""
+    table = _text_table(*_table_of(rows)) if rows else []
+    return [name, *table, *(f"  {line}" for line in said), ""]
 
 
 def map_lines(result: Arrays, n: int = 10, width: int = maps.WIDE) -> list[str]:
@@ -78,50 +88,69 @@ def title(result: Arrays) -> str:
 
 def _scalars(result: Arrays) -> str:
     """The variables that are single numbers, but the main one."""
-    names = [v for v in result.variables[1:] if not result.axes_of(v)]
+    names = [v for v in result.variables[1:] if not result.axes_of(v) and not result[v].isnan()]
     return " · ".join(f"{v} {result[v].item():.4g} {result.units[v]}".rstrip() for v in names)
 
 
 def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
-        return result.columns, *_ranked_rows(result, n)
+        return _ranked_rows(result, n)
     if len(result.axes) == 1:
-        columns = [result.axes[0], result.name, *result.columns[3:]]
+        beside = [name for name in result.columns[3:] if not result[name].isnan().all()]
+        columns = [result.axes[0], result.name, *beside]
         steps = list(zip(result.labels_of(result.axes[0]), *(result[v].tolist() for v in columns[1:]), strict=True))
         left = f"{4 * n} of {len(steps)} steps" if len(steps) > 4 * n else ""
         return columns, [list(step) for step in steps[: 4 * n]], left
-    arrays = [name for name in result.variables if name == result.name or result.axes_of(name)]
+    arrays = [
+        name
+        for name in result.variables
+        if name == result.name or (result.axes_of(name) and not result[name].isnan().all())
+    ]
     rows = [[name, *_numbers(_range(result[name]))] for name in arrays]  # a row has one unit, a column many
     return ["variable", "lowest", "mean", "highest"], rows, ""
 
 
-def _ranked_rows(result: Arrays, n: int) -> tuple[list[list[Any]], str]:
-    rows = result.table(n)
+def _ranked_rows(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
+    rows = result.told(n)
     for row in rows:
         row["part"] = f"{row['part']}{' *' if row['part'] in result.highlights else ''}"
     empty = int(result.values.isnan().sum())
     total = result.values.numel() - empty
     left = [f"{len(rows)} of {total} parts"] if total > len(rows) else []
     left += [f"{empty} without a value"] if empty else []
-    return [list(row.values()) for row in rows], ", ".join(left)
+    return list(rows[0]) if rows else result.columns, [list(row.values()) for row in rows], ", ".join(left)
 
 
 def as_html(result: Arrays) -> str:
-    """The same as a table for a notebook."""
+    """The same as tables for a notebook."""
+    if result.shown:
+        body = "".join(_html_table(name, *_table_of(rows), said) for name, rows, said in result.sections())
+        return f"<div>{body}{_small([*result.other_notes, origin(result)])}</div>"
     columns, rows, left = shown(result, 10)
-    lines = _cells(columns, rows)
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in lines)
     small = [left, _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
     drawn = maps.map_of(result)
     cells = maps.as_html(drawn) if drawn is not None and not (result.ranked and len(drawn.columns) > 32) else ""
     if not cells and (listed := map_lines(result)):
         cells = f"<pre>{html.escape(chr(10).join(listed))}</pre>"
-    return (
-        f"<div><b>{html.escape(title(result))}</b>{cells}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        f"<small>{'<br>'.join(html.escape(line) for line in small if line)}</small></div>"
+    return f"<div>{_html_table(title(result), columns, rows, small, cells)}</div>"
+
+
+def _table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    return list(rows[0]) if rows else [], [list(row.values()) for row in rows]
+
+
+def _html_table(name: str, columns: list[str], rows: list[list[Any]], small: Sequence[str], above: str = "") -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in _cells(columns, rows)
     )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if columns else "<br>"
+    return f"<b>{html.escape(name)}</b>{above}{table}{_small(small)}"
+
+
+def _small(lines: Sequence[str]) -> str:
+    return f"<small>{'<br>'.join(html.escape(line) for line in lines if line)}</small>"
 
 
 # --- text -------------------------------------------------------------------------------------------
@@ -168,8 +197,10 @@ def _numbers(column: list[float]) -> list[str]:
 def _cells(columns: list[str], rows: list[list[Any]]) -> list[list[str]]:
     texts = []
     for column in zip(*rows, strict=True) if rows else [[] for _ in columns]:
-        is_float = column and all(isinstance(cell, float) for cell in column)
-        texts.append(_numbers(list(column)) if is_float else [str(cell) for cell in column])
+        known = [cell for cell in column if cell is not None]  # a cell without a value is empty
+        is_float = bool(known) and all(isinstance(cell, float) for cell in known)
+        told = iter(_numbers(known) if is_float else map(str, known))
+        texts.append(["" if cell is None else next(told) for cell in column])
     return [list(line) for line in zip(*texts, strict=True)]
 
 
@@ -185,7 +216,7 @@ def _text_table(columns: list[str], rows: list[list[Any]]) -> list[str]:
     """Lines of a table with numbers to the right and names to the left."""
     lines = [columns, *_cells(columns, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    left = [bool(rows) and not _is_number(lines[1][i]) for i in range(len(columns))]
+    left = [any(line[i] and not _is_number(line[i]) for line in lines[1:]) for i in range(len(columns))]
     return [
         "  "
         + "  ".join(

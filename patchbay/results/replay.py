@@ -54,7 +54,7 @@ class Replay:
 def find_method(name: str) -> Callable[..., Any]:
     """The method of a recorded name such as `find.induction_heads`: a function of this package made with @method."""
     room, _, short = name.partition(".")
-    if room not in ROOMS or not re.fullmatch(r"[a-z][a-z0-9_]*", short):
+    if room not in (*ROOMS, "stories") or not re.fullmatch(r"[a-z][a-z0-9_]*", short):
         raise PatchbayError(f"{name!r} names no method; a name is one of {', '.join(ROOMS)}, a dot and a file there")
     try:
         module = importlib.import_module(f"patchbay.{room}.{short}")

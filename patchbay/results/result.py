@@ -43,7 +43,8 @@ class Result(Arrays):
 
     `values` is one array (then `axes`, `unit` and `name` are its own) or a dict from name to (array, axes, unit), the
     main variable first. `coords` names the steps of an axis (tokens of a position, strengths), `parts` those of axis
-    "part". `tables` holds further tables (name -> rows), `notes` sentences to the reader, `highlights` parts to mark.
+    "part". `tables` holds further tables (name -> rows), `notes` sentences to the reader, `highlights` parts to mark. `shown` names the
+    tables that print in place of a ranking, in their order; a note that begins with such a name and ": " prints beneath its table.
     """
 
     # --- comparison -------------------------------------------------------------------------------
@@ -76,7 +77,10 @@ class Result(Arrays):
         return (
             self.agrees(other, rtol=0.0)
             and [t.dtype for t in self._tensors.values()] == [t.dtype for t in other._tensors.values()]
-            and all(packed(getattr(self, w)) == packed(getattr(other, w)) for w in ("tables", "notes", "highlights"))
+            and all(
+                packed(getattr(self, w)) == packed(getattr(other, w))
+                for w in ("tables", "notes", "highlights", "shown")
+            )
         )
 
     # --- print and plot ---------------------------------------------------------------------------
@@ -127,6 +131,7 @@ def described(result: Result) -> dict[str, Any]:
         "tables": result.tables,
         "notes": result.notes,
         "highlights": result.highlights,
+        "shown": result.shown,
         "provenance": result.provenance,
     }
 
@@ -135,7 +140,7 @@ def from_described(record: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> R
     """The Result that `described` was given, with its arrays by name."""
     variables = {v["name"]: (arrays[v["name"]], v["axes"], v["unit"]) for v in record["variables"]}
     fields = ("coords", "parts", "tables", "notes", "highlights", "provenance")
-    return Result(variables, **{field: record[field] for field in fields})
+    return Result(variables, shown=record.get("shown", ()), **{field: record[field] for field in fields})
 
 
 def load_result(folder: str | Path) -> Result:
