@@ -59,6 +59,29 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 }
 LONG: dict[str, str] = {}  # files of more than 400 lines, and the one idea that fills each: none
 
+ACROSS = {  # test files of a room that follow no single file of it, and what they follow
+    "cli/cli": "commands as they are typed",
+    "cli/output": "what leaves them: encodings, refusals",
+    "cli/outside": "methods that lie outside the package",
+    "jacks/calls": "sessions of threads, tasks and generators",
+    "jacks/touched": "what edits touched, through masks, caches and chunks",
+    "jacks/turns": "turns of a chat on one cache",
+    "knobs/export_proof": "what is proved of a written file",
+    "knobs/knob_files": "whose a knob file is",
+    "model/adapters": "weights of models that carry adapters",
+    "model/generate_options": "every option of transformers' generate",
+    "model/latent": "latent attention, from weights to knobs",
+    "model/stored": "quantised, offloaded, GGUF",
+    "model/trace_of_generation": "taps over generated tokens",
+    "papers/papers": "the catalogue as people meet it",
+    "results/edits_in_force": "Results made under edits",
+    "tasks/tasks": "what is true of every task",
+    "tiny/trained": "the shipped weights",
+    "tiny/truth": "bars on programs whose truth is known",
+    "turn/every_knob": "what is true of every knob",
+    "wiring/graph": "the wiring as a graph, and drawn",
+}
+
 
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
@@ -179,6 +202,17 @@ def test_long_files_are_named() -> None:
     """A file of more than 400 lines holds a second idea, or says here why it does not."""
     lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in modules().items()}
     assert {name for name, n in lines.items() if n > 400} == set(LONG)
+
+
+def test_tests_lie_as_the_rooms_do() -> None:
+    """tests/ROOM/test_FILE.py tests patchbay/ROOM/FILE.py; what follows no single file is named above. A method has one: test_catalogue."""
+    files = {name.replace(".", "/").replace("/_", "/") for name in modules()} | set(map(room, modules()))
+    here = Path(__file__).parent
+    found = {
+        path.relative_to(here).with_suffix("").as_posix().replace("test_", "", 1) for path in here.glob("*/test_*.py")
+    }
+    assert found - files == set(ACROSS)
+    assert {name.partition("/")[0] for name in found} == set(ROOMS) - {"errors", "late", "maths", "files", "contract"}
 
 
 def hook_names(tree: ast.Module) -> set[str]:
