@@ -1,5 +1,7 @@
 """Trained toys whose algorithm is known beforehand, from others' papers or by the task's own arithmetic. A minute each.
 
+induction   random words that come again: a head that looks one back, and in the next layer one that looks at what followed the
+            word before (Olsson et al. 2022, "In-context Learning and Induction Heads")
 sorting     distinct numbers, a bar, the same in order: a head at each output that looks at the next larger number and copies it
 modular     a + b modulo a prime: embeddings on a few circles, so that their Fourier spectrum is sparse (Nanda et al. 2023,
             "Progress measures for grokking via mechanistic interpretability")
@@ -24,6 +26,7 @@ from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError, suggest
 
 N_NUMBERS, N_SORTED, PRIME = 24, 6, 29
+N_WORDS, N_REPEATED, PERIODS = 40, 24, (4, 10)  # words, tokens of a prompt, and after how many they come again
 LOOKS = 0.4  # of a query's attention: more than every other use of it together, beside the sink
 
 
@@ -82,7 +85,7 @@ def accuracy(name: str, model: GPT2LMHeadModel) -> float:
 @torch.no_grad()
 def heads(name: str, model: GPT2LMHeadModel) -> dict[str, list[str]]:
     """For each thing that the algorithm needs some head to look at: the heads that do, by their mean attention there."""
-    if name == "modular":
+    if name not in TARGETS:
         return {}
     batch = _toy(name).draw(64, torch.Generator().manual_seed(10**6 + 1))
     chosen = model.config._attn_implementation
@@ -90,7 +93,7 @@ def heads(name: str, model: GPT2LMHeadModel) -> dict[str, list[str]]:
     patterns = model(batch.ids, output_attentions=True).attentions
     model.set_attn_implementation(chosen)
     found: dict[str, list[str]] = {}
-    for role, target in _targets(batch.ids).items():  # target [row, position], -1 where there is none
+    for role, target in TARGETS[name](batch.ids).items():  # target [row, position], -1 where there is none
         row, query = (target >= 0).nonzero(as_tuple=True)
         looks = [pattern[row, :, query, target[row, query]].mean(0) for pattern in patterns]  # [head]
         found[role] = [f"L{i}.H{h}" for i, layer in enumerate(looks) for h in (layer > LOOKS).nonzero()[:, 0].tolist()]
@@ -124,7 +127,28 @@ def _modular(n: int, generator: torch.Generator) -> Batch:
     return Batch(ids, answered)
 
 
-def _targets(ids: Tensor) -> dict[str, Tensor]:
+def _induction(n: int, generator: torch.Generator) -> Batch:
+    """Different words, as many as the row's period, over and over; answered from the second time on."""
+    ids, answered = torch.zeros(n, N_REPEATED, dtype=torch.long), torch.zeros(n, N_REPEATED, dtype=torch.bool)
+    periods = torch.randint(PERIODS[0], PERIODS[1] + 1, (n,), generator=generator).tolist()
+    for row, period in enumerate(periods):
+        words = 1 + torch.randperm(N_WORDS, generator=generator)[:period]
+        ids[row] = words[torch.arange(N_REPEATED) % period]
+        answered[row, period:-1] = True
+    return Batch(ids, answered)
+
+
+def _looks_back(ids: Tensor) -> dict[str, Tensor]:
+    """One back, and at what followed the same word last time: [row, position], -1 where there is none."""
+    places = torch.arange(ids.shape[1]).expand(ids.shape)
+    previous, followed = (places - 1).clamp_min(-1), torch.full_like(ids, -1)
+    for row, words in enumerate(ids.tolist()):
+        period = len(set(words))
+        followed[row, period:] = places[row, period:] - period + 1
+    return {"previous token": previous, "induction": followed}
+
+
+def _next_larger(ids: Tensor) -> dict[str, Tensor]:
     """Where a head must look, at each query: [row, position], -1 where nothing is asked."""
     following = torch.full_like(ids, -1)
     for row, words in enumerate(ids.tolist()):
@@ -134,9 +158,12 @@ def _targets(ids: Tensor) -> dict[str, Tensor]:
 
 
 TOYS = {
+    "induction": Toy(_induction, N_WORDS + 1, 2, 4, 300),
     "modular": Toy(_modular, PRIME + 1, 1, 4, 2500, decay=1.0),
     "sorting": Toy(_sorting, N_NUMBERS + 1, 1, 4, 1500),
 }
+
+TARGETS = {"induction": _looks_back, "sorting": _next_larger}
 
 
 def _toy(name: str) -> Toy:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from bench import truth
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny import compiled, toys
 from patchbay.tiny.compiler import Compiled, compile_program
@@ -133,3 +134,17 @@ def test_modular_addition_learns_few_frequencies() -> None:
     model, accuracy = toys.train("modular")
     assert accuracy > 0.95
     assert toys.sparsity(model) > 0.5 > 0.3 > toys.sparsity(toys.train("modular", steps=1)[0])
+
+
+@pytest.mark.slow
+def test_induction_is_learned_by_heads_that_the_finders_find() -> None:
+    """Every head that looks back, or at what followed, is among those that its finder calls significant, and ranks first."""
+    model, accuracy = toys.train("induction")
+    assert accuracy > 0.95
+    for many, score in truth.by_toy(model, 48).values():
+        assert many
+        assert score.precise > 0.9
+        assert score.recall == 1.0
+    untrained, chance = toys.train("induction", steps=1)
+    assert chance < 0.3
+    assert not toys.heads("induction", untrained)["induction"]
