@@ -134,6 +134,8 @@ def score(said: Said, truth: set[str]) -> Score:
             hits += 1
             total += hits / place
     nan = float("nan")
+    if not truth:
+        return Score(nan, nan, nan)
     if said.chosen is None:
         return Score(total / len(truth), nan, nan)
     right = len(said.chosen & truth)
@@ -184,11 +186,12 @@ TRAINED = "## A trained toy"
 TOLD = f"""{TRAINED}
 
 `toys.train("induction")`: two layers of four heads that learned random words that come again. True heads are those that spend most of
-their attention where the algorithm needs some head to look, read from patterns on other prompts (`toys.heads`); `true` counts them.
+their attention where the algorithm needs some head to look, read from patterns on other prompts (`toys.heads`); `true` counts them, seed by seed.
+These finders give a ranking and choose none, so that it has an average precision only.
 {{n}} seeds, of which the model says {{accuracy}} of the words that come again.
 
-| finder | true | AP | precision | recall |
-|---|---|---|---|---|
+| finder | true | AP |
+|---|---|---|
 """
 FINDERS = {"previous token": "previous_token_heads", "induction": "induction_heads"}
 
@@ -197,10 +200,8 @@ def by_toy(model: GPT2LMHeadModel, n: int) -> dict[str, tuple[int, Score]]:
     """What each finder of heads says of the trained toy, beside how many true heads there are."""
     prompts = toys.TOYS["induction"].draw(n, torch.Generator().manual_seed(1)).ids.tolist()
     loaded, truth = pb.load(model), toys.heads("induction", model)
-    return {
-        finder: (len(truth[role]), score(heads_of(getattr(pb.find, finder)(loaded, prompts)), set(truth[role])))
-        for role, finder in FINDERS.items()
-    }
+    found = {role: heads_of(getattr(pb.find, finder)(loaded, prompts), p=None) for role, finder in FINDERS.items()}
+    return {FINDERS[role]: (len(truth[role]), score(said, set(truth[role]))) for role, said in found.items()}
 
 
 def trained(seeds: int, n: int) -> str:
@@ -215,8 +216,8 @@ def trained(seeds: int, n: int) -> str:
             found[finder].append(one)
     lines = []
     for finder, rows in found.items():
-        cells = [interval([getattr(one, what) for _, one in rows]) for what in ("precise", "precision", "recall")]
-        lines.append(f"| find.{finder} | {', '.join(str(many) for many, _ in rows)} | " + " | ".join(cells) + " |\n")
+        cell = interval([one.precise for many, one in rows if many])
+        lines.append(f"| find.{finder} | {', '.join(str(many) for many, _ in rows)} | {cell} |\n")
     said = f"{min(accuracies):.1%} to {max(accuracies):.1%}"
     return TOLD.format(n=seeds, accuracy=said) + "".join(lines)
 

@@ -71,6 +71,7 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "model/adapters": "weights of models that carry adapters",
     "model/generate_options": "every option of transformers' generate",
     "model/latent": "latent attention, from weights to knobs",
+    "model/port_text": "ports named by text, wherever a port belongs",
     "model/stored": "quantised, offloaded, GGUF",
     "model/trace_of_generation": "taps over generated tokens",
     "papers/papers": "the catalogue as people meet it",

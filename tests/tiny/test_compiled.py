@@ -138,13 +138,12 @@ def test_modular_addition_learns_few_frequencies() -> None:
 
 @pytest.mark.slow
 def test_induction_is_learned_by_heads_that_the_finders_find() -> None:
-    """Every head that looks back, or at what followed, is among those that its finder calls significant, and ranks first."""
+    """Every head that looks back, or at what followed, ranks first in its finder."""
     model, accuracy = toys.train("induction")
     assert accuracy > 0.95
     for many, score in truth.by_toy(model, 48).values():
         assert many
         assert score.precise > 0.9
-        assert score.recall == 1.0
     untrained, chance = toys.train("induction", steps=1)
     assert chance < 0.3
     assert not toys.heads("induction", untrained)["induction"]
