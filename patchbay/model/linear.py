@@ -72,7 +72,9 @@ def passes_gradients(module: nn.Module) -> bool:
     """Whether autograd through the module is multiplying by its matrix, up to what a quantised one rounds."""
     matrix = linear_map(module)[0].detach()
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(3, matrix.shape[0], generator=generator, dtype=torch.float32).to(matrix.device).requires_grad_()
+    stored = _floats(getattr(module, "weight", None))
+    dtype = torch.float32 if stored is None else stored.dtype
+    x = torch.randn(3, matrix.shape[0], generator=generator).to(matrix.device, dtype).requires_grad_()
     with torch.enable_grad(), _in_evaluation(module):
         out = module.forward(x)
         towards = torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out)

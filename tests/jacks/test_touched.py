@@ -5,6 +5,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 MODELS = {name: pb.load(twin(name).eval()) for name in ("llama", "gptj")}
 IDS = torch.tensor([[5, 9, 40, 2, 11, 3], [7, 7, 9, 8, 30, 12]])
@@ -74,4 +75,4 @@ def test_left_padded_prompts_in_chunks_are_edited_as_alone(positions: object) ->
         alone = pb.run(model, IDS[row : row + 1], edits=[edit], max_new_tokens=4)
         assert found.sequences[row, 2:].tolist() == alone.ids[0].tolist()
         logits = torch.stack(found.logits, 1)[row]
-        assert torch.allclose(logits, alone.logits[0, 5:9], atol=1e-4)
+        assert close(logits, alone.logits[0, 5:9], noise=256)  # in other pieces

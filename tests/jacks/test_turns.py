@@ -6,6 +6,7 @@ import torch
 import patchbay as pb
 from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 OPTIONS = {
     "max_new_tokens": 3,
@@ -33,4 +34,4 @@ def test_the_second_turn_is_edited_at_its_own_last_token(name: str) -> None:
         second = model.hf.generate(text, attention_mask=torch.ones_like(text), **cache, **OPTIONS)
     places = [7, text.shape[1] - 1]
     whole = pb.run(model, second.sequences[:, :-1], edits=[pb.add(port, value, positions=places)]).logits
-    assert torch.allclose(torch.stack(second.logits, 1), whole[:, text.shape[1] - 1 :], atol=1e-4)
+    assert close(torch.stack(second.logits, 1), whole[:, text.shape[1] - 1 :], noise=256)  # in other pieces

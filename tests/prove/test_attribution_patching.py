@@ -117,7 +117,7 @@ def test_reference(way: str, steps: int) -> None:
                     at = slice(8 * head, 8 * head + 8)
                     change = (z[0][layer] - z[1][layer])[..., at]
                     expected[layer, head] += float((change.detach() * gradient[..., at]).sum()) / steps / len(task)
-    assert result.values.tolist() == [pytest.approx(row, abs=1e-5) for row in expected.tolist()]
+    assert close(result.values, expected)
     assert expected.abs().max() > 0.1
 
 
@@ -128,7 +128,7 @@ def test_exact_where_the_score_is_linear(family: str, site: Any) -> None:
     result = pb.prove.attribution_patching(model, pairs(), site=site, exact=True)
     scale = float(result["exact"].abs().max())
     assert scale > 0.1
-    assert torch.allclose(result.values, result["exact"], atol=1e-4 * scale)
+    assert close(result.values, result["exact"], noise=256)  # scores of logits that are larger
     assert result["spearman"] > 0.98
     assert result["overlap"] == 1.0
 
@@ -207,14 +207,14 @@ def test_a_function_of_ones_own_has_the_effects_of_the_metric_that_it_spells() -
         own = pb.prove.attribution_patching(
             model, task.with_metric(metric), site="resid_out", positions="last", batch_size=2
         )
-        assert torch.allclose(own.values, named.values, atol=1e-5)
+        assert close(own.values, named.values)
         assert named.values.abs().max() > 0.01
     with pytest.raises(pb.PatchbayError, match="the metric <lambda> has no gradient: .*argmax"):
         pb.prove.attribution_patching(model, task.with_metric(lambda logits, prompts: logits.argmax(-1).float()))
     with pytest.raises(pb.PatchbayError, match="everywhere reads all positions and this reads the last"):
         pb.prove.edge_attribution(model, task.with_metric(everywhere))
     edges = [pb.prove.edge_attribution(model, some) for some in (task, task.with_metric(difference))]
-    assert torch.allclose(edges[0].values, edges[1].values, atol=1e-5, equal_nan=True)
+    assert close(edges[0].values, edges[1].values, equal_nan=True)
 
 
 def test_kl_and_errors() -> None:
