@@ -9,6 +9,7 @@ import patchbay as pb
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 IDS = [[3, 4, 5, 6, 7], [8, 9, 10]]
 
@@ -109,7 +110,7 @@ def test_a_pattern_is_shown_with_its_tokens() -> None:
     assert shown.coords == {"query": tokens, "key": tokens}
     assert torch.equal(shown.values, trace["L1.H2.pattern"][1, : len(tokens), : len(tokens)])
     length = trace.show("L0.resid_out", prompt=1)
-    assert torch.allclose(length.values, trace["L0.resid_out"][1, : len(tokens)].norm(dim=-1))
+    assert close(length.values, trace["L0.resid_out"][1, : len(tokens)].norm(dim=-1))
     assert trace.show("L1.mlp.act").axes == ("position", "neuron")
     said = trace.show("logits").tables["most_likely"][-1]
     best = int(trace.last_logits[0].argmax())
