@@ -67,7 +67,6 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "jacks/touched": "what edits touched, through masks, caches and chunks",
     "jacks/turns": "turns of a chat on one cache",
     "model/adapters": "weights of models that carry adapters",
-    "model/kept_trace": "traces on disk",
     "model/latent": "latent attention, from weights to knobs",
     "model/port_text": "ports named by text, wherever a port belongs",
     "model/stored": "quantised, offloaded, GGUF",
