@@ -175,7 +175,7 @@ def test_two_prompts_of_one_answer_differ_by_what_is_asked() -> None:
         pb.why(model, PROMPT, answer=a, against=b, draws=1) for a, b in ((" Grerum", " Budurg"), (" Budurg", " Grerum"))
     )
     assert float(whole["difference"]) == pytest.approx(-float(turned["difference"]))
-    assert torch.allclose(whole["attribution"], -turned["attribution"])
+    assert close(whole["attribution"], -turned["attribution"])
     assert whole.tables["next tokens"][0]["role"] == "against"
 
 
