@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from patchbay.model import recalled
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
 from patchbay.model.placing import text_config
@@ -51,6 +52,7 @@ def load(
     if not isinstance(model, str | Path):
         raise PatchbayError(f"expected a name, a folder or a Hugging Face model, got {type(model).__name__}")
     source = str(model)
+    before = recalled.stamps(source)
     hf = from_pretrained(
         source,
         dtype=torch.float32 if dtype is None and source in built_in_names() else dtype,
@@ -64,4 +66,6 @@ def load(
         text_config(hf).model_type in row.model_types for row in FAMILIES
     )  # else by structure: proved before it returns
     prove = family is not None or not named
-    return Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source, prove=prove)
+    made = Model(hf.to(device) if device is not None else hf, tokenizer, family=family, source=source, prove=prove)
+    made._loaded = recalled.loaded(made.hf, source, before)
+    return made

@@ -19,9 +19,9 @@ from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
-from patchbay.model import asked, weights
+from patchbay.model import asked, recalled, weights
 from patchbay.model.families import FAMILIES, Family
-from patchbay.model.fingerprint import fingerprint_of, version_of
+from patchbay.model.fingerprint import version_of
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
@@ -73,6 +73,7 @@ class Model:
         self.source = source
         self._tokenizer = tokenizer
         self._fingerprint: tuple[tuple[Any, ...], str] | None = None
+        self._loaded: recalled.Loaded | None = None  # by `load`, for what came from files
         self._given_family = family
         refuse_without_numbers(hf)
         if prove:
@@ -368,10 +369,10 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """BLAKE3 of all weights, 16 hex digits, recomputed when one changes: see `fingerprint.py`."""
+        """BLAKE3 of all weights, 16 hex digits, recomputed when one changes (`fingerprint.py`); kept for saved models (`recalled.py`)."""
         version = version_of(self.hf)
         if self._fingerprint is None or self._fingerprint[0] != version:
-            self._fingerprint = (version, fingerprint_of(self.hf))
+            self._fingerprint = (version, recalled.fingerprint(self.hf, version, self._loaded))
         return self._fingerprint[1]
 
     def __repr__(self) -> str:
