@@ -361,7 +361,11 @@ class Model:
 
     def unembed_logits(self, normed: Tensor) -> Tensor:
         """Logits of a normalised stream [..., d_model] -> [..., vocab], with the family's scale and soft cap."""
-        return self.scaled_logits(self.hf.get_output_embeddings()(normed))
+        head = self.hf.get_output_embeddings()
+        floats = (
+            head.weight.is_floating_point() and head.weight.element_size() > 1
+        )  # of a stream kept in float32, as Mamba's is
+        return self.scaled_logits(head(normed.to(head.weight.dtype) if floats else normed))
 
     def scaled_logits(self, logits: Tensor) -> Tensor:
         """The unembedding's raw output with the family's scale and soft cap."""

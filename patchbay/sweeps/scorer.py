@@ -72,7 +72,8 @@ class Scorer:
         if not is_plain(unembed):  # an adapter, or quantised: its rows are not what it multiplies by
             return self.model.unembed_logits(normed)[:, tokens]
         bias = bias_of(unembed)
-        raw = torch.nn.functional.linear(normed, rows(unembed)[tokens], None if bias is None else bias[tokens])
+        weight = rows(unembed)[tokens]
+        raw = torch.nn.functional.linear(normed.to(weight.dtype), weight, None if bias is None else bias[tokens])
         return self.model.scaled_logits(raw)
 
     def reference(self, logits: Tensor, prompts: Tensor) -> None:

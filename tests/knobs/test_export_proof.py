@@ -127,11 +127,62 @@ def test_half_precision_is_held_to_its_own_rounding(name: str, dtype: torch.dtyp
     assert (
         written.error == json.loads((tmp_path / "out" / "patchbay.json").read_text())["largest_difference_of_a_logit"]
     )
-    wrong = copy.deepcopy(back)
-    with torch.no_grad():
-        wrong.get_output_embeddings().weight.mul_(1.25)
-    with pytest.raises(PatchbayError, match="rounding noise"):
-        proof.apart(model, noisy.edits_at(), wrong, "so")
+
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mixtral", "mamba2"])
+def test_one_row_that_is_one_per_cent_off_is_refused(name: str, dtype: torch.dtype) -> None:
+    """A wrong export: one row of one matrix, of those that the knob changes and of those that it does not."""
+    if (name, dtype) == ("mixtral", torch.float64):
+        pytest.skip("grouped products of experts have no float64")
+    model = pb.load(twin(name).to(dtype))
+    edits = [pb.scale(model.layers[1].attn.out, noise(model.d_model))]
+    right, _ = export_module._folded(model, edits)
+    proof.apart(model, edits, right.hf, "so")
+    named = ("self_attn.o_proj", "attn.c_proj", "mixer.out_proj")
+    changed = next(
+        one
+        for key, one in model.hf.named_modules()
+        if "layers.1." in key.replace("h.", "layers.") and key.endswith(named)
+    )
+    places = {one: key for key, one in model.hf.named_modules()}
+    for place in (places[changed], places[model.hf.get_output_embeddings()]):
+        wrong = copy.deepcopy(right.hf)
+        with torch.no_grad():
+            weight = wrong.get_submodule(place).weight
+            weight[3] *= 1.01
+        with pytest.raises(PatchbayError, match="not written"):
+            proof.apart(model, edits, wrong, "so")
+
+
+def test_a_wrong_rule_of_folding_is_refused_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored is compared with folded weights, which are compared with the edited run: a wrong fold is no reference."""
+    model = pb.load(twin("llama").to(torch.bfloat16))
+    edits = [pb.scale(model.layers[1].heads[1].z, 1.02)]
+    own = proof.fold
+    scaled = [pb.scale(model.layers[1].heads[1].z, 1.03)]
+    monkeypatch.setattr(proof, "fold", lambda other, _: own(other, scaled))
+    right, _ = export_module._folded(model, scaled)
+    with pytest.raises(PatchbayError, match="not written"):
+        proof.apart(model, edits, right.hf, "so")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_noise_is_that_of_one_step_of_every_weight(dtype: torch.dtype) -> None:
+    """It follows the dtype, and a model that amplifies rounding has more of it."""
+    model = pb.load(twin("gpt2").to(dtype))
+    found = proof._noise(model, [], proof._logits(model))
+    eps = torch.finfo(dtype).eps
+    size = float(proof._logits(model).abs().max())
+    assert 0.2 * eps * size < found < 20 * eps * size
+    moved = proof._jittered(model.hf, 0)
+    for one, other in zip(model.hf.state_dict().values(), moved.state_dict().values(), strict=True):
+        step = ((other - one).abs().double() / one.abs().double().clamp(min=1e-30))[one != 0]
+        assert 0.4 * eps <= float(step.min())
+        assert float(step.max()) <= 2.1 * eps
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "lora", "gguf", "vector"])

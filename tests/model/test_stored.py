@@ -17,6 +17,7 @@ from patchbay.knobs.knob import Knob
 from patchbay.model.check import verify
 from patchbay.model.linear import linear_map
 from patchbay.signal.port import Port
+from patchbay.sweeps.scorer import Scorer
 from patchbay.tiny.twins import twin
 
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -408,3 +409,22 @@ def test_another_default_device_changes_nothing(name: str) -> None:
         assert torch.equal(linear_map(again.modules[0].attn_proj)[0], linear_map(model.modules[0].attn_proj)[0])
     finally:
         torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
+def test_streams_in_float32_meet_a_head_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    hf = twin(name).to(dtype)
+    model = pb.load(hf)
+    with torch.no_grad():
+        plain = hf(input_ids=IDS, use_cache=False).logits
+    trace = pb.run(model, IDS, taps=[Port("final_norm")])
+    assert torch.equal(trace.logits, plain)
+    assert torch.equal(model.unembed_logits(trace[Port("final_norm")]).float(), plain.float())
+    scorer = Scorer(model, None, lambda logits, _: logits[:, 0])
+    scorer.tokens = torch.tensor([3, 7])
+    assert relative(scorer.logits(trace[Port("final_norm")][0]).float(), plain[0][:, [3, 7]].float()) < 1e-2
+    edit = pb.scale(model.layers[1].attn.out, 0.5)
+    expected = pb.run(model, IDS, edits=[edit]).logits[:, -1, 3].float()
+    table = pb.sweep(model, IDS, [edit], metric=lambda logits, _: logits[:, 3].float())
+    assert relative(table["value"].flatten(), expected) < 1e-2
