@@ -744,8 +744,8 @@ def test_signatures_are_typed_and_options_keyword_only(name: str) -> None:
     assert "return" in plain.__annotations__
     for parameter in signature.parameters.values():
         assert parameter.name in plain.__annotations__, f"{name}: {parameter.name} has no type"
-        if parameter.name in ("task", "positive", "negative") and parameter.default is None:
-            continue  # another input stands for it, and the method says so where neither is given
+        if parameter.name in ("task", "positive", "negative", "neutral") and parameter.default is None:
+            continue  # an input that another stands for, or none
         optional = parameter.default is not parameter.empty
         assert optional == (parameter.kind is parameter.KEYWORD_ONLY), f"{name}: {parameter.name}"
         if optional:

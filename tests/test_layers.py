@@ -46,7 +46,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
-    "draw": "graph style plot_wiring plot_circuit plot report result_page coloured screen",
+    "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen",
     "contract": "checks beside",
     "cli": "signatures options complete prompt_files reading outputs commands rooms knob_commands why_command new check_method",
 }

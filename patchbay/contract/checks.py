@@ -23,7 +23,7 @@ import torch
 import patchbay as pb
 from patchbay.jacks.session import Session, attention
 from patchbay.model.regime import randomness
-from patchbay.results.given import has_default, stands_in
+from patchbay.results.given import has_default, may_be_left_out
 
 ONE_DRAW = ("difference_low", "difference_high")  # the spread of draws is not known from one
 LENS = ("probability", "logit", "rank", "kl", "logit_diff")  # the lens takes the positions that all prompts have
@@ -285,7 +285,7 @@ def is_typed(function: Any) -> None:
     hold("return" in plain.__annotations__, "what it returns has no type")
     for parameter in inspect.signature(function).parameters.values():
         hold(parameter.name in plain.__annotations__, f"{parameter.name} has no type")
-        optional = has_default(parameter) and not stands_in(parameter)
+        optional = has_default(parameter) and not may_be_left_out(parameter)
         hold(optional == (parameter.kind is parameter.KEYWORD_ONLY), f"{parameter.name}: options come after *")
         if optional:
             json.dumps(parameter.default)

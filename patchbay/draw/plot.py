@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from patchbay.draw import plot_circuit
 from patchbay.draw.graph import is_wiring
+from patchbay.draw.plot_dose import dose, is_dose
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
 from patchbay.results.letters import visible as _visible
@@ -59,6 +60,8 @@ def _figure(result: Result) -> Figure:
         raise PatchbayError(f"nothing to draw: {result.name} has shape {tuple(result.values.shape)}")
     if is_wiring(result):
         return wiring(result)
+    if is_dose(result):
+        return dose(result)
     axes = result.axes
     if len(axes) == 2:
         if axes[0] in ("condition", "draw") and axes[1] in CURVE_AXES:
@@ -203,7 +206,7 @@ def _curves(result: Result) -> Figure:
         axis.plot(
             steps, line, color=colour, linewidth=1 if faint else 2, marker="o", markersize=0 if faint else 4, label=name
         )
-        if {"low", "high"} <= set(result.variables) and result.axes_of("low") == result.axes == result.axes_of("high"):
+        if _beside(result, "low", "high"):
             low, high = (_line(result, v, over, i, len(steps)) for v in ("low", "high"))
             axis.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     shown = len(lines)
@@ -224,6 +227,12 @@ def _curves(result: Result) -> Figure:
     return drawn
 
 
+def _beside(result: Result, *names: str) -> bool:
+    """Whether variables may be drawn on the axis of the main one: they have its axes, and its unit."""
+    there = set(names) <= set(result.variables)
+    return there and all(result.axes_of(name) == result.axes and result.units[name] == result.unit for name in names)
+
+
 def _line(result: Result, variable: str, over: str, i: int, count: int) -> Cells:
     array = np.asarray(result[variable].double().numpy(), dtype=np.float64)
     line: Cells = np.moveaxis(array, result.axes.index(over), -1).reshape(-1, count)[i]
@@ -233,17 +242,12 @@ def _line(result: Result, variable: str, over: str, i: int, count: int) -> Cells
 def _side_curves(axis: Axes, result: Result, steps: Cells) -> int:
     """The other variables of the same axis and unit, thinner; the null as a grey band. Returns how many lines."""
     grounds = {"low", "high", "null_low", "null_high", "p"}
-    null_here = {"null_mean", "null_high"} <= set(result.variables) and result.axes_of("null_high") == result.axes
-    if null_here and result.units["null_high"] == result.unit:  # a band of shares says nothing on an axis of logits
+    if _beside(result, "null_mean", "null_high"):  # a band of shares says nothing on an axis of logits
         low = result["null_low"] if "null_low" in result else 2 * result["null_mean"] - result["null_high"]
         axis.fill_between(
             steps, low.double().numpy(), result["null_high"].double().numpy(), color=FAINT, alpha=0.25, lw=0
         )
-    names = [
-        name
-        for name in result.variables[1:]
-        if name not in grounds and result.axes_of(name) == result.axes and result.units[name] == result.unit
-    ]
+    names = [name for name in result.variables[1:] if name not in grounds and _beside(result, name)]
     for i, name in enumerate(names, start=1):
         null = name == "null_mean"
         colour = FAINT if null else COLOURS[i % len(COLOURS)]
@@ -265,10 +269,10 @@ def _bars(result: Result) -> Figure:
     drawn, axis = blank((5.6, max(1.9, 0.25 * len(shown) + 1.2)), result)
     colours = [COLOURS[0] if value >= 0 else COLOURS[1] for value in values]
     axis.barh(places, values, height=0.68, color=colours)
-    if shown and {"low", "high"} <= set(shown[0]):
+    if shown and _beside(result, "low", "high"):
         ends = np.array([[row["value"] - row["low"], row["high"] - row["value"]] for row in shown]).T  # [end, bar]
         axis.errorbar(values, places, xerr=ends.clip(min=0), fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
-    if shown and "null_mean" in shown[0]:
+    if shown and _beside(result, "null_mean"):
         null = [row["null_mean"] for row in shown]
         axis.plot(null, places, marker="|", markersize=11, mew=2, ls="", color=FAINT, label="random control")
         axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)

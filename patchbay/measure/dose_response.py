@@ -6,11 +6,20 @@ what the text says and wrong is what the model remembers. The side effects: over
 `kl`, the divergence KL(as it is || turned) of the next-token distributions in nats per token; and the score of every one of the
 `others`. Beside them the same of random knobs (random directions of the same norm, or random parts of the same kind).
 
-One strength is chosen on a random half of the prompts and texts: of those whose share of right answers comes within 5 points
-of the highest (where none raises that share: whose gain in score comes within a tenth of the highest), the one of least
-divergence on neutral text, or without neutral text the one nearest to neutral; none when nothing gains. What it does is
-reported of the other half: `test_effect`, `test_right`, and `test_against_random`, prompt by prompt. To lower a score, exchange
-the task's right and wrong answers.
+One strength is recommended, or none. It is chosen on a random half of the texts and of the prompts that the model does not answer
+right as it is (on the others there is nothing to raise: how many they are is said): of those whose share of right answers comes
+within 5 points of the highest (where none raises that share: whose gain in score comes within a tenth of the highest), the one of
+least divergence on neutral text, or without neutral text the one nearest to neutral. It must keep that divergence at `cap` or below,
+and its own text fluent: `own_loss`, the loss under the model as it is of what it samples after prompts, stays between half that of
+the model's own samples and two caps above it (`_own_text.py`). Where none that gains does, none is recommended. What it does is
+reported of the other half: `test_effect`, `test_right`, `test_kl`, and `test_against_random`, prompt by prompt. To lower a score,
+exchange the task's right and wrong answers.
+
+A cap of 0.5 nats: by Pinsker's inequality next-token distributions at a divergence d differ by at most sqrt(d / 2) in total
+variation, here a half, so that at least half of what is sampled could have been sampled from the model as it is.
+
+A knob that `turn.steer` made is never measured on the pairs that it was fitted on; on its own task it is measured on the twins,
+which it leads to the prompts' answers.
 
 Intervals are 95 % bootstraps over prompts (texts for the side effects). The model as it is runs once; every strength restarts
 from the first layer that the knob edits (`_restarted.py`), so that nine strengths in the upper half of a model cost less than
@@ -24,7 +33,7 @@ of other prompts than these and such as these.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +42,10 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.edits.edit import Edit
 from patchbay.knobs.knob import Knob
+from patchbay.measure._choice import NATS, SHARE, Curves, choice
 from patchbay.measure._controls import random_knobs
+from patchbay.measure._own_text import own_losses
+from patchbay.measure._prompts import prompts_for
 from patchbay.measure._restarted import Restarted
 from patchbay.model.model import Model
 from patchbay.results.method import method
@@ -42,12 +54,6 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 
 STRENGTHS = (-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, 4.0)
-LEVEL = 0.05
-SHARE, NATS = "share of prompts", "nats per token"
-NEAR, POINTS = (
-    0.1,
-    0.05,
-)  # of the highest gain in score, of the share of right answers: strengths so near to the best compete
 Edits = Sequence[Sequence[Edit]]
 
 
@@ -56,9 +62,10 @@ def dose_response(
     model: Model,
     task: Task,
     knob: Knob,
+    neutral: list[str] | list[list[int]] | None = None,
     *,
     strengths: list[float] | tuple[float, ...] = STRENGTHS,
-    neutral: list[str] | list[list[int]] | None = None,
+    cap: float = 0.5,
     others: dict[str, Task] | None = None,
     draws: int = 3,
     seed: int = 0,
@@ -67,30 +74,27 @@ def dose_response(
     """Score, kinds of answers and side effects at each strength of the knob, against `draws` random knobs; a strength is chosen.
 
     Main variable `score` [strength] in the task's unit with `low` and `high`, `effect` its change, `random` [draw, strength] the
-    scores of the random knobs; `right`, `wrong` and `other` likewise with `right_low`, ...; with `neutral`, `loss`, `kl` and
-    `random_kl`; `others` [condition, strength] the scores of other tasks by name. Of the model as it is: `score_without`,
-    `loss_without`, `others_without`. `chosen`, `test_effect`, `test_right`, `test_against_random` and `p` as above.
+    scores of the random knobs, `chance_low` and `chance_high` the ends of their effects; `right`, `wrong` and `other` likewise with
+    `right_low`, ...; with `neutral`, `loss`, `kl` and `random_kl`; `others` [condition, strength] the scores of other tasks by name.
+    Of the model as it is: `score_without`, `loss_without`, `others_without`. `chosen`, `own_loss`, `test_effect`, `test_right`,
+    `test_against_random` and `p` as above. The table `dose` has the columns that print.
 
-    `knob`: the knob that is turned. `strengths`: the strengths to turn it to. `neutral`: texts that have nothing to do
-    with the task, for the side effects. `others`: other tasks by name, whose scores are watched. `draws`: random knobs
-    that are turned beside it, each to every strength: 3 show where they lie and p is at least 0.25, 19 can show p = 0.05.
+    `knob`: the knob that is turned. `neutral`: texts that have nothing to do with the task, for the side effects. `strengths`: the
+    strengths to turn it to. `cap`: the divergence on neutral text, in nats per token, up to which a strength is recommended.
+    `others`: other tasks by name, whose scores are watched. `draws`: random knobs that are turned beside it, each to every
+    strength: 3 show where they lie and p is at least 0.25, 19 can show p = 0.05.
     """
     steps, turned = _steps(model, task, knob, strengths)
-    if draws < 0 or batch_size < 1:
-        raise PatchbayError(f"draws={draws} (0 or more), batch_size={batch_size} (1 or more)")
+    if draws < 0 or batch_size < 1 or not cap > 0:
+        raise PatchbayError(f"draws={draws} (0 or more), batch_size={batch_size} (1 or more), cap={cap} (above 0)")
     texts = [] if neutral is None else _texts(model, neutral)
+    task, notes = prompts_for(task, knob)
     controls, said = random_knobs(model, knob, draws, seed) if draws else ([], "no random knobs were tried (draws=0)")
     lists = [*turned, *(control.edits_at(step) for control in controls for step in steps)]
     seen = _answers(model, task, lists, batch_size)  # name -> [1 + list, prompt], the model as it is first
     n, shape = len(steps), (len(controls), len(steps))
-    plain, curves = seen["score"][0], seen["score"][1 : 1 + n]
     random_scores = seen["score"][1 + n :].reshape(*shape, len(task))  # [draw, strength, prompt]
-    variables = _curve("score", curves, task.unit) | _curve("effect", curves - plain, task.unit)
-    variables["score_without"] = (plain.mean(), (), task.unit)
-    for name in ("right", "wrong", "other"):
-        variables |= _curve(name, seen[name][1 : 1 + n], SHARE)
-    if controls:
-        variables["random"] = (random_scores.mean(-1), ("draw", "strength"), task.unit)
+    variables = _scores(seen, n, random_scores, task.unit)
     harm = None
     if texts:
         loss, kl = _side_effects(model, texts, lists, batch_size)  # [1 + list, text], [list, text]
@@ -101,13 +105,70 @@ def dose_response(
             variables["random_kl"] = (kl[n:].reshape(*shape, -1).mean(-1), ("draw", "strength"), NATS)
     if others:
         variables |= _others(model, others, turned, batch_size)
-    notes = (
-        [said] if texts else ["no neutral texts were given: what the knob does to other text was not measured", said]
+    harm, told = _felt(knob, steps, harm)
+    own = partial(_own_losses, model, task, turned, seed)
+    curves = Curves(
+        task, steps, knob.neutral, {k: v[: 1 + n] for k, v in seen.items()}, random_scores, harm, own, cap, seed
     )
-    found, told = _choice(task, knob, steps, {k: v[: 1 + n] for k, v in seen.items()}, random_scores, harm, seed)
-    parts = [edit.port.part for edit in knob.edits]
+    found, chosen = choice(curves)
     coords = {"strength": steps} | ({"condition": list(others)} if others else {})
-    return Result(variables | found, coords=coords, notes=[*notes, *told], highlights=parts)
+    variables |= found
+    return Result(
+        variables,
+        coords=coords,
+        tables={"dose": _printed(steps, variables)},
+        notes=[*notes, *told, said, *chosen],
+        highlights=[edit.port.part for edit in knob.edits],
+    )
+
+
+def _scores(seen: Mapping[str, Tensor], n: int, random: Tensor, unit: str) -> dict[str, Any]:
+    """Score, effect and kinds of answers at each strength, and the random knobs' scores [draw, strength, prompt]."""
+    plain, curves = seen["score"][0], seen["score"][1 : 1 + n]
+    made = _curve("score", curves, unit) | _curve("effect", curves - plain, unit)
+    made["score_without"] = (plain.mean(), (), unit)
+    for name in ("right", "wrong", "other"):
+        made |= _curve(name, seen[name][1 : 1 + n], SHARE)
+    if len(random):
+        effects = (random - plain).mean(-1)  # [draw, strength]
+        made["random"] = (random.mean(-1), ("draw", "strength"), unit)
+        made["chance_low"], made["chance_high"] = (
+            (end.values, ("strength",), unit) for end in (effects.min(0), effects.max(0))
+        )
+    return made
+
+
+def _felt(knob: Knob, steps: list[float], harm: Tensor | None) -> tuple[Tensor | None, list[str]]:
+    """The divergence on neutral texts, where it says something of the knob, else why not."""
+    if harm is None:
+        return None, [
+            "no neutral texts were given: what the knob does to other text was not measured, and no cap on it was held"
+        ]
+    turned = [i for i, step in enumerate(steps) if step != knob.neutral]
+    if turned and not harm[turned].any():
+        where = ", ".join(sorted({str(edit.positions) for edit in knob.edits}))
+        return None, [
+            f"at no strength does a prediction on neutral text change (the knob acts at {where}): the texts say nothing of it, and no "
+            "cap was held"
+        ]
+    return harm, []
+
+
+def _own_losses(
+    model: Model, task: Task, turned: Edits, seed: int, prompts: Sequence[int], places: Sequence[int]
+) -> list[float]:
+    """Losses of own text after some of the prompts, at some of the strengths; the model as it is first."""
+    return own_losses(model, [task.clean[i] for i in prompts], [[], *(turned[at] for at in places)], seed)
+
+
+def _printed(steps: list[float], variables: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table that prints: strength, effect, loss, KL, and what random knobs do."""
+    rows: list[dict[str, Any]] = [{"strength": step} for step in steps]
+    for i, row in enumerate(rows):
+        row |= {name: float(variables[key][0][i]) for name, key in (("effect", "effect"), ("loss", "loss"), ("KL", "kl")) if key in variables}  # fmt: skip
+        if "chance_low" in variables:
+            row["random"] = " to ".join(f"{float(variables[f'chance_{end}'][0][i]):.3g}" for end in ("low", "high"))
+    return rows
 
 
 def _steps(model: Model, task: Task, knob: Knob, strengths: Sequence[float]) -> tuple[list[float], list[list[Edit]]]:
@@ -204,80 +265,3 @@ def _curve(name: str, values: Tensor, unit: str) -> dict[str, Any]:
     return {
         key: (numbers[:, at], ("strength",), unit) for at, key in enumerate((name, f"{prefix}low", f"{prefix}high"))
     }
-
-
-def _halves(task: Task, seed: int) -> tuple[list[int], list[int]]:
-    """Places of the prompts of the two halves of `task.split`."""
-    numbered = replace(task, labels={"place": range(len(task))})
-    dev, test = numbered.split(0.5, seed)
-    return list(dev.labels["place"]), list(test.labels["place"])
-
-
-def _choice(
-    task: Task,
-    knob: Knob,
-    steps: list[float],
-    seen: dict[str, Tensor],
-    controls: Tensor,
-    harm: Tensor | None,
-    seed: int,
-) -> tuple[dict[str, Any], list[str]]:
-    """Choose a strength on one half, report it on the other. seen [1 + strength, prompt], controls [draw, strength, prompt]."""
-    if len(task) < 4 or (harm is not None and harm.shape[1] < 2):
-        return {}, ["too few prompts or texts to choose a strength on one half and test it on the other"]
-    dev, test = _halves(task, seed)
-    near, rule = _near(task, seen, dev)
-    if not near:
-        return {}, ["no strength raises the share of right answers or the score on the choosing half: none was chosen"]
-    cost = (torch.tensor(steps) - knob.neutral).abs().double() if harm is None else harm[:, ::2].mean(-1)
-    at = min(near, key=lambda i: float(cost[i]))
-    scores = seen["score"]
-    few: list[str] = []
-    values = {"test_effect": maths.paired_interval(scores[1 + at, test], scores[0, test], seed=seed)}
-    values["test_right"], units = (
-        maths.bootstrap_interval(seen["right"][1 + at, test], seed=seed),
-        {"test_right": SHARE},
-    )
-    numbers = {"chosen": (steps[at], "strength")}
-    if len(controls):
-        plain, drawn = scores[0, test], controls[:, at][:, test]  # [prompt], [draw, prompt]
-        values["test_against_random"] = maths.beyond_draws(scores[1 + at, test], drawn, seed=seed)
-        p = maths.draws_p(values["test_effect"].mean, (drawn - plain).mean(1), two_sided=True)
-        numbers["p"] = (p, "probability")
-        if 1 / (1 + len(drawn)) > LEVEL:
-            least = 1 / (1 + len(drawn))
-            few = [f"{len(drawn)} random knobs: p is at least {least:.2g}, whatever the knob; draws=19 can show 0.05"]
-    if harm is not None:
-        values["test_kl"], units["test_kl"] = maths.bootstrap_interval(harm[at, 1::2], seed=seed), NATS
-    for name, interval in values.items():
-        ends = zip(("", "_low", "_high"), interval, strict=True)
-        numbers |= {name + end: (value, units.get(name, task.unit)) for end, value in ends if value == value}
-    found = {name: (torch.tensor(value, dtype=torch.float64), (), unit) for name, (value, unit) in numbers.items()}
-    return found, [*few, _verdict(steps[at], rule, values, task, len(test))]
-
-
-def _near(task: Task, seen: dict[str, Tensor], dev: list[int]) -> tuple[list[int], str]:
-    """The strengths that do about as well as the best on some prompts, and by what measure; none where nothing gains."""
-    right = seen["right"][:, dev].mean(-1)  # [1 + strength]
-    if float(right[1:].max()) > float(right[0]) + POINTS:
-        least = max(float(right[1:].max()) - POINTS, float(right[0]))
-        return [i for i, share in enumerate(right[1:].tolist()) if share >= least], "share of right answers"
-    gain = (seen["score"][1:] - seen["score"][0])[:, dev].mean(-1) * _sign(task)
-    best = float(gain.max())
-    return [i for i, g in enumerate(gain.tolist()) if best > 0 and g >= (1.0 - NEAR) * best], "gain in score"
-
-
-def _sign(task: Task) -> float:
-    """Of ranks, lower is better."""
-    return -1.0 if task.metric == "rank" else 1.0
-
-
-def _verdict(step: float, rule: str, values: Mapping[str, maths.Interval], task: Task, n_test: int) -> str:
-    """What the test half says, in words."""
-    judged = [values[name] for name in ("test_effect", "test_against_random") if name in values]
-    holds = all(min(_sign(task) * interval.low, _sign(task) * interval.high) > 0 for interval in judged)
-    effect = values["test_effect"]
-    numbers = f"{effect.mean:+.3g} ({effect.low:+.3g} to {effect.high:+.3g}) {task.unit} on {n_test} prompts that chose nothing"
-    against = " and more than random knobs" if "test_against_random" in values else ""
-    outcome = f"an effect{against}" if holds else "NOT confirmed" + (against and ", or no more than random knobs")
-    return f"strength {step:g}, chosen by {rule} on the other half, changes the score by {numbers}: {outcome}"

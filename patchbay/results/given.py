@@ -19,7 +19,12 @@ PLAIN = {
     "str": ("a text", str),
     "None": ("None", type(None)),
 }
-STAND_INS = ("task", "positive", "negative")  # what a method acts on: one may stand for another
+LEFT_OUT = (
+    "task",
+    "positive",
+    "negative",
+    "neutral",
+)  # prompts and texts that a method acts on: another stands for one, or none
 MAKE = 'pb.Task.from_prompts(model, ["The capital of France is"], [" Paris"], [" Rome"])'
 
 
@@ -46,9 +51,9 @@ def has_default(parameter: inspect.Parameter) -> bool:
     return parameter.default is not parameter.empty
 
 
-def stands_in(parameter: inspect.Parameter) -> bool:
-    """Whether it is an input that may be left out, since another stands for it: no option, so it comes before the `*`."""
-    return parameter.name in STAND_INS and parameter.default is None
+def may_be_left_out(parameter: inspect.Parameter) -> bool:
+    """Whether it is an input of prompts or texts that need not be given: no option, so it comes before the `*`."""
+    return parameter.name in LEFT_OUT and parameter.default is None
 
 
 def kinds_of(parameter: inspect.Parameter) -> str:

@@ -1,7 +1,7 @@
 """@method: what is true of every published method.
 
 A method is a plain function `def name(model, task, *, options...) -> Result`. What it acts on (model, task, parts)
-comes first and has no default, but for None where another input stands for it (a task, or two lists of prompts); options
+comes first and has no default, but for None where prompts or texts need not be given (a task, or two lists); options
 are keyword-only, typed and recordable. The decorator reads parts written as text, times the call, puts back the random
 states and the train and grad modes of the model, and fills `provenance` with method, paper, model, task, options, seed, versions, wall time and date. It seeds nothing and registers nothing.
 What is recorded is enough to make the call again (`replay.py`), but for second models without a source and for tensors.
@@ -26,7 +26,7 @@ import torch
 from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
 from patchbay.model.precisions import precisions
 from patchbay.results.described import whole
-from patchbay.results.given import check, has_default, kinds_of, stands_in
+from patchbay.results.given import check, has_default, kinds_of, may_be_left_out
 from patchbay.results.outside import check_name, origin
 from patchbay.results.record import call_record, is_model, now
 from patchbay.results.result import Result
@@ -105,7 +105,11 @@ def _checked_signature(function: Callable[..., Any], name: str) -> inspect.Signa
     for parameter in signature.parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
             raise PatchbayError(f"{name}: parameter {parameter} cannot be recorded; name every option")
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and has_default(parameter) and not stands_in(parameter):
+        if (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and has_default(parameter)
+            and not may_be_left_out(parameter)
+        ):
             raise PatchbayError(
                 f"{name}: option {parameter.name!r} has a default and must be keyword-only: put it after *"
             )

@@ -87,15 +87,28 @@ def title(result: Arrays) -> str:
 
 
 def _scalars(result: Arrays) -> str:
-    """The variables that are single numbers, but the main one."""
-    names = [v for v in result.variables[1:] if not result.axes_of(v) and not result[v].isnan()]
-    return " · ".join(f"{v} {result[v].item():.4g} {result.units[v]}".rstrip() for v in names)
+    """The variables that are single numbers, but the main one; each with its ends where it has them."""
+    alone = {v: result[v].item() for v in result.variables[1:] if not result.axes_of(v) and not result[v].isnan()}
+    ends = {v: [alone.get(f"{v}_{end}") for end in ("low", "high")] for v in alone}
+    ends = {v: pair for v, pair in ends.items() if None not in pair}
+    hidden = {f"{v}_{end}" for v in ends for end in ("low", "high")}
+    between = {v: f" ({low:.4g} to {high:.4g})" for v, (low, high) in ends.items()}
+    told = [f"{v} {x:.4g}{between.get(v, '')} {result.units[v]}" for v, x in alone.items() if v not in hidden]
+    return " · ".join(line.rstrip() for line in told)
+
+
+def _units(result: Arrays, columns: Sequence[str]) -> str:
+    """`effect in logits, loss in nats per token`, of the columns that are variables of the Result."""
+    known = {column: result.units[name] for column in columns if (name := column.lower()) in result.variables}
+    return ", ".join(f"{column} in {unit}" for column, unit in known.items() if unit)
 
 
 def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
         return _ranked_rows(result, n)
+    if rows := result.tables.get("dose"):
+        return list(rows[0]), [list(row.values()) for row in rows], _units(result, list(rows[0]))
     if len(result.axes) == 1:
         beside = [name for name in result.columns[3:] if not result[name].isnan().all()]
         columns = [result.axes[0], result.name, *beside]

@@ -86,9 +86,9 @@ def steer(
     best = int(columns["effect_dev" if by == "effect" else "auc_dev"][0].argmax())
     evidence = _evidence(model, test, tried, best, columns)
     name = f"steer {groups.name} ({way}) at L{tried[best]}"
-    return Knob(
-        name, [edit.add(ports[best], vectors[best].float(), positions=at)], 1.0, evidence={"steering": evidence}
-    )
+    adds = [edit.add(ports[best], vectors[best].float(), positions=at)]
+    made = {"fitted": [*dev.positive, *dev.negative]}  # who measures the knob leaves these out
+    return Knob(name, adds, 1.0, provenance=made, evidence={"steering": evidence})
 
 
 # --- what is asked ------------------------------------------------------------------------------------

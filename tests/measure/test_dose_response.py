@@ -11,9 +11,11 @@ from torch.nn.functional import cross_entropy, kl_div
 import patchbay as pb
 from patchbay.knobs.knob import Knob
 from patchbay.measure._controls import random_knobs
+from patchbay.measure._own_text import allowed, own_losses
 from patchbay.measure._restarted import Restarted
 from patchbay.tiny import planted, twins
 from tests.tolerance import close
+from tests.turn.test_steer import pairs
 
 STRENGTHS = [-2.0, 0.0, 1.0, 2.0]
 
@@ -131,7 +133,7 @@ def test_an_enclosing_block_holds() -> None:
 def test_layers_below_the_knob_run_once_for_all_strengths() -> None:
     """Counted in calls of each layer: one base run with its proof, and from the knob's layer on once for each strength."""
     model = pb.load(twins.twin("llama", num_hidden_layers=4))
-    task = pb.tasks.repeated_tokens(model, 4)
+    task = pb.tasks.repeated_tokens(model, 3)  # too few to choose a strength, which would write text with it
     calls = [0] * 4
     hooks = [
         at.layer.register_forward_pre_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
@@ -170,19 +172,119 @@ def test_a_strength_is_chosen_on_one_half_and_tested_on_the_other() -> None:
 
 
 def test_where_nothing_gains_no_strength_is_chosen() -> None:
-    """Silencing what answers: every strength loses, so none is chosen; and a knob of noise is not confirmed."""
-    built = planted.induction(seed=0)
-    model = pb.load(built.model, built.tokenizer)
-    task = pb.tasks.repeated_tokens(model, 20)
-    knob = pb.turn.scale([built.truth["induction"]], 1.0, model=model)
-    result = pb.measure.dose_response(model, task, knob, strengths=[-1.0, 0.0, 0.5])
-    assert "chosen" not in result
-    assert "none was chosen" in result.notes[-1]
+    """A knob of noise is not confirmed; silencing what answers loses at every strength."""
     null = planted.null(seed=0)
     model = pb.load(null.model, null.tokenizer)
     task = pb.tasks.repeated_tokens(model, 40)
     result = pb.measure.dose_response(model, task, pb.turn.scale("L0.N3", 1.0), strengths=STRENGTHS)  # type: ignore[arg-type]
     assert "chosen" not in result or "NOT confirmed" in result.notes[-1]
+    built = planted.relation_neuron(seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    other = pb.Task.from_prompts(model, truth["prompts"], truth["wrong"], truth["answers"])
+    knob = pb.turn.scale(list(truth["neurons"].values()), 1.0, model=model)
+    result = pb.measure.dose_response(model, other, knob, strengths=[2.0, 4.0], draws=0)
+    assert "chosen" not in result
+    assert "none was chosen" in result.notes[-1]
+
+
+def test_where_all_is_right_already_no_strength_is_recommended() -> None:
+    """What is right cannot be raised: of right prompts none, of both kinds those alone that are wrong."""
+    built = planted.relation_neuron(seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    knob = pb.turn.scale(list(truth["neurons"].values()), 1.0, model=model)
+    right = pb.Task.from_prompts(model, truth["prompts"], truth["answers"], truth["wrong"])
+    n = len(right)
+    result = pb.measure.dose_response(model, right, knob, draws=0)
+    assert "chosen" not in result
+    assert result["effect"][-1] > 1  # though the score does rise
+    assert f"{n} of {n} prompts are answered right as the model is" in result.notes[-1]
+    assert "no strength is recommended" in result.notes[-1]
+    asked = pb.Task.from_prompts(model, truth["prompts"], truth["wrong"], truth["answers"])
+    both = pb.Task.joined([right[:3], asked])
+    result = pb.measure.dose_response(model, both, knob, strengths=[-2.0, 0.0], draws=0)
+    _, test = both[list(range(3, len(both)))].split(0.5, 0)
+    plain, turned = (test.score(pb.run(model, test, edits=e).last_logits).double() for e in ([], [knob.at(-2.0)]))
+    assert float(result["chosen"]) == -2.0
+    assert close(float(result["test_effect"]), float((turned - plain).mean()), of=1.0)
+    assert any(f"3 of {len(both)} prompts are answered right" in note for note in result.notes)
+
+
+def test_a_steering_knob_is_measured_on_held_out_twins_and_kept_under_the_cap() -> None:
+    """The strength that gains most diverges by nats: recommended only where such a cap is asked; with a small one none is."""
+    built = planted.steering(form="llama", seed=1)
+    model, truth = pb.load(built.model, built.tokenizer), built.truth
+    task, neutral = pairs(truth), [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [7, 9, 11, 13]]
+    knob = pb.turn.steer(model, task)
+    found = {cap: pb.measure.dose_response(model, task, knob, neutral, cap=cap, draws=1) for cap in (0.5, 100.0, 0.005)}
+    usual = found[0.5]
+    half = task.split(0.5, 0)[1]
+    twins = pb.run(model, [list(ids) for ids in half.corrupted or ()]).last_logits
+    assert close(float(usual["score_without"]), float(half.score(twins).mean()), of=twins)
+    assert any("measured on the twins" in note for note in usual.notes)
+    assert float(usual["chosen"]) == 1.0
+    assert float(usual["test_kl"]) <= 0.5 < float(usual["kl"][usual.labels_of("strength").index(2.0)])
+    assert float(found[100.0]["chosen"]) == 4.0
+    assert "chosen" not in found[0.005]
+    assert "none is recommended: at 4, which gains most for least, neutral text diverges by" in found[0.005].notes[-1]
+    with pytest.raises(pb.PatchbayError, match="fitted on all 12 prompts of task sides.* give others"):
+        pb.measure.dose_response(model, task.split(0.5, 0)[0], knob)
+    assert "cap" in usual.provenance["options"]
+
+
+def test_a_strength_that_writes_one_word_for_ever_is_not_recommended() -> None:
+    """It answers right and leaves neutral text alone, but what it writes is not what the model would find likely."""
+    built = planted.null(seed=0)
+    model = pb.load(built.model, built.tokenizer)
+    task = pb.Task("one", [[i, i + 1, i + 2] for i in range(5, 25)], [40] * 20, [[41]] * 20)
+    vector = torch.zeros(model.vocab_size)
+    vector[40] = 30.0
+    made = [Knob("one word", [pb.add(pb.Port("logits"), vector, positions=at)], 1.0) for at in ("predicting", "last")]
+    texts = [[5, 6, 7, 8], [9, 10, 11, 12], [13, 14, 15, 16], [7, 9, 11, 13]]
+    always, once = (pb.measure.dose_response(model, task, k, texts, strengths=[0.0, 1.0], draws=0) for k in made)
+    for result in (always, once):
+        assert result["right"].tolist() == [0.0, 1.0]
+        assert any("at no strength does a prediction on neutral text change" in note for note in result.notes)
+    assert "chosen" not in always
+    assert "what it writes has a loss of" in always.notes[-1]
+    assert float(once["chosen"]) == 1.0
+
+
+def test_the_loss_of_own_text_is_that_of_the_plain_model() -> None:
+    """A knob that writes one token only: the loss of that token again and again, by Hugging Face's logits."""
+    model = pb.load(twins.twin("llama"))
+    vector = torch.zeros(model.vocab_size)
+    vector[7] = 1e4
+    prompts, writes = [[5, 6, 7], [9, 10, 11]], pb.add(pb.Port("logits"), vector)
+    plain, turned = own_losses(model, prompts, [[], [writes]], 0)
+    losses = []
+    for ids in prompts:
+        text = torch.tensor([[*ids, *[7] * 24]])
+        losses.append(cross_entropy(model.hf(text).logits[0, 2:-1].detach(), text[0, 3:], reduction="none"))
+    assert close(turned, float(torch.cat(losses).mean()))
+    assert abs(plain - turned) > 0.01
+    assert own_losses(model, prompts, [[], [writes]], 0) == [plain, turned]
+    assert allowed(2.0, 0.5) == (1.0, 3.0)
+    assert allowed(0.4, 0.5)[0] < 0
+
+
+def test_it_prints_as_few_columns() -> None:
+    """Strength, effect, loss, KL and the range of random knobs, as the variables have them."""
+    model = pb.load(twins.twin("llama"))
+    task = pb.tasks.repeated_tokens(model, 5)
+    knob = Knob("a", [pb.scale(pb.Port("attn.out", 1), 1.0)], 2.0)
+    result = pb.measure.dose_response(model, task, knob, [[5, 6, 7], [8, 9, 10]], strengths=[0.0, 3.0], draws=1)
+    rows = result.tables["dose"]
+    assert list(rows[0]) == ["strength", "effect", "loss", "KL", "random"]
+    for name, key in (("effect", "effect"), ("loss", "loss"), ("KL", "kl")):
+        assert [row[name] for row in rows] == result[key].tolist()
+    chance = (result["random"] - result["score_without"]).double()
+    assert close(result["chance_low"], chance.amin(0), of=result["random"])
+    assert close(result["chance_high"], chance.amax(0), of=result["random"])
+    lines = str(result).split("\n")
+    assert lines[1].split() == ["strength", "effect", "loss", "KL", "random"]
+    assert "effect in logits, loss in nats per token, KL in nats per token" in str(result)
+    bare = pb.measure.dose_response(model, task, knob, strengths=[3.0], draws=0)
+    assert list(bare.tables["dose"][0]) == ["strength", "effect"]
 
 
 def test_other_tasks_by_name() -> None:
@@ -251,3 +353,5 @@ def test_errors() -> None:
         pb.measure.dose_response(model, task, knob, strengths=[1.0, float("inf")])
     with pytest.raises(pb.PatchbayError, match="neutral text 1 has one token"):
         pb.measure.dose_response(model, task, knob, neutral=[[4, 5], [4]])
+    with pytest.raises(pb.PatchbayError, match="cap=0"):
+        pb.measure.dose_response(model, task, knob, cap=0)
