@@ -42,6 +42,7 @@ def ungrouped(hf: Any) -> Any:
             heads = tensor.unflatten(0, (-1, config.hidden_size // config.num_attention_heads))
             state[name] = heads.repeat_interleave(each, 0).flatten(0, 1)
     made.load_state_dict(state)
+    made.generation_config = copy.deepcopy(hf.generation_config)  # where a text ends is the model's too
     return made.eval()
 
 

@@ -48,7 +48,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen",
     "contract": "checks beside",
-    "cli": "signatures options complete prompt_files reading outputs commands rooms knob_commands why_command new check_method",
+    "cli": "signatures options complete prompt_files reading spoken outputs commands rooms knob_commands why_command new check_method",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

@@ -18,8 +18,9 @@ import click
 
 from patchbay import __version__
 from patchbay.cli import check_method, complete, knob_commands, new, options, reading, why_command
-from patchbay.cli.commands import Commands, json_option, load_model, model_options
+from patchbay.cli.commands import CALLED, Commands, json_option, load_model, model_options
 from patchbay.cli.rooms import Room
+from patchbay.cli.spoken import spoken
 from patchbay.results import outside
 from patchbay.signal.port import PatchbayError, suggest
 
@@ -71,7 +72,8 @@ class Root(Commands):
                 eval("0")
                 ctx.exit(130)
             if isinstance(error, PatchbayError):
-                raise Refused(str(error)) from error
+                called = ctx.meta.get(CALLED)
+                raise Refused(spoken(str(error), called.params if called is not None else [])) from error
             if isinstance(error, OSError):
                 raise Refused(f"{error.filename or 'the output'}: {error.strerror or error}") from error
             raise

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result"
+CALLED = "patchbay.command"  # in what click's contexts share: the command that was called
 
 
 class Commands(click.Group):
@@ -44,7 +44,9 @@ class Commands(click.Group):
             what = "command" if ctx.parent is None else "method"
             where = f"patchbay {ctx.info_name} has" if ctx.parent is not None else "commands are"
             ctx.fail(f"no {what} {args[0]!r}; {where} {', '.join(known) or 'none'}{suggest(name, known)}")
-        return super().resolve_command(ctx, args)
+        found = super().resolve_command(ctx, args)
+        ctx.meta[CALLED] = found[1]
+        return found
 
 
 # --- options that commands share ----------------------------------------------------------------------
@@ -281,7 +283,7 @@ def run_method(
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
     function = load()
     name = str(getattr(function, "method_name", function.__name__))
-    with _speaking_options(takes), screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
+    with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
         returned = function(**call)
     show(returned, given)
 
@@ -294,23 +296,6 @@ def _text_or_task(model: Model, given: Mapping[str, Any], *, texts: bool) -> Any
         if given.get(name) not in (None, ()):
             raise PatchbayError(f"--prompt is one text, in place of --task and --prompts: without --{name}")
     return given["prompt"]
-
-
-@contextmanager
-def _speaking_options(takes: Mapping[str, inspect.Parameter]) -> Iterator[None]:
-    """A refusal that says `top=20` or `options={...}` to Python says `--top 20` at the command line."""
-    try:
-        yield
-    except PatchbayError as error:
-        text = str(error)
-        for key, parameter in takes.items():
-            if key not in ("model", "task", "prompts") and options.writable(parameter.annotation):
-                flag = f"--{key.replace('_', '-')}"
-                if bool in (parameter.annotation, type(parameter.default)):
-                    text = re.sub(rf"\b{key}=True\b", flag, text)
-                    text = re.sub(rf"\b{key}=False\b", f"--no-{flag[2:]}", text)
-                text = re.sub(rf"(?<![\w-]){key}=(?=[\w'\"\[(.-])", f"{flag} ", text)
-        raise PatchbayError(text) from error
 
 
 def _value(value: Any, hint: Any, what: str, model: Model | None) -> Any:

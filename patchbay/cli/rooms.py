@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchbay.cli import options
-from patchbay.cli.commands import Commands, all_command, method_command
+from patchbay.cli.commands import CALLED, Commands, all_command, method_command
 from patchbay.cli.signatures import source
 from patchbay.results import outside
 from patchbay.signal.port import PatchbayError
@@ -33,10 +33,12 @@ class Room(Commands):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if outside.is_path(args[0]):
             found = outside.named(args[0], str(self.name))
-            return args[0], method_command(found.verb, found.name, found), args[1:]
-        if args[0].replace("-", "_") in options.files(str(self.name)):  # the packages that are installed need no look
-            return args[0], self.get_command(ctx, args[0]), args[1:]
-        return super().resolve_command(ctx, args)
+            ctx.meta[CALLED] = method_command(found.verb, found.name, found)
+        elif args[0].replace("-", "_") in options.files(str(self.name)):  # the packages that are installed need no look
+            ctx.meta[CALLED] = self.get_command(ctx, args[0])
+        else:
+            return super().resolve_command(ctx, args)
+        return args[0], ctx.meta[CALLED], args[1:]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Methods"):
