@@ -52,14 +52,14 @@ def _generate(
     rows = [{"prompt": text} for text in texts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature is not None else {}
     passes: dict[str, list[Any]] = {"before": [None] * len(rows)} | ({"after": list(changes)} if changed else {})
-    edits_shown = (
-        shown[0] if not each else [f"{name}: {', '.join(made)}" for name, made in zip(_names(own), shown, strict=True)]
-    )
+    edits_shown = [_in_force(knob) for knob in turned] + [str(edit) for edit in written]
     with screen.growing(rows, edits_shown, changed=changed, quiet=as_json) as note:
         for name, entries in passes.items():
             _fill(loaded, rows, name, entries, max_new_tokens, seed, sampling, note)
     if as_json:
-        screen.emit({"model": loaded.source, "edits": shown if each else shown[0], "generations": rows})
+        knobs_shown = [{"name": knob.name, "strength": knob.strength, "neutral": knob.neutral} for knob in turned]
+        held = {"edits": shown if each else shown[0], "knobs": knobs_shown}
+        screen.emit({"model": loaded.source, **held, "generations": rows})
     else:
         screen.say(*screen.side_by_side(rows, edits_shown, changed=changed))
 
@@ -102,8 +102,10 @@ def _paired(prompts: Sequence[str], knobs: Sequence[Knob]) -> tuple[list[str], l
     return list(prompts) * (n // len(prompts)), [[knob] for knob in list(knobs) * (n // len(knobs))]
 
 
-def _names(own: Sequence[Sequence[Knob]]) -> list[str]:
-    return [f"{knob.name}@{knob.strength:g}" for (knob,) in own]
+def _in_force(knob: Knob) -> str:
+    """`context at strength 4: add(L2.resid_out, tensor[64])`; at its neutral strength it makes no edits."""
+    made = ", ".join(str(edit) for edit in knob.edits_at()) or "no edits, it is neutral there"
+    return f"{knob.name} at strength {knob.strength:g}: {made}"
 
 
 def fitting(knob: Knob, model: Model, other_weights: bool) -> Knob:

@@ -84,6 +84,20 @@ def test_one_knob_for_each_prompt_as_rows_of_one_batch(model: pb.Model, knobs: l
     assert "no --knob was given" in patchbay("generate", "tiny", LAND, "--each").stderr
 
 
+def test_generate_says_the_strength_in_force(knobs: list[str]) -> None:
+    """A vector prints alike at every strength: the strength stands beside it, and at the neutral one that nothing is edited."""
+    steer = pb.load_knob(knobs[1])
+    for strength, said in (
+        ("4", "at strength 4: add("),
+        ("-0.5", "at strength -0.5: add("),
+        ("0", "at strength 0: no edits"),
+    ):
+        done = patchbay("generate", "tiny", LAND, "--knob", f"{knobs[1]}@{strength}", "--max-new-tokens", "1")
+        assert f"{steer.name} {said}" in " ".join(done.stdout.split())
+    held = answer("generate", "tiny", LAND, "--knob", f"{knobs[1]}@4", "--max-new-tokens", "1")
+    assert held["knobs"] == [{"name": steer.name, "strength": 4.0, "neutral": 0.0}]
+
+
 def test_sampling_draws_the_same_before_and_after(knobs: list[str]) -> None:
     """At its neutral strength a knob changes nothing, also where tokens are drawn."""
     rows = answer(
