@@ -9,6 +9,7 @@ which the plain model goes on with at a loss near 0): text whose loss leaves the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from patchbay.model.run import run
 from patchbay.results.method import seeded
 
 PROMPTS, NEW_TOKENS = 8, 24
-SAMPLED = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+SAMPLED: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 
 def own_losses(

@@ -107,8 +107,8 @@ def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
         return _ranked_rows(result, n)
-    if rows := result.tables.get("dose"):
-        return list(rows[0]), [list(row.values()) for row in rows], _units(result, list(rows[0]))
+    if doses := result.tables.get("dose"):
+        return list(doses[0]), [list(row.values()) for row in doses], _units(result, list(doses[0]))
     if len(result.axes) == 1:
         beside = [name for name in result.columns[3:] if not result[name].isnan().all()]
         columns = [result.axes[0], result.name, *beside]
