@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import extract_tb
+
+PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class PatchbayError(ValueError):
     """A request that cannot be met. The message says what was asked, what was found and what is possible."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the user's line and the message, not the way through the library."""
+        own = [frame for frame in extract_tb(self.__traceback__) if not frame.filename.startswith(PACKAGE)]
+        asked = [frame for frame in own if "/lib/python" not in frame.filename] or own
+        where = [f"line {asked[-1].lineno}: {asked[-1].line}".rstrip(": ")] if asked else []
+        return [*where, f"{type(self).__name__}: {self}"]
 
 
 def suggest(asked: str, known: list[str] | tuple[str, ...]) -> str:

@@ -36,17 +36,17 @@ VERBS = ["find", "prove", "turn", "train", "measure"]
 AFTER = ["tiny", "contract", "papers", "draw", "stories", "cli"]
 ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
-    "signal": "port channel positions",
+    "signal": "card port channel positions",
     "edits": "edit apply",
     "jacks": "defaults arguments modelled hooks sites attention operators sums attach place session",
     "model": "families placing linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given tokens text generate printed model cards load rotary trace shards kept filling run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays maps printed result shown record given method replay",
-    "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers sweep",
+    "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
-    "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen",
+    "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen result_lines",
     "contract": "checks beside",
     "cli": "signatures options complete prompt_files reading spoken outputs commands rooms knob_commands why_command new check_method",
 }

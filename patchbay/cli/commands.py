@@ -218,7 +218,7 @@ def all_command() -> click.Command:
     made += [*model_options(), json_option(), *output_options()]
 
     def callback(**given: Any) -> None:
-        from patchbay.draw import screen
+        from patchbay.draw import result_lines, screen
         from patchbay.stories.survey import find_all
 
         refuse_to_replace(given)
@@ -232,7 +232,7 @@ def all_command() -> click.Command:
             )  # fmt: skip
         show(result, given)
         if not quiet:
-            screen.say(*screen.roles(result, given["rows"]))
+            screen.say(*result_lines.roles(result, given["rows"]))
 
     text = "\n\n".join(f"\b\n{paragraph}" for paragraph in options.doc("stories/survey").split("\n\n"))
     return click.Command("all", params=made, callback=callback, help=text)

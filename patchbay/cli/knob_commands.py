@@ -147,7 +147,7 @@ generate = click.Command(
 
 def _show(file: str, rows: int, as_json: bool) -> None:
     """What a knob file holds: edits, strength, the weights it was made on, and its evidence."""
-    from patchbay.draw import screen
+    from patchbay.draw import result_lines, screen
 
     knob = reading.read_knob(file)
     card = knob_card(knob)
@@ -170,7 +170,7 @@ def _show(file: str, rows: int, as_json: bool) -> None:
     lines.append(f"made by {escape(str(card['method']))} on {escape(source)}")
     screen.say(*lines)
     for name, result in knob.evidence.items():
-        screen.say(f"\n[bold]{escape(name)}[/]", *screen.of_result(result, rows))
+        screen.say(f"\n[bold]{escape(name)}[/]", *result_lines.of_result(result, rows))
 
 
 def knob_card(knob: Knob) -> dict[str, Any]:

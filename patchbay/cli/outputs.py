@@ -19,6 +19,13 @@ def output_options() -> list[click.Parameter]:
         click.Option(
             ["--rows"], type=click.IntRange(0), default=10, show_default=True, help="Rows of the table to print."
         ),
+        click.Option(
+            ["--columns"],
+            type=click.Choice(("main", "all")),
+            default="main",
+            show_default=True,
+            help="Columns of the table: six, or all.",
+        ),
         click.Option(["-o", "--out"], metavar="PATH", help="Save the Result as a folder, or the knob as a file."),
         click.Option(["--overwrite"], is_flag=True, help="Replace what --out, --plot and --report wrote before."),
         click.Option(
@@ -50,13 +57,17 @@ def refuse_to_replace(given: Mapping[str, Any]) -> None:
 
 def show(returned: Any, given: Mapping[str, Any]) -> None:
     """Save what was asked, and print."""
-    from patchbay.draw import screen
+    from patchbay.draw import result_lines, screen
 
     written = save(returned, given)
     if given["as_json"]:
         screen.emit(_as_json(returned, given["rows"]) | ({"saved": written} if written else {}))
     else:
-        shown = screen.of_result(returned, given["rows"]) if hasattr(returned, "ranked") else [escaped(str(returned))]
+        shown = (
+            result_lines.of_result(returned, given["rows"], given["columns"])
+            if hasattr(returned, "ranked")
+            else [escaped(str(returned))]
+        )
         screen.say(*shown, *(f"[dim]saved[/] {escaped(path)}" for path in written))
 
 

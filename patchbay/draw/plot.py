@@ -63,6 +63,8 @@ def _figure(result: Result) -> Figure:
     if is_dose(result):
         return dose(result)
     axes = result.axes
+    if result.tables.get("effects"):
+        return _bars(result)
     if len(axes) == 2:
         if axes[0] in ("condition", "draw") and axes[1] in CURVE_AXES:
             return _curves(result)
@@ -276,7 +278,7 @@ def _bars(result: Result) -> Figure:
         null = [row["null_mean"] for row in shown]
         axis.plot(null, places, marker="|", markersize=11, mew=2, ls="", color=FAINT, label="random control")
         axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1)
-    axis.set_yticks(places, [_visible(row["part"]) for row in shown])
+    axis.set_yticks(places, [_visible(row["part"], 44) for row in shown])
     for row, text in zip(shown, axis.get_yticklabels(), strict=True):
         text.set_fontweight("bold" if row["part"] in result.highlights else "normal")
     axis.set_ylim(len(shown) - 0.4, -0.6)  # the first on top
@@ -285,12 +287,17 @@ def _bars(result: Result) -> Figure:
     axis.set_axisbelow(True)
     axis.tick_params(axis="y", length=0)
     axis.spines["left"].set_visible(False)
-    axis.set_xlabel(quantity(result) + (f"   ({left})" if left else ""))
+    what = f"effect ({result.unit})" if result.tables.get("effects") else quantity(result)
+    axis.set_xlabel(what + (f"   ({left})" if left else ""))
     return drawn
 
 
 def _bar_rows(result: Result) -> tuple[list[dict[str, Any]], str]:
     """The rows to draw as bars, highest first for parts, and a word on those left out."""
+    if ranking := result.tables.get("effects"):
+        rows = [{"part": row[result.axes[0]], "value": row["effect"]} for row in ranking[:MAX_BARS]]
+        total = result.sizes[result.axes[0]]
+        return rows, f"strongest {len(rows)} of {total}" if total > len(rows) else ""
     if result.ranked:
         rows = sorted(result.table(MAX_BARS, by="abs"), key=lambda row: -row["value"])
         total = int((~result.values.isnan()).sum())
@@ -298,4 +305,8 @@ def _bar_rows(result: Result) -> tuple[list[dict[str, Any]], str]:
     beside = {v: result[v].tolist() for v in result.variables[1:] if result.axes_of(v) == result.axes}
     columns = {"part": result.labels_of(result.axes[0]), "value": result.values.tolist(), **beside}
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-    return rows[:MAX_BARS], f"first {MAX_BARS} of {len(rows)}" if len(rows) > MAX_BARS else ""
+    if len(rows) <= MAX_BARS:
+        return rows, ""
+    measured = [row for row in rows if row["value"] == row["value"]]
+    strongest = sorted(measured, key=lambda row: -abs(row["value"]))[:MAX_BARS]
+    return sorted(strongest, key=lambda row: -row["value"]), f"strongest {len(strongest)} of {len(measured)}"

@@ -256,9 +256,9 @@ def curves_figure(
 
 
 def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure
+    from patchbay.draw.style import Shown
 
-    drawn = Figure(figsize=size, layout="constrained")
+    drawn = Shown(figsize=size, layout="constrained")
     axis = drawn.add_subplot()
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

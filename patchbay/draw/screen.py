@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from patchbay.draw.coloured import DIM, coloured
+from patchbay.draw.coloured import DIM
 from patchbay.draw.report import MARKED, number
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from patchbay.results.result import Result
 
 BAR, WIDE = 16, 120
-MAP_ROWS = 32  # of a ranked grid, below its table
 ACCENT, GOOD, BAD = "bold cyan", "green", "red"
 
 
@@ -82,79 +81,19 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     return made
 
 
-def bar(value: float, largest: float) -> str:
-    """A horizontal bar, blue above 0 and red below, scaled to the largest absolute value."""
+def bar(value: float, largest: float, *, signed: bool = False) -> str:
+    """A horizontal bar, blue above 0 and red below, scaled to the largest absolute value; `signed`: with its sign before it."""
     if not (math.isfinite(value) and largest > 0):
         return ""
     eighths = round(8 * BAR * min(1.0, abs(value) / largest))
     blocks = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
-    return f"[{'blue' if value >= 0 else 'red'}]{blocks}[/]"
+    sign = ("-" if value < 0 else "+") if signed else ""
+    return f"[{'blue' if value >= 0 else 'red'}]{sign}{blocks}[/]"
 
 
 def share(value: float) -> str:
     """A share of prompts as a percentage."""
     return f"{100 * value:.0f} %" if math.isfinite(value) else "-"
-
-
-def of_result(result: Result, n: int) -> list[RenderableType | str]:
-    """A Result for the terminal: its ranked table with bars, or its own text where it ranks nothing; notes and origin."""
-    from rich.markup import escape
-
-    if result.shown:
-        tables = [line for title, held, said in result.sections() for line in shown(title, held, said)]
-        return [
-            *tables,
-            *(f"[{DIM}]note: {escape(note)}[/]" for note in result.other_notes),
-            f"[{DIM}]{escape(result.origin())}[/]",
-        ]
-    if not result.ranked:
-        return _of_cells(result, n)
-    rows = result.told(n)
-    largest = max((abs(row["value"]) for row in rows), default=0.0)
-    columns = [*(rows[0] if rows else ("rank", "part", "value")), ""]
-    cells = [[escape(v) if isinstance(v, str) else v if isinstance(v, int | float) else str(v) for v in row.values()]
-             + [bar(float(row["value"]), largest)] for row in rows]  # fmt: skip
-    measured = int((~result.values.isnan()).sum())
-    title = f"{result.provenance.get('method', 'Result')}: {result.name} in {result.unit or 'no unit'}"
-    left = f"{len(rows)} of {measured} parts" if measured > len(rows) else ""
-    notes = [f"[{DIM}]note: {escape(note)}[/]" for note in result.notes]
-    return [table(title, columns, cells, caption=left), *_grid(result), *notes, f"[{DIM}]{escape(result.origin())}[/]"]
-
-
-def _grid(result: Result) -> list[RenderableType | str]:
-    """The whole map of a ranked grid such as layers by heads, where it fits beside one another."""
-    from patchbay.results import maps
-
-    drawn = maps.map_of(result)
-    if drawn is None or len(list(maps.blocks(drawn, console().width - 2))) > 1 or len(drawn.rows) > MAP_ROWS:
-        return []
-    return [coloured(drawn, console().width - 2), ""]
-
-
-def _of_cells(result: Result, n: int) -> list[RenderableType | str]:
-    """A Result that ranks nothing, in its own text; where the cells of two axes are a map, in colour."""
-    from rich.markup import escape
-
-    from patchbay.results import maps
-
-    drawn, whole = maps.map_of(result), result.summary(n)
-    if drawn is None:
-        return [escape(whole)]
-    width = console().width - 2
-    before, cells, after = whole.partition("\n".join(f"  {line}" for line in ["", *maps.lines(drawn), ""]))
-    assert cells
-    return [escape(before.rstrip("\n")), coloured(drawn, width), escape(after.lstrip("\n"))]
-
-
-def roles(result: Result, n: int) -> list[RenderableType | str]:
-    """The best heads of each role of a survey, and the best of the other finders."""
-    rows = result.tables.get("roles", [])[: 3 * n]
-    heads = [[_escape(row["role"]), row["head"], row["score"], _escape(row["unit"]), row["p_adjusted"]] for row in rows]
-    others = [[_escape(row["finder"]), row["best"], row["highest"], _escape(row["unit"])] for row in result.tables.get("others", [])]  # fmt: skip
-    return [
-        table("the best heads of each role", ("role", "head", "score", "unit", "adjusted p"), heads),
-        table("other parts", ("finder", "best", "highest", "unit"), others[: 3 * n]),
-    ]
 
 
 def shown(title: str, rows: Sequence[Mapping[str, Any]], said: Sequence[str]) -> list[RenderableType | str]:

@@ -47,6 +47,16 @@ STYLE: dict[str, Any] = {
 }
 
 
+class Shown(Figure):
+    """A figure that a notebook shows as the last line of a cell, whatever has been imported; no window, no global state."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        with style():
+            self.savefig(content, format="png", dpi=110)
+        return content.getvalue()
+
+
 def svg(drawn: Figure) -> str:
     """The figure as an `<svg>` element to set into HTML; text stays text."""
     text = StringIO()
@@ -77,7 +87,7 @@ def style() -> Iterator[None]:
 
 
 def blank(size: tuple[float, float], result: Result) -> tuple[Figure, Axes]:
-    drawn = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    drawn = Shown(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axis = drawn.add_subplot()
     title = str(result.provenance.get("method", "")).rpartition(".")[2] or result.name
     source = Path(str((result.provenance.get("model") or {}).get("source") or "")).name

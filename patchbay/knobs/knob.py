@@ -54,6 +54,7 @@ from patchbay.model.model import Model
 from patchbay.model.precisions import one_checkpoint, precisions
 from patchbay.results.result import Result, described, from_described
 from patchbay.results.saved import packed, unpacked
+from patchbay.signal.card import card
 from patchbay.signal.port import PatchbayError
 
 FORMAT, VERSION = "patchbay-knob", 1
@@ -192,6 +193,10 @@ class Knob:
         """Warn with a `KnobConflict` where the order of this knob and those used after it matters; strengths of all."""
         for found in conflicts(self, *others, strengths=strengths):
             warnings.warn(found, KnobConflict, stacklevel=3)
+
+    def _repr_html_(self) -> str:
+        first, *below = repr(self).splitlines()
+        return card(first, [[line.strip()] for line in below], columns=("edits, where it was made, evidence",))
 
     def __repr__(self) -> str:
         lines = [f"Knob {self.name!r} at strength {self.strength:g} (neutral {self.neutral:g})"]

@@ -26,7 +26,7 @@ from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
 from patchbay.model.placing import LayerModules, candidates, follow, layer_modules, text_config
-from patchbay.model.printed import Tokens, printed, tokens_of
+from patchbay.model.printed import Tokens, as_html, printed, tokens_of
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
 from patchbay.model.self_check import self_check
@@ -381,3 +381,6 @@ class Model:
 
     def __repr__(self) -> str:
         return printed(self)
+
+    def _repr_html_(self) -> str:
+        return as_html(self)

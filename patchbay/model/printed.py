@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass
 from typing import Any
 
+from patchbay.signal.card import card
 from patchbay.signal.port import LAYER
 
 
 def printed(model: Any) -> str:
     """Family, shape, self-check and ports, as `print(model)` shows them."""
+    title, rows = _said(model)
+    return "\n".join([title, *(f"  {name}: {text}" for name, text in rows)])
+
+
+def as_html(model: Any) -> str:
+    """The same for a notebook."""
+    title, rows = _said(model)
+    return card(title, rows)
+
+
+def _said(model: Any) -> tuple[str, list[tuple[str, str]]]:
+    """A line on what the model is, and rows of what is checked, offered and lacking."""
     heads = sorted({model.n_heads(i) for i in range(model.n_layers)} - {0})
     groups = sorted({model.n_groups(i) for i in range(model.n_layers)} - {0})
     experts = sorted({model.n_experts(i) for i in range(model.n_layers)} - {0})
@@ -21,12 +33,12 @@ def printed(model: Any) -> str:
     shape += [f"{'/'.join(map(str, experts))} experts"] if experts else []
     offered = {signal for i in range(model.n_layers) for signal in model.signals(i)}
     lacking = [signal for signal in (*LAYER, "attn.pattern") if signal not in offered]
-    return (
+    title = (
         f"Model {model.source or type(model.hf).__name__}: family {model.family.name} ({model.config.model_type}), "
-        f"{n_parameters:,} parameters, {', '.join(shape)}\n  self-check: {model.check}\n"
-        f"  ports of a layer: {', '.join(model.signals(model.n_layers - 1))}"
-        + (f"\n  lacks: {', '.join(lacking)}" if lacking else "")
+        f"{n_parameters:,} parameters, {', '.join(shape)}"
     )
+    rows = [("self-check", str(model.check)), ("ports of a layer", ", ".join(model.signals(model.n_layers - 1)))]
+    return title, rows + ([("lacks", ", ".join(lacking))] if lacking else [])
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,7 @@ class Tokens(list[Token]):
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in self.columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._cells())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return card(f"{len(self)} tokens", self._cells(), columns=self.columns)
 
 
 def tokens_of(model: Any, prompts: Any) -> Tokens:

@@ -12,6 +12,7 @@ from torch import Tensor
 from patchbay.edits.edit import Edit
 from patchbay.jacks.sites import query_rows
 from patchbay.late import late
+from patchbay.signal.card import card
 from patchbay.signal.port import SIGNALS, PatchbayError, Port, as_port
 
 
@@ -50,6 +51,12 @@ class Trace:
                 f"  {edit} touched {sum(map(len, hit))} positions of {len(hit)} prompt{'s' if len(hit) > 1 else ''}"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        first, *below = repr(self).splitlines()
+        rows = [[port, ", ".join(port.axes), " x ".join(map(str, v.shape))] for port, v in self._captured.items()]
+        edits = [line.strip() for line in below[len(rows) :]]
+        return card(first, rows, columns=("port", "axes", "shape"), below="; ".join(edits))
 
     @property
     def new_ids(self) -> list[list[int]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from patchbay.model import weights
 from patchbay.model.linear import rows
+from patchbay.signal.card import card
 from patchbay.signal.port import Part, PatchbayError, Port, signals_of
 
 if TYPE_CHECKING:
@@ -88,6 +89,11 @@ class View:
         for port in self.ports():
             lines.append(f"  {port!s:<20} [{', '.join(port.axes)}]" + ("" if port.editable else "  (tap only)"))
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = [[port, ", ".join(port.axes), "tap, edit" if port.editable else "tap"] for port in self.ports()]
+        title = f"{self.part}: {self._what()} of {self.model.source or type(self.model.hf).__name__}"
+        return card(title, rows, columns=("port", "axes", ""))
 
 
 def _signal(name: str, doc: str = "") -> Any:

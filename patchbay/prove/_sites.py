@@ -75,10 +75,14 @@ def _each(model: Model, task: Task, lengths: Sequence[int]) -> list[Column]:
 
 
 def _label(model: Model, task: Task, at: int) -> str:
-    """The place, and its token where all prompts have the same there, else the group that it is in in all of them."""
+    """The place, and its token where all prompts have the same there, with that of their twins where it is another (`3
+    Lily/Tim`), else the group that it is in in all of them."""
     tokens = {ids[at] for ids in task.clean}
     if len(tokens) == 1 and model.tokenizer is not None:
         token = model.decode([*tokens])
+        twins = {ids[at] for ids in task.corrupted or () if at < len(ids)}
+        if len(twins) == 1 and twins != tokens:
+            token = f"{token}/{model.decode([*twins]).strip()}"
         return f"{at}{token}" if token.startswith(" ") else f"{at} {token}"
     groups = [name for name, spans in task.marks.items() if all(at in span for span in spans)]
     return f"{at} <{groups[0]}>" if groups else f"{at}"

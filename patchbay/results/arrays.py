@@ -260,9 +260,9 @@ class Arrays:
             rows.append(row | {column: values[place].item() for column, values in flat.items()})
         return rows
 
-    def told(self, n: int | None = None) -> list[Row]:
+    def told(self, n: int | None = None, *, by: str = "value") -> list[Row]:
         """The rows of `table` as they are shown: without the columns in which none of them has a number."""
-        return with_values(self.table(n))
+        return with_values(self.table(n, by=by))
 
     def sections(self) -> list[tuple[str, list[Row], list[str]]]:
         """The tables that are shown in place of a ranking, each with its name, its rows and the notes that begin with its name."""

@@ -63,7 +63,7 @@ def section_lines(name: str, rows: Sequence[Mapping[str, Any]], said: Sequence[s
 
 def map_lines(result: Arrays, n: int = 10, width: int = maps.WIDE) -> list[str]:
     """The cells of a Result that ranks no parts: its map, or where that is too large, or has more axes, the strongest cells."""
-    if result.ranked or len(result.axes) < 2 or result.values.numel() < 2:
+    if result.ranked or result.tables.get("effects") or len(result.axes) < 2 or result.values.numel() < 2:
         return []
     drawn = maps.map_of(result)
     if drawn is not None:
@@ -115,6 +115,9 @@ def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
         steps = list(zip(result.labels_of(result.axes[0]), *(result[v].tolist() for v in columns[1:]), strict=True))
         left = f"{4 * n} of {len(steps)} steps" if len(steps) > 4 * n else ""
         return columns, [list(step) for step in steps[: 4 * n]], left
+    if ranking := result.tables.get("effects"):
+        left = f"{n} of {result.sizes[result.axes[0]]}, largest effect first, either sign" if len(ranking) > n else ""
+        return list(ranking[0]), [list(row.values()) for row in ranking[:n]], left
     arrays = [
         name
         for name in result.variables
@@ -142,7 +145,7 @@ def as_html(result: Arrays) -> str:
         return f"<div>{body}{_small([*result.other_notes, origin(result)])}</div>"
     columns, rows, left = shown(result, 10)
     small = [left, _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
-    drawn = maps.map_of(result)
+    drawn = None if result.tables.get("effects") else maps.map_of(result)
     cells = maps.as_html(drawn) if drawn is not None and not (result.ranked and len(drawn.columns) > 32) else ""
     if not cells and (listed := map_lines(result)):
         cells = f"<pre>{html.escape(chr(10).join(listed))}</pre>"

@@ -81,6 +81,8 @@ def replay(
     unless the method is imported already or an installed package offers it, since a record runs no code. Its file must be what
     it was. Values agree when they differ by at most `rtol` times the largest of their variable.
     """
+    if not rtol >= 0:
+        raise PatchbayError(f"rtol={rtol}: the allowed difference over the largest value, 0 or more")
     record = result.provenance
     if "." not in str(record.get("method")) or "options" not in record:
         raise PatchbayError(

@@ -14,6 +14,7 @@ from functools import cache, total_ordering
 
 from patchbay.errors import PatchbayError as PatchbayError  # where addresses are read, their refusals are caught
 from patchbay.errors import suggest as suggest
+from patchbay.signal.card import card
 
 AXES: tuple[str, ...] = (
     "prompt",
@@ -93,6 +94,13 @@ class Part:
         return f"L{self.layer}.{KINDS[self.kind][0]}{self.index}"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [f"{self}.{name}" if self.layer is not None else name, ", ".join(SIGNALS[signal][0])]
+            for name, signal in signals_of(self.kind).items()
+        ]
+        return card(f"{self} ({self.kind})", rows, columns=("signal", "axes of the layer's"))
 
     def port(self, signal: str | None = None) -> Port:
         """The port of `signal` at this part; without a name, the part's main one (head z, neuron act, expert out, ...)."""
@@ -213,6 +221,9 @@ class Port:
         return f"{self.part}.{name}{rows}"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return card(str(self), [["axes", ", ".join(self.axes)], ["", "tap, edit" if self.editable else "tap"]])
 
 
 _PART = re.compile(r"^L(\d+)(?:\.(H|KV|N|E)(\d+)|\.(attn|mlp|router|experts))?$", re.IGNORECASE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +22,30 @@ class Settings:
     memory: int = 2_000_000_000
     executor: str = "local"
     workers: int = 2
+
+
+AFTER = 2.0  # seconds: what is done sooner shows no progress
+
+
+def in_notebook() -> Callable[[int, int], None] | None:
+    """What tells a notebook how far a sweep is, once it has run for two seconds: one line, written over itself. None elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not hasattr(shell, "kernel"):
+        return None
+    start = time.perf_counter()
+    told = False
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        seconds = time.perf_counter() - start
+        if seconds < AFTER or not total or not (told or done < total):
+            return
+        told = True
+        left = f", about {seconds * (total - done) / done:.0f} s left" if 0 < done < total else ""
+        sys.stderr.write(f"\rsweep: {done:,} of {total:,} cells, {seconds:.0f} s{left}      " + "\n" * (done >= total))
+        sys.stderr.flush()
+
+    return tell
 
 
 SETTINGS: ContextVar[Settings] = ContextVar("sweep settings", default=Settings())  # noqa: B039

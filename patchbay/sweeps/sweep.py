@@ -36,9 +36,10 @@ from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
 from patchbay.sweeps.plan import Cell, Touched, plan
+from patchbay.sweeps.ranking import effects, ranking
 from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.scorer import Metric, Scorer
-from patchbay.sweeps.settings import SETTINGS, Estimate
+from patchbay.sweeps.settings import SETTINGS, Estimate, in_notebook
 from patchbay.sweeps.whole_answers import sweep_answers
 from patchbay.tasks.task import Task
 
@@ -235,7 +236,7 @@ class Sweep:
     ) -> Result:
         usual, start = SETTINGS.get(), time.perf_counter()
         executor, workers = executor or usual.executor, workers or usual.workers
-        progress = progress or usual.progress or (lambda done, total: None)
+        progress = progress or usual.progress or in_notebook() or (lambda done, total: None)
         if folder is None and usual.folder is not None:
             folder = Path(usual.folder) / self.digest()[:16]
         if usual.announce is not None:
@@ -265,9 +266,15 @@ class Sweep:
     def _result(self, values: Tensor, base: Tensor, seconds: float) -> Result:
         """What `sweep` returns, with what it was made of."""
         unit = self.scorer.unit
+        names = [" + ".join(map(str, entry)) for entry in self.cells_edits]
         result = Result(
-            {"value": (values, ("edit", "prompt"), unit), "base": (base, ("prompt",), unit)},
-            coords={"edit": [" + ".join(map(str, entry)) for entry in self.cells_edits]},
+            {
+                "value": (values, ("edit", "prompt"), unit),
+                "base": (base, ("prompt",), unit),
+                "effect": (effects(values, base), ("edit",), unit),
+            },
+            coords={"edit": names},
+            tables={"effects": ranking(values, base, names)},
             notes=sorted(self.notes),
         )
         prompts = self.task if isinstance(self.task, Task) else self.prompts

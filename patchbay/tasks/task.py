@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchbay.errors import PatchbayError
+from patchbay.signal.card import card
 from patchbay.tasks import checks, scoring
 from patchbay.tasks.answers import Absent, compared, continuations, sizes, steps_of, totals
 from patchbay.tasks.own import from_prompts
@@ -299,6 +300,13 @@ class Task:
         twins = "corrupted twins" if self.corrupted is not None else "no twins"
         options = "".join(f", {name}={value}" for name, value in self.options.items())
         return f"Task {self.name}: {len(self)} prompts of {span} tokens, {twins}, {self.metric_name}, seed {self.seed}{options}"
+
+    def _repr_html_(self) -> str:
+        return card(
+            repr(self),
+            [line.split(maxsplit=1) for line in self.show(n=1).splitlines()[1:]],
+            below="task.show(model.tokenizer) shows text",
+        )
 
     def show(self, tokenizer: Any = None, n: int = 3) -> str:
         """The first `n` prompts for people: text (ids without a tokenizer), twin, answers and marks."""

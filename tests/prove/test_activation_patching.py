@@ -283,3 +283,11 @@ def test_errors_name_what_is_possible() -> None:
     with pytest.raises(pb.PatchbayError, match="differ from their prompts in length"):
         short = [ids[:-1] for ids in task.corrupted or ()]
         patch(model, pb.Task("uneven", task.clean, task.right, task.wrong, short, options={"aligned": False}))
+
+
+def test_places_are_named_by_their_token_and_that_of_the_twin():
+    model = pb.load("tiny")
+    a, b = "The capital of Lolavia is", "The capital of Genonia is"
+    task = pb.Task.from_prompts(model, [a], [" Budurg"], [" the"], [b])
+    found = pb.prove.activation_patching(model, task, site="resid_out", positions="each")
+    assert found.labels_of("position") == ["0 The", "1 capital", "2 of", "3 Lolavia/Genonia", "4 is"]

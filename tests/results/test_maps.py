@@ -8,7 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from patchbay.draw import plot, result_page, screen
+from patchbay.draw import plot, result_lines, result_page
 from patchbay.results import maps
 from patchbay.results.letters import wide
 from patchbay.results.result import Result
@@ -33,7 +33,7 @@ def words(text):
 
 def on_screen(result, width, **options):
     out = io.StringIO()
-    for item in screen.of_result(result, 10):
+    for item in result_lines.of_result(result, 10):
         Console(file=out, width=width, highlight=False, **options).print(item)
     return out.getvalue()
 
@@ -160,3 +160,42 @@ def test_words_that_name_parts_are_a_column():
     assert list(named.to_dataframe()["tokens"]) == ["\u2423cat \\n", ""]
     assert "\u2423cat" in str(named)
     assert "\u2423cat" in on_screen(named, 100)
+
+
+def table_rows(shown, names):
+    return [line.split() for line in shown.splitlines() if line.split()[1:2] and line.split()[1] in names]
+
+
+def test_bars_carry_signs_and_the_strongest_come_first_by_size():
+    result = Result(torch.tensor([[0.5, -2.0], [0.25, -0.125]]), unit="logits")
+    rows = table_rows(on_screen(result, 100), {"L0.H0", "L0.H1", "L1.H0", "L1.H1"})
+    assert [row[1] for row in rows] == ["L0.H1", "L0.H0", "L1.H0", "L1.H1"]
+    assert [row[-1][0] for row in rows] == ["-", "+", "+", "-"]
+    assert "largest first, either sign" in on_screen(result, 100)
+    assert result.top(1)[0].index == 0  # what is chosen stays by value
+    plain = table_rows(on_screen(Result(torch.tensor([[0.5, 0.25]]), unit="share"), 100), {"L0.H0"})
+    assert plain[0][-1][0] == "\u2588"
+
+
+def test_six_columns_are_shown_and_the_others_named():
+    grid = ("layer", "head")
+    names = ["score", "low", "high", "p", "p_adjusted", "null_mean", "standard_error"]
+    result = Result({name: (torch.rand(2, 2), grid, "logits") for name in names})
+    shown = on_screen(result, 120)
+    header = next(line for line in shown.splitlines() if "rank" in line)
+    assert header.split() == ["rank", "part", "value", "low", "p_adjusted"]
+    assert "--columns all: high, p, null_mean, standard_error" in " ".join(shown.split())
+    out = io.StringIO()
+    Console(file=out, width=200).print(result_lines.of_result(result, 10, "all")[0])
+    assert all(name in out.getvalue() for name in names[1:])
+
+
+def test_bars_of_many_named_steps_are_the_strongest_and_say_of_how_many():
+    values = torch.arange(60.0) - 40
+    result = Result(
+        values, ("edit",), "logits", coords={"edit": [f"L{i}.H1 -> L9.H2.query, a long name" for i in range(60)]}
+    )
+    axis = plot.figure(result).axes[0]
+    assert "strongest 24 of 60" in axis.get_xlabel()
+    assert min(bar.get_width() for bar in axis.patches) == -40
+    assert axis.get_yticklabels()[-1].get_text() == "L0.H1 -> L9.H2.query, a long name"  # not cut where there is room

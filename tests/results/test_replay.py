@@ -240,3 +240,10 @@ def test_diff_refuses_other_axes_units_and_parts(tmp_path):
         with pytest.raises(PatchbayError, match=says):
             diff(base, other)
     assert load_result(diff(base, base).save(tmp_path / "d")).parts == base.parts
+
+
+def test_a_tolerance_below_nothing_is_refused(replayable):
+    with pytest.raises(PatchbayError, match="rtol=-1: the allowed difference"):
+        replay(replayable()(Model(), Task(3)), rtol=-1)
+    with pytest.raises(PatchbayError, match="rtol=nan"):
+        replay(replayable()(Model(), Task(3)), rtol=float("nan"))
