@@ -22,7 +22,7 @@ from bench import peers
 from bench.report import Row
 from bench.shapes import prompts, save_shapes
 
-PARTS = ("A", "B", "C", "long", "many")
+PARTS = ("A", "B", "C", "long", "many", "own")
 WHAT = {
     "A": "residual stream, every layer and position",
     "B": "every head's z, all positions",
@@ -32,13 +32,14 @@ WHAT = {
 }
 SIZES = {"A": (1, 16), "B": (8, 16), "C": (1, 16), "long": (1, 512), "many": (64, 32)}
 TARGETS = {"A": 18.0, "B": 4.0, "C": 24.0}
+OWN = 1.15  # times the named metric's time
 REPEATS = {"long": 1, "many": 1}
 PEER = ("A", "B", "C")
 SAMPLE = {"C": 8, "long": 8, "many": 8}  # the plain way runs every n-th cell and its time is multiplied
 METHOD = (__doc__ or "").split("\n\n", 1)[1].replace("\n", " ").strip() + (
     " The column best is how many times faster Patchbay is; median is seconds over the floor. In C, long and many the plain way "
     "runs every eighth cell and its time is multiplied by eight. In the rows against TransformerLens its time stands in the place "
-    "of Hugging Face's."
+    "of Hugging Face's. In the rows of an own metric the named metric's time stands there, and best and median are times it."
 )
 
 
@@ -47,7 +48,7 @@ def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, 
     for name, path in save_shapes(folder, dtype).items():
         model = pb.load(path, device=device, dtype=dtype)
         for part in parts:
-            yield from _rows(name, model, part, device, path)
+            yield from [_own(name, model, device)] if part == "own" else _rows(name, model, part, device, path)
         del model
 
 
@@ -87,6 +88,33 @@ def _rows(name: str, model: pb.Model, part: str, device: str, path: Path) -> Ite
     )
     if part in PEER and device == "cpu":
         yield _against_peer(name, part, task, corrupted, path, min(ours), len(cells))
+
+
+def _own(name: str, model: pb.Model, device: str, repeats: int = 5) -> Row:
+    """A metric of one's own that names its tokens, against the named metric that it spells: the same sweep, in turns."""
+    clean = prompts(8, 16, model.vocab_size, device)
+    right, wrong = tuple(range(5, 13)), tuple((100 + i,) for i in range(8))
+    task = pb.Task(name="own", clean=tuple(map(tuple, clean.tolist())), right=right, wrong=wrong)
+    cells = _cells(model, "B", clean.flip(1))
+
+    def difference(logits: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(len(logits))
+        return logits[rows, at] - logits[rows, 8 + at]
+
+    difference.tokens = [*right, *(100 + i for i in range(8))]  # type: ignore[attr-defined]
+    seconds: dict[str, list[float]] = {"named": [], "own": []}
+    values = {}
+    for turn in range(repeats + 1):  # the first warms
+        for which, metric in (("named", None), ("own", difference)):
+            began = time.perf_counter()
+            values[which] = pb.sweep(model, task, cells, metric)["value"]
+            seconds[which] += [time.perf_counter() - began] if turn else []
+    named, own = (seconds[which] for which in ("named", "own"))
+    ratio, apart = min(own) / min(named), float((values["own"] - values["named"]).abs().max())
+    median = sorted(b / a for a, b in zip(named, own, strict=True))[repeats // 2]
+    verdict = f"{'met' if ratio <= OWN else 'missed'}; largest difference {apart:.0e}"
+    what = f"own metric with tokens against logit_diff ({len(cells):,} cells)"
+    return Row(what, name, "8x16", f"{min(named):.2f} s", f"{min(own):.2f} s", f"{ratio:.2f}", f"{median:.2f}", str(repeats), f"{OWN}", verdict)  # fmt: skip
 
 
 def _against_peer(

@@ -13,6 +13,7 @@ from torch import Tensor
 from patchbay.model.carried import said
 from patchbay.results import maps
 from patchbay.results.arrays import Arrays
+from patchbay.tasks.scoring import COMPARED
 
 
 def origin(result: Arrays) -> str:
@@ -23,6 +24,9 @@ def origin(result: Arrays) -> str:
         pieces.append(f"{model.get('source')}" + (f" ({details})" if details else ""))
     if task := known.get("task"):
         pieces.append(f"task {task.get('name', 'prompts')}" + "".join(_task_options(task)))
+        pieces += [
+            f"{name}: {COMPARED[name]}" for name in [task.get("metric")] if isinstance(name, str) and name in COMPARED
+        ]
     if template := known.get("chat_template_sha256"):
         pieces.append(f"chat template {template}")
     pieces += [

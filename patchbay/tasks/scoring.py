@@ -30,6 +30,13 @@ choices do; `accuracy` whether it wins over the whole vocabulary.
 COMPARING = ("logit_diff", "logit_diff_best", "option_accuracy")
 """Metrics that need a wrong answer for every prompt."""
 
+COMPARED = {
+    "logit_diff": "right less the mean of the wrong",
+    "logit_diff_best": "right less the best of the wrong",
+    "option_accuracy": "right above all of the wrong",
+}
+"""What they compare, in the words that stand beneath a Result."""
+
 Metric = str | Callable[..., Any]
 """A name of METRICS, or a function of (logits [row, vocab] at the last position, prompt of each row [row]) -> [row].
 

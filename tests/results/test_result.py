@@ -482,3 +482,11 @@ def test_result_needs_neither_pandas_xarray_nor_matplotlib_until_asked():
 def test_plot_writes_the_figure(tmp_path):
     heads().plot(tmp_path / "heads.svg")
     assert (tmp_path / "heads.svg").read_text().count("<svg") == 1
+
+
+@pytest.mark.parametrize(("metric", "said"), [("logit_diff", "right less the mean of the wrong"), ("logit_diff_best", "right less the best of the wrong"), ("option_accuracy", "right above all of the wrong"), ("rank", "")])  # fmt: skip
+def test_it_says_what_a_metric_compares(metric: str, said: str):
+    record = {"name": "own", "metric": metric}
+    printed = str(Result(torch.rand(2, 2), ("layer", "head"), "logits", provenance={"task": record}))
+    assert (f"{metric}: {said}" in printed) == bool(said)
+    assert ("right" in printed) == bool(said)
