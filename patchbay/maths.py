@@ -204,10 +204,11 @@ def draws_p(own: float, drawn: Float[Tensor, " draw"], *, two_sided: bool = Fals
 def permutation_p(a: Float[Tensor, " prompt"], b: Float[Tensor, " prompt"], *, n: int = 10_000, seed: int = 0) -> float:
     """Two-sided p value that the mean of a - b is 0, by flipping the sign of each prompt's difference.
 
-    Exact (every pattern of signs) when there are at most `n` patterns; else `n` random ones, p = (1 + hits) / (1 + n).
+    Exact (every pattern of signs) when there are at most `n` patterns; else `n` random ones, p = (1 + hits) / (1 + n). One
+    prompt has no p: NaN.
     """
     difference = _difference(a, b)
-    if difference.isnan().any():
+    if difference.isnan().any() or len(difference) == 1:
         return float("nan")
     observed = difference.mean().abs()
     observed = observed - 1e-9 * difference.abs().mean()  # sums in another order still count as equal
@@ -243,6 +244,17 @@ def benjamini_hochberg(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return result.reshape(torch.as_tensor(p).shape)
 
 
+def between(low: float, high: float, form: str = ".3g") -> str:
+    """` (95 % 1.2 to 3.4)`, as a sentence goes on after a mean; nothing where there is no interval, as of one prompt."""
+    return "" if low != low or high != high else f" (95 % {low:{form}} to {high:{form}})"
+
+
+def clear(adjusted: Tensor, what: str = "cells") -> str:
+    """`3 of 12 cells at adjusted p <= 0.05`; nothing where none could be tested, as of one prompt."""
+    tested = int((~adjusted.isnan()).sum())
+    return f"{int((adjusted <= 0.05).sum())} of {tested} {what} at adjusted p <= 0.05" if tested else ""
+
+
 def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     """Spearman's rank correlation, in [-1, 1]; equal values share their mean rank. NaN when either is constant."""
     a, b = _values(a), _values(b)
@@ -265,7 +277,7 @@ def intervals(
     """Mean, low and high [*cell] of values [prompt, *cell], cell by cell what `bootstrap_interval` gives.
 
     With `over` [prompt], mean(values) / mean(over) each time: numerator and denominator are drawn together.
-    NaN where no prompt has a value; low and high also where only one prompt was given. A mean of 0 below gives NaN.
+    NaN where no prompt has a value; low and high also where only one has. A mean of 0 below gives NaN.
     """
     count, shape = len(values), values.shape[1:]
     flat = values.detach().double().cpu().reshape(count, -1)  # [prompt, cell]
@@ -282,8 +294,8 @@ def intervals(
             torch.nanquantile(_ratio(times, piece, below), torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
         )
     low, high = torch.cat(ends, 1) if ends else flat.new_zeros(2, 0)
-    if count == 1:
-        low, high = torch.full_like(low, torch.nan), torch.full_like(high, torch.nan)
+    alone = (~flat.isnan()).sum(0) < 2  # drawn anew it is always itself: ends that say nothing
+    low, high = low.masked_fill(alone, torch.nan), high.masked_fill(alone, torch.nan)
     mean = torch.cat(means) if means else flat.new_zeros(0)
     return mean.reshape(shape), low.reshape(shape), high.reshape(shape)
 
@@ -299,11 +311,11 @@ def sign_flip_p(values: Tensor, *, floor: float = 0.0, n: int = 10_000, seed: in
     """Two-sided p [*cell] that the mean of values [prompt, *cell] is 0, by flipping signs prompt by prompt.
 
     Values no larger than `floor` are rounding and count as 0. Exact up to `n` patterns of signs, else sampled as in
-    `permutation_p`. Prompts without a value (NaN) do not count; a cell without any has p NaN.
+    `permutation_p`. Prompts without a value (NaN) do not count; a cell that fewer than two have has no p: NaN.
     """
     count, shape = len(values), values.shape[1:]
     flat = values.detach().double().cpu().reshape(count, -1)
-    empty = flat.isnan().all(0)
+    empty = (~flat.isnan()).sum(0) < 2
     flat = flat.nan_to_num(0.0)
     flat = torch.where(flat.abs() <= floor, 0.0, flat)
     if 2**count <= n:

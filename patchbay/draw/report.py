@@ -179,6 +179,11 @@ footer p{margin:.25rem 0;overflow-wrap:anywhere}
 # --- figures that no single Result draws --------------------------------------------------------------
 
 
+def _length(gap: float) -> float:
+    """Of a whisker; none (NaN) where there is no interval."""
+    return gap if gap != gap else max(0.0, gap)
+
+
 def ablation_figure(result: Result) -> Figure:
     """What is lost without the parts, together and one by one, above a strip of the random draws."""
     labels = ["together", *(str(part) for part in result.parts or [])]
@@ -189,8 +194,8 @@ def ablation_figure(result: Result) -> Figure:
     drawn, axis = _axes((5.2, 0.9 + 0.34 * (len(labels) + 1)))
     places = range(len(labels))
     axis.barh(places, values, height=0.62, color=[GOOD] + ["#7fb8d8"] * (len(labels) - 1))
-    ends = [[max(0.0, v - low) for v, low in zip(values, lows, strict=True)],
-            [max(0.0, high - v) for v, high in zip(values, highs, strict=True)]]  # fmt: skip
+    ends = [[_length(v - low) for v, low in zip(values, lows, strict=True)],
+            [_length(high - v) for v, high in zip(values, highs, strict=True)]]  # fmt: skip
     axis.errorbar(values, list(places), xerr=ends, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
     row = len(labels)
     spread = [row + 0.22 * math.sin(2.4 * i) for i in range(len(draws))]  # apart, so that equal draws can be told

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.edits import edit
 from patchbay.find._chance import rank_agreement
 from patchbay.model.model import Model
@@ -88,7 +89,7 @@ def agreement(
         units = {"p": "probability"}
         variables |= {label: (found[key], (), units.get(key, "correlation")) for key, label in names.items()}
         said.append(
-            f"{name} {found['rho']:.2f} (95 % {found['low']:.2f} to {found['high']:.2f}, p {found['p']:.2g}; "
+            f"{name} {found['rho']:.2f}{maths.between(found['low'], found['high'], '.2f')} (p {found['p']:.2g}; "
             f"random order {found['null_high']:.2f} at its 95th percentile)"
         )
     return variables, [f"Spearman with the true loss increase over {len(parts)} parts: {'; '.join(said)}"]

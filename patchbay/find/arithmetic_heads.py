@@ -245,12 +245,13 @@ def _report(
         ):
             values[short] = (grids[name][1], ("layer",), LOST)
     values |= {
-        "key_share": (len(keys) / n_heads, (), "share of heads"),
+        "key_share": (len(keys) / n_heads if maths.clear(adjusted) else torch.nan, (), "share of heads"),
         "held_out": (held, (), LOST),
         "probability": (before.mean(), (), "probability"),
         "n_prompts": (float(len(task)), (), "prompts"),
     }
-    notes.append(f"{len(keys)} key heads of {n_heads}" + (f": {', '.join(map(str, keys[:8]))}" if keys else ""))
+    if maths.clear(adjusted):  # of one prompt there is none
+        notes.append(f"{len(keys)} key heads of {n_heads}" + (f": {', '.join(map(str, keys[:8]))}" if keys else ""))
     tables = {"groups": _overlaps(task, heads, effect[:, :n_heads], groups)}
     return Result(values, notes=notes, highlights=keys, tables={k: rows for k, rows in tables.items() if rows})
 

@@ -102,7 +102,12 @@ def copy_suppression_heads(
             "p_adjusted": (adjusted, axes, "probability"),
         },
         notes=[
-            f"{int(clear.sum())} heads suppress more than at other tokens (adjusted p <= 0.05); by chance a token is among "
+            (
+                f"{int(clear.sum())} heads suppress more than at other tokens (adjusted p <= 0.05); "
+                if maths.clear(adjusted)
+                else ""
+            )
+            + f"by chance a token is among "
             f"the {lowest} lowest of {model.vocab_size} {lowest / model.vocab_size:.2g} of the time"
         ],
     )

@@ -135,7 +135,10 @@ def _report(heads: list[Part], steps: list[float], said: Tensor, plain: Tensor, 
     named = {
         kind: [p for p in heads if label[p.layer, p.index] == sign] for kind, sign in (("context", 1), ("memory", -1))
     }
-    notes += [f"{kind} heads: {', '.join(map(str, some)) or 'none'}" for kind, some in named.items()]
+    if maths.clear(adjusted):
+        notes += [f"{kind} heads: {', '.join(map(str, some)) or 'none'}" for kind, some in named.items()]
+    else:
+        notes.append("no head is labelled: labels go by p over prompts, and this is one; read the slopes")
     if against:
         notes.append(f"attribution points the other way for {', '.join(map(str, against))}: labels are by slope")
     rows = [

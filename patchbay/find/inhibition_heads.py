@@ -88,7 +88,11 @@ def inhibition_heads(
         },
         notes=[
             *notes,
-            f"{int((clear & (score > 0)).sum())} of {len(senders)} heads at adjusted p <= 0.05 and above random",
+            *(
+                [f"{int((clear & (score > 0)).sum())} of {len(senders)} heads at adjusted p <= 0.05 and above random"]
+                if len(found["inhibition"]) > 1
+                else []
+            ),
         ],
         highlights=chosen,
     )

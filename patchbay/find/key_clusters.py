@@ -120,8 +120,8 @@ def _by_rank(inside: Tensor, expected: Tensor, top: int, upto: int) -> tuple[dic
 def _said(share: Tensor, expected: Tensor) -> str:
     gap = maths.paired_interval(share, expected)
     return (
-        f"all ranks: share {share.mean():.3f}, null {expected.mean():.3f}, difference {gap.mean:+.3f} ({gap.low:+.3f} to "
-        f"{gap.high:+.3f})"
+        f"all ranks: share {share.mean():.3f}, null {expected.mean():.3f}, difference "
+        f"{gap.mean:+.3f}{maths.between(gap.low, gap.high, '+.3f').replace('95 % ', '')}"
     )
 
 
@@ -136,8 +136,10 @@ def _rightness(inside: Tensor, hits: Tensor) -> tuple[dict[str, Any], str]:
         return found, "no prompt has middle ranks both inside and outside the top's clusters"
     gap = maths.paired_interval(rates[0][both], rates[1][both])
     p = maths.permutation_p(rates[0][both], rates[1][both], n=2000)
-    said = f"right tokens, same cluster minus other, over {int(both.sum())} prompts: {gap.mean:+.4f} "
-    return found, said + f"({gap.low:+.4f} to {gap.high:+.4f}), p {p:.3g}"
+    said = f"right tokens, same cluster minus other, over {int(both.sum())} prompts: {gap.mean:+.4f}"
+    return found, said + maths.between(gap.low, gap.high, "+.4f").replace("95 % ", "") + (
+        f", p {p:.3g}" if p == p else ""
+    )
 
 
 def _shown(model: Model, cluster: Tensor, which: int) -> str:

@@ -63,7 +63,12 @@ def name_mover_heads(model: Model, task: Task, *, top: int = 5, batch_size: int 
             "p_adjusted": (adjusted, axes, "probability"),
         },
         notes=[
-            f"{int(clear.sum())} heads move the answer and {int(against.sum())} push it down (adjusted p <= 0.05); by chance a "
+            (
+                f"{int(clear.sum())} heads move the answer and {int(against.sum())} push it down (adjusted p <= 0.05); "
+                if maths.clear(adjusted)
+                else ""
+            )
+            + "by chance a "
             f"head copies {min(1.0, top / model.vocab_size):.2g} of the answers (top {top} of {model.vocab_size} tokens)"
         ],
     )

@@ -116,8 +116,8 @@ def observable_propagation(
 def _notes(agree: dict[str, float], path: list[Part], top: Part, scalars: dict[str, float]) -> list[str]:
     through = " through " + ", ".join(map(str, path)) if path else ""
     notes = [
-        f"agreement of |score| with the exact effect{through}: Spearman {agree['rho']:.2f} (95 % {agree['low']:.2f} to "
-        f"{agree['high']:.2f}, p {agree['p']:.2g}; random order {agree['null_high']:.2f} at its 95th percentile)",
+        f"agreement of |score| with the exact effect{through}: Spearman {agree['rho']:.2f}"
+        f"{maths.between(agree['low'], agree['high'], '.2f')} (p {agree['p']:.2g}; random order {agree['null_high']:.2f} at its 95th percentile)",
         f"feature of {top} projected out of L{top.layer}.resid_in: observable {scalars['before']:.3g} -> "
         f"{scalars['projected']:.3g} (random direction {scalars['projected_random']:.3g}), loss "
         f"{scalars['loss_rise']:+.3g} (random {scalars['loss_rise_random']:+.3g})",

@@ -126,9 +126,9 @@ def _notes(
     unit = task.unit
     together = f"{', '.join(map(str, chosen[:6]))}{', ...' if len(chosen) > 6 else ''}"
     notes = [
-        f"without {together} together: {joint.mean:.3g} {unit} lost (95 % {joint.low:.3g} to {joint.high:.3g}); without "
+        f"without {together} together: {joint.mean:.3g} {unit} lost{maths.between(joint.low, joint.high)}; without "
         f"random ones {means.mean().item():.3g} (draws {means.min().item():.3g} to {means.max().item():.3g}); "
-        f"difference {gap.mean:.3g} ({gap.low:.3g} to {gap.high:.3g}), p = {p:.3g}"
+        f"difference {gap.mean:.3g}{maths.between(gap.low, gap.high).replace('95 % ', '')}, p = {p:.3g}"
     ]
     if len(sets) < draws:
         notes.append(

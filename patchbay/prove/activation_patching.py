@@ -26,6 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, held_out, intervals, listed, p_values, rounding
@@ -175,15 +176,17 @@ def _notes(task: Task, way: str, layout: Layout, share: Tensor, adjusted: Tensor
     row, column = divmod(int(flat.argmax()), share.shape[1])
     port, where = layout.ports[row], layout.columns[column].label
     place = f"{port}" + (f" at {where}" if len(layout.columns) > 1 else "")
-    clear, tested = int((adjusted <= 0.05).sum()), int((~adjusted.isnan()).sum())
+    clear = maths.clear(adjusted)
     does = "brings back" if way == "denoising" else "takes away"
-    notes = [
-        f"{place} {does} most: {float(flat.max()):.3g} of the gap; {clear} of {tested} cells at adjusted p <= 0.05"
-    ]
+    notes = [f"{place} {does} most: {float(flat.max()):.3g} of the gap" + (f"; {clear}" if clear else "")]
     _, low, high = (float(end) for end in intervals(gap[:, None]))
-    if not low > 0.0:
+    if len(gap) == 1:
+        notes.append(
+            f"one pair, whose gap is {float(gap):.3g} {task.unit}: what each site does to it, with no interval and no p"
+        )
+    if not (low > 0.0 or (len(gap) == 1 and float(gap) > 0.0)):
         notes.append(
             f"the clean runs do not score clearly better than the corrupted ones (gap {float(gap.mean()):.3g} "
-            f"{task.unit}, 95 % {low:.3g} to {high:.3g}): shares mean little, read effect"
+            f"{task.unit}{maths.between(low, high)}): shares mean little, read effect"
         )
     return notes

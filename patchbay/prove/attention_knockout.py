@@ -270,5 +270,7 @@ def _notes(
         notes.append(f"{edge.label}: {float(row[layer]):.2g} in {where}{beside}, {float(row[-1]):.2g} in all layers")
     more = mean[:, :-1].abs() > control.nanmean(0)[:, :-1].abs().nan_to_num(0.0)
     clear, tested = int(((adjusted <= 0.05) & more).sum()), int((~adjusted.isnan()).sum())
+    if not tested:
+        return notes  # one prompt has no p
     than = " more than random keys do" if not control.isnan().all() else ""
     return [*notes, f"{clear} of {tested} cells change the answer{than}, at adjusted p <= 0.05"]

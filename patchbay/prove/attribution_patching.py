@@ -24,6 +24,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
@@ -142,8 +143,8 @@ def _estimate(
 def _largest(layout: Layout, mean: Tensor, adjusted: Tensor) -> str:
     row, column = divmod(int(mean.abs().nan_to_num(-1.0).argmax()), mean.shape[1])
     place = f"{layout.ports[row]}" + (f" at {layout.columns[column].label}" if len(layout.columns) > 1 else "")
-    clear, tested = int((adjusted <= 0.05).sum()), int((~adjusted.isnan()).sum())
+    clear = maths.clear(adjusted)
     return (
-        f"{place} has the largest estimated effect, {float(mean[row, column]):.3g}; {clear} of {tested} cells at adjusted "
-        "p <= 0.05; an estimate: prove it with prove.activation_patching"
+        f"{place} has the largest estimated effect, {float(mean[row, column]):.3g}; {f'{clear}; ' if clear else ''}"
+        "an estimate: prove it with prove.activation_patching"
     )

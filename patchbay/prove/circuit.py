@@ -29,6 +29,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.prove._cells import batches, check_twins, intervals
 from patchbay.prove._first_order import check_smooth
@@ -284,15 +285,15 @@ def _notes(
     listed = max(LISTED, smallest or 0)
     cut = [f"the table holds the first {listed} of {n}"] if n > listed else []
     notes = [
-        f"{reach} a faithfulness of {ENOUGH}; CPR {areas['cpr']:.3g} (95 % {areas['cpr_low']:.3g} to {areas['cpr_high']:.3g}), "
+        f"{reach} a faithfulness of {ENOUGH}; CPR {areas['cpr']:.3g}{maths.between(areas['cpr_low'], areas['cpr_high'])}, "
         f"CMD {areas['cmd']:.3g}; random circuits CPR {float(random.mean()):.3g} (draws {float(random.min()):.3g} to "
         f"{float(random.max()):.3g}), p = {p:.3g}",
         *cut,
     ]
     gap, low, high = (float(end) for end in intervals(task.sign * over[:, None]))
-    if not low > 0.0:
+    if not (low > 0.0 or (len(over) == 1 and gap > 0.0)):
         notes.append(
-            f"the whole model does not score clearly better than the empty circuit ({gap:.3g} {task.unit}, 95 % {low:.3g} "
-            f"to {high:.3g}): faithfulness means little"
+            f"the whole model does not score clearly better than the empty circuit ({gap:.3g} {task.unit}"
+            f"{maths.between(low, high)}): faithfulness means little"
         )
     return notes

@@ -263,6 +263,8 @@ def _summary(task: Task, chosen: list[Part], effects: Tensor, gap: Tensor, sets:
     if sets:
         text += f"; random parts {effects[1 + len(chosen) :].mean():.3g}"
     ends = maths.bootstrap_interval(gap)
+    if len(gap) == 1:
+        return text  # one prompt: no interval that could be clear of anything
     return text + ("; the gap itself is not clear of 0" if not (ends.low > 0.0 or ends.high < 0.0) else "")
 
 

@@ -28,6 +28,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
@@ -191,9 +192,9 @@ def _exact(graph: Graph, task: Task, mean: Tensor, n: int, batch_size: int) -> T
 def _notes(graph: Graph, mean: Tensor, adjusted: Tensor, sent: float, gap: float, unit: str, steps: int) -> list[str]:
     order = mean.abs().argsort(descending=True, stable=True)[:5].tolist()
     strongest = ", ".join(f"{graph.label(graph.edges[i])} {float(mean[i]):.3g}" for i in order)
-    clear = int((adjusted <= 0.05).sum())
+    clear = maths.clear(adjusted, "edges")
     more = "; more steps bring the two together" if abs(sent - gap) > 0.1 * abs(gap) else ""
     return [
-        f"of {len(mean)} edges the strongest: {strongest}; {clear} at adjusted p <= 0.05",
+        f"of {len(mean)} edges the strongest: {strongest}" + (f"; {clear}" if clear else ""),
         f"edges out of the embedding sum to {sent:.3g} {unit}, the gap between the runs is {gap:.3g} ({steps} steps){more}",
     ]

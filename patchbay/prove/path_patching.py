@@ -33,6 +33,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
@@ -325,11 +326,11 @@ def _notes(
 ) -> list[str]:
     effect = named["effect"]
     best = int(effect.abs().argmax())
-    clear = int((named["p_adjusted"] <= 0.05).sum())
+    clear = maths.clear(named["p_adjusted"], "senders")
     to = ", ".join(map(str, ports)) or "the logits"
     notes = [
         f"{way}, to {to}, MLPs {mlps}: {heard[best]} has the largest effect, {float(effect[best]):.3g}; all senders "
-        f"together {joint[0]:.3g}; {clear} of {len(heard)} at adjusted p <= 0.05"
+        f"together {joint[0]:.3g}" + (f"; {clear}" if clear else "")
     ]
     for port in ports:
         layer = port.layer or 0

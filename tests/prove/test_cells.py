@@ -57,7 +57,9 @@ def test_p_equals_maths(n: int) -> None:
     values = draw(n, 4) + torch.tensor([0.0, 0.3, 1.0, 3.0])
     found = cells.sign_flip_p(values)
     for j in range(4):
-        assert float(found[j]) == pytest.approx(maths.permutation_p(values[:, j], torch.zeros(n)), abs=2e-3)
+        assert float(found[j]) == pytest.approx(
+            maths.permutation_p(values[:, j], torch.zeros(n)), abs=2e-3, nan_ok=n == 1
+        )
 
 
 def test_rounding_is_no_effect() -> None:
@@ -71,7 +73,14 @@ def test_one_prompt_has_no_interval_and_no_evidence() -> None:
     assert mean == 2.0
     assert low.isnan()
     assert high.isnan()
-    assert cells.sign_flip_p(torch.tensor([[2.0]])) == 1.0
+    assert cells.sign_flip_p(torch.tensor([[2.0]])).isnan()
+    assert maths.permutation_p(torch.tensor([2.0]), torch.tensor([1.0])) != maths.permutation_p(
+        torch.ones(1), torch.ones(1)
+    )  # NaN
+    rare = torch.tensor([[1.0, 5.0], [2.0, torch.nan], [4.0, torch.nan]])  # the second cell is in one prompt alone
+    mean, low, high = cells.intervals(rare)
+    assert mean[1] == 5.0
+    assert low.isnan().tolist() == high.isnan().tolist() == cells.sign_flip_p(rare).isnan().tolist() == [False, True]
 
 
 def test_pieces_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
