@@ -244,9 +244,9 @@ def benjamini_hochberg(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return result.reshape(torch.as_tensor(p).shape)
 
 
-def between(low: float, high: float, form: str = ".3g") -> str:
+def between(low: float, high: float, form: str = ".3g", said: str = "95 % ") -> str:
     """` (95 % 1.2 to 3.4)`, as a sentence goes on after a mean; nothing where there is no interval, as of one prompt."""
-    return "" if low != low or high != high else f" (95 % {low:{form}} to {high:{form}})"
+    return "" if low != low or high != high else f" ({said}{low:{form}} to {high:{form}})"
 
 
 def clear(adjusted: Tensor, what: str = "cells") -> str:

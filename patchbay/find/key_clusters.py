@@ -121,7 +121,7 @@ def _said(share: Tensor, expected: Tensor) -> str:
     gap = maths.paired_interval(share, expected)
     return (
         f"all ranks: share {share.mean():.3f}, null {expected.mean():.3f}, difference "
-        f"{gap.mean:+.3f}{maths.between(gap.low, gap.high, '+.3f').replace('95 % ', '')}"
+        f"{gap.mean:+.3f}{maths.between(gap.low, gap.high, '+.3f', '')}"
     )
 
 
@@ -137,9 +137,7 @@ def _rightness(inside: Tensor, hits: Tensor) -> tuple[dict[str, Any], str]:
     gap = maths.paired_interval(rates[0][both], rates[1][both])
     p = maths.permutation_p(rates[0][both], rates[1][both], n=2000)
     said = f"right tokens, same cluster minus other, over {int(both.sum())} prompts: {gap.mean:+.4f}"
-    return found, said + maths.between(gap.low, gap.high, "+.4f").replace("95 % ", "") + (
-        f", p {p:.3g}" if p == p else ""
-    )
+    return found, said + maths.between(gap.low, gap.high, "+.4f", "") + (f", p {p:.3g}" if p == p else "")
 
 
 def _shown(model: Model, cluster: Tensor, which: int) -> str:

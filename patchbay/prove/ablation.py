@@ -128,7 +128,7 @@ def _notes(
     notes = [
         f"without {together} together: {joint.mean:.3g} {unit} lost{maths.between(joint.low, joint.high)}; without "
         f"random ones {means.mean().item():.3g} (draws {means.min().item():.3g} to {means.max().item():.3g}); "
-        f"difference {gap.mean:.3g}{maths.between(gap.low, gap.high).replace('95 % ', '')}, p = {p:.3g}"
+        f"difference {gap.mean:.3g}{maths.between(gap.low, gap.high, said='')}, p = {p:.3g}"
     ]
     if len(sets) < draws:
         notes.append(

@@ -358,7 +358,8 @@ def _notes(
     def told(name: str) -> str:
         one, low, high, p = (float(values[key][0]) for key in (name, f"{name}_low", f"{name}_high", f"p_{name}"))
         drawn = values[f"{name}_random"][0]
-        return f"{one:.3g} ({low:.3g} to {high:.3g}; controls {float(drawn.min()):.3g} to {float(drawn.max()):.3g}, p = {p:.2g})"
+        within = "" if low != low else f"{low:.3g} to {high:.3g}; "  # one prompt has no interval
+        return f"{one:.3g} ({within}controls {float(drawn.min()):.3g} to {float(drawn.max()):.3g}, p = {p:.2g})"
 
     names = f"{channel.writer} component{'s' * (len(chosen) > 1)} {', '.join(f'C{i}' for i in chosen[:6])}"
     names += ", ..." if len(chosen) > 6 else ""

@@ -289,7 +289,7 @@ def _compare(
     values["p"] = (maths.draws_p(gain.mean, gained.mean(1)), (), "probability")
     if chosen:
         notes.append(
-            f"held out: accuracy {accuracy.mean:.2f} ({accuracy.low:.2f} to {accuracy.high:.2f}), {base_right.mean():.2f} with "
+            f"held out: accuracy {accuracy.mean:.2f}{maths.between(accuracy.low, accuracy.high, '.2f', '')}, {base_right.mean():.2f} with "
             f"no head taken, {every_right.mean():.2f} with all; target logit up {gain.mean:.3g}, {gained.mean():.3g} with random "
             f"heads, p = {values['p'][0]:.3g}"
         )

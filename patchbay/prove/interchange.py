@@ -132,7 +132,7 @@ def _notes(
                 f"{name}: clear of random twins entering {', '.join(str(depths[i]) for i in clear)}; most at {depths[best]}, "
                 f"{share[best, m]:.2f} ({low[best, m]:.2f} to {high[best, m]:.2f}) against {control[best, m]:.2f}"
             )
-    if not notes:
+    if not notes and bool((~adjusted.isnan()).any()):  # one prompt has no p
         notes.append("no mechanism is clear of random twins at any depth (Benjamini-Hochberg, 0.05)")
     right = float(base[OUTCOMES.index("none")])
     if right < 0.9:

@@ -220,7 +220,7 @@ def _result(
     }  # another unit: not drawn beside
     at_last = [float(x[-1]) for x in (mean, low, high, singles, means.mean(0), p)]
     said = "the first {} together cost {:.3g} {}{}, one by one {:.3g} in sum, random ones {:.3g}; p = {:.3g}"
-    said = said.format(steps[-1], at_last[0], unit, maths.between(*at_last[1:3]), *at_last[3:])
+    said = said.format(steps[-1], at_last[0], unit, maths.between(at_last[1], at_last[2]), *at_last[3:])
     return Result(
         {name: (value, over, unit) for name, value in named.items()}
         | {name: (value, over, f"{unit} beyond random") for name, value in beyond.items()}

@@ -303,7 +303,7 @@ def _result(
     }
     values |= {name: (value, (), unit) for name, (value, unit) in scalars.items()}
     iia, low, high = (float(measured[name][best]) for name in ("iia", "low", "high"))
-    what = f"at layer {best} one direction flips {iia:.2f} ({low:.2f} to {high:.2f}) of the held-out swaps"
+    what = f"at layer {best} one direction flips {iia:.2f}{maths.between(low, high, '.2f', '')} of the held-out swaps"
     beside = (
         f"random directions {float(measured['random'][best]):.2f}, difference of means {float(measured['means'][best]):.2f}, "
         f"the whole stream {float(measured['whole'][best]):.2f}"
