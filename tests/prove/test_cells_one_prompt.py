@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.draw import report, screen
+from patchbay.draw import report, result_lines
 from patchbay.tiny.twins import twin
 
 PAIR = pb.Task(
@@ -43,7 +43,7 @@ def parts_of(result: Any) -> str:
 
     out = Console(width=160)
     with out.capture() as caught:
-        for line in screen.of_result(result, 10):
+        for line in result_lines.of_result(result, 10):
             out.print(line)
     return caught.get()
 
