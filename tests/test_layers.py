@@ -39,7 +39,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "card port channel positions",
     "edits": "edit apply",
     "jacks": "defaults arguments modelled hooks sites attention operators sums attach place session",
-    "model": "families placing linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given tokens text generate printed model cards load rotary trace shards kept filling run check",
+    "model": "families placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given tokens text generate printed model cards load rotary trace shards kept filling run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays maps printed result shown record given method replay",

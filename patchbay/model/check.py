@@ -24,7 +24,7 @@ from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.rotary import rotary_size
 from patchbay.model.run import Trace, run
-from patchbay.model.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts
+from patchbay.model.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts, norms_nothing
 from patchbay.signal.port import SIGNALS, PatchbayError, Port
 
 # relative error up to which a statement holds; many a family norms and rotates in float32 whatever its dtype
@@ -244,7 +244,7 @@ def _head_weights(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterato
     """The stream through norm and weights gives v; and q and k at position 0, where rotary turns by nothing."""
     at, attn = model.modules[layer], model.layers[layer].attn
     normed, unit = ports["resid_in"], ports["resid_in"]
-    if at.norm_attn is not None:
+    if at.norm_attn is not None and not norms_nothing(at.norm_attn):
         centred = norm_parts(at.norm_attn)[2]
         normed, unit = at.norm_attn(normed), normed - normed.mean(-1, keepdim=True) if centred else normed
         unit = unit / (unit.pow(2).mean(-1, keepdim=True) + norm_epsilon(at.norm_attn)).sqrt()

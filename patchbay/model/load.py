@@ -12,7 +12,8 @@ from patchbay.model import recalled
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
 from patchbay.model.placing import text_config
-from patchbay.model.source import built_in_names, from_pretrained, lent
+from patchbay.model.plain import PlainModel
+from patchbay.model.source import built_in_names, from_pretrained, lent, refuse_other_libraries
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def load(
     tokenizer: Any = None,
     *,
     family: Family | None = None,
+    vocab: int | tuple[str, str] | None = None,
     dtype: Any = None,
     device: str | torch.device | None = None,
     device_map: Any = None,
@@ -34,18 +36,31 @@ def load(
     """Load a model by hub name, local folder or built-in name, or wrap a Hugging Face model object as it is.
 
     Weights are read from safetensors only; no code of the model's repository runs unless `trust_remote_code=True`. A model
-    object keeps its dtype, device and mode. Raises PatchbayError when nothing is found or no family row fits. The self-check
+    object keeps its dtype, device and mode. A plain torch module takes `family`, and `vocab`: the number of its tokens, or the paths
+    of its token embedding and its head (docs/any-module.md). Raises PatchbayError when nothing is found or no family row fits. The self-check
     runs before any part is shown: here for model objects and for families known by their structure alone, at the first
     look at a part for saved models of a known family, since it reads every weight and `from_pretrained` only maps them.
     """
     if isinstance(model, Model):
         return model
+    if vocab is not None and (not isinstance(model, nn.Module) or hasattr(model, "get_output_embeddings")):
+        raise PatchbayError(
+            "vocab= is for plain modules; a Hugging Face model says by itself which embedding and head it has"
+        )
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None or device_map is not None:
             raise PatchbayError("a model object is wrapped as it is: move or cast it before pb.load")
+        refuse_other_libraries(model)
+        if vocab is not None:
+            if family is None:
+                raise PatchbayError(
+                    "a plain module needs family=pb.Family(...), which says where its parts are: see docs/any-module.md"
+                )
+            return Model(PlainModel(model, family, vocab), tokenizer, family=family)  # type: ignore[arg-type]
         if getattr(model, "config", None) is None:
             raise PatchbayError(
-                f"expected a Hugging Face causal language model, got {type(model).__name__}, a module without a config"
+                f"expected a Hugging Face causal language model, got {type(model).__name__}, a module without a config; a plain module is "
+                "loaded by pb.load(module, family=pb.Family(...), vocab=...): see docs/any-module.md"
             )
         model = lent(model)
         return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))

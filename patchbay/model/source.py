@@ -78,12 +78,10 @@ def gguf_file(path: Path) -> dict[str, str]:
 
 def lent(model: Any) -> Any:
     """The Hugging Face causal LM inside what was lent: of a PEFT model the one that holds its layers. Refuses what is none."""
-    name, kind = type(model).__name__, type(model).__module__.split(".")[0]
-    if kind == "transformer_lens" or not (hasattr(model, "config") and hasattr(model, "get_output_embeddings")):
-        raise PatchbayError(
-            f"{name} is no Hugging Face model: load the checkpoint itself (a name, a folder, or AutoModelForCausalLM), since what is "
-            "shown here is read off the model's own modules"
-        )
+    name = type(model).__name__
+    refuse_other_libraries(model)
+    if not (hasattr(model, "config") and hasattr(model, "get_output_embeddings")):
+        raise _foreign(name)
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if any(getattr(config, "is_prompt_learning", False) for config in model.peft_config.values()):
             raise PatchbayError(
@@ -92,6 +90,19 @@ def lent(model: Any) -> Any:
         model = model.get_base_model()
     _refuse_encoders(model)
     return model
+
+
+def refuse_other_libraries(model: Any) -> None:
+    """Raise PatchbayError for a model of TransformerLens, which holds a checkpoint's weights in another form."""
+    if any(kind.__module__.split(".")[0] == "transformer_lens" for kind in type(model).__mro__):
+        raise _foreign(type(model).__name__)
+
+
+def _foreign(name: str) -> PatchbayError:
+    return PatchbayError(
+        f"{name} is no Hugging Face model: load the checkpoint itself (a name, a folder, or AutoModelForCausalLM), since what is "
+        "shown here is read off the model's own modules"
+    )
 
 
 def refuse_without_numbers(model: Any) -> None:

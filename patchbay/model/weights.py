@@ -299,6 +299,16 @@ def mlp_weights(family: Family, at: LayerModules, *, fold_norm: bool = False) ->
     return MLPWeights(w_in, w_out, w_gate, b_in, b_gate, b_out)
 
 
+def norms_nothing(norm: nn.Module) -> bool:
+    """Whether what stands in a norm's place returns its input, as nn.Identity does."""
+    if getattr(norm, "weight", None) is not None:
+        return False
+    width = (getattr(norm, "normalized_shape", None) or (4,))[-1]
+    x = torch.arange(3 * width, dtype=torch.float32).view(1, 3, width) - 5
+    with torch.no_grad():
+        return torch.equal(norm.forward(x), x)
+
+
 def norm_parts(norm: nn.Module) -> tuple[Tensor, Tensor | None, bool]:
     """(gain, bias, centring) of a norm, measured on it: norms store the gain as w or as 1 + w, and some centre first.
 
