@@ -1,0 +1,109 @@
+"""Much at once: signals of many positions to disk, weights to fingerprints, runs in threads.
+
+"trace" is `pb.run` of a GPT-2 of one layer, 768 wide, into a folder, one residual stream tapped, against the same batches run one after
+the other without taps or folder; every pair runs prompts of its own. "fingerprint" is the fingerprint of that model against SHA-256 of
+the same bytes, "kept fingerprint" a kept one, checked, against computing it. "threads" is untapped runs of a small random model in
+ two threads against as many in one, with one torch thread each: 0.5 is twice the throughput, and only free cores can show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import patchbay as pb
+from bench.clock import compare
+from bench.report import Row, timed
+from bench.shapes import prompts
+from patchbay.model import recalled
+from patchbay.model.fingerprint import fingerprint_of, version_of
+from patchbay.model.run import TOGETHER
+from patchbay.tiny.twins import twin
+
+PARTS = ("trace", "fingerprint", "threads")
+TARGETS = {"trace": 1.2, "fingerprint": 0.33, "kept": 0.5, "threads": 1 / 1.6}
+PROMPTS, POSITIONS, PAIRS = 200, 128, 4
+RUNS = 40
+METHOD = __doc__.split("\n\n", 1)[1].replace("\n", " ").strip()
+
+
+def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """The section's rows, one at a time."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("gpt2", n_layer=1)
+    hf = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(device)
+    if "trace" in parts:
+        yield _trace(folder, pb.load(hf), device)
+    if "fingerprint" in parts:
+        yield from _fingerprint(folder, hf, seconds)
+    if "threads" in parts:
+        yield _threads(device, seconds)
+
+
+def _trace(folder: Path, model: pb.Model, device: str) -> Row:
+    port, first, second = model.layers[0].resid_out, itertools.count(), itertools.count()
+    ids = prompts(PROMPTS * (PAIRS + 1), POSITIONS, model.vocab_size, device).split(PROMPTS)
+
+    def alone() -> None:
+        for some in ids[next(first)].split(TOGETHER):
+            pb.run(model, some, logits="last")
+
+    def to_disk() -> Any:
+        i = next(second)
+        return pb.run(model, ids[i], taps=[port], folder=folder / f"trace-{i}")
+
+    _ = model.fingerprint
+    found = compare(alone, to_disk, seconds=0, least=PAIRS, most=PAIRS, warm=1)
+    megabytes = PROMPTS * POSITIONS * model.d_model * model.hf.dtype.itemsize / 1e6
+    note = f"{PAIRS} pairs of {PROMPTS * POSITIONS:,} positions, {megabytes:.0f} MB each"
+    return timed("trace to disk", "gpt2, one layer", f"{PROMPTS} x {POSITIONS}", found, TARGETS["trace"], note)
+
+
+def _fingerprint(folder: Path, hf: Any, seconds: float) -> Iterator[Row]:
+    state = hf.state_dict()
+    size = sum(value.nbytes for value in state.values())
+
+    def sha() -> str:
+        digest = hashlib.sha256()
+        for _, value in sorted(state.items()):
+            digest.update(memoryview(value.flatten().view(torch.uint8).cpu().numpy()))
+        return digest.hexdigest()
+
+    found = compare(sha, lambda: fingerprint_of(hf), seconds=seconds, least=5)
+    speeds = [size / 1e9 / min(each) for each in (found.base, found.ours)]
+    note = f"{size / 1e6:.0f} MB: SHA-256 {speeds[0]:.2f} GB/s, fingerprint {speeds[1]:.2f} GB/s"
+    yield timed("fingerprint", "gpt2, one layer", "", found, TARGETS["fingerprint"], note)
+    version = version_of(hf)
+    kept = recalled.Loaded(version, folder / "kept")
+    recalled.fingerprint(hf, version, kept)
+    found = compare(
+        lambda: fingerprint_of(hf), lambda: recalled.fingerprint(hf, version, kept), seconds=seconds, least=5
+    )
+    yield timed("kept fingerprint", "gpt2, one layer", "", found, TARGETS["kept"], "the left column computes it")
+
+
+def _threads(device: str, seconds: float) -> Row:
+    model = pb.load(twin("gpt2", n_embd=256, n_head=4, n_layer=4).to(device))
+    ids = prompts(4, 32, model.vocab_size, device)
+
+    def runs(n: int) -> None:
+        for _ in range(n):
+            pb.run(model, ids)
+
+    def two() -> None:
+        threads = [threading.Thread(target=runs, args=(RUNS // 2,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    found = compare(lambda: runs(RUNS), two, seconds=seconds, least=5)
+    note = f"throughput of two threads is {1 / found.best:.2f} that of one; {torch.get_num_threads()} torch thread each"
+    return timed("two threads", "gpt2, 4 layers of 256", f"{RUNS} runs of 4 x 32", found, TARGETS["threads"], note)
