@@ -38,7 +38,7 @@ ONE_LENGTH = [tokens(5, i) for i in range(7)]
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD", 20_000)
+    monkeypatch.setattr(shards, "SHARD", 2_000)
 
 
 def same(found: Tensor, expected: Tensor) -> bool:
@@ -127,6 +127,7 @@ def test_rows_are_tokens_in_the_order_of_the_index(name: str, tmp_path: Path) ->
             assert same(trace.rows(text, start, stop), whole[start:stop]), (text, start, stop)
     assert [x.tolist() for x in trace.places(5, 9)] == [prompt[5:9].tolist(), position[5:9].tolist()]
     record = json.loads((tmp_path / "t" / "trace.json").read_text())
+    assert len(record["shards"]) > 2
     for shard in record["shards"]:  # the index says it without our code
         first, length = shard["prompts"][0], len(PROMPTS[shard["prompts"][0]])
         assert prompt[shard["row"] : shard["row"] + length].tolist() == [first] * length
