@@ -176,11 +176,25 @@ def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
 
 
 def part_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
+    """`show MODEL PART` for the terminal: its ports, and what it reads and writes as tokens."""
+    from patchbay.results.letters import visible
+
     rows = [
         [row["port"], "\\[" + ", ".join(row["axes"]) + "]", "tap, edit" if row["editable"] else "tap"]
         for row in card["ports"]
     ]
-    return [table(f"{card['part']} ({card['kind']}) of {card['model']}", ("port", "axes", ""), rows)]
+    made: list[RenderableType | str] = [
+        table(f"{card['part']} ({card['kind']}) of {card['model']}", ("port", "axes", ""), rows)
+    ]
+    words = [
+        [
+            _escape(row["direction"]),
+            row["does"],
+            *(_escape(" ".join(map(visible, row[end]))) for end in ("most", "least")),
+        ]
+        for row in card.get("words", [])
+    ]
+    return made + ([table("in the weights", ("direction", "", "most", "least"), words)] if words else [])
 
 
 def families_table(rows: Sequence[Mapping[str, Any]]) -> Table:

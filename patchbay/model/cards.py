@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from patchbay.errors import PatchbayError
 from patchbay.model.carried import carried, said
 from patchbay.model.model import Model
+from patchbay.model.weights import norm_parts
 from patchbay.signal.port import Part, Port, parse_part, signals_of
 
 
@@ -53,7 +57,77 @@ def part_card(model: Model, text: str) -> dict[str, Any]:
         part = model.part(text)
         ports = _ports(model, part)
     rows = [{"port": str(port), "axes": port.axes, "editable": port.editable} for port in ports]
-    return {"model": model.source, "part": str(part), "kind": part.kind, "ports": rows}
+    return {
+        "model": model.source,
+        "part": str(part),
+        "kind": part.kind,
+        "ports": rows,
+        "words": words_of(model, part),
+    }
+
+
+def words_of(model: Model, part: Part) -> list[dict[str, Any]]:
+    """What a head or a neuron reads and writes, as the tokens nearest to it in the weights; nothing for other parts, or where the
+    weights cannot be read.
+
+    Writing is the row of the down projection, or a singular direction of the head's W_V W_O, through the unembedding with the
+    final norm's gain; reading is the column of the up projection, or the direction on the other side, with the gain of the norm
+    before it, against the token embedding. A singular direction has no sign: its two ends are paired, + with +. Directions of
+    the weights, not what happens on a text.
+    """
+    try:
+        found = _directions(model, part)
+    except PatchbayError:
+        return []
+    gain, _, centred = norm_parts(model.final_norm_module)
+    unembed, embed = model.unembed.weight.detach().float(), model.embed.weight.detach().float()
+    rows = []
+    for name, read, write in found:
+        write = (write - write.mean() if centred else write) * gain.detach().float()
+        if len(read) != embed.shape[1] or len(write) != unembed.shape[1]:
+            return []
+        for does, scores in (("reads", embed @ read), ("writes", unembed @ write)):
+            rows.append(
+                {"direction": name, "does": does, "most": _tokens(model, scores), "least": _tokens(model, -scores)}
+            )
+    return rows
+
+
+def _directions(model: Model, part: Part) -> list[tuple[str, Tensor, Tensor]]:
+    """Pairs of what is read and what is written, each [d_model]."""
+    if part.layer is None or part.index is None or part.kind not in ("head", "neuron"):
+        return []
+    layer, at = model.layers[part.layer], model.modules[part.layer]
+    if part.kind == "neuron":
+        read, write = layer.mlp.weights(fold_norm=True).W_in, layer.mlp.weights().W_out
+        out = _normed(write[part.index].detach().float(), at.mlp_added, (at.mlp, at.mlp_proj))
+        return [("neuron", read[:, part.index].detach().float(), out)]
+    head = layer.heads[part.index].weights(fold_norm=True)
+    left, sizes, right = torch.linalg.svd(
+        head["W_V"].detach().float() @ head["W_O"].detach().float(), full_matrices=False
+    )
+    total = float(sizes.square().sum())
+    return [
+        (
+            f"{i + 1} ({100 * float(sizes[i]) ** 2 / total:.0f} % of W_V W_O)",
+            left[:, i],
+            _normed(right[i], at.attn_added, (at.attn, at.attn_proj)),
+        )
+        for i in range(min(3, len(sizes)))
+    ]
+
+
+def _normed(write: Tensor, added: nn.Module | None, own: tuple[nn.Module | None, ...]) -> Tensor:
+    """What is written, with the gain of the norm that the family has between the part and the stream, where it has one."""
+    if added is None or any(added is module for module in own):
+        return write
+    gain, _, centred = norm_parts(added)
+    return (write - write.mean() if centred else write) * gain.detach().float()
+
+
+def _tokens(model: Model, scores: Tensor, n: int = 6) -> list[str]:
+    ids = scores.topk(min(n, len(scores))).indices.tolist()
+    return [model.decode([i]) if model.tokenizer is not None else str(i) for i in ids]
 
 
 def _ports(model: Model, part: Part) -> list[Port]:

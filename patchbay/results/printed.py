@@ -22,6 +22,11 @@ def origin(result: Arrays) -> str:
     if model := known.get("model"):
         details = ", ".join(model_details(model))
         pieces.append(f"{model.get('source')}" + (f" ({details})" if details else ""))
+    for side in ("first", "second"):  # of a difference
+        if isinstance(known.get(side), Mapping):
+            of = known[side].get("model") or {}
+            said_of = ", ".join(str(one) for one in [of.get("source"), str(of.get("fingerprint") or "")[:12]] if one)
+            pieces.append(f"{side}: {known[side].get('method') or 'made by hand'} on {said_of or 'no model'}")
     if task := known.get("task"):
         pieces.append(f"task {task.get('name', 'prompts')}" + "".join(_task_options(task)))
         pieces += [

@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
+from torch import Tensor
+
 from patchbay.late import late
+from patchbay.maths import benjamini_hochberg
 from patchbay.model.load import load
 from patchbay.model.tokens import template_digest
 from patchbay.results.given import kinds_of
@@ -243,10 +248,34 @@ def _changes(what: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> list
 # --- difference -----------------------------------------------------------------------------------
 
 
+def _against_chance(a: Result, b: Result, change: Tensor, notes: list[str]) -> dict[str, Any]:
+    """z, p and adjusted p of each difference where both Results carry a standard error of their values; else nothing."""
+    known = [one for one in (a, b) if "standard_error" in one and one.axes_of("standard_error") == one.axes]
+    if len(known) < 2:
+        return {}
+    z = change / (a["standard_error"].double().square() + b["standard_error"].double().square()).sqrt()
+    p = torch.special.erfc(z.abs() / math.sqrt(2.0))
+    flat, seen = p.flatten(), ~p.flatten().isnan()
+    adjusted = flat.clone()
+    if seen.any():
+        adjusted[seen] = benjamini_hochberg(flat[seen])
+    clear, tested = int((adjusted <= 0.05).sum()), int(seen.sum())
+    notes.append(
+        f"{clear} of {tested} differ at adjusted p <= 0.05, from the standard errors of both taken as independent: on the same "
+        "prompts they mostly rise and fall together, and p is then too large rather than too small"
+    )
+    return {
+        "z": (z, a.axes, "standard errors"),
+        "p": (p, a.axes, "probability"),
+        "p_adjusted": (adjusted.view(p.shape), a.axes, "adjusted p"),
+    }
+
+
 def diff(a: Any, b: Any) -> Result:
     """a minus b, value by value, for two Results on the same axes; notes say what else differs between them.
 
-    Intervals and p values of either say nothing of the difference and are left out. For two Models of one shape: which channels
+    Intervals and p values of either say nothing of the difference and are left out; where both carry a `standard_error`, each
+    difference has a `z`, a `p` and an adjusted one against no difference. For two Models of one shape: which channels
     between parts are stronger or weaker in the second than in the first (`find.channel_changes`), against its rotation null.
     """
     if is_model(a) and is_model(b):
@@ -270,8 +299,10 @@ def diff(a: Any, b: Any) -> Result:
         if packed(ours) != packed(theirs):
             notes.append(f"{key} differ: {short(ours)} against {short(theirs)}")
     values = {"difference": first - second, "first": first, "second": second}
+    variables = {name: (tensor, a.axes, a.unit) for name, tensor in values.items()}
+    variables |= _against_chance(a, b, first - second, notes)
     return Result(
-        {name: (tensor, a.axes, a.unit) for name, tensor in values.items()},
+        variables,
         coords={axis: labels for axis, labels in a.coords.items() if axis in a.axes and axis != "part"},
         parts=a.parts if "part" in a.axes else None,
         notes=notes,

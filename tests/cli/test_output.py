@@ -83,3 +83,17 @@ def test_a_figure_is_replaced_only_when_asked(tmp_path: Path) -> None:
 def test_one_paper_is_one_paper() -> None:
     assert screen.papers_table(catalogue.papers()[:1], 5).title == "1 paper"
     assert screen.papers_table(catalogue.papers()[:2], 5).title == "2 papers"
+
+
+def test_a_knob_has_a_page_too_with_its_evidence(tmp_path: Path) -> None:
+    page = tmp_path / "pages.html"
+    args = ["turn", "steer", "tiny", "--task", "indirect_object", "--n", "4", "--report", str(page)]
+    done = CliRunner().invoke(cli, args)
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert "add(" in text
+    assert "turn.steer" in text
+    assert "Where the numbers came from" in text
+    assert "<script" not in text
+    wrong = CliRunner().invoke(cli, [*FIND, "--report", str(tmp_path / "page.txt")], standalone_mode=False)
+    assert "cannot write a report" in str(wrong.exception)

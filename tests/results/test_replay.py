@@ -247,3 +247,23 @@ def test_a_tolerance_below_nothing_is_refused(replayable):
         replay(replayable()(Model(), Task(3)), rtol=-1)
     with pytest.raises(PatchbayError, match="rtol=nan"):
         replay(replayable()(Model(), Task(3)), rtol=float("nan"))
+
+
+def test_a_difference_names_both_and_is_compared_with_chance():
+    axes = ("layer", "head")
+
+    def made(values, error, source):
+        values = torch.tensor([values], dtype=torch.float64)
+        return Result(
+            {"score": (values, axes, "logits"), "standard_error": (torch.full_like(values, error), axes, "logits")},
+            provenance={"method": "find.x", "model": {"source": source, "fingerprint": "f" * 16}},
+        )
+
+    result = diff(made([5.0, 1.0, float("nan")], 3.0, "before"), made([0.0, 1.0, 0.0], 4.0, "after"))
+    assert result["z"][0, :2].tolist() == [1.0, 0.0]
+    assert result["p"][0, 0].item() == pytest.approx(0.3173105, abs=1e-6)
+    assert result["p_adjusted"][0, 0].item() == pytest.approx(2 * 0.3173105, abs=1e-6)
+    assert result["p_adjusted"][0, 2].isnan()
+    assert "first: find.x on before, ffffffffffff" in result.origin()
+    assert "second: find.x on after, ffffffffffff" in str(result)
+    assert result.provenance["second"]["model"]["source"] == "after"
