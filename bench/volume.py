@@ -1,9 +1,9 @@
 """Much at once: signals of many positions to disk, weights to fingerprints, runs in threads.
 
 "trace" is `pb.run` of a GPT-2 of one layer, 768 wide, into a folder, one residual stream tapped, against the same batches run one after
-the other without taps or folder; every pair runs prompts of its own. "fingerprint" is the fingerprint of that model against SHA-256 of
+the other without taps or folder; every pair runs prompts of its own; the cpu clock does not count waiting for the disk. "fingerprint" is the fingerprint of that model against SHA-256 of
 the same bytes, "kept fingerprint" a kept one, checked, against computing it. "threads" is untapped runs of a small random model in
- two threads against as many in one, with one torch thread each: 0.5 is twice the throughput, and only free cores can show it.
+two threads against as many in one, with one torch thread each: 0.5 is twice the throughput, and only free cores can show it.
 """
 
 from __future__ import annotations

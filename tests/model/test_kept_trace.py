@@ -170,8 +170,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.M
                 os.kill(os.getpid(), signal.SIGKILL)
 
         shards.save_file = killed
-        go(model, tmp_path / "t")
-        os._exit(0)
+        try:
+            go(model, tmp_path / "t")
+        finally:  # whatever happens, the child runs no other test
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert any(path.name.endswith(".partial") for path in (tmp_path / "t").iterdir())
     with pytest.raises(PatchbayError, match="t holds a run that was not finished: make the same call of pb.run"):
