@@ -14,7 +14,8 @@ from click.testing import CliRunner
 import patchbay as pb
 from patchbay.cli import cli
 from patchbay.results.result import load_result
-from patchbay.signal.port import PatchbayError
+from patchbay.signal.port import Part, PatchbayError
+from patchbay.stories._why_causal import Chosen, _row
 from patchbay.stories._why_tokens import _agreement
 from patchbay.stories._why_told import Section, listening
 from patchbay.tiny import planted
@@ -284,3 +285,13 @@ def test_the_page_says_what_tiny_says(answered: pb.Result) -> None:
     page = (Path(__file__).parents[2] / "docs" / "why.md").read_text(encoding="utf-8")
     [said] = re.findall(r"```text\n(.*?)\n```", page, re.DOTALL)
     assert said.splitlines() == {title: lines for title, _, lines in answered.sections()}["in short"]
+
+
+def test_parts_against_are_ranked_from_the_other_end() -> None:
+    """What speaks against the answer is missed where the difference rises: its p counts random sets that raise it as much."""
+    against = _row(
+        Chosen("head", {Part(1, "head", 0): -3.0}), -5.0, torch.tensor([-1.0, 0.0, 6.0], dtype=torch.float64)
+    )
+    assert (against["kind"], against["p"]) == ("heads against", 1 / 4)
+    towards = _row(Chosen("head", {Part(1, "head", 0): 3.0}), 5.0, torch.tensor([-1.0, 0.0, 6.0], dtype=torch.float64))
+    assert (towards["kind"], towards["p"]) == ("heads for", 2 / 4)
