@@ -77,13 +77,9 @@ def logit_lens(
     )
 
 
-def _of_text(model: Model, text: Any, answer: str | None, positions: int | None) -> Result:
+def _of_text(model: Model, text: str, answer: str | None, positions: int | None) -> Result:
     """The most likely token in every cell of one prompt, and where an answer stands there."""
     encoded = model.encode(text)
-    if len(encoded) != 1:
-        raise PatchbayError(
-            f"find.logit_lens reads one text, or a Task; got {len(encoded)} prompts: read them one by one"
-        )
     n = min(positions or len(encoded[0]), len(encoded[0]))
     right = None if answer is None else torch.tensor([model.token_id(answer)])
     rows, cells = _rows(model), []

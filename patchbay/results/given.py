@@ -35,8 +35,10 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     if kinds[0] == "Task" and not (value is None and parameter.default is None):
         others = [kind for kind in kinds if kind not in ("Task", "None")]
         several = "list[Task]" in kinds and isinstance(value, list) and value and all(_is_task(v) for v in value)
-        if not (_is_task(value) or several or (others and "list[Task]" not in kinds and value is not None)):
-            other = "" if not others or "list[Task]" in kinds else "texts, lists of token ids or "
+        wide = isinstance(value, str) if others == ["str"] else others and value is not None
+        if not (_is_task(value) or several or (wide and "list[Task]" not in kinds)):
+            other = "a text or " if others == ["str"] else "texts, lists of token ids or "
+            other = "" if not others or "list[Task]" in kinds else other
             raise PatchbayError(f"{name}: {parameter.name} takes {other}a Task, got {found}; make one: {MAKE}")
     if kinds == ["Knob"] and not hasattr(value, "edits_at"):
         raise PatchbayError(

@@ -58,7 +58,7 @@ def test_it_prints_tokens_and_is_made_again():
 
 
 def test_what_is_no_one_text_is_refused():
-    with pytest.raises(PatchbayError, match="reads one text, or a Task; got 2 prompts"):
+    with pytest.raises(PatchbayError, match="task takes a text or a Task, got list; make one"):
         pb.find.logit_lens(tiny(), [TEXT, TEXT])
     with pytest.raises(PatchbayError, match="the task .* has its own answers"):
         pb.find.logit_lens(tiny(), pb.tasks.repeated_tokens(tiny(), 2), answer=" a")

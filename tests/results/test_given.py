@@ -26,6 +26,8 @@ def test_what_is_no_task_is_answered_with_the_line_that_makes_one(room: str, nam
     parameters = inspect.signature(function).parameters
     if "task" not in parameters or (given is None and parameters["task"].default is None):
         return
+    if isinstance(given, str) and "str" in options.names_in(parameters["task"].annotation):
+        return  # one text will do
     needed = [key for key, one in parameters.items() if one.default is one.empty]
     call = {key: {"model": MODEL, "task": given}.get(key, "L1.H1") for key in needed} | {"task": given}
     with pytest.raises(pb.PatchbayError, match=r"task takes .*Task, got .*; make one: pb\.Task\.from_prompts\(model"):
