@@ -60,7 +60,8 @@ def steer(
 ) -> Knob:
     """A knob that adds the direction from negative prompts to positive ones, at the layer that does most on a dev half.
 
-    `task`: its prompts are positive and its corrupted twins negative; or `positive`, `negative`: two lists of texts without answers, of any lengths.
+    `task`: its prompts are positive and its corrupted twins negative. `positive`, `negative`: in its place, two lists of texts
+    (a file of prompts on the command line) without answers, of any lengths.
     `layers`: those to choose from, all without. `positions`: where to add it, as in "last", "generated", "all". Evidence `steering`
     [layer]: `effect` (of a task with answers), `auc` with ends and controls, on the other half.
 
