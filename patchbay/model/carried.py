@@ -60,14 +60,14 @@ def _numbers_of(module: nn.Module, adapter: str) -> list[tuple[str, Tensor]]:
 
 
 def quantisation(hf: nn.Module) -> dict[str, Any]:
-    """`method` and `bits` of weights that are stored in fewer digits, by the model's settings or by what its layers hold; a
-    GGUF file has several and gives no number. Empty for plain weights."""
+    """`method` and `bits` of weights that are stored in fewer digits, by the model's settings or by what its layers hold, and
+    `format` "float" where their steps are uneven; a GGUF file has several and gives no number. Empty for plain weights."""
     settings = getattr(getattr(hf, "config", None), "quantization_config", None)
     if settings is not None:
         given = dict(settings) if isinstance(settings, Mapping) else _plain(settings)
         method = given.get("quant_method") or type(settings).__name__
         bits = _bits(given)
-        floats = {"format": "float"} if re.search(r"fp\d|float\d", json.dumps(given, default=str).lower()) else {}
+        floats = {"format": "float"} if _of_floats(given) else {}
         return {"method": str(getattr(method, "value", method)), **({"bits": bits} if bits else {}), **floats}
     for module in hf.modules():
         weight = getattr(module, "weight", None)
@@ -83,6 +83,14 @@ def quantisation(hf: nn.Module) -> dict[str, Any]:
 
 def _is_plain(weight: Tensor) -> bool:
     return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.element_size() > 1
+
+
+def _of_floats(given: Mapping[str, Any]) -> bool:
+    """Whether settings store floats of few bits, whose steps grow with the number (fp4, nf4, fp8); what they compute in is no matter."""
+    if given.get("load_in_8bit") or given.get("load_in_4bit"):
+        return bool(given.get("load_in_4bit"))
+    stored = {key: value for key, value in given.items() if "dtype" not in key and "compute" not in key}
+    return re.search(r"fp\d|float\d", json.dumps(stored, default=str).lower()) is not None
 
 
 def _plain(settings: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def origin(result: Arrays) -> str:
 
 def model_details(model: Mapping[str, Any]) -> list[str]:
     """What is recorded of a model, in words: family, dtype, fingerprint, quantisation, adapters, edits that were in force."""
-    plain = [model.get("family"), model.get("dtype"), str(model.get("fingerprint") or "")[:12]]
+    plain = [model.get("family"), model.get("dtype"), model.get("fingerprint")]
     edits = model.get("edits") or []
     under = f"under {len(edits)} edit{'s' * (len(edits) > 1)}: {short(', '.join(map(str, edits)))}"
     return [str(one) for one in plain if one] + said(model) + ([under] if edits else [])

@@ -64,10 +64,10 @@ def test_the_folder_of_an_adapter_is_recorded(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "right"),
     [
-        (BitsAndBytesConfig(load_in_4bit=True), {"method": "bitsandbytes", "bits": 4}),
+        (BitsAndBytesConfig(load_in_4bit=True), {"method": "bitsandbytes", "bits": 4, "format": "float"}),
         (BitsAndBytesConfig(load_in_8bit=True), {"method": "bitsandbytes", "bits": 8}),
         ({"quant_method": "gptq", "bits": 3}, {"method": "gptq", "bits": 3}),
-        ({"quant_method": "mxfp4"}, {"method": "mxfp4", "bits": 4}),
+        ({"quant_method": "mxfp4"}, {"method": "mxfp4", "bits": 4, "format": "float"}),
         ({"quant_method": "gguf"}, {"method": "gguf"}),
     ],
     ids=["nf4", "int8", "gptq", "mxfp4", "gguf"],

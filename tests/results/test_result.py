@@ -216,7 +216,7 @@ def test_prints_the_top_rows_unit_notes_and_origin():
         "     5  L0.H1    -2.000  -2.050  -1.950  0.2000\n"
         "  (1 without a value)\n"
         "  note: patterns only\n"
-        "  tiny (gpt2, float32, 0123456789ab) · task repeated_tokens n=20 seed=3 · first=2 · scale=inf · 0.25 s"
+        "  tiny (gpt2, float32, 0123456789abcdef) · task repeated_tokens n=20 seed=3 · first=2 · scale=inf · 0.25 s"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import patchbay as pb
-from patchbay.draw import graph, report, style
+from patchbay.draw import graph, report, result_page, style
 from patchbay.draw.plot_wiring import wiring
 from patchbay.tiny import planted, twins
 
@@ -70,7 +70,7 @@ def test_the_map_shows_parts_and_channels(tmp_path: Path) -> None:
     assert text == style.svg(drawn)[: len(text)] or "<svg" in text
     found().plot(tmp_path / "map.png")
     assert (tmp_path / "map.png").stat().st_size > 5000
-    page = report.page("a", "b", [report.of_result(found())])
+    page = report.page("a", "b", [result_page.of_result(found())])
     assert "read as key" in page
 
 
