@@ -17,17 +17,17 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import patchbay as pb
-from patchbay.jacks.session import Session, attention
+from patchbay.contract.checks import untouched
+from patchbay.jacks.session import Session
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
 from tests.tolerance import close
@@ -469,57 +469,6 @@ def returned(case: Case, name: str) -> Any:
 
 
 # --- what is lent comes back as it was --------------------------------------------------------------
-
-
-def state_of(model: pb.Model) -> dict[str, Any]:
-    """Everything that a method must leave alone, as comparable values."""
-    hf = model.hf
-    modules = dict(hf.named_modules())
-    return {
-        "weights": {name: tensor.detach().clone() for name, tensor in hf.state_dict().items()},
-        "pointers": {name: tensor.data_ptr() for name, tensor in hf.state_dict().items()},
-        "hooks": {
-            name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks))
-            for name, m in modules.items()
-        },
-        "forwards": [name for name, m in modules.items() if "forward" in m.__dict__],
-        "attention": [m.config._attn_implementation for m in modules.values() if hasattr(m, "config")],
-        "training": {name: m.training for name, m in modules.items()},
-        "requires_grad": {name: (p.requires_grad, p.grad is None) for name, p in hf.named_parameters()},
-        "grad mode": torch.is_grad_enabled(),
-        "torch": torch.get_rng_state(),
-        "numpy": [value.tolist() if hasattr(value, "tolist") else value for value in np.random.get_state()],
-        "random": random.getstate(),
-        "listening": dict(attention._ACTIVE),
-        "session": model._session,
-        "threads": torch.get_num_threads(),
-        "default dtype": torch.get_default_dtype(),
-    }
-
-
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    def same(a: Any, b: Any) -> bool:
-        if isinstance(a, torch.Tensor):
-            return torch.equal(a, b)
-        if isinstance(a, dict):
-            return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-        return bool(a == b)
-
-    return [name for name in before if not same(before[name], after[name])]
-
-
-@contextmanager
-def untouched(model: pb.Model, prompts: pb.Task) -> Iterator[None]:
-    """Weights, logits, hooks, modes, random states and the task are after the block what they were before."""
-    ids = torch.tensor([[5, 9, 5, 9, 11, 3]])
-    with torch.no_grad():
-        logits = model.hf(ids).logits
-    before, record = state_of(model), json.dumps(prompts.to_json())
-    yield
-    assert not differences(before, state_of(model))
-    assert json.dumps(prompts.to_json()) == record
-    with torch.no_grad():
-        assert torch.equal(model.hf(ids).logits, logits)
 
 
 @pytest.mark.parametrize(("case", "name"), BOTH)
