@@ -12,22 +12,18 @@ import functools
 import importlib
 import inspect
 import itertools
-import json
-import random
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import patchbay as pb
-from patchbay.contract.checks import untouched
-from patchbay.jacks.session import Session
+from patchbay.contract import checks
+from patchbay.contract.checks import Case
+from patchbay.contract.every import TWINS, prompts_of
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
 from tests.tolerance import close
@@ -37,9 +33,6 @@ METHODS = {f"{room}.{name}": getattr(getattr(pb, room), name) for room in ROOMS 
 
 
 # --- the models -------------------------------------------------------------------------------------
-
-TWINS = ("gpt2", "llama", "gemma2", "phi", "mixtral", "gpt_neo", "bloom", "mamba2")
-
 
 NAMES: dict[int, str] = {}  # of the models lent, by their identity
 
@@ -53,32 +46,13 @@ def lent(name: str) -> pb.Model:
 
 @functools.cache
 def task(name: str, n: int = 4) -> pb.Task:
-    return pb.tasks.repeated_tokens(lent(name), n, max_period=6, max_offset=4)
+    return prompts_of(lent(name), n)
 
 
 TEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]  # of different lengths
 
 
 # --- the cases --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One way to call one method. `means`: variables that are means over prompts; `runs`: whether it runs the model."""
-
-    method: str
-    call: Callable[..., Any]  # (model, task, **options)
-    means: tuple[str, ...] = ()
-    runs: bool = True
-    label: str = ""
-    needs: str = ""  # a signal: families without it refuse
-    second: str = ""  # the option that is a second model, of which only a record is kept: a replay must be given it
-
-    def __str__(self) -> str:
-        return self.method + (f"-{self.label}" if self.label else "")
-
-    def __call__(self, model: pb.Model, prompts: Any, **options: Any) -> Any:
-        return self.call(model, prompts, **options)
 
 
 def part_of(model: pb.Model) -> list[str]:
@@ -178,9 +152,6 @@ def other(name: str) -> pb.Model:
 
 def second(model: pb.Model) -> pb.Model:
     return other(NAMES[id(model)])
-
-
-ONE_DRAW = ("difference_low", "difference_high")  # the spread of draws is not known from one
 
 
 def across(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
@@ -468,140 +439,47 @@ def returned(case: Case, name: str) -> Any:
     return RETURNED[case, name]
 
 
+def on(case: Case, name: str = "gpt2") -> str:
+    """That family, or one with experts for what needs them."""
+    return "mixtral" if case.needs == "experts.out" else name
+
+
+def of(case: Case, name: str) -> tuple[Case, pb.Model, pb.Task]:
+    return case, lent(name), task(name)
+
+
+def nearly(found: Tensor, expected: Tensor) -> Any:
+    return close(found, expected, equal_nan=True)
+
+
 # --- what is lent comes back as it was --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("case", "name"), BOTH)
 def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> None:
-    with untouched(lent(name), task(name)):
-        found = RETURNED[case, name] = case(lent(name), task(name))
-    assert isinstance(found, pb.Result | Knob)
-    if isinstance(found, pb.Result):
-        assert all(found[v].isfinite().any() for v in found.variables if v not in ONE_DRAW), (
-            "a variable without any value"
-        )
+    RETURNED[case, name] = checks.leaves_all_as_it_was(*of(case, name))
 
 
 @pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[0].runs])
 def test_also_after_an_exception(case: Case, name: str) -> None:
-    """The model fails in mid-run, on its first run and on a later one: what the method put on is gone again."""
-    model = lent(name)
-    for fails_at in (1, 2):
-        calls = 0
-
-        def fail(module: Any, args: Any, kwargs: Any, fails_at: int = fails_at) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == fails_at:
-                raise RuntimeError("injected")
-
-        last = model.modules[-1].layer
-        with untouched(model, task(name)):
-            hook = last.register_forward_pre_hook(fail, with_kwargs=True)
-            try:
-                if fails_at == 1:
-                    with pytest.raises(RuntimeError, match="injected"):
-                        case(model, task(name))
-                else:
-                    with pytest.raises(RuntimeError, match="injected"):
-                        case(model, task(name), batch_size=2)
-            finally:
-                hook.remove()
+    checks.also_after_an_exception(*of(case, name))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
-def test_also_when_hooks_cannot_all_be_put_on(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second layer refuses its hooks after the first has its own."""
-    name = "mixtral" if case.needs == "experts.out" else "gpt2"
-    model, attach = lent(name), Session._attach_layer
-
-    def fail(self: Session, layer: int, signals: set[str]) -> None:
-        if layer == 1:
-            raise RuntimeError("injected")
-        attach(self, layer, signals)
-
-    with untouched(model, task(name)):
-        monkeypatch.setattr(Session, "_attach_layer", fail)
-        with pytest.raises(RuntimeError, match="injected"):
-            case(model, task(name))
-        monkeypatch.undo()
+def test_also_when_hooks_cannot_all_be_put_on(case: Case) -> None:
+    assert checks.also_when_hooks_fail(*of(case, on(case))), "it puts no hook on the second layer"
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
 def test_train_and_grad_modes_stay(case: Case) -> None:
-    """A model lent in training mode, with gradients off somewhere, comes back so, and no graph is kept."""
-    name = "mixtral" if case.needs == "experts.out" else "llama"
-    model = lent(name)
-    first = next(model.hf.parameters())
-    model.hf.train()
-    first.requires_grad_(False)
-    try:
-        with torch.enable_grad(), untouched(model, task(name)):
-            result = case(model, task(name))
-        if isinstance(result, pb.Result):
-            assert not any(result[v].requires_grad for v in result.variables)
-    finally:
-        first.requires_grad_(True)
-        model.hf.eval()
-
-
-# --- several at once --------------------------------------------------------------------------------
-
-
-def outcome(case: Case, model: pb.Model, prompts: pb.Task, edits: list[pb.Edit]) -> Any:
-    """What a method gives under edits, or why it refuses."""
-    try:
-        with model.edited(*edits):
-            return case(model, prompts)
-    except pb.PatchbayError as error:
-        return str(error)
-
-
-def alike(a: Any, b: Any) -> bool:
-    return a.equal(b) if isinstance(a, pb.Result) and isinstance(b, pb.Result) else bool(a == b)
+    checks.modes_stay(*of(case, on(case, "llama")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
-    """One under edits, one not, at once on one model, and beside a generator that rests under them: the numbers of each alone,
-    and nothing left behind."""
-    name = "mixtral" if case.needs == "experts.out" else "llama"
-    model, prompts = lent(name), task(name)
-    under: list[list[pb.Edit]] = [
-        [],
-        [pb.scale(pb.Port("attn.out", 0), -3.0), pb.scale(pb.Port("attn.pattern", 1), 0.5)],
-    ]
-    alone = [outcome(case, model, prompts, edits) for edits in under]
+    alone = checks.threads_see_what_each_sees_alone(*of(case, on(case, "llama")))
     if case.runs and isinstance(alone[1], pb.Result) and case.method != "find.retrieval_heads":  # nothing to retrieve
-        assert not alike(*alone), "the edits change nothing"
-    start, found = threading.Barrier(2), {}
-
-    def work(i: int) -> None:
-        start.wait()
-        found[i] = outcome(case, model, prompts, under[i])
-
-    often = sys.getswitchinterval()
-    with untouched(model, prompts):
-        sys.setswitchinterval(1e-4)
-        try:
-            threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(often)
-    assert alike(found[0], alone[0])
-    assert alike(found[1], alone[1])
-
-    def rests() -> Iterator[None]:
-        with model.edited(*under[1]):
-            yield
-
-    resting = rests()
-    next(resting)
-    assert alike(outcome(case, model, prompts, []), alone[0])
-    resting.close()
+        assert not checks.alike(*alone), "the edits change nothing"
 
 
 # --- what comes back --------------------------------------------------------------------------------
@@ -609,72 +487,26 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
 
 @pytest.mark.parametrize(("case", "name"), FEW)
 def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
-    first = returned(case, name)
-    with torch.random.fork_rng():
-        torch.manual_seed(12345)
-        random.seed(7)
-        second = case(lent(name), task(name))
-    if isinstance(first, pb.Result):
-        assert first.equal(second), first.differences(second, rtol=0.0)
-    else:
-        assert first == second
+    checks.same_again(*of(case, name), returned(case, name))
 
 
 @pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[0].means])
 def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
-    """Prompts of different lengths together, in small batches and alone: the same numbers."""
-    model, prompts = lent(name), task(name)
-    assert len({len(ids) for ids in prompts.clean}) > 1
-    whole = returned(case, name)
-    assert case(model, prompts, batch_size=2).agrees(whole, 1e-5)
-    alone = [case(model, prompts[i]) for i in range(len(prompts))]
-    for variable in case.means:
-        mean = torch.stack([one[variable].double() for one in alone]).mean(0)
-        theirs = whole[variable].double()
-        if variable in ("probability", "logit", "rank", "kl", "logit_diff"):  # the lens takes what all prompts have
-            mean, theirs = mean[:, -1], theirs[:, -1]
-        assert close(mean, theirs, equal_nan=True), variable
+    checks.a_batch_is_its_prompts(*of(case, name), returned(case, name), nearly)
 
 
 @pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[1] in ("gpt2", "mixtral")])
 def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path) -> None:
     model, found = lent(name), returned(case, name)
-    if isinstance(found, Knob):
-        assert pb.load_knob(found.save(tmp_path / "a.knob")) == found
-        return
-    again = pb.load_result(found.save(tmp_path / "a"))
-    assert again.equal(found)
-    assert again.provenance == found.provenance
-    if case.second:
-        with pytest.raises(pb.PatchbayError, match=f"cannot replay: option '{case.second}' held a model"):
-            pb.replay(again, model)
-    around = (
-        model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0))
-        if "edits" in found.provenance["model"]
-        else nullcontext()
-    )
-    with around:  # a replay is made under the edits that were in force
-        replayed = pb.replay(again, model, options={case.second: second(model)} if case.second else None)
-    assert replayed, str(replayed)
-    assert replayed.largest == 0
-    assert str(found).startswith(case.method)
-    if name == "gpt2" or case.needs == "experts.out":
-        found.plot(tmp_path / "a.png")
+    checks.saves_loads_replays(case, model, found, tmp_path, second(model) if case.second else None)
+    if name == on(case):
+        checks.draws_itself(found, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_provenance_says_where_the_numbers_came_from(case: Case) -> None:
-    name = "mixtral" if case.needs == "experts.out" else "gpt2"
-    model = lent(name)
-    provenance = json.loads(json.dumps(returned(case, name).provenance))
-    assert provenance["method"] == case.method
-    assert provenance["paper"] == METHODS[case.method].paper
-    assert provenance["model"]["fingerprint"] == model.fingerprint
-    assert provenance["model"]["family"] == name.replace("mixtral", "moe")
-    options = {p.name for p in inspect.signature(METHODS[case.method]).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    assert options - {"model"} <= set(provenance["options"])
-    if case.runs:
-        assert provenance["task"]["clean"] == [list(ids) for ids in task(name).clean]
+    name = on(case)
+    checks.says_where_it_came_from(*of(case, name), returned(case, name), METHODS[case.method])
 
 
 # --- how it is called -------------------------------------------------------------------------------
@@ -687,68 +519,29 @@ def test_every_method_has_a_case() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_signatures_are_typed_and_options_keyword_only(name: str) -> None:
-    function = METHODS[name]
-    signature = inspect.signature(function)
-    plain = inspect.unwrap(function)
-    assert "return" in plain.__annotations__
-    for parameter in signature.parameters.values():
-        assert parameter.name in plain.__annotations__, f"{name}: {parameter.name} has no type"
-        if parameter.name in ("task", "positive", "negative", "neutral") and parameter.default is None:
-            continue  # an input that another stands for, or none
-        optional = parameter.default is not parameter.empty
-        assert optional == (parameter.kind is parameter.KEYWORD_ONLY), f"{name}: {parameter.name}"
-        if optional:
-            json.dumps(parameter.default)
-    assert len([p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]) <= 6
-    assert importlib.import_module(plain.__module__).__name__ == f"patchbay.{name}"
+    checks.is_typed(METHODS[name])
+    module = inspect.unwrap(METHODS[name]).__module__
+    assert importlib.import_module(module).__name__ == f"patchbay.{name}"
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_an_unknown_option_is_answered_with_the_options_there_are(case: Case) -> None:
-    name = "mixtral" if case.needs == "experts.out" else "gpt2"
-    model = lent(name)
-    with untouched(model, task(name)), pytest.raises(pb.PatchbayError) as caught:
-        case(model, task(name), zzz=1)
-    assert "'zzz'" in str(caught.value)
-    for parameter in inspect.signature(METHODS[case.method]).parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            assert parameter.name in str(caught.value)
+    checks.an_unknown_option_is_answered(*of(case, on(case)), METHODS[case.method])
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_no_model_is_refused(name: str) -> None:
-    function = METHODS[name]
-    given: dict[str, Any] = {"model": "gpt2"}
-    parameters = inspect.signature(function).parameters
-    assert "model" in parameters
-    for parameter in parameters.values():
-        if parameter.default is parameter.empty and parameter.name != "model":
-            given[parameter.name] = task("gpt2")
-    with pytest.raises(pb.PatchbayError, match=r"needs a Model from patchbay\.load\(\.\.\.\), got str"):
-        function(**given)
+    checks.no_model_is_refused(METHODS[name], task("gpt2"))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
 def test_prompts_of_another_vocabulary_are_refused(case: Case) -> None:
-    name = "mixtral" if case.needs == "experts.out" else "gpt2"
-    model = lent(name)
-    own = task(name)
-    foreign = pb.Task("foreign", [(*ids[:-1], 4000, 4000) for ids in own.clean], own.right, own.wrong)
-    with untouched(model, foreign), pytest.raises(pb.PatchbayError) as caught:
-        case(model, foreign)
-    assert "4000" in str(caught.value)
-    assert str(model.vocab_size - 1) in str(caught.value)
+    checks.another_vocabulary_is_refused(*of(case, on(case)))
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.needs], ids=str)
 def test_a_family_without_the_signal_refuses(case: Case) -> None:
-    """It names the family and what is missing, and leaves the model alone."""
     lacking = [name for name in TWINS if case.needs in WITHOUT[name]]
     assert lacking
     for name in lacking:
-        model = lent(name)
-        assert not any(case.needs in model.signals(i) for i in range(model.n_layers))
-        with untouched(model, task(name)), pytest.raises(pb.PatchbayError) as caught:
-            case(model, task(name))
-        assert model.family.name in str(caught.value)
-        assert case.needs.split(".")[1] in str(caught.value)
+        checks.a_family_without_it_refuses(*of(case, name))

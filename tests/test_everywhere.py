@@ -13,33 +13,18 @@ signal, or when it stands in `REFUSED`, with what its message says. Any other re
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import patchbay as pb
+from patchbay.contract.every import TWINS
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
+from tests.test_contract import CASES, lent, task
 
-
-def _contract() -> Any:
-    """The contract as a module: test files are not importable by name."""
-    spec = importlib.util.spec_from_file_location("contract", Path(__file__).with_name("test_contract.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["contract"] = module  # where its dataclasses look for their annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-contract = _contract()
-CASES, lent, task = contract.CASES, contract.lent, contract.task
 WHOLE = bool(os.environ.get("PATCHBAY_EVERYWHERE"))
 KINDS = {
     "gpt_neox": "attention and MLP side by side, biases",
@@ -132,5 +117,5 @@ def test_finite_numbers_or_what_is_missing(family: str, case: Any) -> None:
 
 def test_the_families_here_and_in_the_contract_are_of_the_covered_ones() -> None:
     assert set(KINDS) <= set(twins.FAMILY_CONFIGS)
-    assert not set(KINDS) & set(contract.TWINS)
+    assert not set(KINDS) & set(TWINS)
     assert {family for _, family in REFUSED} <= set(twins.FAMILY_CONFIGS)

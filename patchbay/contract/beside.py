@@ -25,7 +25,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from patchbay.contract.checks import hold
+from patchbay.contract.held import hold
 
 KINDS = ("test_planted", "test_reference", "test_null")
 FEWEST = 3  # planted bugs of a new method

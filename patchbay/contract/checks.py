@@ -1,8 +1,9 @@
 """The contract: what is true of every method. Each check calls one method on one lent model, and raises `ContractError` with what is not.
 
-A `Case` says how a method is called; models and prompts are handed in. Weights and logits of the model are afterwards what they were,
-no hook is left, also after an exception; random states, train and grad modes stay; the same call gives the same Result; a batch
-equals its prompts one by one; what is saved loads and replays; what cannot be right is refused by name.
+A `Case` says how a method is called; models and prompts are handed in, and to what only reads it, what a call returned. Weights and
+logits of the model are afterwards what they were, no hook is left, also after an exception; random states, train and grad modes stay;
+two threads at once see what each sees alone; the same call gives the same Result; a batch equals its prompts one by one; what is saved
+loads and replays; what cannot be right is refused by name.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ from __future__ import annotations
 import inspect
 import json
 import random
+import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
+from torch import Tensor
 
 import patchbay as pb
-from patchbay.jacks.session import Session, attention
+from patchbay.contract.held import hold, refused, untouched
+from patchbay.jacks.session import Session
 from patchbay.model.regime import randomness
 from patchbay.results.given import has_default, may_be_left_out
 
 ONE_DRAW = ("difference_low", "difference_high")  # the spread of draws is not known from one
 LENS = ("probability", "logit", "rank", "kl", "logit_diff")  # the lens takes the positions that all prompts have
-
-
-class ContractError(AssertionError):
-    """What a method does not keep of the contract."""
+NOISE = 64.0  # roundings of the largest value that a batch may differ by from its prompts
 
 
 @dataclass(frozen=True)
@@ -52,97 +53,29 @@ class Case:
         return self.call(model, prompts, **options)
 
 
-def hold(true: Any, says: str) -> None:
-    if not true:
-        raise ContractError(says)
-
-
-@contextmanager
-def refused(*says: str, kind: type[Exception] = pb.PatchbayError) -> Iterator[None]:
-    """The block raises that error, and its message has these words."""
-    try:
-        yield
-    except kind as error:
-        missing = [word for word in says if word not in str(error)]
-        hold(not missing, f"the refusal lacks {missing}: {error}")
-    else:
-        raise ContractError(f"nothing was refused; a {kind.__name__} with {list(says)} was due")
-
-
 # --- what is lent comes back as it was --------------------------------------------------------------
 
 
-def state_of(model: pb.Model) -> dict[str, Any]:
-    """Everything that a method must leave alone, as comparable values."""
-    hf = model.hf
-    modules = dict(hf.named_modules())
-    return {
-        "weights": {name: tensor.detach().clone() for name, tensor in hf.state_dict().items()},
-        "pointers": {name: tensor.data_ptr() for name, tensor in hf.state_dict().items()},
-        "hooks": {
-            name: (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks), len(m._backward_pre_hooks))
-            for name, m in modules.items()
-        },
-        "forwards": [name for name, m in modules.items() if "forward" in m.__dict__],
-        "attention": [m.config._attn_implementation for m in modules.values() if hasattr(m, "config")],
-        "training": {name: m.training for name, m in modules.items()},
-        "requires_grad": {name: (p.requires_grad, p.grad is None) for name, p in hf.named_parameters()},
-        "grad mode": torch.is_grad_enabled(),
-        "torch": torch.get_rng_state(),
-        "numpy": [value.tolist() if hasattr(value, "tolist") else value for value in np.random.get_state()],
-        "random": random.getstate(),
-        "listening": dict(attention._ACTIVE),
-        "session": model._session,
-        "threads": torch.get_num_threads(),
-        "default dtype": torch.get_default_dtype(),
-    }
-
-
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    def same(a: Any, b: Any) -> bool:
-        if isinstance(a, torch.Tensor):
-            return torch.equal(a, b)
-        if isinstance(a, dict):
-            return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-        return bool(a == b)
-
-    return [name for name in before if not same(before[name], after[name])]
-
-
-@contextmanager
-def untouched(model: pb.Model, prompts: pb.Task) -> Iterator[None]:
-    """Weights, logits, hooks, modes, random states and the task are after the block what they were before."""
-    ids = torch.tensor([[5, 9, 5, 9, 11, 3]])
-    with torch.no_grad():
-        logits = model.hf(ids).logits
-    before, record = state_of(model), json.dumps(prompts.to_json())
-    yield
-    changed = differences(before, state_of(model))
-    hold(not changed, f"it left changed: {', '.join(changed)}")
-    hold(json.dumps(prompts.to_json()) == record, "it changed the task")
-    with torch.no_grad():
-        hold(torch.equal(model.hf(ids).logits, logits), "the model gives other logits afterwards")
-
-
-def runs_the_model(call: Callable[..., Any], model: pb.Model, prompts: Any) -> bool:
-    """Call a method once: whether it ran a layer of the model."""
+def called(call: Callable[..., Any], model: pb.Model, prompts: Any) -> tuple[Any, bool]:
+    """What a method returns, and whether it ran a layer of the model."""
     ran: list[int] = []
     hook = model.modules[-1].layer.register_forward_pre_hook(lambda *_: ran.append(1))
     try:
-        call(model, prompts)
+        returned = call(model, prompts)
     finally:
         hook.remove()
-    return bool(ran)
+    return returned, bool(ran)
 
 
-def leaves_all_as_it_was(case: Case, model: pb.Model, prompts: pb.Task) -> None:
-    """The model and all else are left as they were, and what comes back has values."""
+def leaves_all_as_it_was(case: Case, model: pb.Model, prompts: pb.Task) -> Any:
+    """The model and all else are left as they were, and what comes back, which is returned, has values."""
     with untouched(model, prompts):
         returned = case(model, prompts)
     hold(isinstance(returned, pb.Result | pb.Knob), f"it returned a {type(returned).__name__}, not a Result or a Knob")
     if isinstance(returned, pb.Result):
         empty = [v for v in returned.variables if v not in ONE_DRAW and not returned[v].isfinite().any()]
         hold(not empty, f"variables without any value: {empty}")
+    return returned
 
 
 def also_after_an_exception(case: Case, model: pb.Model, prompts: pb.Task) -> None:
@@ -165,18 +98,25 @@ def also_after_an_exception(case: Case, model: pb.Model, prompts: pb.Task) -> No
                 hook.remove()
 
 
-def also_when_hooks_fail(case: Case, model: pb.Model, prompts: pb.Task) -> None:
-    """The second layer refuses its hooks after the first has its own."""
+def also_when_hooks_fail(case: Case, model: pb.Model, prompts: pb.Task) -> bool:
+    """The second layer refuses its hooks after the first has its own; whether the method asked it for any is returned."""
     attach = Session._attach_layer
+    asked: list[set[str]] = []
 
     def fail(self: Session, layer: int, signals: set[str]) -> None:
         if layer == 1:
+            asked.append(signals)
             raise RuntimeError("injected")
         attach(self, layer, signals)
 
-    with untouched(model, prompts):
-        with mock.patch.object(Session, "_attach_layer", fail), refused("injected", kind=RuntimeError):
+    with untouched(model, prompts), mock.patch.object(Session, "_attach_layer", fail):
+        try:
             case(model, prompts)
+        except RuntimeError as error:
+            hold(str(error) == "injected", f"it made another error of it: {error}")
+        else:
+            hold(not asked, "a hook that could not be put on was no error")
+    return bool(asked)
 
 
 def changes_in_training(model: pb.Model) -> bool:
@@ -204,43 +144,110 @@ def modes_stay(case: Case, model: pb.Model, prompts: pb.Task) -> None:
         model.hf.eval()
 
 
+# --- several at once --------------------------------------------------------------------------------
+
+
+def outcome(case: Case, model: pb.Model, prompts: pb.Task, edits: list[pb.Edit]) -> Any:
+    """What a method gives under edits, or why it refuses."""
+    try:
+        with model.edited(*edits):
+            return case(model, prompts)
+    except pb.PatchbayError as error:
+        return str(error)
+
+
+def alike(a: Any, b: Any) -> bool:
+    return a.equal(b) if isinstance(a, pb.Result) and isinstance(b, pb.Result) else bool(a == b)
+
+
+def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
+    """What calls give that start together, each in a thread of its own, which take turns as often as they can."""
+    start, found = threading.Barrier(len(calls)), [None] * len(calls)
+
+    def work(i: int) -> None:
+        start.wait()
+        found[i] = calls[i]()
+
+    often = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(often)
+    return found
+
+
+def threads_see_what_each_sees_alone(case: Case, model: pb.Model, prompts: pb.Task) -> list[Any]:
+    """One thread under edits, one not, at once on one model, then beside a generator that rests under them: the numbers of each alone.
+
+    What each gives alone, or why it refuses, is returned, so that a caller can see that the edits change something.
+    """
+    under: list[list[pb.Edit]] = [[], [pb.scale(pb.Port("attn.out", 0), -3.0)]]
+    under[1] += [pb.scale(pb.Port("attn.pattern", 1), 0.5)] if "attn.pattern" in model.signals(1) else []
+    alone = [outcome(case, model, prompts, edits) for edits in under]
+    with untouched(model, prompts):
+        found = at_once([lambda edits=edits: outcome(case, model, prompts, edits) for edits in under])  # type: ignore[misc]
+    for what, mine, theirs in zip(("without edits", "under edits"), alone, found, strict=True):
+        hold(alike(mine, theirs), f"beside another thread it gives other numbers {what}")
+
+    def rests() -> Iterator[None]:
+        with model.edited(*under[1]):
+            yield
+
+    resting = rests()
+    next(resting)
+    hold(alike(outcome(case, model, prompts, []), alone[0]), "beside a generator at rest it gives other numbers")
+    resting.close()
+    return alone
+
+
 # --- what comes back --------------------------------------------------------------------------------
 
 
-def same_again(case: Case, model: pb.Model, prompts: pb.Task) -> None:
+def same_again(case: Case, model: pb.Model, prompts: pb.Task, returned: Any) -> None:
     """The same call gives the same, whatever the random state."""
-    first = case(model, prompts)
     with torch.random.fork_rng():
         torch.manual_seed(12345)
         random.seed(7)
         second = case(model, prompts)
-    if isinstance(first, pb.Result):
-        hold(first.equal(second), f"the same call gives other numbers: {first.differences(second, rtol=0.0)}")
+    if isinstance(returned, pb.Result):
+        hold(returned.equal(second), f"the same call gives other numbers: {returned.differences(second, rtol=0.0)}")
     else:
-        hold(first == second, "the same call gives another knob")
+        hold(returned == second, "the same call gives another knob")
 
 
-def a_batch_is_its_prompts(case: Case, model: pb.Model, prompts: pb.Task) -> None:
+def near(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors differ by no more than `NOISE` roundings of the largest value, NaN where the other is."""
+    size = max(float(x.abs().nan_to_num(0.0).max()) for x in (found, expected))
+    allowed = NOISE * torch.finfo(torch.float32).eps * size
+    return torch.allclose(found, expected, rtol=0.0, atol=allowed, equal_nan=True)
+
+
+def a_batch_is_its_prompts(
+    case: Case, model: pb.Model, prompts: pb.Task, returned: Any, near: Callable[[Tensor, Tensor], Any] = near
+) -> None:
     """Prompts of different lengths together, in small batches and alone: the same numbers."""
     hold(len({len(ids) for ids in prompts.clean}) > 1, "the prompts handed in are all of one length")
-    whole = case(model, prompts)
     small = case(model, prompts, batch_size=2)
-    hold(small.agrees(whole, 1e-5), f"with batch_size=2 it gives other numbers: {whole.differences(small, rtol=1e-5)}")
+    apart = returned.differences(small, rtol=1e-5)
+    hold(small.agrees(returned, 1e-5), f"with batch_size=2 it gives other numbers: {apart}")
     alone = [case(model, prompts[i]) for i in range(len(prompts))] if case.means else []
     for variable in case.means:
         mean = torch.stack([one[variable].double() for one in alone]).mean(0)
-        theirs = whole[variable].double()
+        theirs = returned[variable].double()
         if variable in LENS:
             mean, theirs = mean[:, -1], theirs[:, -1]
-        close = torch.allclose(mean, theirs, atol=1e-4, equal_nan=True)
-        hold(close, f"{variable} of a batch is not the mean of its prompts one by one")
+        hold(near(mean, theirs), f"{variable} of a batch is not the mean of its prompts one by one")
 
 
 def saves_loads_replays(
-    case: Case, model: pb.Model, prompts: pb.Task, folder: Path, second: Any = None, method: Any = None
+    case: Case, model: pb.Model, returned: Any, folder: Path, second: Any = None, method: Any = None
 ) -> None:
-    """What was saved loads as it was, replays to the same numbers, prints and draws."""
-    returned = case(model, prompts)
+    """What was saved loads as it was, replays to the same numbers, and prints."""
     if not isinstance(returned, pb.Result):
         hold(pb.load_knob(returned.save(folder / "a.knob")) == returned, "a saved knob loads as another")
         return
@@ -256,12 +263,18 @@ def saves_loads_replays(
         replayed = pb.replay(again, model, options=options, method=method)
     hold(replayed and replayed.largest == 0, f"a replay gives other numbers: {replayed}")
     hold(str(returned).startswith(case.method), f"it prints as another method: {str(returned).splitlines()[0]}")
-    returned.plot(folder / "a.png")
 
 
-def says_where_it_came_from(case: Case, model: pb.Model, prompts: pb.Task, function: Any) -> None:
+def draws_itself(returned: Any, folder: Path) -> None:
+    """A Result makes its own figure."""
+    if isinstance(returned, pb.Result):
+        returned.plot(folder / "a.png")
+        hold((folder / "a.png").stat().st_size, "its figure is an empty file")
+
+
+def says_where_it_came_from(case: Case, model: pb.Model, prompts: pb.Task, returned: Any, function: Any) -> None:
     """Provenance holds method, paper, model, every option, and the prompts; as JSON."""
-    held = json.loads(json.dumps(case(model, prompts).provenance))
+    held = json.loads(json.dumps(returned.provenance))
     found = (held["method"], held["paper"], held["model"]["fingerprint"], held["model"]["family"])
     expected = (case.method, function.paper, model.fingerprint, model.family.name)
     hold(found == expected, f"provenance says {found}, not {expected}")

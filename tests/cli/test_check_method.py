@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from patchbay.cli import check_method, cli
-from patchbay.contract import beside
-from patchbay.contract.checks import ContractError
+from patchbay.cli import cli
+from patchbay.contract import beside, every
+from patchbay.contract.held import ContractError
 
 LEVELS = '''"""Levels: the mean size of the stream in each layer.
 
@@ -89,7 +89,7 @@ def rows(found: list[tuple[str, str, str]], tests: str = "test_levels.py") -> st
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(check_method, "TWINS", ("gpt2", "mamba2"))
+    monkeypatch.setattr(every, "TWINS", ("gpt2", "mamba2"))
     (tmp_path / "levels.py").write_text(LEVELS)
     (tmp_path / "test_levels.py").write_text(TESTS)
     (tmp_path / "levels.toml").write_text(rows(ROWS))
@@ -109,7 +109,8 @@ def test_a_method_that_keeps_the_contract_passes(file: Path) -> None:
     assert told["method"] == "find.levels"
     said = [row["check"] for row in told["checks"]]
     assert "Each of at least three one-line changes of the method makes a named test fail" in said
-    assert "mamba2: What was saved loads as it was, replays to the same numbers, prints and draws" in said
+    assert "mamba2: What was saved loads as it was, replays to the same numbers, and prints" in said
+    assert any(row.startswith("gpt2: One thread under edits, one not") for row in said)
     assert "gpt2: Prompts of different lengths together, in small batches and alone: the same numbers" in said
 
 
@@ -121,6 +122,9 @@ BROKEN = {
     "weights": ("    rows = []", "    next(model.hf.parameters()).data.add_(1e-3)\n    rows = []", "it left changed: weights"),
     "hook": ("    rows = []", "    model.modules[0].layer.register_forward_hook(lambda *_: None)\n    rows = []", "it left changed: hooks"),
     "task": ("    rows = []", "    task.labels['mine'] = [1] * len(task)\n    rows = []", "it changed the task"),
+    "swallowed": ("        trace = pb.run(model, ids, taps=taps)\n", "        try:\n            trace = pb.run(model, ids, taps=taps)\n        except RuntimeError:\n            return pb.Result(torch.ones(len(taps)), axes=('layer',), unit='resid norm')\n",
+                  "a hook that could not be put on was no error"),
+    "threads": ("    rows = []", "    rows = model.__dict__.setdefault('rows', [])\n    rows.clear()", "beside another thread it gives other numbers"),
     "no type": ("factor: float", "factor", "factor has no type"),
     "one family": ("    rows = []", "    assert model.family.name == 'gpt2'\n    rows = []", "AssertionError"),
 }  # fmt: skip
@@ -131,7 +135,7 @@ def test_what_breaks_the_contract_is_named(file: Path, kind: str, monkeypatch: p
     old, new, says = BROKEN[kind]
     assert LEVELS.count(old) == 1
     file.write_text(LEVELS.replace(old, new))
-    monkeypatch.setattr(check_method, "of_files", lambda found: iter(()))
+    monkeypatch.setattr(every, "of_files", lambda found: iter(()))
     done = check(str(file))
     if says is None:  # the decorator puts random states back
         assert done.exit_code == 0, done.stdout
@@ -191,7 +195,7 @@ def test_what_cannot_be_checked_is_refused(file: Path, args: tuple[str, ...], sa
 
 
 def test_an_argument_that_the_contract_cannot_know_is_asked_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_method, "of_files", lambda found: iter(()))
+    monkeypatch.setattr(every, "of_files", lambda found: iter(()))
     text = LEVELS.replace("task: pb.Task, *, factor: float = 1.0", "task: pb.Task, factor: float, *")
     file.write_text(text.replace("*, batch_size", "*, batch_size"))
     assert "cannot know what 'factor' is: --give factor=JSON" in check(str(file)).stderr
