@@ -47,7 +47,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "wiring": "timing components wiring",
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen result_lines",
-    "contract": "checks beside",
+    "contract": "held checks beside every",
     "cli": "signatures options complete prompt_files reading spoken outputs commands rooms knob_commands why_command new check_method",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
@@ -238,6 +238,35 @@ def test_what_draws_runs_no_model() -> None:
         "results.result",
         "papers.claims",
     }
+
+
+COMMANDS_TAKE = {  # what commands take beside the package's face, Results and signatures, and what tells and checks
+    ("cli", "model.cards"): "`show`: a model and its parts as plain data",
+    ("cli", "model.check"): "`families`: every port of a family proved",
+    ("cli", "tiny.twins"): "`families`: a small model of each",
+    ("cli.commands", "sweeps.settings"): "`--keep`, `--memory`, `--executor`: how sweeps run is no method's option",
+    ("cli.knob_commands", "knobs.rows"): "`generate`: each prompt under its own knobs, told token by token",
+    ("cli.prompt_files", "tasks.rows"): "`--prompts`: a file that has no answers gives its prompts",
+    ("cli.prompt_files", "tasks.table"): "`--prompts`: a file's columns",
+}
+
+
+def test_commands_read_results_and_signatures() -> None:
+    """A command loads a model, calls a method by its name and reads what comes back: nothing of a method is within its reach."""
+    told = {"", "cli", "errors", "files", "signal", "results", "contract", "papers", "draw", "stories"}
+    taken = {(name, found) for name, path in modules().items() if room(name) == "cli" for found in imports(parse(path))}
+    assert {(name, found) for name, found in taken if room(found) not in told} == set(COMMANDS_TAKE)
+
+
+def test_commands_know_no_method_by_name() -> None:
+    """What one method needs and others do not is said in its signature and its Result."""
+    methods = {path.stem for verb in VERBS for path in (ROOT / verb).glob("[a-z]*.py")} - set(pb.__all__)
+    methods |= {f"{path.parent.name}.{path.stem}" for verb in VERBS for path in (ROOT / verb).glob("[a-z]*.py")}
+    methods |= {name.replace("_", "-") for name in methods}
+    for path in sorted((ROOT / "cli").glob("*.py")):
+        for node in ast.walk(parse(path)):
+            word = node.attr if isinstance(node, ast.Attribute) else getattr(node, "value", "")
+            assert not (isinstance(word, str) and word in methods), f"{path.name}:{node.lineno} names {word}"
 
 
 def test_one_table_names_what_is_reached_late() -> None:

@@ -22,7 +22,7 @@ from patchbay.results.described import COMMON, words
 from patchbay.signal.port import PatchbayError, suggest
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
+    from patchbay import Model
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 PARTS_HELP = "Parts, as L3.H5,L2.H1, or FOLDER:3 for the best 3 of a saved Result"

@@ -17,8 +17,7 @@ from patchbay.cli.commands import Commands, json_option, load_model, model_optio
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
-    from patchbay.knobs.knob import Knob
-    from patchbay.model.model import Model
+    from patchbay import Knob, Model
 
 OTHER = click.Option(
     ["--other-weights"], is_flag=True, help="Use a knob that was made on other weights; both are named."
@@ -38,7 +37,6 @@ def _generate(
     for the second, and one prompt, or one knob, stands for as many as there are of the other.
     """
     from patchbay.draw import screen
-    from patchbay.model.given import flat_edits
 
     loaded = load_model(model, given, quiet=as_json)
     turned = [fitting(reading.read_knob(text), loaded, other_weights) for text in knobs]
@@ -47,7 +45,7 @@ def _generate(
         raise PatchbayError("--each is one knob for each prompt, and no --knob was given")
     texts, own = _paired(prompts, turned) if each else (list(prompts), [turned] * len(prompts))
     changes: list[list[Any]] = [[*entry, *written] for entry in own]
-    shown = [[str(edit) for edit in flat_edits(entry, model=loaded)] for entry in changes]
+    shown = [[str(edit) for item in entry for edit in _made(item)] for entry in changes]
     changed = bool(turned or written)
     rows = [{"prompt": text} for text in texts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature is not None else {}
@@ -102,9 +100,14 @@ def _paired(prompts: Sequence[str], knobs: Sequence[Knob]) -> tuple[list[str], l
     return list(prompts) * (n // len(prompts)), [[knob] for knob in list(knobs) * (n // len(knobs))]
 
 
+def _made(item: Any) -> list[Any]:
+    """The edits of a knob at its strength, or the edit itself."""
+    return item.edits_at() if hasattr(item, "edits_at") else [item]
+
+
 def _in_force(knob: Knob) -> str:
     """`context at strength 4: add(L2.resid_out, tensor[64])`; at its neutral strength it makes no edits."""
-    made = ", ".join(str(edit) for edit in knob.edits_at()) or "no edits, it is neutral there"
+    made = ", ".join(map(str, _made(knob))) or "no edits, it is neutral there"
     return f"{knob.name} at strength {knob.strength:g}: {made}"
 
 

@@ -13,8 +13,7 @@ from patchbay.tasks.rows import only_prompts, prompts_of, task_of
 from patchbay.tasks.table import SUFFIXES, read_table
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
-    from patchbay.tasks.task import Task
+    from patchbay import Model, Task
 
 
 class PromptFile(NamedTuple):
@@ -52,13 +51,13 @@ def named(text: str) -> PromptFile | None:
 def read_prompts(text: str, model: Model, *, texts: bool = False) -> Task | list[Any]:
     """A task of one's own from a file, as `named` reads its name and `Task.from_file` its rows. With `texts`, a file that has no
     answer at all gives its prompts alone."""
-    from patchbay.tasks.task import Task
+    import patchbay as pb
 
     path, columns, how = named(text) or PromptFile(text, None, {})
     table = read_table(path, **how)
     if texts and only_prompts(table, columns):
         return prompts_of(table, columns)
-    return typing.cast("Task", task_of(Task, model, table, columns, name=Path(path).stem))
+    return typing.cast("Task", task_of(pb.Task, model, table, columns, name=Path(path).stem))
 
 
 def read_texts(text: str, what: str) -> list[Any]:

@@ -23,8 +23,7 @@ from patchbay.signal.channel import parse_channel
 from patchbay.signal.port import PatchbayError, parse_part, parse_port, suggest
 
 if TYPE_CHECKING:
-    from patchbay.model.model import Model
-    from patchbay.tasks.task import Task
+    from patchbay import Model, Task
 
 
 def read(text: str, hint: Any, what: str, model: Model | None = None) -> Any:
@@ -128,12 +127,7 @@ def _read_one(text: str, hint: Any, what: str, model: Model | None) -> Any:
     if name == "Port":
         return model.port(text) if model is not None else parse_port(text)
     if name == "Channel":
-        channel = parse_channel(text)
-        if model is None:
-            return channel
-        from patchbay.wiring.components import check_channel
-
-        return check_channel(channel, model)
+        return parse_channel(text)
     if name in LATER:
         return _read_later(text, name, model)
     return text if hint is str else _literal(text)
