@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from traceback import extract_tb
+from typing import Any
 
 PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -25,3 +27,11 @@ def suggest(asked: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean ...?` when something near `asked` is known, else the empty string."""
     near = get_close_matches(asked, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def one_of(name: str, value: Any, possible: Iterable[Any]) -> None:
+    """Raise PatchbayError where an option has a value that it does not take."""
+    known = list(possible)
+    if value not in known:
+        names = [str(one) for one in known]
+        raise PatchbayError(f"{name}={value!r}; possible are {', '.join(names)}" + suggest(str(value), names))

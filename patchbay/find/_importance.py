@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.edits import edit
-from patchbay.find._chance import rank_agreement
+from patchbay.find._chance import rank_agreement, standard_error
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.signal.port import Part, PatchbayError
@@ -70,6 +70,31 @@ def placed(parts: list[Part], values: Tensor, shape: tuple[int, ...]) -> Tensor:
     for part, value in zip(parts, values, strict=True):
         out[part.layer or 0, part.index or 0] = value
     return out
+
+
+def removals(
+    model: Model,
+    prompts: list[list[int]],
+    parts: list[Part],
+    scores: dict[str, Tensor],
+    n: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[dict[str, Any], list[str]]:
+    """What the removal of `n` of the parts costs, placed on the grid of the scores [prompt, layer, index], and how each score agrees
+    with it: variables, and a note.
+    """
+    shape = next(iter(scores.values())).shape[1:]
+    parts = drawn(parts, n, seed)
+    risen, base = increases(model, prompts, parts, batch_size)
+    axes = ("layer", parts[0].kind)
+    values: dict[str, Any] = {
+        "loss_increase": (placed(parts, risen.mean(0), shape), axes, "nats"),
+        "loss_error": (placed(parts, standard_error(risen), shape), axes, "nats"),
+        "loss": (base.mean(), (), "nats"),
+    }
+    found, notes = agreement(scores, risen, parts, seed)
+    return values | found, notes
 
 
 def agreement(

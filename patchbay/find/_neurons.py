@@ -40,11 +40,6 @@ def _few(layers: Sequence[int]) -> str:
     return ", ".join(map(str, layers[:8])) + (", ..." if len(layers) > 8 else "")
 
 
-def check_pool(pool: str, what: str) -> None:
-    if pool not in POOLS:
-        raise PatchbayError(f"{what}: pool={pool!r}; possible are {', '.join(POOLS)}")
-
-
 @torch.no_grad()
 def activations(
     model: Model, prompts: Sequence[Sequence[int]], layers: Sequence[int], pool: Pool, batch_size: int

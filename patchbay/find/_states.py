@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.signal.port import PatchbayError, Port
@@ -18,8 +19,7 @@ SITES = ("resid_out", "resid_in", "resid_mid", "attn.out", "mlp.in", "mlp.out")
 
 def depth(model: Model, site: str = "resid_out") -> tuple[list[str], list[Port]]:
     """Names and ports of one signal of width d_model through the depth; before the first `resid_out` comes the embedding."""
-    if site not in SITES:
-        raise PatchbayError(f"site={site!r}; possible are {', '.join(SITES)}")
+    one_of("site", site, SITES)
     layers = [i for i in range(model.n_layers) if site in model.signals(i)]
     if not layers:
         offered = [name for name in SITES if any(name in model.signals(i) for i in range(model.n_layers))]

@@ -35,8 +35,9 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.find._groups import Groups, groups_of, halves, value_of
-from patchbay.find._neurons import Pool, activations, check_pool, neuron_layers
+from patchbay.find._neurons import POOLS, Pool, activations, neuron_layers
 from patchbay.find._statistics import student_p, welch
 from patchbay.model.model import Model
 from patchbay.results.method import method, seeded
@@ -73,9 +74,8 @@ def concept_neurons(
     neuron's activations over a prompt become one number: last, mean, max, median. `control`: compare with an untrained
     network of the same architecture ("untrained"), or not ("none").
     """
-    check_pool(pool, NAME)
-    if control not in ("untrained", "none"):
-        raise PatchbayError(f"control={control!r}; possible are untrained, none")
+    one_of("pool", pool, POOLS)
+    one_of("control", control, ("untrained", "none"))
     layers, notes = neuron_layers(model, NAME)
     groups = groups_of(model, task, label, NAME)
     chosen = value_of(groups, value, label, NAME) or groups.names[0]

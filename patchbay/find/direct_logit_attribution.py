@@ -25,6 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from patchbay.errors import one_of
 from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
@@ -46,8 +47,7 @@ def direct_logit_attribution(model: Model, task: Task, *, part: PartKind = "head
     `standard_error` over prompts; `embed`, `attn_bias` [layer] (biases of attention, or all of a mixer without heads),
     `mlp` [layer], `bias` (of final norm and unembedding), `total` (the model's own logit difference) and `sum_error`.
     """
-    if part not in SIGNAL:
-        raise PatchbayError(f"part={part!r}; possible are {', '.join(SIGNAL)}")
+    one_of("part", part, SIGNAL)
     if not any(SIGNAL[part] in model.signals(layer) for layer in range(model.n_layers)):
         possible = [
             kind for kind, signal in SIGNAL.items() if any(signal in model.signals(i) for i in range(model.n_layers))

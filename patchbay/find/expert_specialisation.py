@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.find._groups import Groups, groups_of, value_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -71,12 +72,8 @@ def expert_specialisation(
     label's value of the first group; without, each value against the rest. `positions`: read each prompt's "last"
     token, or "all" of them. `measure`: count the "choice" of an expert, or its routing "weight".
     """
-    for option, given, possible in (
-        ("positions", positions, ("last", "all")),
-        ("measure", measure, ("choice", "weight")),
-    ):
-        if given not in possible:
-            raise PatchbayError(f"{NAME}: {option}={given!r}; possible are {', '.join(possible)}")
+    one_of("positions", positions, ("last", "all"))
+    one_of("measure", measure, ("choice", "weight"))
     layers, notes = expert_layers(model)
     groups = groups_of(model, task, label, NAME)
     chosen = value_of(groups, value, label, NAME)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from patchbay.find._chance import standard_error
-from patchbay.find._importance import agreement, drawn, increases, placed, texts, token_mean
+from patchbay.find._importance import removals, texts, token_mean
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -79,14 +79,7 @@ def head_importance(
     }
     notes: list[str] = []
     if exact:
-        parts = drawn([Part(i, "head", h) for i in layers for h in range(model.n_heads(i))], exact, seed)
-        risen, base = increases(model, encoded, parts, batch_size)
-        truth = placed(parts, risen.mean(0), shape)
-        values |= {
-            "loss_increase": (truth, axes, "nats"),
-            "loss_error": (placed(parts, standard_error(risen), shape), axes, "nats"),
-            "loss": (base.mean(), (), "nats"),
-        }
-        found, notes = agreement({"importance": amp, "norm": norm}, risen, parts, seed)
-        values |= found
+        heads = [Part(i, "head", h) for i in layers for h in range(model.n_heads(i))]
+        cost, notes = removals(model, encoded, heads, {"importance": amp, "norm": norm}, exact, batch_size, seed)
+        values |= cost
     return Result(values, notes=[*notes, KNOWN])

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from patchbay.find._chance import standard_error
-from patchbay.find._importance import agreement, drawn, increases, placed, texts, token_mean
+from patchbay.find._importance import removals, texts, token_mean
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.model.weights import matrix
@@ -80,16 +80,10 @@ def neuron_importance(
     }
     notes: list[str] = []
     if exact:
-        parts = drawn([Part(i, "neuron", n) for i in layers for n in range(model.n_neurons(i))], exact, seed)
-        risen, base = increases(model, encoded, parts, batch_size)
-        truth = placed(parts, risen.mean(0), shape)
-        values |= {
-            "loss_increase": (truth, axes, "nats"),
-            "loss_error": (placed(parts, standard_error(risen), shape), axes, "nats"),
-            "loss": (base.mean(), (), "nats"),
-        }
-        found, notes = agreement({"importance": amp, "output": amp * writes}, risen, parts, seed)
-        values |= found
+        neurons = [Part(i, "neuron", n) for i in layers for n in range(model.n_neurons(i))]
+        scores = {"importance": amp, "output": amp * writes}
+        cost, notes = removals(model, encoded, neurons, scores, exact, batch_size, seed)
+        values |= cost
     return Result(values, notes=notes)
 
 

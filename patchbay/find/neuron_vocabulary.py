@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.find._neurons import neuron_layers
 from patchbay.model.model import Model
 from patchbay.model.weights import norm_parts
@@ -95,8 +96,7 @@ def neuron_vocabulary(
 
 
 def _check(model: Model, side: str, top: int, draws: int, layers: list[int]) -> None:
-    if side not in SIDES:
-        raise PatchbayError(f"side={side!r}; possible are {', '.join(SIDES)}")
+    one_of("side", side, SIDES)
     if side == "gate" and model.layers[layers[0]].mlp.weights().W_gate is None:
         raise PatchbayError(
             f"side='gate': the MLPs of this {model.family.name} model have no gate; possible are in, out"

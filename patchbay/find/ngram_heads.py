@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.errors import one_of
 from patchbay.find._attention import (
     ATTENTION,
     GRID,
@@ -70,8 +71,7 @@ def ngram_heads(
 def finder(model: Model, encoded: list[list[int]], *, order: int = 1) -> Finder:
     """The finder for these prompts, for `together`."""
     pattern_layers(model, "ngram_heads")
-    if order not in ORDERS:
-        raise PatchbayError(f"order={order}; possible are {', '.join(map(str, ORDERS))}")
+    one_of("order", order, ORDERS)
     n_with = sum(repeats(ids, order) for ids in encoded)
     if not n_with:
         raise PatchbayError(

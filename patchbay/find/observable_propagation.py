@@ -39,6 +39,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.edits import edit
+from patchbay.errors import one_of
 from patchbay.find._chance import rank_agreement, standard_error
 from patchbay.find._direct import grid, head_layers, precise
 from patchbay.find._importance import losses
@@ -74,8 +75,7 @@ def observable_propagation(
 
     `norm`: carry the observable back by a norm's "exact" gradient, or by its frozen "scale" alone.
     """
-    if norm not in ("exact", "scale"):
-        raise PatchbayError(f"norm={norm!r}; possible are exact and scale")
+    one_of("norm", norm, ("exact", "scale"))
     layers, chosen = head_layers(model, WHAT), list(path or [])
     heard = _heard(model, layers, chosen)
     weights, tokens = _observed(model, task, observable)

@@ -40,8 +40,9 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.find._groups import Groups, groups_of, label_of
-from patchbay.find._neurons import Pool, activations, check_pool, neuron_layers
+from patchbay.find._neurons import POOLS, Pool, activations, neuron_layers
 from patchbay.find._statistics import average_precision, random_average_precision, student_p
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -81,7 +82,7 @@ def relation_neurons(
     over a prompt become one number: last, mean, max, median. `shares`: shares of all neurons that are switched off,
     from 0 to 1.
     """
-    check_pool(pool, NAME)
+    one_of("pool", pool, POOLS)
     groups, found, unseen = _split(model, task, labels, seed)
     layers, notes = neuron_layers(model, NAME)
     names = groups.names

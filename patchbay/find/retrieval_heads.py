@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.find._attention import GRID, held_out, pattern_layers
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -69,8 +70,7 @@ def retrieval_heads(
     `mode`: count each copied token once ("set"), or at every step ("count"). `all_runs`: also count runs whose answer
     misses the needle.
     """
-    if mode not in ("set", "count"):
-        raise PatchbayError(f"mode={mode!r}; possible are set and count")
+    one_of("mode", mode, ("set", "count"))
     pattern_layers(model, "retrieval_heads")
     needles = _needles(model, task, n_tokens)
     if batch_size < 1:

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.find._ordinals import WAYS, Classes, OrdinalClass, answers, effective_embeddings, ordinal_classes, say
 from patchbay.model.model import Model
 from patchbay.results.method import method
@@ -56,8 +57,7 @@ def successor_heads(
 
     `draws`: random orders of the classes that make the null.
     """
-    if embed not in ("auto", *WAYS):
-        raise PatchbayError(f"embed={embed!r}; possible are auto, {', '.join(WAYS)}")
+    one_of("embed", embed, ("auto", *WAYS))
     if draws < 1:
         raise PatchbayError(f"draws={draws}: at least 1 random order is needed to compare with")
     used, notes = ordinal_classes(model, WHAT, classes)

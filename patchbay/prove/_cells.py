@@ -9,11 +9,11 @@ and denominator drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
-from patchbay.maths import benjamini_hochberg, intervals, sign_flip_p  # noqa: F401 (the folder's files take it here)
+from patchbay.maths import benjamini_hochberg, between, intervals, sign_flip_p
 from patchbay.model.model import Model
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
@@ -48,6 +48,11 @@ def batches(task: Task, size: int) -> Iterator[list[int]]:
         yield from (same[start : start + size] for start in range(0, len(same), size))
 
 
+def check_draws(draws: int) -> None:
+    if draws < 1:
+        raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
+
+
 def held_out(task: Task, ranking: object) -> tuple[Task, list[str]]:
     """The task without the prompts on which a Result ranked its parts, where at least two others remain, and a note."""
     if not isinstance(ranking, Result):
@@ -78,6 +83,21 @@ def p_values(values: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """p [*cell] of each cell, and p adjusted for how many cells were tested (Benjamini-Hochberg)."""
     p = sign_flip_p(values, floor=floor)
     return p, benjamini_hochberg(p)
+
+
+def ends(
+    name: str, interval: Iterable[float | Tensor], unit: str
+) -> dict[str, tuple[float | Tensor, tuple[str, ...], str]]:
+    """A mean and its ends as the variables `name`, `name_low` and `name_high`."""
+    return {name + end: (value, (), unit) for end, value in zip(("", "_low", "_high"), interval, strict=True)}
+
+
+def doubtful(gap: Tensor, unit: str) -> str | None:
+    """The mean gap [prompt] between two runs in words where it is not clearly above 0, so that a share of it means little."""
+    mean, low, high = (float(end) for end in intervals(gap[:, None]))
+    if low > 0.0 or (len(gap) == 1 and mean > 0.0):
+        return None
+    return f"{mean:.3g} {unit}{between(low, high)}"
 
 
 def listed(parts: Sequence[object], most: int = 6) -> str:

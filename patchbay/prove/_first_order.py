@@ -102,11 +102,17 @@ def _among(sizes: Tensor, k: int) -> Tensor:
     return above.double() + equal.double() * (k - int(above.sum())) / max(1, int(equal.sum()))
 
 
-def agreement_note(found: tuple[float, float, int], n: int, what: str) -> str:
-    rho, overlap, k = found
+def agreed(
+    estimate: Tensor, exact: Tensor, floor: float, what: str
+) -> tuple[dict[str, tuple[Tensor | float, tuple[str, ...], str]], str]:
+    """How far estimates agree with exact effects, NaN where none was measured: as scalar variables, and in words."""
+    rho, overlap, k = agreement(estimate.flatten(), exact.flatten(), floor)
+    n = int((~exact.isnan()).sum())
+    values: dict[str, tuple[Tensor | float, tuple[str, ...], str]]
+    values = {"spearman": (rho, (), "correlation"), "overlap": (overlap, (), f"share of {what}")}
     if not k:
-        return f"against {n} {what} patched exactly: none of them has an effect"
-    return (
+        return values, f"against {n} {what} patched exactly: none of them has an effect"
+    return values, (
         f"against {n} {what} patched exactly: Spearman {rho:.3f}; {overlap:.0%} of the {k} largest exact effects are among the {k} "
         f"largest estimates (by chance {k / max(n, 1):.0%})"
     )

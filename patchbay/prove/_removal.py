@@ -17,12 +17,34 @@ from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
 from patchbay.model.run import run
+from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.tasks.task import Task
 
 By = Literal["zero", "mean", "resample"]
 WAYS = ("zero", "mean", "resample")
 Set = tuple[Part, ...]
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def check_top(top: int | None) -> None:
+    if top is not None and top < 1:
+        raise PatchbayError(f"top={top}: at least one part is needed")
+
+
+def given_parts(parts: Result | list[Part] | Part, top: int | None, does: str) -> list[Part]:
+    """The parts that were given, each once: the first `top` of them, which a Result needs to be told."""
+    check_top(top)
+    if isinstance(parts, Result):
+        if top is None:
+            raise PatchbayError("parts is a Result: say how many of its parts, top=3, or pass result.top(3)")
+        parts = parts.top(top)
+    found = list(dict.fromkeys([parts] if isinstance(parts, Part) else list(parts)[:top]))
+    if not found:
+        raise PatchbayError(f"no parts to {does} were given")
+    return found
 
 
 # --- random parts ---------------------------------------------------------------------------------
@@ -64,6 +86,13 @@ def random_sets(model: Model, chosen: list[Part], draws: int, seed: int) -> list
         if len(sets) == draws:
             break
     return list(sets)
+
+
+def too_few(sets: Sequence[Set], draws: int) -> list[str]:
+    """A note where there are not as many different random sets as were asked for."""
+    if len(sets) >= draws:
+        return []
+    return [f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other parts"]
 
 
 # --- the runs -------------------------------------------------------------------------------------

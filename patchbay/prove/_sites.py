@@ -14,6 +14,7 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches
@@ -37,6 +38,16 @@ class Column(NamedTuple):
 
 
 # --- where --------------------------------------------------------------------------------------------
+
+
+def layers_of(model: Model, site: str, way: str) -> list[int]:
+    """The layers that have the site's signal. Raises PatchbayError where none has, or no such site or way is known."""
+    one_of("site", site, SIGNAL)
+    one_of("way", way, ("denoising", "noising"))
+    layers = [layer for layer in range(model.n_layers) if SIGNAL[site] in model.signals(layer)]
+    if not layers:
+        model.require(Port(SIGNAL[site], 0))  # raises: no layer has it
+    return layers
 
 
 def columns_of(model: Model, task: Task, positions: str) -> list[Column]:

@@ -27,11 +27,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.model.model import Model
-from patchbay.prove._removal import WAYS, By, Set, measured, random_sets
+from patchbay.prove._cells import check_draws, ends, listed
+from patchbay.prove._removal import WAYS, By, Set, given_parts, measured, random_sets, too_few
 from patchbay.results.method import method
 from patchbay.results.result import Result
-from patchbay.signal.port import Part, PatchbayError
+from patchbay.signal.port import Part
 from patchbay.tasks.task import Task
 
 
@@ -57,7 +59,11 @@ def ablation(
     `top`: how many of the parts are taken; a Result needs it. `draws`: random sets of other parts that are taken away
     beside it.
     """
-    chosen = _chosen(model, parts, by, top, draws)
+    one_of("by", by, WAYS)
+    check_draws(draws)
+    chosen = given_parts(parts, top, "take away")
+    for part in chosen:
+        model.require(part.port())
     sets = random_sets(model, chosen, draws, seed)
     conditions: list[Set] = [(), tuple(chosen), *((part,) for part in chosen), *sets]
     scores, right = measured(model, task, conditions, by, batch_size, seed)  # each [condition, prompt]
@@ -66,18 +72,14 @@ def ablation(
     joint, singles = maths.bootstrap_interval(lost[0]), [maths.bootstrap_interval(row) for row in single]
     difference, means = maths.beyond_draws(lost[0], drawn), drawn.mean(1)
     p = maths.draws_p(joint.mean, means)
-    ends = zip(("joint", "difference"), (joint, difference), strict=True)
     return Result(
         {
             "effect": ([one.mean for one in singles], ("part",), task.unit),
             "low": ([one.low for one in singles], ("part",), task.unit),
             "high": ([one.high for one in singles], ("part",), task.unit),
             "random": (means, ("draw",), task.unit),
-            **{
-                f"{n}{end}": (v, (), task.unit)
-                for n, i in ends
-                for end, v in zip(("", "_low", "_high"), i, strict=True)
-            },
+            **ends("joint", joint, task.unit),
+            **ends("difference", difference, task.unit),
             "score": (scores[0].mean(), (), task.unit),
             "p": (p, (), "probability"),
             "accuracy": (right[0].mean(), (), "share of prompts"),
@@ -88,29 +90,6 @@ def ablation(
         notes=_notes(task, chosen, sets, draws, joint, difference, means, p),
         tables={"random_parts": [{"draw": i, "parts": [str(p) for p in drawn]} for i, drawn in enumerate(sets)]},
     )
-
-
-# --- the parts ------------------------------------------------------------------------------------
-
-
-def _chosen(model: Model, parts: Result | list[Part] | Part, by: str, top: int | None, draws: int) -> list[Part]:
-    """The parts to take away, each one once and each one there."""
-    if by not in WAYS:
-        raise PatchbayError(f"by={by!r}; possible are {', '.join(WAYS)}")
-    if draws < 1:
-        raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
-    if top is not None and top < 1:
-        raise PatchbayError(f"top={top}: at least one part is needed")
-    if isinstance(parts, Result):
-        if top is None:
-            raise PatchbayError("parts is a Result: say how many of its parts, top=3, or pass result.top(3)")
-        parts = parts.top(top)
-    listed = [parts] if isinstance(parts, Part) else list(parts)[:top]
-    if not listed:
-        raise PatchbayError("no parts to take away were given")
-    for part in listed:
-        model.require(part.port())
-    return list(dict.fromkeys(listed))
 
 
 def _notes(
@@ -124,16 +103,12 @@ def _notes(
     p: float,
 ) -> list[str]:
     unit = task.unit
-    together = f"{', '.join(map(str, chosen[:6]))}{', ...' if len(chosen) > 6 else ''}"
     notes = [
-        f"without {together} together: {joint.mean:.3g} {unit} lost{maths.between(joint.low, joint.high)}; without "
+        f"without {listed(chosen)} together: {joint.mean:.3g} {unit} lost{maths.between(joint.low, joint.high)}; without "
         f"random ones {means.mean().item():.3g} (draws {means.min().item():.3g} to {means.max().item():.3g}); "
         f"difference {gap.mean:.3g}{maths.between(gap.low, gap.high, said='')}, p = {p:.3g}"
     ]
-    if len(sets) < draws:
-        notes.append(
-            f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other parts"
-        )
+    notes += too_few(sets, draws)
     home = {(part.kind, part.layer) for part in chosen}
     if any((part.kind, part.layer) not in home for drawn in sets for part in drawn):
         notes.append("some random parts are from other layers: the layers of the given parts have too few others")

@@ -29,12 +29,13 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.prove._cells import batches, check_twins, held_out, intervals, listed, p_values, rounding
+from patchbay.prove._cells import batches, check_twins, doubtful, held_out, intervals, listed, p_values, rounding
 from patchbay.prove._first_order import along, two_runs
-from patchbay.prove._sites import INDEXED, SIGNAL, Layout, Site, Way, columns_of, patched
+from patchbay.prove._removal import check_top, given_parts
+from patchbay.prove._sites import INDEXED, SIGNAL, Layout, Site, Way, columns_of, layers_of, patched
 from patchbay.results.method import method
 from patchbay.results.result import Result
-from patchbay.signal.port import Part, PatchbayError, Port, suggest
+from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.tasks.task import Task
 
 
@@ -63,17 +64,18 @@ def activation_patching(
     values into the corrupted run ("denoising"), or corrupted ones into the clean run ("noising"). `top`: how many parts
     of a Result, or of the largest first-order effect.
     """
-    _check(model, site, way, top)
+    layers = layers_of(model, site, way)
+    check_top(top)
     check_twins(model, task)
     chosen = _given(model, site, parts, top)
     task, notes = held_out(task, parts)
     if chosen is None and top is not None:
         dev, task = task.split()
-        chosen = _first_order(model, dev, site, way, top, batch_size)
+        chosen = _first_order(model, dev, layers, site, way, top, batch_size)
         notes.append(
             f"{listed(chosen)}: chosen on {len(dev)} prompts by first-order effect, patched on the other {len(task)}"
         )
-    ports = _ports(model, site, chosen)
+    ports = _ports(model, layers, site, chosen)
     columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
     effects, clean, corrupted = patched(model, task, ports, columns, way, batch_size)
     gap = task.sign * (clean - corrupted)
@@ -97,17 +99,6 @@ def activation_patching(
 # --- what is patched ----------------------------------------------------------------------------------
 
 
-def _check(model: Model, site: str, way: str, top: int | None) -> None:
-    if site not in SIGNAL:
-        raise PatchbayError(f"site={site!r}; possible are {', '.join(SIGNAL)}" + suggest(site, list(SIGNAL)))
-    if way not in ("denoising", "noising"):
-        raise PatchbayError(f"way={way!r}; possible are denoising and noising")
-    if top is not None and top < 1:
-        raise PatchbayError(f"top={top}: at least one part is patched")
-    if not any(SIGNAL[site] in model.signals(layer) for layer in range(model.n_layers)):
-        model.require(Port(SIGNAL[site], 0))  # raises: no layer has it
-
-
 def _given(model: Model, site: str, parts: Result | list[Part] | None, top: int | None) -> list[Part] | None:
     """The parts that were named, each once; None where all of the site are meant."""
     if site not in INDEXED:
@@ -121,13 +112,7 @@ def _given(model: Model, site: str, parts: Result | list[Part] | None, top: int 
             total = sum(model.n_neurons(layer) for layer in range(model.n_layers))
             raise PatchbayError(f"the model has {total:,} neurons: name some, parts=..., or say how many, top=20")
         return None
-    if isinstance(parts, Result):
-        if top is None:
-            raise PatchbayError("parts is a Result: say how many of its parts, top=10, or pass result.top(10)")
-        parts = parts.top(top)
-    chosen = list(dict.fromkeys(parts[:top]))
-    if not chosen:
-        raise PatchbayError("no parts to patch were given")
+    chosen = given_parts(parts, top, "patch")
     for part in chosen:
         if part.kind != site:
             raise PatchbayError(f"{part} is no {site}, and site={site!r} was asked")
@@ -135,19 +120,19 @@ def _given(model: Model, site: str, parts: Result | list[Part] | None, top: int 
     return chosen
 
 
-def _ports(model: Model, site: str, chosen: list[Part] | None) -> list[Port]:
+def _ports(model: Model, layers: list[int], site: str, chosen: list[Part] | None) -> list[Port]:
     if chosen is not None:
         return [part.port() for part in chosen]
-    layers = [layer for layer in range(model.n_layers) if SIGNAL[site] in model.signals(layer)]
     if site not in INDEXED:
         return [Port(SIGNAL[site], layer) for layer in layers]
     count = model.n_heads if site == "head" else model.n_experts
     return [Port(SIGNAL[site], layer, i) for layer in layers for i in range(count(layer))]
 
 
-def _first_order(model: Model, task: Task, site: str, way: str, top: int, batch_size: int) -> list[Part]:
+def _first_order(
+    model: Model, task: Task, layers: list[int], site: str, way: str, top: int, batch_size: int
+) -> list[Part]:
     """The `top` parts with the largest mean of (value put in - value there) . gradient of the score, either sign."""
-    layers = [layer for layer in range(model.n_layers) if SIGNAL[site] in model.signals(layer)]
     ports = [Port(SIGNAL[site], layer) for layer in layers]
     smooth = task.metric if task.metric in ("logit_diff", "probability", "log_probability") else "log_probability"
     sums = [torch.zeros(0)] * len(ports)
@@ -179,14 +164,12 @@ def _notes(task: Task, way: str, layout: Layout, share: Tensor, adjusted: Tensor
     clear = maths.clear(adjusted)
     does = "brings back" if way == "denoising" else "takes away"
     notes = [f"{place} {does} most: {float(flat.max()):.3g} of the gap" + (f"; {clear}" if clear else "")]
-    _, low, high = (float(end) for end in intervals(gap[:, None]))
     if len(gap) == 1:
         notes.append(
             f"one pair, whose gap is {float(gap):.3g} {task.unit}: what each site does to it, with no interval and no p"
         )
-    if not (low > 0.0 or (len(gap) == 1 and float(gap) > 0.0)):
+    if unsure := doubtful(gap, task.unit):
         notes.append(
-            f"the clean runs do not score clearly better than the corrupted ones (gap {float(gap.mean()):.3g} "
-            f"{task.unit}{maths.between(low, high)}): shares mean little, read effect"
+            f"the clean runs do not score clearly better than the corrupted ones (gap {unsure}): shares mean little, read effect"
         )
     return notes

@@ -28,11 +28,11 @@ from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
-from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth, heard, two_runs
-from patchbay.prove._sites import INDEXED, SIGNAL, Column, Layout, Site, Way, columns_of, patched
+from patchbay.prove._first_order import agreed, along, check_smooth, heard, two_runs
+from patchbay.prove._sites import INDEXED, SIGNAL, Column, Layout, Site, Way, columns_of, layers_of, patched
 from patchbay.results.method import method
 from patchbay.results.result import Result
-from patchbay.signal.port import PatchbayError, Port, suggest
+from patchbay.signal.port import Port
 from patchbay.tasks.task import Task
 
 KNOWN = (
@@ -64,7 +64,7 @@ def attribution_patching(
     ("noising"), or of the corrupted one ("denoising"). `steps`: runs between the twins whose gradients are averaged; 1
     is the plain gradient. `exact`: also patch every cell, and report how well the estimate agrees.
     """
-    ports = _ports(model, site, way)
+    ports = [Port(SIGNAL[site], layer) for layer in layers_of(model, site, way)]
     check_twins(model, task)
     check_smooth(task, steps, way, everywhere=True)
     columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
@@ -79,9 +79,9 @@ def attribution_patching(
     if exact:
         true, _, _ = patched(model, task, layout.ports, columns, way, batch_size)
         named["exact"] = intervals(true)[0]
-        found = agreement(mean.flatten(), named["exact"].flatten(), rounding(clean, corrupted))
-        notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "cells"))
-        scalars |= {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of cells")}
+        found, note = agreed(mean, named["exact"], rounding(clean, corrupted), "cells")
+        scalars |= found
+        notes.append(note)
     else:
         notes.append(KNOWN)
     units = {"p": "probability", "p_adjusted": "probability"}
@@ -91,18 +91,6 @@ def attribution_patching(
         parts=layout.parts,
         notes=notes,
     )
-
-
-def _ports(model: Model, site: str, way: str) -> list[Port]:
-    """The site's whole signal in every layer that has it."""
-    if site not in SIGNAL:
-        raise PatchbayError(f"site={site!r}; possible are {', '.join(SIGNAL)}" + suggest(site, list(SIGNAL)))
-    if way not in ("denoising", "noising"):
-        raise PatchbayError(f"way={way!r}; possible are denoising and noising")
-    layers = [layer for layer in range(model.n_layers) if SIGNAL[site] in model.signals(layer)]
-    if not layers:
-        model.require(Port(SIGNAL[site], 0))  # raises: no layer has it
-    return [Port(SIGNAL[site], layer) for layer in layers]
 
 
 def _inside(model: Model, port: Port) -> list[Port]:

@@ -34,9 +34,10 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.maths import intervals
+from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.rotary import turns
+from patchbay.prove._cells import check_draws, ends, intervals, listed
 from patchbay.prove._components import Answers, Change, Reader, Writer, answers, natural
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -107,10 +108,8 @@ def _checked(
         raise PatchbayError(f"{channel}: the model has one layer, so that no head reads what another writes")
     check_channel(channel, model)
     task.check(model.vocab_size)
-    if by not in ("zero", "mean"):
-        raise PatchbayError(f"by={by!r}; possible are zero and mean")
-    if draws < 1:
-        raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
+    one_of("by", by, ("zero", "mean"))
+    check_draws(draws)
     writer = Writer.of(model, channel.writer)
     if isinstance(channel.component, int) and channel.component >= writer.n:
         raise PatchbayError(
@@ -272,9 +271,7 @@ def _against(name: str, values: Tensor, unit: str) -> dict[str, Any]:
     means = drawn.mean(1)
     found = maths.bootstrap_interval(own)
     apart, p = maths.beyond_draws(own, drawn), maths.draws_p(found.mean, means, two_sided=True)
-    out: dict[str, Any] = {f"{name}{end}": (x, (), unit) for end, x in zip(("", "_low", "_high"), found, strict=True)}
-    ends = ("_difference", "_difference_low", "_difference_high")
-    out |= {f"{name}{end}": (x, (), unit) for end, x in zip(ends, apart, strict=True)}
+    out: dict[str, Any] = ends(name, found, unit) | ends(f"{name}_difference", apart, unit)
     return out | {f"{name}_random": (means, ("draw",), unit), f"p_{name}": (p, (), "probability")}
 
 
@@ -361,8 +358,7 @@ def _notes(
         within = "" if low != low else f"{low:.3g} to {high:.3g}; "  # one prompt has no interval
         return f"{one:.3g} ({within}controls {float(drawn.min()):.3g} to {float(drawn.max()):.3g}, p = {p:.2g})"
 
-    names = f"{channel.writer} component{'s' * (len(chosen) > 1)} {', '.join(f'C{i}' for i in chosen[:6])}"
-    names += ", ..." if len(chosen) > 6 else ""
+    names = f"{channel.writer} component{'s' * (len(chosen) > 1)} {listed([f'C{i}' for i in chosen])}"
     verdict = "proved" if float(values["proved"][0]) else "not proved"
     notes = [
         f"{verdict}: without {names} (by {by}) the answer loses {told('removed')} {unit}; without it in {channel.target} alone "

@@ -30,15 +30,16 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.model.model import Model
-from patchbay.prove._cells import batches, check_twins, intervals
+from patchbay.prove._cells import batches, check_draws, check_twins, doubtful, intervals
 from patchbay.prove._first_order import check_smooth
 from patchbay.prove._graph import Graph, Mixed, Outputs, mean_outputs, outputs
 from patchbay.prove._units import Units, order_of, tied, units_of
 from patchbay.prove.edge_attribution import edge_attribution, estimate
 from patchbay.results.method import method
 from patchbay.results.result import Result
-from patchbay.signal.port import Part, PatchbayError
+from patchbay.signal.port import Part
 from patchbay.tasks.task import Task
 
 Select = Literal["abs", "value", "greedy"]
@@ -73,14 +74,9 @@ def circuit(
 
     `draws`: circuits of as many random edges, as the control.
     """
-    for name, value, possible in (
-        ("select", select, ("abs", "value", "greedy")),
-        ("outside", outside, ("corrupted", "mean")),
-    ):
-        if value not in possible:
-            raise PatchbayError(f"{name}={value!r}; possible are {', '.join(possible)}")
-    if draws < 1:
-        raise PatchbayError(f"draws={draws}: a proof needs random circuits beside it, at least 1")
+    one_of("select", select, ("abs", "value", "greedy"))
+    one_of("outside", outside, ("corrupted", "mean"))
+    check_draws(draws)
     check_twins(model, task)
     notes = []
     if scores is None:
@@ -290,10 +286,8 @@ def _notes(
         f"{float(random.max()):.3g}), p = {p:.3g}",
         *cut,
     ]
-    gap, low, high = (float(end) for end in intervals(task.sign * over[:, None]))
-    if not (low > 0.0 or (len(over) == 1 and gap > 0.0)):
+    if gap := doubtful(task.sign * over, task.unit):
         notes.append(
-            f"the whole model does not score clearly better than the empty circuit ({gap:.3g} {task.unit}"
-            f"{maths.between(low, high)}): faithfulness means little"
+            f"the whole model does not score clearly better than the empty circuit ({gap}): faithfulness means little"
         )
     return notes

@@ -36,8 +36,8 @@ from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.prove._cells import batches, intervals, p_values, rounding
-from patchbay.prove._removal import Set, random_sets
+from patchbay.prove._cells import batches, check_draws, ends, intervals, listed, p_values, rounding
+from patchbay.prove._removal import Set, given_parts, random_sets, too_few
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -80,7 +80,8 @@ def cross_model_patching(
     """
     _check_shape(model, tuned)
     task.check(model.vocab_size)
-    chosen = _chosen(model, parts, top, draws)
+    check_draws(draws)
+    chosen = given_parts(parts, top, "copy")
     names = [None] if signal is None else [name.strip() for name in signal.split(",")]
     sets, notes = _controls(model, chosen, names, draws, seed)
     conditions: list[Set] = [tuple(chosen), *((part,) for part in chosen), *sets]
@@ -97,9 +98,9 @@ def cross_model_patching(
         "high": (high, ("part",), task.unit),
         "p": (p, ("part",), "probability"),
         "p_adjusted": (adjusted, ("part",), "probability"),
-        **_ends("joint", maths.bootstrap_interval(effects[0]), task.unit),
-        **_ends("gap", maths.bootstrap_interval(gap), task.unit),
-        **_ends("share", [x[0] for x in intervals(effects[0][:, None], gap)], "share of the gap"),
+        **ends("joint", maths.bootstrap_interval(effects[0]), task.unit),
+        **ends("gap", maths.bootstrap_interval(gap), task.unit),
+        **ends("share", [x[0] for x in intervals(effects[0][:, None], gap)], "share of the gap"),
         **{f"score_{name}": (scores[i].mean(), (), task.unit) for i, name in enumerate(("base", "tuned", "joint"))},
         **{
             f"accuracy_{name}": (right[i].mean(), (), "share of prompts")
@@ -108,19 +109,13 @@ def cross_model_patching(
     }
     if sets:
         drawn = effects[1 + len(chosen) :]  # [draw, prompt]
-        values |= _ends("difference", maths.beyond_draws(effects[0], drawn), task.unit)
+        values |= ends("difference", maths.beyond_draws(effects[0], drawn), task.unit)
         values |= {
             "random": (drawn.mean(1), ("draw",), task.unit),
             "p_joint": (maths.draws_p(float(effects[0].mean()), drawn.mean(1)), (), "probability"),
         }
     notes = [_summary(task, chosen, effects, gap, sets), *_groups(model, chosen, copied, restore), *notes]
     return Result(values, parts=chosen, notes=notes)
-
-
-def _ends(
-    name: str, interval: Sequence[float | Tensor], unit: str
-) -> dict[str, tuple[float | Tensor, tuple[str, ...], str]]:
-    return {name + end: (value, (), unit) for end, value in zip(("", "_low", "_high"), interval, strict=True)}
 
 
 # --- what is copied -------------------------------------------------------------------------------------
@@ -151,21 +146,6 @@ def _check_shape(model: Model, tuned: Model) -> None:
             f"signals are copied between models of one shape; base and tuned have {'; '.join(unlike[:6])}"
             + (f"; and {len(unlike) - 6} more" if len(unlike) > 6 else "")
         )
-
-
-def _chosen(model: Model, parts: Result | list[Part] | Part, top: int | None, draws: int) -> list[Part]:
-    if draws < 1:
-        raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
-    if top is not None and top < 1:
-        raise PatchbayError(f"top={top}: at least one part is needed")
-    if isinstance(parts, Result):
-        if top is None:
-            raise PatchbayError("parts is a Result: say how many of its parts, top=10, or pass result.top(10)")
-        parts = parts.top(top)
-    listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts[:top]))
-    if not listed:
-        raise PatchbayError("no parts to copy were given")
-    return listed
 
 
 def _copied(model: Model, part: Part, names: Sequence[str | None]) -> Copied:
@@ -206,8 +186,7 @@ def _controls(
     found = [
         one for one in drawn if taken.isdisjoint(port for part in one for port in _copied(model, part, names).ports)
     ]
-    few = f"{draws} draws were asked; {len(found)} different random sets were found: there are few other parts"
-    return found[:draws], [few] if len(found) < draws else []
+    return found[:draws], too_few(found, draws)
 
 
 # --- the runs -------------------------------------------------------------------------------------------
@@ -258,8 +237,7 @@ def _edits(parts: Set, copied: dict[Part, Copied], values: dict[Port, Tensor], k
 
 
 def _summary(task: Task, chosen: list[Part], effects: Tensor, gap: Tensor, sets: Sequence[Set]) -> str:
-    named = f"{', '.join(map(str, chosen[:6]))}{', ...' if len(chosen) > 6 else ''}"
-    text = f"from the tuned model, {named} together: {effects[0].mean():.3g} {task.unit} of a gap of {gap.mean():.3g}"
+    text = f"from the tuned model, {listed(chosen)} together: {effects[0].mean():.3g} {task.unit} of a gap of {gap.mean():.3g}"
     if sets:
         text += f"; random parts {effects[1 + len(chosen) :].mean():.3g}"
     ends = maths.bootstrap_interval(gap)

@@ -36,10 +36,11 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.prove._cells import batches, check_twins, listed
-from patchbay.prove._removal import random_sets
+from patchbay.prove._cells import batches, check_twins, ends, listed
+from patchbay.prove._removal import random_sets, too_few
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -129,8 +130,7 @@ def desiderata_mask(
 
 def _desiderata(model: Model, given: Any, penalty: float, steps: int, positions: str, draws: int) -> list[Task]:
     """The tasks, each with what a desideratum needs."""
-    if positions not in ("all", "last"):
-        raise PatchbayError(f"positions={positions!r}; possible are all and last")
+    one_of("positions", positions, ("all", "last"))
     if not penalty >= 0.0 or steps < 1 or draws < 1:
         raise PatchbayError(
             f"penalty={penalty}, steps={steps}, draws={draws}: 0 or more, and at least 1 of each of the others"
@@ -274,18 +274,18 @@ def _compare(
     every_right, every_target = mask.scores(mask.heads, pieces)
     accuracy, gain = maths.bootstrap_interval(right), maths.paired_interval(target, base_target)
     share, unit = "share of prompts", "logits"
-    values: dict[str, Any] = _ends("accuracy", accuracy, share) | _ends("gain", gain, unit)
+    values: dict[str, Any] = ends("accuracy", accuracy, share) | ends("gain", gain, unit)
     values |= {"accuracy_base": (base_right.mean(), (), share), "accuracy_all": (every_right.mean(), (), share)}
     values |= {"gain_all": ((every_target - base_target).mean(), (), unit)}
     try:
         sets = random_sets(model, chosen, draws, seed) if chosen else [()]
     except PatchbayError as error:  # the same variables, without values
         nothing = maths.Interval(torch.nan, torch.nan, torch.nan)
-        values |= _ends("difference", nothing, unit) | {"random": (torch.full((1,), torch.nan), ("draw",), unit)}
+        values |= ends("difference", nothing, unit) | {"random": (torch.full((1,), torch.nan), ("draw",), unit)}
         return values | {"p": (torch.nan, (), "probability")}, [f"no random control: {error}"]
     gained = torch.stack([mask.scores(drawn, pieces)[1] - base_target for drawn in sets])  # [draw, prompt]
     difference = maths.beyond_draws(target - base_target, gained)
-    values |= _ends("difference", difference, unit) | {"random": (gained.mean(1), ("draw",), unit)}
+    values |= ends("difference", difference, unit) | {"random": (gained.mean(1), ("draw",), unit)}
     values["p"] = (maths.draws_p(gain.mean, gained.mean(1)), (), "probability")
     if chosen:
         notes.append(
@@ -293,15 +293,8 @@ def _compare(
             f"no head taken, {every_right.mean():.2f} with all; target logit up {gain.mean:.3g}, {gained.mean():.3g} with random "
             f"heads, p = {values['p'][0]:.3g}"
         )
-        if len(sets) < draws:
-            notes.append(
-                f"{draws} draws were asked; {len(sets)} different random sets were found: there are few other heads"
-            )
+        notes += too_few(sets, draws)
     return values, notes
-
-
-def _ends(name: str, interval: maths.Interval, unit: str) -> dict[str, Any]:
-    return {name + end: (value, (), unit) for end, value in zip(("", "_low", "_high"), interval, strict=True)}
 
 
 def _by_task(mask: Mask, chosen: list[Part], pieces: Sequence[Some], tasks: Sequence[Task]) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
-from patchbay.prove._first_order import agreement, agreement_note, along, check_smooth
+from patchbay.prove._first_order import agreed, along, check_smooth
 from patchbay.prove._graph import QKV, Graph, Mixed, Outputs, head_outputs, outputs
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -70,9 +70,9 @@ def edge_attribution(model: Model, task: Task, *, steps: int = 1, exact: int = 0
     more = {name: (value, (), task.unit) for name, value in scalars.items()}
     if exact:
         named["exact"] = _exact(graph, task, mean, exact, batch_size)
-        found = agreement(mean, named["exact"], rounding(clean, corrupted))
-        notes.append(agreement_note(found, int((~named["exact"].isnan()).sum()), "edges"))
-        more |= {"spearman": (found[0], (), "correlation"), "overlap": (found[1], (), "share of edges")}
+        found, note = agreed(mean, named["exact"], rounding(clean, corrupted), "edges")
+        more |= found
+        notes.append(note)
     units = {"p": "probability", "p_adjusted": "probability"}
     labels = [graph.label(edge) for edge in graph.edges]
     order = mean.abs().argsort(descending=True, stable=True)[:SHOWN].tolist()

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.errors import one_of
 from patchbay.model.model import Model
-from patchbay.prove._cells import held_out, intervals
+from patchbay.prove._cells import check_draws, held_out, intervals
 from patchbay.prove._removal import WAYS, By, measured, others
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -89,11 +90,9 @@ def _ranked(
     model: Model, parts: Result | list[Part], sizes: list[int] | None, by: str, draws: int, order: str
 ) -> list[Part]:
     """The parts in their order, each once, each one there."""
-    for name, value, possible in (("by", by, WAYS), ("order", order, ("given", "effect"))):
-        if value not in possible:
-            raise PatchbayError(f"{name}={value!r}; possible are {', '.join(possible)}")
-    if draws < 1:
-        raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")
+    one_of("by", by, WAYS)
+    one_of("order", order, ("given", "effect"))
+    check_draws(draws)
     if sizes is not None and (not sizes or min(sizes) < 1):
         raise PatchbayError(f"sizes={sizes}: numbers of parts, each 1 or more")
     if isinstance(parts, Result):

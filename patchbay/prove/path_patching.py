@@ -36,6 +36,7 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
@@ -73,9 +74,8 @@ def path_patching(
     `mlps`: let MLPs on the way be "recomputed", or keep them "frozen". `way`: the sender from the corrupted twin into
     the clean run ("noising"), or the other way ("denoising").
     """
-    for name, value, possible in (("mlps", mlps, ("recomputed", "frozen")), ("way", way, ("noising", "denoising"))):
-        if value not in possible:
-            raise PatchbayError(f"{name}={value!r}; possible are {' and '.join(possible)}")
+    one_of("mlps", mlps, ("recomputed", "frozen"))
+    one_of("way", way, ("noising", "denoising"))
     check_twins(model, task)
     given = _senders(model, senders)
     ports = _receivers(model, receivers)

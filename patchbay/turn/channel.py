@@ -26,6 +26,7 @@ from torch import Tensor
 
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.model.placing import follow
@@ -95,8 +96,7 @@ def edited_weight(
     _check(model, channel)
     if channel.component is None:
         raise PatchbayError(f"{channel} names no component: write one, {channel.writer}.C0")
-    if matrix not in ("W_O", "W_V"):
-        raise PatchbayError(f"matrix={matrix!r}; possible are W_O and W_V")
+    one_of("matrix", matrix, ("W_O", "W_V"))
     layer, index = channel.writer.layer or 0, channel.writer.index or 0
     read, write = _maps(model, channel)
     change = torch.eye(len(read)) - (1.0 - strength) * torch.outer(read, write)  # of z as a row

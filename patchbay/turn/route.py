@@ -23,6 +23,7 @@ import torch
 
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -54,8 +55,7 @@ def route(
 
     `to`: "forbid" the experts, "boost" their logits, or "force" tokens to them.
     """
-    if to not in WAYS:
-        raise PatchbayError(f"to={to!r}; possible are {', '.join(WAYS)}")
+    one_of("to", to, WAYS)
     by_layer = _by_layer(model, [experts] if isinstance(experts, Part) else experts, to)
     at, edits = places(positions), []
     for layer, chosen in by_layer.items():

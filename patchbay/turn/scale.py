@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Literal
 
 from patchbay.edits import edit
+from patchbay.errors import one_of
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.results.method import method
@@ -50,8 +51,7 @@ def scale(
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
     if not listed:
         raise PatchbayError("no parts to scale were given")
-    if of not in ("outputs", "values"):
-        raise PatchbayError(f"of={of!r}; possible are outputs and values")
+    one_of("of", of, ("outputs", "values"))
     ports = list(dict.fromkeys(part.port() if of == "outputs" else _values(part, model) for part in listed))
     for port in ports:
         if model is not None:

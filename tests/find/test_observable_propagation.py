@@ -258,7 +258,7 @@ def test_null() -> None:
 def test_bad_input() -> None:
     model = pb.load(twins.twin("gpt2"))
     task = task_for(model)
-    with pytest.raises(pb.PatchbayError, match="norm='identity'; possible are exact and scale"):
+    with pytest.raises(pb.PatchbayError, match="norm='identity'; possible are exact, scale"):
         observable_propagation(model, task, norm="identity")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="L1.mlp does not come before L1.H0"):
         observable_propagation(model, task, path="L1.H0,L1.mlp")  # type: ignore[arg-type]

@@ -266,7 +266,7 @@ def test_errors_name_what_is_possible() -> None:
     patch = pb.prove.activation_patching
     with pytest.raises(pb.PatchbayError, match=r"site='heads'; possible are .*did you mean 'head'"):
         patch(model, task, site="heads")  # type: ignore[arg-type]
-    with pytest.raises(pb.PatchbayError, match="possible are denoising and noising"):
+    with pytest.raises(pb.PatchbayError, match="possible are denoising, noising"):
         patch(model, task, way="both")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="no corrupted twins"):
         patch(model, pb.Task("bare", task.clean, task.right, task.wrong))

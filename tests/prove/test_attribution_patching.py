@@ -226,7 +226,7 @@ def test_kl_and_errors() -> None:
         ("rank has no gradient; possible are logit_diff", {}, task.with_metric("rank")),
         ("steps=0", {"steps": 0}, task),
         ("did you mean 'mlp_out'", {"site": "mlp"}, task),
-        ("possible are denoising and noising", {"way": "up"}, task),
+        ("possible are denoising, noising", {"way": "up"}, task),
         ("no group 'subject'", {"positions": "subject"}, task),
         ("no corrupted twins", {}, pb.Task("own", task.clean, task.right, task.wrong)),
     ]

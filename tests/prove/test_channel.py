@@ -277,7 +277,7 @@ def test_errors() -> None:
         ("L0.H1.C0>L1.H0.q", {"n_components": 9}, "has 8"),
         ("L0.H1.C0>L1.H0.q", {"sizes": [0]}, "each 1 to 8"),
         ("L0.H1.C0>L1.H0.q", {"draws": 0}, "at least 1"),
-        ("L0.H1.C0>L1.H0.q", {"by": "magic"}, "possible are zero and mean"),
+        ("L0.H1.C0>L1.H0.q", {"by": "magic"}, "possible are zero, mean"),
     ]
     for name, options, message in refused:
         with pytest.raises(pb.PatchbayError, match=message):

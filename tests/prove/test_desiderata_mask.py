@@ -276,7 +276,7 @@ def test_errors_say_what_is_possible() -> None:
     model, _ = conjunction()
     with pytest.raises(pb.PatchbayError, match="has 3 prompts.*4 or more"):
         pb.prove.desiderata_mask(model, pairs(3))
-    with pytest.raises(pb.PatchbayError, match="positions='each'; possible are all and last"):
+    with pytest.raises(pb.PatchbayError, match="positions='each'; possible are all, last"):
         pb.prove.desiderata_mask(model, pairs(4), positions="each")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="penalty=-1"):
         pb.prove.desiderata_mask(model, pairs(4), penalty=-1.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import patchbay as pb
-from patchbay.prove._first_order import agreement, agreement_note
+from patchbay.prove._first_order import agreed, agreement
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from tests.tolerance import NOISE, close
@@ -276,4 +276,7 @@ def test_agreement_counts_ties_and_zeros_in_part() -> None:
     true = torch.tensor([5.0] + [0.0] * 18 + [4.0])
     assert agreement(flat, true, 1e-6)[1:] == (pytest.approx(1 / 4), 2)
     assert agreement(flat, torch.zeros(20), 1e-6)[2] == 0
-    assert agreement_note((float("nan"), float("nan"), 0), 20, "edges").endswith("none of them has an effect")
+    assert (
+        agreed(torch.ones(20), torch.zeros(20), 1e-6, "edges")[1]
+        == "against 20 edges patched exactly: none of them has an effect"
+    )

@@ -242,7 +242,7 @@ def test_receivers_by_name_and_by_view_agree() -> None:
 def test_errors_name_what_is_possible() -> None:
     model, task = pb.load(twin("llama")), pairs(90)
     patch = pb.prove.path_patching
-    with pytest.raises(pb.PatchbayError, match="possible are recomputed and frozen"):
+    with pytest.raises(pb.PatchbayError, match="possible are recomputed, frozen"):
         patch(model, task, mlps="thawed")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="no corrupted twins"):
         patch(model, pb.Task("bare", task.clean, task.right, task.wrong))

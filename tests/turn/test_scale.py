@@ -149,7 +149,7 @@ def test_values_that_are_shared_are_refused() -> None:
     ):
         with pytest.raises(pb.PatchbayError, match=message):
             pb.turn.scale(part, 2.0, of="values", **options)  # type: ignore[arg-type]
-    with pytest.raises(pb.PatchbayError, match="outputs and values"):
+    with pytest.raises(pb.PatchbayError, match="of=.*possible are outputs, values"):
         pb.turn.scale("L1.H2", 2.0, of="keys")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="positions 'first'"):
         pb.turn.scale("L1.H2", 2.0, positions="first")  # type: ignore[arg-type]
