@@ -80,8 +80,6 @@ def pattern_layers(model: Model, name: str) -> list[int]:
 def together(model: Model, prompts: Any, finders: Sequence[Finder], *, batch_size: int = 16) -> list[Result]:
     """The Result of every finder, from one run of the prompts."""
     encoded = model.encode(prompts)
-    if batch_size < 1:
-        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     layers = pattern_layers(model, "an attention finder")
     taps = list(dict.fromkeys([Port("attn.pattern", i) for i in layers] + [tap for f in finders for tap in f.taps]))
     kept = [Kept(len(encoded), model.n_layers, max(map(model.n_heads, layers))) for _ in finders]

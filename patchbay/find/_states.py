@@ -39,18 +39,12 @@ def last_states(
 ) -> Tensor:
     """The signals at each prompt's last token, [port, prompt, d_model] in float64; `edits(start, stop)` are made of a batch."""
     pieces = []
-    for start in range(0, len(encoded), checked_batch(batch_size)):
+    for start in range(0, len(encoded), batch_size):
         piece = list(encoded[start : start + batch_size])
         made = edits(start, start + len(piece)) if edits is not None else []
         trace = run(model, piece, taps=list(ports), edits=made, logits="last")
         pieces.append(torch.stack([trace.last(port).double().cpu() for port in ports]))
     return torch.cat(pieces, 1)
-
-
-def checked_batch(batch_size: int) -> int:
-    if batch_size < 1:
-        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
-    return batch_size
 
 
 def lens(model: Model, stream: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,8 +97,6 @@ def _check(model: Model, task: Task, marks: Sequence[str], groups: str | None, b
         )
     if groups is not None and groups not in task.labels:
         raise PatchbayError(f"groups={groups!r}: task {task.name} has the labels {', '.join(task.labels) or 'none'}")
-    if batch_size < 1:
-        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
 
 
 def _answered(model: Model, task: Task, all_prompts: bool, batch_size: int) -> tuple[Task, Tensor, int]:

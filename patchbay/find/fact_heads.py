@@ -87,8 +87,6 @@ def _steps(model: Model, task: Task, strengths: Sequence[float], batch_size: int
             f"fact_heads: prompt {lacking} of task {task.name} has no wrong answer, which stands for what is remembered; possible: "
             "pb.tasks.facts_in_context(model), or a Task with one"
         )
-    if batch_size < 1:
-        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     return steps
 
 

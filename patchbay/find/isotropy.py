@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.find._states import checked_batch, depth
+from patchbay.find._states import depth
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -73,7 +73,7 @@ def _known(value: Tensor) -> bool:
 def _read(model: Model, encoded: list[list[int]], ports: list[Port], batch_size: int) -> list[list[Tensor]]:
     """States of each port and text, [position, d_model] in float64."""
     found: list[list[Tensor]] = [[] for _ in ports]
-    for start in range(0, len(encoded), checked_batch(batch_size)):
+    for start in range(0, len(encoded), batch_size):
         piece = encoded[start : start + batch_size]
         trace = run(model, piece, taps=ports, logits="last")
         for row, port in zip(found, ports, strict=True):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.find._states import checked_batch, token_ids
+from patchbay.find._states import token_ids
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -68,7 +68,7 @@ def key_clusters(
     cluster = _k_means(model.unembed.weight.detach().float().cpu(), count, seed)  # [vocab]
     size = torch.bincount(cluster, minlength=count).double()
     same, null, hits = [], [], []
-    for start in range(0, len(encoded), checked_batch(batch_size)):
+    for start in range(0, len(encoded), batch_size):
         logits = run(model, encoded[start : start + batch_size], logits="last").last_logits.float().cpu()
         order = logits.argsort(dim=-1, descending=True, stable=True)[:, :upto]  # [prompt, rank]
         for n, tokens in enumerate(order, start=start):

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.find._states import checked_batch, depth, lens, token_ids
+from patchbay.find._states import depth, lens, token_ids
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -67,7 +67,7 @@ def latent_language(
     gram = _gram(model)
     control = _random_groups(per_prompt, model.vocab_size, draws, seed)
     seen: dict[str, list[Tensor]] = {"said": [], "control": [], "entropy": [], "energy": [], "kl": []}
-    for start in range(0, len(encoded), checked_batch(batch_size)):
+    for start in range(0, len(encoded), batch_size):
         piece = slice(start, min(start + batch_size, len(encoded)))
         trace = run(model, encoded[piece], taps=ports, logits="last")
         own = trace.last_logits.double().cpu()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.find._probe import scaled
-from patchbay.find._states import checked_batch, depth, exceeded, lens, permutations
+from patchbay.find._states import depth, exceeded, lens, permutations
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -125,7 +125,7 @@ def _measured(model: Model, neutral: Any, answers: list[int], batch_size: int) -
     """log of the mean probability of each answer after the neutral prompts, [answer]."""
     encoded = model.encode(neutral if isinstance(neutral, str) else list(neutral))
     total = torch.zeros(len(answers), dtype=torch.float64)
-    for start in range(0, len(encoded), checked_batch(batch_size)):
+    for start in range(0, len(encoded), batch_size):
         logits = run(model, encoded[start : start + batch_size], logits="last").last_logits.double().cpu()
         total += logits.softmax(-1)[:, answers].sum(0)
     return (total / len(encoded)).clamp_min(1e-300).log()
@@ -141,7 +141,7 @@ def _folds(n: int, folds: int, seed: int) -> Tensor:
 def _read(model: Model, task: Task, ports: list[Any], other: Tensor, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Last-token states [layer, prompt, d_model], lens log-probability of the right and of another answer [layer, prompt]."""
     pieces = []
-    for start in range(0, len(task), checked_batch(batch_size)):
+    for start in range(0, len(task), batch_size):
         piece = task[start : start + batch_size]
         trace = run(model, piece, taps=ports, logits="last")
         rows = torch.arange(len(piece))

@@ -73,8 +73,6 @@ def retrieval_heads(
     one_of("mode", mode, ("set", "count"))
     pattern_layers(model, "retrieval_heads")
     needles = _needles(model, task, n_tokens)
-    if batch_size < 1:
-        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     pieces = [
         _say(model, [list(ids) for ids in task.clean[i : i + batch_size]], n_tokens or max(map(len, needles)))
         for i in range(0, len(task), batch_size)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.find._states import checked_batch, depth, permutations, token_ids
+from patchbay.find._states import depth, permutations, token_ids
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -128,7 +128,7 @@ def _samples(encoded: list[list[int]], of_token: dict[int, int], ahead: int, per
 def _read(model: Model, encoded: list[list[int]], ports: Any, samples: list[Sample], batch_size: int) -> Tensor:
     """The states of the samples, [layer, sample, d_model]."""
     out = torch.empty(len(ports), len(samples), model.d_model, dtype=torch.float64)
-    for start in range(0, len(encoded), checked_batch(batch_size)):
+    for start in range(0, len(encoded), batch_size):
         piece = encoded[start : start + batch_size]
         trace = run(model, piece, taps=ports, logits="last")
         here = [i for i, sample in enumerate(samples) if start <= sample[0] < start + len(piece)]

@@ -85,8 +85,8 @@ def dose_response(
     strength: 3 show where they lie and p is at least 0.25, 19 can show p = 0.05.
     """
     steps, turned = _steps(model, task, knob, strengths)
-    if draws < 0 or batch_size < 1 or not cap > 0:
-        raise PatchbayError(f"draws={draws} (0 or more), batch_size={batch_size} (1 or more), cap={cap} (above 0)")
+    if draws < 0 or not cap > 0:
+        raise PatchbayError(f"draws={draws} (0 or more), cap={cap} (above 0)")
     texts = [] if neutral is None else _texts(model, neutral)
     task, notes = prompts_for(task, knob)
     controls, said = random_knobs(model, knob, draws, seed) if draws else ([], "no random knobs were tried (draws=0)")

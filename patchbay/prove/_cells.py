@@ -41,8 +41,6 @@ def check_twins(model: Model, task: Task) -> None:
 
 def batches(task: Task, size: int) -> Iterator[list[int]]:
     """Prompts of one length, at most `size` at a time."""
-    if size < 1:
-        raise PatchbayError(f"batch_size={size}: at least one prompt is run at a time")
     for length in sorted({len(ids) for ids in task.clean}):
         same = [i for i, ids in enumerate(task.clean) if len(ids) == length]
         yield from (same[start : start + size] for start in range(0, len(same), size))

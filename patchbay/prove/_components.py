@@ -117,7 +117,7 @@ def answers(
     alone hears it."""
     task.check(model.vocab_size)
     found = Answers(*torch.zeros(2, len(changes), len(task), dtype=torch.float64))
-    for prompts in batches(task, max(1, size // 8) if size >= 1 else size):
+    for prompts in batches(task, max(1, size // 8)):
         some = task[prompts]
         ids = [list(row) for row in some.clean]
         base = run(model, ids, taps=_taps(model, writer, reader), logits="last")

@@ -200,7 +200,7 @@ def _measure(
     n = len(task)
     blank = torch.zeros(n, len(conditions), dtype=torch.float64)
     seen = Seen(blank, blank.clone(), torch.zeros(n).double(), torch.zeros(n).double())
-    for prompts in batches(task, max(1, size // 16) if size >= 1 else size):
+    for prompts in batches(task, max(1, size // 16)):
         some, certain = task[prompts], task[prompts].with_metric("probability")
         clean, corrupted = [list(ids) for ids in some.clean], [list(ids) for ids in some.corrupted or ()]
         base, twin = (clean, corrupted) if way == "noising" else (corrupted, clean)

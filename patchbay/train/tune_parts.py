@@ -64,7 +64,7 @@ def tune_parts(
     `weight_decay`: AdamW's weight decay, on the chosen entries alone.
     """
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
-    _check(model, task, listed, folder, steps, rate, weight_decay, batch_size)
+    _check(model, task, listed, folder, steps, rate, weight_decay)
     chosen = entries(model, listed)
     dev, test = task.split(0.5, seed)
     before, before_dev = (_score(model, half, batch_size) for half in (test, dev))
@@ -105,16 +105,15 @@ def tune_parts(
 
 
 def _check(
-    model: Model, task: Task, parts: list[Part], folder: str | None, steps: int, rate: float, decay: float, size: int
+    model: Model, task: Task, parts: list[Part], folder: str | None, steps: int, rate: float, decay: float
 ) -> None:
     task.check(model.vocab_size)
     if not parts:
         raise PatchbayError("no parts to tune were given")
     finite = all(abs(number) < float("inf") for number in (rate, decay))
-    if steps < 1 or not finite or not rate > 0 or decay < 0 or size < 1:
+    if steps < 1 or not finite or not rate > 0 or decay < 0:
         raise PatchbayError(
-            f"steps={steps}, rate={rate}, weight_decay={decay}, batch_size={size}: 1 or more steps and prompts, a rate above 0 and "
-            "a decay of 0 or more"
+            f"steps={steps}, rate={rate}, weight_decay={decay}: 1 or more steps, a rate above 0 and a decay of 0 or more"
         )
     if model._session is not None:
         raise PatchbayError(

@@ -88,10 +88,8 @@ def neurofeedback(
     encoded, at = model.encode(prompts), model.n_layers // 2 if layer is None else layer
     port = model.layers[at].resid_out
     counts = [int(n) for n in shots]
-    if not counts or any(n < 2 or n % 2 for n in counts) or len(encoded) < 4 or batch_size < 1:
-        raise PatchbayError(
-            f"shots={counts}, {len(encoded)} sentences, batch_size={batch_size}: even numbers of 2 or more, 4 sentences, 1 at a time"
-        )
+    if not counts or any(n < 2 or n % 2 for n in counts) or len(encoded) < 4:
+        raise PatchbayError(f"shots={counts}, {len(encoded)} sentences: even numbers of 2 or more, and 4 sentences")
     start = list(start_ids(model.tokenizer)) if model.tokenizer is not None else []
     bare = [
         ids[len(start) :] if start and ids[: len(start)] == start and len(ids) > len(start) else ids for ids in encoded

@@ -67,10 +67,8 @@ def set_prompt(
     to continue with, greedily; 0 for none. `orders`: other orders of the options that are tried, for the spread.
     """
     given = segments = _sets.read(model, prompts)
-    if batch_size < 1 or orders < 0 or max_new_tokens < 0:
-        raise PatchbayError(
-            f"batch_size={batch_size} (1 or more), orders={orders}, max_new_tokens={max_new_tokens} (0 or more)"
-        )
+    if orders < 0 or max_new_tokens < 0:
+        raise PatchbayError(f"orders={orders}, max_new_tokens={max_new_tokens}: 0 or more of each")
     if canonical:
         segments = [_sets.canonical(one) for one in given]
     _check_lengths(model, segments, max_new_tokens)

@@ -100,5 +100,3 @@ def test_twins_are_checked() -> None:
     with pytest.raises(pb.PatchbayError, match="no corrupted twins"):
         cells.check_twins(model, pb.Task("t", [[1, 2]], [1], [[3]]))
     assert list(cells.batches(task, 4)) == [[1], [0]]
-    with pytest.raises(pb.PatchbayError, match="batch_size=0"):
-        list(cells.batches(task, 0))
