@@ -534,6 +534,11 @@ def test_what_is_no_model_is_refused(name: str) -> None:
     checks.no_model_is_refused(METHODS[name], task("gpt2"))
 
 
+@pytest.mark.parametrize("name", [n for n in METHODS if "batch_size" in checks.options_of(METHODS[n])])
+def test_a_batch_of_no_prompts_is_refused(name: str) -> None:
+    checks.no_prompts_at_a_time_are_refused(METHODS[name], lent("gpt2"), task("gpt2"))
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
 def test_prompts_of_another_vocabulary_are_refused(case: Case) -> None:
     checks.another_vocabulary_is_refused(*of(case, on(case)))

@@ -311,13 +311,23 @@ def an_unknown_option_is_answered(case: Case, model: pb.Model, prompts: pb.Task,
         case(model, prompts, zzz=1)
 
 
-def no_model_is_refused(function: Any, prompts: pb.Task) -> None:
-    """What is no model is refused, with how one is made."""
+def needed(function: Any, prompts: pb.Task) -> dict[str, Any]:
+    """The prompts for everything that must be given beside a model."""
     parameters = inspect.signature(function).parameters
     hold("model" in parameters, "it has no argument `model`")
-    needed = [p.name for p in parameters.values() if p.default is p.empty and p.name != "model"]
+    return {p.name: prompts for p in parameters.values() if p.default is p.empty and p.name != "model"}
+
+
+def no_model_is_refused(function: Any, prompts: pb.Task) -> None:
+    """What is no model is refused, with how one is made."""
     with refused("needs a Model from patchbay.load(...), got str"):
-        function(model="gpt2", **dict.fromkeys(needed, prompts))
+        function(**needed(function, prompts), model="gpt2")
+
+
+def no_prompts_at_a_time_are_refused(function: Any, model: pb.Model, prompts: pb.Task) -> None:
+    """A batch of no prompts is refused."""
+    with refused("batch_size=0"):
+        function(**needed(function, prompts), model=model, batch_size=0)
 
 
 def another_vocabulary_is_refused(case: Case, model: pb.Model, prompts: pb.Task) -> None:

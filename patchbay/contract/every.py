@@ -92,6 +92,7 @@ def _calls(
         if "batch_size" in inspect.signature(function).parameters:
             yield checks.also_after_an_exception, (case, model, task)
             yield checks.a_batch_is_its_prompts, (case, model, task, returned)
+            yield checks.no_prompts_at_a_time_are_refused, (function, model, task)
         yield checks.also_when_hooks_fail, (case, model, task)
         if not checks.changes_in_training(model):  # else it refuses itself
             yield checks.modes_stay, (case, model, task)
