@@ -13,7 +13,7 @@ import json
 import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +194,7 @@ def threads_see_what_each_sees_alone(case: Case, model: pb.Model, prompts: pb.Ta
     for what, mine, theirs in zip(("without edits", "under edits"), alone, found, strict=True):
         hold(alike(mine, theirs), f"beside another thread it gives other numbers {what}")
 
-    def rests() -> Iterator[None]:
+    def rests() -> Generator[None, None, None]:
         with model.edited(*under[1]):
             yield
 
