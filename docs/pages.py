@@ -20,7 +20,7 @@ from patchbay.cli.signatures import parameters_of, source, written  # noqa: E402
 from patchbay.results.described import words  # noqa: E402
 
 REFUSALS = ("PatchbayError", "NotFoldableError")
-VERBS = ("find", "prove", "turn", "train", "measure")
+VERBS = ("find", "prove", "turn", "decode", "train", "measure")
 
 
 def methods() -> list[tuple[str, str]]:

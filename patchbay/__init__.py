@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchbay import find, measure, prove, tasks, tiny, train, turn
+    from patchbay import decode, find, measure, prove, tasks, tiny, train, turn
     from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
     from patchbay.errors import PatchbayError
     from patchbay.knobs.knob import Knob, load_knob
@@ -59,7 +59,7 @@ _HOME = {
     "why": "stories.why",
     "zero": "edits.edit",
 }
-_FOLDERS = ("find", "measure", "prove", "tasks", "tiny", "train", "turn")
+_FOLDERS = ("decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn")
 
 __all__ = [
     "Edit",
@@ -75,6 +75,7 @@ __all__ = [
     "Trace",
     "add",
     "block",
+    "decode",
     "diff",
     "find",
     "load",

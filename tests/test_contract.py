@@ -217,6 +217,24 @@ def agreeing(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
     return vocabulary(model, prompts, **{"other": other(NAMES[id(model)]), **options})
 
 
+def turned(model: pb.Model) -> Knob:
+    return Knob("turned", [pb.scale(pb.Part(1, "attn").port(), 1.0)], -1.0)
+
+
+def decoded(name: str, **chosen: Any) -> Callable[..., pb.Result]:
+    """A decoder that reads no layer by itself has hooks for an edit around it, which changes nothing."""
+
+    def call(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+        others = {key: make(model) for key, make in chosen.items() if callable(make)}
+        plain = {key: value for key, value in chosen.items() if not callable(value)}
+        with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+            return getattr(pb.decode, name)(
+                model, prompts=prompts, **{"max_new_tokens": 3, **others, **plain, **options}
+            )
+
+    return call
+
+
 PATCHED = ("effect", "clean", "corrupted")
 DLA = ("attribution", "mlp", "attn_bias", "embed", "bias", "total")
 SHARES = ("score", "right", "wrong", "other")
@@ -325,6 +343,9 @@ CASES = [
     ),
     Case("find.prior_layers", priors),
     Case("find.word_classes", lambda m, t, **o: pb.find.word_classes(m, t, HALVES, **{"draws": 5, **o})),
+    Case("decode.contrastive_decoding", decoded("contrastive_decoding", amateur=turned, beta=0.5)),
+    Case("decode.contrastive_search", decoded("contrastive_search", k=3)),
+    Case("decode.dola", decoded("dola", layers=[0, 1])),
     Case("measure.dose_response", dose_response, SHARES),
     Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
     Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them

@@ -32,7 +32,7 @@ LINE = [
     "wiring",
     "knobs",
 ]
-VERBS = ["find", "prove", "turn", "train", "measure"]
+VERBS = ["find", "prove", "turn", "decode", "train", "measure"]
 AFTER = ["tiny", "contract", "papers", "draw", "stories", "cli"]
 ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
@@ -48,7 +48,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "knobs": "conflicts gguf vectors knob rows affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen result_lines",
     "contract": "held checks beside every",
-    "cli": "signatures options complete prompt_files reading spoken outputs commands rooms knob_commands why_command new check_method",
+    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command new check_method",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
@@ -63,6 +63,7 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "cli/cli": "commands as they are typed",
     "cli/output": "what leaves them: encodings, refusals",
     "cli/outside": "methods that lie outside the package",
+    "decode/every_decoder": "what is true of every decoder",
     "jacks/calls": "sessions of threads, tasks and generators",
     "jacks/touched": "what edits touched, through masks, caches and chunks",
     "jacks/turns": "turns of a chat on one cache",
@@ -137,7 +138,7 @@ def test_every_file_stands_in_the_line() -> None:
     assert set(ROOMS) == {p.stem for p in ROOT.iterdir() if p.name[0] not in "_." and p.suffix != ".typed"}
     for here, files in FILES.items():
         assert {name for name in modules() if name.startswith(f"{here}.")} == {f"{here}.{f}" for f in files.split()}
-    assert 22 <= len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 27
+    assert 22 <= len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 28
 
 
 def test_imports_point_down_but_for_those_named() -> None:
@@ -178,7 +179,9 @@ def test_a_method_takes_nothing_of_another_method() -> None:
     assert taken == METHODS_THAT_TAKE_A_METHOD
 
 
-@pytest.mark.parametrize("path", [p for verb in ("prove", "measure") for p in sorted((ROOT / verb).glob("*.py"))])
+@pytest.mark.parametrize(
+    "path", [p for verb in ("prove", "decode", "measure") for p in sorted((ROOT / verb).glob("*.py"))]
+)
 def test_what_methods_share_is_in_a_shared_file(path: Path) -> None:
     """A method takes private names of no other method's file."""
     taken = [
@@ -312,4 +315,4 @@ def test_public_names_stay_what_they_are_when_every_file_is_imported() -> None:
         f"for name in {[name for name in modules() if name]}: importlib.import_module('patchbay.' + name)\n"
         "print([name for name in pb.__all__ if isinstance(getattr(pb, name), types.ModuleType)])\n"
     )
-    assert python(code) == str(["find", "measure", "prove", "tasks", "tiny", "train", "turn"])
+    assert python(code) == str(["decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"])

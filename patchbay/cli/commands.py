@@ -17,6 +17,7 @@ import click
 from patchbay.cli import complete, options, prompt_files, reading
 from patchbay.cli.outputs import output_options, refuse_to_replace, show
 from patchbay.cli.signatures import UNKNOWN, Source, parameters_of, source
+from patchbay.cli.under import under, under_options
 from patchbay.results import outside
 from patchbay.results.described import COMMON, words
 from patchbay.signal.port import PatchbayError, suggest
@@ -164,6 +165,9 @@ def method_command(room: str, name: str, found: outside.Outside | None = None) -
     file, takes = source(path), parameters_of(source(path), name)
     said = words(ast.get_docstring(cast("ast.FunctionDef", file.function(name))) or "", list(takes))
     made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes, shell_complete=complete.models)]
+    if room == "decode":
+        made.append(click.Argument(["texts"], nargs=-1, metavar="[PROMPT]..."))
+        made += under_options()
     if {"task", "prompts"} & set(takes):
         own = next(said[key] for key in ("task", "prompts") if key in takes)
         made += task_options(list(takes), many=_takes_tasks(takes), word="" if own in COMMON.values() else own)
@@ -283,13 +287,18 @@ def run_method(
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
     function = load()
     name = str(getattr(function, "method_name", function.__name__))
-    with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown):
+    acted_on = call.get("prompts", call.get("task"))
+    with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown), under(model, given, acted_on):
         returned = function(**call)
     show(returned, given)
 
 
 def _text_or_task(model: Model, given: Mapping[str, Any], *, texts: bool) -> Any:
-    """The text of `--prompt`, or the task or prompts."""
+    """The texts of the command line, or of `--prompt`, or the task or prompts."""
+    if given.get("texts"):
+        if given.get("task") or given.get("prompts"):
+            raise PatchbayError("prompts are written after the model, or given by --task or --prompts: not both")
+        return list(given["texts"])
     if given.get("prompt") is None:
         return make_task(model, given, texts=texts)
     for name in ("task", "prompts", "n", "metric"):

@@ -6,7 +6,6 @@ prompt i alone, and all prompts run as rows of one batch.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,11 @@ import click
 
 from patchbay.cli import complete, reading
 from patchbay.cli.commands import Commands, json_option, load_model, model_options
+from patchbay.cli.under import OTHER, fitting, under_options
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
     from patchbay import Knob, Model
-
-OTHER = click.Option(
-    ["--other-weights"], is_flag=True, help="Use a knob that was made on other weights; both are named."
-)
-
 
 # --- generate -----------------------------------------------------------------------------------------
 
@@ -111,32 +106,15 @@ def _in_force(knob: Knob) -> str:
     return f"{knob.name} at strength {knob.strength:g}: {made}"
 
 
-def fitting(knob: Knob, model: Model, other_weights: bool) -> Knob:
-    """The knob for this model: as it is, or, where that was asked, moved from other weights with a note on stderr."""
-    if not other_weights:
-        knob.check(model)
-        knob.fits(model)
-        return knob
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        moved = knob.for_model(model)
-    for one in said:
-        click.echo(f"note: {one.message}", err=True)
-    return moved
-
-
 generate = click.Command(
     "generate",
     params=[
         click.Argument(["model"], shell_complete=complete.models),
         click.Argument(["prompts"], nargs=-1, required=True, metavar="PROMPT..."),
-        click.Option(["--knob", "knobs"], multiple=True, metavar="FILE[@S]", help="Turn a knob, to strength S; may be repeated."),
-        click.Option(["--edit", "edits"], multiple=True, metavar="EDIT", help='Make an edit, as "scale(L3.H5.z, 0)"; may be repeated.'),
-        click.Option(["--each"], is_flag=True, help="The first knob for the first prompt, and so on, as rows of one batch."),
+        *under_options(),
         click.Option(["--max-new-tokens"], type=click.IntRange(1), default=20, show_default=True, help="Tokens to add, or fewer where the text ends."),
         click.Option(["--temperature"], type=click.FloatRange(0, min_open=True), help="Sample instead of taking the likeliest token."),
         click.Option(["--seed"], type=int, default=0, show_default=True, help="Of sampling."),
-        OTHER,
         *model_options(),
         json_option(),
     ],

@@ -23,7 +23,7 @@ ROOMS = {
     "find": "Find the parts that do a thing.",
     "prove": "Prove causally that parts do it, against controls.",
     "turn": "Turn parts like knobs, and save the knob.",
-    "decode": "Read out or steer what the model says.",
+    "decode": "Continue prompts by a decoder, under knobs.",
     "train": "Train chosen parts only.",
     "measure": "Measure what a knob does, and what else it does.",
 }

@@ -72,7 +72,7 @@ def _grid(result: Result) -> list[RenderableType | str]:
 def _of_cells(result: Result, n: int) -> list[RenderableType | str]:
     """A Result that ranks nothing, in its own text; where the cells of two axes are a map, in colour."""
     drawn, whole = maps.map_of(result), result.summary(n)
-    if drawn is None or result.tables.get("effects"):
+    if drawn is None or {"effects", "texts"} & set(result.tables):
         return [escape(whole)]
     width = screen.console().width - 2
     before, cells, after = whole.partition("\n".join(f"  {line}" for line in ["", *maps.lines(drawn), ""]))

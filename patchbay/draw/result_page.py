@@ -47,7 +47,7 @@ def of_result(result: Result, n: int = 20) -> Section:
         pictures.append(Picture(partial(plot.figure, result), f"{result.name} by {', '.join(result.axes)}"))
     if any(" -> " in str(row.get("unit")) for row in result.tables.get("circuit", [])):
         pictures.append(Picture(partial(plot_circuit.circuit, result), "the circuit's first edges"))
-    drawn = None if result.tables.get("effects") else maps.map_of(result)
+    drawn = None if {"effects", "texts"} & set(result.tables) else maps.map_of(result)
     grid = [drawn] if drawn is not None and len(drawn.columns) <= 64 else []
     return Section(str(result.provenance.get("method", "Result")), text, _numbers(result, n), pictures, maps=grid)
 
@@ -67,7 +67,7 @@ def _numbers(result: Result, n: int) -> list[Table]:
     elif len(result.axes) == 1:
         columns, steps, left = printed.shown(result, n)
         found.append(Table(columns, steps, left))
-    elif len(result.axes) > 1 and not result.tables.get("effects"):
+    elif len(result.axes) > 1 and not {"effects", "texts"} & set(result.tables):
         found.append(Table(["cell", result.name], [*maps.strongest(result, n)], "the largest cells, either sign"))
     single = [name for name in result.variables if not result.axes_of(name)]
     if single:

@@ -64,6 +64,10 @@ class Place:
         if cache is not None and self.here.latest is not None and not isinstance(cache, tuple):
             self.histories[cache] = self.here.latest
 
+    def hold(self, cache: Any, ids: Tensor, prompt_end: int) -> None:
+        """Told by who moved, repeated or dropped the rows of a cache, or filled it under the same edits: what it holds now [row, column]."""
+        self.histories[cache] = History(ids, None, prompt_end)
+
     def generating(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The model's own `generate`, its prompt noted."""
         ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))

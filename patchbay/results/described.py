@@ -18,6 +18,8 @@ from collections.abc import Sequence
 COMMON = {
     "batch_size": "prompts that are run at a time; it changes time and memory, not what is measured.",
     "seed": "of random draws and splits; the same seed gives the same numbers.",
+    "max_new_tokens": "how many tokens are added, or fewer where a text ends.",
+    "ends": "tokens that end a text; without, those of the model's generation config; an empty list for none.",
     "name": "what the knob is called; without, it is called after what it does.",
     "model": "the model, as `load` returns it.",
     "task": "prompts with their answers, as `patchbay.tasks` makes them or `Task.from_prompts`.",

@@ -72,7 +72,7 @@ def section_lines(name: str, rows: Sequence[Mapping[str, Any]], said: Sequence[s
 
 def map_lines(result: Arrays, n: int = 10, width: int = maps.WIDE) -> list[str]:
     """The cells of a Result that ranks no parts: its map, or where that is too large, or has more axes, the strongest cells."""
-    if result.ranked or result.tables.get("effects") or len(result.axes) < 2 or result.values.numel() < 2:
+    if result.ranked or {"effects", "texts"} & set(result.tables) or len(result.axes) < 2 or result.values.numel() < 2:
         return []
     drawn = maps.map_of(result)
     if drawn is not None:
@@ -118,6 +118,10 @@ def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
         return _ranked_rows(result, n)
     if doses := result.tables.get("dose"):
         return list(doses[0]), [list(row.values()) for row in doses], _units(result, list(doses[0]))
+    if texts := result.tables.get("texts"):
+        left = [f"{4 * n} of {len(texts)} texts"] if len(texts) > 4 * n else []
+        units = _units(result, list(texts[0]))
+        return list(texts[0]), [list(row.values()) for row in texts[: 4 * n]], "; ".join([*left, units])
     if len(result.axes) == 1:
         beside = [name for name in result.columns[3:] if not result[name].isnan().all()]
         columns = [result.axes[0], result.name, *beside]
@@ -154,7 +158,7 @@ def as_html(result: Arrays) -> str:
         return f"<div>{body}{_small([*result.other_notes, origin(result)])}</div>"
     columns, rows, left = shown(result, 10)
     small = [left, _scalars(result), *(f"note: {note}" for note in result.notes), origin(result)]
-    drawn = None if result.tables.get("effects") else maps.map_of(result)
+    drawn = None if {"effects", "texts"} & set(result.tables) else maps.map_of(result)
     cells = maps.as_html(drawn) if drawn is not None and not (result.ranked and len(drawn.columns) > 32) else ""
     if not cells and (listed := map_lines(result)):
         cells = f"<pre>{html.escape(chr(10).join(listed))}</pre>"
@@ -224,7 +228,7 @@ def _cells(columns: list[str], rows: list[list[Any]]) -> list[list[str]]:
     for column in zip(*rows, strict=True) if rows else [[] for _ in columns]:
         known = [cell for cell in column if cell is not None]  # a cell without a value is empty
         is_float = bool(known) and all(isinstance(cell, float) for cell in known)
-        told = iter(_numbers(known) if is_float else map(str, known))
+        told = iter(_numbers(known) if is_float else (str(cell).replace("\n", "\\n") for cell in known))
         texts.append(["" if cell is None else next(told) for cell in column])
     return [list(line) for line in zip(*texts, strict=True)]
 

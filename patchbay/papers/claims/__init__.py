@@ -14,11 +14,12 @@ layers    where something can be read, and in which words
 proving   what patching, paths, edges and circuits show
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
+decoding  what decoders write
 """
 
 from __future__ import annotations
 
-from patchbay.papers.claims import heads, layers, neurons, proving, trained, turning
+from patchbay.papers.claims import decoding, heads, layers, neurons, proving, trained, turning
 from patchbay.papers.claims._check import Checked, check
 from patchbay.papers.claims._claim import CLAIMS, KINDS, Claim, claim, known
 
@@ -29,6 +30,7 @@ __all__ = [
     "Claim",
     "check",
     "claim",
+    "decoding",
     "heads",
     "known",
     "layers",

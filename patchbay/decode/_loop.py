@@ -1,0 +1,320 @@
+"""The loop under every decoder: rows of one length continued together, with one cache, under edits that follow their prompts.
+
+A `Call` is what was asked: prompts, how many new tokens, what ends a text, the edits in force; it counts passes and the token
+positions that they were sent. `Rows` are prompts, or several drafts of each, that run as one batch. Rows may be repeated, moved and
+dropped (`take`): tokens, cache and edits go with them. An edit of prompt 3 is made in every row of prompt 3 and in no other.
+
+Exact: the logits of a row are those of one run over its text without a cache, under the same edits. Where a model's cache computes
+something else, or its positions depend on the length, every pass runs the whole text instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchbay.edits.apply import for_prompts
+from patchbay.edits.edit import Edit
+from patchbay.jacks.arguments import CACHE_NAMES, with_cache
+from patchbay.jacks.hooks import innermost
+from patchbay.jacks.session import Session
+from patchbay.model.generate import NEW_TOKENS, groups
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
+
+Law = Callable[[Tensor, Tensor], Tensor]  # ids [row, position], logits [row, vocab] -> logits [row, vocab]
+
+
+@dataclass
+class Call:
+    """What one call of a decoder was asked, and what it has cost so far in passes (`calls`) and token positions (`fed`).
+
+    `law`: changes the logits that tokens are chosen from, as transformers' processors do. `stops`: says of ids [row, position]
+    which rows have ended, beside those that end with one of `ends`.
+    """
+
+    model: Model
+    prompts: list[list[int]]
+    n_new: int
+    ends: frozenset[int]
+    batch_size: int
+    edits: list[Edit]
+    law: Law | None = None
+    stops: Callable[[Tensor], Tensor] | None = None
+    calls: int = 0
+    fed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def batches(self) -> Iterator[list[int]]:
+        """Places of prompts that run together: of one length, at most `batch_size`."""
+        for members in groups(self.prompts, False):
+            yield from (members[at : at + self.batch_size] for at in range(0, len(members), self.batch_size))
+
+    def rows(self, of: Sequence[int], **options: Any) -> Rows:
+        """The prompts of these places as rows of one batch."""
+        return Rows(self, of, **options)
+
+    def beside(self, model: Model) -> Call:
+        """The same prompts for a second model, under the edits in force there; it counts for itself."""
+        refuse_other_vocabulary(self.model, model)
+        check_length(model, self.prompts, self.n_new)
+        model.check_mode()
+        return replace(self, model=model, edits=model.active_edits(), calls=0, fed=0, law=None, stops=None, notes=[])
+
+    def chosen_from(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """The logits that tokens are chosen from, [row, vocab] in float32."""
+        logits = logits.float()
+        return logits if self.law is None else self.law(ids, logits)
+
+    def ended(self, ids: Tensor) -> Tensor:
+        """Which rows end with their last token, bool [row]."""
+        over = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        if self.ends:
+            over = torch.isin(ids[:, -1], torch.tensor(sorted(self.ends), device=ids.device))
+        return over if self.stops is None else over | self.stops(ids)
+
+
+def asked(
+    model: Model,
+    prompts: Any,
+    max_new_tokens: int = NEW_TOKENS,
+    ends: Sequence[int] | None = None,
+    batch_size: int = 16,
+) -> Call:
+    """A call as it was asked, checked before anything runs. `ends` None: the end tokens of the model's generation config."""
+    model.check_mode()
+    encoded = model.encode(prompts)
+    if max_new_tokens < 1:
+        raise PatchbayError(f"max_new_tokens={max_new_tokens}: one or more")
+    check_length(model, encoded, max_new_tokens)
+    if ends is None:
+        own = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
+        ends = [] if own is None else torch.as_tensor(own).flatten().tolist()
+    bad = next((token for token in ends if not 0 <= token < model.vocab_size), None)
+    if bad is not None:
+        raise PatchbayError(f"ends={list(ends)}: {bad} is no token, the vocabulary is 0..{model.vocab_size - 1}")
+    return Call(model, encoded, max_new_tokens, frozenset(ends), batch_size, model.active_edits())
+
+
+def check_length(model: Model, prompts: Sequence[Sequence[int]], n_new: int) -> None:
+    """Refuse texts that would grow past what the model takes."""
+    longest = max(map(len, prompts))
+    if model.longest_prompt is not None and longest + n_new > model.longest_prompt:
+        raise PatchbayError(
+            f"{n_new} new tokens asked after a prompt of {longest}: the model takes {model.longest_prompt} in all"
+        )
+
+
+def refuse_other_vocabulary(one: Model, other: Model) -> None:
+    """Raise PatchbayError unless ids mean the same in both models."""
+    if one.vocab_size != other.vocab_size:
+        raise PatchbayError(
+            f"two models of one vocabulary are needed: {one.source or 'the first'} has {one.vocab_size} tokens, "
+            f"{other.source or 'the second'} {other.vocab_size}"
+        )
+    if one.tokenizer is None or other.tokenizer is None:
+        return
+    ours, theirs = one.tokenizer.get_vocab(), other.tokenizer.get_vocab()
+    apart = sorted(
+        (ours.get(text, -1), text) for text in ours.keys() | theirs.keys() if ours.get(text) != theirs.get(text)
+    )
+    if apart:
+        _, text = apart[0]
+        raise PatchbayError(
+            f"two models of one vocabulary are needed, and {len(apart)} tokens have other ids: {text!r} is {ours.get(text)} in "
+            f"{one.source or 'the first'} and {theirs.get(text)} in {other.source or 'the second'}"
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a pass gave: the `logits` after each token that was kept [row, token, vocab], and what was tapped [row, token, ...]."""
+
+    logits: Tensor
+    taps: dict[Port, Tensor]
+
+    @property
+    def last(self) -> Tensor:
+        """Logits after each row's last token [row, vocab]."""
+        return self.logits[:, -1]
+
+
+class Rows:
+    """Rows of one length: `ids` [row, position], `of` [row] the place of each one's prompt, `side` [row] under which of `sides`,
+    edits of its own beside those of the call, a row stands (0: none). A context manager, since edits are on while it is open."""
+
+    def __init__(
+        self,
+        call: Call,
+        of: Sequence[int],
+        *,
+        taps: Sequence[Port] = (),
+        sides: Sequence[Sequence[Edit]] = (),
+        side: Sequence[int] | None = None,
+    ) -> None:
+        self.call, self.of, self.taps, self.sides = call, list(of), list(taps), sides
+        self.side = list(side) if side is not None else [0] * len(self.of)
+        self.ids = torch.tensor([call.prompts[i] for i in self.of], device=call.model.device)
+        self.start = self.ids.shape[1]
+        self.cached = serves(call.model, self.start, self.start + call.n_new)
+        self.cache: Any = None
+        self._session: Session | None = None
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    # ---- passes ----
+
+    @torch.no_grad()
+    def run(self, tokens: Tensor | None = None, *, keep: int = 1) -> Seen:
+        """One pass: of the prompts at first, then of one or more new `tokens` [row, token] (or [row]). The logits of the last `keep`
+        tokens are kept; taps are of all tokens that are new."""
+        n_new = self.ids.shape[1]
+        if tokens is not None:
+            tokens = tokens.to(self.ids.device).reshape(len(self.ids), -1)
+            self.ids, n_new = torch.cat([self.ids, tokens], 1), tokens.shape[1]
+        whole = self.cache is None
+        sent = self.ids if whole else self.ids[:, -n_new:]
+        session = self._open()
+        if not whole and session.where.positioned:
+            session.where.hold(self.cache, self.ids[:, :-n_new], self.start)
+        output = self.call.model.hf(
+            sent, attention_mask=torch.ones_like(self.ids), **self._options(sent.shape[1], keep)
+        )
+        self.call.calls, self.call.fed = self.call.calls + 1, self.call.fed + sent.numel()
+        if self.cached:
+            self.cache = _cache_of(output)
+        captured = {port: value[:, -n_new:] for port, value in session.captured.items()}
+        return Seen(output.logits[:, -keep:].float(), captured)
+
+    def _options(self, n_sent: int, keep: int) -> dict[str, Any]:
+        options: dict[str, Any] = {"use_cache": self.cached}
+        if self.cache is not None:
+            options |= with_cache(self.call.model.hf, self.cache)
+        elsewhere = [*self.taps, *(edit.port for edits in (self.call.edits, *self.sides) for edit in edits)]
+        if n_sent > keep and not any(port.signal == "logits" for port in elsewhere):
+            options["logits_to_keep"] = keep
+        return options
+
+    # ---- rows ----
+
+    def take(self, rows: Sequence[int] | Tensor) -> None:
+        """The rows become copies of these: repeated, moved or dropped, with their tokens, their cache and their edits."""
+        index = torch.as_tensor(rows, device=self.ids.device)
+        places = index.tolist()
+        self.ids = self.ids[index]
+        if self.cache is not None and places != list(range(len(self.of))):
+            self.cache.reorder_cache(index)
+        of, side = [self.of[i] for i in places], [self.side[i] for i in places]
+        if (of, side) != (self.of, self.side):
+            self.of, self.side = of, side
+            self._close()  # other edits are due
+
+    def edits(self) -> list[Edit]:
+        """The edits in force as they act on these rows."""
+        call, width = self.call, self.start + self.call.n_new
+        shares = (for_prompts(edit, self.of, len(call.prompts), width) for edit in call.edits)
+        found = [share for share in shares if share is not None]
+        for number, edits in enumerate(self.sides, start=1):
+            rows = tuple(row for row, side in enumerate(self.side) if side == number)
+            found += [replace(edit, rows=rows) for edit in edits if rows]
+        return found
+
+    def _open(self) -> Session:
+        """The session of these rows, the innermost of its model: put on again where another has stood in between."""
+        if self._session is not None:
+            scope = innermost(self.call.model.hf)
+            if scope is not None and scope.session is self._session:
+                return self._session
+            self._close()
+        model = self.call.model
+        self._session = Session(model, self.taps, self.edits(), whole=True, prompt_length=self.start)
+        self._session.__enter__()
+        return self._session
+
+    def _close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            session.here.touched.clear()  # rows are not the prompts of an enclosing block
+            session.__exit__(None, None, None)
+
+
+# --- the cache ------------------------------------------------------------------------------------------
+
+
+def serves(model: Model, start: int, end: int) -> bool:
+    """Whether a cache that grows from `start` to `end` tokens gives what runs of the whole text give."""
+    if not model.causal or model.regime(start) != model.regime(end):
+        return False
+    if "_cache_serves" not in model.__dict__:
+        model.__dict__["_cache_serves"] = _proved(model)
+    return bool(model.__dict__["_cache_serves"])
+
+
+@torch.no_grad()
+def _proved(model: Model) -> bool:
+    """One short run: two rows cached, repeated and continued have the logits of whole runs of the four texts."""
+    ids = torch.tensor([[1, 2, 3], [3, 0, 1], [1, 2, 3], [3, 0, 1]], device=model.device) % model.vocab_size
+    more = torch.tensor([[0], [1], [2], [3]], device=model.device) % model.vocab_size
+    text = torch.cat([ids, more], 1)
+    with Session(model, whole=True):
+        cache = _cache_of(model.hf(ids[:2], attention_mask=torch.ones_like(ids[:2]), use_cache=True))
+        if not hasattr(cache, "reorder_cache"):
+            return False
+        cache.reorder_cache(torch.tensor([0, 1, 0, 1], device=model.device))
+        mask, own = torch.ones_like(text), with_cache(model.hf, cache)
+        seen = model.hf(more, attention_mask=mask, use_cache=True, **own).logits[:, -1].double()
+        whole = model.hf(text, attention_mask=mask, use_cache=False).logits[:, -1].double()
+    gap = (seen - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
+    return float(gap) <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25)
+
+
+def _cache_of(output: Any) -> Any:
+    return next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
+
+
+# --- choosing -------------------------------------------------------------------------------------------
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """Places of the `k` largest of each row [row, k], largest first; of equal ones the lower place first."""
+    if k == 1:
+        return scores.argmax(-1, keepdim=True)
+    top, places = scores.topk(k, -1)
+    if bool(((scores >= top[:, -1:]).sum(-1) > k).any()):  # ties across the edge: topk takes any of them
+        return scores.argsort(dim=-1, descending=True, stable=True)[:, :k]
+    places, order = places.sort(-1)
+    return places.gather(1, top.gather(1, order).argsort(dim=-1, descending=True, stable=True))
+
+
+def generators(seed: int, prompts: Sequence[Sequence[int]], drafts: int = 1) -> list[list[torch.Generator]]:
+    """A stream of chance for each draft of each prompt, which depends on the seed, the prompt and how often it came before in the
+    call, so that a batch draws what its prompts draw one by one."""
+    found: list[list[torch.Generator]] = []
+    before: dict[tuple[int, ...], int] = {}
+    for ids in map(tuple, prompts):
+        before[ids] = before.get(ids, -1) + 1
+        digests = (hashlib.sha256(repr((seed, ids, before[ids], draft)).encode()).digest() for draft in range(drafts))
+        found.append([torch.Generator().manual_seed(int.from_bytes(digest[:7], "big")) for digest in digests])
+    return found
+
+
+def draw(logq: Tensor, chance: Sequence[torch.Generator]) -> Tensor:
+    """One token of each row from the law exp(`logq`) [row, vocab], by the inverse of its sum in double precision."""
+    law = logq.double().softmax(-1)
+    points = torch.stack([torch.rand(1, generator=one, dtype=torch.float64) for one in chance]).to(
+        law.device
+    )  # [row, 1]
+    total = law.cumsum(-1)
+    return torch.searchsorted(total, points * total[:, -1:], right=True).clamp(max=law.shape[-1] - 1)[:, 0]

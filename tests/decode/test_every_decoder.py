@@ -1,0 +1,174 @@
+"""What is true of every decoder: log-probabilities are those of one uncached run over the finished text, under the same edits.
+
+Every decoder on families of every kind of layer, with the cache and without, plain and under edits by row, by token and of
+generated positions, on prompts of two lengths. The reference runs each text alone, whole, under its own prompt's edits, so that it
+shares neither the cache, nor the widening and reordering of rows, nor the batch with what it checks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.decode import _loop
+from patchbay.edits.apply import for_prompts
+from patchbay.knobs.knob import Knob
+from patchbay.tiny.twins import N_VOCAB, twin
+from tests.tolerance import close
+
+PROMPTS = [[5, 9, 7, 11], [8, 6, 7], [12, 5, 30, 9]]  # the first and the last run together
+NEW = 4
+FAMILIES = ("gpt2", "llama", "gemma2", "mixtral", "gpt_neo", "bloom", "mamba2", "qwen3_5_text")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One way to call a decoder on a model and prompts."""
+
+    name: str
+    call: Callable[..., pb.Result]
+    label: str = ""
+
+    def __str__(self) -> str:
+        return self.name + (f"-{self.label}" if self.label else "")
+
+
+@functools.cache
+def lent(name: str, seed: int = 0) -> pb.Model:
+    return pb.load(twin(name, seed=seed))
+
+
+def second(model: pb.Model) -> pb.Model:
+    """Another model of the same family."""
+    return lent(next(name for name in FAMILIES if lent(name) is model), 1)
+
+
+def knob(model: pb.Model) -> Knob:
+    return Knob("turned", [pb.scale(pb.Part(1, "attn").port(), 1.0)], -1.0)
+
+
+def contrast(other: Callable[[pb.Model], Any], **chosen: Any) -> Callable[..., pb.Result]:
+    return lambda m, p, **o: pb.decode.contrastive_decoding(m, other(m), p, **{**chosen, **o})
+
+
+DECODERS = [
+    Decoder("contrastive_search", lambda m, p, **o: pb.decode.contrastive_search(m, p, k=3, **o)),
+    Decoder("contrastive_decoding", contrast(second), "two models"),
+    Decoder("contrastive_decoding", contrast(knob, beta=0.5), "knob"),
+    Decoder("dola", lambda m, p, **o: pb.decode.dola(m, p, layers=[0, 1], **o)),
+]
+
+
+def by_row(model: pb.Model) -> list[pb.Edit]:
+    """Edits of every kind that a moved row could lose."""
+    push = torch.linspace(-1.0, 1.0, model.d_model)
+    return [
+        pb.scale("L0.attn.out", -2.0, rows=(0,)),
+        pb.add("L1.resid_out", torch.stack([push, -push])[:, None], positions="generated", rows=(1, 2)),
+        pb.scale("L1.attn.out", 3.0, positions=pb.Token(7)),
+        pb.scale("L1.attn.out", -1.0, positions=-1, rows=(2,)),
+    ]
+
+
+def logp_of(model: pb.Model, prompt: list[int], new: list[int], edits: list[pb.Edit]) -> torch.Tensor:
+    """Log-probability of each new token from one run over the finished text."""
+    text = torch.tensor([prompt + new])
+    with model.session(edits=edits, prompt_length=len(prompt)), torch.no_grad():
+        logits = model.hf(text, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits.double(), -1)[torch.arange(len(new)), torch.tensor(new)]
+
+
+def drafts_of(found: pb.Result, prompt: int) -> list[tuple[list[int], torch.Tensor]]:
+    """Tokens and log-probabilities of each draft of a prompt, what comes after the end left out."""
+    pairs = []
+    for tokens, logp in zip(found["tokens"][prompt], found["logp"][prompt], strict=True):
+        real = tokens >= 0
+        assert torch.equal(real, ~logp.isnan())
+        if real.any():
+            pairs.append((tokens[real].tolist(), logp[real]))
+    return pairs
+
+
+def holds(model: pb.Model, found: pb.Result, edits: list[pb.Edit]) -> None:
+    """The law of this room."""
+    for i, prompt in enumerate(PROMPTS):
+        own = [for_prompts(edit, [i], len(PROMPTS), len(prompt) + NEW) for edit in edits]
+        drafts = drafts_of(found, i)
+        assert drafts
+        for tokens, logp in drafts:
+            expected = logp_of(model, prompt, tokens, [edit for edit in own if edit is not None])
+            assert close(logp, expected, of=max(float(-expected.min()), 10.0), dtype=torch.float32), (i, tokens)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+def test_logp_is_that_of_one_uncached_run_under_the_same_edits(
+    decoder: Decoder, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = lent(name)
+    options: dict[str, Any] = {"max_new_tokens": NEW}
+    edits = by_row(model)
+    assert _loop.serves(model, 4, 8), "the cache of this twin is believed"
+    plain = decoder.call(model, PROMPTS, **options)
+    with model.edited(*edits):
+        edited = decoder.call(model, PROMPTS, **options)
+    assert not torch.equal(plain["tokens"], edited["tokens"]), "the edits change nothing"
+    holds(model, plain, [])
+    holds(model, edited, edits)
+    monkeypatch.setattr(_loop, "serves", lambda *_: False)
+    with model.edited(*edits):
+        uncached = decoder.call(model, PROMPTS, **options)
+    holds(model, uncached, edits)
+    assert torch.equal(uncached["tokens"], edited["tokens"])
+    assert float(uncached["fed"]) > float(edited["fed"])
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+def test_a_batch_is_its_prompts_one_by_one(decoder: Decoder) -> None:
+    model = lent("llama")
+    whole = decoder.call(model, PROMPTS, max_new_tokens=NEW)
+    assert decoder.call(model, PROMPTS, max_new_tokens=NEW, batch_size=1)["tokens"].equal(whole["tokens"])
+    alone = [decoder.call(model, [prompt], max_new_tokens=NEW) for prompt in PROMPTS]
+    assert all(torch.equal(one["tokens"][0], whole["tokens"][i]) for i, one in enumerate(alone))
+    assert close([one["score"][0] for one in alone], [*whole["score"]], of=10.0, dtype=torch.float32)
+    assert sum(float(one["fed"]) for one in alone) == float(whole["fed"])
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+def test_a_text_ends_at_an_end_token(decoder: Decoder) -> None:
+    """The same texts, cut after the first token that ends them; those that go on are as they were."""
+    model = lent("gpt2")
+    free = decoder.call(model, PROMPTS, max_new_tokens=NEW, ends=[])
+    first = drafts_of(free, 0)[0][0]
+    ended = decoder.call(model, PROMPTS, max_new_tokens=NEW, ends=[first[1]])
+    rows = {(row["prompt"], row["draft"]): row for row in ended.tables["texts"]}
+    assert rows[0, 0]["finished"]
+    assert drafts_of(ended, 0)[0][0] == first[: first.index(first[1]) + 1]
+    for place, row in rows.items():
+        tokens = drafts_of(ended, place[0])[place[1]][0]
+        assert row["finished"] == (tokens[-1] == first[1])
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+@pytest.mark.parametrize(
+    ("prompts", "options", "says"),
+    [
+        ([[5, 6]], {"max_new_tokens": 0}, "max_new_tokens=0: one or more"),
+        ([[5, 6]], {"max_new_tokens": 63}, "63 new tokens asked after a prompt of 2: the model takes 64"),
+        ([[5, 6]], {"ends": [N_VOCAB]}, "ends=.96.: 96 is no token, the vocabulary is 0..95"),
+        ([[5, 6], []], {}, "prompt 1 is empty"),
+    ],
+)
+def test_what_cannot_be_decoded_is_refused(decoder: Decoder, prompts: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(pb.PatchbayError, match=says):
+        decoder.call(lent("gpt2"), prompts, **options)
+
+
+def test_every_decoder_is_here() -> None:
+    assert {decoder.name for decoder in DECODERS} == set(pb.decode.__all__)
