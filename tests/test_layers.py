@@ -249,6 +249,7 @@ COMMANDS_TAKE = {  # what commands take beside the package's face, Results and s
     ("cli", "tiny.twins"): "`families`: a small model of each",
     ("cli.commands", "sweeps.settings"): "`--keep`, `--memory`, `--executor`: how sweeps run is no method's option",
     ("cli.knob_commands", "knobs.rows"): "`generate`: each prompt under its own knobs, told token by token",
+    ("cli.under", "knobs.rows"): "`--each`: each prompt under its own knob",
     ("cli.prompt_files", "tasks.rows"): "`--prompts`: a file that has no answers gives its prompts",
     ("cli.prompt_files", "tasks.table"): "`--prompts`: a file's columns",
 }

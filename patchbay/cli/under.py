@@ -13,8 +13,7 @@ from patchbay.cli import reading
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
-    from patchbay.knobs.knob import Knob
-    from patchbay.model.model import Model
+    from patchbay import Knob, Model
 
 OTHER = click.Option(
     ["--other-weights"], is_flag=True, help="Use a knob that was made on other weights; both are named."
