@@ -119,9 +119,9 @@ def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     if doses := result.tables.get("dose"):
         return list(doses[0]), [list(row.values()) for row in doses], _units(result, list(doses[0]))
     if texts := result.tables.get("texts"):
-        left = [f"{4 * n} of {len(texts)} texts"] if len(texts) > 4 * n else []
+        cut = f"{4 * n} of {len(texts)} texts; " if len(texts) > 4 * n else ""
         units = _units(result, list(texts[0]))
-        return list(texts[0]), [list(row.values()) for row in texts[: 4 * n]], "; ".join([*left, units])
+        return list(texts[0]), [list(row.values()) for row in texts[: 4 * n]], cut + units
     if len(result.axes) == 1:
         beside = [name for name in result.columns[3:] if not result[name].isnan().all()]
         columns = [result.axes[0], result.name, *beside]
