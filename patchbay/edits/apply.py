@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def row_mask(edit: Edit, n_prompts: int) -> Tensor:
 
 
 def acts_on(edit: Edit, batch: Batch) -> Tensor:
-    """bool [prompt, position]: where the edit acts (for `block`, the queries that it cuts from some key)."""
+    """bool [prompt, position]: where the edit acts (for `block`, the queries that it cuts from some key), or where its probe decides."""
     places = (chosen(edit.positions, batch, what=str(edit)) >= 0) & (row_mask(edit, len(batch.ids)) >= 0)[:, None]
     if edit.op == "block":
         keys = chosen(edit.keys, batch, what=str(edit)) >= 0
@@ -55,7 +56,7 @@ def for_prompts(edit: Edit, prompts: Sequence[int], n_prompts: int, width: int) 
         for mask in (edit.positions, edit.keys)
     ]
     rows = None if edit.rows is None else tuple(kept.tolist())
-    return _cut_keys(Edit(edit.op, edit.port, value, masks[0], rows, masks[1]), width)
+    return _cut_keys(replace(edit, value=value, positions=masks[0], rows=rows, keys=masks[1]), width)
 
 
 def _cut_keys(edit: Edit, width: int) -> Edit:
@@ -69,7 +70,7 @@ def _cut_keys(edit: Edit, width: int) -> Edit:
     ):
         return edit
     value = value[:width, :width] if edit.op == "project" else value[..., :width]
-    return Edit(edit.op, edit.port, value, edit.positions, edit.rows, edit.keys)
+    return replace(edit, value=value)
 
 
 def apply(edit: Edit, signal: Tensor, ordinal: Tensor | None, row: Tensor | None) -> Tensor:

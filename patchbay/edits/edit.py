@@ -4,6 +4,8 @@
 `project` removes (or keeps) a subspace, `block` cuts attention from queries to keys before the softmax. Each names the
 positions it acts at and the prompts (rows) of the batch; a value may differ for every row and every position.
 
+`edit.when(condition)` makes an edit conditional: a `Probe` says at which of those positions it is made, or a role of the chat.
+
 Order: ports act in the order of the forward pass. At one port, edits act in the order given, except that `block`, which acts
 before the softmax, precedes the other edits of a pattern. Nothing acts on padding.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import replace as changed
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex, get_args
 
@@ -21,9 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
+from patchbay.edits.probe import CACHED, Probe
 from patchbay.files import write_file
 from patchbay.signal.port import PatchbayError, Port, as_part, as_port, parse_port, suggest
-from patchbay.signal.positions import Positions, brief, fixed, from_json, to_json
+from patchbay.signal.positions import Positions, Role, brief, fixed, from_json, to_json
 
 Op = Literal["replace", "add", "scale", "zero", "mean", "project", "block"]
 OPS: tuple[str, ...] = get_args(Op)
@@ -34,10 +38,11 @@ class Edit:
     """One change at one port. Build it with `pb.replace`, `pb.add`, `pb.scale`, `pb.zero`, `pb.mean`, `pb.project`, `pb.block`.
 
     `port`: a Port or its text, such as "L3.H5.z". `positions`: None (all), an index (negative counts from each prompt's end), a slice, several indices, a bool mask
-    [prompt, position], a `Token`, "last" (each prompt's last token) or "generated" (every token after the prompt). For an
+    [prompt, position], a `Token`, a role of a chat ("user"), "last" (each prompt's last token) or "generated" (every token after the prompt). For an
     attention pattern and for q they are query positions; for k and v, key positions. `rows`: prompts of the batch that are
     edited (None: all). `value`: a number or a tensor whose axes are the port's own without prompt and position, optionally
     with a position axis (one entry for each selected position) and before that a row axis (one for each edited row).
+    `where`: a Probe that says at which of these positions it is made; without, at all.
     """
 
     op: Op
@@ -46,6 +51,7 @@ class Edit:
     positions: Positions = None
     rows: tuple[int, ...] | None = None
     keys: Positions = None
+    where: Probe | None = None
 
     def __post_init__(self) -> None:
         if self.op not in OPS:
@@ -67,6 +73,38 @@ class Edit:
                 raise PatchbayError(f"{self.op} at {self.port}: value holds NaN or infinite numbers")
         elif self.value is not None and not (isinstance(self.value, int | float) and abs(self.value) < float("inf")):
             raise PatchbayError(f"{self.op} at {self.port}: value {self.value!r} is not a finite number or tensor")
+        if self.where is not None:
+            self._check_probe(self.where)
+
+    def _check_probe(self, probe: Probe) -> None:
+        if not isinstance(probe, Probe):
+            raise PatchbayError(
+                f"{self.op} at {self.port}: where= is a probe, pb.Probe(port, direction, threshold), got {probe!r:.60}"
+            )
+        if self.port.signal in CACHED:
+            raise PatchbayError(
+                f"{self.op} at {self.port} where {probe}: keys and values of earlier tokens are edited again in each call, by when what the "
+                "probe read there is gone; edit what they are made of (resid_in), what is done with them (attn.z) or the pattern"
+            )
+        if not probe.precedes(self.port):
+            raise PatchbayError(
+                f"{self.op} at {self.port} where {probe}: the probe reads after the place that it decides about; give a port at or before it"
+            )
+
+    def when(self, condition: Probe | Role | str) -> Edit:
+        """The same edit, made only where a probe fires, or only in a chat's messages of a role ("user", "assistant", ...)."""
+        if isinstance(condition, Probe):
+            if self.where is not None:
+                raise PatchbayError(f"{self} has a condition already; an edit has one probe")
+            return changed(self, where=condition)
+        role = condition if isinstance(condition, Role) else fixed(condition) if isinstance(condition, str) else None
+        if not isinstance(role, Role):
+            raise PatchbayError(
+                f"{self}: a condition is a pb.Probe or a role of the chat such as 'user', got {condition!r:.60}"
+            )
+        if self.positions is not None:
+            raise PatchbayError(f"{self}: it names positions already; those of a role would stand in their place")
+        return changed(self, positions=role)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
@@ -108,6 +146,8 @@ class Edit:
             parts.append(f"key={brief(self.keys)}")
         if self.rows is not None:
             parts.append(f"rows={list(self.rows)}")
+        if self.where is not None:
+            parts.append(f"where {self.where}")
         return f"{self.op}({', '.join(parts)})"
 
     __repr__ = __str__
@@ -192,6 +232,12 @@ def block(port: Port | str, *, query: Positions = None, key: Positions, rows: An
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 FORMAT = {"format": "patchbay-edits", "version": "1"}
+CONDITIONAL = "2"  # the version of files that hold a probe, which readers of version 1 would not see
+
+
+def conditional(edits: Sequence[Edit]) -> Edit | None:
+    """The first edit that a probe decides about."""
+    return next((edit for edit in edits if edit.where is not None), None)
 
 
 def pack(edits: Sequence[Edit]) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
@@ -211,6 +257,8 @@ def pack(edits: Sequence[Edit]) -> tuple[list[dict[str, Any]], dict[str, Tensor]
             row["keys"] = to_json(edit.keys, tensors)
         if edit.rows is not None:
             row["rows"] = list(edit.rows)
+        if edit.where is not None:
+            row["where"] = edit.where.to_json(tensors)
         rows.append(row)
     return rows, tensors
 
@@ -224,7 +272,8 @@ def unpack(rows: Sequence[dict[str, Any]], tensors: dict[str, Tensor]) -> list[E
             positions = from_json(row.get("positions"), tensors)
             keys = from_json(row.get("keys"), tensors)
             rows_of = tuple(row["rows"]) if "rows" in row else None
-            edits.append(Edit(row["op"], parse_port(row["port"]), value, positions, rows_of, keys))
+            where = Probe.from_json(row["where"], tensors) if "where" in row else None
+            edits.append(Edit(row["op"], parse_port(row["port"]), value, positions, rows_of, keys, where))
         except (KeyError, TypeError) as error:
             raise PatchbayError(f"not an edit: {row!r} ({error})") from error
     return edits
@@ -234,7 +283,8 @@ def save_edits(edits: Sequence[Edit], path: str | Path) -> None:
     """Write edits to one safetensors file, its rows in the header; atomic."""
     rows, tensors = pack(edits)
     own = {name: tensor.clone() for name, tensor in tensors.items()}  # several may be views of one
-    write_file(path, write_tensors(own, metadata=FORMAT | {"edits": json.dumps(rows)}))
+    marks = FORMAT | ({"version": CONDITIONAL} if conditional(edits) else {}) | {"edits": json.dumps(rows)}
+    write_file(path, write_tensors(own, metadata=marks))
 
 
 def load_edits(path: str | Path) -> list[Edit]:
@@ -245,9 +295,10 @@ def load_edits(path: str | Path) -> list[Edit]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PatchbayError(f"{path} is not a readable edits file: {error}") from error
-    if header.get("format") != FORMAT["format"] or header.get("version") != FORMAT["version"]:
+    known = (FORMAT["version"], CONDITIONAL)
+    if header.get("format") != FORMAT["format"] or header.get("version") not in known:
         raise PatchbayError(
-            f"{path} is not an edits file of version {FORMAT['version']}: its header says {header or 'nothing'}"
+            f"{path} is not an edits file of version {' or '.join(known)}: its header says {header or 'nothing'}"
         )
     try:
         rows = json.loads(header["edits"])

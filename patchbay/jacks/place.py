@@ -88,9 +88,7 @@ class Place:
         finally:
             self.here.given = outer
 
-    def begin(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], token_id: Any
-    ) -> tuple[Batch, int, int, Tensor | None]:
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], model: Any) -> tuple[Batch, int, int, Tensor | None]:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:  # inputs_embeds: positions are known, tokens are not
             embeds = kwargs["inputs_embeds"]
@@ -109,7 +107,7 @@ class Place:
         self.here.latest = History(columns, self._known_real(real, len(ids), seen, end), prompt_end)
         if cache is not None:
             self.histories[cache] = self.here.latest
-        batch, column_of = self._batch(columns, real, prompt_end, seen, token_id)
+        batch, column_of = self._batch(columns, real, prompt_end, seen, model)
         if seen and known is None and self.positioned:
             self._refuse_held(batch, column_of, seen)
         return batch, seen, end, column_of
@@ -165,7 +163,7 @@ class Place:
         return real
 
     def _batch(
-        self, ids: Tensor, real: Tensor | None, prompt_end: int, seen: int, token_id: Any
+        self, ids: Tensor, real: Tensor | None, prompt_end: int, seen: int, model: Any
     ) -> tuple[Batch, Tensor | None]:
         n, end = ids.shape
         if real is None:
@@ -174,7 +172,7 @@ class Place:
             prompts = torch.full((n,), prompt_end) if seen or self.prompts is None else self.prompts
             if self.prompt_length is None and self.here.given is None:
                 prompts = prompts.clamp(max=end)
-            return Batch(ids, lengths, prompts, token_id), None
+            return Batch(ids, lengths, prompts, model), None
         place = (real.long().cumsum(1) - 1).masked_fill(~real, -1)  # [prompt, column]
         lengths = real.sum(1)
         compact = ids.new_zeros(n, end)
@@ -186,7 +184,7 @@ class Place:
         ):  # the rest of the prompt's mask
             whole = self.here.given.real.cpu().repeat_interleave(n // len(self.here.given.real), 0)
         prompts = whole[:, :prompt_end].sum(1) + max(0, prompt_end - whole.shape[1])
-        return Batch(compact, lengths, prompts, token_id), place
+        return Batch(compact, lengths, prompts, model), place
 
     def _refuse_held(self, batch: Batch, column_of: Tensor | None, seen: int) -> None:
         """An edit at a position that the cache held before it came into this block would not be made."""

@@ -136,7 +136,7 @@ class Session(Jacks):
                 "model.hf.gradient_checkpointing_disable(), or run in model.hf.eval()"
             )
         self.here.reached.clear()
-        batch, start, end, column_of = self.where.begin(args, kwargs, self.model.token_id)
+        batch, start, end, column_of = self.where.begin(args, kwargs, self.model)
         if not start:
             self.here.captured.clear()
             self.here.touched.clear()

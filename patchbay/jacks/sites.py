@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
+from patchbay.edits.probe import Probe
 from patchbay.jacks.modelled import Modelled as Lent
 from patchbay.signal.port import PatchbayError, Port, position_axis
 from patchbay.signal.positions import Batch, all_from, chosen
@@ -28,6 +29,7 @@ class Want:
 
     taps: list[Port] = field(default_factory=list)
     edits: list[tuple[int, Edit]] = field(default_factory=list)  # with their place in the session's list
+    probes: list[Probe] = field(default_factory=list)  # which read this signal and decide where edits are made
 
     @property
     def changes(self) -> list[tuple[int, Edit]]:
@@ -36,7 +38,13 @@ class Want:
     @property
     def looks_only(self) -> bool:
         """Whether the one thing asked is the whole signal as it is."""
-        return not self.edits and len(self.taps) == 1 and self.taps[0].index is None and self.taps[0].query is None
+        return (
+            not self.edits
+            and not self.probes
+            and len(self.taps) == 1
+            and self.taps[0].index is None
+            and self.taps[0].query is None
+        )
 
 
 class Note(NamedTuple):
@@ -75,6 +83,7 @@ class Here(threading.local):
         self.stash: dict[tuple[str, int], Any] = {}
         self.captured: dict[Port, Tensor] = {}
         self.touched: dict[int, list[Note]] = {}
+        self.fired: dict[int, Tensor] = {}  # id of a probe -> where it fired among the tokens that run now
 
 
 class Sites:
@@ -93,6 +102,9 @@ class Sites:
         for i, edit in enumerate(self.edits):
             model.require(edit.port)
             self._want(edit.port).edits.append((i, edit))
+            if edit.where is not None:
+                model.require(edit.where.port)
+                self._want(edit.where.port).probes.append(edit.where)
 
     @property
     def captured(self) -> dict[Port, Tensor]:
@@ -125,6 +137,7 @@ class Sites:
         self.here.batch, self.here.start, self.here.end, self.here.column_of = batch, start, end, column_of
         self.here.shape = (len(batch.ids), end - start)
         self._seen = self.here.captured
+        self.here.fired.clear()
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[prompt * position, ...] -> [prompt, position, ...]; layers that flatten their tokens keep that order."""
@@ -145,10 +158,29 @@ class Sites:
             self._store(want.taps[0], x)
             return x
         changes = want.changes
+        self._probe(want, x)
         x = self._edited(changes, signal, x, n_keys)
         x = x.masked_fill(closed, 0.0) if changes and closed is not None else x
         self._capture(want.taps, signal, x)
         return x
+
+    def _probe(self, want: Want, x: Tensor, only: Sequence[int] | None = None) -> None:
+        """Let the probes of a signal read it as it arrives, [prompt, position, (head | neuron | expert), ...]."""
+        for probe in want.probes:
+            index = probe.port.index
+            at = index if only is None or index is None else list(only).index(index)
+            self.here.fired[id(probe)] = probe.fires(x if at is None else x[:, :, at])
+
+    def _fired(self, edit: Edit, n_here: int) -> Tensor | None:
+        """Where the probe of an edit fired, bool [prompt, position] of the last `n_here` tokens; None without a probe."""
+        if edit.where is None:
+            return None
+        fired = self.here.fired.get(id(edit.where))
+        if fired is None or fired.shape[1] < n_here:
+            raise PatchbayError(
+                f"{edit}: in this model {edit.where.port} passes after {edit.port}, so its probe cannot decide there; give a port before it"
+            )
+        return fired[:, fired.shape[1] - n_here :].cpu()
 
     def _edited(
         self,
@@ -179,6 +211,7 @@ class Sites:
     def _where(self, edit: Edit, n_here: int, n_keys: int | None) -> tuple[Tensor | None, Tensor | None]:
         """Ordinals of the edited positions in this chunk, and of the edited rows; None where everything is."""
         assert self.here.batch is not None
+        fired = self._fired(edit, n_here)
         n_all = n_here if n_keys is None else n_keys
         begin = max(
             self.here.end - n_all, 0
@@ -186,9 +219,11 @@ class Sites:
         first = (
             begin if self.here.column_of is None else int(self.here.column_of[:, begin].min())
         )  # padding moves columns
-        if edit.rows is None and not edit.spread and all_from(first, edit.positions, self.here.batch):
+        plain = edit.rows is None and not edit.spread and fired is None
+        if plain and all_from(first, edit.positions, self.here.batch):
             return None, None
         ordinal = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))[:, begin : self.here.end]
+        ordinal = ordinal if fired is None else ordinal.masked_fill(~fired, -1)
         return _wide(ordinal, n_all), row_mask(edit, len(ordinal))
 
     def _columns(self, ordinal: Tensor) -> Tensor:
@@ -210,6 +245,8 @@ class Sites:
         for i, edit in blocks:
             query = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))
             query = query[:, self.here.end - n_queries : self.here.end] >= 0
+            fired = self._fired(edit, n_queries)
+            query = query if fired is None else query & fired
             key = self._columns(chosen(edit.keys, self.here.batch, what=str(edit)))
             key = _wide(key[:, max(self.here.end - n_keys, 0) : self.here.end], n_keys) >= 0
             pair = query[:, :, None] & key[:, None, :] & (row_mask(edit, n_prompts) >= 0)[:, None, None]

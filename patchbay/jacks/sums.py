@@ -52,6 +52,7 @@ class Sums(Sites):
                 resid_in, scale = self.here.stash.pop(("resid_in", layer)), self.model.residual_scale
                 middle = resid_in + first(output).reshape(resid_in.shape) * scale
                 self.here.reached.add(("resid_mid", layer))
+                self._probe(want, middle)
                 edited = self._edited(want.edits, "resid_mid", middle)
                 out = first(output)
                 new = torch.where(edited == middle, out.reshape(middle.shape), (edited - resid_in) / scale)
@@ -61,11 +62,14 @@ class Sums(Sites):
                 return with_first(output, new.reshape(out.shape))
 
             self._after(at.attn_added, change)
-        if want.taps and not self.grad:
+        if (want.taps or (want.probes and not want.edits)) and not self.grad:
 
             def capture(_: nn.Module, args: Any, kwargs: Any) -> None:
                 self.here.reached.add(("resid_mid", layer))
-                self._capture(want.taps, "resid_mid", self._by_prompt(hidden(args, kwargs)))
+                middle = self._by_prompt(hidden(args, kwargs))
+                if not want.edits:
+                    self._probe(want, middle)
+                self._capture(want.taps, "resid_mid", middle)
 
             self._before(at.mid, capture)
 
@@ -90,6 +94,7 @@ class Sums(Sites):
         heads = self._asked(want, self.model.n_heads(layer))
         w_o = self.model.W_O(layer)[heads]  # [head, d_head, d_model]
         out = torch.einsum("bphd,hdm->bphm", z[:, :, heads], w_o)
+        self._probe(want, out, only=heads)
         new = self._edited(want.edits, "attn.head_out", out, only=heads)
         self._capture(want.taps, "attn.head_out", new, only=heads)
         self.here.stash[("attn.head_out", layer)] = None if new is out and not self.grad else (out, new)
@@ -152,6 +157,7 @@ class Sums(Sites):
             out = torch.stack(outs, 1).unflatten(
                 0, (-1, self.here.end - self.here.start)
             )  # [prompt, position, expert, d_model]
+            self._probe(want, out, only=experts)
             new = self._edited(want.edits, "experts.out", out, only=experts)
             self._capture(want.taps, "experts.out", new, only=experts)
             if new is out and not self.grad:
@@ -162,7 +168,8 @@ class Sums(Sites):
 
     def _asked(self, want: Want, n: int) -> list[int]:
         """The heads or experts that taps and edits name; all when one names none, and all for gradients through them."""
-        named = [port.index for port in want.taps] + [edit.port.index for _, edit in want.edits]
+        ports = [*want.taps, *(edit.port for _, edit in want.edits), *(probe.port for probe in want.probes)]
+        named = [port.index for port in ports]
         everything = self.grad or None in named
         return list(range(n)) if everything else sorted({index for index in named if index is not None})
 

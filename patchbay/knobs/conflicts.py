@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
+from patchbay.signal.positions import Role
 
 
 class Turned(Protocol):
@@ -53,6 +54,8 @@ def _meet(a: Edit, b: Edit) -> bool:
     if a.rows is not None and b.rows is not None and not set(a.rows) & set(b.rows):
         return False
     one, two = a.positions, b.positions
+    if isinstance(one, Role) and isinstance(two, Role) and one != two:
+        return False
     listed = [_listed(positions) for positions in (one, two)]
     if listed[0] is not None and listed[1] is not None:
         signs = {at < 0 for positions in listed for at in positions or ()}

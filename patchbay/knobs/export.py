@@ -263,7 +263,13 @@ def _vectors(edits: Sequence[Edit], what: str) -> dict[str, Tensor]:
     """Port -> what is added there, edits of one port together; refuses all that is not adding everywhere."""
     found: dict[str, Tensor] = {}
     for edit in edits:
-        if edit.op != "add" or edit.positions is not None or edit.rows is not None or edit.spread:
+        if (
+            edit.op != "add"
+            or edit.positions is not None
+            or edit.rows is not None
+            or edit.spread
+            or edit.where is not None
+        ):
             raise PatchbayError(
                 f"{edit}: {what} only adds, the same at every position of every prompt; form='checkpoint' folds other linear edits"
             )

@@ -274,6 +274,8 @@ def _never(edit: Edit) -> str:
     """Why no weight can do what this edit does; empty where one might."""
     if edit.op == "block":
         return "cutting attention is no linear map"
+    if edit.where is not None:
+        return f"it acts where a probe says so ({edit.where}), weights act everywhere"
     if edit.positions is not None:
         return "it acts at some positions, weights act at all of them"
     if edit.rows is not None or edit.spread:

@@ -18,7 +18,8 @@ With `kept`, strength counts what is kept instead: the edits at s are those of t
 0 the template (which then takes something away). A knob with scale edits is like that by itself.
 
 Several knobs add up in the order given (`model.edited(a, b, strength=[2, 0.5])`); `conflicts` says where that order matters, and
-using them together warns of it. `on_rows` limits a knob to some prompts of a batch.
+using them together warns of it. `on_rows` limits a knob to some prompts of a batch; `when` to where a probe fires, in the same
+run, or to a chat's messages of a role.
 
 On disk a knob is one safetensors file with a JSON header: no pickle, written whole or not at all. `evidence` holds Results that
 say what the knob does (its proof, its dose-response curve) and travels in the file. A knob that was made on one model acts on
@@ -44,7 +45,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.edits.edit import Edit, pack, unpack
+from patchbay.edits.edit import Edit, conditional, pack, unpack
+from patchbay.edits.probe import Probe
 from patchbay.files import write_file
 from patchbay.knobs.conflicts import KnobConflict, conflicts
 from patchbay.knobs.vectors import kind_of, read_vectors
@@ -55,9 +57,11 @@ from patchbay.model.precisions import one_checkpoint, precisions
 from patchbay.results.result import Result, described, from_described
 from patchbay.results.saved import packed, unpacked
 from patchbay.signal.card import card
-from patchbay.signal.port import PatchbayError
+from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.positions import Role
 
 FORMAT, VERSION = "patchbay-knob", 1
+CONDITIONAL = 2  # the version of a knob that holds a probe, which readers of version 1 would not see
 MAX_NUMBERS = 65_536  # in a JSON record; a knob that holds more is recorded by digest
 
 
@@ -123,6 +127,11 @@ class Knob:
         """The same knob for some prompts of a batch only; the others run as if it were not there."""
         return replace(self, edits=[replace(edit, rows=tuple(rows)) for edit in self.edits])
 
+    def when(self, condition: Probe | Role | str) -> Knob:
+        """The same knob, made only where a probe fires, or only in a chat's messages of a role; its evidence is of the one without
+        the condition and stays behind."""
+        return replace(self, edits=[edit.when(condition) for edit in self.edits], evidence={})
+
     def with_evidence(self, **results: Result) -> Knob:
         """The same knob with Results that show what it does, such as `proof=` and `dose_response=`."""
         return replace(self, evidence={**self.evidence, **results})
@@ -137,6 +146,8 @@ class Knob:
         lacks a part."""
         for edit in self.edits:
             model.require(edit.port)
+            if edit.where is not None:
+                model.require(edit.where.port)
         return bool(self.made_on.get("fingerprint") == model.fingerprint or self._one_checkpoint(model))
 
     def _one_checkpoint(self, model: Model) -> bool:
@@ -244,7 +255,8 @@ class Knob:
             tensors |= {f"{name}.{variable}": result[variable] for variable in result.variables}
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # edits may share values, a file may not
         text = json.dumps(packed(header), ensure_ascii=False, allow_nan=False)
-        marks = {"format": FORMAT, "version": str(VERSION), "sha256": _digest(tensors, text), "knob": text}
+        version = CONDITIONAL if conditional(self.edits) else VERSION
+        marks = {"format": FORMAT, "version": str(version), "sha256": _digest(tensors, text), "knob": text}
         write_file(target, write_tensors(tensors, metadata=marks))
         return target
 
@@ -263,9 +275,9 @@ def load_knob(path: str | Path, model: Model | None = None) -> Knob:
             raise PatchbayError(f"{path} holds {marks.get('format', 'tensors without a format')!r}, not {FORMAT!r}")
         origin = {} if model is None else _on(model)
         return Knob(path.stem, read_vectors(path, model), 1.0, {"method": f"vectors read from {path.name}", **origin})
-    if marks.get("version") != str(VERSION):
+    if marks.get("version") not in (str(VERSION), str(CONDITIONAL)):
         raise PatchbayError(
-            f"{path} is a knob of version {marks.get('version')}; this Patchbay reads version {VERSION}: update it"
+            f"{path} is a knob of version {marks.get('version')}; this Patchbay reads versions {VERSION} and {CONDITIONAL}: update it"
         )
     try:
         if marks["sha256"] != _digest(tensors, marks["knob"]):
@@ -308,9 +320,13 @@ def _digits(record: Mapping[str, Any]) -> str:
 
 def _check_width(edit: Edit, model: Model) -> None:
     """Raise unless the numbers of the edit are as many as the model's signal has."""
-    port, value = edit.port, edit.value
-    if not isinstance(value, Tensor) or not value.ndim:
-        return
+    pairs = [(edit.port, edit.value)] + ([] if edit.where is None else [(edit.where.port, edit.where.direction)])
+    for port, value in pairs:
+        if isinstance(value, Tensor) and value.ndim:
+            _check_numbers(edit, port, value, model)
+
+
+def _check_numbers(edit: Edit, port: Port, value: Tensor, model: Model) -> None:
     layer = port.layer or 0
     widths = {"d_model": model.d_model, "neuron": model.n_neurons(layer), "expert": model.n_experts(layer)}
     widths |= {"vocab": model.vocab_size}

@@ -98,7 +98,7 @@ def _kind(edit: Edit, row: int) -> Hashable:
     if edit.op not in MERGED or edit.spread or masks:
         return (row, edit.op, str(edit.port))
     dtype = str(edit.value.dtype) if isinstance(edit.value, Tensor) else "number"
-    return (edit.op, edit.port, repr(edit.positions), dtype)
+    return (edit.op, edit.port, repr(edit.positions), dtype, edit.where)
 
 
 def _together(model: Model, group: Sequence[tuple[int, Edit]]) -> Edit:

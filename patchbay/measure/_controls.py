@@ -75,6 +75,8 @@ def _like(
         taken = {*avoided, *moved.values()}
         near = [port for port in _alike(model, edit.port, edit.port.layer) if port not in taken]
         far = [port for i in range(model.n_layers) for port in _alike(model, edit.port, i) if port not in taken]
+        if edit.where is not None:  # its probe reads before the other part too
+            near, far = ([port for port in some if edit.where.precedes(port)] for some in (near, far))
         pools = [[port for port in near if port not in used], [port for port in far if port not in used], near, far]
         pool = next((pool for pool in pools if pool), None)
         if pool is None:

@@ -34,7 +34,7 @@ class Restarted:
         )  # transformers warns of pad tokens without a mask
         rows = [ids + [filler] * (width - len(ids)) for ids in self.prompts]
         ids = torch.tensor(rows, device=model.device)
-        self.batch = Batch(ids, self.lengths, self.lengths, model.token_id)
+        self.batch = Batch(ids, self.lengths, self.lengths, model)
         self.base: Base | None = None
         if model._session is None:  # edits of an enclosing block are not in the kept streams
             base = base_run(model, ids, [])
@@ -49,7 +49,8 @@ class Restarted:
         if self.base is None or any(edit.port.signal == "logits" for edit in edits):
             return self._whole(edits)
         n = self.model.n_layers
-        places = [n if e.port.signal == "final_norm" else 0 if e.port.layer is None else e.port.layer for e in edits]
+        ports = [port for e in edits for port in (e.port, *([] if e.where is None else [e.where.port]))]
+        places = [n if port.signal == "final_norm" else 0 if port.layer is None else port.layer for port in ports]
         first = min(places)
         x, prompts = self.base.resid[first], torch.arange(len(self.prompts))
         with Session(self.model, (), edits, lengths=self.lengths) as session:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.apply import acts_on, for_prompts
-from patchbay.edits.edit import Edit
+from patchbay.edits.edit import Edit, conditional
 from patchbay.jacks.defaults import on_own_device
 from patchbay.model.filling import Folder, request
 from patchbay.model.generate import check_agreement, continued
@@ -119,7 +119,7 @@ def _run(
     batch_size: int | None,
 ) -> Trace:
     ids, lengths = batch.ids, batch.lengths
-    touched = [_touched(edit, Batch(ids, lengths, batch.starts, model.token_id)) for edit in edits]
+    touched = [_touched(edit, Batch(ids, lengths, batch.starts, model)) for edit in edits]
     apart = _apart(model, lengths)
     if apart is not None:
         trace = _in_groups(model, batch, apart, taps, edits, grad, logits, batch_size)
@@ -133,6 +133,10 @@ def _run(
                 + ("its rows are those of a batch that is run whole" if outer else "the graph spans every prompt")
             )
         trace = _in_batches(model, batch, taps, edits, logits, batch_size)
+    if conditional(edits):  # where a probe decided is known by now
+        touched = [
+            made if edit.where else named for edit, made, named in zip(edits, trace.touched, touched, strict=True)
+        ]
     trace.touched, trace.edits, trace.prompt_lengths = touched, list(edits), batch.starts
     trace._model = model
     return trace
@@ -157,13 +161,13 @@ def _together(
     kept = output.logits
     if logits == "last" and kept.shape[1] > 1:
         kept = kept[torch.arange(len(ids)), (lengths - 1).to(kept.device)][:, None]
-    captured = dict(session.captured)
+    captured, touched = dict(session.captured), session.touched[-len(edits) :] if conditional(edits) else []
     session.captured.clear()  # hooks and session name one another: what they hold stays until Python looks for such circles
     if ragged:  # with grad a masked copy would stand beside the graph: it is made when it is read
         captured = {p: v if v.requires_grad else nan_padding(v, p, lengths) for p, v in captured.items()}
         if kept.shape[1] > 1:
             kept = nan_padding(kept, Port("logits"), lengths)
-    return Trace(ids, lengths, kept, [], [], captured)
+    return Trace(ids, lengths, kept, touched, [], captured)
 
 
 def _apart(model: Model, lengths: Tensor) -> list[list[int]] | None:
@@ -205,7 +209,8 @@ def _in_groups(
     order = torch.tensor([i for some in batches for i in some]).argsort()
     captured = {port: value[order.to(value.device)] for port, value in joined._captured.items()}
     kept = joined.logits[order.to(joined.logits.device)]
-    return Trace(joined.ids[order.to(joined.ids.device)], joined.lengths[order], kept, [], [], captured)
+    touched = [[rows[i] for i in order.tolist()] for rows in joined.touched]
+    return Trace(joined.ids[order.to(joined.ids.device)], joined.lengths[order], kept, touched, [], captured)
 
 
 def _in_batches(
@@ -221,9 +226,12 @@ def _share(
 ) -> Trace:
     """Some of the prompts as a batch of their own, under the edits' share of it."""
     part = batch.some(some)
-    shares = (for_prompts(edit, some, len(batch.ids), part.ids.shape[1]) for edit in edits)
-    own = [share for share in shares if share is not None]
-    return _together(model, part, taps, own, False, logits)
+    shares = [for_prompts(edit, some, len(batch.ids), part.ids.shape[1]) for edit in edits]
+    trace = _together(model, part, taps, [share for share in shares if share is not None], False, logits)
+    if conditional(edits):
+        made = iter(trace.touched or [[()] * len(some)] * len(edits))
+        trace.touched = [[()] * len(some) if share is None else next(made) for share in shares]
+    return trace
 
 
 def _refuse_beside_folder(grad: bool, max_new_tokens: int | None, options: dict[str, Any]) -> None:
@@ -250,7 +258,13 @@ def _to_folder(
         raise PatchbayError("folder= keeps what is tapped: give taps=, or logits='all' or 'last'")
     batch = _Prompts(*model.batch(prompts))
     lengths = batch.lengths
-    places = Batch(batch.ids, lengths, batch.starts, model.token_id)
+    gated = conditional(model.active_edits(edits))
+    if gated is not None:
+        raise PatchbayError(
+            f"folder= cannot be combined with {gated}: a trace on disk says where edits were made, which a probe decides as it runs; run in "
+            "memory, with batch_size= and the taps that you need"
+        )
+    places = Batch(batch.ids, lengths, batch.starts, model)
     touched = [_runs(_acted(edit, places)) for edit in edits]
     batches = _cut(_apart(model, lengths) or [range(len(lengths))], size or TOGETHER)
     outer = next((edit for edit in model.active_edits() if edit.by_row), None)

@@ -13,11 +13,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from patchbay.model import chats
 from patchbay.signal.port import PatchbayError
 
 
 class Chat(str):
-    """What a chat template wrote: its special tokens are in the text, and none is added."""
+    """What a chat template wrote: its special tokens are in the text, and none is added. `messages`: of what, where that is all of it."""
+
+    messages: Sequence[Mapping[str, Any]] = ()
 
 
 def is_chat(item: Any) -> bool:
@@ -50,7 +53,9 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Chat:
         )
     ask = messages[-1]["role"] != "assistant"
     try:
-        return Chat(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+        written = Chat(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask))
+        written.messages = [dict(message) for message in messages]
+        return written
     except Exception as error:  # whatever a template raises, in its own words
         raise PatchbayError(f"the tokenizer's chat template refuses these messages: {error}") from error
 
@@ -69,6 +74,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> tuple[tuple[int, ...], ...
         own = found[i][n_start:]
         if n_start and (isinstance(text, Chat) or own[:n_start] == start):
             found[i] = own if own[:n_start] == start else _bare(tokenizer, text)
+        if isinstance(text, Chat) and text.messages:
+            chats.note(tokenizer, text.messages, found[i])
     return tuple(found)
 
 

@@ -180,11 +180,12 @@ def join(traces: list[Trace], logits: str) -> Trace:
         fill_key = 0.0 if port.signal == "attn.pattern" else fill  # nobody attends to padding
         joined = together([trace._captured[port] for trace in traces], axes, fill, fill_key)
         captured[port] = nan_padding(joined, port, lengths)
+    touched = [[row for trace in traces for row in trace.touched[i]] for i in range(len(first.touched))]
     return Trace(
         together([trace.ids for trace in traces], ("prompt", "position"), 0, 0),
         lengths,
         together([trace.logits for trace in traces], ("prompt", "position" if logits == "all" else "last"), nan, nan),
-        [],
+        touched,
         [],
         captured,
     )

@@ -248,7 +248,7 @@ class Mixed:
             ids = self.ids.repeat(n, 1)
             lengths = torch.full((len(ids),), ids.shape[1])
             with Session(self.model, taps, edits) as session:
-                session.place(Batch(ids, lengths, lengths, self.model.token_id), 0, ids.shape[1])
+                session.place(Batch(ids, lengths, lengths, self.model), 0, ids.shape[1])
                 rows = x[items].flatten(0, 1)
                 given = (rows, *args[1:]) if args else ()
                 self.model.modules[layer].layer(*given, **(kwargs if args else kwargs | {"hidden_states": rows}))

@@ -10,7 +10,8 @@ four tokens and three generated ones:
     "predicting"                      x |   x     x   x      those whose output predicts the generated ones
     "-1:"                             x |   x     x   x      as slice(-1, None): from there on, generated ones too
 
-As text, an index ("3", "-1") and a slice ("2:", ":-1", "1:4") say the same as in Python.
+"system", "user", "assistant" and "tool" are the tokens of a chat's messages of that role, the template's own tokens between them not;
+generated tokens are the assistant's (`model/chats.py`). As text, an index ("3", "-1") and a slice ("2:", ":-1", "1:4") say the same as in Python.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 import torch
 from torch import Tensor
 
-from patchbay.signal.port import PatchbayError
+from patchbay.signal.port import PatchbayError, suggest
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,22 @@ class Token:
     token: int | str
 
 
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Role:
+    """Every position of a chat's messages of this role; generated tokens are the assistant's."""
+
+    role: str
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise PatchbayError(f"no role {self.role!r}; roles are {', '.join(ROLES)}" + suggest(str(self.role), ROLES))
+
+
 Positions: TypeAlias = (
-    int | slice | Sequence[int] | Tensor | Token | Literal["last", "generated", "predicting"] | str | None
+    int | slice | Sequence[int] | Tensor | Token | Role | Literal["last", "generated", "predicting"] | str | None
 )
 
 
@@ -48,7 +63,7 @@ def fixed(positions: Positions) -> Positions:
                 f"positions {positions}: a slice steps forward; positions are a set, their order says nothing"
             )
         return slice(*(None if x is None else int(x) for x in (positions.start, positions.stop, positions.step)))
-    if positions is None or isinstance(positions, Token):
+    if positions is None or isinstance(positions, Token | Role):
         return positions
     if isinstance(positions, SupportsIndex):
         return int(positions)
@@ -65,13 +80,15 @@ def _named(text: str) -> Positions:
     found = _SLICE.match(text)
     if text in NAMES:
         return text
+    if text in ROLES:
+        return Role(text)
     if found:
         return fixed(slice(*(None if part is None else int(part) for part in found.groups())))
     if re.match(r"^-?\d+$", text):
         return int(text)
     raise PatchbayError(
-        f"positions {text!r}: as text only 'last', 'generated', 'predicting', an index or a slice such as '-1:'; "
-        "for a token use pb.Token(...)"
+        f"positions {text!r}: as text only 'last', 'generated', 'predicting', a role of a chat ('user', 'assistant', 'system', 'tool'), an "
+        "index or a slice such as '-1:'; for a token use pb.Token(...)"
     )
 
 
@@ -98,7 +115,7 @@ class Batch:
     ids: Tensor
     lengths: Tensor
     prompt_lengths: Tensor
-    token_id: Any = None  # text -> id, for Token positions given as text
+    model: Any = None  # which knows the id of a Token given as text, and whose words the tokens of a chat are
 
 
 def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
@@ -130,13 +147,25 @@ def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
         width = min(n_positions, positions.shape[1])
         touched[:, :width] = positions[:, :width].cpu()
     elif isinstance(positions, Token):
-        wanted = positions.token if isinstance(positions.token, int) else batch.token_id(positions.token)
+        wanted = positions.token if isinstance(positions.token, int) else batch.model.token_id(positions.token)
         touched = batch.ids.cpu() == wanted
+    elif isinstance(positions, Role):
+        touched = _spoken(positions.role, batch)
     else:
         first = starts if positions == "generated" else starts - 1
         touched = place == first if positions == "last" else place >= first
     touched = touched & real
     return torch.where(touched, touched.cumsum(1) - 1, -1)
+
+
+def _spoken(role: str, batch: Batch) -> Tensor:
+    """Where messages of a role stand, bool [prompt, position]; what follows the prompt is the assistant's."""
+    touched = torch.zeros(batch.ids.shape, dtype=torch.bool)
+    for i, (ids, length) in enumerate(zip(batch.ids.tolist(), batch.prompt_lengths.tolist(), strict=True)):
+        by = batch.model.roles_of(ids[:length], length)  # of a prompt that arrives in pieces, those that are there
+        touched[i, : len(by)] = torch.tensor([one == role for one in by])
+        touched[i, length:] = role == "assistant"
+    return touched
 
 
 def all_from(begin: int, positions: Positions, batch: Batch) -> bool:
@@ -167,6 +196,8 @@ def to_json(positions: Positions, tensors: dict[str, Tensor]) -> Any:
         return {"slice": [positions.start, positions.stop, positions.step]}
     if isinstance(positions, Token):
         return {"token": positions.token}
+    if isinstance(positions, Role):
+        return {"role": positions.role}
     if isinstance(positions, Tensor):
         name = f"mask{len(tensors)}"
         tensors[name] = positions.detach().cpu().contiguous()
@@ -178,5 +209,7 @@ def from_json(data: Any, tensors: dict[str, Tensor]) -> Positions:
     if isinstance(data, dict):
         if "slice" in data:
             return slice(*data["slice"])
+        if "role" in data:
+            return Role(data["role"])
         return Token(data["token"]) if "token" in data else tensors[data["mask"]]
     return tuple(data) if isinstance(data, list) else data

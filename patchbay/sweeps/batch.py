@@ -57,7 +57,7 @@ def _edited_late(
     """Edits of the final norm's output or the logits, at the read position of the rows that have them: x [row, d], the cell
     that owns each row and the prompt of each."""
     lengths = torch.full((len(base.ids),), base.n_positions)
-    batch = Batch(base.ids, lengths, lengths, base.model.token_id)
+    batch = Batch(base.ids, lengths, lengths, base.model)
     for cell in late:
         rows = torch.tensor([row for row, owner in enumerate(owners) if owner == cell.index])
         for edit in (edit for edit in cell.edits if edit.port.signal == signal and len(rows)):

@@ -27,7 +27,7 @@ class Joins:
     def __init__(self, base: Base) -> None:
         self.base, self.model = base, base.model
         lengths = torch.full((len(base.ids),), base.n_positions)
-        self.touched = Touched(Batch(base.ids, lengths, lengths, base.model.token_id))
+        self.touched = Touched(Batch(base.ids, lengths, lengths, base.model))
 
     def before_mlp(self, layer: int, span: slice, signal: str, cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
         """The stream of rows that join after attention, and what attention adds: [cell * prompt, position, d_model]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -99,4 +99,4 @@ def for_one(edit: Edit, row: int, prompt: int, n_prompts: int) -> Edit:
         positions = tuple(positions[prompt if len(positions) > 1 else 0].nonzero()[:, 0].tolist())
     if isinstance(keys, Tensor):
         keys = tuple(keys[prompt if len(keys) > 1 else 0].nonzero()[:, 0].tolist())
-    return Edit(edit.op, edit.port, value, positions, (row,), keys)
+    return replace(edit, value=value, positions=positions, rows=(row,), keys=keys)

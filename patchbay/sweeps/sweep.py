@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.apply import acts_on, for_prompts
-from patchbay.edits.edit import Edit, pack
+from patchbay.edits.edit import Edit, conditional, pack
 from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
@@ -150,7 +150,7 @@ class Sweep:
         """Refuse edits that fit no prompt, with places counted over all of them; a group of prompts sees its share alone."""
         lengths = torch.tensor([len(ids) for ids in self.prompts])
         ids = torch.tensor([row + [0] * (int(lengths.max()) - len(row)) for row in self.prompts])
-        batch = Batch(ids, lengths, lengths, self.model.token_id)
+        batch = Batch(ids, lengths, lengths, self.model)
         for edit in (edit for entry in self.cells_edits for edit in entry):
             if not bool(acts_on(edit, batch).any()):
                 raise PatchbayError(f"{edit} touches nothing: no prompt has such a position")
@@ -159,7 +159,7 @@ class Sweep:
         """The cells of a group of prompts, by where they start; those that do nothing to any of its prompts are left out."""
         ids = self._ids(self.groups[number])
         lengths = torch.full((len(ids),), ids.shape[1])
-        batch = Batch(ids, lengths, lengths, self.model.token_id)
+        batch = Batch(ids, lengths, lengths, self.model)
         entries = [self._acting(entry, number, batch) for entry in self.cells_edits]
         touched = Touched(batch)
         cells = [plan(self.model, i, edits, touched, halves, narrow) for i, edits in enumerate(entries) if edits]
@@ -296,6 +296,8 @@ class Sweep:
             base = base_run(self.model, ids, self._signals())
             if self.scorer.everywhere:
                 base.refusal = f"the metric {self.scorer.name} reads all positions"
+            elif (gated := conditional([edit for entry in self.cells_edits for edit in entry])) is not None:
+                base.refusal = f"a probe reads in the run itself where an edit is made ({gated.where})"
             with torch.no_grad():
                 if base.refusal is None:
                     logits = self.scorer.logits(self.model.final_norm_module(base.resid[-1][:, -1]))

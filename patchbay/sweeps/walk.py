@@ -201,7 +201,7 @@ class Walk:
         ids = self.base.ids[prompts]
         lengths = torch.full((len(ids),), ids.shape[1])
         with Session(self.model, (), edits) as session:
-            session.place(Batch(ids, lengths, lengths, self.model.token_id), group.start, ids.shape[1])
+            session.place(Batch(ids, lengths, lengths, self.model), group.start, ids.shape[1])
             out = whole_layer(self.base, layer, group.start, x, prompts)
         return out
 

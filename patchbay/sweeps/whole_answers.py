@@ -20,7 +20,7 @@ from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
 from patchbay.results.record import task_record
 from patchbay.results.result import Result
-from patchbay.signal.positions import Batch, Positions, Token, chosen
+from patchbay.signal.positions import Batch, Positions, Role, Token, chosen
 from patchbay.tasks.answers import Step, steps_of
 from patchbay.tasks.task import Task
 
@@ -89,7 +89,7 @@ def _check(model: Model, prompts: Sequence[tuple[int, ...]], entries: Sequence[S
     ids = torch.tensor([[*row, *[0] * (int(lengths.max()) - len(row))] for row in prompts])
     for edit in (edit for entry in entries for edit in entry):
         model.require(edit.port)
-        touched = acts_on(edit, Batch(ids, lengths, lengths, model.token_id))
+        touched = acts_on(edit, Batch(ids, lengths, lengths, model))
         if not bool(touched.any()) and edit.positions != "generated" and not isinstance(edit.positions, Token):
             raise PatchbayError(f"{edit} touches nothing: no prompt has such a position")
 
@@ -100,12 +100,12 @@ def _moved(model: Model, edit: Edit, rows: Sequence[Step], n_prompts: int, n_beh
     lengths = torch.tensor([len(row.ids) for row in rows])
     width = int(lengths.max())
     ids = torch.tensor([[*row.ids, *[0] * (width - len(row.ids))] for row in rows])
-    batch = Batch(ids, lengths, lengths - n_behind, model.token_id)
+    batch = Batch(ids, lengths, lengths - n_behind, model)
     own = for_prompts(edit, [row.prompt for row in rows], n_prompts, width)
     if own is None:
         return None
     own = replace(own, positions=_counted(own.positions, batch, n_behind), keys=_counted(own.keys, batch, n_behind))
-    return own if bool(acts_on(own, Batch(ids, lengths, lengths, model.token_id)).any()) else None
+    return own if bool(acts_on(own, Batch(ids, lengths, lengths, model)).any()) else None
 
 
 def _counted(positions: Positions, batch: Batch, n_behind: int) -> Positions:
@@ -116,7 +116,7 @@ def _counted(positions: Positions, batch: Batch, n_behind: int) -> Positions:
         return positions - n_behind if positions < 0 else positions
     if isinstance(positions, tuple):
         return tuple(index - n_behind if index < 0 else index for index in positions)
-    if isinstance(positions, slice | str):  # "generated"
+    if isinstance(positions, slice | str | Role):  # "generated"
         return chosen(positions, batch) >= 0
     return positions
 

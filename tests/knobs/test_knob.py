@@ -242,8 +242,8 @@ def test_damaged_foreign_and_newer_files_are_refused(model: pb.Model, tmp_path: 
     save_file({"w": torch.ones(2)}, bad)
     with pytest.raises(pb.PatchbayError, match="does not say where it is added"):
         load_knob(bad)
-    save_file({}, bad, metadata={"format": "patchbay-knob", "version": "2", "knob": "{}"})
-    with pytest.raises(pb.PatchbayError, match=r"version 2.*reads version 1: update"):
+    save_file({}, bad, metadata={"format": "patchbay-knob", "version": "3", "knob": "{}"})
+    with pytest.raises(pb.PatchbayError, match=r"version 3.*reads versions 1 and 2: update"):
         load_knob(bad)
     save_file({}, bad, metadata={"format": "patchbay-knob", "version": "1", "knob": "{}"})
     with pytest.raises(pb.PatchbayError, match="damaged knob"):

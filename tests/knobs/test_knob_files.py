@@ -138,7 +138,7 @@ def rewritten(path: Path, change: Any, *, sign: bool = True) -> Path:
         (lambda h, m: h["edits"][0].update(tensor="gone"), "damaged knob"),
         (lambda h, m: h.update(edits=[]), "are needed, got none"),
         (lambda h, m: h.pop("name"), "damaged knob"),
-        (lambda h, m: m.update(version="99"), "version 99; this Patchbay reads version 1: update it"),
+        (lambda h, m: m.update(version="99"), "version 99; this Patchbay reads versions 1 and 2: update it"),
         (lambda h, m: m.update(format="other-tool"), "'other-tool', not 'patchbay-knob'"),
         (lambda h, m: m.pop("format"), "without a format"),
     ],
