@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 
 from patchbay.draw import plot_circuit
 from patchbay.draw.graph import is_wiring
+from patchbay.draw.plot_compare import comparison, is_comparison
 from patchbay.draw.plot_dose import dose, is_dose
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
@@ -62,6 +63,8 @@ def _figure(result: Result) -> Figure:
         return wiring(result)
     if is_dose(result):
         return dose(result)
+    if is_comparison(result):
+        return comparison(result)
     axes = result.axes
     if result.tables.get("effects"):
         return _bars(result)

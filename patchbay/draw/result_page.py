@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from patchbay.draw import plot, plot_circuit, report
+from patchbay.draw import plot, plot_circuit, plot_compare, report
 from patchbay.draw.report import Picture, Section, Table
 from patchbay.results import letters, maps, printed
 from patchbay.results.result import Result
@@ -23,7 +23,10 @@ def page_of(returned: Any, n: int = 20) -> str:
     record = dict(returned.provenance)
     method = str(record.get("method") or type(returned).__name__)
     if isinstance(returned, Result) and returned.shown:
-        sections, lead = of_shown(returned), printed.short(next(iter(record.get("options", {}).values()), ""))
+        sections, lead = (
+            _own_figure(returned) + of_shown(returned),
+            printed.short(next(iter(record.get("options", {}).values()), "")),
+        )
     elif isinstance(returned, Result):
         sections, lead = [of_result(returned, n), *_tables(returned)], printed.title(returned)
     else:
@@ -50,6 +53,13 @@ def of_result(result: Result, n: int = 20) -> Section:
     drawn = None if {"effects", "texts"} & set(result.tables) else maps.map_of(result)
     grid = [drawn] if drawn is not None and len(drawn.columns) <= 64 else []
     return Section(str(result.provenance.get("method", "Result")), text, _numbers(result, n), pictures, maps=grid)
+
+
+def _own_figure(result: Result) -> list[Section]:
+    """The figure of a Result that shows tables, where it has one of its own."""
+    if not plot_compare.is_comparison(result):
+        return []
+    return [Section("effect and cost", [], pictures=[Picture(partial(plot.figure, result), plot_compare.CAPTION)])]
 
 
 def of_shown(result: Result) -> list[Section]:

@@ -13,24 +13,25 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 
 
-def prompts_for(task: Task, knob: Knob) -> tuple[Task, list[str]]:
-    """The task on the prompts to measure on, and what is to be said of those left out. Raises where none is left."""
-    fitted = {tuple(ids) for ids in knob.provenance.get("fitted") or ()}
+def prompts_for(task: Task, *knobs: Knob) -> tuple[Task, list[str]]:
+    """The task on the prompts to measure these knobs on, and what is to be said of those left out. Raises where none is left."""
+    fitted = {tuple(ids) for knob in knobs for ids in knob.provenance.get("fitted") or ()}
+    whose = f"knob {knobs[0].name!r} was" if len(knobs) == 1 else "these knobs were"
     twins = task.corrupted or task.clean
     kept = [i for i, pair in enumerate(zip(task.clean, twins, strict=True)) if not fitted & set(pair)]
     if not kept:
         raise PatchbayError(
-            f"knob {knob.name!r} was fitted on all {len(task)} prompts of task {task.name}, so they cannot test it; give others, "
+            f"{whose} fitted on all {len(task)} prompts of task {task.name}, so they cannot test it; give others, "
             "such as the same task with another seed"
         )
     said = []
     if len(kept) < len(task):
-        said.append(f"{len(task) - len(kept)} of {len(task)} prompts, on which the knob was fitted, are left out")
+        which = "the knob was" if len(knobs) == 1 else "a knob was"
+        said.append(f"{len(task) - len(kept)} of {len(task)} prompts, on which {which} fitted, are left out")
     task = task if len(kept) == len(task) else task[kept]
-    if task.corrupted is not None and _made_of(knob, task):
-        said.append(
-            "the knob leads from a prompt's twin to the prompt, so it is measured on the twins, for the prompts' answers"
-        )
+    if task.corrupted is not None and any(_made_of(knob, task) for knob in knobs):
+        what = "the knob leads from a prompt's twin to the prompt, so it is" if len(knobs) == 1 else "a knob leads from a prompt's twin to the prompt, so all are"  # fmt: skip
+        said.append(f"{what} measured on the twins, for the prompts' answers")
         task = replace(task, clean=task.corrupted, corrupted=task.clean, texts=(), marks={})
     return task, said
 
