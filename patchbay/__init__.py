@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from patchbay import decode, find, measure, prove, tasks, tiny, train, turn
     from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
+    from patchbay.edits.probe import Probe
     from patchbay.errors import PatchbayError
     from patchbay.knobs.knob import Knob, load_knob
+    from patchbay.knobs.probing import probe
     from patchbay.model.families import Family
     from patchbay.model.kept import load_trace
     from patchbay.model.load import load
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from patchbay.results.replay import diff, replay
     from patchbay.results.result import Result, load_result
     from patchbay.signal.port import Part, Port
-    from patchbay.signal.positions import Token
+    from patchbay.signal.positions import Role, Token
+    from patchbay.stories.compare import compare
     from patchbay.stories.why import why
     from patchbay.sweeps.sweep import sweep
     from patchbay.tasks.task import Task
@@ -37,12 +40,15 @@ _HOME = {
     "Part": "signal.port",
     "PatchbayError": "errors",
     "Port": "signal.port",
+    "Probe": "edits.probe",
     "Result": "results.result",
+    "Role": "signal.positions",
     "Task": "tasks.task",
     "Token": "signal.positions",
     "Trace": "model.run",
     "add": "edits.edit",
     "block": "edits.edit",
+    "compare": "stories.compare",
     "diff": "results.replay",
     "load": "model.load",
     "load_knob": "knobs.knob",
@@ -50,6 +56,7 @@ _HOME = {
     "load_trace": "model.kept",
     "mean": "edits.edit",
     "method": "results.method",
+    "probe": "knobs.probing",
     "project": "edits.edit",
     "replace": "edits.edit",
     "replay": "results.replay",
@@ -69,12 +76,15 @@ __all__ = [
     "Part",
     "PatchbayError",
     "Port",
+    "Probe",
     "Result",
+    "Role",
     "Task",
     "Token",
     "Trace",
     "add",
     "block",
+    "compare",
     "decode",
     "diff",
     "find",
@@ -85,6 +95,7 @@ __all__ = [
     "mean",
     "measure",
     "method",
+    "probe",
     "project",
     "prove",
     "replace",

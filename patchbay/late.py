@@ -12,6 +12,7 @@ LATE = {
     "figure": "draw.plot.of_result",  # Result.plot
     "save_figure": "draw.style.save",
     "shown": "results.shown.of_trace",  # Trace.show
+    "card": "stories.card.card",  # Model.card
     "export": "knobs.export.export",  # Knob.export
     "knob": "knobs.knob.Knob.from_json",  # a knob that stands in a Result's record
 }

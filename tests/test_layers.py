@@ -37,18 +37,18 @@ AFTER = ["tiny", "contract", "papers", "draw", "stories", "cli"]
 ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "card port channel positions",
-    "edits": "edit apply",
+    "edits": "probe edit apply",
     "jacks": "defaults arguments modelled hooks sites attention operators sums attach place session",
-    "model": "families placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given tokens text generate printed model cards load rotary trace shards kept filling run check",
+    "model": "families placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays maps printed result shown record given method replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
-    "wiring": "timing components wiring",
-    "knobs": "conflicts gguf vectors knob rows affine fold proof export",
-    "draw": "graph style plot_wiring plot_circuit plot_dose plot report result_page coloured screen result_lines",
+    "wiring": "timing components words wiring",
+    "knobs": "conflicts gguf vectors knob probing rows affine fold proof export",
+    "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot report result_page coloured screen result_lines",
     "contract": "held checks beside every",
-    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command new check_method",
+    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new check_method",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

@@ -39,3 +39,11 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     task, model = names["asked"][:4], names["model"]
     columns = pb.run(model, task, edits=[pb.zero("L1.H3.z")]).last_logits[:, names["lead"].tokens]
     assert close(names["swept"].values[0], columns[:, 0] - columns[:, 1], of=columns)
+    fired = [
+        sum(map(len, names[side])) / sum(len(ids) for ids in model.encode(names[text]))
+        for side, text in (("inside", "positive"), ("outside", "negative"))
+    ]
+    assert fired[0] > 2 * fired[1]
+    assert fired[1] == pytest.approx(0.02, abs=0.005)
+    assert pb.load_knob("careful.knob").edits == names["careful"].edits
+    assert names["both"].labels_of("condition") == [names["towards"].name, names["whole"].name]

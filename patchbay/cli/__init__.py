@@ -17,7 +17,17 @@ from typing import Any, TypeVar
 import click
 
 from patchbay import __version__
-from patchbay.cli import check_method, complete, knob_commands, new, options, reading, why_command
+from patchbay.cli import (
+    check_method,
+    compare_command,
+    complete,
+    knob_commands,
+    new,
+    options,
+    prompt_files,
+    reading,
+    why_command,
+)
 from patchbay.cli.commands import CALLED, Commands, json_option, load_model, model_options
 from patchbay.cli.rooms import Room
 from patchbay.cli.spoken import spoken
@@ -206,21 +216,30 @@ def run_story(
     "show",
     click.Argument(["model"], shell_complete=complete.models),
     click.Argument(["part"], required=False, shell_complete=complete.parts),
+    click.Option(
+        ["--texts"],
+        metavar="FILE",
+        help="Texts in which to look for the tokens that excite the part most; a .txt is read line by line.",
+    ),
+    click.Option(["--roles"], is_flag=True, help="The part's rank in every finder of such parts; runs them."),
+    click.Option(["--rows"], type=click.IntRange(1), default=10, show_default=True, help="Contexts to show."),
     *model_options(),
 )
-def show(model: str, part: str | None, as_json: bool, **given: Any) -> None:
-    """What a model is: its shape, its self-check and its parts; or one PART (L3.H5) or port (L3.H5.z) of it."""
+def show(model: str, part: str | None, texts: str | None, roles: bool, rows: int, as_json: bool, **given: Any) -> None:
+    """What a model is: its shape, its self-check and its parts; or one PART (L3.H5), port (L3.H5.z) or component (L3.H5.C0) of it."""
     from patchbay.draw import screen
-    from patchbay.model.cards import model_card, part_card
+    from patchbay.model.cards import model_card
 
+    if part is None and (texts is not None or roles):
+        raise PatchbayError("--texts and --roles are of one part: patchbay show MODEL L1.N5 --texts FILE")
     loaded = load_model(model, given, quiet=as_json)
-    card = model_card(loaded) if part is None else part_card(loaded, part)
-    if as_json:
-        screen.emit(card)
-    elif part is None:
-        screen.say(*screen.model_lines(card))
-    else:
-        screen.say(*screen.part_lines(card))
+    if part is None:
+        screen.emit(model_card(loaded)) if as_json else screen.say(*screen.model_lines(model_card(loaded)))
+        return
+    with screen.progress(f"finders of {part}", quiet=as_json or not roles) as bar:
+        read = None if texts is None else prompt_files.lines(texts, "--texts")
+        card = loaded.card(part, texts=read, roles=roles, n=rows, progress=lambda done, total, what: bar(done, total))
+    screen.emit(card.data) if as_json else screen.say(*screen.card_lines(card.title, card.sections()))
 
 
 @command("families", click.Argument(["names"], nargs=-1, metavar="[FAMILY]..."))
@@ -280,6 +299,7 @@ def tasks(name: str | None, model: str | None, n: int, as_json: bool, **given: A
 
 
 cli.add_command(why_command.why_command())
+cli.add_command(compare_command.compare_command())
 cli.add_command(knob_commands.generate)
 cli.add_command(knob_commands.knob)
 cli.add_command(new.new)

@@ -1,4 +1,4 @@
-"""The commands that use knobs: `patchbay generate`, `patchbay knob show` and `patchbay knob export`.
+"""The commands that use knobs: `patchbay generate`, `patchbay knob show`, `patchbay knob when` and `patchbay knob export`.
 
 `generate` shows before and after side by side, token by token where somebody looks at a terminal. With `--each`, knob i is for
 prompt i alone, and all prompts run as rows of one batch.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from patchbay.cli import complete, reading
+from patchbay.cli import complete, outputs, prompt_files, reading
 from patchbay.cli.commands import Commands, json_option, load_model, model_options
 from patchbay.cli.under import OTHER, fitting, under_options
 from patchbay.signal.port import PatchbayError
@@ -187,6 +187,39 @@ def _export(
         click.echo(str(written))
 
 
+def _when(
+    file: str, model: str, out: str, role: str | None, detector: str | None, neutral: str | None, rate: float, port: str | None, below: bool,
+    other_weights: bool, overwrite: bool, as_json: bool, **given: Any,
+) -> None:  # fmt: skip
+    """Write a knob that acts only in a chat's messages of a role, or only where a detector, another knob's direction, fires.
+
+    The detector fires at a share --rate of the positions of the neutral texts; it is read in the same run, token by token.
+    """
+    from patchbay.draw import screen
+    from patchbay.knobs.probing import probe
+
+    if role is None and detector is None:
+        raise PatchbayError("say when the knob acts: --role ROLE, or --detector KNOB with --neutral FILE")
+    if (detector is None) != (neutral is None):
+        raise PatchbayError(
+            "--detector and --neutral go together: its threshold is where it rarely fires on neutral texts"
+        )
+    loaded = load_model(model, given, quiet=as_json)
+    made = fitting(reading.read_knob(file), loaded, other_weights)
+    if detector is not None and neutral is not None:
+        found = fitting(reading.read_knob(detector), loaded, other_weights)
+        texts = prompt_files.read_texts(neutral, "--neutral")
+        made = made.when(probe(loaded, found, texts, port=port, rate=rate, below=below))
+    made = made.when(role) if role is not None else made
+    made.save(out, overwrite=overwrite)
+    if as_json:
+        screen.emit(knob_card(made) | {"saved": str(out)})
+    else:
+        screen.say(
+            *(outputs.escaped(line) for line in repr(made).splitlines()), f"[dim]saved[/] {outputs.escaped(out)}"
+        )
+
+
 class Files(Commands):
     """`patchbay knob`: a group that says what it has."""
 
@@ -196,7 +229,7 @@ class Files(Commands):
             formatter.write_dl([(name, command.get_short_help_str(100)) for name, command in own.items()])
 
 
-knob = Files("knob", help="Knob files: show what one holds, export what it does.")
+knob = Files("knob", help="Knob files: show what one holds, say when it acts, export what it does.")
 _FILE = click.Argument(["file"], metavar="FILE[@S]")
 knob.add_command(
     click.Command(
@@ -204,6 +237,29 @@ knob.add_command(
         params=[_FILE, click.Option(["--rows"], type=click.IntRange(1), default=10, show_default=True, help="Rows of each table."), json_option()],
         callback=_show,
         help=_show.__doc__,
+    )
+)  # fmt: skip
+knob.add_command(
+    click.Command(
+        "when",
+        params=[
+            _FILE,
+            click.Argument(["model"], shell_complete=complete.models),
+            click.Option(["-o", "--out"], required=True, metavar="FILE", help="File to write."),
+            click.Option(["--role"], type=click.Choice(["system", "user", "assistant", "tool"]), help="Only in a chat's messages of this role."),
+            click.Option(["--detector"], metavar="KNOB", help="Only where this knob's direction, read where it adds, is above a threshold."),
+            click.Option(["--neutral"], metavar="FILE", help="Texts on which the detector should rarely fire, which set its threshold."),
+            click.Option(["--rate"], type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.01, show_default=True,
+                         help="Share of the positions of the neutral texts at which it fires."),
+            click.Option(["--port"], metavar="PORT", help="Where the detector reads instead, as L2.resid_out."),
+            click.Option(["--below"], is_flag=True, help="Below the threshold, not above."),
+            click.Option(["--overwrite"], is_flag=True, help="Replace a knob that is there."),
+            OTHER,
+            *model_options(),
+            json_option(),
+        ],
+        callback=_when,
+        help=_when.__doc__,
     )
 )  # fmt: skip
 knob.add_command(

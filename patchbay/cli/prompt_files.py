@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,6 +79,24 @@ def read_texts(text: str, what: str) -> list[Any]:
         return prompts_of(read_table(found.path, **found.how), found.columns)
     except PatchbayError as error:
         raise PatchbayError(f'{what}: {error}; a text that is not the name of a file is written ["..."]') from error
+
+
+def lines(text: str, what: str) -> Any:
+    """Texts of a file as they are read: a plain one (.txt) line by line, so that it may be larger than memory; others whole."""
+    found = named(text)
+    if found is None or Path(found.path).suffix.lower() != ".txt" or found.columns or "form" in found.how:
+        return read_texts(text, what)
+
+    def each() -> Iterator[str]:
+        try:
+            with Path(found.path).open(encoding=found.how.get("encoding", "utf-8-sig")) as file:
+                for line in file:
+                    if line.strip():
+                        yield line.rstrip("\r\n")
+        except (OSError, UnicodeError, LookupError) as error:
+            raise PatchbayError(f"{what}: could not read {found.path}: {error}") from error
+
+    return each()
 
 
 def first(own: Any, n: int | None) -> Any:

@@ -175,26 +175,15 @@ def model_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
     ]
 
 
-def part_lines(card: Mapping[str, Any]) -> list[RenderableType | str]:
-    """`show MODEL PART` for the terminal: its ports, and what it reads and writes as tokens."""
-    from patchbay.results.letters import visible
-
-    rows = [
-        [row["port"], "\\[" + ", ".join(row["axes"]) + "]", "tap, edit" if row["editable"] else "tap"]
-        for row in card["ports"]
-    ]
-    made: list[RenderableType | str] = [
-        table(f"{card['part']} ({card['kind']}) of {card['model']}", ("port", "axes", ""), rows)
-    ]
-    words = [
-        [
-            _escape(row["direction"]),
-            row["does"],
-            *(_escape(" ".join(map(visible, row[end]))) for end in ("most", "least")),
-        ]
-        for row in card.get("words", [])
-    ]
-    return made + ([table("in the weights", ("direction", "", "most", "least"), words)] if words else [])
+def card_lines(
+    title: str, sections: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]]
+) -> list[RenderableType | str]:
+    """`show MODEL PART` for the terminal: its ports, what it reads and writes as tokens, contexts and roles."""
+    made: list[RenderableType | str] = []
+    for i, (name, columns, rows) in enumerate(sections):
+        cells = [[_escape(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+        made.append(table(_escape(title if i == 0 else name), columns, cells))
+    return made
 
 
 def families_table(rows: Sequence[Mapping[str, Any]]) -> Table:

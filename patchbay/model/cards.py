@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -79,17 +80,25 @@ def words_of(model: Model, part: Part) -> list[dict[str, Any]]:
         found = _directions(model, part)
     except PatchbayError:
         return []
+    return token_rows(
+        model, [(name, *side) for name, read, write in found for side in (("reads", read), ("writes", write))]
+    )
+
+
+def token_rows(model: Model, directions: Sequence[tuple[str, str, Tensor]]) -> list[dict[str, Any]]:
+    """Directions of the stream, by name and by whether a part reads or writes them, as the tokens nearest to both ends; none where
+    embedding or unembedding have another width."""
     gain, _, centred = norm_parts(model.final_norm_module)
     unembed, embed = model.unembed.weight.detach().float(), model.embed.weight.detach().float()
     rows = []
-    for name, read, write in found:
-        write = (write - write.mean() if centred else write) * gain.detach().float()
-        if len(read) != embed.shape[1] or len(write) != unembed.shape[1]:
+    for name, does, vector in directions:
+        table = embed if does == "reads" else unembed
+        if does == "writes":
+            vector = (vector - vector.mean() if centred else vector) * gain.detach().float()
+        if len(vector) != table.shape[1]:
             return []
-        for does, scores in (("reads", embed @ read), ("writes", unembed @ write)):
-            rows.append(
-                {"direction": name, "does": does, "most": _tokens(model, scores), "least": _tokens(model, -scores)}
-            )
+        scores = table @ vector.to(table)
+        rows.append({"direction": name, "does": does, "most": _tokens(model, scores), "least": _tokens(model, -scores)})
     return rows
 
 

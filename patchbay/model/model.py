@@ -19,7 +19,8 @@ from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
-from patchbay.model import asked, recalled, weights
+from patchbay.late import late
+from patchbay.model import asked, chats, recalled, weights
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.fingerprint import version_of
 from patchbay.model.generate import generate
@@ -246,6 +247,12 @@ class Model:
         """The part of that text, such as 'L3.H5', checked against this model."""
         return asked.part(self, text)
 
+    def card(self, part: Any, *, texts: Any = None, roles: bool = False, n: int = 10, **options: Any) -> Any:
+        """All that can be said of a part, port or component ("L1.N5", "L4.E2", "L1.H2.C0"): ports, what it reads and writes as tokens;
+        with `texts` (any iterable of texts, read as they come) the `n` tokens that excite it most, in context; with `roles` its
+        rank in every finder of such parts. `options`: `seed`, `batch_size`, `progress`."""
+        return late("card")(self, part, texts=texts, roles=roles, n=n, **options)
+
     def port(self, text: str) -> Port:
         """The port of that text, such as 'L3.H5.z'; keys and values of a query head are those of its group."""
         return asked.port(self, text)
@@ -274,6 +281,11 @@ class Model:
     def token_id(self, text: str) -> int:
         """The id of a text that is a single token that the tokenizer knows."""
         return token_id(self._need_tokenizer(), text)
+
+    def roles_of(self, ids: Sequence[int], length: int | None = None) -> tuple[str | None, ...]:
+        """The role whose words each token of a chat is, None for the template's own tokens. Known for chats that came as messages to
+        this model; `ids` may be the first of the `length` tokens of one."""
+        return chats.roles_of(self._need_tokenizer(), ids, len(ids) if length is None else length)
 
     def decode(self, ids: Any) -> str:
         return str(self._need_tokenizer().decode(ids))

@@ -15,9 +15,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from patchbay.model.source import built_in_names
 from patchbay.results.record import model_record, now, versions
 from patchbay.results.result import Result
 from patchbay.signal.channel import parse_channel
-from patchbay.signal.port import Part, PatchbayError
+from patchbay.signal.port import Part, PatchbayError, parse_part
 from patchbay.stories._evidence import evidence
 from patchbay.stories._roles_page import page
 from patchbay.tasks.task import Task
@@ -223,22 +224,30 @@ def _options(survey: Survey, name: str, task: str) -> dict[str, Any]:
 
 
 def _others(survey: Survey, lacking: list[dict[str, str]], step: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    for name, task in OTHERS.items():
-        step(name)
-        result = _tried(name, lacking, partial(_run, survey, name, task))
-        if result is None:
-            continue
-        survey.found[name] = result
+    for name, result in _ranking(survey, lacking, step):
         best = result.top(1) if result.ranked else []
         finite = result.values[~result.values.isnan()]
         yield {
             "finder": name,
-            "task": task or "weights",
+            "task": OTHERS[name] or "weights",
             "best": str(best[0]) if best else "",
             "highest": float(finite.max()) if len(finite) else math.nan,
             "unit": result.unit,
             "note": result.notes[0] if result.notes else "",
         }
+
+
+def _ranking(
+    survey: Survey, lacking: list[dict[str, str]], step: Callable[[str], None], names: Iterable[str] = tuple(OTHERS)
+) -> Iterator[tuple[str, Result]]:
+    """The finders of other parts, those that run."""
+    for name in names:
+        task = OTHERS[name]
+        step(name)
+        result = _tried(name, lacking, partial(_run, survey, name, task))
+        if result is not None:
+            survey.found[name] = result
+            yield name, result
 
 
 def _curves(
@@ -263,6 +272,51 @@ def _curves(
 def _curve(survey: Survey, role: str, heads: list[Part], sizes: list[int]) -> Result:
     task = survey.curve_task(role)
     return prove.knockout_curve(survey.model, task, heads, sizes=sizes, draws=DRAWS, seed=survey.seed)
+
+
+RANKING: dict[str, tuple[str, ...]] = {  # kind of part -> the other finders that rank such
+    "head": ("head_importance", "observable_propagation", "mod_features"),
+    "neuron": ("neuron_vocabulary", "relation_neurons", "concept_neurons", "neuron_importance"),
+    "expert": ("expert_specialisation",),
+    "layer": ("prior_layers", "isotropy", "concept_depth", "latent_language", "word_classes", "activation_sparsity"),
+}
+
+
+def ranks(
+    model: Model, part: str, *, n: int = 32, seed: int = 0, progress: Callable[[int, int, str], None] | None = None
+) -> list[dict[str, Any]]:
+    """The rank of a part in every finder that ranks parts of its kind, best first; empty where none does."""
+    survey, lacking, found = Survey(model, n, seed), list[dict[str, str]](), list[dict[str, Any]]()
+    kind = (
+        parse_channel(part).writer.kind if "." in part and part.rpartition(".")[2][:1] == "C" else parse_part(part).kind
+    )
+    others = RANKING.get(kind, ())
+    steps = len(others) + (len(ROLES) if kind == "head" else 0)
+    done = iter(range(steps))
+
+    def step(what: str) -> None:
+        if progress is not None:
+            progress(next(done), steps, what)
+
+    heads = _roles(survey, lacking, step) if kind == "head" else ()
+    for name, result in chain(heads, _ranking(survey, lacking, step, others)):
+        rows = result.table() if result.ranked else []
+        row = next((row for row in rows if str(row["part"]) == part), None)
+        if row is not None:
+            p = next(
+                (row[key] for key in ("p_adjusted", "p") if row.get(key) == row.get(key, math.nan) and key in row), None
+            )
+            found.append(
+                {
+                    "finder": name,
+                    "rank": row["rank"],
+                    "of": len(rows),
+                    "value": row["value"],
+                    "unit": result.unit,
+                    "p": p,
+                }
+            )
+    return sorted(found, key=lambda row: (row["rank"] / row["of"], row["finder"]))
 
 
 def main() -> None:
