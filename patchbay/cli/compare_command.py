@@ -8,7 +8,7 @@ import click
 
 from patchbay.cli import complete, options, outputs, prompt_files, reading
 from patchbay.cli.commands import json_option, load_model, make_task, model_options, task_options
-from patchbay.cli.knob_commands import OTHER, fitting
+from patchbay.cli.under import OTHER, fitting
 
 
 def compare_command() -> click.Command:

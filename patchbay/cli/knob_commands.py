@@ -195,8 +195,8 @@ def _when(
 
     The detector fires at a share --rate of the positions of the neutral texts; it is read in the same run, token by token.
     """
+    import patchbay as pb
     from patchbay.draw import screen
-    from patchbay.knobs.probing import probe
 
     if role is None and detector is None:
         raise PatchbayError("say when the knob acts: --role ROLE, or --detector KNOB with --neutral FILE")
@@ -209,7 +209,7 @@ def _when(
     if detector is not None and neutral is not None:
         found = fitting(reading.read_knob(detector), loaded, other_weights)
         texts = prompt_files.read_texts(neutral, "--neutral")
-        made = made.when(probe(loaded, found, texts, port=port, rate=rate, below=below))
+        made = made.when(pb.probe(loaded, found, texts, port=port, rate=rate, below=below))
     made = made.when(role) if role is not None else made
     made.save(out, overwrite=overwrite)
     if as_json:
