@@ -41,7 +41,9 @@ def written(text: str, key: str, measured: str, model: str) -> str:
     for name, value in (("measured", measured), ("model", model), ("command", command(key, model))):
         quoted = value.replace("\\", "\\\\").replace('"', '\\"')
         found = re.search(rf"^{name} = .*$", row, flags=re.MULTILINE)
-        assert found is not None, f"{key}: no line of {name}"
+        if found is None:  # a paper that was not measured before
+            row = f'{row.rstrip()}\n{name} = "{quoted}"\n' + "\n" * (end > 0)
+            continue
         row = f'{row[: found.start()]}{name} = "{quoted}"{row[found.end() :]}'
     return text[:start] + row + rest
 
@@ -64,7 +66,7 @@ def main() -> None:
             except pb.PatchbayError as error:
                 print(f"{key} on {name}: refused: {error}", flush=True)
                 continue
-            before = str(catalogue.paper(key)["measured"]).split(":")[0]
+            before = str(catalogue.paper(key).get("measured", "new")).split(":")[0]
             how = (
                 f" (python -m patchbay.tiny.lessons {name} --base {LESSONS[name]} --out {name})"
                 if name in LESSONS

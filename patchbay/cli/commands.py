@@ -283,6 +283,8 @@ def run_method(
             if parameter.default is None and not (given.get("task") or given.get("prompts")):
                 continue  # something else stands for it, or its absence is refused in the method's own words
             call[key] = _text_or_task(model, given, texts=key == "prompts")
+        elif key == "items":
+            call[key] = given[key]  # a file or a task by its name, which meters read themselves
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
     function = load()

@@ -2,7 +2,7 @@
 
 Two axes: a map of cells (layer by head, layer by position, ...), written into the cells where they are few. One axis of
 parts, or a grid too wide to see: bars with whiskers, highest first. One axis of numbers (strength, n_parts, ...):
-curves with bands from `low` and `high`. Signed values get a diverging scale centred at 0 (blue above, red below);
+curves with bands from `low` and `high`. One number of a meter: a point with its whisker, beside its null. Signed values get a diverging scale centred at 0 (blue above, red below);
 others a sequential one (viridis); neither needs red told from green. Grey cells have no value. No window, no global state.
 """
 
@@ -22,6 +22,7 @@ from patchbay.draw import plot_circuit
 from patchbay.draw.graph import is_wiring
 from patchbay.draw.plot_compare import comparison, is_comparison
 from patchbay.draw.plot_dose import dose, is_dose
+from patchbay.draw.plot_meter import is_meter, meter
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
 from patchbay.results.letters import visible as _visible
@@ -48,7 +49,7 @@ def figure(result: Result) -> Figure:
 
 def drawable(result: Result) -> bool:
     """Whether there is a figure for the axes of the main variable."""
-    return result.values.numel() > 0 and (is_wiring(result) or len(result.axes) in (1, 2))
+    return result.values.numel() > 0 and (is_wiring(result) or is_meter(result) or len(result.axes) in (1, 2))
 
 
 def of_result(result: Result, *, graph: bool = False) -> Figure:
@@ -65,6 +66,8 @@ def _figure(result: Result) -> Figure:
         return dose(result)
     if is_comparison(result):
         return comparison(result)
+    if is_meter(result):
+        return meter(result)
     axes = result.axes
     if result.tables.get("effects"):
         return _bars(result)

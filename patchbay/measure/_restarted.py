@@ -25,16 +25,25 @@ from patchbay.sweeps.restart import base_run
 class Restarted:
     """Prompts of one batch, run once; `logits` gives what other edits make of them."""
 
-    def __init__(self, model: Model, prompts: Sequence[Sequence[int]], *, last: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Sequence[int]],
+        *,
+        last: bool,
+        starts: Sequence[int] | None = None,
+    ) -> None:
+        """`starts`: how many tokens of each row are its prompt, in which positions of edits count; without, all of them."""
         self.model, self.prompts, self.last = model, [list(ids) for ids in prompts], last
         self.lengths = torch.tensor([len(ids) for ids in self.prompts])
+        self.starts = self.lengths if starts is None else torch.tensor(list(starts))
         width = int(self.lengths.max())
         filler = int(
             getattr(model.config, "pad_token_id", None) == 0
         )  # transformers warns of pad tokens without a mask
         rows = [ids + [filler] * (width - len(ids)) for ids in self.prompts]
         ids = torch.tensor(rows, device=model.device)
-        self.batch = Batch(ids, self.lengths, self.lengths, model)
+        self.batch = Batch(ids, self.lengths, self.starts, model)
         self.base: Base | None = None
         if model._session is None:  # edits of an enclosing block are not in the kept streams
             base = base_run(model, ids, [])
@@ -53,11 +62,18 @@ class Restarted:
         places = [n if port.signal == "final_norm" else 0 if port.layer is None else port.layer for port in ports]
         first = min(places)
         x, prompts = self.base.resid[first], torch.arange(len(self.prompts))
-        with Session(self.model, (), edits, lengths=self.lengths) as session:
+        with Session(
+            self.model, (), edits, lengths=self.lengths, prompt_lengths=self.starts, whole=True
+        ) as session:  # in place of the edits of an enclosing block, which `edits` then hold
             session.place(self.batch, 0, self.base.n_positions)
             for layer in range(first, n):
                 x = whole_layer(self.base, layer, 0, x, prompts)
             return self._read(x)
+
+    @property
+    def n_numbers(self) -> int:
+        """How many numbers are kept."""
+        return self.plain.numel() + sum(x.numel() for x in (self.base.resid if self.base is not None else []))
 
     def _read(self, stream: Tensor) -> Tensor:
         """Final norm and unembedding of a stream [prompt, position, d_model]."""

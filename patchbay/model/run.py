@@ -89,6 +89,11 @@ def run(
     return trace
 
 
+def run_rows(model: Model, rows: Any, prompt_lengths: Sequence[int]) -> Trace:
+    """`run` of texts of which the first `prompt_lengths` tokens are the prompt and the others follow it: edits count in the prompt."""
+    return _run(model, _Prompts(*model.batch(rows), torch.tensor(list(prompt_lengths))), (), (), False, "all", None)
+
+
 @dataclass(frozen=True)
 class _Prompts:
     """What is run: `ids` [prompt, position] padded on the right, `lengths` [prompt]; `starts` [prompt], where generation begins."""

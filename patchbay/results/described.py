@@ -24,6 +24,7 @@ COMMON = {
     "model": "the model, as `load` returns it.",
     "task": "prompts with their answers, as `patchbay.tasks` makes them or `Task.from_prompts`.",
     "prompts": "texts, lists of token ids, or a task.",
+    "items": "a Task, a list of mappings, a file with named fields, or the name of a built-in task.",
 }
 _WORD = re.compile(r"(?:(?<=[.;:] )|^)((?:`\w+`(?:, | and )?)+): ", re.MULTILINE)
 _END = re.compile(r"\.(?= [A-Z`(]|$)")

@@ -24,7 +24,7 @@ from patchbay.results.saved import plain
 from patchbay.signal.channel import Channel
 from patchbay.signal.port import Part, PatchbayError, Port
 
-INPUTS = ("task", "prompts")  # arguments that are recorded as the task
+INPUTS = ("task", "prompts", "items")  # arguments that are recorded as the task
 CALL = ("method", "model", "task", "options")  # of a Result given as an option, what is needed to make it again
 MAX_PARTS = 100  # of a Result given as an option, how many of its ranked parts are recorded
 RECORDABLE = "None, bool, int, float, str, lists and dicts of these, Parts, Ports, Channels, Results and Tasks"
@@ -136,7 +136,10 @@ def _recorded(value: Any, what: str, tensor_allowed: bool) -> Any:
             raise PatchbayError(f"{what} is a tensor of shape {tuple(value.shape)}; recordable are {RECORDABLE}")
         data = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         return {"tensor": list(value.shape), "dtype": str(value.dtype), "sha256": hashlib.sha256(data).hexdigest()}
-    raise PatchbayError(f"{what} is a {type(value).__name__}; recordable are {RECORDABLE}")
+    scorer = (
+        "; a function that scores texts is given as an object with __call__ and to_json()" if callable(value) else ""
+    )
+    raise PatchbayError(f"{what} is a {type(value).__name__}; recordable are {RECORDABLE}{scorer}")
 
 
 def versions() -> dict[str, str]:

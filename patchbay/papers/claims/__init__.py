@@ -10,6 +10,7 @@ analogue, and says so.
 
 heads     which heads there are, what they write, what they are needed for
 neurons   neurons and experts
+meters    what published evaluations say
 layers    where something can be read, and in which words
 proving   what patching, paths, edges and circuits show
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
@@ -19,7 +20,7 @@ decoding  what decoders write
 
 from __future__ import annotations
 
-from patchbay.papers.claims import decoding, heads, layers, neurons, proving, trained, turning
+from patchbay.papers.claims import decoding, heads, layers, meters, neurons, proving, trained, turning
 from patchbay.papers.claims._check import Checked, check
 from patchbay.papers.claims._claim import CLAIMS, KINDS, Claim, claim, known
 
@@ -34,6 +35,7 @@ __all__ = [
     "heads",
     "known",
     "layers",
+    "meters",
     "neurons",
     "proving",
     "trained",

@@ -1,0 +1,127 @@
+"""The one place where meters run a model: log-probabilities of tokens of rows, batched by length, padded on the right.
+
+A row is a prompt and what follows it; positions of edits count in the prompt, so that an edit at its last token acts there, however
+long the answer is. Rows are run in order of their lengths, as many at a time as `batch_size` and memory allow, and the
+numbers do not depend on either. Log-probabilities are float32 log-softmaxes (or better), returned in float64.
+
+`shared()` keeps the streams of every batch for a block: a meter called again under edits (`model.edited`) then starts from
+the first layer that they edit, and all that stands below is run once (`_restarted.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchbay import maths
+from patchbay.measure._restarted import Restarted
+from patchbay.model.model import Model
+from patchbay.model.run import run_rows
+from patchbay.signal.port import PatchbayError
+
+Ids = Sequence[int]
+Reads = Sequence[tuple[int, int]]  # (position, token): log p(token | the row up to and with that position)
+ROOM = 2**26  # logits of a batch
+KEPT = 2**28  # numbers that `shared` keeps
+
+_SHARED: ContextVar[dict[Any, Restarted] | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def shared() -> Iterator[None]:
+    """What meters run without edits in this block is kept, and starts their runs under edits."""
+    token = _SHARED.set({})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def token_logprobs(
+    model: Model,
+    rows: Sequence[Ids],
+    reads: Sequence[Reads] | None = None,
+    starts: Sequence[int] | None = None,
+    *,
+    batch_size: int = 32,
+) -> list[Tensor]:
+    """Of each row, log p in nats of what `reads` asks, [read]; without it, of every token but the first given those before it.
+
+    `starts`: how many tokens of each row are its prompt, for edits that count from the prompt's end; without, the whole row."""
+    refuse_by_row(model)
+    reads = [[(at, row[at + 1]) for at in range(len(row) - 1)] for row in rows] if reads is None else reads
+    starts = [len(row) for row in rows] if starts is None else starts
+    found: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * len(rows)
+    for some in batches(model, rows, batch_size):
+        logits = _logits(model, [list(rows[i]) for i in some], [starts[i] for i in some])
+        flat = [(at, position, token) for at, i in enumerate(some) for position, token in reads[i]]
+        if not flat:
+            continue
+        values = _read(logits, flat, some)
+        for i, own in zip(some, values.split([len(reads[i]) for i in some]), strict=True):
+            found[i] = own
+    return found
+
+
+def batches(model: Model, rows: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
+    """Places of rows that run together, of like lengths and one regime."""
+    if batch_size < 1:
+        raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    some: list[int] = []
+    for i in order:
+        full = len(some) >= batch_size or (len(some) + 1) * len(rows[i]) * model.vocab_size > ROOM
+        if some and (full or model.regime(len(rows[i])) != model.regime(len(rows[some[0]]))):
+            yield some
+            some = []
+        some.append(i)
+    if some:
+        yield some
+
+
+def refuse_by_row(model: Model) -> None:
+    """A meter runs its items in batches of its own: edits that name rows would fall on others."""
+    edit = next((edit for edit in model.active_edits() if edit.by_row), None)
+    if edit is not None:
+        raise PatchbayError(
+            f"{edit} treats prompts by their place in a batch, and a meter runs its items in batches of its own: "
+            "give an edit that is the same for all"
+        )
+
+
+def _logits(model: Model, rows: list[list[int]], starts: list[int]) -> Tensor:
+    """[row, position, vocab], under the edits that are in force."""
+    kept = _SHARED.get()
+    if kept is None:
+        return run_rows(model, rows, starts).logits
+    edits = model.active_edits()
+    key = (id(model.hf), tuple(map(tuple, rows)), tuple(starts))
+    if key not in kept and model._session is None and sum(one.n_numbers for one in kept.values()) < KEPT:
+        kept[key] = Restarted(model, rows, last=False, starts=starts)
+    ready = kept.get(key)
+    if ready is None or (edits and (ready.base is None or any(edit.port.signal == "logits" for edit in edits))):
+        return run_rows(model, rows, starts).logits
+    return ready.logits(edits)
+
+
+def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], some: Sequence[int]) -> Tensor:
+    """Log-probabilities [read] of (row of the batch, position, token), a block of positions at a time."""
+    where = torch.tensor(flat, device=logits.device)
+    step = max(1, 2**24 // logits.shape[-1])
+    pieces = []
+    for start in range(0, len(flat), step):
+        row, position, token = where[start : start + step].T
+        seen = logits[row, position]  # [read, vocab]
+        bad = seen.isnan().any(-1)
+        if bool(bad.any()):
+            at = int(row[int(bad.nonzero()[0])])
+            raise PatchbayError(
+                f"row {some[at]}: the model gives logits that are no numbers (NaN), so nothing can be scored"
+            )
+        pieces.append(maths.log_probability(seen, token).double().cpu())
+    return torch.cat(pieces)
