@@ -21,7 +21,6 @@ LINE = [
     "errors",
     "late",
     "maths",
-    "estimates",
     "files",
     "signal",
     "edits",

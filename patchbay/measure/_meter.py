@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import estimates, maths
+from patchbay import maths
+from patchbay.measure import _estimates as estimates
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 

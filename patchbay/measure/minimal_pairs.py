@@ -21,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from patchbay import estimates, maths
+from patchbay import maths
+from patchbay.measure import _estimates as estimates
 from patchbay.measure._items import Items, resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
 from patchbay.measure._texts import Text, losses, whole_texts

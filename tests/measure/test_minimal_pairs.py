@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay import estimates
+from patchbay.measure import _estimates as estimates
 from tests.measure.test_text_loss import constant
 from tests.measure.words import NAMES, by_hand, reader, shared_model
 from tests.shared import SHARED
