@@ -238,21 +238,29 @@ def test_there_is_one_of_each_test_and_interval():
 
 
 def test_beyond_draws_holds_one_more_draw_95_times_in_100() -> None:
-    """Effects and random sets of one distribution: the difference from one more set lies inside the interval."""
-    generator, inside = torch.Generator().manual_seed(0), 0
-    for trial in range(300):
-        means = 2.0 * torch.randn(21, 1, generator=generator, dtype=torch.float64)
-        values = means + torch.randn(21, 40, generator=generator, dtype=torch.float64)
-        found = maths.beyond_draws(values[0], values[1:], n=300, seed=trial)
-        inside += found.low <= 0.0 <= found.high
-    assert 0.88 <= inside / 300 <= 0.98
+    """Effects and random sets of one distribution: no difference lies inside the interval, of few draws as of many."""
+    for draws in (3, 20):
+        generator, inside = torch.Generator().manual_seed(0), 0
+        for trial in range(400):
+            means = 2.0 * torch.randn(draws + 1, 1, generator=generator, dtype=torch.float64)
+            values = means + torch.randn(draws + 1, 40, generator=generator, dtype=torch.float64)
+            found = maths.beyond_draws(values[0], values[1:], n=100, seed=trial)
+            inside += found.low <= 0.0 <= found.high
+        assert 0.92 <= inside / 400 <= 0.98
 
 
 def test_beyond_draws_is_by_hand() -> None:
-    own, drawn = torch.tensor([3.0, 3.0, 3.0]), torch.tensor([[0.0] * 3, [2.0] * 3])
-    found = maths.beyond_draws(own, drawn)
-    # means are 0 and 2 about 1, stretched by sqrt(3): 3 - 1 -+ sqrt(3)
-    assert found == pytest.approx((2.0, 2.0 - 3**0.5, 2.0 + 3**0.5))
+    own, drawn = torch.tensor([3.0] * 4), torch.tensor([[0.0], [1.0], [2.0], [3.0], [4.0]]).expand(5, 4)
+    found = maths.beyond_draws(own, drawn, n=100_000)
+    # means 0 to 4 about 2, a spread of sqrt(2.5): Student's t with 4 degrees of freedom, for one more beside five
+    half = float(stats.t.ppf(0.975, 4)) * (2.5 * (1 + 1 / 5)) ** 0.5
+    assert found.mean == 1.0
+    assert found[1:] == pytest.approx((1.0 - half, 1.0 + half), rel=0.02)
+    noisy = own + torch.tensor([6.0, -6.0, 2.0, -2.0])  # the prompts' own spread comes on top
+    wider = maths.beyond_draws(noisy, drawn, n=100_000)
+    assert wider.high - wider.low > 1.1 * (found.high - found.low)
+    same = torch.zeros(5, 4)  # draws that are all alike: the prompts' interval alone
+    assert maths.beyond_draws(noisy, same) == pytest.approx(maths.bootstrap_interval(noisy), rel=0.05)
     alone = maths.beyond_draws(own, drawn[:1])
     assert alone.mean == 3.0
     assert alone.low != alone.low

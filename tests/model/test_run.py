@@ -290,6 +290,16 @@ def test_a_later_token_changes_nothing_before_it_under_attention_taps(name: str)
     assert torch.equal(pb.run(model, [one], taps=fused).logits, plain)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "bloom"])
+def test_rows_of_a_pattern_are_those_of_the_whole(name: str) -> None:
+    """Also where attention has a soft cap or sinks, whose rows no plain softmax gives."""
+    model = model_of(name)
+    pattern = model.layers[1].attn.pattern
+    whole = pb.run(model, PROMPTS[:1], taps=[pattern])[pattern]
+    rows = pattern.rows(-1, 3)
+    assert close(pb.run(model, PROMPTS[:1], taps=[rows])[rows], whole[..., [10, 3], :], of=1.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_whole_pattern_is_what_the_model_used_where_rounding_allows_it(dtype: torch.dtype) -> None:
     hf = copy.deepcopy(model_of("llama").hf).to(dtype)

@@ -17,6 +17,7 @@ import patchbay as pb
 from patchbay.cli import cli
 from patchbay.papers import catalogue, claims
 from patchbay.papers.claims import Checked, Claim
+from patchbay.papers.claims._claim import CLAIMS, Entry
 from patchbay.papers.claims._shared import against, beyond_random, one_more, student, untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
@@ -111,6 +112,23 @@ def test_a_row_holds_what_its_command_finds(key: str) -> None:
 @pytest.mark.parametrize("key", ["nostalgebraist2020", "olsson2022"])
 def test_an_untrained_network_confirms_nothing_that_is_learned(key: str) -> None:
     assert claims.check(key, untrained(pb.load("tiny"), 1)).verdict != "confirmed"
+
+
+def test_a_claim_is_checked_with_three_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with other prompts, and an untrained network of its own weights beside it."""
+    asked: list[tuple[str, int]] = []
+
+    def measure(model: pb.Model, seed: int) -> Claim:
+        asked.append((model.fingerprint, seed))
+        return made(1.0)
+
+    monkeypatch.setitem(CLAIMS, "nobody2024", Entry(measure, "mechanism", "tiny"))
+    model = pb.load(twin("gpt2"))
+    found = claims.check("nobody2024", model, seed=4)
+    assert [seed for _, seed in asked] == [*found.seeds] * 2
+    assert len(set(found.seeds)) == 3
+    assert {name for name, _ in asked[:3]} == {model.fingerprint}
+    assert len({name for name, _ in asked}) == 4, "three other networks"
 
 
 def made(value: float, half: float = 0.1, **given: Any) -> Claim:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import random
 from collections.abc import Callable
@@ -278,6 +279,13 @@ def test_flat_scores_are_said_and_exact_effects_are_used() -> None:
     assert best["smallest"] == 3
     assert best["smallest"] < poor["smallest"]
     assert any(f"{n} of {n} edges are ordered by their exact effects" in note for note in best.notes)
+
+
+def test_the_table_holds_the_smallest_circuit_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _, task = chain("gpt2")
+    monkeypatch.setattr(importlib.import_module("patchbay.prove.circuit"), "LISTED", 1)
+    found = pb.prove.circuit(model, task, draws=1)
+    assert len(found.tables["circuit"]) == int(found["smallest"]) == 3
 
 
 def test_means_outside_are_scored_by_means() -> None:

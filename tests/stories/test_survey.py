@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy import stats
 
 import patchbay as pb
 from patchbay.cli import cli
@@ -71,6 +72,27 @@ def test_roles_are_the_heads_known_of_this_model_and_are_proved_jointly(survey: 
 def test_scores_without_a_null_have_no_p() -> None:
     scores = pb.Result(torch.rand(2, 3), unit="attention")
     assert adjusted(scores).isnan().all()
+
+
+def test_a_p_is_students_over_the_prompts_and_one_sided_against_a_null() -> None:
+    """Scores of .3 and -.3 with a standard error of .1 over 6 prompts: t of 3 and -3 with 5 degrees of freedom."""
+    score = torch.tensor([[0.3, -0.3]])
+    given = {
+        "score": (score, ("layer", "head"), "attention"),
+        "standard_error": (score.abs() / 3, ("layer", "head"), "attention"),
+    }
+    known = {"task": {"clean": [[1]] * 6}}
+    upper = stats.t.sf(3, 5)
+    assert close(adjusted(pb.Result(given, provenance=known))[0], torch.tensor([2 * upper, 2 * upper]), of=1.0)
+    given |= {"null_mean": (torch.zeros(1, 2), ("layer", "head"), "attention")}
+    assert close(adjusted(pb.Result(given, provenance=known))[0], torch.tensor([2 * upper, 1 - upper]), of=1.0)
+    alone = {"task": {"clean": [[1]]}}
+    assert adjusted(pb.Result(given, provenance=alone)).isnan().all()
+
+
+def test_knockouts_are_made_on_prompts_that_chose_nothing(model: pb.Model) -> None:
+    made = module.Survey(model, N, 0)
+    assert not set(made.curve_task("induction_heads").clean) & set(made.make("repeated_tokens").clean)
 
 
 def test_models_without_heads_are_refused() -> None:

@@ -227,6 +227,13 @@ def test_models_without_heads_or_words_are_refused(tmp_path: Path) -> None:
     assert not page.exists()
 
 
+def test_lists_that_choose_and_judge_share_no_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lists, "SIZES", range(3, 5))
+    lists = _lists.ask(pb.load("tiny"), n=6, seed=0)
+    assert len(lists.test) == 2 * len(lists.dev)
+    assert not set(lists.dev.clean) & set(lists.test.clean)
+
+
 def test_numbers_by_label_and_joined_tasks() -> None:
     lists = planted_lists(n=6)
     row = torch.arange(len(lists.test)).double()

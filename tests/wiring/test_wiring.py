@@ -162,6 +162,14 @@ def test_an_expert_writes_its_out_map() -> None:
     assert close(found.u.T @ (found.s[:, None] * found.v), out)
 
 
+def test_an_expert_of_a_scaled_stream_writes_scaled() -> None:
+    """Granite multiplies what a block adds; so is what an expert writes into the stream."""
+    model = lent("granitemoe")
+    plain = components.expert_weights(model, 1)[1][2]
+    assert model.residual_scale == 0.5
+    assert close(components.writing_rows(model, Part(1, "expert", 2)), 0.5 * plain)
+
+
 def test_a_bias_is_what_attention_adds_whatever_the_prompt() -> None:
     """In every prompt attention adds b_O + sum_h b_V[h] W_O[h]: with W_V set to 0 that is all it adds."""
     model = pb.load(twins.twin("gpt2"))
