@@ -505,6 +505,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "find.channel_content": "folds: every prompt is fitted on and told of in turn; its test counts by plain loops",
     "find.concept_depth": "folds, as channel_content",
     "find.fact_heads": "the held-out value is `_attention.held_out`, as the other finders' here; on a random model no head turns the answer",
+    "measure.minimal_pairs": "a threshold is fitted on half of the sentences: its own test gives labels at random",
     "find.mod_features": "halves of numbers, read from weights: no prompt",
     "find.retrieval_heads": "as fact_heads: on a random model no head copies a needle",
 }
