@@ -141,19 +141,30 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., 
     return decorate
 
 
+def story_options() -> list[click.Parameter]:
+    """The model of a story, and what it draws."""
+    return [
+        click.Option(
+            ["--model"],
+            default="tiny",
+            show_default=True,
+            metavar="MODEL",
+            help="Any model that `show` takes.",
+            shell_complete=complete.models,
+        ),
+        click.Option(
+            ["--seed"], type=int, default=0, show_default=True, help="Of prompts, splits and random controls."
+        ),
+        *model_options(),
+    ]
+
+
 # --- the commands that are no methods -----------------------------------------------------------------
 
 
 @command(
     "demo",
-    click.Option(
-        ["--model"],
-        default="tiny",
-        show_default=True,
-        metavar="MODEL",
-        help="Any model that `show` takes.",
-        shell_complete=complete.models,
-    ),
+    *story_options(),
     click.Option(
         ["--report"],
         default="patchbay-demo.html",
@@ -162,8 +173,6 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., 
         help="Page to write; a knob goes beside it.",
     ),
     click.Option(["--n"], type=click.IntRange(8), help="Number of prompts; without it, fewer for larger models."),
-    click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts, splits and random controls."),
-    *model_options(),
 )
 def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **given: Any) -> None:
     """The whole story in a minute: find the heads, prove it, turn one, see what else changes."""
@@ -178,18 +187,9 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
 @command(
     "run",
     click.Argument(["story"], required=False),
-    click.Option(
-        ["--model"],
-        default="tiny",
-        show_default=True,
-        metavar="MODEL",
-        help="Any model that `show` takes.",
-        shell_complete=complete.models,
-    ),
+    *story_options(),
     click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
     click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
-    click.Option(["--seed"], type=int, default=0, show_default=True, help="Of prompts, splits and random controls."),
-    *model_options(),
 )
 def run_story(
     story: str | None, model: str, report: str | None, n: int | None, seed: int, as_json: bool, **given: Any

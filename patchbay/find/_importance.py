@@ -13,6 +13,7 @@ from patchbay.edits import edit
 from patchbay.find._chance import rank_agreement, standard_error
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
+from patchbay.results.arrays import on_grid
 from patchbay.signal.port import Part, PatchbayError
 
 
@@ -64,14 +65,6 @@ def drawn(parts: list[Part], n: int, seed: int) -> list[Part]:
     return sorted(random.Random(f"importance-{seed}").sample(parts, n))
 
 
-def placed(parts: list[Part], values: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """One value per part on the grid [layer, index], NaN elsewhere."""
-    out = torch.full(shape, torch.nan, dtype=torch.float64)
-    for part, value in zip(parts, values, strict=True):
-        out[part.layer or 0, part.index or 0] = value
-    return out
-
-
 def removals(
     model: Model,
     prompts: list[list[int]],
@@ -84,13 +77,13 @@ def removals(
     """What the removal of `n` of the parts costs, placed on the grid of the scores [prompt, layer, index], and how each score agrees
     with it: variables, and a note.
     """
-    shape = next(iter(scores.values())).shape[1:]
+    n_layers, width = next(iter(scores.values())).shape[1:]
     parts = drawn(parts, n, seed)
     risen, base = increases(model, prompts, parts, batch_size)
     axes = ("layer", parts[0].kind)
     values: dict[str, Any] = {
-        "loss_increase": (placed(parts, risen.mean(0), shape), axes, "nats"),
-        "loss_error": (placed(parts, standard_error(risen), shape), axes, "nats"),
+        "loss_increase": (on_grid(parts, risen.mean(0), n_layers, width), axes, "nats"),
+        "loss_error": (on_grid(parts, standard_error(risen), n_layers, width), axes, "nats"),
         "loss": (base.mean(), (), "nats"),
     }
     found, notes = agreement(scores, risen, parts, seed)

@@ -36,8 +36,10 @@ from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.find._attention import ATTENTION, GRID, Finder, looks, parts_of, pattern_layers, together
+from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
+from patchbay.results.arrays import heads_and_mlps
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -126,13 +128,10 @@ def _parts(model: Model) -> list[Part]:
 def _patched(model: Model, task: Task, parts: list[Part], frozen: bool, batch_size: int) -> Tensor:
     """Probability of the right answer with each part's last position from the twin, [prompt, part]."""
     found = torch.zeros(len(task), len(parts), dtype=torch.float64)
-    for length in sorted({len(ids) for ids in task.clean}):
-        same = [i for i, ids in enumerate(task.clean) if len(ids) == length]
-        for start in range(0, len(same), batch_size):
-            which = same[start : start + batch_size]
-            some = task[which]
-            seen = sweep(model, some, _paths(model, some, parts, frozen), "probability")
-            found[which] = seen["value"].T.double()
+    for which in by_length(task.clean, batch_size):
+        some = task[which]
+        seen = sweep(model, some, _paths(model, some, parts, frozen), "probability")
+        found[which] = seen["value"].T.double()
     return found
 
 
@@ -195,18 +194,6 @@ def _looks(model: Model, task: Task, operands: tuple[str, ...], operator: str, b
 # --- the result ---------------------------------------------------------------------------------------
 
 
-def _grid(model: Model, parts: list[Part], values: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [part] as heads [layer, head] and MLPs [layer]."""
-    heads = values.new_full((model.n_layers, 1 + max(part.index or 0 for part in parts)), torch.nan)
-    mlp = values.new_full((model.n_layers,), torch.nan)
-    for part, value in zip(parts, values, strict=True):
-        if part.kind == "mlp":
-            mlp[part.layer or 0] = value
-        else:
-            heads[part.layer or 0, part.index or 0] = value
-    return heads, mlp
-
-
 def _report(
     model: Model,
     task: Task,
@@ -228,11 +215,13 @@ def _report(
         held = float(effect[1::2, best].mean())
         notes.append(f"{parts[best]} has the highest effect on the even prompts; on the odd ones it has {held:.3g}")
     named = {"effect": mean, "low": low, "high": high, "effect_frozen": effects["frozen"].mean(0)}
-    grids = {name: _grid(model, parts, value) for name, value in named.items()}
+    grids = {name: heads_and_mlps(parts, value, model.n_layers) for name, value in named.items()}
     chances = {"p": p, "p_adjusted": adjusted}
     heads = [part for part in parts if part.kind == "head"]
     values: dict[str, Any] = {name: (grid[0], GRID, LOST) for name, grid in grids.items()}
-    values |= {name: (_grid(model, heads, value)[0], GRID, "probability") for name, value in chances.items()}
+    values |= {
+        name: (heads_and_mlps(heads, value, model.n_layers)[0], GRID, "probability") for name, value in chances.items()
+    }
     values |= {v: (looked[v], looked.axes_of(v), ATTENTION) for v in looked.variables}
     if len(heads) < len(parts):
         for name, short in (

@@ -35,9 +35,11 @@ from patchbay.edits import edit
 from patchbay.find._chance import standard_error
 from patchbay.find._direct import head_layers, normed_after, places
 from patchbay.find._movers import best_movers
+from patchbay.model.given import by_length
 from patchbay.model.linear import bias_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
+from patchbay.results.arrays import on_grid
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -71,7 +73,10 @@ def inhibition_heads(
             f"{WHAT}: no head comes before the movers {_listed(chosen)}, so none can change their queries"
         )
     seen = _measure(model, tested, senders, chosen, draws, batch_size, seed)
-    found = {name: _grid(model, senders, value) for name, value in seen.items()}  # [prompt, layer, head]
+    widest = max(model.n_heads(i) for i in range(model.n_layers))
+    found = {
+        name: on_grid(senders, value, model.n_layers, widest) for name, value in seen.items()
+    }  # [prompt, layer, head]
     p = maths.sign_flip_p(found["inhibition"], floor=1e-6)
     axes, unit = ("layer", "head"), {"effect": task.unit}
     score = found["inhibition"].mean(0)
@@ -163,7 +168,7 @@ def _measure(
     names = ("inhibition", "effect", "random", "looks_at_wrong", "without_first", "looks_at_right")
     out = {name: torch.zeros(len(task), len(senders), dtype=torch.float64) for name in names}
     generator = torch.Generator().manual_seed(seed)
-    for prompts in _batches(task, batch_size):
+    for prompts in by_length(task.clean, batch_size):
         some = task[prompts]
         pair = _pair(model, some, movers, senders)
         right = places(model, pair.ids, [(token,) for token in some.right])
@@ -188,15 +193,6 @@ def _measure(
             for name, value in _looks(pair.clean, sender, right, wrong).items():
                 out[name][prompts, at] = value
     return out
-
-
-def _batches(task: Task, size: int) -> list[list[int]]:
-    """Prompts of one length, at most `size` at a time."""
-    found = []
-    for length in sorted({len(ids) for ids in task.clean}):
-        same = [i for i, ids in enumerate(task.clean) if len(ids) == length]
-        found += [same[start : start + size] for start in range(0, len(same), size)]
-    return found
 
 
 def _pair(model: Model, task: Task, movers: list[Part], senders: list[Part]) -> Pair:
@@ -271,12 +267,3 @@ def _looks(trace: Trace, sender: Part, right: Tensor, wrong: Tensor) -> dict[str
         "without_first": (row * last)[:, 1:].sum(1) / rest,
         "looks_at_right": (row * right).sum(1),
     }
-
-
-def _grid(model: Model, senders: list[Part], values: Tensor) -> Tensor:
-    """[prompt, sender] as [prompt, layer, head], NaN for heads that are no senders."""
-    widest = max(model.n_heads(i) for i in range(model.n_layers))
-    out = torch.full((len(values), model.n_layers, widest), torch.nan, dtype=torch.float64)
-    for at, part in enumerate(senders):
-        out[:, part.layer or 0, part.index or 0] = values[:, at]
-    return out

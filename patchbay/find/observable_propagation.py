@@ -44,6 +44,7 @@ from patchbay.find._chance import rank_agreement, standard_error
 from patchbay.find._direct import grid, head_layers, precise
 from patchbay.find._importance import losses
 from patchbay.find._propagation import WHAT, Field
+from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.results.method import method
@@ -83,9 +84,9 @@ def observable_propagation(
         _piece(
             Field(model, _trace(model, task, some), norm == "exact", weights[some], tokens), heard, chosen, include_bias
         )
-        for some in _batches(task, batch_size)
+        for some in by_length(task.clean, batch_size)
     ]
-    order = torch.tensor([i for some in _batches(task, batch_size) for i in some]).argsort()
+    order = torch.tensor([i for some in by_length(task.clean, batch_size) for i in some]).argsort()
     score, effect, angle, feature = (torch.cat([piece[k] for piece in pieces])[order] for k in range(4))
     p, axes, mean = maths.sign_flip_p(score, floor=1e-6), ("layer", "head"), score.mean(0)
     y = feature.mean(0)  # [layer, head, d_model]
@@ -179,15 +180,6 @@ def _observed(model: Model, task: Task, observable: Observable | None) -> tuple[
     return weights, torch.tensor(list(place))
 
 
-def _batches(task: Task, size: int) -> list[list[int]]:
-    """Prompts of one length, at most `size` at a time."""
-    found = []
-    for length in sorted({len(ids) for ids in task.clean}):
-        same = [i for i, ids in enumerate(task.clean) if len(ids) == length]
-        found += [same[start : start + size] for start in range(0, len(same), size)]
-    return found
-
-
 # --- what is measured -----------------------------------------------------------------------------------
 
 
@@ -240,7 +232,7 @@ def _debias(
     for name, direction in ways.items():
         edits = [] if direction is None else [edit.project(Port("resid_in", layer), direction[None].to(model.dtype))]
         values = torch.zeros(2, len(task), dtype=torch.float64)
-        for some in _batches(task, batch_size):
+        for some in by_length(task.clean, batch_size):
             trace = run(model, [list(task.clean[i]) for i in some], edits=edits)
             values[0, some] = (weights[some] * precise(trace.last_logits[:, tokens])).sum(1)
             values[1, some] = losses(trace) if trace.ids.shape[1] > 1 else torch.nan

@@ -17,7 +17,7 @@ from torch import Tensor
 from patchbay.edits.apply import for_prompts
 from patchbay.edits.edit import Edit
 from patchbay.model import text
-from patchbay.model.given import flat_edits
+from patchbay.model.given import by_length, flat_edits
 from patchbay.signal.port import PatchbayError
 from patchbay.signal.positions import Token
 
@@ -177,7 +177,7 @@ def groups(prompts: Sequence[list[int]], alone: bool) -> list[list[int]]:
     """Places of prompts that run as one batch: those of one length, or each by itself."""
     if alone:
         return [[i] for i in range(len(prompts))]
-    return [[i for i, ids in enumerate(prompts) if len(ids) == length] for length in sorted(set(map(len, prompts)))]
+    return by_length(prompts)
 
 
 def ended(row: list[int], length: int, ends: set[int]) -> list[int]:

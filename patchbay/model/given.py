@@ -1,4 +1,5 @@
-"""What a user gives as edits (edits, knobs and lists of them, as one flat list of edits in order) and as ports (Ports and their text)."""
+"""What a user gives as edits (edits, knobs and lists of them, as one flat list of edits in order), as ports (Ports and their text) and
+as prompts, which run together where they have one length."""
 
 from __future__ import annotations
 
@@ -55,3 +56,12 @@ def flat_ports(given: Any, model: Model) -> list[Port]:
     """Ports from Ports and their text, one alone or several; the keys and values of a query head are those of its group."""
     items = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     return [model.port(item) if isinstance(item, str) else as_port(item) for item in items]
+
+
+def by_length(prompts: Sequence[Sequence[int]], size: int | None = None) -> list[list[int]]:
+    """Places of prompts that run as one batch: of one length, the shortest first, at most `size` at a time."""
+    found = []
+    for length in sorted(set(map(len, prompts))):
+        same = [i for i, ids in enumerate(prompts) if len(ids) == length]
+        found += [same[start : start + (size or len(same))] for start in range(0, len(same), size or len(same))]
+    return found

@@ -9,11 +9,12 @@ and denominator drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from patchbay.maths import benjamini_hochberg, between, intervals, sign_flip_p
+from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
@@ -39,11 +40,9 @@ def check_twins(model: Model, task: Task) -> None:
         )
 
 
-def batches(task: Task, size: int) -> Iterator[list[int]]:
+def batches(task: Task, size: int) -> list[list[int]]:
     """Prompts of one length, at most `size` at a time."""
-    for length in sorted({len(ids) for ids in task.clean}):
-        same = [i for i, ids in enumerate(task.clean) if len(ids) == length]
-        yield from (same[start : start + size] for start in range(0, len(same), size))
+    return by_length(task.clean, size)
 
 
 def check_draws(draws: int) -> None:

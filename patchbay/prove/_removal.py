@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.result import Result
@@ -122,8 +123,8 @@ def measured(
 
 def _batches(task: Task, n_conditions: int, size: int) -> Iterator[tuple[list[int], list[int]]]:
     """(prompt, condition) of the rows of each batch; all prompts of a batch have one length, so that nothing is padded."""
-    for length in sorted({len(ids) for ids in task.clean}):
-        rows = [(i, c) for i, ids in enumerate(task.clean) if len(ids) == length for c in range(n_conditions)]
+    for same in by_length(task.clean):
+        rows = [(i, c) for i in same for c in range(n_conditions)]
         for start in range(0, len(rows), size):
             prompts, which = zip(*rows[start : start + size], strict=True)
             yield list(prompts), list(which)

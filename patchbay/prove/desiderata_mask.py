@@ -41,6 +41,7 @@ from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, ends, listed
 from patchbay.prove._removal import random_sets, too_few
+from patchbay.results.arrays import on_grid
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -112,7 +113,7 @@ def desiderata_mask(
     values |= {"accuracy_validation": (kept.accuracy, (), "share of prompts")}
     table = _by_task(mask, chosen, report, desiderata)
     notes = [_found(chosen, kept, rows, steps), *notes, KNOWN]
-    weight = _grid(model, heads, 1.0 - kept.mask)
+    weight = on_grid(heads, 1.0 - kept.mask.float(), model.n_layers, 1 + max(head.index or 0 for head in heads))
     return Result(
         {
             "weight": (weight, ("layer", "head"), "share taken from the source"),
@@ -157,14 +158,6 @@ def _heads(model: Model) -> list[Part]:
     if not layers:
         model.require(Port("attn.z", 0))  # raises, and says what the family lacks
     return [Part(layer, "head", i) for layer in layers for i in range(model.n_heads(layer))]
-
-
-def _grid(model: Model, heads: Sequence[Part], values: Tensor) -> Tensor:
-    """[layer, head], NaN where a layer has no such head."""
-    out = torch.full((model.n_layers, 1 + max(head.index or 0 for head in heads)), torch.nan)
-    for head, value in zip(heads, values.tolist(), strict=True):
-        out[head.layer or 0, head.index or 0] = value
-    return out
 
 
 # --- the mask -------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
+from patchbay.results.arrays import heads_and_mlps
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port, as_part
@@ -302,13 +303,7 @@ def _arranged(
     out: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
     beside: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
     for name, value in named.items():
-        heads = value.new_full((model.n_layers, widest), torch.nan)
-        mlp = value.new_full((model.n_layers,), torch.nan)
-        for part, x in zip(heard, value, strict=True):
-            if part.kind == "mlp":
-                mlp[part.layer or 0] = x
-            else:
-                heads[part.layer or 0, part.index or 0] = x
+        heads, mlp = heads_and_mlps(heard, value, model.n_layers, widest)
         out[name] = (heads, ("layer", "head"))
         if name in ("effect", "low", "high", "p_adjusted"):
             beside["mlp" if name == "effect" else f"mlp_{name}"] = (mlp, ("layer",))

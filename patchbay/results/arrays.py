@@ -282,6 +282,24 @@ class Arrays:
         return [note for note in self.notes if not any(note.startswith(f"{name}: ") for name in self.shown)]
 
 
+def on_grid(parts: Sequence[Part], values: Tensor, n_layers: int, width: int) -> Tensor:
+    """Values [..., part] at each part's layer and index, [..., layer, index]; NaN elsewhere."""
+    out = values.new_full((*values.shape[:-1], n_layers, width), torch.nan)
+    out[..., [part.layer or 0 for part in parts], [part.index or 0 for part in parts]] = values
+    return out
+
+
+def heads_and_mlps(
+    parts: Sequence[Part], values: Tensor, n_layers: int, width: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Values [part] of heads as [layer, head], as wide as the last head where no width is given, and of MLPs as [layer]."""
+    mlps = [i for i, part in enumerate(parts) if part.kind == "mlp"]
+    heads = [i for i, part in enumerate(parts) if part.kind != "mlp"]
+    width = 1 + max((part.index or 0 for part in parts), default=0) if width is None else width
+    grid = on_grid([parts[i] for i in heads], values[heads], n_layers, width)
+    return grid, on_grid([parts[i] for i in mlps], values[mlps], n_layers, 1)[:, 0]
+
+
 def with_values(rows: Sequence[Row]) -> list[Row]:
     """Rows without the columns in which no row has a number: no interval of one prompt is no column of an interval."""
     empty = {key for key in (rows[0] if rows else ()) if all(_no_number(row.get(key)) for row in rows)} - {"value"}

@@ -11,6 +11,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay import maths
 from patchbay.edits.apply import apply
+from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.tasks.task import Task
@@ -85,8 +86,7 @@ def rightness(model: Model, task: Task, edits: Sequence[object] = ()) -> Tensor:
 def screened(model: Model, task: Task, head: Part, knobs: Sequence[pb.Knob]) -> Tensor:
     """1 where the missing object is named with each knob turned at the last position, [knob, prompt]."""
     port, out = head.port("z"), torch.zeros(len(knobs), len(task), dtype=torch.float64)
-    for length in sorted({len(ids) for ids in task.clean}):
-        places = [i for i, ids in enumerate(task.clean) if len(ids) == length]
+    for places in by_length(task.clean):
         some = task[places].with_metric("accuracy")
         z = pb.run(model, some, taps=[port], logits="last").last(port)  # [prompt, d_head]
         edits = []

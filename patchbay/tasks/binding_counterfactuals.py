@@ -17,10 +17,8 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from patchbay.signal.port import PatchbayError, suggest
-from patchbay.tasks import words
-from patchbay.tasks.entity_binding import QUERIES, THINGS, _render
-from patchbay.tasks.spell import Draft, at_least, choose_words, spans, spans_in_order, spell
+from patchbay.tasks.entity_binding import _render, others_and_marks, words_for
+from patchbay.tasks.spell import Draft, at_least, spell
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -35,10 +33,7 @@ def binding_counterfactuals(model: Model, n: int = 100, *, boxes: int = 5, query
     `objects`, `boxes`, `answer`, `partner` and `query`, as in entity_binding.
     """
     at_least("boxes", boxes, 4, 20)
-    if query not in QUERIES:
-        raise PatchbayError(f"asked for query={query!r}; possible: {', '.join(QUERIES)}{suggest(query, QUERIES)}")
-    things = choose_words(model, "binding_counterfactuals", "objects", THINGS, boxes)
-    letters = choose_words(model, "binding_counterfactuals", "box letters", words.LETTERS, boxes)
+    things, letters = words_for(model, "binding_counterfactuals", boxes, query)
     drafts = _drafts(things, letters, boxes, query, random.Random(f"binding_counterfactuals-{seed}"))
     options = {"boxes": boxes, "query": query}
     return spell("binding_counterfactuals", model, drafts, n, seed=seed, options=options)
@@ -58,19 +53,7 @@ def _drafts(things: list[str], letters: list[str], n_boxes: int, query: str, rng
         at_object, at_box = (s, k) if by_box else (k, s)  # asked by box, the box is the key and the thing the answer
         prompt, answer = _render(objects, boxes, asked, query)
         twin, _ = _render(_swapped(objects, c, at_object), _swapped(boxes, c, at_box), c, query)
-        placed = {"objects": spans_in_order(prompt, objects), "boxes": spans_in_order(prompt, boxes)}
-        answers, keys = ("objects", "boxes") if by_box else ("boxes", "objects")
-        candidates = objects if by_box else boxes
+        labels = {"asked": asked, "positional": c, "lexical": k, "reflexive": s}
         yield Draft(
-            prompt,
-            answer,
-            tuple(f" {word}" for i, word in enumerate(candidates) if i != asked),
-            twin,
-            marks={
-                **placed,
-                "answer": [placed[answers][asked]],
-                "partner": [placed[keys][asked]],
-                "query": spans(prompt, boxes[asked] if by_box else objects[asked])[-1:],
-            },
-            labels={"asked": asked, "positional": c, "lexical": k, "reflexive": s},
+            prompt, answer, **others_and_marks(prompt, objects, boxes, asked, query), corrupted=twin, labels=labels
         )

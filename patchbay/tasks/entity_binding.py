@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
@@ -36,10 +36,7 @@ def entity_binding(model: Model, n: int = 100, *, boxes: int = 4, query: str = "
     the question) and `partner` (the same word in its pair). Labels: `asked` and `twin`, places in the order.
     """
     at_least("boxes", boxes, 2, 20)
-    if query not in QUERIES:
-        raise PatchbayError(f"asked for query={query!r}; possible: {', '.join(QUERIES)}{suggest(query, QUERIES)}")
-    things = choose_words(model, "entity_binding", "objects", THINGS, boxes)
-    letters = choose_words(model, "entity_binding", "box letters", words.LETTERS, boxes)
+    things, letters = words_for(model, "entity_binding", boxes, query)
     drafts = _drafts(things, letters, boxes, query, random.Random(f"entity_binding-{seed}"))
     return spell("entity_binding", model, drafts, n, seed=seed, options={"boxes": boxes, "query": query})
 
@@ -53,22 +50,34 @@ def _drafts(things: list[str], letters: list[str], n_boxes: int, query: str, rng
         swapped[asked], swapped[other] = objects[other], objects[asked]
         prompt, answer = _render(objects, boxes, asked, query)
         twin = _render(swapped, boxes, asked if by_box else other, query)
-        placed = {"objects": spans_in_order(prompt, objects), "boxes": spans_in_order(prompt, boxes)}
-        answers, partners = ("objects", "boxes") if by_box else ("boxes", "objects")
-        candidates = objects if by_box else boxes
+        labels = {"asked": asked, "twin": other}
         yield Draft(
-            prompt,
-            answer,
-            tuple(f" {word}" for i, word in enumerate(candidates) if i != asked),
-            twin[0],
-            marks={
-                **placed,
-                "answer": [placed[answers][asked]],
-                "partner": [placed[partners][asked]],
-                "query": spans(prompt, boxes[asked] if by_box else objects[asked])[-1:],
-            },
-            labels={"asked": asked, "twin": other},
+            prompt, answer, **others_and_marks(prompt, objects, boxes, asked, query), corrupted=twin[0], labels=labels
         )
+
+
+def words_for(model: Model, task: str, boxes: int, query: str) -> tuple[list[str], list[str]]:
+    """The things and the letters of boxes that this model can be asked about by one token."""
+    if query not in QUERIES:
+        raise PatchbayError(f"asked for query={query!r}; possible: {', '.join(QUERIES)}{suggest(query, QUERIES)}")
+    things = choose_words(model, task, "objects", THINGS, boxes)
+    return things, choose_words(model, task, "box letters", words.LETTERS, boxes)
+
+
+def others_and_marks(prompt: str, objects: list[str], boxes: list[str], asked: int, query: str) -> dict[str, Any]:
+    """The answers to the other pairs, all wrong, and where things, boxes, the answer, its partner and the word asked with stand."""
+    placed = {"objects": spans_in_order(prompt, objects), "boxes": spans_in_order(prompt, boxes)}
+    named = {"objects": objects, "boxes": boxes}
+    answers, partners = ("objects", "boxes") if query == "box" else ("boxes", "objects")
+    return {
+        "wrong": tuple(f" {word}" for i, word in enumerate(named[answers]) if i != asked),
+        "marks": {
+            **placed,
+            "answer": [placed[answers][asked]],
+            "partner": [placed[partners][asked]],
+            "query": spans(prompt, named[partners][asked])[-1:],
+        },
+    }
 
 
 def _render(objects: list[str], boxes: list[str], asked: int, query: str) -> tuple[str, str]:
