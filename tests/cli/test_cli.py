@@ -17,7 +17,6 @@ from typing import Any, Literal
 import click
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import patchbay as pb
 from patchbay.cli import cli, commands, options, prompt_files, reading, signatures
@@ -25,19 +24,9 @@ from patchbay.draw import screen
 from patchbay.model import check
 from patchbay.signal.port import Part, PatchbayError, Port, parse_port
 from patchbay.tiny import planted
+from tests.commands import answer, patchbay
 
 METHODS = [(room, name) for room in options.rooms() for name in options.methods(room)]
-
-
-def patchbay(*args: str) -> Result:
-    return CliRunner().invoke(cli, list(args), prog_name="patchbay")
-
-
-def answer(*args: str) -> Any:
-    """The one JSON document on stdout of a command that succeeds."""
-    done = patchbay(*args, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import patchbay as pb
-from patchbay.cli import cli
 from patchbay.tiny import twins
+from tests.commands import answer, patchbay
 
 LAND = "The capital of Lolavia is"
-
-
-def patchbay(*args: str) -> Result:
-    return CliRunner().invoke(cli, list(args), prog_name="patchbay")
-
-
-def answer(*args: str) -> Any:
-    done = patchbay(*args, "--json")
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from transformers import AutoModelForCausalLM
 
 import patchbay as pb
-from patchbay.cli import cli
 from patchbay.results import outside
 from patchbay.tiny import planted
+from tests.commands import patchbay
 from tests.tolerance import close
 
 STRIPES = '''"""Stripes: how much each head looks at one token.
@@ -44,10 +43,6 @@ def stripes(model: pb.Model, task: pb.Task, *, key: int = 0, parts: Optional[lis
     rows = [[float(run[tap][0, -1, key]) for tap in taps] for run in (pb.run(model, [ids], taps=taps) for ids in task.clean)]
     return pb.Result(torch.tensor(rows).mean(0).reshape(model.n_layers, -1), unit="attention")
 '''
-
-
-def patchbay(*args: str) -> Result:
-    return CliRunner().invoke(cli, list(args), prog_name="patchbay")
 
 
 def refusal(*args: str) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.find.activation_sparsity import Cut, Measured, Text, bracketed
 from patchbay.tiny import text, twins
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -31,11 +31,7 @@ def ids(n: int, vocab: int, seed: int = 0) -> list[list[int]]:
 
 
 def small(seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
+    return gpt2(seed)
 
 
 @pytest.mark.parametrize("how", ["dead", "unread"])

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.find.arithmetic_heads import _at_least
 from patchbay.tiny import planted, twins
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -77,11 +77,7 @@ def test_reference(name: str) -> None:
 
 
 def test_attention_is_hugging_face_s() -> None:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(0)
     rows = [torch.randint(3, 40, (n,)).tolist() for n in (6, 8, 7)]
     marks = {"left": [[0], [1], [2]], "right": [[2], [3], [5]], "operator": [[1], [2], [3]]}
     task = pb.Task("any", rows, [3, 4, 5], [[6], [7], [8]], [[*row[:-2], 9, row[-1]] for row in rows], marks=marks)

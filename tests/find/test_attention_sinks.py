@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import tokenizer
+from tests.given import llama
 from tests.tolerance import close
 
 
@@ -73,15 +73,7 @@ def test_closed_forms() -> None:
 
 def test_reference() -> None:
     """The stored metric as loops: column k over the queries that see it, a threshold, a mean over prompts; norms beside it."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama", vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48,
-    )  # fmt: skip
-    hf = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for layer in hf.model.layers:
-            layer.self_attn.q_proj.weight.mul_(60)  # patterns that are far from even
+    hf = llama(0, sharpness=60)
     model = pb.load(hf)
     texts = [torch.randint(3, 90, (n,)).tolist() for n in (12, 9, 20, 16)]
     epsilon, length = 0.25, 16

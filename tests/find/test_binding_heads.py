@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.given import llama
 from tests.tolerance import close
 
 
@@ -74,15 +74,7 @@ def test_a_head_that_looks_at_one_place_is_no_binding_head() -> None:
 
 def test_reference() -> None:
     """The formulas as loops over Hugging Face's own attentions; the mean over all deals of the asked places is the exact null."""
-    torch.manual_seed(2)
-    config = AutoConfig.for_model(
-        "llama", vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48,
-    )  # fmt: skip
-    hf = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for layer in hf.model.layers:
-            layer.self_attn.q_proj.weight.mul_(60)
+    hf = llama(2, sharpness=60)
     task = pairs(6, n_pairs=3, seed=1, vocab=90)
     result = pb.find.binding_heads(pb.load(hf), task, batch_size=4)
     hf.set_attn_implementation("eager")

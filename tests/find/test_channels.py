@@ -16,14 +16,10 @@ from patchbay.signal.channel import Channel, parse_channel
 from patchbay.tiny import planted, twins
 from patchbay.wiring import components, wiring
 from patchbay.wiring.components import check_channel
+from tests.given import lent
 from tests.tolerance import close
 
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}
-
-
-@functools.cache
-def lent(name: str) -> pb.Model:
-    return pb.load(twins.twin(name))
 
 
 def row(result: pb.Result, channel: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import patchbay as pb
 from patchbay.find._statistics import student_p, welch
 from patchbay.find.concept_neurons import untrained
 from patchbay.tiny import planted, twins
+from tests.given import entering
 from tests.tolerance import close
 
 
@@ -93,15 +94,7 @@ def test_reference() -> None:
     rows: dict[str, list[Any]] = {"clean": [], "corrupted": []}
     for name in rows:
         for ids in getattr(task, name):
-            seen: list[Any] = []
-            hooks = [
-                layer.mlp.down_proj.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0][0]))
-                for layer in model.hf.model.layers
-            ]
-            with torch.no_grad():
-                model.hf(torch.tensor([ids]))
-            for hook in hooks:
-                hook.remove()
+            seen = entering([layer.mlp.down_proj for layer in model.hf.model.layers], model.hf, ids)
             rows[name].append([[sum(column) / len(column) for column in layer.T.tolist()] for layer in seen])
     for layer in range(2):
         for neuron in range(0, 48, 5):

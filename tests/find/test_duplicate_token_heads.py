@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import tokenizer
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -53,11 +53,7 @@ def test_planted_induction_head_is_told_apart() -> None:
 
 
 def test_reference() -> None:
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(1)
     prompts = [torch.randint(3, 12, (n,)).tolist() for n in (16, 14, 20)]
     result = pb.find.duplicate_token_heads(pb.load(hf), prompts, batch_size=2)
     hf.set_attn_implementation("eager")

@@ -12,33 +12,8 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.given import MIXTURES
 from tests.tolerance import close
-
-MIXTURES = [
-    "mixtral",
-    "qwen3_moe",
-    "qwen3_next",
-    "olmoe",
-    "gpt_oss",
-    "deepseek_v3",
-    "deepseek_v2",
-    "dots1",
-    "flex_olmo",
-    "glm4_moe_lite",
-    "phimoe",
-    "qwen2_moe",
-    "aria_text",
-    "cohere2_moe",
-    "ernie4_5_moe",
-    "exaone_moe",
-    "glm4_moe",
-    "granitemoe",
-    "hy_v3",
-    "mellum",
-    "minimax_m2",
-    "qwen3_5_moe_text",
-    "solar_open",
-]
 
 
 @functools.cache

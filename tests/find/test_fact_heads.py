@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, ids, tokenizer
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -76,11 +76,7 @@ def test_the_label_never_follows_attribution_alone() -> None:
 
 def test_reference() -> None:
     """Slopes: every head's values multiplied in the weights of a copy, answers by argmax. Attribution: z W_O U by hand."""
-    torch.manual_seed(3)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=24, n_embd=32, n_layer=2, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=1
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(3, vocab_size=24, n_positions=32, start=0)
     with torch.no_grad():
         for block in hf.transformer.h:
             block.attn.c_attn.weight.mul_(8)

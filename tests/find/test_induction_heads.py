@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -43,11 +43,7 @@ def test_planted_duplicate_head_is_told_apart() -> None:
 
 def test_reference() -> None:
     """Olsson et al.: attention to the token after each earlier occurrence, as loops over Hugging Face's own attentions."""
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(1)
     prompts = [torch.randint(3, 12, (n,)).tolist() for n in (16, 14, 20)]  # few tokens: several earlier occurrences
     result = pb.find.induction_heads(pb.load(hf), prompts, batch_size=2)
     hf.set_attn_implementation("eager")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -32,11 +32,7 @@ def test_planted(form: Any) -> None:
 
 def test_reference() -> None:
     """Hidden states through the norm and the unembedding of Hugging Face's model, one prompt and position at a time."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=40, n_embd=32, n_layer=3, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(0, n_layer=3)
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter += 0.3 * torch.randn_like(parameter)

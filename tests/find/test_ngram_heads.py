@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -67,11 +67,7 @@ def _reference(attentions: Any, prompts: list[list[int]], n: int, leave_out: boo
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_reference(n: int) -> None:
     """The definition as loops over Hugging Face's own attentions: strict j < i, whole n-grams, prompt by prompt."""
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(1)
     prompts = [torch.randint(3, 6, (size,)).tolist() for size in (26, 24, 30)]  # few tokens: matches of every order
     result = pb.find.ngram_heads(pb.load(hf), prompts, order=n, batch_size=2)
     hf.set_attn_implementation("eager")

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.given import llama
 from tests.shared import SHARED
 from tests.tolerance import close
 
@@ -30,12 +30,7 @@ def test_planted(form: Any, seed: int) -> None:
 
 def test_reference() -> None:
     """The formula as loops over Hugging Face's own attentions, on prompts of different lengths."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama", vocab_size=96, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        intermediate_size=48,
-    )  # fmt: skip
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = llama(0)
     prompts = [torch.randint(3, 90, (n,)).tolist() for n in (5, 9, 3, 12)]
     result = pb.find.previous_token_heads(pb.load(hf), prompts, first=2, batch_size=3)
     hf.set_attn_implementation("eager")

@@ -15,6 +15,7 @@ from scipy import stats
 import patchbay as pb
 from patchbay.find._statistics import average_precision, random_average_precision
 from patchbay.tiny import planted, twins
+from tests.given import entering
 from tests.tolerance import close
 
 
@@ -113,15 +114,7 @@ def test_reference() -> None:
         result = pb.find.relation_neurons(model, task, relation="a", pool=pool, shares=[0.05])  # type: ignore[arg-type]
         seen: list[list[list[float]]] = []  # [prompt][layer][neuron]
         for ids in task.clean:
-            here: list[torch.Tensor] = []
-            hooks = [
-                block.mlp.c_proj.register_forward_pre_hook(lambda _, args, here=here: here.append(args[0][0]))
-                for block in model.hf.transformer.h
-            ]
-            with torch.no_grad():
-                model.hf(torch.tensor([ids]))
-            for hook in hooks:
-                hook.remove()
+            here = entering([block.mlp.c_proj for block in model.hf.transformer.h], model.hf, ids)
             reduce = {
                 "last": lambda x: x[-1],
                 "max": lambda x: x.max(0).values,

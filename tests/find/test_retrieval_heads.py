@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import tokenizer
+from tests.given import gpt2
 from tests.tolerance import close
 
 
@@ -90,11 +90,7 @@ def test_equal_attention_counts_as_the_first() -> None:
 @pytest.mark.parametrize("mode", ["set", "count"])
 def test_reference(mode: Any) -> None:
     """The paper's definition as loops over Hugging Face's own greedy steps and attentions, in both modes."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "gpt2", vocab_size=12, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
-    )
-    hf = AutoModelForCausalLM.from_config(config).eval()
+    hf = gpt2(0, vocab_size=12, start=0)
     with torch.no_grad():
         hf.transformer.wpe.weight.mul_(20)  # so that what is said and looked at varies
         for block in hf.transformer.h:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from patchbay.knobs.gguf import write_gguf
 from patchbay.knobs.knob import Knob
 from patchbay.signal.port import Port
 from patchbay.tiny import planted, twins
+from tests.given import lent
 from tests.tolerance import NOISE, Nearness, close
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -37,11 +37,6 @@ FAMILIES = (
     "lfm2",
     "deepseek_v3",
 )
-
-
-@functools.cache
-def model_of(name: str) -> pb.Model:
-    return pb.load(twins.twin(name))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -85,7 +80,7 @@ FOLDED: dict[str, Callable[[pb.Model, int], list[Edit]]] = {
     ("name", "what"), [pair for pair in itertools.product(FAMILIES, FOLDED) if pair != ("falcon grouped", "values")]
 )
 def test_a_checkpoint_has_the_logits_of_the_edited_model(name: str, what: str, tmp_path: Path) -> None:
-    model = model_of(name)
+    model = lent(name)
     layer = next(i for i in range(model.n_layers) if model.n_heads(i))
     knob = turned(*FOLDED[what](model, layer))
     before = copy.deepcopy(model.hf.state_dict())
@@ -100,7 +95,7 @@ def test_a_checkpoint_has_the_logits_of_the_edited_model(name: str, what: str, t
 
 def test_neurons_and_inputs_of_the_mlp(tmp_path: Path) -> None:
     for name in ("gpt2", "llama", "phi3"):
-        model = model_of(name)
+        model = lent(name)
         layer = model.layers[1]
         active = int(pb.run(model, IDS, taps=[layer.mlp.act])[layer.mlp.act].abs().amax((0, 1)).argmax())
         for edit in (pb.scale(layer.mlp.neurons[active].act, 1.0), pb.project(layer.mlp.input, noise(4, 32))):
@@ -114,7 +109,7 @@ def test_neurons_and_inputs_of_the_mlp(tmp_path: Path) -> None:
 def test_experts_of_both_layouts(tmp_path: Path) -> None:
     """Mixtral stores a matrix as [stream, neuron], GPT-OSS as [neuron, stream] with a bias."""
     for name in ("mixtral", "gpt_oss", "qwen3_moe"):
-        model = model_of(name)
+        model = lent(name)
         experts = [pb.scale(expert.out, 1.0) for expert in list(model.layers[1].experts)[:2]]
         for edits in (experts, [pb.project(Port("experts.out", 0), noise(2, 32))]):
             knob = turned(*edits)
@@ -126,7 +121,7 @@ def test_experts_of_both_layouts(tmp_path: Path) -> None:
 
 def test_adding_goes_into_biases_where_there_are_some(tmp_path: Path) -> None:
     """Added to the stream, to heads and to neurons of GPT-2; Llama without biases refuses and names the module, with them folds."""
-    model, biased = model_of("gpt2"), model_of("llama biased")
+    model, biased = lent("gpt2"), lent("llama biased")
     for who in (model, biased):
         for port in (who.layers[1].resid_in, who.layers[0].resid_mid, who.layers[1].resid_out, who.layers[0].attn.out):
             knob = turned(pb.add(port, noise(who.d_model)))
@@ -138,7 +133,7 @@ def test_adding_goes_into_biases_where_there_are_some(tmp_path: Path) -> None:
         knob = turned(edit, strength=0.5)
         knob.export(model, tmp_path / "out", overwrite=True)
         assert apart(model, knob, loaded(tmp_path / "out"))[0]
-    bare = model_of("llama")
+    bare = lent("llama")
     with pytest.raises(pb.PatchbayError, match=r"add\(L1\.resid_out.*layers\.1\.mlp\.down_proj has no bias"):
         turned(pb.add(bare.layers[1].resid_out, noise(32))).export(bare, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -147,7 +142,7 @@ def test_adding_goes_into_biases_where_there_are_some(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "phi", "mixtral", "gpt_oss"])
 def test_one_projection_of_the_whole_stream(name: str, tmp_path: Path) -> None:
     """At every place of the stream it folds, embeddings untied; at one place alone it does not."""
-    model = model_of(name)
+    model = lent(name)
     basis = noise(2, model.d_model)
     ports = [Port("embed")]
     ports += [Port(s, i) for i in range(model.n_layers) for s in ("resid_mid", "resid_out") if s in model.signals(i)]
@@ -201,7 +196,7 @@ def test_a_planted_head_is_gone_from_the_checkpoint(form: Any, tmp_path: Path) -
 def test_peft_loads_the_adapter(name: str, tmp_path: Path) -> None:
     """Two modules of different ranks; with the adapter on, the logits of the edited model; off, the model's own."""
     peft = pytest.importorskip("peft")
-    model = model_of(name)
+    model = lent(name)
     edits = [pb.scale(model.layers[0].heads[1].z, 1.0), pb.scale(model.layers[1].heads[2].z, 1.0)]
     if "mlp.act" in model.signals(1):
         edits.append(pb.scale(model.layers[1].mlp.neurons[5].act, 1.0))
@@ -218,7 +213,7 @@ def test_peft_loads_the_adapter(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_no_adapter_is_refused(tmp_path: Path) -> None:
-    gpt2, mixtral = model_of("gpt2"), model_of("mixtral")
+    gpt2, mixtral = lent("gpt2"), lent("mixtral")
     cases = [
         (gpt2, pb.scale(gpt2.layers[0].attn.z, 1.0), r"h\.0\.attn\.c_proj: .* rank 32, more than half"),
         (gpt2, pb.add(gpt2.layers[0].attn.out, noise(32)), "a bias, an embedding, a norm or fused experts"),
@@ -273,7 +268,7 @@ def test_gguf_arrays_of_odd_lengths_are_aligned(tmp_path: Path) -> None:
 
 
 def test_plain_safetensors_hold_any_port(tmp_path: Path) -> None:
-    model = model_of("llama")
+    model = lent("llama")
     edits = [pb.add(model.layers[0].resid_out, noise(32)), pb.add(model.layers[1].heads[2].z, noise(8))]
     Knob("steer", edits, -2.0).export(model, tmp_path / "out", form="vector")
     held = load_file(tmp_path / "out" / "steering.safetensors")
@@ -285,7 +280,7 @@ def test_plain_safetensors_hold_any_port(tmp_path: Path) -> None:
 
 
 def test_what_is_no_vector_is_refused(tmp_path: Path) -> None:
-    model = model_of("gpt2")
+    model = lent("gpt2")
     layer = model.layers[1]
     vector = noise(32)
     cases = [
@@ -305,7 +300,7 @@ def test_what_is_no_vector_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_edit_that_cannot_be_folded_is_named_with_its_reason(tmp_path: Path) -> None:
-    model = model_of("llama")
+    model = lent("llama")
     layer = model.layers[1]
     cases = [
         (pb.scale(layer.heads[0].z, 1.0, positions=-1), "weights act at all of them"),
@@ -330,7 +325,7 @@ def test_every_edit_that_cannot_be_folded_is_named_with_its_reason(tmp_path: Pat
     assert "L1.H1.q" in str(caught.value)
     assert "L1.KV0.k" in str(caught.value)
     assert "L1.H0.z" not in str(caught.value)
-    gemma, falcon = model_of("gemma2"), model_of("falcon grouped")
+    gemma, falcon = lent("gemma2"), lent("falcon grouped")
     with pytest.raises(pb.PatchbayError, match="4 value heads share 2 stored ones"):
         turned(pb.scale(falcon.layers[0].groups[0].v, 1.0)).export(falcon, tmp_path / "none")
     with pytest.raises(pb.PatchbayError, match="a norm stands between"):
@@ -348,7 +343,7 @@ def test_what_does_not_reproduce_the_edited_model_is_not_written(
     """A fold that is wrong by one part in a thousand is found before anything is written."""
     from patchbay.knobs import fold
 
-    model = model_of("gpt2")
+    model = lent("gpt2")
     own = fold._z
     monkeypatch.setitem(fold.WRITE, "attn.z", lambda f, p, m: own(f, p, fold.Affine(m.a * 1.001, m.b)))
     knob = turned(pb.scale(model.layers[0].heads[0].z, 1.0))
@@ -359,7 +354,7 @@ def test_what_does_not_reproduce_the_edited_model_is_not_written(
 
 
 def test_bad_requests(tmp_path: Path) -> None:
-    model, other = model_of("gpt2"), pb.load(twins.twin("gpt2", seed=1))
+    model, other = lent("gpt2"), pb.load(twins.twin("gpt2", seed=1))
     knob = pb.turn.scale(["L0.H1"], 0.5, model=model)
     with pytest.raises(pb.PatchbayError, match=r"no form 'chekpoint'.*did you mean 'checkpoint'"):
         knob.export(model, tmp_path / "out", form="chekpoint")
@@ -373,7 +368,7 @@ def test_bad_requests(tmp_path: Path) -> None:
 
 
 def test_what_is_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("gpt2")
+    model = lent("gpt2")
     knob, target = pb.turn.scale(["L0.H1"], 0.5, model=model), tmp_path / "out"
     knob.export(model, target)
     before = (target / "model.safetensors").read_bytes()

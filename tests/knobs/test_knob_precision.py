@@ -17,7 +17,7 @@ from patchbay.errors import PatchbayError
 from patchbay.knobs.knob import Knob, KnobPrecision, load_knob
 from patchbay.model.precisions import kept_of, one_checkpoint
 from patchbay.tiny.twins import twin
-from tests.model.test_stored import Eight, eight
+from tests.model.test_stored import eight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 FAMILIES = ("llama", "gpt2", "gemma2", "mixtral", "mamba")
@@ -107,13 +107,9 @@ def wide(seed: int = 0) -> Any:
 
 
 def as_eight(hf: Any) -> Any:
-    other = copy.deepcopy(hf)
-    for layer in other.model.layers:
-        for owner in (layer.self_attn, layer.mlp):
-            for child, module in list(owner.named_children()):
-                if isinstance(module, nn.Linear):
-                    setattr(owner, child, Eight(module, False, True))
-    return other
+    from tests.model.test_stored import in_eights
+
+    return in_eights(copy.deepcopy(hf))
 
 
 def test_a_knob_without_what_tells_precisions_apart_is_held_to_its_fingerprint() -> None:

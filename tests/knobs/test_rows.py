@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
 import patchbay as pb
 from patchbay.knobs.knob import Knob
 from patchbay.knobs.rows import by_row, generate_rows
-from patchbay.tiny import twins
+from tests.given import lent
 from tests.tolerance import close
-
-
-@functools.cache
-def model_of(name: str) -> pb.Model:
-    return pb.load(twins.twin(name))
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,7 +43,7 @@ def knobs(model: pb.Model) -> list[Knob | None]:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mixtral", "gptj"])
 def test_every_row_is_as_if_it_ran_alone(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     mixed = knobs(model)
     prompts = ids(len(mixed))
     together = pb.run(model, prompts, edits=by_row(model, mixed)).logits
@@ -66,7 +59,7 @@ def test_every_row_is_as_if_it_ran_alone(name: str) -> None:
 
 def test_a_knob_on_one_row_changes_no_bit_of_another() -> None:
     for name in ("gpt2", "llama", "mixtral"):
-        model = model_of(name)
+        model = lent(name)
         mixed = knobs(model)
         prompts = ids(len(mixed))
         before = pb.run(model, prompts, edits=by_row(model, mixed)).logits
@@ -82,7 +75,7 @@ def test_a_knob_on_one_row_changes_no_bit_of_another() -> None:
 
 
 def test_edits_that_differ_by_their_numbers_become_one() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     port = model.layers[0].resid_out
     made = by_row(model, [Knob(str(i), [pb.add(port, noise(32, seed=i))], 1.0) for i in range(16)])
     assert len(made) == 1
@@ -94,7 +87,7 @@ def test_edits_that_differ_by_their_numbers_become_one() -> None:
 
 def test_the_order_of_edits_within_a_row_holds() -> None:
     """One row multiplies first, the other adds first."""
-    model = model_of("gpt2")
+    model = lent("gpt2")
     port = model.layers[1].resid_out
     add, scale = pb.add(port, noise(32)), pb.scale(port, -2.0)
     prompts = ids(1).repeat(2, 1)
@@ -107,7 +100,7 @@ def test_the_order_of_edits_within_a_row_holds() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mamba2"])
 def test_generation_by_rows_equals_each_alone(name: str) -> None:
     """Prompts of several lengths, knobs of several kinds, with the cache; tokens are heard as they come."""
-    model = model_of(name)
+    model = lent(name)
     prompts = [row[:n].tolist() for row, n in zip(ids(6), (4, 7, 4, 4, 5, 7), strict=True)]
     steer = [Knob(str(i), [pb.add(model.layers[0].resid_out, 4 * noise(32, seed=i))], 1.0) for i in range(5)]
     entries = [steer[0], None, steer[1], None, steer[2], [steer[3], steer[4]]]
@@ -129,7 +122,7 @@ def test_text_in_text_out() -> None:
 
 
 def test_what_is_refused() -> None:
-    model = model_of("gpt2")
+    model = lent("gpt2")
     with pytest.raises(pb.PatchbayError, match="2 prompts and 1 knobs"):
         generate_rows(model, ids(2), [None], 2)
     with pytest.raises(pb.PatchbayError, match="names rows by itself"):

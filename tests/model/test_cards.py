@@ -1,7 +1,10 @@
 """Cards of parts: what a head and a neuron read and write, as tokens, from the weights."""
 
+from typing import Any
+
 import torch
 from click.testing import CliRunner
+from torch import nn
 
 import patchbay as pb
 from patchbay.cli import cli
@@ -9,15 +12,20 @@ from patchbay.model.cards import part_card
 from patchbay.tiny.twins import twin
 
 
+def nearest_to_itself(hf: Any, before: nn.Module) -> None:
+    """Norms of gain 1 and tokens of one length, so that each token is the nearest to its own direction."""
+    for norm in (before, hf.model.norm):
+        norm.weight.fill_(1.0)
+    for weight in (hf.get_input_embeddings().weight, hf.get_output_embeddings().weight):
+        weight /= weight.norm(dim=1, keepdim=True)
+
+
 def test_a_neuron_that_copies_one_token_into_another_says_so() -> None:
     """Its input column is token 7's embedding and its output row token 9's unembedding, through norms of gain 1."""
     hf = twin("llama")
     with torch.no_grad():
         mlp = hf.model.layers[1].mlp
-        for norm in (hf.model.layers[1].post_attention_layernorm, hf.model.norm):
-            norm.weight.fill_(1.0)
-        for weight in (hf.get_input_embeddings().weight, hf.get_output_embeddings().weight):
-            weight /= weight.norm(dim=1, keepdim=True)  # so that a token is nearest to itself
+        nearest_to_itself(hf, hf.model.layers[1].post_attention_layernorm)
         mlp.up_proj.weight[3] = hf.get_input_embeddings().weight[7]
         mlp.down_proj.weight[:, 3] = hf.get_output_embeddings().weight[9]
     reads, writes = part_card(pb.load(hf), "L1.N3")["words"]
@@ -30,10 +38,7 @@ def test_a_head_whose_map_is_one_pair_of_tokens_says_so() -> None:
     hf = twin("llama")
     with torch.no_grad():
         attention = hf.model.layers[0].self_attn
-        for norm in (hf.model.layers[0].input_layernorm, hf.model.norm):
-            norm.weight.fill_(1.0)
-        for weight in (hf.get_input_embeddings().weight, hf.get_output_embeddings().weight):
-            weight /= weight.norm(dim=1, keepdim=True)
+        nearest_to_itself(hf, hf.model.layers[0].input_layernorm)
         d_head = attention.head_dim
         attention.v_proj.weight[:d_head] = 0.0  # group 0, of heads 0 and 1
         attention.v_proj.weight[0] = hf.get_input_embeddings().weight[5]

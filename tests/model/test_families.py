@@ -16,6 +16,7 @@ from patchbay.model.model import Model
 from patchbay.model.placing import candidates, follow, layer_modules, missing
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+from tests.given import MIXTURES
 
 REQUIRED = """apertus glm4 granitemoe llama4_text mpt olmo persimmon xglm ernie4_5 gpt_bigcode gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
 gemma3_text olmo2 olmoe phi phi3 stablelm starcoder2 cohere cohere2 granite gpt_oss deepseek_v3 smollm3 mamba2 lfm2 bamba"""
@@ -35,19 +36,6 @@ PARALLEL = (
     "cohere2",
     "cohere2_moe",
 )
-MIXTURE = (
-    "mixtral",
-    "qwen3_moe",
-    "qwen3_next",
-    "olmoe",
-    "gpt_oss",
-    "deepseek_v3",
-    "deepseek_v2",
-    "glm4_moe_lite",
-    "dots1",
-)
-MIXTURE += ("flex_olmo", "phimoe", "qwen2_moe", "aria_text", "cohere2_moe", "ernie4_5_moe", "exaone_moe", "glm4_moe")
-MIXTURE += ("granitemoe", "hy_v3", "mellum", "minimax_m2", "qwen3_5_moe_text", "solar_open")
 DENSE_TOO = (
     "deepseek_v3",
     "deepseek_v2",
@@ -71,7 +59,7 @@ def expected_signals(name: str) -> set[str]:
         return set(STREAM)
     found = {*STREAM, *HEADS, *MLP}
     found |= set() if name in PARALLEL else {"resid_mid"}
-    found |= set(EXPERTS) if name in MIXTURE else {"mlp.act"}
+    found |= set(EXPERTS) if name in MIXTURES else {"mlp.act"}
     return found | ({"mlp.act"} if name in DENSE_TOO else set())
 
 

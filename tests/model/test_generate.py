@@ -16,6 +16,7 @@ from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
+from tests.given import generated
 from tests.tolerance import NOISE, close
 
 LENGTH, NEW = 10, 5
@@ -81,29 +82,11 @@ def edit_of(op: str, port: Port, tap: torch.Tensor, seed: int, **where: object) 
     return None
 
 
-def generated(
-    model: Model, ids: torch.Tensor, edits: list[Edit], **options: object
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Greedy continuation with the cache: the whole text [prompt, position], and the logits of its new tokens."""
-    with model.edited(*edits):
-        out = model.hf.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW,
-            do_sample=False,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-            **options,
-        )
-    return out.sequences, torch.stack(out.logits, 1)
-
-
 def assert_equals_recomputation(
     model: Model, edits: list[Edit], kinds: list[object], key_kinds: list[object] | None = None
 ) -> torch.Tensor:
     """Returns by how much each row's logits, at any position, differ from those without edits."""
-    text, logits = generated(model, prompt_ids(len(edits)), edits)
+    text, logits = generated(model, prompt_ids(len(edits)), edits, NEW)
     plain = []
     for row, (edit, kind) in enumerate(zip(edits, kinds, strict=True)):
         ids = text[row, :-1].tolist()

@@ -101,7 +101,11 @@ class Eight(nn.Module):
 
 
 def eight(name: str = "llama", inputs: bool = False, differentiable: bool = True) -> Any:
-    hf = twin(name, **WIDE)
+    return in_eights(twin(name, **WIDE), inputs, differentiable)
+
+
+def in_eights(hf: Any, inputs: bool = False, differentiable: bool = True) -> Any:
+    """The model itself, its matrices now stored as integers."""
     for layer in hf.model.layers:
         for owner in (layer.self_attn, layer.mlp):
             for child, module in list(owner.named_children()):

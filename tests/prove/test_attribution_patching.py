@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -12,19 +11,10 @@ from torch import Tensor, nn
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.given import chain, pairs
 from tests.tolerance import close
 
 SITES = ("resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out", "head", "neuron")
-
-
-def pairs(n: int = 3, length: int = 8, seed: int = 0, n_wrong: int = 2, **more: Any) -> pb.Task:
-    """Random prompts, twins with two tokens changed, random answers: nothing that a random model knows."""
-    rng = random.Random(seed)
-    clean = [[rng.randrange(3, 60) for _ in range(length)] for _ in range(n)]
-    corrupted = [[rng.randrange(3, 60) if at in (1, 4) else token for at, token in enumerate(ids)] for ids in clean]
-    answers = [rng.sample(range(3, 60), 1 + n_wrong) for _ in range(n)]
-    right, wrong = [a[0] for a in answers], [a[1:] for a in answers]
-    return pb.Task("pairs", clean, right, wrong, corrupted, **more)  # type: ignore[arg-type]
 
 
 class One(nn.Module):
@@ -52,25 +42,9 @@ def linear(family: str) -> pb.Model:
     return pb.load(hf)
 
 
-def first_or_second(form: Any) -> tuple[pb.Model, dict[str, str], pb.Task]:
-    """An induction circuit, and twins in which the token before the answer is another one: both heads change."""
-    built = planted.induction(form=form)
-    model = pb.load(built.model, built.tokenizer)
-    rng = random.Random(0)
-    clean, corrupted, right, wrong = [], [], [], []
-    for _ in range(6):
-        *row, new = rng.sample(range(3, model.vocab_size), 9)
-        k = rng.randint(2, 6)
-        clean.append([*row, row[k]])
-        corrupted.append([*row[:k], new, *row[k + 1 :], row[k]])
-        right.append(row[k + 1])
-        wrong.append([row[k - 1]])
-    return model, dict(built.truth), pb.Task("chain", clean, right, wrong, corrupted)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
 def test_planted(form: Any) -> None:
-    model, truth, task = first_or_second(form)
+    model, truth, task = chain(form, 6)
     heads = [truth["induction"], truth["previous_token"]]
     result = pb.prove.attribution_patching(model, task, steps=20, exact=True)
     assert {str(part) for part in result.top(2)} == set(heads)

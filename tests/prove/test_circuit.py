@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +17,7 @@ import patchbay as pb
 from patchbay.prove._graph import Graph, Mixed, outputs
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests import given
 from tests.tolerance import close
 
 KINDS = [
@@ -35,29 +36,7 @@ KINDS = [
 KINDS += ["mixtral", "opt", "gpt_oss", "deepseek_v3", "qwen3_next", "bamba", "mamba2"]
 
 
-def pairs(n: int = 3, length: int = 7, seed: int = 0, **more: Any) -> pb.Task:
-    """Random prompts, twins with two tokens changed, random answers: nothing that a random model knows."""
-    rng = random.Random(seed)
-    clean = [[rng.randrange(3, 60) for _ in range(length)] for _ in range(n)]
-    corrupted = [[rng.randrange(3, 60) if at in (1, 4) else token for at, token in enumerate(ids)] for ids in clean]
-    answers = [rng.sample(range(3, 60), 2) for _ in range(n)]
-    return pb.Task("pairs", clean, [a for a, _ in answers], [[b] for _, b in answers], corrupted, **more)  # type: ignore[arg-type]
-
-
-def chain(form: Any, seed: int = 0, n: int = 8) -> tuple[pb.Model, dict[str, str], pb.Task]:
-    """An induction circuit, and twins in which the token before the answer is another one: the whole chain is needed."""
-    built = planted.induction(form=form, seed=seed)
-    model = pb.load(built.model, built.tokenizer)
-    rng = random.Random(seed)
-    clean, corrupted, right, wrong = [], [], [], []
-    for _ in range(n):
-        *row, new = rng.sample(range(3, model.vocab_size), 8)
-        k = rng.randint(2, 5)
-        clean.append([*row, row[k]])
-        corrupted.append([*row[:k], new, *row[k + 1 :], row[k]])
-        right.append(row[k + 1])
-        wrong.append([row[k - 1]])
-    return model, dict(built.truth), pb.Task("chain", clean, right, wrong, corrupted)  # type: ignore[arg-type]
+pairs = functools.partial(given.pairs, length=7, n_wrong=1)
 
 
 def units(result: pb.Result, n: int) -> set[str]:
@@ -67,7 +46,7 @@ def units(result: pb.Result, n: int) -> set[str]:
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
 def test_planted(form: Any) -> None:
     """Embedding, first head's values, second head's keys, logits: these three edges and no fewer."""
-    model, truth, task = chain(form)
+    model, truth, task = given.chain(form, 8, length=7)
     first, second = truth["previous_token"], truth["induction"]
     edges = {f"embed -> {model.port(first + '.v')}", f"{first} -> {model.port(second + '.k')}", f"{second} -> logits"}
     result = pb.prove.circuit(model, task, draws=3)
@@ -87,7 +66,7 @@ def test_planted(form: Any) -> None:
 
 
 def test_planted_heads_and_greedy_growth() -> None:
-    model, truth, task = chain("gpt2", 1, 4)
+    model, truth, task = given.chain("gpt2", 4, 1, length=7)
     scores = pb.prove.attribution_patching(model, task, steps=20)
     result = pb.prove.circuit(model, task, scores=scores, draws=2)
     assert result["smallest"] == 2
@@ -264,7 +243,7 @@ def test_metrics_batches_and_errors() -> None:
 
 
 def test_flat_scores_are_said_and_exact_effects_are_used() -> None:
-    model, _, task = chain("gpt2")
+    model, _, task = given.chain("gpt2", 8, length=7)
     graph = Graph(model)
     labels = {"edit": [graph.label(edge) for edge in graph.edges]}
     n = len(graph.edges)
@@ -282,7 +261,7 @@ def test_flat_scores_are_said_and_exact_effects_are_used() -> None:
 
 
 def test_the_table_holds_the_smallest_circuit_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _, task = chain("gpt2")
+    model, _, task = given.chain("gpt2", 8, length=7)
     monkeypatch.setattr(importlib.import_module("patchbay.prove.circuit"), "LISTED", 1)
     found = pb.prove.circuit(model, task, draws=1)
     assert len(found.tables["circuit"]) == int(found["smallest"]) == 3
@@ -290,7 +269,7 @@ def test_the_table_holds_the_smallest_circuit_whole(monkeypatch: pytest.MonkeyPa
 
 def test_means_outside_are_scored_by_means() -> None:
     """The first-order effect of a mean in the writer's place: exact for edges into the logits of a stream that is read linearly."""
-    model, _, task = chain("gpt2")
+    model, _, task = given.chain("gpt2", 8, length=7)
     result = pb.prove.circuit(model, task, outside="mean", draws=1)
     assert any("by EAP from means" in note for note in result.notes)
     twins_ = pb.prove.circuit(model, task, draws=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -13,20 +12,11 @@ import patchbay as pb
 from patchbay.prove._first_order import agreed, agreement
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.given import chain, pairs
 from tests.tolerance import NOISE, close
 
 KINDS = ["gpt2", "gptj", "bloom", "falcon", "falcon grouped", "gemma2", "olmo2", "phi", "granite", "mixtral", "opt"]
 KINDS += ["deepseek_v3", "qwen3_next", "bamba", "mamba2"]
-
-
-def pairs(n: int = 3, length: int = 8, seed: int = 0, n_wrong: int = 2, **more: Any) -> pb.Task:
-    """Random prompts, twins with two tokens changed, random answers: nothing that a random model knows."""
-    rng = random.Random(seed)
-    clean = [[rng.randrange(3, 60) for _ in range(length)] for _ in range(n)]
-    corrupted = [[rng.randrange(3, 60) if at in (1, 4) else token for at, token in enumerate(ids)] for ids in clean]
-    answers = [rng.sample(range(3, 60), 1 + n_wrong) for _ in range(n)]
-    right, wrong = [a[0] for a in answers], [a[1:] for a in answers]
-    return pb.Task("pairs", clean, right, wrong, corrupted, **more)  # type: ignore[arg-type]
 
 
 def edges_of(result: pb.Result, variable: str = "effect") -> dict[str, float]:
@@ -36,19 +26,8 @@ def edges_of(result: pb.Result, variable: str = "effect") -> dict[str, float]:
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
 def test_planted(form: Any) -> None:
     """The token before the answer is another one in the twin: it goes embedding, first head, second head's key, logits."""
-    built = planted.induction(form=form)
-    model = pb.load(built.model, built.tokenizer)
-    rng = random.Random(0)
-    clean, corrupted, right, wrong = [], [], [], []
-    for _ in range(5):
-        *row, new = rng.sample(range(3, model.vocab_size), 9)
-        k = rng.randint(2, 6)
-        clean.append([*row, row[k]])
-        corrupted.append([*row[:k], new, *row[k + 1 :], row[k]])
-        right.append(row[k + 1])
-        wrong.append([row[k - 1]])
-    task = pb.Task("chain", clean, right, wrong, corrupted)  # type: ignore[arg-type]
-    first, second = built.truth["previous_token"], built.truth["induction"]
+    model, built, task = chain(form, 5)
+    first, second = built["previous_token"], built["induction"]
     keys, values = model.port(f"{second}.k"), model.port(f"{first}.v")
     truth = {f"embed -> {values}", f"{first} -> {keys}", f"{second} -> logits"}
     result = pb.prove.edge_attribution(model, task, steps=20, exact=12)

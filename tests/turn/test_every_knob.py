@@ -15,16 +15,11 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.knobs.conflicts import KnobConflict, conflicts
-from patchbay.tiny import twins
+from tests.given import generated, lent
 from tests.tolerance import NOISE, close
 
 LENGTH, NEW = 8, 4
 Make = Callable[[pb.Model], pb.Knob]
-
-
-@functools.cache
-def lent(name: str) -> pb.Model:
-    return pb.load(twins.twin(name))
 
 
 def prompts(n: int) -> Tensor:
@@ -88,22 +83,12 @@ def test_at_neutral_it_is_not_there_bit_for_bit(kind: str, name: str) -> None:
 def test_generation_with_the_cache_is_one_run_over_the_finished_text(kind: str, name: str) -> None:
     """Positions count in the prompt; the reference runs the whole text, told where the prompt ended, without a cache."""
     model, knob, ids = lent(name), made(kind, name), prompts(3)
-    with model.edited(knob):
-        out = model.hf.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=NEW,
-            do_sample=False,
-            pad_token_id=0,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-    cached = torch.stack(out.logits, 1)  # [prompt, new token, vocab]
-    text = out.sequences[:, :-1]
+    whole_text, cached = generated(model, ids, [knob], NEW)  # [prompt, position], [prompt, new token, vocab]
+    text = whole_text[:, :-1]
     with model.session(edits=knob.edits_at(), prompt_length=LENGTH), torch.no_grad():
         whole = model.hf(input_ids=text, use_cache=False).logits[:, LENGTH - 1 :]
     assert close(whole, cached, noise=4 * NOISE)  # one token at a time: other kernels in every layer
-    assert torch.equal(whole.argmax(-1), out.sequences[:, LENGTH:])
+    assert torch.equal(whole.argmax(-1), whole_text[:, LENGTH:])
     plain = pb.run(model, text).logits[:, LENGTH - 1 :]
     assert (whole - plain).abs().max() > 1e-4, "without effect"
 

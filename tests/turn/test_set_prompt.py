@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from typing import Any
 
@@ -12,17 +11,13 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted, twins
 from patchbay.turn._sets import layout, plain_layout
+from tests.given import lent
 from tests.tolerance import close
 
 PROMPT = [[5, 6, 7], [[11, 12], [13, 14, 15], [16], [17, 18]], [8, 9, 10]]
 OTHER = [[5], [[21, 22, 23], [24], [25, 26, 27]], [8, 9, 3, 4]]
 STATE = ("mamba2", "mamba", "falcon_mamba", "bamba", "lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 ALIBI = ("bloom", "falcon alibi", "mpt")
-
-
-@functools.cache
-def model_of(name: str) -> pb.Model:
-    return pb.load(twins.twin(name))
 
 
 def in_order(order: Any, prompt: Any = PROMPT) -> Any:
@@ -47,7 +42,7 @@ def test_planted(form: Any) -> None:
 def test_reference() -> None:
     """Mask and position ids written as plain loops and given to Hugging Face's model; every option sees prefix and itself alone."""
     for name in ("gpt2", "llama"):
-        model = model_of(name)
+        model = lent(name)
         prefix, options, suffix = PROMPT
         ids, positions, owner = list(prefix), list(range(len(prefix))), [-1] * len(prefix)  # type: ignore[call-overload, var-annotated, arg-type]
         for number, option in enumerate(options):
@@ -85,7 +80,7 @@ def test_reference() -> None:
 def test_null() -> None:
     """A set of one option is the ordinary prompt; nothing depends on its order, and its distribution is the model's own."""
     for name in ("gpt2", "llama", "gemma2"):
-        model = model_of(name)
+        model = lent(name)
         prompt = [PROMPT[0], [[11, 12, 13]], PROMPT[2]]
         result = pb.turn.set_prompt(model, [prompt])
         own = pb.run(model, [[5, 6, 7, 11, 12, 13, 8, 9, 10]]).last_logits[0].log_softmax(-1)
@@ -100,7 +95,7 @@ def test_null() -> None:
 @pytest.mark.parametrize("name", [name for name in twins.FAMILY_CONFIGS if name not in (*STATE, *ALIBI, "gpt_neo")])
 def test_every_family_that_follows_mask_and_positions_is_free_of_order(name: str) -> None:
     """All 24 orders, in float32; windows of sliding layers are shorter than the prompt."""
-    result = pb.turn.set_prompt(model_of(name), [PROMPT, OTHER], orders=23)
+    result = pb.turn.set_prompt(lent(name), [PROMPT, OTHER], orders=23)
     assert float(result["spread"].max()) < 5e-5
     assert float(result["plain_spread"].min()) > 0.1
 
@@ -114,7 +109,7 @@ def test_in_float64_only_rounding_is_left(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mixtral"])
 def test_canonical_is_equal_to_the_last_bit(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     first = pb.turn.set_prompt(model, [PROMPT], canonical=True, orders=23)
     for order in itertools.permutations(range(4)):
         again = pb.turn.set_prompt(model, [in_order(order)], canonical=True, orders=0)
@@ -125,7 +120,7 @@ def test_canonical_is_equal_to_the_last_bit(name: str) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_oss", "gptj"])
 def test_cached_generation_equals_recomputation_and_has_no_order(name: str) -> None:
     """Each new token by one uncached run over prompt and tokens so far; also in a batch with a shorter prompt."""
-    model = model_of(name)
+    model = lent(name)
     result = pb.turn.set_prompt(model, [PROMPT, OTHER], max_new_tokens=6, orders=0)
     for prompt, row in zip((PROMPT, OTHER), result.tables["generated"], strict=True):
         grown: list[int] = []
@@ -139,7 +134,7 @@ def test_cached_generation_equals_recomputation_and_has_no_order(name: str) -> N
 
 
 def test_edits_of_an_enclosing_block_hold() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     edits = [pb.zero(model.layers[0].heads[1].z, positions="last"), pb.add(model.layers[1].resid_out, torch.ones(32))]
     plain = pb.turn.set_prompt(model, [PROMPT, OTHER], max_new_tokens=3)
     with model.edited(*edits):
@@ -157,7 +152,7 @@ def test_several_sets_and_a_window_by_position() -> None:
     placed = layout(prompt)
     assert placed.positions == [0, 1, 2, 1, 3, 4, 4, 5, 6, 7]
     assert plain_layout(prompt).positions == list(range(10))
-    assert pb.turn.set_prompt(model_of("mistral"), [prompt], orders=3)["spread"].max() < 5e-5
+    assert pb.turn.set_prompt(lent("mistral"), [prompt], orders=3)["spread"].max() < 5e-5
 
 
 # --- prompts ------------------------------------------------------------------------------------------
@@ -182,7 +177,7 @@ def test_texts_ids_and_tasks_say_the_same() -> None:
 
 
 def test_it_prints_and_says_what_was_not_tried() -> None:
-    result = pb.turn.set_prompt(model_of("llama"), [PROMPT, OTHER], orders=0)
+    result = pb.turn.set_prompt(lent("llama"), [PROMPT, OTHER], orders=0)
     assert "no other order was tried" in str(result)
     assert "spread" not in result
 
@@ -193,18 +188,18 @@ def test_it_prints_and_says_what_was_not_tried() -> None:
 @pytest.mark.parametrize("name", STATE)
 def test_layers_that_carry_a_state_are_refused(name: str) -> None:
     with pytest.raises(pb.PatchbayError, match=r"carry a state from token to token"):
-        pb.turn.set_prompt(model_of(name), [PROMPT])
+        pb.turn.set_prompt(lent(name), [PROMPT])
 
 
 @pytest.mark.parametrize("name", ALIBI)
 def test_alibi_is_refused(name: str) -> None:
     with pytest.raises(pb.PatchbayError, match="ALiBi lowers attention by distance in tokens"):
-        pb.turn.set_prompt(model_of(name), [PROMPT])
+        pb.turn.set_prompt(lent(name), [PROMPT])
 
 
 def test_windows_counted_in_tokens_are_refused_where_they_matter() -> None:
     with pytest.raises(pb.PatchbayError, match=r"gpt_neo: its local layers see 6 tokens back.*use at most 6"):
-        pb.turn.set_prompt(model_of("gpt_neo"), [PROMPT])
+        pb.turn.set_prompt(lent("gpt_neo"), [PROMPT])
     wide = pb.load(twins.twin("gpt_neo", window_size=32))
     assert pb.turn.set_prompt(wide, [PROMPT], orders=5)["spread"].max() < 5e-5
 
@@ -242,7 +237,7 @@ def test_a_model_that_ignores_position_ids_is_found_out(monkeypatch: pytest.Monk
 )
 def test_prompts_that_are_none(prompts: Any, said: str) -> None:
     with pytest.raises(pb.PatchbayError, match=said):
-        pb.turn.set_prompt(model_of("llama"), prompts)
+        pb.turn.set_prompt(lent("llama"), prompts)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +249,7 @@ def test_texts_with_wrong_marks(text: str) -> None:
 
 
 def test_options_out_of_range() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     with pytest.raises(pb.PatchbayError, match="the model takes 64 in all"):
         pb.turn.set_prompt(model, [PROMPT], max_new_tokens=60)
     with pytest.raises(pb.PatchbayError, match="batch_size=0"):

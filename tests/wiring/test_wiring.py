@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
@@ -15,6 +13,7 @@ from patchbay.tiny import twins
 from patchbay.wiring import components
 from patchbay.wiring.components import check_channel
 from patchbay.wiring.timing import read_time, write_time
+from tests.given import lent
 from tests.tolerance import close
 
 WITH_HEADS = (
@@ -30,11 +29,6 @@ WITH_HEADS = (
     "cohere normed",
     "granite",
 )
-
-
-@functools.cache
-def lent(name: str) -> pb.Model:
-    return pb.load(twins.twin(name))
 
 
 # --- text -------------------------------------------------------------------------------------------
