@@ -18,6 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -168,25 +171,61 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@dataclass
+class Overlapping:
+    """Methods that run at once: how many, and the random states before the first of them."""
+
+    n: int = 0
+    states: list[Callable[[], None]] = field(default_factory=list)
+
+
+OVERLAPPING = Overlapping()
+INSIDE: ContextVar[bool] = ContextVar("inside a method", default=False)
+
+
+def _random_states() -> list[Callable[[], None]]:
+    """What puts the global random states back to what they are now."""
+    states: list[Callable[[], None]] = [partial(random.setstate, random.getstate())]
+    states += [partial(np.random.set_state, np.random.get_state()), partial(torch.set_rng_state, torch.get_rng_state())]
+    if torch.cuda.is_initialized():
+        states.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return states
+
+
+@contextmanager
+def _random_unchanged() -> Iterator[None]:
+    """Put random states back. Of methods that overlap in time each puts back what was before the first: what it found itself may be
+    what another had drawn from."""
+    inner = INSIDE.get()  # a method that another one calls gives it back its own
+    with RANDOM:
+        if inner:
+            before = _random_states()
+        else:
+            OVERLAPPING.states = OVERLAPPING.states if OVERLAPPING.n else _random_states()
+            OVERLAPPING.n += 1
+            before = OVERLAPPING.states
+    token = INSIDE.set(True)
+    try:
+        yield
+    finally:
+        INSIDE.reset(token)
+        with RANDOM:
+            OVERLAPPING.n -= not inner
+            for put_back in before:
+                put_back()
+
+
 @contextmanager
 def _unchanged(models: list[Any], name: str) -> Iterator[None]:
     """Put back random states and train and grad modes, also after an exception; moving a mode is the method's fault."""
-    with RANDOM:
-        python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     training = [(module, module.training) for model in models for module in model.hf.modules()]
     trained = [(parameter, parameter.requires_grad) for model in models for parameter in model.hf.parameters()]
     grad = torch.is_grad_enabled()
     moved = []
     try:
-        yield
+        with _random_unchanged():
+            yield
     finally:
-        with RANDOM:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            torch.set_rng_state(torch_state)
-            if cuda_states:
-                torch.cuda.set_rng_state_all(cuda_states)
         for module, flag in training:
             if module.training != flag:
                 module.training = flag

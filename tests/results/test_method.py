@@ -3,6 +3,7 @@
 import inspect
 import json
 import random
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -196,6 +197,45 @@ def test_random_states_are_put_back_also_after_an_exception(fails):
     with pytest.raises(RuntimeError, match="boom") if fails else nullcontext():
         draw(model)
     assert states() == before
+
+
+def test_methods_that_overlap_put_back_what_was_before_the_first():
+    """The second begins after the first has seeded, and ends after it: what it found was not the caller's."""
+    begun, ended = threading.Event(), threading.Event()
+
+    @method(paper="x")
+    def first(model: Model) -> Result:
+        torch.manual_seed(1)
+        second_thread.start()
+        assert begun.wait(10)
+        return Result(torch.rand(1, 1))
+
+    @method(paper="x")
+    def second(model: Model) -> Result:
+        begun.set()
+        assert ended.wait(10)
+        return Result(torch.zeros(1, 1))
+
+    def inside(model: Model) -> Result:
+        torch.manual_seed(5)
+        return Result(torch.zeros(1, 1))
+
+    @method(paper="x")
+    def outer(model: Model) -> Result:
+        before = torch.get_rng_state()
+        method(paper="x")(inside)(model)
+        assert torch.equal(torch.get_rng_state(), before), "a method that another one calls gives it back its own"
+        return Result(torch.zeros(1, 1))
+
+    model = Model()
+    second_thread = threading.Thread(target=second, args=(model,))
+    before = torch.get_rng_state()
+    first(model)
+    ended.set()
+    second_thread.join()
+    assert torch.equal(torch.get_rng_state(), before)
+    outer(model)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_method_sees_the_callers_random_state():
