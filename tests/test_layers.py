@@ -46,9 +46,9 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
     "knobs": "conflicts gguf vectors knob probing rows affine fold proof export",
-    "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen result_lines",
+    "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
-    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new check_method",
+    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

@@ -21,6 +21,7 @@ from patchbay.cli import (
     check_method,
     compare_command,
     complete,
+    feed_commands,
     knob_commands,
     new,
     options,
@@ -304,6 +305,7 @@ cli.add_command(knob_commands.generate)
 cli.add_command(knob_commands.knob)
 cli.add_command(new.new)
 cli.add_command(check_method.check_method)
+cli.add_command(feed_commands.papers)
 
 
 @command(
@@ -348,47 +350,3 @@ def replay(folder: str, model: str | None, rtol: float, files: tuple[str, ...], 
         click.echo(str(outcome))
     if not outcome.agrees:
         raise SystemExit(1)
-
-
-@command(
-    "papers",
-    click.Argument(["words"], nargs=-1, metavar="[WORD]... | show KEY | run KEY"),
-    click.Option(["--model"], metavar="MODEL", help="Where `run` checks the claim (default: the claim's own model)."),
-    click.Option(["--seed"], type=int, default=0, show_default=True, help="The first of three, of what `run` draws."),
-    click.Option(["--rows"], type=click.IntRange(1), default=20, show_default=True, help="Papers to list."),
-    *model_options(),
-)
-def papers(words: tuple[str, ...], model: str | None, seed: int, rows: int, as_json: bool, **given: Any) -> None:
-    """The catalogue: search it, `show` one paper, or `run` its claim on a model; exit code 1 if that is not confirmed."""
-    from patchbay.draw import screen
-    from patchbay.papers import catalogue
-
-    verb = words[0] if words and words[0] in ("show", "run") else ""
-    if verb and len(words) != 2:
-        raise PatchbayError(
-            f"`patchbay papers {verb}` takes one KEY, got {len(words) - 1}; `patchbay papers WORDS` finds it"
-        )
-    if verb == "show":
-        entry = catalogue.paper(words[1])
-        screen.emit(entry) if as_json else screen.say(*screen.paper_lines(entry))
-    elif verb == "run":
-        from patchbay.papers import claims
-
-        catalogue.paper(words[1])
-        model = model or claims.known(words[1]).on
-        loaded = load_model(model, given, quiet=as_json)
-        with screen.working(f"checking {words[1]} on {model}", quiet=as_json):
-            outcome = claims.check(words[1], loaded, seed=seed)
-        screen.emit(outcome.to_json()) if as_json else screen.say(*screen.claim_lines(outcome))
-        if outcome.verdict != "confirmed":
-            raise SystemExit(1)
-    else:
-        found = catalogue.search(" ".join(words))
-        if as_json:
-            screen.emit([{key: entry[key] for key in ("key", "title", "year", "state", "methods")} for entry in found])
-        elif not found:
-            raise PatchbayError(
-                f"no paper has all of {' '.join(words)!r}; fewer words find more of {len(catalogue.papers())}"
-            )
-        else:
-            screen.say(screen.papers_table(found, rows))

@@ -97,6 +97,11 @@ tests = ["tests/{room}/test_{name}.py::{test}"]
 @click.option("--title", metavar="TEXT", help="The paper's title; needed where the catalogue has not got KEY.")
 @click.option("--does", metavar="TEXT", help="What the method is, in a line, as the listing says it.")
 def new(room: str, name: str, key: str, title: str | None, does: str | None) -> None:
+    write_method(room, name, key, title, does)
+
+
+def write_method(room: str, name: str, key: str, title: str | None, does: str | None) -> None:
+    """Write a method's files and lines into the checkout, say which, and what is left. Raises PatchbayError before the first."""
     root, name = PACKAGE.parent, name.replace("-", "_")
     _refuse(root, room, name)
     line = " ".join((does or DOES).split()).rstrip(".")

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from patchbay.draw.report import Section
-    from patchbay.papers.claims import Checked
     from patchbay.results.result import Result
 
 BAR, WIDE = 16, 120
@@ -181,8 +180,8 @@ def card_lines(
     """`show MODEL PART` for the terminal: its ports, what it reads and writes as tokens, contexts and roles."""
     made: list[RenderableType | str] = []
     for i, (name, columns, rows) in enumerate(sections):
-        cells = [[_escape(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
-        made.append(table(_escape(title if i == 0 else name), columns, cells))
+        cells = [[escaped(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+        made.append(table(escaped(title if i == 0 else name), columns, cells))
     return made
 
 
@@ -296,37 +295,7 @@ def progress(text: str, *, quiet: bool = False) -> Iterator[Callable[[int, int],
 # --- papers -------------------------------------------------------------------------------------------
 
 
-def papers_table(found: Sequence[Mapping[str, Any]], n: int) -> Table:
-    cells = [[p["key"], p["year"], p["state"], _escape(p["title"]), ", ".join(p["methods"])] for p in found[:n]]
-    more = f"{len(found) - n} more; --rows {len(found)} lists them" if len(found) > n else ""
-    return table(
-        f"{len(found)} paper{'' if len(found) == 1 else 's'}",
-        ("key", "year", "state", "title", "methods"),
-        cells,
-        caption=more,
-    )
-
-
-def paper_lines(paper: Mapping[str, Any]) -> list[str]:
-    lines = [f"[bold]{_escape(paper['title'])}[/] ({paper['year']}) [{DIM}]{paper['key']}, {paper['kind']}[/]"]
-    lines += [
-        f"{key:>9}  {_escape(str(paper[key]))}"
-        for key in ("does", "headline", "state", "claim", "measured")
-        if paper.get(key)
-    ]
-    lines += [f"{'methods':>9}  {', '.join(paper['methods']) or 'none'}"]
-    return lines + (
-        [f"{'run':>9}  patchbay papers run {paper['key']} --model {paper['model']}"] if "claim" in paper else []
-    )
-
-
-def claim_lines(found: Checked) -> list[str]:
-    """The verdict, what was claimed, and every run: the model by seed, then untrained networks of its form."""
-    style = {"confirmed": GOOD, "not confirmed": BAD}.get(found.verdict, "yellow")
-    return [f"[{style}]{found.verdict}[/] ({found.kind}): {_escape(found.first.text)}", *map(_escape, found.told())]
-
-
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)

@@ -1,14 +1,11 @@
-"""The catalogue: what each paper does, which methods here implement it, and in what state. Searched, shown, written as a page.
+"""The catalogue: what each paper does, which methods here implement it, and in what state.
 
-`python -m patchbay.papers.catalogue` prints docs/papers.md. Searching is by BM25 (SQLite's FTS5), a word of the title counting most;
-word endings do not matter.
+`python -m patchbay.papers.catalogue` prints docs/papers.md.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-import sqlite3
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +20,6 @@ STATES = {
     "not a system": "nothing in it can be run on a language model here: surveys, positions, other modalities",
 }
 Paper = Mapping[str, Any]
-WEIGHTS = (6.0, 8.0, 3.0, 1.0, 3.0, 1.0)  # of key, title, what it does, headline, methods, kind
 
 
 @functools.cache
@@ -43,41 +39,10 @@ def paper(key: str) -> Paper:
     return found
 
 
-def search(words: str = "") -> list[Paper]:
-    """Entries in which every word occurs, best first; all of them, those that work first, without words."""
-    terms = re.findall(r"\w+", words)
-    if not terms:
-        rank = list(STATES)
-        return sorted(papers(), key=lambda entry: (rank.index(entry["state"]), entry["key"]))
-    with _index() as index:
-        match = " AND ".join(f'"{term}"' if len(term) < 3 else f'"{term}"*' for term in terms)
-        order = f"bm25(papers, {', '.join(map(str, WEIGHTS))})"
-        rows = index.execute(f"SELECT rowid FROM papers WHERE papers MATCH ? ORDER BY {order}", (match,)).fetchall()
-    return [papers()[row] for (row,) in rows]
-
-
-def _index() -> sqlite3.Connection:
-    """The catalogue as a full-text index in memory."""
-    index = sqlite3.connect(":memory:")
-    index.execute(
-        "CREATE VIRTUAL TABLE papers USING fts5(key, title, does, headline, methods, kind, tokenize='porter')"
-    )
-    rows = [
-        (
-            n,
-            entry["key"],
-            entry["title"],
-            entry["does"],
-            entry["headline"],
-            " ".join(entry["methods"]).replace("_", " "),
-            entry["kind"],
-        )
-        for n, entry in enumerate(papers())
-    ]
-    index.executemany(
-        "INSERT INTO papers(rowid, key, title, does, headline, methods, kind) VALUES (?, ?, ?, ?, ?, ?, ?)", rows
-    )
-    return index
+def by_state() -> list[Paper]:
+    """All entries, those that work first."""
+    rank = list(STATES)
+    return sorted(papers(), key=lambda entry: (rank.index(entry["state"]), entry["key"]))
 
 
 def page() -> str:
@@ -101,7 +66,7 @@ def page() -> str:
         "A row that names no other seeds is of one earlier run, without untrained networks: `python -m bench.claims KEY` makes it anew.",
     ]
     for state, meaning in STATES.items():
-        entries = [entry for entry in search() if entry["state"] == state]
+        entries = [entry for entry in by_state() if entry["state"] == state]
         lines += ["", f"## {state.capitalize()} ({len(entries)}): {meaning}", ""]
         for entry in entries:
             lines += _entry(entry)

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from patchbay.cli import cli, main
-from patchbay.draw import screen
+from patchbay.draw import papers_shown
 from patchbay.papers import catalogue
 
 FIND = ["find", "previous-token-heads", "tiny", "--task", "repeated_tokens", "--n", "2"]
@@ -45,7 +45,7 @@ def said_in(encoding: str, args: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 def test_output_in_an_encoding_that_lacks_letters_is_whole(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables have bars and lines that these encodings lack."""
     assert "L1.H" in said_in(encoding, FIND, monkeypatch).decode(encoding)
-    listed = run("papers", "--rows", "999", "--json", PYTHONIOENCODING=encoding)
+    listed = run("papers", "--json", PYTHONIOENCODING=encoding, PATCHBAY_PAPERS="absent.sqlite")
     titles = {entry["title"] for entry in json.loads(listed.stdout.decode(encoding))}
     assert titles == {entry["title"] for entry in catalogue.papers()}
 
@@ -81,8 +81,8 @@ def test_a_figure_is_replaced_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_one_paper_is_one_paper() -> None:
-    assert screen.papers_table(catalogue.papers()[:1], 5).title == "1 paper"
-    assert screen.papers_table(catalogue.papers()[:2], 5).title == "2 papers"
+    assert papers_shown.papers_table(catalogue.papers()[:1], 5).title == "1 paper"
+    assert papers_shown.papers_table(catalogue.papers()[:2], 5).title == "2 papers"
 
 
 def test_a_knob_has_a_page_too_with_its_evidence(tmp_path: Path) -> None:

@@ -28,37 +28,6 @@ def ask(*words: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_search_ranks_titles_first_and_needs_every_word() -> None:
-    assert catalogue.search("attention sink")[0]["key"] == "gu2024"
-    assert catalogue.search("induction heads")[0]["title"] == "In-context Learning and Induction Heads"
-    assert all("mixture" in str(entry).lower() for entry in catalogue.search("mixture"))
-    assert catalogue.search("knob zebra") == []
-    assert len(catalogue.search("")) == len(catalogue.papers())
-    assert catalogue.search("")[0]["state"] == "works"
-
-
-def test_search_takes_anything_that_is_typed() -> None:
-    for words in ('"', "AND OR NOT", "a*b(c", "NEAR(", "'; DROP TABLE papers", "é", "-"):
-        assert len(catalogue.search(words)) <= len(catalogue.papers())
-
-
-def test_the_command_lists_shows_and_refuses() -> None:
-    code, text = ask("talking", "heads", "--json")
-    rows = json.loads(text)
-    assert code == 0
-    assert rows[0]["title"].startswith("Talking Heads")
-    assert set(rows[0]) >= {"key", "title", "state", "methods"}
-    code, text = ask("show", "olsson2022")
-    assert code == 0
-    assert "find.induction_heads" in text
-    code, text = ask("show", "olson2022")
-    assert code == 2
-    assert "olsson2022" in text
-    assert ask("run", "agerri2022")[0] == 2
-    assert ask("show")[0] == 2
-    assert ask("zebra", "knob")[0] == 2
-
-
 @pytest.mark.parametrize(
     ("low", "high", "above", "verdict"),
     [
