@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patchbay.errors import suggest
 from patchbay.signal.port import (
     KINDS,
     SIGNALS,
@@ -117,3 +118,9 @@ def test_axes_lose_the_one_that_is_indexed() -> None:
 def test_errors_say_what_was_asked_and_what_is_possible(wrong, says: str) -> None:
     with pytest.raises(PatchbayError, match=says):
         wrong()
+
+
+def test_only_a_near_name_is_suggested() -> None:
+    known = ["induction_heads", "isotropy", "channels"]
+    assert suggest("induction_head", known) == "; did you mean 'induction_heads'?"
+    assert suggest("zebra", known) == ""

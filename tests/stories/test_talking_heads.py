@@ -24,6 +24,7 @@ from patchbay.tiny import planted
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS
 from patchbay.tiny.planted_vocabulary import ids as word_ids
 from patchbay.tiny.twins import twin
+from tests.tolerance import close
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +115,19 @@ def test_silencing_the_planted_channel_costs_the_answer(inhibiting: tuple[pb.Mod
     seen, unseen = (_lists.looks(model, task, [model.part(truth["mover"])], e) for e in ([], [silent]))
     assert (seen["missing"] - seen["listed"]).mean() > 0.5
     assert abs(float((unseen["missing"] - unseen["listed"]).mean())) < 0.1
+
+
+def test_looks_are_sums_and_means_of_the_pattern(inhibiting: tuple[pb.Model, Any]) -> None:
+    model, truth = inhibiting
+    task, head = planted_lists(n=6).test, model.part(truth["mover"])
+    found = _lists.looks(model, task, [head])
+    port = pb.Port("attn.pattern", head.layer, head.index)
+    for i in range(0, len(task), 5):
+        row = pb.run(model, task[i : i + 1], taps=[port])[port][0, -1]
+        missing = set(task.marks["missing"][i])
+        listed = [float(row[at]) for at in task.marks["objects"][i] if at not in missing]
+        assert close(float(found["missing"][0, i]), sum(float(row[at]) for at in missing), of=1.0)
+        assert close(float(found["listed"][0, i]), sum(listed) / len(listed), of=1.0)
 
 
 def test_screening_is_running_with_the_knob(inhibiting: tuple[pb.Model, Any]) -> None:
