@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 
 import patchbay as pb
 from patchbay.decode.dola import divergence, published_divergence
@@ -79,6 +80,16 @@ def test_null() -> None:
     assert texts(pb.decode.dola(model, PROMPTS, layers=[0, 1], alpha=1.0, max_new_tokens=NEW)) == greedy
     same = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
     assert close(divergence(same, same[:, None]), 0.0, of=1.0, dtype=torch.float32)
+
+
+def test_the_divergence_is_jensen_and_shannons() -> None:
+    generator = torch.Generator().manual_seed(0)
+    last, early = torch.randn(2, 7, generator=generator), torch.randn(2, 3, 7, generator=generator)
+    found = divergence(last, early)
+    for row in range(2):
+        for candidate in range(3):
+            root = jensenshannon(law(last[row]), law(early[row, candidate]))  # SciPy gives its square root
+            assert close(float(found[row, candidate]), float(root) ** 2, of=1.0)
 
 
 def test_the_published_divergence_is_the_other_way_round_and_of_the_batch() -> None:
