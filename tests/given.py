@@ -26,7 +26,8 @@ MIXTURES = (
     "dots1",
 )
 MIXTURES += ("flex_olmo", "phimoe", "qwen2_moe", "aria_text", "cohere2_moe", "ernie4_5_moe", "exaone_moe", "glm4_moe")
-MIXTURES += ("granitemoe", "hy_v3", "mellum", "minimax_m2", "qwen3_5_moe_text", "solar_open")
+MIXTURES += ("granitemoe", "hy_v3", "mellum", "minimax_m2", "qwen3_5_moe_text", "solar_open", "granitemoe_swa", "aria")
+MIXTURES += ("hunyuan_v1_moe", "jamba", "laguna", "lfm2_moe")
 
 
 # --- models -------------------------------------------------------------------------------------------

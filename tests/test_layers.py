@@ -38,8 +38,8 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "card port channel positions",
     "edits": "probe edit apply",
-    "jacks": "defaults arguments modelled hooks sites attention operators sums attach place session",
-    "model": "families placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
+    "jacks": "defaults arguments modelled hooks sites patterns attention operators sums attach place session",
+    "model": "families stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays maps printed result shown record given method replay",

@@ -28,9 +28,25 @@ class Jacks(Sums):
         if signal == "embed":
             self._input(self.model.modules[0].layer, "embed", None)
         elif signal == "final_norm":
-            self._output(self.model.final_norm_module, "final_norm", None)
+            if getattr(self.model.__dict__.get("check"), "norm_calls", 1) > 1:
+                self._final_norm()
+            else:
+                self._output(self.model.final_norm_module, "final_norm", None)
         else:
             self._after(self.model.hf, self._logits)
+
+    def _final_norm(self) -> None:
+        """The norm after the last layer, of a model that calls the same module before the first one too."""
+        self._after(self.model.modules[-1].layer, lambda *_: self.here.stash.update({("last", 0): True}))
+
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor | None:
+            if not self.here.stash.pop(("last", 0), False):
+                return None
+            shaped = self._by_prompt(output)
+            new = self.site("final_norm", None, shaped)
+            return None if new is shaped and not self.grad else new.reshape(output.shape)
+
+        self._after(self.model.final_norm_module, hook)
 
     def _attach_layer(self, layer: int, signals: set[str]) -> None:
         at = self.model.modules[layer]
@@ -44,7 +60,10 @@ class Jacks(Sums):
             if "attn.head_out" in signals:
                 self._after(at.attn_proj, self._sum_heads(layer))
         if "attn.out" in signals:  # after head_out and before resid_mid: they may hook the same module
-            self._output(at.attn_added, "attn.out", layer, scale)
+            if at.beside:
+                self._sum_beside(layer)
+            else:
+                self._output(at.attn_added, "attn.out", layer, scale)
         if "resid_mid" in signals:
             self._attach_resid_mid(layer)
         if "resid_out" in signals:
@@ -117,6 +136,14 @@ class Jacks(Sums):
             note(args, dict(kwargs))
 
         self._before(module, hook)
+
+    def on_return(self, module: nn.Module, note: Callable[[Tensor], Any]) -> None:
+        """Tell `note` what a module returns, first of several, for the length of the session."""
+
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            note(first(output).detach())
+
+        self._after(module, hook)
 
     # ---- hooks by kind ----
 

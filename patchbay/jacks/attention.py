@@ -9,12 +9,13 @@ computed in SDPA's place and is what the model used, which moves the logits by r
 where that rounding would be felt, it is computed beside SDPA. No edit of a pattern reaches a key that the mask hides: it
 stays 0, so that no query sees what comes after it.
 
+What the functions compute, and which are known, is in `patterns.py`.
+
 Architectures that compute attention inline (GPT-J, GPT-Neo, BLOOM, Falcon) are reached in `operators.py`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,19 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import LOCK, Scope
+from patchbay.jacks.patterns import (
+    SHOWN,
+    additive_mask,
+    asked,
+    cut,
+    eager_of,
+    explained,
+    in_table,
+    is_causal,
+    plain_eager,
+    plain_pattern,
+    to_heads,
+)
 from patchbay.jacks.sites import Sites
 from patchbay.signal.port import PatchbayError
 
@@ -40,7 +54,10 @@ def use_name(implementation: str) -> str:
     name = PREFIX + implementation
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, _wrapper(implementation))
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+        if (
+            implementation in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys()
+        ):  # else transformers gives it no mask, nor the wrapper
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     return name
 
 
@@ -55,68 +72,6 @@ def _wrapper(implementation: str) -> Callable[..., Any]:
         return listening(inner, implementation, module, query, key, value, attention_mask, options)
 
     return patchbay_attention
-
-
-def eager_of(module: nn.Module) -> Callable[..., Any]:
-    """The family's own eager attention: the function of that name in the module that defines the attention class."""
-    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", plain_eager)
-
-
-def plain_eager(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T * scaling + mask) v, for families without an eager function of their own."""
-    pattern = plain_pattern(query, key, attention_mask, scaling)
-    return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
-
-
-def plain_pattern(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """softmax(q k^T * scaling + mask), which is what SDPA uses and does not return: [prompt, head, query, key]."""
-    scale, keys = scaling or query.shape[-1] ** -0.5, _to_heads(key, query.shape[1]).transpose(-1, -2)
-    in_place = not torch.is_grad_enabled() and query.dtype == torch.float32
-    if in_place and mask is not None and mask.shape[:2] == (1, 1):  # scaled, masked and multiplied in one pass
-        numbers = mask.expand(*query.shape[:2], -1, -1).flatten(0, 1)
-        keys = keys.expand(*query.shape[:2], -1, -1)
-        scores = torch.baddbmm(numbers, query.flatten(0, 1), keys.flatten(0, 1), alpha=scale)
-        scores = scores.unflatten(0, query.shape[:2])
-    else:
-        scores = (query * scale) @ keys
-        scores = scores if mask is None else scores.add_(mask)
-    if in_place:  # every row is read before it is written, so the scores can become the pattern where they lie
-        return torch.softmax(scores, dim=-1, out=scores)
-    return torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
-
-
-def _to_heads(x: Tensor, n_heads: int) -> Tensor:
-    """Repeat key/value groups so that every query head has its own: [prompt, group, key, d] -> [prompt, head, key, d]."""
-    return x if x.shape[1] in (1, n_heads) else x.repeat_interleave(n_heads // x.shape[1], dim=1)
-
-
-def additive_mask(mask: Tensor | None, query: Tensor, n_keys: int, *, causal: bool = True) -> Tensor:
-    """The mask as numbers to add to the scores, [prompt or 1, head or 1, query, key].
-
-    Where none was given it is what the kernel does without one: several queries of a causal module see the keys up to their own
-    place, a single one sees all, and so do all of a module that is not causal.
-    """
-    n_queries, lowest = query.shape[2], torch.finfo(query.dtype).min
-    if mask is None:
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=query.device)
-        mask = (mask.tril() if causal and n_queries > 1 else mask)[None, None]
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, lowest)
-    return mask[..., :n_keys]
-
-
-def is_causal(module: nn.Module, implementation: str, options: dict[str, Any]) -> bool:
-    """Whether a call without a mask hides later keys: SDPA asks the call, then the module; eager attention hides nothing."""
-    said = options.get("is_causal")
-    return implementation != "eager" and bool(getattr(module, "is_causal", True) if said is None else said)
 
 
 @on_own_device
@@ -142,13 +97,10 @@ def attend(
         return inner(module, query, key, value, mask, **options)
     session.here.reached.add(("attn.pattern", layer))
     causal = is_causal(module, implementation, options)
-    if implementation not in ("sdpa", "eager"):
-        raise PatchbayError(
-            f"L{layer}.attn.pattern under attention {implementation!r}: the pattern is not computed there; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
-        )
+    if not in_table(implementation):
+        return _attend_asked(session, layer, inner, implementation, module, (query, key, value), mask, options)
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
-    eager = plain_eager if options.pop("plain", False) else eager_of(module)
+    eager = plain_eager if options.pop("plain", False) else SHOWN[implementation](module)
     if blocked is not None or want.changes or session.grad:
         numbers = additive_mask(mask, query, n_keys, causal=causal)
         closed = numbers <= torch.finfo(query.dtype).min / 2
@@ -156,20 +108,21 @@ def attend(
             check_not_empty(numbers, blocked, layer, session.here.start)
             mask = numbers = numbers.masked_fill(blocked, torch.finfo(query.dtype).min)
         if want.changes or session.grad:
-            _, pattern = eager(module, query, key, value, numbers, **options)
+            z, pattern = eager(module, query, key, value, numbers, **options)
+            pattern = explained(z, pattern, value, module) if implementation == "eager" else pattern
             pattern = session.site("attn.pattern", layer, pattern, closed=closed)
-            return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2), pattern
+            return (pattern @ to_heads(value, query.shape[1])).transpose(1, 2), pattern
     rows = session.query_rows(want.taps, query.shape[2]) if want.taps else None
     exact = query.dtype in (torch.float32, torch.float64)  # a half-precision pattern would round more than SDPA does
     if want.taps and rows is None and implementation == "sdpa" and exact:  # computed once, seen and used
         pattern = plain_pattern(query, key, _held_mask(session, mask, query, n_keys, causal), options.get("scaling"))
         session.site("attn.pattern", layer, pattern)
-        return (pattern @ _to_heads(value, query.shape[1])).transpose(1, 2).contiguous(), None
+        return (pattern @ to_heads(value, query.shape[1])).transpose(1, 2).contiguous(), None
     out = inner(module, query, key, value, mask, **options)
     if not want.taps:
         return out
     if rows is None and implementation == "eager":
-        session.site("attn.pattern", layer, out[1])
+        session.site("attn.pattern", layer, explained(out[0], out[1], value, module))
         return out
     numbers = _held_mask(session, mask, query, n_keys, causal)
     if rows is not None:
@@ -180,12 +133,45 @@ def attend(
     if implementation == "sdpa":
         pattern = plain_pattern(query, key, numbers, options.get("scaling"))
     else:
-        _, pattern = eager(module, query, key, value[..., :1], numbers, **options)  # the values are not needed
+        z, pattern = eager(module, query, key, value, numbers, **options)
+        pattern = explained(z, pattern, value, module)
     if rows is None:
         session.site("attn.pattern", layer, pattern)
     else:
         session.capture_rows(layer, pattern, rows)
     return out
+
+
+def _attend_asked(
+    session: Sites,
+    layer: int,
+    inner: Callable[..., Any],
+    implementation: str,
+    module: nn.Module,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    mask: Any,
+    options: dict[str, Any],
+) -> tuple[Tensor, Any]:
+    """`attend` where the pattern is asked of an implementation that is not in the table."""
+    query, key, value = qkv
+    want, causal = session.wants["attn.pattern", layer], is_causal(module, implementation, options)
+    z, returned, pattern = asked(inner, implementation, causal, module, *qkv, mask=mask, options=options)
+    hidden = pattern == 0
+    blocked = session.blocked(layer, query.shape[1], query.shape[2], key.shape[2])
+    if blocked is not None:
+        lowest = torch.zeros_like(pattern).masked_fill(hidden, torch.finfo(pattern.dtype).min)
+        check_not_empty(lowest, blocked, layer, session.here.start)
+        pattern = cut(pattern, blocked, implementation)
+    if blocked is not None or want.changes or session.grad:
+        pattern = session.site("attn.pattern", layer, pattern, closed=hidden)
+        return (pattern @ to_heads(value, query.shape[1])).transpose(1, 2).reshape(z.shape), pattern
+    rows = session.query_rows(want.taps, query.shape[2])
+    if rows is None:
+        session.site("attn.pattern", layer, pattern)
+    else:
+        index = rows[:, None, :, None].to(pattern.device).expand(-1, pattern.shape[1], -1, pattern.shape[3])
+        session.capture_rows(layer, pattern.gather(2, index), rows)
+    return z, returned
 
 
 def _held_mask(session: Sites, mask: Tensor | None, query: Tensor, n_keys: int, causal: bool) -> Tensor:

@@ -16,14 +16,15 @@ from __future__ import annotations
 import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from functools import partial
 from types import FrameType, MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchbay.jacks.defaults import own_device
 
@@ -150,6 +151,29 @@ def after(scope: Scope, module: nn.Module, function: Callable[..., Any]) -> Call
             if str(getattr(hook, "__module__", "")).startswith("transformers."):
                 module._forward_hooks.move_to_end(key)
     return remove
+
+
+@contextmanager
+def watched(hf: nn.Module, modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[tuple[Any, Any]]]]:
+    """What modules are given and return, first of several, call by call, for the length of the block: tensors, or None."""
+    calls: dict[nn.Module, list[tuple[Any, Any]]] = {}
+    scope = Scope(hf, whole=False)
+
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = args[0] if args else kwargs.get("hidden_states")
+        found = output[0] if isinstance(output, tuple | list) else output
+        if isinstance(found, Tensor):
+            calls.setdefault(module, []).append((given if isinstance(given, Tensor) else None, found))
+
+    undo: list[Callable[[], Any]] = []
+    try:
+        scope.open()
+        undo += [after(scope, module, note) for module in dict.fromkeys(modules)]
+        yield calls
+    finally:
+        scope.close()
+        for one in undo:
+            one()
 
 
 def _removed(handle: Any) -> Callable[[], None]:

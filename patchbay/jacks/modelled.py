@@ -22,8 +22,12 @@ class Modelled(Protocol):
     modules: list[Any]
     final_norm_module: Any
     residual_scale: float
+    scaling: Any  # the config whose scale and soft cap of logits the model's head applies; None: it applies none
     check: Any  # what the self-check found
     _heads: dict[int, tuple[int, int, int]]
+
+    @property
+    def config(self) -> Any: ...
 
     @property
     def device(self) -> torch.device: ...

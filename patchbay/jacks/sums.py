@@ -40,6 +40,39 @@ class Sums(Sites):
     def _after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         self._undo.append(after(self.scope, module, hook))
 
+    def _join(self, layer: int) -> None:
+        """Keep what the mixers of a layer put out before the last of them, each times its factor."""
+        key = ("beside", layer)
+
+        def kept(factor: float, begins: bool) -> Callable[..., None]:
+            def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                held = first(output) * factor
+                self.here.stash[key] = held if begins else self.here.stash[key] + held
+
+            return hook
+
+        for i, (module, factor) in enumerate(self.model.modules[layer].beside[:-1]):
+            self._after(module, kept(factor, i == 0))
+
+    def _sum_beside(self, layer: int) -> None:
+        """What mixers side by side add together; an edit of the sum changes what the last of them puts out."""
+        self._join(layer)
+        module, factor = self.model.modules[layer].beside[-1]
+
+        def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+            x, others = first(output), self.here.stash["beside", layer]
+            total = self._by_prompt(others + x * factor)
+            new = self.site("attn.out", layer, total)
+            if new is total and not self.grad:
+                return None
+            changed = x + ((new - total) / factor).reshape(x.shape)
+            if self.grad:  # through what was captured alone: the layer adds the others once more
+                added = (new - new.detach()).reshape(x.shape) - (others - others.detach()).reshape(x.shape)
+                changed = changed.detach() + added / factor
+            return with_first(output, changed)
+
+        self._after(module, hook)
+
     def _attach_resid_mid(self, layer: int) -> None:
         at = self.model.modules[layer]
         want = self.wants[("resid_mid", layer)]
@@ -48,8 +81,13 @@ class Sums(Sites):
                 at.layer, lambda _, args, kwargs: self.here.stash.update({("resid_in", layer): hidden(args, kwargs)})
             )
 
+            if at.beside and ("attn.out", layer) not in self.wants:
+                self._join(layer)
+
             def change(_: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
                 resid_in, scale = self.here.stash.pop(("resid_in", layer)), self.model.residual_scale
+                if at.beside:  # to the layer's sum they belong as the stream does
+                    resid_in, scale = resid_in + self.here.stash["beside", layer].view_as(resid_in), at.beside[-1][1]
                 middle = resid_in + first(output).reshape(resid_in.shape) * scale
                 self.here.reached.add(("resid_mid", layer))
                 self._probe(want, middle)

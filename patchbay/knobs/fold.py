@@ -95,8 +95,11 @@ def _v(fold: Fold, port: Port, map_: Affine) -> None:
 def _attn_out(fold: Fold, port: Port, map_: Affine) -> None:
     at = fold.model.modules[port.layer or 0]
     if at.attn is None:
-        for module in _last_maps(fold, at.attn_added, "this layer's mixer"):
-            fold.behind(module, slice(None), _unscaled(fold, map_))
+        for block, factor in at.beside or ((at.attn_added, 1.0),):
+            whole = block is at.attn_added  # what is added is added once
+            one = Affine(map_.a, map_.b / factor if whole and map_.b is not None else None, map_.square)
+            for module in _last_maps(fold, block, "this layer's mixer"):
+                fold.behind(module, slice(None), _unscaled(fold, one))
         return
     if at.attn_added is at.attn or at.attn_added is at.attn_proj:
         fold.behind(at.attn_proj, slice(None), _unscaled(fold, map_))

@@ -55,7 +55,10 @@ class Restarted:
         """[prompt, vocab] of each prompt's last position with `last`, else [prompt, position, vocab]."""
         if not edits:
             return self.plain
-        if self.base is None or any(edit.port.signal == "logits" for edit in edits):
+        late = {"logits"} | (
+            {"final_norm"} if self.model.check.norm_calls > 1 else set()
+        )  # whose module has more places
+        if self.base is None or any(edit.port.signal in late for edit in edits):
             return self._whole(edits)
         n = self.model.n_layers
         ports = [port for e in edits for port in (e.port, *([] if e.where is None else [e.where.port]))]

@@ -24,7 +24,13 @@ def require(model: Model, port: Port) -> None:
     if port.signal not in offered:
         elsewhere = [i for i in range(model.n_layers) if port.signal in model.signals(i)]
         where = f"layers {elsewhere} have it" if elsewhere else f"no layer of this {model.family.name} model has it"
-        raise PatchbayError(f"{port}: layer {port.layer} offers {', '.join(offered)}; {where}")
+        apart = getattr(model.__dict__.get("check"), "apart", {}).get(port.layer) if port.signal == "mlp.act" else None
+        why = (
+            ""
+            if apart is None
+            else f" (what its MLP adds is not what its last map makes of neurons: off by {apart:.1e})"
+        )
+        raise PatchbayError(f"{port}: layer {port.layer} offers {', '.join(offered)}; {where}{why}")
     if port.index is not None and not 0 <= port.index < _count(model, port):
         raise PatchbayError(f"{port}: layer {port.layer} has {_count(model, port)} (0..{_count(model, port) - 1})")
 

@@ -24,6 +24,7 @@ from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.rotary import rotary_size
 from patchbay.model.run import Trace, run
+from patchbay.model.self_check import queries_and_keys
 from patchbay.model.weights import HeadWeights, latent_weights, norm_epsilon, norm_parts, norms_nothing
 from patchbay.signal.port import SIGNALS, PatchbayError, Port
 
@@ -66,7 +67,7 @@ def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
     rows = list(_taps(model, ids, plain, limit))
     rows += _edits(model, ids, base, limit, generator)
     rows += _groups(model, ids, base, limit, generator)
-    rows += [Row(signal, claim, error, limit) for signal, claim, error in _meanings(model, base)]
+    rows += [Row(signal, claim, error, limit) for signal, claim, error in _meanings(model, ids, base)]
     rows += [Row(signal, claim, error, 0.0) for signal, claim, error in _structure(model, base)]
     return _worst(rows)
 
@@ -152,8 +153,9 @@ def _edits(model: Model, ids: Tensor, base: Trace, limit: float, generator: torc
         )  # hidden keys stay 0
         found = _by_position(moved[port][i : i + 1], port)
         yield Row(port.signal, "a tap sees the edit, where it acts and nowhere else", _relative(found, expected), limit)
-        left = _relative(moved.logits[i, :at], base.logits[0, :at])
-        yield Row(port.signal, "an edit leaves the logits before its position", left, limit)
+        if model.causal:
+            left = _relative(moved.logits[i, :at], base.logits[0, :at])
+            yield Row(port.signal, "an edit leaves the logits before its position", left, limit)
         right = _relative(moved.logits[i, at:], base.logits[0, at:])
         yield Row(port.signal, "an edit moves the logits from its position on", right, MOVED, at_least=True)
 
@@ -181,8 +183,9 @@ def _groups(model: Model, ids: Tensor, base: Trace, limit: float, generator: tor
 # ---- what the signals mean -------------------------------------------------------------------------------------------
 
 
-def _meanings(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
+def _meanings(model: Model, ids: Tensor, base: Trace) -> Iterator[tuple[str, str, float]]:
     """Identities between signals: (signal, claim, relative error)."""
+    still = queries_and_keys(model, ids.to(model.device)) if model.check.shifted else {}
     yield "embed", "it enters the first layer", _relative(base[Port("embed")], base[Port("resid_in", 0)])
     for i, at in enumerate(model.modules):
         ports = {port.signal: base[port] for port in model.ports() if port.layer == i}
@@ -200,7 +203,7 @@ def _meanings(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
             yield "mlp.in", "the norm of the stream before the MLP", _relative(before, ports["mlp.in"])
         if at.attn is not None:
             yield from _attention(model, i, ports)
-            yield from _head_weights(model, i, ports)
+            yield from _head_weights(model, i, ports | {port.signal: x for port, x in still.items() if port.layer == i})
         if at.mlp_proj is not None:
             yield from _mlp(model, i, ports)
         if at.experts is not None:
@@ -307,7 +310,7 @@ def _mlp(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tuple[s
 def _experts(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tuple[str, str, float]]:
     at = model.modules[layer]
     total = ports["experts.out"].sum(2)
-    for name in ("shared_expert", "shared_experts"):  # experts that every token goes through
+    for name in ("shared_expert", "shared_experts", "shared_mlp"):  # experts that every token goes through
         shared = getattr(at.mlp, name, None)
         if shared is not None:
             gate = getattr(at.mlp, name + "_gate", None)
@@ -324,7 +327,7 @@ def _experts(model: Model, layer: int, ports: dict[str, Tensor]) -> Iterator[tup
 def _structure(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
     """What holds exactly: attention looks neither ahead nor beyond its window, and weights belong to the chosen experts."""
     for i, at in enumerate(model.modules):
-        if at.attn is not None:
+        if at.attn is not None and model.causal:
             pattern = base[Port("attn.pattern", i)]
             back = torch.arange(pattern.shape[-2])[:, None] - torch.arange(pattern.shape[-1])  # [query, key]
             hidden = (back < 0) | (back >= (_window(model, i) or len(back)))

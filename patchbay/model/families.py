@@ -25,6 +25,9 @@ class Family:
     attn_proj: str = "o_proj"  # from attn: the output projection, whose input is z of all heads
     attn_added: str = ""  # from the layer: the module whose output is added to the stream, when it is not attn itself
     mixers: tuple[str, ...] = ()  # token mixers without heads that a hybrid has in place of attention
+    beside: tuple[
+        tuple[str, str], ...
+    ] = ()  # mixers that add together, each times a config attribute, in the order of their calls
     norm_attn: str = "input_layernorm"
     mlp: str = "mlp"
     mlp_proj: str = "down_proj"  # from mlp: the projection whose input is the neurons' activation
@@ -51,34 +54,12 @@ class Family:
         return any(getattr(config, flag, False) for flag in self.parallel)
 
 
-_PLAIN: tuple[str, ...] = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-    "gemma",
-    "seed_oss",
-    "ministral",
-    "arcee",
-    "helium",
-    "cwm",
+_PLAIN = (
+    "llama mistral qwen2 qwen3 smollm3 gemma seed_oss ministral arcee helium cwm qwen2_vl_text qwen2_5_vl_text qwen3_vl_text "
+    "olmo ernie4_5 hunyuan_v1_dense jais2 ministral3 flint"
 )
-_PLAIN += ("olmo", "ernie4_5", "hunyuan_v1_dense", "jais2", "ministral3", "flint")
-LLAMA = Family("llama", _PLAIN)
-_MOE: tuple[str, ...] = (
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "olmoe",
-    "dots1",
-    "ernie4_5_moe",
-    "exaone_moe",
-    "glm4_moe",
-    "hy_v3",
-    "mellum",
-)
-_MOE += ("minimax_m2", "solar_open")
+LLAMA = Family("llama", tuple(_PLAIN.split()))
+_MOE = "mixtral qwen2_moe qwen3_moe olmoe dots1 ernie4_5_moe exaone_moe glm4_moe hy_v3 mellum minimax_m2 solar_open hunyuan_v1_moe"
 GPT = replace(
     LLAMA,
     layers="transformer.h",
@@ -93,9 +74,51 @@ _LATENT = ("q_a_proj", "q_a_layernorm", "q_b_proj|q_proj", "kv_a_proj_with_mqa",
 _NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 
+OPT = replace(
+    LLAMA,
+    name="opt",
+    model_types=("opt",),
+    layers="model.decoder.layers",
+    final_norm="model.decoder.final_layer_norm",
+    attn_proj="out_proj",
+    norm_attn="self_attn_layer_norm",
+    norm_mlp="final_layer_norm",
+    mid="final_layer_norm",
+    mlp="fc1",
+    mlp_proj="^fc2",
+    mlp_up="^fc1",
+    mlp_gate="",
+    mlp_added="fc2",
+)
+LFM2 = replace(
+    LLAMA,
+    name="lfm2",
+    model_types=("lfm2",),
+    final_norm="model.embedding_norm",
+    attn_proj="out_proj",
+    mixers=("conv",),
+    norm_attn="operator_norm",
+    norm_mlp="ffn_norm",
+    mid="ffn_norm",
+    mlp="feed_forward",
+    mlp_proj="w2",
+    mlp_up="w3",
+    mlp_gate="w1",
+)
+BAMBA = replace(
+    LLAMA,
+    name="bamba",
+    model_types=("bamba",),
+    final_norm="model.final_layernorm",
+    mixers=("mamba",),
+    mlp="feed_forward",
+    norm_mlp="pre_ff_layernorm",
+    mid="pre_ff_layernorm",
+)
+
 FAMILIES: tuple[Family, ...] = (
     LLAMA,
-    replace(LLAMA, name="moe", model_types=_MOE),
+    replace(LLAMA, name="moe", model_types=tuple(_MOE.split())),
     replace(LLAMA, name="gpt_oss", model_types=("gpt_oss", "phimoe", "aria_text"), router="mlp.router"),
     replace(
         LLAMA,
@@ -107,14 +130,14 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         LLAMA,
         name="qwen3_next",
-        model_types=("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        model_types=("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "laguna"),
         mixers=("linear_attn",),
         qkv="gated",
     ),
     replace(
         LLAMA,
         name="granite",
-        model_types=("granite",),
+        model_types=("granite", "granite_swa"),
         residual_scale="residual_multiplier",
     ),
     replace(
@@ -147,7 +170,7 @@ FAMILIES: tuple[Family, ...] = (
     replace(
         LLAMA,
         name="granitemoe",
-        model_types=("granitemoe",),
+        model_types=("granitemoe", "granitemoe_swa"),
         mlp="block_sparse_moe",
         router="block_sparse_moe.router",
         experts="block_sparse_moe.experts",
@@ -165,19 +188,11 @@ FAMILIES: tuple[Family, ...] = (
         **_NEOX,
     ),
     replace(
-        LLAMA,
+        OPT,
         name="xglm",
         model_types=("xglm",),
+        layers="model.layers",
         final_norm="model.layer_norm",
-        attn_proj="out_proj",
-        norm_attn="self_attn_layer_norm",
-        norm_mlp="final_layer_norm",
-        mid="final_layer_norm",
-        mlp="fc1",
-        mlp_proj="^fc2",
-        mlp_up="^fc1",
-        mlp_gate="",
-        mlp_added="fc2",
         attention="operators",
     ),
     replace(
@@ -198,6 +213,15 @@ FAMILIES: tuple[Family, ...] = (
     ),
     replace(LLAMA, name="glm", model_types=("glm",), mlp_up="gate_up_proj", mlp_gate=""),
     replace(LLAMA, name="starcoder2", model_types=("starcoder2",), mlp_proj="c_proj", mlp_up="c_fc", mlp_gate=""),
+    replace(LLAMA, name="nanochat", model_types=("nanochat",), mlp_proj="fc2", mlp_up="fc1", mlp_gate=""),
+    replace(
+        LLAMA,
+        name="hyperclovax",
+        model_types=("hyperclovax",),
+        attn_added="post_norm1",
+        mlp_added="post_norm2",
+        residual_scale="residual_multiplier",
+    ),
     replace(LLAMA, name="nemotron", model_types=("nemotron",), mlp_gate=""),
     replace(
         LLAMA,
@@ -244,46 +268,40 @@ FAMILIES: tuple[Family, ...] = (
         mlp_up="fc1",
         mlp_gate="",
     ),
+    OPT,
+    replace(OPT, name="biogpt", model_types=("biogpt",), layers="biogpt.layers", final_norm="biogpt.layer_norm"),
+    LFM2,
     replace(
+        LFM2,
+        name="lfm2_moe",
+        model_types=("lfm2_moe",),
+        router="feed_forward.gate",
+        experts="feed_forward.experts",
+    ),
+    BAMBA,
+    replace(BAMBA, name="jamba", model_types=("jamba",), router="feed_forward.router", experts="feed_forward.experts"),
+    replace(  # attention stands beside a state space in every layer: what is added is the sum, and heads are a part of it
+        BAMBA,
+        name="falcon_h1",
+        model_types=("falcon_h1",),
+        attn="",
+        mixers=(),
+        beside=(("mamba", "ssm_out_multiplier"), ("self_attn", "attention_out_multiplier")),
+    ),
+    replace(  # one block a layer: a state space, attention, an MLP or experts, each the layer's mixer
         LLAMA,
-        name="opt",
-        model_types=("opt",),
-        layers="model.decoder.layers",
-        final_norm="model.decoder.final_layer_norm",
-        attn_proj="out_proj",
-        norm_attn="self_attn_layer_norm",
-        norm_mlp="final_layer_norm",
-        mid="final_layer_norm",
-        mlp="fc1",
-        mlp_proj="^fc2",
-        mlp_up="^fc1",
+        name="nemotron_h",
+        model_types=("nemotron_h",),
+        final_norm="model.norm_f",
+        attn="mixer",
+        mixers=("mixer",),
+        norm_attn="norm",
+        norm_mlp="",
+        mid="",
+        mlp="",
         mlp_gate="",
-        mlp_added="fc2",
-    ),
-    replace(
-        LLAMA,
-        name="lfm2",
-        model_types=("lfm2",),
-        final_norm="model.embedding_norm",
-        attn_proj="out_proj",
-        mixers=("conv",),
-        norm_attn="operator_norm",
-        norm_mlp="ffn_norm",
-        mid="ffn_norm",
-        mlp="feed_forward",
-        mlp_proj="w2",
-        mlp_up="w3",
-        mlp_gate="w1",
-    ),
-    replace(
-        LLAMA,
-        name="bamba",
-        model_types=("bamba",),
-        final_norm="model.final_layernorm",
-        mixers=("mamba",),
-        mlp="feed_forward",
-        norm_mlp="pre_ff_layernorm",
-        mid="pre_ff_layernorm",
+        router="",
+        experts="",
     ),
     replace(
         LLAMA,

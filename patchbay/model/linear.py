@@ -105,7 +105,7 @@ def is_plain(module: Any) -> bool:
     return (
         own
         and _floats(getattr(module, "weight", None)) is not None
-        and not _overridden(module)
+        and not overridden(module)
         and _normed(module) is None
     )
 
@@ -155,7 +155,7 @@ def rows(module: Any) -> Tensor:
         return module.forward(places) / getattr(base, "embed_scale", 1.0)
 
 
-def _overridden(module: nn.Module) -> bool:
+def overridden(module: nn.Module) -> bool:
     """Whether somebody else than a session of ours or a loader put another forward on this one module."""
     forward = module.__dict__.get("forward")
     ours = isinstance(forward, partial) and str(getattr(forward.func, "__module__", "")).startswith("patchbay.")

@@ -26,7 +26,7 @@ from patchbay.model.fingerprint import version_of
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
-from patchbay.model.placing import LayerModules, candidates, follow, layer_modules, text_config
+from patchbay.model.placing import candidates, follow, layer_modules, text_config
 from patchbay.model.printed import Tokens, as_html, printed, tokens_of
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
@@ -35,7 +35,7 @@ from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
-from patchbay.signal.port import SIGNALS, Part, PatchbayError, Port
+from patchbay.signal.port import Part, PatchbayError, Port
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ PROVED = [
     "_heads",
     "final_norm_module",
     "residual_scale",
+    "scaling",
     "check",
 ]  # by the self-check
 PROVING = threading.RLock()  # held by the thread that proves a model
@@ -109,10 +110,14 @@ class Model:
         if layers is None:
             raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
         self.modules = [replace(layer_modules(family, layer, self.config), dtype=self.dtype) for layer in layers]
-        self._signals = [self._signals_of(at) for at in self.modules]
+        self._signals = [at.signals() for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
         self.residual_scale = float(getattr(self.config, family.residual_scale or "_", None) or 1.0)
+        self.scaling = self.config
         self.check = self_check(self)
+        for i in self.check.apart:
+            self.modules[i] = replace(self.modules[i], mlp_proj=None, mlp_up=None, mlp_gate=None)
+            self._signals[i] = self.modules[i].signals()
         for i in self.check.missing:
             self._signals[i] = tuple(signal for signal in self._signals[i] if signal != "attn.head_out")
 
@@ -215,19 +220,6 @@ class Model:
     def signals(self, layer: int) -> tuple[str, ...]:
         """Signals that a layer offers."""
         return self._signals[layer]
-
-    def _signals_of(self, at: LayerModules) -> tuple[str, ...]:
-        offered = {"resid_in", "resid_out", "attn.out"}
-        if at.mid is not None:
-            offered.add("resid_mid")
-        if at.attn is not None:
-            offered |= {"attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out"}
-        if at.mlp is not None:
-            offered |= {"mlp.in", "mlp.out"} | ({"mlp.act"} if at.mlp_proj is not None else set())
-        if at.experts is not None:
-            offered |= {"router.weights", "router.experts", "experts.out"}
-            offered |= {"router.logits"} if at.router is not None else set()
-        return tuple(signal for signal in SIGNALS if signal in offered)
 
     def ports(self) -> list[Port]:
         """Every whole signal that the model offers, in the order of the forward pass."""
@@ -381,7 +373,7 @@ class Model:
 
     def scaled_logits(self, logits: Tensor) -> Tensor:
         """The unembedding's raw output with the family's scale and soft cap."""
-        return weights.scaled_logits(self.config, logits)
+        return weights.scaled_logits(self.scaling, logits)
 
     @property
     def fingerprint(self) -> str:

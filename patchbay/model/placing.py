@@ -16,6 +16,8 @@ from torch import nn
 
 from patchbay.errors import PatchbayError
 from patchbay.model.families import FAMILIES, Family
+from patchbay.model.stream import refuse_normed
+from patchbay.signal.port import SIGNALS
 
 NESTED = (
     "model.language_model",
@@ -31,7 +33,9 @@ class LayerModules:
     layer: nn.Module
     attn: nn.Module | None  # attention with heads
     attn_proj: nn.Module | None
-    attn_added: nn.Module | None  # its output is what enters the stream (attention, or a hybrid's mixer)
+    attn_added: (
+        nn.Module | None
+    )  # its output is what enters the stream (attention, or a hybrid's mixer; of `beside` the last)
     norm_attn: nn.Module | None
     mid: nn.Module | None  # its input is the stream between attention and MLP; None in parallel blocks
     mlp: nn.Module | None
@@ -42,7 +46,39 @@ class LayerModules:
     norm_mlp: nn.Module | None
     router: nn.Module | None
     experts: nn.Module | None
+    beside: tuple[tuple[nn.Module, float], ...] = ()  # mixers whose outputs, each times its factor, are added together
     dtype: torch.dtype = torch.float32  # that the model computes in: of weights that are not stored as numbers
+
+    def called(self) -> list[tuple[str, nn.Module]]:
+        """The modules whose calls are signals, each once, with what they are."""
+        found = {
+            "the layer": self.layer,
+            "attention": self.attn or self.attn_added,
+            "the output projection": self.attn_proj,
+        }
+        found |= {"the MLP": self.mlp, "the down projection": self.mlp_proj, "the experts module": self.experts}
+        return [*{id(m): (name, m) for name, m in reversed(found.items()) if m is not None}.values()]
+
+    def signals(self) -> tuple[str, ...]:
+        """The signals that a layer of these modules offers."""
+        offered = {"resid_in", "resid_out", "attn.out"}
+        if self.mid is not None:
+            offered.add("resid_mid")
+        if self.attn is not None:
+            offered |= {"attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out"}
+        if self.mlp is not None:
+            offered |= {"mlp.in", "mlp.out"} | ({"mlp.act"} if self.mlp_proj is not None else set())
+        if self.experts is not None:
+            offered |= {"router.weights", "router.experts", "experts.out"}
+            offered |= {"router.logits"} if self.router is not None else set()
+        return tuple(signal for signal in SIGNALS if signal in offered)
+
+    @property
+    def reader(self) -> nn.Module:
+        """What is called with the norm of the stream: attention, or a hybrid's mixer."""
+        found = self.attn or (self.beside[0][0] if self.beside else self.attn_added)
+        assert found is not None
+        return found
 
 
 def text_config(hf: nn.Module) -> Any:
@@ -67,10 +103,16 @@ def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules
     """Resolve the row's paths on one decoder layer."""
     attn, mlp = follow(layer, family.attn), follow(layer, family.mlp)
     mixer = next((m for m in (follow(layer, path) for path in family.mixers) if m is not None), None)
+    beside = tuple(
+        (m, float(getattr(config, key, 1.0))) for path, key in family.beside if (m := follow(layer, path)) is not None
+    )
+    mixer = beside[-1][0] if beside else mixer
 
     def inside(owner: nn.Module | None, path: str) -> Any | None:  # "^name" starts at the layer
         return follow(layer, path[1:]) if path.startswith("^") else follow(owner, path)
 
+    if attn is mixer and inside(attn, family.attn_proj) is None:
+        attn = None  # one name for all kinds of blocks, of which those with heads have an output projection
     router, experts = follow(layer, family.router), follow(layer, family.experts)
     experts = experts if isinstance(experts, nn.Module) and any(p.ndim == 3 for p in experts.parameters()) else None
     return LayerModules(
@@ -78,7 +120,7 @@ def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules
         attn=attn,
         attn_proj=inside(attn, family.attn_proj),
         attn_added=(follow(layer, family.attn_added) if attn is not None else None)
-        or (follow(layer, family.attn) if attn is not None else mixer),
+        or (mixer if attn is None else attn),
         norm_attn=follow(layer, family.norm_attn),
         mid=None if family.is_parallel(config) else follow(layer, family.mid),
         mlp=mlp,
@@ -89,6 +131,7 @@ def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules
         norm_mlp=follow(layer, family.norm_mlp),
         router=router if experts is not None else None,
         experts=experts,
+        beside=beside,
     )
 
 
@@ -148,6 +191,7 @@ def candidates(hf: nn.Module, rows: Sequence[Family] = FAMILIES) -> Iterator[Fam
     fitting = _fitting(hf, named, others)
     if (best := next(fitting, None)) is not None:
         return chain([best], fitting)
+    refuse_normed(hf)
     nearest = min(named or rows, key=lambda family: len(missing(family, hf)))
     children = ", ".join(name for name, _ in hf.named_children())
     raise PatchbayError(

@@ -4,14 +4,16 @@ A row that names the model's type was proved port by port on a twin (`check.py`)
 sums of the self-check do not see: blocks side by side that are one after the other, a gate inside attention, a difference of two
 patterns. So gradients of a random reading of the logits, by autograd through the whole model, must be what the view's own graph
 says: what attention adds is worth what the stream is worth where the view has it added, z is the pattern times the values, and
-values, patterns and the MLP's input are worth what that makes of it. And a prompt must be the same alone and in a batch.
+values, patterns and the MLP's input are worth what that makes of it. And a prompt must be the same each time, alone and in a batch.
 
 Weights by head and by neuron must make of what attention and MLP read what the model made of it: v everywhere; q and k, which
-position may turn and a norm may lengthen, at position 0 up to a length; the activation through the module's own function.
+position may turn and a norm may lengthen, their direction at position 0 and, where no norm follows, their length everywhere, up to
+one factor; the activation through the module's own function.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,14 +22,27 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.jacks.modelled import Modelled
+from patchbay.jacks.patterns import of_transformers
 from patchbay.jacks.session import Session
 from patchbay.model.linear import QUANTISED, is_plain, read
 from patchbay.model.weights import head_weights, inner_rates, mlp_weights, norm_gain, query_key_norms
 from patchbay.signal.port import PatchbayError, Port
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-GRAPH = ("resid_in", "resid_mid", "resid_out", "attn.out", "mlp.in", "mlp.out", "attn.v", "attn.pattern", "attn.z")
+GRAPH = (
+    "resid_in",
+    "resid_mid",
+    "resid_out",
+    "attn.out",
+    "mlp.in",
+    "mlp.out",
+    "attn.v",
+    "attn.pattern",
+    "attn.z",
+    "experts.out",
+)
 N_TOKENS = 5
+LOOK = 32  # tokens on which code that is not transformers' own is asked whether it looks ahead
 
 
 @contextmanager
@@ -41,6 +56,13 @@ def in_evaluation(hf: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def from_zero(hf: nn.Module, n: int) -> dict[str, Tensor]:
+    """The arguments that count `n` positions from 0, whatever the model does by itself; none where it takes no positions."""
+    if "position_ids" not in inspect.signature(hf.forward).parameters:
+        return {}
+    return {"position_ids": torch.arange(n, device=next(hf.parameters()).device)[None]}
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -58,11 +80,15 @@ def relative(found: Tensor, expected: Tensor) -> float:
 def graph_error(model: Modelled) -> str | None:
     """What of the view's graph the gradients of one random prompt contradict, or that batches matter; None when nothing."""
     tolerance = 10 * TOLERANCE.get(model.dtype, 1e-2)
+    if (off := chance_error(model)) > tolerance:
+        return f"two equal runs differ (by {off:.1e}) in evaluation: it changes at random"
     with in_evaluation(model.hf):
         try:
-            values, gradients = _gradients(model)
+            values, gradients, off = _gradients(model)
         except PatchbayError as error:
             return str(error)
+    if not off <= tolerance:
+        return f"under taps of all its signals its logits are others (off by {off:.1e})"
     worst = max(_identities(model, values, gradients), key=lambda found: found[1], default=("", 0.0))
     if worst[1] <= tolerance:
         off = batch_error(model)
@@ -75,8 +101,9 @@ def _ids(model: Modelled, n: int = N_TOKENS) -> Tensor:
     return torch.randint(min(3, model.vocab_size - 1), model.vocab_size, (1, n), generator=generator).to(model.device)
 
 
-def _gradients(model: Modelled) -> tuple[dict[Port, Tensor], dict[Port, Tensor]]:
-    """The graph's signals on one prompt, and the gradient of a random reading of its last logits with respect to each."""
+def _gradients(model: Modelled) -> tuple[dict[Port, Tensor], dict[Port, Tensor], float]:
+    """The graph's signals on one prompt, the gradient of a random reading of its last logits with respect to each, and how far
+    these logits, made of those signals, are from the model's own."""
     ports = [Port("embed")]
     ports += [Port(s, i) for i in range(model.n_layers) for s in GRAPH if s in model.signals(i)]
     with torch.enable_grad(), Session(model, ports, grad=True, must_reach=False) as session:
@@ -85,7 +112,8 @@ def _gradients(model: Modelled) -> tuple[dict[Port, Tensor], dict[Port, Tensor]]
         values = dict(session.captured)
         found = torch.autograd.grad((logits * towards).sum(), list(values.values()), allow_unused=True)
     made = zip(values.items(), found, strict=True)
-    return values, {port: torch.zeros_like(v) if g is None else g for (port, v), g in made}
+    gradients = {port: torch.zeros_like(v) if g is None else g for (port, v), g in made}
+    return values, gradients, relative(logits.detach(), _logits(model, _ids(model))[0, -1])
 
 
 def _identities(
@@ -106,7 +134,15 @@ def _identities(
             yield f"what the MLP of L{i} adds is worth the stream after it", _off(gradients, Port("mlp.out", i), out)
             if joined is mid:
                 yield f"the stream before the MLP of L{i} is read by its norm alone", _read(model, i, values, gradients)
-        if Port("attn.z", i) in gradients and model.family.qkv != "gated":
+        at = model.modules[i]
+        if Port("experts.out", i) in gradients and at.mlp_added is at.mlp:  # no norm between
+            each = gradients[Port("experts.out", i)]
+            worth = gradients[Port("mlp.out", i)].unsqueeze(2).expand_as(each)
+            yield (
+                f"what each expert of L{i} adds is worth what its MLP adds",
+                relative(each, worth * model.residual_scale),
+            )
+        if Port("attn.z", i) in gradients:
             yield from _mixing(model, i, values, gradients)
 
 
@@ -135,24 +171,50 @@ def _mixing(
         return
     towards = gradients[z].double()
     made = torch.einsum("bhqk,bhkd->bqhd", mixing, each)
-    yield f"z of L{layer} is the pattern times the values", relative(values[z].detach(), made)
+    if (
+        model.family.qkv == "gated"
+    ):  # by what the stream says alone: values and patterns act through it as through a constant
+        towards = towards * torch.where(made.abs() > 1e-9, values[z].detach().double() / made, 0.0)
+    else:
+        yield f"z of L{layer} is the pattern times the values", relative(values[z].detach(), made)
     of_values = torch.einsum("bhqk,bqhd->bhkd", mixing, towards).unflatten(1, (-1, shared)).sum(2)
     yield f"values of L{layer} act through the pattern alone", relative(gradients[v], of_values)
     of_pattern = torch.einsum("bqhd,bhkd->bhqk", towards, each)
     yield f"the pattern of L{layer} acts on the values alone", relative(gradients[pattern], of_pattern)
 
 
-# --- a prompt alone and in a batch ---------------------------------------------------------------------
+# --- a prompt alone, in a batch, and with what follows it -------------------------------------------------
 
 
 @torch.no_grad()
+def _logits(model: Modelled, ids: Tensor) -> Tensor:
+    with in_evaluation(model.hf):
+        found: Tensor = model.hf(input_ids=ids, use_cache=False).logits
+    return found
+
+
 def batch_error(model: Modelled) -> float:
     """By how much the logits of a prompt change beside another prompt: relative."""
     ids = _ids(model, 2 * N_TOKENS).view(2, -1)
-    with in_evaluation(model.hf):
-        alone = model.hf(input_ids=ids[:1], use_cache=False).logits
-        beside = model.hf(input_ids=ids, use_cache=False).logits[:1]
-    return relative(beside, alone)
+    return relative(_logits(model, ids)[:1], _logits(model, ids[:1]))
+
+
+def chance_error(model: Modelled) -> float:
+    """By how much the logits of two equal runs differ: relative."""
+    ids = _ids(model)
+    return relative(_logits(model, ids), _logits(model, ids))
+
+
+def ahead_error(model: Modelled) -> float:
+    """By how much logits change with what stands up to `LOOK` tokens after them: another last token, or nothing there at all."""
+    n = min(LOOK, model.longest_prompt or LOOK)
+    ids = _ids(model, n)
+    other = ids.clone()
+    other[:, -1] = ids[:, -1] % (model.vocab_size - 1) + 1
+    if bool((other == ids).all()):
+        other[:, -1] = 0
+    both, part = _logits(model, torch.cat([ids, other])), _logits(model, ids[:, : max(n // 4, 1)])
+    return max(relative(both[1:, :-1], both[:1, :-1]), relative(part, both[:1, : part.shape[1]]))
 
 
 # --- weights -------------------------------------------------------------------------------------------
@@ -164,20 +226,35 @@ def weights_error(model: Modelled, layer: int, seen: dict[Port, Tensor], entered
     at, found = model.modules[layer], {}
     for name, proof in (("attn", _heads), ("mlp", _neurons)):
         tolerance = 10 * TOLERANCE.get(model.dtype, 1e-2)
-        missing = at.attn is None or entered is None if name == "attn" else at.mlp_up is None or at.mlp_proj is None
+        missing = at.attn is None or entered is None if name == "attn" else at.mlp_proj is None
         if missing or Port("mlp.act" if name == "mlp" else "attn.v", layer) not in seen:
             continue
         if _rounds_inputs(at.attn if name == "attn" else at.mlp, tolerance):
             tolerance = QUANTISED
         try:
             why = proof(model, layer, seen, entered, tolerance)
-        except PatchbayError:
-            continue  # they are refused where they are asked for
+        except PatchbayError as error:
+            why = str(error)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             why = f"{type(error).__name__}: {str(error)[:120]}"
         if why:
             found[name] = why
     return found
+
+
+@torch.no_grad()
+def unseen_pattern(model: Modelled, layer: int, ids: Tensor) -> str:
+    """Of attention that somebody registered: why no pattern is known to make z, so that weights do not say what heads do; else ""."""
+    if model.modules[layer].attn is None or model.family.attention != "interface":
+        return ""
+    if of_transformers(str(model.hf.config._attn_implementation)):
+        return ""
+    try:
+        with in_evaluation(model.hf), Session(model, [Port("attn.pattern", layer)]):
+            model.hf(input_ids=ids, use_cache=False)
+    except PatchbayError as error:
+        return str(error)
+    return ""
 
 
 def _rounds_inputs(owner: nn.Module | None, tolerance: float) -> bool:
@@ -218,16 +295,23 @@ def _heads(model: Modelled, layer: int, seen: dict[Port, Tensor], entered: Tenso
         return ""  # its queries and keys are proved where their turn by position is read
     norms = query_key_norms(at.attn) or (None, None)
     for name, weight, bias, norm in (("q", plain.W_Q, plain.b_Q, norms[0]), ("k", plain.W_K, plain.b_K, norms[1])):
-        made, tapped = _made(entered[:, :1], weight, bias)[:, 0], _precise(seen[Port(f"attn.{name}", layer)][:, :, 0])
+        made = _made(entered, weight, bias)  # [prompt, position, head, d_head]
+        tapped = _precise(seen[Port(f"attn.{name}", layer)]).transpose(1, 2)
         if norm is not None:
             if getattr(norm, "bias", None) is not None:
                 continue
-            gain, centred = norm_gain(norm, *made.shape[1:])
+            gain, centred = norm_gain(norm, *made.shape[2:])
             made = (made - made.mean(-1, keepdim=True) if centred else made) * gain.to(made)
-        cosine = torch.nn.functional.cosine_similarity(made, tapped, dim=-1)
+        cosine = torch.nn.functional.cosine_similarity(made[:, 0], tapped[:, 0], dim=-1)
         if not bool((cosine > 1 - tolerance).all()):
             return (
                 f"the stream times W_{name.upper()} has not the direction of {name} (cosine {float(cosine.min()):.3f})"
+            )
+        sizes = tapped.norm(dim=-1) / made.norm(dim=-1)  # positions turn; one factor on all is a scale of the scores
+        if norm is None and not bool(((sizes / sizes[0, 0, 0] - 1).abs() <= tolerance).all()):
+            return (
+                f"{name} is the stream times W_{name.upper()} times a factor that differs by token or head ({float(sizes.min()):.3g} "
+                f"to {float(sizes.max()):.3g})"
             )
     return ""
 

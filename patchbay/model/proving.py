@@ -1,6 +1,7 @@
 """Proving: the rows that fit a model are tried in order, and the first that passes is adopted.
 
-A row passes when the self-check holds; one that does not name the model's type has to pass the proofs of structure as well. Where
+A row passes when the self-check holds; one that does not name the model's type, or meets code of its name that is not the
+transformers' that the row was proved on, has to pass the proofs of structure as well. Where
 attention does not ask transformers' interface, the row is tried once more with attention read at the operators that it calls. A
 row that is right in all but how its weights lie is adopted when no other is: those weights are refused where they are asked for.
 """
@@ -11,9 +12,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from patchbay.errors import PatchbayError
 from patchbay.model.families import Family
-from patchbay.model.proofs import graph_error
+from patchbay.model.linear import overridden
+from patchbay.model.proofs import ahead_error, graph_error
+from patchbay.model.stream import refuse_normed
 from patchbay.model.versions import prove_unseen
 
 # what a row that does not fit a model raises when it is tried
@@ -25,21 +30,45 @@ def prove(model: Any, rows: Iterator[Family], given: bool) -> None:
     failed: list[str] = []
     unread: Family | None = None  # right in all but how its weights lie
     for row in _ways(model, rows, failed):
-        named = getattr(model.config, "model_type", "") in row.model_types
+        mine = getattr(model.config, "model_type", "") in row.model_types
+        named = mine and as_published(model)
         why = str(model.check) if not model.check.passed else None if named else graph_error(model)
-        if why is None and (named or given or not model.check.weights):
+        if why is None and (mine or given or not (model.check.weights or model.check.apart)):
+            _look_ahead(model, named)
             prove_unseen(model)
             return
         unread = unread or (row if why is None else None)
         failed.append(f"{row.name}: {why}")
     if unread is None:
+        refuse_normed(model.hf)
         raise PatchbayError(
             f"{type(model.hf).__name__}: the self-check failed, so nothing that Patchbay showed of this model could be trusted. "
             + "; ".join(failed[:3])
             + ". If the paths of the family row are wrong for it, pass family=patchbay.Family(...)"
         )
     model._adopt(unread)
+    _look_ahead(model, False)
     prove_unseen(model)
+
+
+def _look_ahead(model: Any, named: bool) -> None:
+    """Of code that is not the row's own, ask of more tokens than the self-check has whether they see later ones."""
+    if not named and model.check.causal:
+        model.check = replace(model.check, ahead=max(model.check.ahead, ahead_error(model)))
+
+
+def as_published(model: Any) -> bool:
+    """Whether the model runs transformers' own code: its class, its layers and their blocks are defined there, and nobody put
+    another forward on one of its modules. Linear maps inside may be anybody's: they are asked what they compute."""
+    blocks = [block for at in model.modules for block in (at.layer, at.attn, at.mlp, at.norm_attn, at.norm_mlp)]
+    classes = {type(block) for block in (model.hf, model.final_norm_module, *blocks) if block is not None}
+    own = all(kind.__module__.split(".")[0] in ("transformers", "torch") or _linear(kind) for kind in classes)
+    return own and not any(overridden(module) for module in model.hf.modules())
+
+
+def _linear(kind: type) -> bool:
+    """A block that is a linear map itself, as OPT's MLP is."""
+    return issubclass(kind, nn.Linear)
 
 
 def _ways(model: Any, rows: Iterator[Family], failed: list[str]) -> Iterator[Family]:

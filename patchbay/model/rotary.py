@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits import edit
+from patchbay.model.proofs import from_zero
 from patchbay.model.weights import HeadWeights, latent_weights, norm_gain, query_key_norms
 from patchbay.signal.port import PatchbayError, Port
 
@@ -82,7 +83,8 @@ def _probe(model: Model, n_positions: int, layers: list[int]) -> tuple[Tensor, d
     model.hf.eval()
     try:
         with model.session(taps, edits) as session:
-            model.hf(input_ids=ids, use_cache=False, **last_only(model.hf))
+            places = from_zero(model.hf, n_positions) if model.check.shifted else {}
+            model.hf(input_ids=ids, use_cache=False, **last_only(model.hf), **places)
     finally:
         for module in training:
             module.training = True

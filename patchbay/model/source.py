@@ -10,8 +10,16 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from patchbay.model.placing import text_config
 from patchbay.signal.port import PatchbayError, suggest
 
+CROSS = (
+    "encoder_attn",
+    "crossattention",
+    "cross_attn",
+    "EncDecAttention",
+    "cross_attention",
+)  # attention to another stack
 BUILT_IN = Path(__file__).parents[1] / "tiny" / "weights"
 
 
@@ -127,12 +135,23 @@ def _refuse_encoders(model: Any) -> None:
             f"{name} is an encoder-decoder: its tokens are written by a second stack that reads the first, and the parts here are those "
             "of one stack that reads its own prompt (a causal language model)"
         )
+    crossed = next((part for part, _ in model.named_modules() if part.rpartition(".")[2] in CROSS), None)
+    if crossed is not None and text_config(model) is config:  # not what turns images into tokens before a text model
+        raise PatchbayError(
+            f"{name} is made to read a second stack ({crossed} attends to what it gives): the parts here are those of one stack that "
+            "reads its own prompt (a causal language model)"
+        )
     masked = name in MASKED.values() and name not in CAUSAL.values()
     bidirectional = name in MASKED.values() or getattr(config, "model_type", "") in MASKED
     if masked or (bidirectional and getattr(config, "is_decoder", None) is False):
         raise PatchbayError(
             f"{name} is an encoder, which fills in masked tokens: the parts here are those of models that predict the next token "
             "(causal language models)"
+        )
+    if model.get_output_embeddings() is None and getattr(model, "main_input_name", "input_ids") != "input_ids":
+        raise PatchbayError(
+            f"{name} reads {model.main_input_name}, not tokens: the parts here are those of models that read tokens and predict the "
+            "next one (causal language models)"
         )
     if model.get_output_embeddings() is None:
         raise PatchbayError(

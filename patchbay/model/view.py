@@ -231,7 +231,9 @@ class LayerView(View):
 
     def _what(self) -> str:
         at = self.model.modules[self._layer]
-        mixer = f"{self.model.n_heads(self._layer)} heads" if at.attn is not None else type(at.attn_added).__name__
+        mixers = [module for module, _ in at.beside] or [at.attn_added]
+        mixer = " beside ".join(type(module).__name__ for module in mixers)
+        mixer = f"{self.model.n_heads(self._layer)} heads" if at.attn is not None else mixer
         experts = self.model.n_experts(self._layer)
         return f"layer with {mixer}, " + (
             f"{experts} experts" if experts else f"{self.model.n_neurons(self._layer)} neurons"

@@ -33,6 +33,7 @@ QUERY_KEY_NORMS = (
     ("q_norm", "k_norm"),
     ("q_layernorm", "k_layernorm"),
     ("query_layernorm", "key_layernorm"),
+    ("qk_norm", "qk_norm"),
 )  # modules that norm queries and keys, by their names
 
 
@@ -373,6 +374,8 @@ def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]
         centred = bool(out.mean(-1).abs().max() < 1e-2 * out.abs().max())
         return weight, centred
     gain, _, centred = norm_parts(norm)
+    if gain.numel() == 1:  # a norm without weights
+        return gain.expand(1, d_head), centred
     if gain.numel() == d_head:
         return gain[None], centred
     if gain.numel() == n_heads * d_head and not centred:
@@ -383,8 +386,11 @@ def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]
 
 
 def scaled_logits(config: Any, logits: Tensor) -> Tensor:
-    """The unembedding's raw output with the family's scale and soft cap."""
-    logits = logits * float(getattr(config, "logit_scale", None) or 1.0)
-    logits = logits / float(getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    """The unembedding's raw output with the scale and soft cap that a config names; as it is where there is none (None)."""
+
+    def named(*keys: str) -> float:
+        return float(next((value for key in keys if (value := getattr(config, key, None))), 0.0))
+
+    logits = logits * (named("logit_scale", "lm_head_multiplier") or 1.0) / (named("logits_scaling") or 1.0)
+    cap = named("final_logit_softcapping", "logits_soft_cap")
     return torch.tanh(logits / cap) * cap if cap else logits

@@ -66,6 +66,18 @@ _LINEAR = dict(
 _YARN = dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=32, rope_theta=10000.0)
 _GPT = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2)
 
+# text models inside vision-language models, and what sees there
+_TEXT: dict[str, Any] = _DENSE | dict(head_dim=8, vocab_size=N_VOCAB)
+_EYES: dict[str, Any] = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+) | dict(depth=1, embed_dim=32, num_heads=2, out_hidden_size=32, projection_dim=32, num_channels=3)
+_TURNED = dict(rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=10000.0))
+
+
+def _nested(text: dict[str, Any] | None = None, eyes: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    return dict(text_config=_TEXT | (text or {}), vision_config=_EYES | (eyes or {})) | more
+
+
 # name -> (model type, what its config sets). A name is a model type, or one with a variant after it.
 FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", _GPT),
@@ -119,6 +131,27 @@ FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("gpt_oss", _MOE | _SLIDING | dict(head_dim=12, rope_parameters=_YARN)),
     "deepseek_v3": ("deepseek_v3", _LATENT),
     "smollm3": ("smollm3", _DENSE | dict(no_rope_layers=[1, 0])),
+    "falcon_h1": (
+        "falcon_h1",
+        _DENSE
+        | dict(mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8)
+        | dict(ssm_out_multiplier=0.7, attention_out_multiplier=0.6, attention_in_multiplier=1.3, key_multiplier=0.8)
+        | dict(embedding_multiplier=2.0, lm_head_multiplier=0.5),
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        _DENSE
+        | dict(
+            layers_block_type=["linear_attention", "full_attention", "moe", "mlp"],
+            num_hidden_layers=4,
+            head_dim=8,
+            chunk_size=8,
+        )
+        | dict(
+            mamba_num_heads=8, mamba_head_dim=8, ssm_state_size=8, n_groups=1, n_routed_experts=4, num_experts_per_tok=2
+        )
+        | dict(moe_intermediate_size=24, moe_shared_expert_intermediate_size=24, n_group=1, topk_group=1),
+    ),
     "mamba2": (
         "mamba2",
         dict(hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=8),
@@ -184,22 +217,69 @@ FAMILY_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5_moe_text": ("qwen3_5_moe_text", _MOE | _LINEAR | dict(head_dim=8)),
     "qwen3_5_text": ("qwen3_5_text", _DENSE | _LINEAR | dict(head_dim=8)),
     "solar_open": ("solar_open", _MOE | _SHARED | dict(head_dim=8)),
+    "biogpt": ("biogpt", _FULL),
+    "granite_swa": (
+        "granite_swa",
+        _DENSE | dict(residual_multiplier=0.5, attention_multiplier=0.3, sliding_window=WINDOW),
+    ),
+    "granitemoe_swa": (
+        "granitemoe_swa",
+        _MOE | dict(residual_multiplier=0.5, attention_multiplier=0.3, sliding_window=WINDOW),
+    ),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", _MOE | dict(head_dim=8, moe_topk=2)),
+    "hyperclovax": ("hyperclovax", _DENSE | dict(residual_multiplier=0.5, use_post_norm=True)),
+    "jamba": (
+        "jamba",
+        _MOE | dict(num_hidden_layers=3, attn_layer_period=3, attn_layer_offset=1, mamba_d_state=8, mamba_dt_rank=4),
+    ),
+    "laguna": ("laguna", _MOE | dict(head_dim=8)),
+    "lfm2_moe": (
+        "lfm2_moe",
+        _MOE | dict(layer_types=["conv", "full_attention", "conv"], num_hidden_layers=3, num_dense_layers=1),
+    ),
+    "nanochat": ("nanochat", _FULL),
+    # text models that lie in vision-language models
+    "aria": ("aria", _nested(dict(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1))),
+    "aya_vision": ("aya_vision", _nested(dict(logit_scale=0.5))),
+    "deepseek_vl": ("deepseek_vl", _nested()),
+    "fuyu": ("fuyu", _nested(_FULL)),
+    "gemma3": (
+        "gemma3",
+        _nested(_SLIDING | dict(query_pre_attn_scalar=8), mm_tokens_per_image=4, image_token_index=95),
+    ),
+    "idefics2": ("idefics2", _nested()),
+    "idefics3": ("idefics3", _nested()),
+    "internvl": ("internvl", _nested()),
+    "lfm2_vl": ("lfm2_vl", _nested(dict(layer_types=["conv", "full_attention"], block_ff_dim=48))),
+    "llava": ("llava", _nested(image_token_index=95)),
+    "llava_onevision": ("llava_onevision", _nested()),
+    "mistral3": ("mistral3", _nested()),
+    "paligemma": ("paligemma", _nested(dict(model_type="gemma"), image_token_index=95, projection_dim=32)),
+    "qwen2_vl": ("qwen2_vl", _nested(_TURNED)),
+    "qwen2_5_vl": ("qwen2_5_vl", _nested(_TURNED, dict(window_size=8, fullatt_block_indexes=[0], patch_size=4))),
+    "qwen3_vl": ("qwen3_vl", _nested()),
+    "qwen3_5": ("qwen3_5", _nested(_LINEAR)),
+    "smolvlm": ("smolvlm", _nested()),
     "xglm": ("xglm", dict(d_model=32, num_layers=2, attention_heads=4, ffn_dim=48, max_position_embeddings=64)),
 }
 
 
 def twin(name: str, seed: int = 0, **config: Any) -> PreTrainedModel:
     """The twin of a family, in float32 and evaluation mode; the same seed gives the same weights. `config` overrides."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
     if name not in FAMILY_CONFIGS:
         known = list(FAMILY_CONFIGS)
         raise PatchbayError(f"no twin {name!r}; there are {', '.join(known)}" + suggest(name, known))
     model_type, settings = FAMILY_CONFIGS[name]
+    nested = "text_config" in settings
+    if nested:
+        settings = settings | dict(text_config=settings["text_config"] | config)
+    else:
+        settings = settings | dict(vocab_size=N_VOCAB) | config
+    made = AutoModelForImageTextToText if nested else AutoModelForCausalLM
     with seeded(seed):
-        hf = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(model_type, vocab_size=N_VOCAB, **(settings | config))
-        )
+        hf = made.from_config(AutoConfig.for_model(model_type, **settings))
         _draw(hf)
     hf.generation_config.eos_token_id = None  # generation goes on for as long as it is asked to
     return hf.eval()

@@ -1,5 +1,6 @@
 """Text models inside vision-language checkpoints, loaded as AutoModelForImageTextToText gives them: right with text prompts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +18,9 @@ from transformers import (
 import patchbay as pb
 from patchbay.errors import PatchbayError
 from patchbay.model.check import verify
+from patchbay.model.rotary import turns
+from patchbay.model.self_check import queries_and_keys
+from patchbay.signal.port import Port
 from tests.tolerance import close
 
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -103,13 +107,30 @@ def test_the_text_model_of_a_vision_language_checkpoint(name: str) -> None:
     assert close(table["value"].flatten(), expected[:, -1, 3], of=expected)
 
 
-def test_positions_that_begin_at_one_are_refused_where_weights_are_read() -> None:
-    """PaliGemma counts positions from 1, so that its first query is turned already; it runs as it is."""
+def test_positions_that_begin_at_one() -> None:
+    """PaliGemma counts positions from 1, so that its first query is turned already; weights by head are proved where it is not."""
     hf = drawn("paligemma")
     model = pb.load(hf)
+    assert model.check.shifted
+    assert not model.causal  # a prompt without an answer is one prefix, whose tokens all see each other
     with torch.no_grad():
         assert torch.equal(pb.run(model, IDS).logits, hf(input_ids=IDS, use_cache=False).logits)
-    with pytest.raises(
-        PatchbayError, match=r"weights of L0.attn cannot be read: the stream times W_Q has not the direction of q"
-    ):
-        model.layers[0].attn.weights()
+        stream = hf.model.language_model.layers[0].input_layernorm(
+            pb.run(model, IDS, taps=["L0.resid_in"])["L0.resid_in"]
+        )
+        still = queries_and_keys(model, IDS)
+    w = model.layers[0].attn.weights()
+    for port, weight in ((Port("attn.q", 0), w.W_Q), (Port("attn.k", 0), w.W_K)):
+        first = torch.einsum("bd,hdr->bhr", stream[:, 0], weight)
+        assert close(first, still[port][:, :, 0])
+        assert not close(first, pb.run(model, IDS, taps=[port])[port][:, :, 0])
+    turn = turns(model, range(4), {0: model.layers[0].attn.weights(fold_norm=True)})[0]
+    assert turn.rotation is not None
+    q = pb.run(model, IDS, taps=[Port("attn.q", 0)])[Port("attn.q", 0)]
+    made = torch.einsum("bpd,hdr->bhpr", stream, w.W_Q)
+    assert close(
+        q[:, :, 1], (made[:, :, 1] @ turn.rotation[2].to(made))
+    )  # position 1 is the second of them, counted from 1
+    swapped = replace(model.family, name="mine", qkv_modules=("q_proj", "v_proj", "k_proj"))
+    with pytest.raises(PatchbayError, match=r"weights of L0\.attn cannot be read"):
+        pb.load(hf, family=swapped).layers[0].attn.weights()

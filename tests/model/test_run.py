@@ -339,7 +339,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(query.shape[2])
         return plain(query, *args, **kwargs)
 
-    monkeypatch.setattr(attention, "eager_of", spied)
+    monkeypatch.setitem(attention.SHOWN, "sdpa", spied)
     monkeypatch.setattr(attention, "plain_pattern", spied_plain)
     return calls
 

@@ -245,7 +245,7 @@ def test_weights_of_every_family_are_what_the_model_computes_with(name: str) -> 
     model = pb.load(twin(name))
     assert not model.check.weights
     assert model.check.inputs <= 1e-6
-    assert model.causal
+    assert model.causal != (name == "paligemma")  # whose whole prompt is a prefix
 
 
 def test_weights_that_lie_otherwise_than_the_row_says_are_refused_where_they_are_asked_for() -> None:
