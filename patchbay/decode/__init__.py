@@ -1,12 +1,34 @@
 """Decode: continue prompts by a method of the papers, under any edits and knobs. Every function returns a Result.
 
+beam                   the likeliest continuations that a few beams find
 contrastive_decoding   what an expert finds likelier than an amateur: another model, or the same one under a knob
 contrastive_search     the likely token whose state is least like those before it
+dexperts               the model's law, raised where an expert finds a token likelier than an anti-expert
+diverse_beam           beams in groups that are pushed apart
 dola                   what the last layer finds likelier than an earlier one
+rerank                 segments that are drawn, and kept by a scorer
+rule_adapter           three rules on the output in place of a tuned model
+superposed             several drafts in one stream of mixed embeddings
 """
 
+from patchbay.decode.beam import beam
 from patchbay.decode.contrastive_decoding import contrastive_decoding
 from patchbay.decode.contrastive_search import contrastive_search
+from patchbay.decode.dexperts import dexperts
+from patchbay.decode.diverse_beam import diverse_beam
 from patchbay.decode.dola import dola
+from patchbay.decode.rerank import rerank
+from patchbay.decode.rule_adapter import rule_adapter
+from patchbay.decode.superposed import superposed
 
-__all__ = ["contrastive_decoding", "contrastive_search", "dola"]
+__all__ = [
+    "beam",
+    "contrastive_decoding",
+    "contrastive_search",
+    "dexperts",
+    "diverse_beam",
+    "dola",
+    "rerank",
+    "rule_adapter",
+    "superposed",
+]

@@ -162,6 +162,7 @@ class Rows:
         self.side = list(side) if side is not None else [0] * len(self.of)
         self.ids = torch.tensor([call.prompts[i] for i in self.of], device=call.model.device)
         self.start = self.ids.shape[1]
+        self.embeds: list[Tensor] = []  # of what followed the prompt and is no token, each [row, d_embed]
         self.cached = serves(call.model, self.start, self.start + call.n_new)
         self.cache: Any = None
         self._session: Session | None = None
@@ -184,15 +185,26 @@ class Rows:
         if tokens is not None:
             tokens = tokens.to(self.ids.device).reshape(len(self.ids), -1)
             self.ids, n_new = torch.cat([self.ids, tokens], 1), tokens.shape[1]
-        whole = self.cache is None
-        sent = self.ids if whole else self.ids[:, -n_new:]
+        return self._pass({"input_ids": self.ids if self.cache is None else self.ids[:, -n_new:]}, n_new, keep)
+
+    @torch.no_grad()
+    def run_embedded(self, embeds: Tensor) -> Seen:
+        """One pass of what is no token: one more embedding of each row [row, d_embed], such as a mixture of several."""
+        self.ids = torch.cat([self.ids, self.ids.new_full((len(self.ids), 1), -1)], 1)  # no edit by token finds it
+        self.embeds = [*self.embeds, embeds]
+        if self.cache is not None:
+            return self._pass({"inputs_embeds": embeds[:, None]}, 1, 1)
+        prompts = self.call.model.hf.get_input_embeddings()(self.ids[:, : self.start])
+        return self._pass({"inputs_embeds": torch.cat([prompts, torch.stack(self.embeds, 1)], 1)}, 1, 1)
+
+    def _pass(self, sent: dict[str, Tensor], n_new: int, keep: int) -> Seen:
+        [what] = sent.values()
         session = self._open()
-        if not whole and session.where.positioned:
+        if self.cache is not None and session.where.positioned:
             session.where.hold(self.cache, self.ids[:, :-n_new], self.start)
-        output = self.call.model.hf(
-            sent, attention_mask=torch.ones_like(self.ids), **self._options(sent.shape[1], keep)
-        )
-        self.call.calls, self.call.fed = self.call.calls + 1, self.call.fed + sent.numel()
+        options = self._options(what.shape[1], keep)
+        output = self.call.model.hf(**sent, attention_mask=torch.ones_like(self.ids), **options)
+        self.call.calls, self.call.fed = self.call.calls + 1, self.call.fed + what.shape[0] * what.shape[1]
         if self.cached:
             self.cache = _cache_of(output)
         captured = {port: value[:, -n_new:] for port, value in session.captured.items()}
@@ -213,7 +225,7 @@ class Rows:
         """The rows become copies of these: repeated, moved or dropped, with their tokens, their cache and their edits."""
         index = torch.as_tensor(rows, device=self.ids.device)
         places = index.tolist()
-        self.ids = self.ids[index]
+        self.ids, self.embeds = self.ids[index], [one[index] for one in self.embeds]
         if self.cache is not None and places != list(range(len(self.of))):
             self.cache.reorder_cache(index)
         of, side = [self.of[i] for i in places], [self.side[i] for i in places]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import N
@@ -63,3 +65,111 @@ def chuang2024(model: pb.Model, seed: int) -> Claim:
         f"{float(own.mean()):.0%} here)"
     )
     return Claim(text, *interval[:3], 0.0, "share of prompts")
+
+
+@claim("liu2021", "comparison")
+def liu2021(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the answers of a knob that believes the text come more often when it is the expert than from the model alone."""
+    import torch
+
+    from patchbay import maths
+
+    task = pb.tasks.facts_in_context(model, N, seed=seed)
+    prompts, right = [list(ids) for ids in task.clean], torch.tensor(task.right)
+    heads = pb.find.fact_heads(model, pb.tasks.facts_in_context(model, N, seed=seed + 1)).top(1)
+    expert, against = (pb.turn.scale(heads, strength, model=model) for strength in (4.0, 0.0))
+    options: dict[str, Any] = {"max_new_tokens": 1, "ends": [], "top_p": 0.95, "seed": seed}
+    own, plain = (
+        (
+            pb.decode.dexperts(model, expert, against, prompts, alpha=alpha, **options)["tokens"][:, 0, 0] == right
+        ).double()
+        for alpha in (2.0, 0.0)
+    )
+    text = f"a knob as expert, turned the other way as anti-expert, makes answers by the text more frequent ({float(plain.mean()):.0%} to {float(own.mean()):.0%})"
+    return Claim(text, *maths.paired_interval(own, plain)[:3], 0.0, "share of prompts")
+
+
+@claim("vijayakumar2016", "comparison")
+def vijayakumar2016(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if diverse beams hold more different 3-grams than a beam search of as many."""
+    import torch
+
+    from patchbay import maths
+
+    prompts = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed).clean]
+    options: dict[str, Any] = {"max_new_tokens": NEW, "ends": []}
+    lists = [
+        pb.decode.diverse_beam(model, prompts, beams=6, groups=3, penalty=0.5, **options)["tokens"].tolist(),
+        pb.decode.beam(model, prompts, beams=6, **options)["tokens"].tolist(),
+    ]
+    shares = [torch.tensor([distinct(drafts) for drafts in found], dtype=torch.float64) for found in lists]
+    text = f"diverse beams differ more than beams of the same number ({float(shares[0].mean()):.2f} of their 3-grams are different ones, {float(shares[1].mean()):.2f})"
+    return Claim(text, *maths.paired_interval(*shares)[:3], 0.0, "share of 3-grams")
+
+
+def distinct(drafts: list[list[int]], n: int = 3) -> float:
+    """The share of different n-grams among all of several texts."""
+    grams = [tuple(row[at : at + n]) for row in drafts for at in range(len(row) - n + 1) if min(row[at : at + n]) >= 0]
+    return len(set(grams)) / max(1, len(grams))
+
+
+@claim("shen2024", "comparison")
+def shen2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the best of three superposed drafts is at least as likely as a nucleus sample, at a third of three samples' passes."""
+    import torch
+
+    from patchbay import maths
+
+    prompts = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed).clean]
+    found = pb.decode.superposed(model, prompts, max_new_tokens=NEW)
+    drawn = pb.decode.rerank(model, prompts, scorer="logp", pool=[1, 1, NEW], max_new_tokens=NEW, seed=seed)
+    best, sample = ((one["logp"].nansum(-1) / (~one["logp"].isnan()).sum(-1)) for one in (found, drawn))
+    own, other = best.nan_to_num(-99.0).amax(1).double(), sample[:, 0].double()
+    text = (
+        f"the best of three superposed drafts is likelier than a nucleus sample ({float(own.mean()):.2f} nats a token, "
+        f"{float(other.mean()):.2f}), in {int(found['fed'])} token positions against {int(drawn['fed'])} for one sample and its scoring"
+    )
+    assert torch.isfinite(other).all()
+    return Claim(text, *maths.paired_interval(own, other)[:3], 0.0, "nats per token")
+
+
+@claim("krishna2022", "comparison")
+def krishna2022(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the model prefers a text's own continuation to those of nine other texts by what the prompt adds to it."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.decode._loop import asked
+    from patchbay.decode._scorers import pmi
+
+    task = pb.tasks.laundry_list(model, N, seed=seed)
+    texts = [list(ids) for ids in task.clean]
+    halves = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in texts]
+    call = asked(model, [prompt for prompt, _ in halves], 1, [], 10)
+    first = []
+    for at in range(len(texts)):
+        others = [halves[(at + step) % len(halves)][1] for step in range(10)]
+        scores = pmi(call, at, others)
+        first.append(float(max(range(10), key=lambda i: scores[i]) == 0))
+    shares = torch.tensor(first, dtype=torch.float64)
+    text = "by what the prompt adds to its log-probability, a text's own continuation comes first among ten"
+    return Claim(text, *maths.bootstrap_interval(shares)[:3], 0.1, "share of texts")
+
+
+@claim("hewitt2024", "identity")
+def hewitt2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if every new token raises the odds of an end by e^.06, whatever the text."""
+    import torch
+
+    from patchbay.decode._rules import SLOPE, Rules
+
+    prompts = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed).clean]
+    end, other, worst = 2 % model.vocab_size, 3 % model.vocab_size, 0.0
+    for ids in prompts:
+        logits = pb.run(model, [ids], logits="last").last_logits.double()
+        rules = Rules(len(ids) - 3, [end], penalty=0.0)
+        law = [torch.log_softmax(one, -1)[0] for one in (rules(torch.tensor([ids]), logits), logits)]
+        gain = float(law[0][end] - law[0][other] - law[1][end] + law[1][other])
+        worst = max(worst, abs(gain - 3 * SLOPE))
+    text = "after three tokens of a response the odds of an end have risen by e^.18"
+    return Claim(text, worst, worst, worst, 1e-6, "nats", above=False)

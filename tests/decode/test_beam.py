@@ -1,0 +1,103 @@
+"""Beam search: every text of a tiny vocabulary, transformers' own beams, greedy decoding with one beam."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import patchbay as pb
+from patchbay.results.method import seeded
+from patchbay.tiny import twins
+from tests.decode.shared_stories import new_tokens
+from tests.tolerance import close
+
+PROMPTS = [[5, 9, 7, 11], [8, 6, 7], [12, 5, 30, 9]]
+
+
+def model_of(name: str = "llama") -> pb.Model:
+    return pb.load(twins.twin(name))
+
+
+def four() -> pb.Model:
+    """A random model of four tokens."""
+    with seeded(3):
+        hf = GPT2LMHeadModel(GPT2Config(vocab_size=4, n_embd=16, n_layer=2, n_head=2, n_positions=16)).eval()
+        for weight in hf.parameters():
+            torch.nn.init.normal_(weight, 0.0, 0.7)
+    hf.generation_config.eos_token_id = None
+    return pb.load(hf)
+
+
+def by_force(
+    model: pb.Model, prompt: list[int], length: int, end: int | None, power: float
+) -> list[tuple[float, list[int]]]:
+    """Every text of `length` tokens, or fewer where one ends, with its score; the best first."""
+    found = {}
+    for tokens in itertools.product(range(4), repeat=length):
+        cut = list(tokens[: tokens.index(end) + 1]) if end in tokens else list(tokens)
+        if tuple(cut) in found:
+            continue
+        with torch.no_grad():
+            logits = model.hf(torch.tensor([prompt + cut])).logits[0, len(prompt) - 1 : -1].double()
+        total = sum(float(torch.log_softmax(row, -1)[t]) for row, t in zip(logits, cut, strict=True))
+        found[tuple(cut)] = total / len(cut) ** power
+    return sorted(((score, list(tokens)) for tokens, score in found.items()), key=lambda one: -one[0])
+
+
+@pytest.mark.parametrize(("end", "power"), [(None, 0.0), (2, 0.0), (2, 1.0)])
+def test_planted(end: int | None, power: float) -> None:
+    """With a beam for every prefix the best text is found, and those after it, whatever ends a text."""
+    model, prompt = four(), [0, 3, 1]
+    found = pb.decode.beam(
+        model, [prompt], beams=64, length_penalty=power, max_new_tokens=4, ends=[] if end is None else [end]
+    )
+    truth = by_force(model, prompt, 4, end, power)
+    assert new_tokens(found)[0][:5] == [tokens for _, tokens in truth[:5]]
+    assert close(found["score"][0, :5], [score for score, _ in truth[:5]], of=10.0, dtype=torch.float32)
+    assert math.isfinite(float(found["score"].min()))
+
+
+def test_reference() -> None:
+    """transformers' own beam search, all beams and their scores."""
+    model = model_of()
+    for beams, power in ((3, 0.0), (4, 1.0)):
+        found = pb.decode.beam(model, PROMPTS, beams=beams, length_penalty=power, max_new_tokens=6, ends=[])
+        for i, prompt in enumerate(PROMPTS):
+            out = model.hf.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), num_beams=beams,
+                num_return_sequences=beams, max_new_tokens=6, length_penalty=power, do_sample=False, pad_token_id=0,
+                return_dict_in_generate=True, output_scores=True,
+            )  # fmt: skip
+            assert new_tokens(found)[i] == out.sequences[:, len(prompt) :].tolist()
+            assert close(found["score"][i], out.sequences_scores, of=30.0)
+            assert close(found["logp"][i].sum(-1), found["score"][i] * 6**power, of=30.0, dtype=torch.float32)
+
+
+def test_null() -> None:
+    """One beam is greedy decoding, and the search costs a pass for a token."""
+    model = model_of()
+    found = pb.decode.beam(model, PROMPTS, beams=1, max_new_tokens=5)
+    assert [drafts[0] for drafts in new_tokens(found)] == model.generate(PROMPTS, 5, new_only=True)
+    found = pb.decode.beam(model, [PROMPTS[0]], beams=3, max_new_tokens=5)
+    assert (int(found["calls"]), int(found["fed"])) == (5, 4 + 3 * 4)
+
+
+def test_the_search_goes_on_only_while_something_can_come_before_what_has_ended() -> None:
+    """Where all that is likely ends at once, it stops: the passes say so, and the texts are those of the whole search."""
+    model = model_of("gpt2")
+    with model.edited(pb.add("logits", 30.0 * torch.nn.functional.one_hot(torch.tensor(2), 96).float())):
+        found = pb.decode.beam(model, [PROMPTS[0]], beams=1, max_new_tokens=8, ends=[2])
+    assert new_tokens(found) == [[[2]]]
+    assert int(found["calls"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"beams": 0}, "beams=0: one or more"), ({"length_penalty": math.inf}, "length_penalty=inf")]
+)
+def test_refusals(options: dict[str, float], says: str) -> None:
+    with pytest.raises(pb.PatchbayError, match=says):
+        pb.decode.beam(model_of(), PROMPTS, **options)  # type: ignore[arg-type]
