@@ -373,6 +373,7 @@ CASES = [
     Case("decode.dexperts", decoded("dexperts", expert=turned, antiexpert=lambda m: turned(m).at(2.0), alpha=0.5)),
     Case("decode.diverse_beam", decoded("diverse_beam", beams=4, groups=2)),
     Case("decode.dola", decoded("dola", layers=[0, 1])),
+    Case("decode.navigate", decoded("navigate", push=1.0, per_round=2, rounds=2)),
     Case("decode.rerank", decoded("rerank", scorer="logp", pool=[2, 2, 2])),
     Case("decode.rule_adapter", decoded("rule_adapter")),
     Case("decode.superposed", decoded("superposed", drafts=2, texts=TEXTS)),

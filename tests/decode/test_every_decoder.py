@@ -75,6 +75,7 @@ DECODERS = [
         "dexperts", lambda m, p, **o: pb.decode.dexperts(m, second(m), knob(m), p, **{"alpha": 0.5, "top_p": 0.8, **o})
     ),
     Decoder("diverse_beam", lambda m, p, **o: pb.decode.diverse_beam(m, p, beams=4, groups=2, **o), searches=True),
+    Decoder("navigate", lambda m, p, **o: pb.decode.navigate(m, p, push=1.0, per_round=2, rounds=2, **o)),
     Decoder("rerank", ends_by_config(pb.decode.rerank, pool=[2, 2, 2]), searches=True),
     Decoder("rule_adapter", lambda m, p, **o: pb.decode.rule_adapter(m, p, **o), searches=True),
     Decoder("superposed", ends_by_config(pb.decode.superposed, temperature=0.5), searches=True),
