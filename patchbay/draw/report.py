@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from patchbay.results.result import Result
 
 MARKED = re.compile(r"\*\*(.+?)\*\*")  # **this** stands out
+WIDE = 7.5  # inches, from which a figure takes the whole width of a page
 INK, FAINT, GOOD, BAD, GREY = "#1f2933", "#9aa5b1", "#0072b2", "#d55e00", "#e4e7eb"
 
 
@@ -100,7 +101,9 @@ def _section(section: Section, number: int) -> str:
 def _picture(picture: Picture) -> str:
     from patchbay.draw.style import svg
 
-    return f"<figure>{svg(picture.draw())}<figcaption>{_text(picture.caption)}</figcaption></figure>"
+    drawn = picture.draw()
+    wide = ' class="wide"' if drawn.get_size_inches()[0] > WIDE else ""
+    return f"<figure{wide}>{svg(drawn)}<figcaption>{_text(picture.caption)}</figcaption></figure>"
 
 
 def _map(drawn: maps.Map) -> str:
@@ -116,12 +119,17 @@ def _table(table: Table) -> str:
     kinds = [' class="number"' if is_number else "" for is_number in numeric]
     head = "".join(f"<th{kind}>{_text(str(name))}</th>" for name, kind in zip(table.columns, kinds, strict=True))
     rows = [
-        "".join(f"<td{kind}>{_text(number(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
+        "".join(f"<td{kind or _whole(cell)}>{_text(number(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
         for row in table.rows
     ]
     title = f"<caption>{_text(table.title)}</caption>" if table.title else ""
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return f'<div class="table"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _whole(cell: Any) -> str:
+    """A short text stays on one line, so that a token is not torn from its space."""
+    return ' class="whole"' if len(str(cell)) <= 24 else ""
 
 
 def number(cell: Any) -> str:
@@ -141,28 +149,31 @@ def _text(text: str) -> str:
 
 
 STYLE = """
-:root{--ink:#1f2933;--soft:#52606d;--line:#e4e7eb;--ground:#f5f7fa;--accent:#0072b2;--bad:#b34700}
+:root{--ink:#1f2933;--soft:#52606d;--line:#e4e7eb;--ground:#f5f7fa;--sheet:#fff;--accent:#0072b2;--bad:#b34700;color-scheme:light dark}
+@media screen and (prefers-color-scheme:dark){:root{--ink:#e4e7eb;--soft:#a3b0bd;--line:#36424e;--ground:#11161b;--sheet:#1a2128;--accent:#5db4e6;--bad:#f0965a}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--ground);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 header,main,footer{max-width:68rem;margin:0 auto;padding:0 1.25rem}
 header{padding-top:2.5rem}
-h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.01em}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.01em;overflow-wrap:anywhere}
 header p{color:var(--soft);margin:.2rem 0 1rem;max-width:46rem}
 nav{display:flex;flex-wrap:wrap;gap:.4rem .5rem;margin-bottom:1.4rem}
-nav a{color:var(--accent);text-decoration:none;background:#fff;border:1px solid var(--line);border-radius:99px;padding:.1rem .8rem;font-size:.88rem}
+nav a{color:var(--accent);text-decoration:none;background:var(--sheet);border:1px solid var(--line);border-radius:99px;padding:.1rem .8rem;font-size:.88rem}
 nav a:hover{border-color:var(--accent)}
-section{background:#fff;border:1px solid var(--line);border-radius:12px;padding:1.3rem 1.5rem 1.1rem;margin:0 0 1.1rem}
+section{background:var(--sheet);border:1px solid var(--line);border-radius:12px;padding:1.3rem 1.5rem 1.1rem;margin:0 0 1.1rem}
 section.good{border-left:5px solid var(--accent)}
 section.bad{border-left:5px solid var(--bad)}
 h2{font-size:1.2rem;margin:0 0 .6rem;display:flex;gap:.6rem;align-items:baseline}
 h2 span{color:var(--accent);font-variant-numeric:tabular-nums}
-section p{margin:.45rem 0;max-width:50rem}
+section p{margin:.45rem 0;max-width:50rem;overflow-wrap:anywhere}
+h2{overflow-wrap:anywhere;min-width:0}
 .shown{display:flex;flex-wrap:wrap;gap:1rem 2.2rem;align-items:flex-start;margin:.9rem 0 .2rem}
 figure{margin:0;width:29rem;max-width:100%}
-figure svg{display:block;width:100%;height:auto}
+figure.wide{width:100%}
+figure svg{display:block;width:100%;height:auto;background:#fff;border-radius:6px}
 figcaption{color:var(--soft);font-size:.86rem;line-height:1.4;margin-top:.2rem}
 .tiles{display:flex;flex-wrap:wrap;gap:.8rem;margin:0 0 1.2rem}
-.tiles div{background:#fff;border:1px solid var(--line);border-radius:12px;padding:.7rem 1rem;color:var(--soft);font-size:.86rem;flex:1 1 10rem;line-height:1.35}
+.tiles div{background:var(--sheet);border:1px solid var(--line);border-radius:12px;padding:.7rem 1rem;color:var(--soft);font-size:.86rem;flex:1 1 10rem;line-height:1.35}
 .tiles b{display:block;color:var(--ink);font-size:1.3rem;white-space:nowrap;letter-spacing:-.01em;font-variant-numeric:tabular-nums}
 .table{overflow-x:auto;max-width:100%}
 table{border-collapse:collapse;font-size:.88rem}
@@ -170,9 +181,14 @@ caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
 th{color:var(--soft);font-weight:600;text-align:left}
 th,td{padding:.26rem .95rem .26rem 0;border-bottom:1px solid var(--line);vertical-align:top}
 td.number,th.number{text-align:right;font-variant-numeric:tabular-nums}
+td.whole{white-space:nowrap}
+table.map th,table.map td{padding:.26rem .6rem;white-space:nowrap}
+table.map th:first-child{padding-left:0}
+table.map th+th{text-align:right}
+@media (max-width:30rem){header,main,footer{padding:0 .7rem}section{padding:1rem .9rem .8rem}h1{font-size:1.5rem}}
 footer{color:var(--soft);font-size:.84rem;padding-bottom:3rem}
 footer p{margin:.25rem 0;overflow-wrap:anywhere}
-@media print{body{background:#fff}section{break-inside:avoid;border-color:#bbb}}
+@media print{:root{color-scheme:light}body{background:#fff}section{break-inside:avoid;border-color:#bbb}}
 """
 
 

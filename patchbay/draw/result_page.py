@@ -23,10 +23,7 @@ def page_of(returned: Any, n: int = 20) -> str:
     record = dict(returned.provenance)
     method = str(record.get("method") or type(returned).__name__)
     if isinstance(returned, Result) and returned.shown:
-        sections, lead = (
-            _own_figure(returned) + of_shown(returned),
-            printed.short(next(iter(record.get("options", {}).values()), "")),
-        )
+        sections, lead = _own_figure(returned) + of_shown(returned), _asked(returned)
     elif isinstance(returned, Result):
         sections, lead = [of_result(returned, n), *_tables(returned)], printed.title(returned)
     else:
@@ -38,8 +35,20 @@ def page_of(returned: Any, n: int = 20) -> str:
             held = of_result(result, n)
             sections.append(Section(f"{name}: {held.title}", held.text, held.tables, held.pictures, maps=held.maps))
     return report.page(
-        method, lead, [*sections, _whence(record)], foot=[f"Made by patchbay. {printed.origin(returned)}"]
+        method.removeprefix("stories."),
+        lead,
+        [*sections, _whence(record)],
+        foot=[f"Made by patchbay. {printed.origin(returned)}"],
     )
+
+
+def _asked(result: Result) -> str:
+    """What a Result that shows tables was asked: its text where it was one, else its task."""
+    record = result.provenance
+    text = next(iter((record.get("options") or {}).values()), None)
+    if isinstance(text, str):
+        return printed.short(text)
+    return str((record.get("task") or {}).get("name") or printed.title(result))
 
 
 def of_result(result: Result, n: int = 20) -> Section:
@@ -64,7 +73,10 @@ def _own_figure(result: Result) -> list[Section]:
 
 def of_shown(result: Result) -> list[Section]:
     """The tables that a Result shows, each as a section with its sentences, and the notes that belong to none."""
-    made = [Section(name, said, [_of_rows(rows)] if rows else []) for name, rows, said in result.sections()]
+    held = sorted(
+        result.sections(), key=lambda section: section[0] != "in short"
+    )  # a page begins with what it comes to
+    made = [Section(name, said, [_of_rows(rows)] if rows else []) for name, rows, said in held]
     return made + ([Section("Notes", result.other_notes)] if result.other_notes else [])
 
 

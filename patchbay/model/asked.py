@@ -10,8 +10,15 @@ if TYPE_CHECKING:
     from patchbay.jacks.modelled import Modelled as Model
 
 
-def require(model: Model, port: Port) -> None:
+def require(model: Model, asked: Port | str) -> None:
     """What `Model.require` documents."""
+    if isinstance(asked, str):
+        port(model, asked)
+        return
+    _require(model, asked)
+
+
+def _require(model: Model, port: Port) -> None:
     if not isinstance(port, Port):
         raise PatchbayError(
             f"expected a Port such as model.layers[3].heads[5].z or model.port('L3.H5.z'), got {port!r}"
@@ -48,7 +55,7 @@ def part(model: Model, text: str) -> Part:
     if found.layer is not None and not found.layer < model.n_layers:
         raise PatchbayError(f"{text}: the model has layers 0..{model.n_layers - 1}")
     if found.kind in ("head", "group", "neuron", "expert"):
-        require(model, found.port())
+        _require(model, found.port())
     return found
 
 
@@ -56,8 +63,8 @@ def port(model: Model, text: str) -> Port:
     """What `Model.port` documents."""
     found = parse_port(text)
     if by_group(text):
-        require(model, Port("attn.z", found.layer, found.index))
+        _require(model, Port("attn.z", found.layer, found.index))
         layer = found.layer or 0
         found = Port(found.signal, layer, (found.index or 0) * model.n_groups(layer) // model.n_heads(layer))
-    require(model, found)
+    _require(model, found)
     return found

@@ -142,7 +142,7 @@ def _tokens(model: Model, scores: Tensor, n: int = 6) -> list[str]:
 def _ports(model: Model, part: Part) -> list[Port]:
     """The ports of a part that this model offers; keys and values of a head are those of its group."""
     if part.kind == "layer":
-        return [port for port in model.ports() if port.layer == part.layer]
+        return [port for port in model.ports if port.layer == part.layer]
     return [
         model.port(f"{part}.{signal}") if part.layer is not None else part.port(signal)
         for signal in signals_of(part.kind)

@@ -63,7 +63,7 @@ def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
     ids = torch.randint(min(3, model.vocab_size - 1), model.vocab_size, (1, n_positions), generator=generator)
     limit = QUANTISED if model.check.rounded else LIMIT.get(model.dtype, 1e-2)
     plain = model.hf(input_ids=ids.to(model.device), use_cache=False).logits
-    base = run(model, ids, taps=model.ports())
+    base = run(model, ids, taps=model.ports)
     rows = list(_taps(model, ids, plain, limit))
     rows += _edits(model, ids, base, limit, generator)
     rows += _groups(model, ids, base, limit, generator)
@@ -91,7 +91,7 @@ def _family(twin: Callable[[str], Any], name: str) -> dict[str, Any]:
     except PatchbayError as error:
         return {"family": name, "row": "", "ports": [], "verified": False, "checks": 0, "errors": [str(error)]}
     failed = [str(row) for row in rows if not row.passed]
-    ports = [signal for signal in SIGNALS if any(port.signal == signal for port in model.ports())]
+    ports = [signal for signal in SIGNALS if any(port.signal == signal for port in model.ports)]
     found = {"family": name, "row": model.family.name, "ports": ports, "verified": not failed}
     return found | {"checks": len(rows), "errors": failed}
 
@@ -116,8 +116,8 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _taps(model: Model, ids: Tensor, plain: Tensor, limit: float) -> Iterator[Row]:
-    for signal in dict.fromkeys(port.signal for port in model.ports()):
-        trace = run(model, ids, taps=[port for port in model.ports() if port.signal == signal])
+    for signal in dict.fromkeys(port.signal for port in model.ports):
+        trace = run(model, ids, taps=[port for port in model.ports if port.signal == signal])
         if signal == "attn.pattern":  # computed where SDPA was
             yield Row(signal, "a tap leaves the logits as they were", _relative(trace.logits, plain), limit)
         else:
@@ -131,7 +131,7 @@ def _by_position(value: Tensor, port: Port) -> Tensor:
 
 def _edits(model: Model, ids: Tensor, base: Trace, limit: float, generator: torch.Generator) -> Iterator[Row]:
     """Each editable port in its own row of one batch: its own value put back, then noise added at one position."""
-    ports = [port for port in model.ports() if port.editable]
+    ports = [port for port in model.ports if port.editable]
     batch, at = ids.expand(len(ports), -1), ids.shape[1] // 2
     values = [_by_position(base[port], port) for port in ports]
     noise = [
@@ -188,7 +188,7 @@ def _meanings(model: Model, ids: Tensor, base: Trace) -> Iterator[tuple[str, str
     still = queries_and_keys(model, ids.to(model.device)) if model.check.shifted else {}
     yield "embed", "it enters the first layer", _relative(base[Port("embed")], base[Port("resid_in", 0)])
     for i, at in enumerate(model.modules):
-        ports = {port.signal: base[port] for port in model.ports() if port.layer == i}
+        ports = {port.signal: base[port] for port in model.ports if port.layer == i}
         out, middle = ports["resid_in"].double() + ports["attn.out"].double(), ports.get("resid_mid")
         if middle is not None:
             yield "resid_mid", "resid_in + attn.out", _relative(out, middle)

@@ -34,7 +34,7 @@ from patchbay.model.self_check import self_check
 from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
 from patchbay.model.tokens import token_id
-from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Unembed
+from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Ports, Unembed
 from patchbay.signal.port import Part, PatchbayError, Port
 
 if TYPE_CHECKING:
@@ -221,18 +221,19 @@ class Model:
         """Signals that a layer offers."""
         return self._signals[layer]
 
-    def ports(self) -> list[Port]:
-        """Every whole signal that the model offers, in the order of the forward pass."""
+    @property
+    def ports(self) -> Ports:
+        """Every whole signal that the model offers, in the order of the forward pass; a list, as are the ports of a part."""
         inside = [Port(signal, i) for i in range(self.n_layers) for signal in self.signals(i)]
-        return [Port("embed"), *inside, Port("final_norm"), Port("logits")]
+        return Ports([Port("embed"), *inside, Port("final_norm"), Port("logits")])
 
     @property
     def logits(self) -> Port:
         """The port of the model's logits, [prompt, position, vocab]."""
         return Port("logits")
 
-    def require(self, port: Port) -> None:
-        """Raise PatchbayError unless the model offers this port."""
+    def require(self, port: Port | str) -> None:
+        """Raise PatchbayError unless the model offers this port, a Port or its text."""
         asked.require(self, port)
 
     def part(self, text: str) -> Part:

@@ -48,6 +48,13 @@ class Many(Sequence[T], Generic[T]):
         return f"{self._n} {self._kind}s" + (f": {ends[0]} .. {ends[1]}" if ends else "")
 
 
+class Ports(list[Port]):
+    """Ports of a model or of a part. A call gives the same list."""
+
+    def __call__(self) -> Ports:
+        return self
+
+
 class View:
     """One part of one model."""
 
@@ -64,9 +71,10 @@ class View:
         self.model.require(port)
         return port
 
-    def ports(self) -> list[Port]:
+    @property
+    def ports(self) -> Ports:
         """The ports of this part that the model offers."""
-        offered = []
+        offered = Ports()
         for signal in signals_of(self.part.kind):
             port = self._resolve(signal)
             if port.layer is None or port.signal in self.model.signals(port.layer):
@@ -86,12 +94,12 @@ class View:
 
     def __repr__(self) -> str:
         lines = [f"{self.part}: {self._what()} of {self.model.source or type(self.model.hf).__name__}"]
-        for port in self.ports():
+        for port in self.ports:
             lines.append(f"  {port!s:<20} [{', '.join(port.axes)}]" + ("" if port.editable else "  (tap only)"))
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = [[port, ", ".join(port.axes), "tap, edit" if port.editable else "tap"] for port in self.ports()]
+        rows = [[port, ", ".join(port.axes), "tap, edit" if port.editable else "tap"] for port in self.ports]
         title = f"{self.part}: {self._what()} of {self.model.source or type(self.model.hf).__name__}"
         return card(title, rows, columns=("port", "axes", ""))
 

@@ -50,9 +50,12 @@ def layers_of(model: Model, site: str, way: str) -> list[int]:
     return layers
 
 
-def columns_of(model: Model, task: Task, positions: str) -> list[Column]:
+def columns_of(model: Model, task: Task, site: str, positions: str | None) -> list[Column]:
     """The steps of the position axis that `positions` asks for, as `activation_patching` describes it."""
     lengths = [len(ids) for ids in task.clean]
+    if positions is None and site not in INDEXED and min(lengths) < max(lengths):
+        return _of_all(model, task, lengths)
+    positions = positions or ("all" if site in INDEXED else "each")
     if positions == "all":
         return [Column("all", [tuple(range(n)) for n in lengths])]
     if positions == "last":
@@ -78,11 +81,38 @@ def _each(model: Model, task: Task, lengths: Sequence[int]) -> list[Column]:
     """One column a position, counted from the start where all prompts have one length, else from the end."""
     widest = max(lengths)
     if min(lengths) < widest:
-        return [Column(back, [(n + back,) if n + back >= 0 else () for n in lengths]) for back in range(-widest, 0)]
+        return _from_end(model, task, widest)
     labels = [_label(model, task, at) for at in range(widest)]
     if all(label == str(at) for at, label in enumerate(labels)):
         return [Column(at, [(at,)] * len(task)) for at in range(widest)]
     return [Column(label, [(at,)] * len(task)) for at, label in enumerate(labels)]
+
+
+def _from_end(model: Model, task: Task, n: int) -> list[Column]:
+    """The last `n` positions, counted from the end, with their tokens where all prompts that reach there have the same."""
+    columns = []
+    for back in range(-n, 0):
+        spans = [(len(ids) + back,) if len(ids) + back >= 0 else () for ids in task.clean]
+        tokens = {ids[back] for ids in task.clean if len(ids) + back >= 0}
+        text = model.decode([*tokens]) if len(tokens) == 1 and model.tokenizer is not None else ""
+        columns.append(Column(f"{back}{text}" if text.startswith(" ") else f"{back} {text}".rstrip(), spans))
+    plain = all(str(column.label).lstrip("-").isdigit() for column in columns)
+    return [Column(int(column.label), column.spans) for column in columns] if plain else columns
+
+
+def _of_all(model: Model, task: Task, lengths: list[int]) -> list[Column]:
+    """Steps that every prompt has, where prompts differ in length: the task's groups of positions, and the rest together; without
+    groups, the positions that the shortest has, counted from the end, and all earlier ones together."""
+    if not task.marks:
+        shortest = min(lengths)
+        earlier = Column("earlier", [tuple(range(n - shortest)) for n in lengths])
+        return [earlier, *(Column(str(column.label), column.spans) for column in _from_end(model, task, shortest))]
+    columns = [Column(name, [tuple(sorted(set(span))) for span in spans]) for name, spans in task.marks.items()]
+    last = Column("last", [(n - 1,) for n in lengths])
+    columns += [last] if all(column.spans != last.spans for column in columns) else []
+    taken = [{at for column in columns for at in column.spans[i]} for i in range(len(task))]
+    rest = Column("rest", [tuple(sorted(set(range(n)) - held)) for n, held in zip(lengths, taken, strict=True)])
+    return [*columns, rest] if any(rest.spans) else columns
 
 
 def _label(model: Model, task: Task, at: int) -> str:

@@ -54,7 +54,8 @@ def activation_patching(
     """The share of the clean answer that each site brings back (`denoising`) or takes away (`noising`), one by one.
 
     `positions`: "each", "all" (together), "last", "marks" (each group of the task in turn) or names of groups,
-    "subject,verb"; without, each for streams, attention and MLPs and all for heads, neurons and experts. `parts`: only
+    "subject,verb"; without, each for streams, attention and MLPs (of prompts of different lengths the task's groups and
+    the rest, or without groups those that all have, from the end) and all for heads, neurons and experts. `parts`: only
     these heads, neurons or experts; a Result gives its first `top`. `top` alone: those of the largest first-order
     effect on half of the prompts, patched on the other half. Main variable `share` with `low` and `high`; `effect` and
     its ends in the task's unit, `p`, `p_adjusted`, and the scores `clean` and `corrupted`. Axes: (layer, position),
@@ -76,7 +77,7 @@ def activation_patching(
             f"{listed(chosen)}: chosen on {len(dev)} prompts by first-order effect, patched on the other {len(task)}"
         )
     ports = _ports(model, layers, site, chosen)
-    columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
+    columns = columns_of(model, task, site, positions)
     effects, clean, corrupted = patched(model, task, ports, columns, way, batch_size)
     gap = task.sign * (clean - corrupted)
     share = intervals(effects, gap)

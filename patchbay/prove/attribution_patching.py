@@ -29,7 +29,7 @@ from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
 from patchbay.prove._first_order import agreed, along, check_smooth, heard, two_runs
-from patchbay.prove._sites import INDEXED, SIGNAL, Column, Layout, Site, Way, columns_of, layers_of, patched
+from patchbay.prove._sites import SIGNAL, Column, Layout, Site, Way, columns_of, layers_of, patched
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Port
@@ -60,14 +60,15 @@ def attribution_patching(
     (layer, head), or (part, position).
 
     `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron or expert. `positions`:
-    "each", "all", "last", "marks" or names of groups; without, each for streams, attention and MLPs and all for heads, neurons and experts. `way`: the gradient of the clean run
+    "each", "all", "last", "marks" or names of groups; without, each for streams, attention and MLPs (of prompts of different lengths
+    the task's groups and the rest, or without groups those that all have, from the end) and all for heads, neurons and experts. `way`: the gradient of the clean run
     ("noising"), or of the corrupted one ("denoising"). `steps`: runs between the twins whose gradients are averaged; 1
     is the plain gradient. `exact`: also patch every cell, and report how well the estimate agrees.
     """
     ports = [Port(SIGNAL[site], layer) for layer in layers_of(model, site, way)]
     check_twins(model, task)
     check_smooth(task, steps, way, everywhere=True)
-    columns = columns_of(model, task, ("all" if site in INDEXED else "each") if positions is None else positions)
+    columns = columns_of(model, task, site, positions)
     effects, clean, corrupted = _estimate(model, task, ports, columns, way, steps, batch_size)
     layout = Layout(model, site, [p for whole in ports for p in _inside(model, whole)], None, columns)
     mean, low, high = intervals(effects)

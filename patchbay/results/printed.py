@@ -170,9 +170,13 @@ def _table_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[A
 
 
 def _html_table(name: str, columns: list[str], rows: list[list[Any]], small: Sequence[str], above: str = "") -> str:
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in columns)
+    lines = _cells(columns, rows)
+    named = [any(line[i] and not _is_number(line[i]) for line in lines) for i in range(len(columns))]
+    sides = [f' style="text-align:{"left" if text else "right"}"' for text in named]  # notebooks set all to the right
+    head = "".join(f"<th{side}>{html.escape(cell)}</th>" for cell, side in zip(columns, sides, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in _cells(columns, rows)
+        "<tr>" + "".join(f"<td{side}>{html.escape(c)}</td>" for c, side in zip(line, sides, strict=True)) + "</tr>"
+        for line in lines
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if columns else "<br>"
     return f"<b>{html.escape(name)}</b>{above}{table}{_small(small)}"

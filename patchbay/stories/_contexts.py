@@ -179,4 +179,5 @@ def marked(model: Model, span: Sequence[int], at: int) -> str:
     """The tokens of a context as text, the one at `at` between marks."""
     before, token, after = (_text(model, some) for some in (span[:at], span[at : at + 1], span[at + 1 :]))
     space = " " if model.tokenizer is None else ""
-    return f"{before}{space if before else ''}{OPEN}{token}{CLOSE}{space if after else ''}{after}"
+    space, token = (" ", token[1:]) if token.startswith(" ") else (space if before else "", token)
+    return f"{before}{space}{OPEN}{token}{CLOSE}{' ' if after and model.tokenizer is None else ''}{after}"

@@ -54,7 +54,7 @@ class Card:
         if found := data.get("contexts"):
             title = f"highest {found['measure']} of {found['tokens']:,} tokens in {found['texts']:,} texts (mean {found['mean']:.3g}, lowest {found['lowest']:.3g})"
             rows = [
-                [f"{row['value']:.4g}", row["context"].replace("\n", "\\n"), row["text"], row["position"]]
+                [f"{row['value'] + 0.0:.4g}", row["context"].replace("\n", "\\n"), row["text"], row["position"]]
                 for row in found["rows"]
             ]
             made.append((title, ("value", "context", "text", "position"), rows))

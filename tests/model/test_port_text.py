@@ -120,3 +120,16 @@ def test_a_pattern_is_shown_with_its_tokens() -> None:
         trace.show("L1.attn.pattern")
     with pytest.raises(PatchbayError, match="the run had 2"):
         trace.show("L1.H0.pattern", prompt=2)
+
+
+def test_ports_are_a_list_and_a_port_is_required_by_text() -> None:
+    model = grouped()
+    assert list(model.ports) == model.ports() == model.ports
+    assert model.ports[0] == Port("embed")
+    assert model.layers[1].heads[2].ports[0] == Port("attn.q", 1, 2)
+    assert model.layers[1].heads[2].ports() == model.layers[1].heads[2].ports
+    model.require("L1.H2.z")
+    with pytest.raises(PatchbayError, match="the model has layers"):
+        model.require("L9.H2.z")
+    trace = pb.run(model, IDS, taps=model.ports)
+    assert set(trace.ports) == set(model.ports)

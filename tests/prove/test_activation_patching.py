@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -208,13 +209,33 @@ def test_prompts_of_different_lengths_line_up_at_the_end() -> None:
     model, task, _ = circuit()
     lengths = [len(ids) for ids in task.clean]
     assert len(set(lengths)) > 1
-    result = pb.prove.activation_patching(model, task[:4])
+    result = pb.prove.activation_patching(model, task[:4], positions="each")
     widest = max(lengths[:4])
-    assert result.coords["position"] == list(range(-widest, 0))
+    assert [int(str(label).split()[0]) for label in result.coords["position"]] == list(range(-widest, 0))
     longest = int(torch.tensor(lengths[:4]).argmax())
     alone = pb.prove.activation_patching(model, task[longest])
     assert close(result["effect"][0, 0], float(alone["effect"][0, 0]), of=1.0)  # it alone is so long
     assert result["effect"][1, -1] == pytest.approx(float(result["clean"] - result["corrupted"]), abs=1e-2)
+
+
+def test_prompts_of_different_lengths_have_columns_that_all_of_them_have() -> None:
+    """The task's groups and the rest; without groups the positions of the shortest, and all earlier ones together."""
+    model, task, _ = circuit()
+    task = task[:4]
+    lengths = [len(ids) for ids in task.clean]
+    marked = replace(task, marks={"first": [(0,)] * 4, "late": [(n - 2, n - 1) for n in lengths]})
+    result = pb.prove.activation_patching(model, marked)
+    assert result.coords["position"] == ["first", "late", "last", "rest"]
+    for name in ("first", "late"):
+        alone = pb.prove.activation_patching(model, marked, positions=f"{name},last")
+        assert close(result["effect"][:, result.coords["position"].index(name)], alone["effect"][:, 0], of=1.0)
+    assert not bool(result["effect"].isnan().any())
+    plain = pb.prove.activation_patching(model, replace(task, marks={}))
+    assert plain.coords["position"][0] == "earlier"
+    assert len(plain.coords["position"]) == min(lengths) + 1
+    assert plain["effect"][1, -1] == pytest.approx(float(plain["clean"] - plain["corrupted"]), abs=1e-2)
+    each = pb.prove.activation_patching(model, replace(task, marks={}), positions="each")
+    assert close(plain["effect"][:, 1:], each["effect"][:, -min(lengths) :], of=1.0)
 
 
 def test_positions_show_their_tokens() -> None:

@@ -153,11 +153,15 @@ def test_prompts_of_different_length_are_counted_from_the_end() -> None:
     model = pb.load(twin("llama"))
     long, short = pairs(2, 9, seed=1), pairs(2, 6, seed=2)
     both = pb.Task("both", *([*getattr(long, n), *getattr(short, n)] for n in ("clean", "right", "wrong", "corrupted")))
-    result, alone = (pb.prove.attribution_patching(model, t, site="resid_in") for t in (both, long))
+    result, alone = (pb.prove.attribution_patching(model, t, site="resid_in", positions="each") for t in (both, long))
+    joint = pb.prove.attribution_patching(model, both, site="resid_in")
+    assert joint.coords["position"] == ["earlier", *map(str, range(-6, 0))]
     other = pb.prove.attribution_patching(model, short, site="resid_in")
     assert result.coords["position"] == list(range(-9, 0))
     assert close(result.values[:, 3:], (alone.values[:, 3:] + other.values) / 2)
     assert close(result.values[:, :3], alone.values[:, :3])
+    assert close(joint.values[:, 1:], result.values[:, 3:])
+    assert close(joint.values[:, 0], alone.values[:, :3].sum(1))  # of those that reach there
 
 
 def test_a_function_of_ones_own_has_the_effects_of_the_metric_that_it_spells() -> None:
