@@ -247,8 +247,9 @@ class LayerView(View):
             f"{experts} experts" if experts else f"{self.model.n_neurons(self._layer)} neurons"
         )
 
-    def ports(self) -> list[Port]:
-        return [Port(signal, self._layer) for signal in self.model.signals(self._layer)]
+    @property
+    def ports(self) -> Ports:
+        return Ports(Port(signal, self._layer) for signal in self.model.signals(self._layer))
 
     @property
     def attn(self) -> AttentionView:

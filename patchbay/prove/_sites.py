@@ -92,7 +92,7 @@ def _from_end(model: Model, task: Task, n: int) -> list[Column]:
     """The last `n` positions, counted from the end, with their tokens where all prompts that reach there have the same."""
     columns = []
     for back in range(-n, 0):
-        spans = [(len(ids) + back,) if len(ids) + back >= 0 else () for ids in task.clean]
+        spans: list[tuple[int, ...]] = [(len(ids) + back,) if len(ids) + back >= 0 else () for ids in task.clean]
         tokens = {ids[back] for ids in task.clean if len(ids) + back >= 0}
         text = model.decode([*tokens]) if len(tokens) == 1 and model.tokenizer is not None else ""
         columns.append(Column(f"{back}{text}" if text.startswith(" ") else f"{back} {text}".rstrip(), spans))
