@@ -26,6 +26,7 @@ from patchbay.contract.checks import Case
 from patchbay.contract.every import TWINS, prompts_of
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
+from tests.shares import by_turns
 from tests.tolerance import close
 
 ROOMS = [room for room in ("find", "prove", "turn", "decode", "train", "measure") if hasattr(pb, room)]
@@ -484,6 +485,12 @@ BOTH = [
 FEW = [param for param in BOTH if param.values[1] in ("gpt2", "gemma2", "mixtral", "gpt_neo")]
 
 
+def turns(params: list[Any], of: int) -> list[Any]:
+    """One in `of` of the families of each case, by turns; a case of one family keeps it."""
+    by_case = [[param for param in params if param.values[0] is case] for case in CASES]
+    return [param for i, own in enumerate(by_case) for param in by_turns(own, of=min(of, len(own)), start=i)]
+
+
 RETURNED: dict[tuple[Case, str], Any] = {}
 
 
@@ -515,7 +522,7 @@ def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> 
     RETURNED[case, name] = checks.leaves_all_as_it_was(*of(case, name))
 
 
-@pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[0].runs])
+@pytest.mark.parametrize(("case", "name"), turns([p for p in FEW if p.values[0].runs], 2))
 def test_also_after_an_exception(case: Case, name: str) -> None:
     checks.also_after_an_exception(*of(case, name))
 
@@ -540,12 +547,12 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
 # --- what comes back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), FEW)
+@pytest.mark.parametrize(("case", "name"), turns(FEW, 2))
 def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
     checks.same_again(*of(case, name), returned(case, name))
 
 
-@pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[0].means])
+@pytest.mark.parametrize(("case", "name"), turns([p for p in FEW if p.values[0].means], 2))
 def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
     checks.a_batch_is_its_prompts(*of(case, name), returned(case, name), nearly)
 

@@ -1,8 +1,8 @@
 """Everywhere: every finder on every kind of model gives finite numbers, or says in a PatchbayError what is missing.
 
 The calls are the contract's cases (`test_contract.CASES`), with its smallest prompts, on random twins, one model for each family.
-Here run the families of `KINDS`, one for each build that the contract's own families do not have; all families, with
-the methods of every folder:
+Here runs a third of the pairs with the families of `KINDS`, one for each build that the contract's own families do not have: every
+family and every finder by turns; all families, with the methods of every folder:
 
     PATCHBAY_EVERYWHERE=1 pytest tests/test_everywhere.py
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from typing import Any
 
 import pytest
@@ -23,9 +22,9 @@ import patchbay as pb
 from patchbay.contract.every import TWINS
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
+from tests.shares import WHOLE, by_turns
 from tests.test_contract import CASES, lent, task
 
-WHOLE = bool(os.environ.get("PATCHBAY_EVERYWHERE"))
 KINDS = {
     "gpt_neox": "attention and MLP side by side, biases",
     "gptj": "attention outside transformers' interface, rotary positions",
@@ -92,8 +91,7 @@ def finite(result: pb.Result) -> None:
         assert all(math.isfinite(row["value"]) for row in result.table(10))
 
 
-@pytest.mark.parametrize("case", CALLED, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "case"), by_turns(FAMILIES, CALLED, of=3), ids=str)
 def test_finite_numbers_or_what_is_missing(family: str, case: Any) -> None:
     model, prompts = lent(family), task(family)
     try:

@@ -173,7 +173,7 @@ def test_a_bug_that_no_test_notices_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "tests" / "test_levels.py").write_text(
         "from levels import size\n\ndef test_size():\n    assert size(-2) == 2\n"
     )
-    found = [("no abs", "abs(x)", "x"), ("one more", "+ 0.0", "+ 1.0"), ("minus", "+ 0 ", "- 0 ")]
+    found = [("no abs", "abs(x)", "x"), ("minus", "+ 0 ", "- 0 "), ("one more", "+ 0.0", "+ 1.0")]
     (tmp_path / "levels.toml").write_text(rows(found, "tests/test_levels.py::test_size"))
     with pytest.raises(ContractError, match="'minus' is not noticed"):
         beside.its_tests_notice_planted_bugs(tmp_path / "levels.py", "levels")

@@ -17,6 +17,7 @@ from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
 from tests.given import generated
+from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
 LENGTH, NEW = 10, 5
@@ -102,8 +103,7 @@ def assert_equals_recomputation(
     return (everywhere - pb.run(model, text[:, :-1]).logits).abs().amax(dim=(1, 2))
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op != "block"])
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize(("name", "op"), by_turns(MAIN, [op for op in OPS if op != "block"], of=3))
 def test_generation_with_the_cache_equals_one_run_without_it(name: str, op: str) -> None:
     model = model_of(name)
     base = pb.run(model, prompt_ids(), taps=model.ports())
@@ -133,7 +133,7 @@ CUTS = (
 )
 
 
-@pytest.mark.parametrize("name", [name for name in MAIN if name != "mamba2"])
+@pytest.mark.parametrize("name", by_turns([name for name in MAIN if name != "mamba2"], of=2))
 def test_attention_cut_in_generation_equals_one_run_without_the_cache(name: str) -> None:
     model = model_of(name)
     layers = [layer for layer in model.layers if layer.heads]

@@ -14,6 +14,7 @@ from patchbay.jacks.session import Session, attention
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
 
@@ -37,7 +38,7 @@ def clean(model: Model) -> bool:
 # ---- padding and batches ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FAMILY_CONFIGS)
+@pytest.mark.parametrize("name", by_turns(FAMILY_CONFIGS, of=3))
 def test_padding_changes_nothing_and_is_nan(name: str) -> None:
     model = model_of(name)
     ports = model.ports()

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 NEW = 4
@@ -53,7 +54,7 @@ def assert_equals_each_text(model: Model, trace: pb.Trace, texts: list[list[int]
             assert close(cut, expected, noise=256), port
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", by_turns(FAMILIES, of=3, start=1))
 def test_every_signal_of_every_token_of_ragged_prompts(name: str) -> None:
     model = model_of(name)
     edits, ports = edits_of(model), [port for port in model.ports() if port.signal != "logits"]
