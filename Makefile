@@ -19,7 +19,7 @@ demo: setup
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The slow tier too: what is marked slow, and every finder on every family.
+# The slow tier too: what is marked slow, and the whole of grids that `make test` takes by turns (tests/shares.py).
 test-all: setup
 	HF_HUB_OFFLINE=1 PATCHBAY_EVERYWHERE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
 

@@ -1,11 +1,21 @@
-"""One thread for each test process: the models are small, and the test runner fills the cores by itself."""
+"""One thread for each test process: the models are small, and the test runner fills the cores by itself.
+
+What is imported and collected lives as long as the process: the collector of garbage rests while that grows, and passes it over then.
+"""
 
 from __future__ import annotations
 
+import gc
 import os
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; processes that tests start inherit it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+gc.disable()
 
-from tests.fakes import installed  # noqa: F401  a fixture of several files
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()
+    gc.enable()

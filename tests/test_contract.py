@@ -486,7 +486,7 @@ FEW = [param for param in BOTH if param.values[1] in ("gpt2", "gemma2", "mixtral
 
 
 def turns(params: list[Any], of: int) -> list[Any]:
-    """One in `of` of the families of each case, by turns; a case of one family keeps it."""
+    """One in `of` of the families of each case, by turns, and all of them in `make test-all`; a case of few has one."""
     by_case = [[param for param in params if param.values[0] is case] for case in CASES]
     return [param for i, own in enumerate(by_case) for param in by_turns(own, of=min(of, len(own)), start=i)]
 
@@ -517,7 +517,7 @@ def nearly(found: Tensor, expected: Tensor) -> Any:
 # --- what is lent comes back as it was --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), BOTH)
+@pytest.mark.parametrize(("case", "name"), turns(BOTH, 2))
 def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> None:
     RETURNED[case, name] = checks.leaves_all_as_it_was(*of(case, name))
 
@@ -557,17 +557,15 @@ def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
     checks.a_batch_is_its_prompts(*of(case, name), returned(case, name), nearly)
 
 
-@pytest.mark.parametrize(("case", "name"), [p for p in FEW if p.values[1] in ("gpt2", "mixtral")])
-def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "name"), turns(FEW, 4))
+def test_a_result_saves_loads_replays_and_draws_itself(case: Case, name: str, tmp_path: Path) -> None:
     model, found = lent(name), returned(case, name)
     checks.saves_loads_replays(case, model, found, tmp_path, second(model) if case.second else None)
-    if name == on(case):
-        checks.draws_itself(found, tmp_path)
+    checks.draws_itself(found, tmp_path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_provenance_says_where_the_numbers_came_from(case: Case) -> None:
-    name = on(case)
+@pytest.mark.parametrize(("case", "name"), turns(FEW, 4))
+def test_provenance_says_where_the_numbers_came_from(case: Case, name: str) -> None:
     checks.says_where_it_came_from(*of(case, name), returned(case, name), METHODS[case.method])
 
 

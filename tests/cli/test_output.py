@@ -74,9 +74,9 @@ def test_refusals_name_options_as_they_are_written_here(tmp_path: Path) -> None:
 def test_a_figure_is_replaced_only_when_asked(tmp_path: Path) -> None:
     figure = tmp_path / "a.png"
     figure.write_text("mine")
-    refused = run(*FIND, "--plot", str(figure))
-    assert refused.returncode == 2
-    assert b"is already there; --overwrite replaces it" in refused.stderr.replace(b"\n", b" ")
+    refused = CliRunner().invoke(cli, [*FIND, "--plot", str(figure)])
+    assert refused.exit_code == 2
+    assert "is already there; --overwrite replaces it" in refused.stderr.replace("\n", " ")
     assert figure.read_text() == "mine"
 
 

@@ -11,6 +11,7 @@ import patchbay as pb
 from patchbay.find.arithmetic_heads import _at_least
 from patchbay.tiny import planted, twins
 from tests.given import gpt2
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -48,7 +49,7 @@ def test_planted(form: Any) -> None:
     assert float(result["held_out"]) > 0.9
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi", "mixtral", "gpt_neo", "bloom"])
+@pytest.mark.parametrize("name", by_turns(["gpt2", "llama", "gemma2", "phi", "mixtral", "gpt_neo", "bloom"], of=2))
 def test_reference(name: str) -> None:
     """Path patching as it is defined: a whole run with every head (and MLP) frozen at all positions and the sender from the twin."""
     model = pb.load(twins.twin(name))

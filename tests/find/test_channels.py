@@ -17,6 +17,7 @@ from patchbay.tiny import planted, twins
 from patchbay.wiring import components, wiring
 from patchbay.wiring.components import check_channel
 from tests.given import lent
+from tests.shares import by_turns
 from tests.tolerance import close
 
 HEADS: dict[str, Any] = {"writers": ["head"], "kinds": ["query", "key", "value"]}
@@ -314,7 +315,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in twins.FAMILY_CONFIGS if name not in ("mamba", "mamba2", "falcon_mamba")]
+    "name", by_turns([name for name in twins.FAMILY_CONFIGS if name not in ("mamba", "mamba2", "falcon_mamba")], of=2)
 )
 def test_every_family_with_heads_has_channels(name: str) -> None:
     """Whole heads and components; the mixers of hybrid layers are no writers, and one such layer leaves no pair of heads."""

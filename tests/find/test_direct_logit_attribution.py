@@ -12,6 +12,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.shares import by_turns
 from tests.tolerance import close
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -29,7 +30,7 @@ def task_for(model: pb.Model, n: int = 5) -> pb.Task:
     return pb.tasks.repeated_tokens(model, n, max_period=6, max_offset=4)
 
 
-@pytest.mark.parametrize("name", twins.FAMILY_CONFIGS)
+@pytest.mark.parametrize("name", by_turns(twins.FAMILY_CONFIGS, of=2))
 def test_the_parts_sum_to_the_models_own_logit_difference(name: str) -> None:
     model = twin(name)
     task = task_for(model)

@@ -10,11 +10,11 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from tests.given import gpt2
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "form"), by_turns([0, 1], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, seed: int) -> None:
     built = planted.induction(form=form, seed=seed)
     model = pb.load(built.model, built.tokenizer)

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_vocabulary import CLASSES
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -31,8 +32,7 @@ def with_twins(form: Any, seed: int, n: int = 14) -> tuple[pb.Model, pb.Task, An
     return model, pb.Task.from_prompts(model, prompts, right, wrong, corrupted), truth
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "form"), by_turns([0, 1], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, seed: int) -> None:
     model, task, truth = with_twins(form, seed)
     result = inhibition_heads(model, task, movers=truth["mover"], draws=1)

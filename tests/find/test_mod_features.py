@@ -13,11 +13,11 @@ from patchbay.find._ordinals import effective_embeddings
 from patchbay.find.mod_features import RIDGE, mod_features
 from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_remainder import remainder
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "form"), by_turns([0, 1], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, seed: int) -> None:
     built = remainder(form=form, seed=seed)
     model, truth = pb.load(built.model, built.tokenizer), built.truth

@@ -11,6 +11,7 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -23,8 +24,7 @@ def rms(x: torch.Tensor) -> torch.Tensor:
     return x.pow(2).mean().sqrt()
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("side", ["in", "out"])
+@pytest.mark.parametrize(("side", "form"), by_turns(["in", "out"], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, side: Any) -> None:
     """Twenty neurons of a random model read (or write) a token's unembedding row and a tenth of noise: 20 of 20 are named."""
     built = planted.null(form=form, seed=5)
@@ -58,8 +58,7 @@ def fold(norm: Any, vectors: torch.Tensor, kind: str) -> torch.Tensor:
     return vectors - vectors.mean(-1, keepdim=True) if kind == "gpt2" else vectors
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
-@pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize(("folded", "name"), by_turns([True, False], ["gpt2", "llama", "gemma2"], of=2))
 def test_reference(name: str, folded: bool) -> None:
     """Scores of every token for every neuron as plain sums over the weights, sorted; gains and centring by hand."""
     model = twin(name)
@@ -185,7 +184,7 @@ def test_errors_say_what_is_possible() -> None:
         pb.find.neuron_vocabulary(twin("gpt2"), other="tiny")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", twins.FAMILY_CONFIGS)
+@pytest.mark.parametrize("name", by_turns(twins.FAMILY_CONFIGS, of=3, start=1))
 def test_every_family_is_read_or_refused(name: str) -> None:
     model = twin(name)
     if not any("mlp.act" in model.signals(i) for i in range(model.n_layers)):

@@ -10,13 +10,13 @@ import torch
 import patchbay as pb
 from patchbay.find.successor_heads import successor_heads
 from patchbay.tiny import planted, twins
+from tests.shares import by_turns
 from tests.tolerance import close
 
 CLASSES = {"numbers": list(range(5, 25)), "days": [40, 41, 42, 43, 44, 45, 46]}
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("seed", "form"), by_turns([0, 1], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, seed: int) -> None:
     """The planted OV permutes the word code: 1.0 on the raw embedding and the sum, chance where the MLP's noise is all there is."""
     built = planted.successor(form=form, seed=seed)

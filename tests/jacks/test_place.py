@@ -9,6 +9,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 MODELS = {name: pb.load(twin(name).eval()) for name in ("llama", "gpt2")}
@@ -65,9 +66,12 @@ def test_a_prompt_in_two_calls(name: str, cut: int, positions: object) -> None:
     assert close(found, whole(model, PROMPT, edit))
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("positions", [*NAMED, "generated", 7], ids=str)
-@pytest.mark.parametrize("options", [{}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}], ids=str)
+WAYS: list[dict[str, object]] = [{}, {"prefill_chunk_size": 3}, {"cache_implementation": "static"}]
+
+
+@pytest.mark.parametrize(
+    ("options", "positions", "name"), by_turns(WAYS, [*NAMED, "generated", 7], MODELS, of=2), ids=str
+)
 def test_generate_of_the_lent_model(name: str, positions: object, options: dict[str, object]) -> None:
     model, edit = MODELS[name], edit_of(MODELS[name], positions)
     ids = torch.tensor([PROMPT])

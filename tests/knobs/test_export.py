@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from patchbay.knobs.knob import Knob
 from patchbay.signal.port import Port
 from patchbay.tiny import planted, twins
 from tests.given import lent
+from tests.shares import by_turns
 from tests.tolerance import NOISE, Nearness, close
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -77,7 +77,7 @@ FOLDED: dict[str, Callable[[pb.Model, int], list[Edit]]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [pair for pair in itertools.product(FAMILIES, FOLDED) if pair != ("falcon grouped", "values")]
+    ("name", "what"), [pair for pair in by_turns(FAMILIES, FOLDED, of=3) if pair != ("falcon grouped", "values")]
 )
 def test_a_checkpoint_has_the_logits_of_the_edited_model(name: str, what: str, tmp_path: Path) -> None:
     model = lent(name)

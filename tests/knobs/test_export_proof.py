@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +18,7 @@ from patchbay.knobs import export as export_module
 from patchbay.knobs import proof
 from patchbay.knobs.knob import Knob
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 IDS = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -105,8 +104,9 @@ def test_a_file_that_differs_from_what_was_proved_in_memory_is_removed(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), by_turns(["gpt2", "llama", "gemma2"], [torch.bfloat16, torch.float16], of=2)
+)
 def test_half_precision_is_held_to_its_own_rounding(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Right exports pass whatever the size of the logits; one that is a quarter off does not."""
     hf = twin(name)
@@ -132,8 +132,7 @@ def test_half_precision_is_held_to_its_own_rounding(name: str, dtype: torch.dtyp
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "mixtral", "mamba2"])
+@pytest.mark.parametrize(("name", "dtype"), by_turns(["gpt2", "llama", "gemma2", "mixtral", "mamba2"], DTYPES, of=2))
 def test_one_row_that_is_one_per_cent_off_is_refused(name: str, dtype: torch.dtype) -> None:
     """A wrong export: one row of one matrix, of those that the knob changes and of those that it does not."""
     if (name, dtype) == ("mixtral", torch.float64):
@@ -185,8 +184,9 @@ def test_the_noise_is_that_of_one_step_of_every_weight(dtype: torch.dtype) -> No
         assert float(step.max()) <= 2.1 * eps
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("form", ["checkpoint", "lora", "gguf", "vector"])
-def test_the_lines_in_the_readme_load_the_export(form: str, tmp_path: Path) -> None:
+def test_the_lines_in_the_readme_load_the_export(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if form == "lora":
         pytest.importorskip("peft")
     twin("gpt2").save_pretrained(tmp_path / "base")
@@ -204,8 +204,8 @@ def test_the_lines_in_the_readme_load_the_export(form: str, tmp_path: Path) -> N
         if form in ("checkpoint", "lora")
         else "logits = pb.run(model, ids, edits=[knob]).logits"
     )
-    script = f"{lines}\n{ask}\ntorch.save(logits.detach(), {str(tmp_path / 'logits.pt')!r})"
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path / "out")
-    found = torch.load(tmp_path / "logits.pt")
+    names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path / "out")
+    exec(f"{lines}\n{ask}", names)
     expected = pb.run(model, torch.arange(9)[None] + 3, edits=[knob]).logits
-    assert close(found, expected)
+    assert close(names["logits"], expected)

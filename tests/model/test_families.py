@@ -18,6 +18,7 @@ from patchbay.model.placing import candidates, follow, layer_modules, missing
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
 from tests.given import MIXTURES
+from tests.shares import by_turns
 
 REQUIRED = """falcon_h1 nemotron_h jamba lfm2_moe nanochat llava gemma3 qwen2_vl qwen2_5_vl paligemma mistral3 idefics3 smolvlm apertus glm4 granitemoe llama4_text mpt olmo persimmon xglm ernie4_5 gpt_bigcode gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
 gemma3_text olmo2 olmoe phi phi3 stablelm starcoder2 cohere cohere2 granite gpt_oss deepseek_v3 smollm3 mamba2 lfm2 bamba"""
@@ -149,10 +150,21 @@ def test_the_checks_fail_where_a_tap_disturbs_the_model(monkeypatch: pytest.Monk
 # ---- unknown architectures -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["llama", "gemma2", "olmo2", "granite", "falcon", "gpt_neo", "gpt_oss", "stablelm parallel", "mamba2", "cohere2"],
-)
+BUILDS = [
+    "llama",
+    "gemma2",
+    "olmo2",
+    "granite",
+    "falcon",
+    "gpt_neo",
+    "gpt_oss",
+    "stablelm parallel",
+    "mamba2",
+    "cohere2",
+]
+
+
+@pytest.mark.parametrize("name", by_turns(BUILDS, of=2))
 def test_an_unknown_model_type_is_adopted_by_its_structure(name: str) -> None:
     hf = twin(name)
     hf.config.model_type = "brand_new"

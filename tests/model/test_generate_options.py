@@ -18,6 +18,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import N_VOCAB, twin
 from tests.model.test_text import tokenizer_with
 from tests.shared import SHARED
+from tests.shares import by_turns
 
 IDS = torch.randint(8, N_VOCAB, (3, 6), generator=torch.Generator().manual_seed(3))
 NEW = 8
@@ -73,8 +74,7 @@ def test_every_documented_option_is_in_one_of_the_tables():
     assert documented - (set(TAKEN) | set(SAMPLING) | ELSEWHERE | set(REFUSED)) == set()
 
 
-@pytest.mark.parametrize("name", TAKEN)
-@pytest.mark.parametrize("place", ["call", "generation_config", "the model's own"])
+@pytest.mark.parametrize(("place", "name"), by_turns(["call", "generation_config", "the model's own"], TAKEN, of=3))
 def test_an_option_does_what_it_does_in_transformers(name, place):
     model, value = model_with(), TAKEN[name]
     more = {"num_beams": 2} if name in ("length_penalty", "early_stopping") else {}
@@ -107,8 +107,7 @@ def test_sampling_is_done_when_the_call_asks_for_it_alone(name):
     assert model.generate(IDS, NEW) == greedy
 
 
-@pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.parametrize("place", ["call", "generation_config", "the model's own"])
+@pytest.mark.parametrize(("place", "name"), by_turns(["call", "generation_config", "the model's own"], REFUSED, of=3))
 def test_an_option_that_cannot_be_met_is_refused_by_name(name, place):
     model = model_with()
     value = IDS if name in ("input_ids", "inputs", "attention_mask", "position_ids") else 3

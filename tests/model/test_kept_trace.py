@@ -21,6 +21,7 @@ from patchbay.model import run as running
 from patchbay.model.kept import KeptTrace
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import N_VOCAB, twin
+from tests.shares import by_turns
 
 
 @functools.cache
@@ -64,10 +65,12 @@ def asked(model: pb.Model) -> dict[str, Any]:
     return dict(taps=taps, edits=edits, batch_size=2)
 
 
-@pytest.mark.parametrize("logits", ["all", "last"])
-@pytest.mark.parametrize("prompts", [PROMPTS, ONE_LENGTH], ids=["ragged", "one length"])
-@pytest.mark.parametrize("name", ["gpt2", "mixtral", "bloom", "mamba"])
-def test_a_trace_on_disk_is_that_in_memory(name: str, prompts: list[list[int]], logits: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "length", "logits"),
+    by_turns(["gpt2", "mixtral", "bloom", "mamba"], ["ragged", "one length"], ["all", "last"], of=2),
+)
+def test_a_trace_on_disk_is_that_in_memory(name: str, length: str, logits: str, tmp_path: Path) -> None:
+    prompts = PROMPTS if length == "ragged" else ONE_LENGTH
     model = model_of(name)
     given = asked(model) | ({"edits": asked(model)["edits"][:2]} if prompts is ONE_LENGTH else {})
     memory = pb.run(model, prompts, logits=logits, **given)

@@ -20,6 +20,7 @@ from patchbay.signal.port import Part, Port
 from patchbay.tiny import twins
 from patchbay.turn.channel import edited_weight
 from patchbay.wiring import components
+from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
 NAMES = ("deepseek_v3", "deepseek_v2", "glm4_moe_lite")
@@ -85,7 +86,7 @@ def assumed(model: pb.Model, layer: int) -> tuple[float, float]:
     return out[0], out[1]
 
 
-@pytest.mark.parametrize(("name", "form"), list(itertools.product(NAMES, FORMS)))
+@pytest.mark.parametrize(("name", "form"), by_turns(NAMES, FORMS, of=2))
 def test_the_inner_scale_frozen_they_give_q_k_v_and_out(name: str, form: str) -> None:
     """q = x W_Q, k = x W_K, v = x W_V and out = z W_O at every position, each token's norm as the modules have it."""
     model = lent(name, form)
@@ -141,7 +142,7 @@ def test_what_holds_over_the_whole_head_is_checked(name: str, monkeypatch: pytes
         pb.load(twins.twin(name)).layers[0].attn.weights()
 
 
-@pytest.mark.parametrize(("name", "form"), list(itertools.product(NAMES, FORMS)))
+@pytest.mark.parametrize(("name", "form"), by_turns(NAMES, FORMS, of=2))
 def test_only_the_rotary_part_turns(name: str, form: str) -> None:
     """R is 1 on what is not turned, pairs of the family's layout turned by t theta^(-2i/n) on the rest; and with it and the
     tokens' inner scales W_Q R W_K^T gives every logit of the model."""

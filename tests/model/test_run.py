@@ -431,7 +431,7 @@ def test_hooks_of_others_are_heard_and_stay() -> None:
 # ---- nothing is left -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "gptj", "falcon", "gemma2", "mamba2", "opt"])
+@pytest.mark.parametrize("name", by_turns(["llama", "mixtral", "gptj", "falcon", "gemma2", "mamba2", "opt"], of=2))
 def test_no_hook_is_left_after_an_error_at_any_port(name: str) -> None:
     model = model_of(name)
     before = pb.run(model, PROMPTS).logits

@@ -19,6 +19,7 @@ from patchbay.model.linear import linear_map
 from patchbay.signal.port import Port
 from patchbay.sweeps.scorer import Scorer
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 
 IDS = torch.randint(3, 90, (2, 9), generator=torch.Generator().manual_seed(1))
 WIDE: dict[str, Any] = dict(hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2)
@@ -304,8 +305,9 @@ def test_a_gguf_file_loads_and_exports_as_the_plain_numbers_that_it_holds(tmp_pa
 # ---- weights that lie elsewhere -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["layers on disk", "all on disk", "all in memory"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "how"), by_turns(["llama", "gpt2"], ["layers on disk", "all on disk", "all in memory"], of=2)
+)
 def test_offloaded_models_are_right_and_not_written(how: str, name: str, tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
     from transformers import AutoModelForCausalLM
@@ -415,8 +417,9 @@ def test_another_default_device_changes_nothing(name: str) -> None:
         torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "falcon_mamba"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), by_turns(["mamba", "mamba2", "falcon_mamba"], [torch.bfloat16, torch.float16], of=2)
+)
 def test_streams_in_float32_meet_a_head_in_half_precision(name: str, dtype: torch.dtype) -> None:
     hf = twin(name).to(dtype)
     model = pb.load(hf)

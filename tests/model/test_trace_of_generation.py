@@ -80,20 +80,18 @@ def test_padded_prompts_are_their_tokens(side: str) -> None:
     assert_equals_each_text(model, trace, model.generate(PROMPTS, NEW, edits=edits), edits)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_beams": 3},
-        {"use_cache": False},
-        {"cache_implementation": "static"},
-        {"prompt_lookup_num_tokens": 2},
-        {"prefill_chunk_size": 3},
-        {"repetition_penalty": 3.0},
-        {"do_sample": True, "top_k": 5},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+WAYS: list[dict[str, object]] = [
+    {"num_beams": 3},
+    {"use_cache": False},
+    {"cache_implementation": "static"},
+    {"prompt_lookup_num_tokens": 2},
+    {"prefill_chunk_size": 3},
+    {"repetition_penalty": 3.0},
+    {"do_sample": True, "top_k": 5},
+]
+
+
+@pytest.mark.parametrize(("name", "options"), by_turns(["llama", "gemma2"], WAYS, of=2), ids=str)
 def test_whatever_way_the_tokens_were_chosen(name: str, options: dict[str, object]) -> None:
     model = model_of(name)
     edits, ports = edits_of(model), [model.layers[1].attn.z, model.layers[0].attn.pattern]

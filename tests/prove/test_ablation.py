@@ -10,6 +10,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
 
@@ -23,8 +24,7 @@ def circuit(form: Any = "gpt2", seed: int = 0) -> tuple[pb.Model, pb.Task, list[
     )
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("by", ["zero", "mean", "resample"])
+@pytest.mark.parametrize(("by", "form"), by_turns(["zero", "mean", "resample"], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, by: Any) -> None:
     model, task, heads = circuit(form)
     result = pb.prove.ablation(model, task, heads, by=by, draws=8)

@@ -12,6 +12,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -163,8 +164,14 @@ def test_noising_is_denoising_of_the_twins_exchanged() -> None:
     assert torch.allclose(noising.values, other.values, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "phi", "mixtral", "falcon", "gpt_neo", "olmo2", "mamba2", "qwen3_next"])
-@pytest.mark.parametrize("way", ["denoising", "noising"])
+@pytest.mark.parametrize(
+    ("way", "name"),
+    by_turns(
+        ["denoising", "noising"],
+        ["gemma2", "phi", "mixtral", "falcon", "gpt_neo", "olmo2", "mamba2", "qwen3_next"],
+        of=2,
+    ),
+)
 def test_every_family(name: str, way: Any) -> None:
     """The stream at all positions of any layer is the other run: the share is exactly 1; a twin that is the prompt gives 0."""
     model = pb.load(twin(name))

@@ -83,6 +83,7 @@ def test_reference(window: int) -> None:
     result = pb.prove.attention_knockout(model, task, keys=names, queries=to, window=window, draws=0, batch_size=2)
     groups: dict[str, Any] = {**task.marks, "last": [(7,)] * 3, "all": [tuple(range(8))] * 3}
     assert result.coords["key"] == [f"{a} -> {b}" for a in names for b in to]
+    own = [p_by_hand(model, ids, right, (), (), [0, 1, 2]) for ids, right in zip(task.clean, task.right, strict=True)]
     for column, label in enumerate(result.coords["key"]):
         a, b = label.split(" -> ")
         for centre in [*range(3), None]:
@@ -90,9 +91,8 @@ def test_reference(window: int) -> None:
             width = 3 if centre is None else window
             layers = [i for i in range(3) if start <= i < start + width]
             found = []
-            for ids, right, keys, queries in zip(task.clean, task.right, groups[a], groups[b], strict=True):
+            for ids, right, p, keys, queries in zip(task.clean, task.right, own, groups[a], groups[b], strict=True):
                 if keys:
-                    p = p_by_hand(model, ids, right, (), (), [0, 1, 2])
                     found.append((p_by_hand(model, ids, right, keys, queries, layers) - p) / p)
             expected = sum(found) / len(found)
             value = result["everywhere"][column] if centre is None else result.values[centre, column]

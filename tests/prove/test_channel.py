@@ -216,7 +216,7 @@ def test_last_layer_to_the_logits() -> None:
 def test_null() -> None:
     """In random models nothing is proved, and the p values of channels drawn at random are not small more often than they say."""
     small, proved = [], 0.0
-    for seed in range(4):
+    for seed in range(2):
         made = planted.null(seed=seed, d_model=128)
         model = pb.load(made.model, made.tokenizer)
         task = pb.tasks.repeated_tokens(model, 4, seed=seed)
@@ -225,7 +225,7 @@ def test_null() -> None:
             small += [float(found["p_removed"]) <= 0.25, float(found["p_edge"]) <= 0.25]
             proved += float(found["proved"])
     assert proved == 0
-    assert sum(small) <= 12  # 6 of 24 are expected
+    assert sum(small) <= 6  # 3 of 12 are expected
 
 
 def repeated_words(model: pb.Model, n: int, seed: int = 1) -> pb.Task:

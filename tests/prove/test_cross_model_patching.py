@@ -11,6 +11,7 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -35,7 +36,9 @@ def pair(form: Any = "gpt2", broken: str = "o", seed: int = 0) -> tuple[pb.Model
     return base, tuned, pb.tasks.repeated_tokens(tuned, 10, seed=seed), heads
 
 
-@pytest.mark.parametrize(("form", "broken"), [("gpt2", "v"), ("gpt2", "k"), ("llama", "q"), ("llama", "k")])
+@pytest.mark.parametrize(
+    ("form", "broken"), by_turns([("gpt2", "v"), ("gpt2", "k"), ("llama", "k"), ("llama", "q")], of=2)
+)
 def test_planted(form: Any, broken: str) -> None:
     """Copying the signal that the broken weight makes, or one that comes after it, brings all of the gap; another nothing."""
     base, tuned, task, heads = pair(form, broken)

@@ -14,6 +14,7 @@ import patchbay as pb
 from patchbay.signal.port import Port
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -41,8 +42,7 @@ def circuit(form: Any, n: int = 10) -> tuple[pb.Model, pb.Task, dict[str, Any]]:
     return model, dataclasses.replace(task, corrupted=tuple(twins)), dict(built.truth)
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
+@pytest.mark.parametrize(("mlps", "form"), by_turns(["recomputed", "frozen"], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, mlps: Any) -> None:
     """To the logits only the induction head speaks; to it only the previous-token head, and by its keys."""
     model, task, truth = circuit(form)
@@ -176,8 +176,9 @@ def by_hand(
     return effects, relative
 
 
-@pytest.mark.parametrize("mlps", ["recomputed", "frozen"])
-@pytest.mark.parametrize("receiver", ["logits", "L2.H1.q", "L2.H3.k", "L1.H0.v"])
+@pytest.mark.parametrize(
+    ("receiver", "mlps"), by_turns(["logits", "L2.H1.q", "L2.H3.k", "L1.H0.v"], ["recomputed", "frozen"], of=2)
+)
 def test_reference(receiver: str, mlps: Any) -> None:
     model = pb.load(twin("gpt2", n_layer=3))
     task = pairs(90)

@@ -374,24 +374,6 @@ def test_a_failed_save_leaves_everything_as_it_was(tmp_path, monkeypatch, error,
     assert load_result(folder).equal(curve())
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs resource limits")
-def test_a_disk_that_is_really_too_small(tmp_path):
-    """The operating system itself refuses the write: a file size limit stands in for a full disk."""
-    code = (
-        "import resource, signal, sys, torch\n"
-        "from patchbay.results.result import Result\n"
-        "from patchbay.signal.port import PatchbayError\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "try:\n    Result(torch.zeros(200, 200)).save(sys.argv[1])\n"
-        "except PatchbayError as error:\n    print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "r")], capture_output=True, text=True, check=True)
-    assert "could not save" in done.stdout
-    assert "nothing was written" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -470,13 +452,18 @@ def test_loading_runs_nothing(tmp_path):
     assert not marker.exists()
 
 
-def test_result_needs_neither_pandas_xarray_nor_matplotlib_until_asked():
+def test_result_needs_neither_pandas_xarray_nor_matplotlib_until_asked_and_figures_no_global_state():
+    """All in one fresh process."""
     code = (
         "import sys, torch; from patchbay.results.result import Result\n"
         "result = Result(torch.rand(2, 2)); str(result); result.top(); result._repr_html_()\n"
-        "print(sorted({'pandas', 'xarray', 'matplotlib'} & set(sys.modules)))"
+        "print(sorted({'pandas', 'xarray', 'matplotlib'} & set(sys.modules)))\n"
+        "print(result.plot()._repr_png_()[:4])\n"
+        "from patchbay.draw import plot, style\n"
+        "style.svg(plot.figure(result)); print('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", str(b"\x89PNG"), "False"]
 
 
 def test_plot_writes_the_figure(tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import patchbay as pb
+from patchbay.cli import main
 from patchbay.draw import report
 from patchbay.edits.edit import save_edits
 from patchbay.files import reason, write_file, write_folder
 from patchbay.results.result import Result
 from patchbay.results.saved import packed, unpacked
 from patchbay.signal.port import Part, PatchbayError
+from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 
-FULL = OSError(errno.ENOSPC, "No space left on device")
+FORK: Any = multiprocessing.get_context("fork")  # has all imported that this process has
+FULL, STOPPED = OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()
 
 
 def result(value: float = 1.0) -> Result:
@@ -69,11 +74,13 @@ STEPS = {
 STEPS |= {name: STEPS[name][1:] for name in ("file", "folder")}
 
 
-@pytest.mark.parametrize("error", [FULL, KeyboardInterrupt()], ids=["full", "interrupted"])
-@pytest.mark.parametrize(("saver", "step"), [(saver, step) for saver in SAVERS for step in STEPS[saver]])
+@pytest.mark.parametrize(
+    ("at", "error"), by_turns([f"{saver} {step}" for saver in SAVERS for step in STEPS[saver]], [FULL, STOPPED], of=2)
+)
 def test_whatever_fails_all_is_as_it_was(
-    saver: str, step: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    saver, step = at.split(maxsplit=1)
     name, place = step.split()[0], tmp_path / "there.png"
     FIRST.get(saver, old)(place)
     before, real, calls = snapshot(tmp_path), getattr(os, name), 0
@@ -139,49 +146,41 @@ def test_plain_data_comes_back(tmp_path: Path) -> None:
 # --- a system that really refuses -------------------------------------------------------------------
 
 
-def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=Path(pb.__file__).parents[1],
-        **options,
-    )
+def save_all(folder: Path, limit: int | None, told: Any) -> None:
+    """Everything that can be saved, one after the other; what became of each is told."""
+    import resource
 
-
-REAL = """
-    import sys, torch, patchbay as pb
-    from patchbay.edits.edit import save_edits
-    from patchbay.tiny.twins import twin
-    folder = sys.argv[1]
     model = pb.load(twin("gpt2"))
     task = pb.Task("t", [[5, 6, at] for at in range(40)], [1] * 40, [[2]] * 40)
     steer = pb.add(model.layers[0].resid_out, torch.ones(20_000, model.d_model), positions=None)
-    named = lambda what: folder + "/" + what
-    savers = {
-        "result": lambda: pb.Result(torch.zeros(200, 200)).save(named("result")),
-        "knob": lambda: pb.Knob("k", [steer], 1.0).save(named("knob")),
-        "edits": lambda: save_edits([steer], named("edits")),
-        "export": lambda: pb.Knob("z", [pb.zero(model.layers[0].heads[0].z)], 1.0).export(model, named("export")),
-        "tuned": lambda: pb.train.tune_parts(model, pb.tasks.repeated_tokens(model, 4), ["L0.H1"], steps=1, folder=named("tuned")),
-        "sweep": lambda: pb.sweep(model, task, [pb.zero(h.z) for _ in range(100) for h in model.layers[0].heads], folder=named("sweep")),
+    head, cells = model.layers[0].heads[0].z, [pb.zero(h.z) for _ in range(100) for h in model.layers[0].heads]
+    savers: dict[str, Callable[[Path], Any]] = {
+        "result": lambda at: pb.Result(torch.zeros(200, 200)).save(at),
+        "knob": lambda at: pb.Knob("k", [steer], 1.0).save(at),
+        "edits": lambda at: save_edits([steer], at),
+        "export": lambda at: pb.Knob("z", [pb.zero(head)], 1.0).export(model, at),
+        "tuned": lambda at: pb.train.tune_parts(
+            model, pb.tasks.repeated_tokens(model, 4), ["L0.H1"], steps=1, folder=str(at)
+        ),
+        "sweep": lambda at: pb.sweep(model, task, cells, folder=at),
     }
-    import resource
-    if len(sys.argv) > 2:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     for name, save in savers.items():
         try:
-            save()
-            print(name, "was saved")
-        except pb.PatchbayError as error:
-            print(name, error)
-"""
+            save(folder / name)
+            told.send(f"{name} was saved")
+        except Exception as error:
+            told.send(f"{name} {type(error).__name__} {error}")
+    told.close()
+
+
 WORDS = {"limit": "File too large", "tmpfs": "No space left on device"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits or a file system of its own")
 @pytest.mark.parametrize("how", ["limit", "tmpfs"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_disk_that_is_really_full(how: str, tmp_path: Path) -> None:
     """A limit on the size of files, and a file system of 16 KB where one may be mounted."""
     place = tmp_path / "disk"
@@ -191,11 +190,14 @@ def test_a_disk_that_is_really_full(how: str, tmp_path: Path) -> None:
         if mounted.returncode:
             pytest.skip("no file system may be mounted here")
     try:
-        with python(REAL, str(place), *(["10000"] if how == "limit" else [])) as done:
-            said, error = done.communicate(timeout=100)
-        lines = said.splitlines()
-        assert [line.split()[0] for line in lines] == ["result", "knob", "edits", "export", "tuned", "sweep"], error
+        hears, tells = FORK.Pipe(duplex=False)
+        child = FORK.Process(target=save_all, args=(place, 10_000 if how == "limit" else None, tells))
+        child.start()
+        lines = [hears.recv() for _ in range(6)]
+        child.join()
+        assert [line.split()[0] for line in lines] == ["result", "knob", "edits", "export", "tuned", "sweep"]
         for line in lines:
+            assert "PatchbayError" in line
             assert f"{WORDS[how]}; nothing was written" in line
         assert [path.name for path in place.iterdir()] == ["sweep"]  # finished batches stay
         assert [path.name for path in (place / "sweep").iterdir()] == ["sweep.json"]
@@ -204,30 +206,37 @@ def test_a_disk_that_is_really_full(how: str, tmp_path: Path) -> None:
             subprocess.run(["umount", place], check=False)
 
 
-CLI = """
-    import os, signal, sys, time
+def save_slowly(args: list[str], out: int, err: int) -> None:
+    """The command line on a disk that takes a minute; its output and its messages go to these two."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever it was where the tests were started
-    def slow(descriptor):
+    sys.stdout, sys.stderr = os.fdopen(out, "w", buffering=1), os.fdopen(err, "w", buffering=1)
+
+    def slow(descriptor: int) -> None:
         print("writing", flush=True)
         time.sleep(60)
+
     os.fsync = slow
-    from patchbay.cli import main
-    sys.argv[0] = "patchbay"
+    sys.argv = ["patchbay", *args]
     main()
-"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_ctrl_c_while_the_command_line_saves(tmp_path: Path) -> None:
     place = pb.turn.scale("L1.H2", 2.0).save(tmp_path / "x.knob")
     before = place.read_bytes()
-    args = ("turn", "scale", "tiny", "--parts", "L1.H2", "--strength", "4", "-o", str(place), "--overwrite")
-    with python(CLI, *args) as done:
-        assert done.stdout is not None
-        assert next(line for line in done.stdout if "writing" in line)
-        done.send_signal(signal.SIGINT)
-        _, error = done.communicate(timeout=60)
-    assert done.returncode == 130, error
+    args = ["turn", "scale", "tiny", "--parts", "L1.H2", "--strength", "4", "-o", str(place), "--overwrite"]
+    (said, out), (told, err) = os.pipe(), os.pipe()
+    child = FORK.Process(target=save_slowly, args=(args, out, err))
+    child.start()
+    os.close(out)
+    os.close(err)
+    with open(said) as lines, open(told) as messages:
+        assert next(line for line in lines if "writing" in line)
+        os.kill(child.pid, signal.SIGINT)
+        error = messages.read()
+    child.join()
+    assert child.exitcode == 130, error
     assert error.strip().splitlines() == ["interrupted; nothing was left half-written"]
     assert place.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["x.knob"]

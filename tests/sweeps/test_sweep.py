@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +22,7 @@ from patchbay.sweeps.settings import using
 from patchbay.sweeps.sweep import Sweep, estimate
 from patchbay.tasks.scoring import METRICS
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -69,7 +67,7 @@ def one_by_one(model: pb.Model, task: pb.Task, edits: list) -> Tensor:
     return torch.stack([task.score(pb.run(model, task, edits=entry).last_logits) for entry in entries])
 
 
-WHOLE = ("gpt2", "llama", "gemma2", "phi", "mixtral", "bloom")
+MAIN = ("gpt2", "llama", "gemma2", "phi", "mixtral", "bloom")  # every edit, also by `make test`
 
 
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)
@@ -77,10 +75,8 @@ def test_reference_every_family(family: str) -> None:
     model, task = pb.load(twin(family)), a_task()
     stateful = any(at.attn is None for at in model.modules)
     edits = edits_everywhere(model, task, ("resid_out", "attn.out", "logits") if stateful else ())
-    first = list(FAMILY_CONFIGS).index(
-        family
-    )  # all by `make test-all`; else others of them in each family, half of all
-    edits = edits if family in WHOLE or "PATCHBAY_EVERYWHERE" in os.environ else edits[first % 2 :: 2]
+    others = by_turns(edits, of=4, start=list(FAMILY_CONFIGS).index(family))  # a quarter of all, others in each family
+    edits = edits if family in MAIN else others
     result = pb.sweep(model, task, edits)
     assert close(result["value"], one_by_one(model, task, edits))
     assert close(result["base"], task.score(pb.run(model, task).last_logits))
@@ -295,32 +291,23 @@ def test_inside_edited_is_refused(model: pb.Model) -> None:
         pb.sweep(model, a_task(), [edit])
 
 
-SCRIPT = """
-import sys, time
-import torch, patchbay as pb
-from patchbay.tiny.twins import twin
-sys.path.insert(0, {root!r})
-from tests.sweeps.test_sweep import a_task, cells_of
-model = pb.load(twin("llama"))
-slow = lambda done, total: time.sleep(0.3)
-pb.sweep(model, a_task(), cells_of(model), memory=6_400_000, folder=sys.argv[1], progress=slow)
-"""
-
-
 def cells_of(model: pb.Model) -> list[pb.Edit]:
     return [pb.zero(h.z, positions=p) for layer in model.layers for h in layer.heads for p in range(10)]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_in_the_middle_then_resumed_gives_the_same_bytes(model: pb.Model, tmp_path: Path) -> None:
     """Killed in a process of its own; resumed, and run afresh, in this one."""
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(root=str(Path(__file__).parents[2]))))
-    killed = subprocess.Popen([sys.executable, str(script), str(tmp_path / "a")])
+    slow = {"memory": 6_400_000, "folder": tmp_path / "a", "progress": lambda done, total: time.sleep(0.3)}
+    killed = multiprocessing.get_context("fork").Process(
+        target=pb.sweep, args=(model, a_task(), cells_of(model)), kwargs=slow
+    )
+    killed.start()
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "a").glob("batch-*.safetensors"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.join()
     done = sorted((tmp_path / "a").glob("batch-*.safetensors"))
     assert len(done) >= 2
     stamps = {path: path.stat().st_mtime_ns for path in done}
@@ -346,6 +333,7 @@ def test_another_sweep_in_the_folder_is_refused(model: pb.Model, tmp_path: Path)
         pb.sweep(model, task, [pb.zero(model.layers[0].heads[0].z)], folder=tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_also_when_a_worker_is_killed(model: pb.Model, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     task, flag, edits = a_task(), str(tmp_path / "killed"), cells_of(model)

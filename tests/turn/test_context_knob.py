@@ -47,7 +47,7 @@ def test_planted(form: Any) -> None:
     assert torch.cosine_similarity(knob.edits[1].value, truth["direction"], dim=0) > 0.5
     assert search.notes[0].startswith("knob found: at layer 0")
     assert any("in layers 1 " in note for note in search.notes)
-    back = pb.turn.context_knob(model, task, to="prior", steps=10)
+    back = pb.turn.context_knob(model, task, to="prior", layers=[0], steps=10)
     said = pb.run(model, task, edits=[back]).last_logits.argmax(-1)
     prior = [r if i == "prior" else w[0] for r, w, i in zip(task.right, task.wrong, task.labels["intent"], strict=True)]
     assert (said == torch.tensor(prior)).double().mean() >= 0.95

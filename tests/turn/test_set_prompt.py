@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.tiny import planted, twins
 from patchbay.turn._sets import layout, plain_layout
 from tests.given import lent
+from tests.shares import by_turns
 from tests.tolerance import close
 
 PROMPT = [[5, 6, 7], [[11, 12], [13, 14, 15], [16], [17, 18]], [8, 9, 10]]
@@ -92,7 +93,9 @@ def test_null() -> None:
 # --- order --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in twins.FAMILY_CONFIGS if name not in (*STATE, *ALIBI, "gpt_neo")])
+@pytest.mark.parametrize(
+    "name", by_turns([name for name in twins.FAMILY_CONFIGS if name not in (*STATE, *ALIBI, "gpt_neo")], of=3)
+)
 def test_every_family_that_follows_mask_and_positions_is_free_of_order(name: str) -> None:
     """All 24 orders, in float32; windows of sliding layers are shorter than the prompt."""
     result = pb.turn.set_prompt(lent(name), [PROMPT, OTHER], orders=23)
