@@ -26,6 +26,7 @@ from patchbay.contract.checks import Case
 from patchbay.contract.every import TWINS, prompts_of
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
+from tests import given
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -40,7 +41,7 @@ NAMES: dict[int, str] = {}  # of the models lent, by their identity
 
 @functools.cache
 def lent(name: str) -> pb.Model:
-    model = pb.load(twins.twin(name))
+    model = given.lent(name)
     NAMES[id(model)] = name
     return model
 

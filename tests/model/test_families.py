@@ -17,7 +17,7 @@ from patchbay.model.model import Model
 from patchbay.model.placing import candidates, follow, layer_modules, missing
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
-from tests.given import MIXTURES
+from tests.given import MIXTURES, lent
 from tests.shares import by_turns
 
 REQUIRED = """falcon_h1 nemotron_h jamba lfm2_moe nanochat llava gemma3 qwen2_vl qwen2_5_vl paligemma mistral3 idefics3 smolvlm apertus glm4 granitemoe llama4_text mpt olmo persimmon xglm ernie4_5 gpt_bigcode gpt2 gpt_neox gpt_neo gptj opt bloom falcon llama mistral mixtral qwen2 qwen3 qwen3_moe qwen3_next gemma gemma2
@@ -56,7 +56,7 @@ DENSE_TOO = (
 
 @functools.cache
 def rows_of(name: str) -> tuple[Model, list[Row]]:
-    model = pb.load(twin(name))
+    model = lent(name)
     return model, verify(model)
 
 

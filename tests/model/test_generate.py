@@ -5,8 +5,6 @@ them. The reference names the positions as plain lists and runs the whole text a
 the arithmetic of positions with what it checks.
 """
 
-import functools
-
 import pytest
 import torch
 
@@ -15,8 +13,8 @@ from patchbay.edits.edit import OPS, Edit
 from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
-from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
-from tests.given import generated
+from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW
+from tests.given import generated, lent
 from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
@@ -24,11 +22,6 @@ LENGTH, NEW = 10, 5
 TOKEN = 7  # stands in the prompt at position 4, and wherever it is generated
 KINDS = (None, 2, -3, slice(2, 5), slice(4, None), (1, 3), "last", "generated", pb.Token(TOKEN), "mask")
 MAIN = [name for name in FAMILY_CONFIGS if list(FAMILY_CONFIGS).index(name) <= list(FAMILY_CONFIGS).index("bamba")]
-
-
-@functools.cache
-def model_of(name: str) -> Model:
-    return pb.load(twin(name))
 
 
 def prompt_ids(n: int = 1) -> torch.Tensor:
@@ -105,7 +98,7 @@ def assert_equals_recomputation(
 
 @pytest.mark.parametrize(("name", "op"), by_turns(MAIN, [op for op in OPS if op != "block"], of=3))
 def test_generation_with_the_cache_equals_one_run_without_it(name: str, op: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     base = pb.run(model, prompt_ids(), taps=model.ports())
     ports = [port for port in model.ports() if port.editable]
     edits: list[Edit] = []
@@ -135,7 +128,7 @@ CUTS = (
 
 @pytest.mark.parametrize("name", by_turns([name for name in MAIN if name != "mamba2"], of=2))
 def test_attention_cut_in_generation_equals_one_run_without_the_cache(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     layers = [layer for layer in model.layers if layer.heads]
     edits, kinds, keys = [], [], []
     for i, (query, key) in enumerate(CUTS):
@@ -150,14 +143,14 @@ def test_attention_cut_in_generation_equals_one_run_without_the_cache(name: str)
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "cohere2"])
 def test_the_window_is_shorter_than_the_prompt_in_these_tests(name: str) -> None:
-    grown = model_of(name).hf.generate(prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+    grown = lent(name).hf.generate(prompt_ids(), max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
     cache = cache_among((), grown)
     assert cache.layers[0].keys.shape[-2] == WINDOW - 1 < LENGTH
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mamba2", "qwen3_next", "gemma3_text"])
 def test_generate_without_edits_is_the_models_own(name: str) -> None:
-    model, ids = model_of(name), prompt_ids()
+    model, ids = lent(name), prompt_ids()
     own = model.hf.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False, pad_token_id=0
     )
@@ -167,7 +160,7 @@ def test_generate_without_edits_is_the_models_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mamba2", "bamba", "gpt_oss"])
 def test_generate_with_and_without_the_cache_counts_positions_alike(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     base = pb.run(model, prompt_ids(), taps=[model.layers[0].resid_out])
     noise = (
         5
@@ -183,7 +176,7 @@ def test_generate_with_and_without_the_cache_counts_positions_alike(name: str) -
 
 
 def test_prompts_of_different_lengths_generate_as_each_alone() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     prompts = [prompt_ids()[0, :n].tolist() for n in (4, 9, 4, 6)]
     noise = torch.randn(model.d_model, generator=torch.Generator().manual_seed(2))
     edits = [
@@ -196,7 +189,7 @@ def test_prompts_of_different_lengths_generate_as_each_alone() -> None:
 
 
 def test_edits_of_an_enclosing_block_hold_in_generation_before_its_own() -> None:
-    model, ids = model_of("llama"), prompt_ids()
+    model, ids = lent("llama"), prompt_ids()
     port, other = model.layers[1].resid_out, torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
     with model.edited(pb.replace(port, other[0])):
         nested = model.generate(ids, NEW, edits=[pb.add(port, other[1])])
@@ -206,7 +199,7 @@ def test_edits_of_an_enclosing_block_hold_in_generation_before_its_own() -> None
 
 
 def test_positions_count_on_from_a_cache_that_was_filled_before() -> None:
-    model, ids = model_of("qwen2"), prompt_ids()
+    model, ids = lent("qwen2"), prompt_ids()
     port = model.layers[0].resid_out
     with torch.no_grad():
         cache = cache_among((), model.hf(ids[:, :6], use_cache=True))
@@ -219,7 +212,7 @@ def test_positions_count_on_from_a_cache_that_was_filled_before() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mamba2"])
 def test_edits_by_row_of_prompts_of_different_lengths_equal_each_alone(name: str) -> None:
-    model, ids = model_of(name), prompt_ids().tolist()[0]
+    model, ids = lent(name), prompt_ids().tolist()[0]
     prompts, port = [ids, ids[:5], ids[2:], ids[:4] + ids[5:]], model.layers[0].resid_out
     values = 3 * torch.randn(4, 1, model.d_model, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(4, LENGTH, dtype=torch.bool)
@@ -236,7 +229,7 @@ def test_edits_by_row_of_prompts_of_different_lengths_equal_each_alone(name: str
 
 
 def test_what_generation_refuses() -> None:
-    model, ids = model_of("gpt2"), prompt_ids().tolist()
+    model, ids = lent("gpt2"), prompt_ids().tolist()
     by_row = pb.zero(model.layers[0].attn.out, rows=1)
     with model.edited(by_row), pytest.raises(PatchbayError, match=r"rows=\[1\].* give it as edits= of this call"):
         model.generate([ids[0], ids[0][:5]], NEW)
@@ -251,14 +244,14 @@ def test_what_generation_refuses() -> None:
 
 
 def test_keys_in_a_cache_of_fixed_size_are_edited_at_their_positions() -> None:
-    model, ids = model_of("gpt2"), prompt_ids().tolist()
+    model, ids = lent("gpt2"), prompt_ids().tolist()
     edits = [pb.scale(model.layers[0].attn.k, -4.0, positions=2)]
     fixed = model.generate(ids, NEW, edits=edits, cache_implementation="static")
     assert fixed == model.generate(ids, NEW, edits=edits) != model.generate(ids, NEW)
 
 
 def test_an_error_in_the_middle_of_generation_leaves_the_model_as_it_was() -> None:
-    model, ids = model_of("llama"), prompt_ids()
+    model, ids = lent("llama"), prompt_ids()
     before = model.generate(ids, NEW)
     values = torch.zeros(2, model.d_model)  # enough for two generated tokens, not for the third
     with pytest.raises(PatchbayError, match=r"takes \[32\], \[3, \*\[32\]\]"):

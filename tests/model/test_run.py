@@ -1,7 +1,6 @@
 """run: taps see what the model used, padding changes nothing, gradients are true, and nothing is left or computed in vain."""
 
 import copy
-import functools
 import gc
 
 import pytest
@@ -14,13 +13,9 @@ from patchbay.jacks.session import Session, attention
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+from tests.given import lent
 from tests.shares import by_turns
 from tests.tolerance import NOISE, close
-
-
-@functools.cache
-def model_of(name: str) -> Model:
-    return pb.load(twin(name))
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
@@ -40,7 +35,7 @@ def clean(model: Model) -> bool:
 
 @pytest.mark.parametrize("name", by_turns(FAMILY_CONFIGS, of=3))
 def test_padding_changes_nothing_and_is_nan(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     ports = model.ports()
     noise = 16 * NOISE if name == "qwen3_next" else NOISE  # the gated norm of its linear attention magnifies rounding
     edits = [
@@ -77,7 +72,7 @@ def whole_position(port: Port) -> str:
 @pytest.mark.parametrize("logits", ["all", "last"])
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 def test_batches_equal_one_run(name: str, logits: str, size: int) -> None:
-    model = model_of(name)
+    model = lent(name)
     ports = [*model.ports(), model.layers[1].heads[2].pattern.rows(-1, 0), model.layers[1].heads[1].k]
     edits = [pb.zero(model.layers[0].attn.out, positions=-1)]
     whole = pb.run(model, PROMPTS, taps=ports, edits=edits, logits=logits)
@@ -93,7 +88,7 @@ def test_batches_equal_one_run(name: str, logits: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_edits_by_row_and_mask_count_in_all_prompts_whatever_the_batches(size: int) -> None:
-    model = model_of("llama")
+    model = lent("llama")
     out, z = model.layers[0].resid_out, model.layers[0].attn.z
     plain = pb.run(model, PROMPTS).logits.nan_to_num()
     mask = torch.zeros(4, 2, dtype=torch.bool)
@@ -119,7 +114,7 @@ def test_edits_by_row_and_mask_count_in_all_prompts_whatever_the_batches(size: i
 
 
 def test_a_trace_prints_what_it_holds() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     pattern, z = model.layers[1].heads[2].pattern.rows(-1), model.layers[0].attn.z
     trace = pb.run(model, PROMPTS, taps=[pattern, z], edits=[pb.zero(z, rows=[0, 3], positions=-1)])
     assert str(trace).splitlines() == [
@@ -133,7 +128,7 @@ def test_a_trace_prints_what_it_holds() -> None:
 
 def test_last_logits_are_those_of_each_prompts_end() -> None:
     for name in ("gpt2", "mamba2", "gemma2", "opt", "gptj", "bloom", "falcon"):
-        model = model_of(name)
+        model = lent(name)
         everything = pb.run(model, PROMPTS).logits
         expected = torch.stack([everything[i, len(prompt) - 1] for i, prompt in enumerate(PROMPTS)])
         ragged = pb.run(model, PROMPTS, logits="last")
@@ -145,7 +140,7 @@ def test_last_logits_are_those_of_each_prompts_end() -> None:
 
 
 def test_what_a_run_refuses() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     z = model.layers[0].attn.z
     for options, says in (
         ({"logits": "first"}, "logits='first': 'all' or 'last'"),
@@ -176,7 +171,7 @@ def test_what_a_run_refuses() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neo", "mixtral", "bloom", "falcon", "deepseek_v3"])
 def test_one_head_neuron_or_expert_is_its_slice_of_the_whole(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     layer = model.layers[1]
     parts = [port for view in (layer.heads[2], layer.groups[-1], layer.heads[0]) for port in view.ports()]
     parts += [n.act for n in layer.mlp.neurons[3:5]] + [port for e in layer.experts[:2] for port in e.ports()]
@@ -194,7 +189,7 @@ def test_one_head_neuron_or_expert_is_its_slice_of_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "gptj", "bloom", "falcon", "falcon alibi", "mistral"])
 def test_chosen_query_rows_equal_those_of_the_whole_pattern(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     prompts = [tokens(9), tokens(6, 1)]
     layer = model.layers[1]
     whole = pb.run(model, prompts, taps=[layer.attn.pattern])[layer.attn.pattern]
@@ -212,7 +207,7 @@ def test_chosen_query_rows_equal_those_of_the_whole_pattern(name: str) -> None:
 
 
 def test_router_logits_of_deepseek_go_through_sigmoid_correction_and_groups() -> None:
-    model = model_of("deepseek_v3")
+    model = lent("deepseek_v3")
     router, port = model.modules[1].router, Port("router.logits", 1)
     base = pb.run(model, PROMPTS[:1], taps=[port])[port]
     new = base.flip(-1) * 2
@@ -238,7 +233,7 @@ def test_router_logits_of_deepseek_go_through_sigmoid_correction_and_groups() ->
 
 
 def test_router_logits_of_gpt_oss_choose_first_and_normalise_the_chosen() -> None:
-    model, port = model_of("gpt_oss"), Port("router.logits", 0)
+    model, port = lent("gpt_oss"), Port("router.logits", 0)
     base = pb.run(model, PROMPTS[:1], taps=[port])[port]
     trace = pb.run(model, PROMPTS[:1], taps=[Port("router.weights", 0)], edits=[pb.scale(port, -1.0)])
     values, chosen = (-base).topk(2, dim=-1)
@@ -248,7 +243,7 @@ def test_router_logits_of_gpt_oss_choose_first_and_normalise_the_chosen() -> Non
 
 def test_an_expert_that_is_given_weight_where_it_was_not_chosen_really_runs() -> None:
     for name in ("mixtral", "gpt_oss", "qwen3_next"):
-        model = model_of(name)
+        model = lent(name)
         layer = model.layers[0]
         weights, out = layer.router.weights, layer.attn.part.port()
         base = pb.run(model, PROMPTS[:1], taps=[weights, layer.experts[1].out])
@@ -278,7 +273,7 @@ def test_an_expert_that_is_given_weight_where_it_was_not_chosen_really_runs() ->
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2", "gemma2", "qwen3_next", "falcon", "gptj"])
 def test_a_later_token_changes_nothing_before_it_under_attention_taps(name: str) -> None:
     """Registered without a mask of its own, the attention function would turn bidirectional."""
-    model = model_of(name)
+    model = lent(name)
     ports = [port for port in model.ports() if port.signal.startswith("attn.")]
     one, two = [tokens(10), tokens(10)]
     two = two[:6] + tokens(4, 9)
@@ -294,7 +289,7 @@ def test_a_later_token_changes_nothing_before_it_under_attention_taps(name: str)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_oss", "bloom"])
 def test_rows_of_a_pattern_are_those_of_the_whole(name: str) -> None:
     """Also where attention has a soft cap or sinks, whose rows no plain softmax gives."""
-    model = model_of(name)
+    model = lent(name)
     pattern = model.layers[1].attn.pattern
     whole = pb.run(model, PROMPTS[:1], taps=[pattern])[pattern]
     rows = pattern.rows(-1, 3)
@@ -303,7 +298,7 @@ def test_rows_of_a_pattern_are_those_of_the_whole(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_a_whole_pattern_is_what_the_model_used_where_rounding_allows_it(dtype: torch.dtype) -> None:
-    hf = copy.deepcopy(model_of("llama").hf).to(dtype)
+    hf = copy.deepcopy(lent("llama").hf).to(dtype)
     model = pb.load(hf)
     layer = model.layers[1]
     trace = pb.run(model, [tokens(10)], taps=[layer.attn.pattern, layer.attn.v, layer.attn.z])
@@ -319,7 +314,7 @@ def test_a_whole_pattern_is_what_the_model_used_where_rounding_allows_it(dtype: 
 
 
 def test_the_mask_of_the_attention_that_is_wrapped_is_registered_with_it() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     pb.run(model, PROMPTS[:1], taps=[model.layers[0].attn.q])
     assert ALL_MASK_ATTENTION_FUNCTIONS[attention.PREFIX + "sdpa"] is ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
@@ -346,7 +341,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_patterns_are_computed_only_in_the_layers_and_rows_that_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama")
+    model = lent("llama")
     calls = computed(monkeypatch)
     layer = model.layers[1]
     for taps, expected in (
@@ -370,14 +365,14 @@ def test_patterns_are_computed_only_in_the_layers_and_rows_that_are_asked(monkey
 
 
 def test_a_tap_of_one_head_does_not_keep_the_others_in_memory() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     for port in (model.layers[0].heads[1].z, model.layers[0].heads[1].pattern, model.layers[0].mlp.neurons[3].act):
         value = pb.run(model, PROMPTS[:1], taps=[port])[port]
         assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), port
 
 
 def test_an_untapped_run_touches_no_module_and_is_the_models_own_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama")
+    model = lent("llama")
     plain = model.hf(torch.tensor(PROMPTS[:1]), use_cache=False).logits
 
     def refuse(*_: object, **__: object) -> None:
@@ -393,7 +388,7 @@ def test_an_untapped_run_touches_no_module_and_is_the_models_own_forward(monkeyp
 
 
 def test_a_tap_hooks_only_what_it_needs() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     with model.session([model.layers[1].resid_out, model.layers[0].attn.q]):
         touched = [
             name
@@ -407,7 +402,7 @@ def test_a_tap_hooks_only_what_it_needs() -> None:
 
 def test_hooks_of_others_are_heard_and_stay() -> None:
     """What another hook changes is what the model used: a tap sees it, an edit acts on it, on this layer as on others."""
-    model, port = model_of("llama"), pb.Port("resid_out", 1)
+    model, port = lent("llama"), pb.Port("resid_out", 1)
     plain = pb.run(model, PROMPTS[:1], taps=[port])[port]
     with model.edited(pb.scale(port, 3.0)):
         inside = model.modules[1].layer.register_forward_hook(lambda *given: given[-1] * 2)  # placed after the edit
@@ -433,7 +428,7 @@ def test_hooks_of_others_are_heard_and_stay() -> None:
 
 @pytest.mark.parametrize("name", by_turns(["llama", "mixtral", "gptj", "falcon", "gemma2", "mamba2", "opt"], of=2))
 def test_no_hook_is_left_after_an_error_at_any_port(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     before = pb.run(model, PROMPTS).logits
     for port in model.ports():
         if port.editable:
@@ -447,7 +442,7 @@ def test_no_hook_is_left_after_an_error_at_any_port(name: str) -> None:
 
 
 def test_an_error_while_hooks_are_placed_takes_them_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_of("llama")
+    model = lent("llama")
 
     def fail(self: Session, layer: int) -> None:
         raise RuntimeError("no room")
@@ -459,7 +454,7 @@ def test_an_error_while_hooks_are_placed_takes_them_away(monkeypatch: pytest.Mon
 
 
 def test_a_trace_does_not_keep_the_session_or_the_graph() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     trace = pb.run(model, PROMPTS, taps=model.ports())
     assert not any(trace[port].requires_grad for port in trace.ports)
     assert not trace.logits.requires_grad
@@ -468,7 +463,7 @@ def test_a_trace_does_not_keep_the_session_or_the_graph() -> None:
 
 
 def test_edited_blocks_nest_in_order_and_end_where_they_end() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     port = model.layers[0].resid_out
     value = torch.randn(32, generator=torch.Generator().manual_seed(0))
     ids = torch.tensor(PROMPTS[:1])
@@ -505,7 +500,7 @@ class Strong:
 
 
 def test_knobs_and_lists_of_edits_are_taken_too() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     port = model.layers[0].heads[1].z
     with model.edited([Strong(port)], strength=0.0):
         found = model.hf(torch.tensor(PROMPTS[:1])).logits
@@ -514,7 +509,7 @@ def test_knobs_and_lists_of_edits_are_taken_too() -> None:
 
 
 def test_left_padding_is_exact() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     ids, mask = torch.tensor([[0, 0, *PROMPTS[1]]]), torch.tensor([[0, 0, 1, 1, 1, 1]])
     port = model.layers[0].attn.out
     each = pb.add(port, torch.randn(4, 32, generator=torch.Generator().manual_seed(0)))
@@ -594,7 +589,7 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
 
 
 def test_gradients_of_parts_rows_and_padded_prompts() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     layer = model.layers[0]
     ports = [
         layer.heads[2].z,
@@ -634,7 +629,7 @@ def test_gradients_flow_through_edits_of_single_parts_and_to_their_values() -> N
         slope = (score(up[0]) - score(down[0])) / 2e-3
         assert float((gradient[0] * step).sum().detach()) == pytest.approx(float(slope), rel=1e-2)
     value = torch.zeros(32, requires_grad=True)
-    model = model_of("llama")
+    model = lent("llama")
     trace = pb.run(model, PROMPTS[:1], edits=[pb.add(model.layers[0].resid_out, value, positions=3)], grad=True)
     (by_value,) = torch.autograd.grad(score(trace.last_logits[0]), [value])
     tapped = pb.run(model, PROMPTS[:1], taps=[model.layers[0].resid_out], grad=True)
@@ -656,7 +651,7 @@ def test_gradients_of_the_dense_weights_of_a_router() -> None:
 
 
 def test_a_gradient_that_cannot_be_is_refused() -> None:
-    model = model_of("mixtral")
+    model = lent("mixtral")
     port = model.layers[0].router.experts
     trace = pb.run(model, PROMPTS[:1], taps=[port], grad=True)
     with pytest.raises(PatchbayError, match=r"L0.router.experts holds torch.int64 and carries no gradient"):

@@ -12,6 +12,7 @@ from patchbay.model.proofs import graph_error
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.sweeps.restart import base_run
 from patchbay.tiny.twins import FAMILY_CONFIGS, _draw, twin
+from tests.given import lent
 from tests.tolerance import close
 
 IDS = [[5, 9, 20, 33, 41], [7, 60, 11], [3, 4, 5, 6, 7, 8]]
@@ -242,7 +243,7 @@ def test_a_cache_that_is_not_written_is_said_and_sweeps_run_whole(monkeypatch: p
 
 @pytest.mark.parametrize("name", FAMILY_CONFIGS)
 def test_weights_of_every_family_are_what_the_model_computes_with(name: str) -> None:
-    model = pb.load(twin(name))
+    model = lent(name)
     assert not model.check.weights
     assert model.check.inputs <= 1e-6
     assert model.causal != (name == "paligemma")  # whose whole prompt is a prefix

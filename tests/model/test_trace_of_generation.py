@@ -3,8 +3,6 @@
 The reference runs each finished text by itself, with positions named as plain lists, and takes the text from `model.generate`.
 """
 
-import functools
-
 import pytest
 import torch
 
@@ -12,6 +10,7 @@ import patchbay as pb
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+from tests.given import lent
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -21,11 +20,6 @@ PROMPTS = [
     for i, n in enumerate((9, 6, 9, 4))
 ]
 FAMILIES = [name for name in FAMILY_CONFIGS if list(FAMILY_CONFIGS).index(name) <= list(FAMILY_CONFIGS).index("bamba")]
-
-
-@functools.cache
-def model_of(name: str) -> Model:
-    return pb.load(twin(name).eval())
 
 
 def edits_of(model: Model) -> list[pb.Edit]:
@@ -56,7 +50,7 @@ def assert_equals_each_text(model: Model, trace: pb.Trace, texts: list[list[int]
 
 @pytest.mark.parametrize("name", by_turns(FAMILIES, of=3, start=1))
 def test_every_signal_of_every_token_of_ragged_prompts(name: str) -> None:
-    model = model_of(name)
+    model = lent(name)
     edits, ports = edits_of(model), [port for port in model.ports() if port.signal != "logits"]
     trace = pb.run(model, PROMPTS, taps=ports, edits=edits, max_new_tokens=NEW)
     texts = model.generate(PROMPTS, NEW, edits=edits)
@@ -68,7 +62,7 @@ def test_every_signal_of_every_token_of_ragged_prompts(name: str) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_prompts_are_their_tokens(side: str) -> None:
-    model = model_of("qwen2")
+    model = lent("qwen2")
     width = max(map(len, PROMPTS))
     pad = [[0] * (width - len(p)) for p in PROMPTS]
     ids = [[*a, *p] if side == "left" else [*p, *a] for a, p in zip(pad, PROMPTS, strict=True)]
@@ -93,7 +87,7 @@ WAYS: list[dict[str, object]] = [
 
 @pytest.mark.parametrize(("name", "options"), by_turns(["llama", "gemma2"], WAYS, of=2), ids=str)
 def test_whatever_way_the_tokens_were_chosen(name: str, options: dict[str, object]) -> None:
-    model = model_of(name)
+    model = lent(name)
     edits, ports = edits_of(model), [model.layers[1].attn.z, model.layers[0].attn.pattern]
     torch.manual_seed(3)
     trace = pb.run(model, PROMPTS, taps=ports, edits=edits, max_new_tokens=NEW, batch_size=2, **options)
@@ -102,7 +96,7 @@ def test_whatever_way_the_tokens_were_chosen(name: str, options: dict[str, objec
 
 
 def test_rows_that_end_early_end_in_the_trace() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     plain_texts = model.generate(PROMPTS, NEW)
     end = plain_texts[0][len(PROMPTS[0]) + 1]
     trace = pb.run(model, PROMPTS, taps=[model.layers[0].resid_out], max_new_tokens=NEW, eos_token_id=end)
@@ -114,7 +108,7 @@ def test_rows_that_end_early_end_in_the_trace() -> None:
 
 
 def test_edits_of_an_enclosing_block_last_logits_and_gradients() -> None:
-    model = model_of("llama")
+    model = lent("llama")
     port, edits = model.layers[1].resid_in, edits_of(model)
     whole = pb.run(model, PROMPTS, taps=[port], edits=edits, max_new_tokens=NEW)
     with model.edited(*edits):
@@ -146,6 +140,6 @@ def test_a_model_whose_cache_says_something_else_is_refused() -> None:
 
 def test_options_of_generation_without_it_are_refused() -> None:
     with pytest.raises(PatchbayError, match="do_sample: options of generation are heard with max_new_tokens=n"):
-        pb.run(model_of("llama"), PROMPTS, do_sample=True)
+        pb.run(lent("llama"), PROMPTS, do_sample=True)
     with pytest.raises(PatchbayError, match="num_return_sequences=2: Model.generate does not take it"):
-        pb.run(model_of("llama"), PROMPTS, max_new_tokens=2, num_return_sequences=2)
+        pb.run(lent("llama"), PROMPTS, max_new_tokens=2, num_return_sequences=2)

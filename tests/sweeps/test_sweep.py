@@ -22,6 +22,7 @@ from patchbay.sweeps.settings import using
 from patchbay.sweeps.sweep import Sweep, estimate
 from patchbay.tasks.scoring import METRICS
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+from tests.given import lent
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -72,7 +73,7 @@ MAIN = ("gpt2", "llama", "gemma2", "phi", "mixtral", "bloom")  # every edit, als
 
 @pytest.mark.parametrize("family", FAMILY_CONFIGS)
 def test_reference_every_family(family: str) -> None:
-    model, task = pb.load(twin(family)), a_task()
+    model, task = lent(family), a_task()
     stateful = any(at.attn is None for at in model.modules)
     edits = edits_everywhere(model, task, ("resid_out", "attn.out", "logits") if stateful else ())
     others = by_turns(edits, of=4, start=list(FAMILY_CONFIGS).index(family))  # a quarter of all, others in each family
