@@ -17,13 +17,23 @@ CHECKOUT = Path(pb.__file__).parent.parent
 DOES = "heads that see stripes"
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+def copied(to: Path) -> Path:
     """The package, its tests and documents, without what is large."""
     for name in ("patchbay", "tests", "docs"):
-        shutil.copytree(CHECKOUT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
-    shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
-    return tmp_path
+        shutil.copytree(CHECKOUT / name, to / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
+    shutil.copy(CHECKOUT / "pyproject.toml", to)
+    return to
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return copied(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For calls that write nothing."""
+    return copied(tmp_path_factory.mktemp("checkout"))
 
 
 def python(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -103,12 +113,12 @@ def test_a_skeleton_refuses_until_it_is_written(copy: Path) -> None:
         ('find stripes --paper olsson2022 --does a"b', "--does is one line of text"),
     ],
 )
-def test_refused_and_nothing_written(copy: Path, args: str, said: str) -> None:
-    before = texts(copy)
-    done = new(copy, *args.split(" "))
+def test_refused_and_nothing_written(one_copy: Path, args: str, said: str) -> None:
+    before = texts(one_copy)
+    done = new(one_copy, *args.split(" "))
     assert done.returncode == 2
     assert said in done.stderr
-    assert texts(copy) == before
+    assert texts(one_copy) == before
 
 
 def test_an_installed_package_is_no_checkout(copy: Path) -> None:
