@@ -21,7 +21,7 @@ test: setup
 
 # The slow tier too: what is marked slow, and the whole of grids that `make test` takes by turns (tests/shares.py).
 test-all: setup
-	HF_HUB_OFFLINE=1 PATCHBAY_EVERYWHERE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m ""
+	HF_HUB_OFFLINE=1 PATCHBAY_EVERYWHERE=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "" --hypothesis-profile many
 
 # Bugs planted one at a time in a copy, that the tests must notice; goes on where it was stopped. `make planted PLANTED="--changed"`.
 planted: setup

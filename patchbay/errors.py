@@ -35,3 +35,7 @@ def one_of(name: str, value: Any, possible: Iterable[Any]) -> None:
     if value not in known:
         names = [str(one) for one in known]
         raise PatchbayError(f"{name}={value!r}; possible are {', '.join(names)}" + suggest(str(value), names))
+
+
+class EditNeverMade(UserWarning):
+    """A block of edits ended and the model had not run in it."""

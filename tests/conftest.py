@@ -9,6 +9,7 @@ import gc
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before anything imports torch; processes that tests start inherit it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,3 +20,8 @@ gc.disable()
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
+
+
+settings.register_profile("few", max_examples=6, deadline=None, derandomize=True)
+settings.register_profile("many", max_examples=400, deadline=None, print_blob=True)
+settings.load_profile("few")  # `make test-all` takes many

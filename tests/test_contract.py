@@ -30,6 +30,9 @@ from tests import given
 from tests.shares import by_turns
 from tests.tolerance import close
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::patchbay.errors.EditNeverMade"
+)  # methods that read weights alone, under edits
 ROOMS = [room for room in ("find", "prove", "turn", "decode", "train", "measure") if hasattr(pb, room)]
 METHODS = {f"{room}.{name}": getattr(getattr(pb, room), name) for room in ROOMS for name in getattr(pb, room).__all__}
 

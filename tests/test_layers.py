@@ -38,7 +38,7 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "card port channel positions",
     "edits": "probe edit apply",
-    "jacks": "defaults arguments modelled hooks sites patterns attention operators sums attach place session",
+    "jacks": "defaults arguments modelled hooks sites patterns attention operators sums attach history place session",
     "model": "families stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
@@ -65,8 +65,10 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "cli/outside": "methods that lie outside the package",
     "decode/every_decoder": "what is true of every decoder",
     "jacks/calls": "sessions of threads, tasks and generators",
+    "jacks/properties": "random splits, masks, interleavings, caches and options",
     "jacks/touched": "what edits touched, through masks, caches and chunks",
     "jacks/turns": "turns of a chat on one cache",
+    "jacks/wrapped": "compiled, traced, replicated and checkpointed models",
     "model/adapters": "weights of models that carry adapters",
     "model/latent": "latent attention, from weights to knobs",
     "model/port_text": "ports named by text, wherever a port belongs",

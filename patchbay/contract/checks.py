@@ -8,11 +8,12 @@ loads and replays; what cannot be right is refused by name.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import random
 import sys
-import threading
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.contract.held import hold, refused, untouched
+from patchbay.errors import EditNeverMade
 from patchbay.jacks.session import Session
 from patchbay.model.regime import randomness
 from patchbay.results.given import has_default, may_be_left_out
@@ -162,48 +164,57 @@ def alike(a: Any, b: Any) -> bool:
     return a.equal(b) if isinstance(a, pb.Result) and isinstance(b, pb.Result) else bool(a == b)
 
 
-def at_once(calls: list[Callable[[], Any]]) -> list[Any]:
-    """What calls give that start together, each in a thread of its own, which take turns as often as they can."""
-    start, found = threading.Barrier(len(calls)), [None] * len(calls)
+def at_once(case: Case, model: pb.Model, prompts: pb.Task, edits: list[pb.Edit]) -> list[Any]:
+    """What two coroutines get that run at once: one by itself, one under edits, in a thread that it hands the call to. Threads take
+    turns as often as they can."""
 
-    def work(i: int) -> None:
-        start.wait()
-        found[i] = calls[i]()
+    async def plain() -> Any:
+        await asyncio.sleep(0)
+        return outcome(case, model, prompts, [])
+
+    async def edited() -> Any:
+        try:
+            with model.edited(*edits):
+                return await asyncio.to_thread(case, model, prompts)
+        except pb.PatchbayError as error:
+            return str(error)
+
+    async def both() -> list[Any]:
+        return list(reversed(await asyncio.gather(edited(), plain())))
 
     often = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
     try:
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        return asyncio.run(both())
     finally:
         sys.setswitchinterval(often)
-    return found
 
 
 def threads_see_what_each_sees_alone(case: Case, model: pb.Model, prompts: pb.Task) -> list[Any]:
-    """One thread under edits, one not, at once on one model, then beside a generator that rests under them: the numbers of each alone.
+    """Two coroutines in two threads at once on one model, one under edits, beside a generator that rests under them: the numbers of
+    each alone.
 
     What each gives alone, or why it refuses, is returned, so that a caller can see that the edits change something.
     """
-    under: list[list[pb.Edit]] = [[], [pb.scale(pb.Port("attn.out", 0), -3.0)]]
-    under[1] += [pb.scale(pb.Port("attn.pattern", 1), 0.5)] if "attn.pattern" in model.signals(1) else []
-    alone = [outcome(case, model, prompts, edits) for edits in under]
-    with untouched(model, prompts):
-        found = at_once([lambda edits=edits: outcome(case, model, prompts, edits) for edits in under])  # type: ignore[misc]
-    for what, mine, theirs in zip(("without edits", "under edits"), alone, found, strict=True):
-        hold(alike(mine, theirs), f"beside another thread it gives other numbers {what}")
+    edits = [pb.scale(pb.Port("attn.out", 0), -3.0)]
+    edits += [pb.scale(pb.Port("attn.pattern", 1), 0.5)] if "attn.pattern" in model.signals(1) else []
 
     def rests() -> Generator[None, None, None]:
-        with model.edited(*under[1]):
+        with model.edited(*edits):
+            model.hf(torch.tensor([list(prompts.clean[0])], device=model.device))
             yield
 
-    resting = rests()
-    next(resting)
-    hold(alike(outcome(case, model, prompts, []), alone[0]), "beside a generator at rest it gives other numbers")
-    resting.close()
+    with warnings.catch_warnings(action="ignore", category=EditNeverMade):  # of what reads weights alone
+        alone = [outcome(case, model, prompts, some) for some in ([], edits)]
+        with untouched(model, prompts):
+            resting = rests()
+            next(resting)
+            try:
+                found = at_once(case, model, prompts, edits)
+            finally:
+                resting.close()
+    for what, mine, theirs in zip(("without edits", "under edits"), alone, found, strict=True):
+        hold(alike(mine, theirs), f"beside another task and thread it gives other numbers {what}")
     return alone
 
 
@@ -260,7 +271,8 @@ def saves_loads_replays(
             pb.replay(again, model)
     held = "edits" in returned.provenance["model"]
     around = model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)) if held else nullcontext()
-    with around:  # a replay is made under the edits that were in force
+    warned = warnings.catch_warnings(action="ignore", category=EditNeverMade)  # of what reads weights alone
+    with warned, around:  # a replay is made under the edits that were in force
         options = {case.second: second} if case.second else None
         replayed = pb.replay(again, model, options=options, method=method)
     hold(replayed and replayed.largest == 0, f"a replay gives other numbers: {replayed}")

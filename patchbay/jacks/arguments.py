@@ -7,13 +7,18 @@ recognised by what it can do; an argument of a signature by its annotation, then
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 from transformers import Cache
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "past_key_value", "layer_past")
+
+
+def named(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those that were given by place by what `function` calls them."""
+    return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs if args else kwargs
 
 
 def is_cache(value: Any) -> bool:

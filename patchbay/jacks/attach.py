@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchbay.jacks import attention
-from patchbay.jacks.hooks import instead
+from patchbay.jacks.arguments import named
+from patchbay.jacks.hooks import before, instead
 from patchbay.jacks.operators import Operators, RouterLogits
 from patchbay.jacks.sums import Sums, first, hidden, with_first, with_hidden
 from patchbay.signal.port import PatchbayError
@@ -88,12 +89,13 @@ class Jacks(Sums):
             n_heads = self.model.n_heads(layer)
 
             def forward(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+                self.check_placed()
                 with Operators(self, layer, n_heads, module):
                     return inner(*args, **kwargs)
 
             self.on_forward(module, forward)
             return
-        self.on_attention(layer, partial(attention.attend, self, layer))
+        self.on_attention(layer, self._in_a_run(partial(attention.attend, self, layer)))
 
     def on_attention(self, layer: int, function: Callable[..., Any]) -> None:
         """Let `function` compute a layer's attention, called as `attention.attend` is after its first two arguments."""
@@ -121,6 +123,7 @@ class Jacks(Sums):
         n_experts = self.model.n_experts(layer)
 
         def change(logits: Tensor) -> Tensor:
+            self.check_placed()
             return self.site("router.logits", layer, self._by_prompt(logits)).reshape(logits.shape)
 
         def forward(inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -135,7 +138,7 @@ class Jacks(Sums):
         def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             note(args, dict(kwargs))
 
-        self._before(module, hook)
+        self._undo.append(before(self.scope, module, hook))
 
     def on_return(self, module: nn.Module, note: Callable[[Tensor], Any]) -> None:
         """Tell `note` what a module returns, first of several, for the length of the session."""
@@ -180,6 +183,12 @@ class Jacks(Sums):
     def _logits(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if not hasattr(output, "logits"):
             raise PatchbayError("logits are tapped or edited by name: call the model with return_dict=True")
+        counted = any(e.positions is not None or e.spread for _, e in self.wants[("logits", None)].edits)
+        if counted and isinstance(named(module.forward, args, kwargs).get("logits_to_keep"), Tensor):
+            raise PatchbayError(
+                "logits_to_keep as a tensor under an edit of the logits at positions: which of them are kept is not looked at; leave "
+                "it out, or give the number of last ones"
+            )
         new = self.site("logits", None, output.logits)
         if new is output.logits:
             return output

@@ -3,8 +3,8 @@
 A session belongs to the code that opened it. Which sessions are open is a context variable, so that threads and tasks have
 their own; a task that is made inside a block, or `asyncio.to_thread`, inherits what is open there, a bare `threading.Thread`
 does not (give it `contextvars.copy_context().run`). Generators share the context of those who iterate them: a session that a
-generator opened acts while that generator is on the stack, and rests while it is suspended. A generator that contextlib (or
-pytest) drives as a context manager stands for its user.
+generator opened acts while that generator is on the stack, and rests while it is suspended, also for tasks that its caller makes then.
+A generator that contextlib (or pytest) drives as a context manager stands for its user.
 
 Every session has its own hooks, and each does nothing in a call that is not its session's. What a model has once only, a
 module's `forward` and the name of its attention function, is shared: put there by the first session that needs it, taken away
@@ -13,6 +13,7 @@ by the last, and what runs is that of the session in whose call it is.
 
 from __future__ import annotations
 
+import dis
 import inspect
 import sys
 import threading
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.errors import PatchbayError
 from patchbay.jacks.defaults import own_device
 
 LOCK = threading.RLock()  # around what is shared by all sessions
@@ -74,18 +76,30 @@ class Scope:
         return self._elsewhere()
 
     def _elsewhere(self) -> bool:
-        """Whether this context is another than the one that opened the scope: a task or thread that was made inside it."""
+        """Whether this context is another than the one that opened the scope, and was made inside it: a task or a thread.
+
+        One that was made while a generator rests has a copy of the context too, and is its caller's. Which it was is asked at its
+        first run, and then kept.
+        """
         assert self._token is not None
+        assert self._owner is not None
         try:
             _HERE.reset(self._token)
         except ValueError:
-            return True
+            judged = _JUDGED.get()
+            if self not in judged:
+                judged = {scope: found for scope, found in judged.items() if not scope.closed} | {
+                    self: not rests(self._owner)
+                }
+                _JUDGED.set(judged)
+            return judged[self]
         self._token = _HERE.set(None)
         return False
 
 
 _OPEN: ContextVar[tuple[Scope, ...]] = ContextVar("patchbay_open", default=())
 _HERE: ContextVar[None] = ContextVar("patchbay_here", default=None)
+_JUDGED: ContextVar[dict[Scope, bool]] = ContextVar("patchbay_judged", default={})  # noqa: B039  never changed in place
 
 
 def innermost(of: Any) -> Scope | None:
@@ -112,6 +126,17 @@ def _pausing(frame: FrameType | None) -> FrameType | None:
     return None
 
 
+def rests(frame: FrameType) -> bool:
+    """Whether this is a generator that is suspended at a yield of its own, and not one that runs or awaits."""
+    if frame.f_back is not None or not frame.f_code.co_flags & (inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR):
+        return False
+    if frame.f_code.co_flags & inspect.CO_GENERATOR:
+        return not frame.f_code.co_flags & inspect.CO_ITERABLE_COROUTINE
+    resumes = (i for i in dis.get_instructions(frame.f_code) if i.offset > frame.f_lasti and i.opname == "RESUME")
+    found = next(resumes, None)
+    return found is not None and (found.arg or 0) & 3 == 1  # 1 after a yield, 3 after an await
+
+
 class Hook:
     """A hook of one scope on one module: silent in calls of others, and on copies of the module."""
 
@@ -127,20 +152,45 @@ class Hook:
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return nothing
 
-    def __reduce__(self) -> str:
-        return "nothing"  # pickled, it is the function of that name
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[()]]:
+        return _nothing, ()
+
+
+class Notice(Hook):
+    """Told of every call of a module, whoever makes it. Replicas (`DataParallel`) keep the hooks of what they stand for and run in
+    threads of their own, under no block: they are refused."""
+
+    def __init__(self, module: nn.Module, function: Callable[[], None]) -> None:
+        self.module, self.function = module, function
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        if getattr(module, "_is_replica", False):
+            raise PatchbayError(
+                f"a replica of {type(self.module).__name__} ran (DataParallel) while the model has taps or edits, which replicas do not "
+                "have; call the model itself"
+            )
+        if module is self.module:
+            self.function()
 
 
 def nothing(*_: Any) -> None:
     """What stands for a hook in a copy of a model."""
 
 
-nothing.__qualname__ = "nothing"
+def _nothing() -> Callable[..., None]:
+    """What a pickled hook is loaded as."""
+    return nothing
 
 
 def before(scope: Scope, module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
     with LOCK:
         return _removed(module.register_forward_pre_hook(Hook(scope, module, function), with_kwargs=True))
+
+
+def at_last(scope: Scope, module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
+    """After a call of the module, also where it failed."""
+    with LOCK:
+        return _removed(module.register_forward_hook(Hook(scope, module, function), with_kwargs=True, always_call=True))
 
 
 def after(scope: Scope, module: nn.Module, function: Callable[..., Any]) -> Callable[[], None]:
@@ -204,8 +254,14 @@ class Instead:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """In a copy of the module: the copy's own."""
-        twin = memo.get(id(self.module), self.module)
-        return MethodType(getattr(type(twin), self.name), twin)
+        return _own_method(memo.get(id(self.module), self.module), self.name)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[nn.Module, str]]:
+        return _own_method, (self.module, self.name)
+
+
+def _own_method(module: nn.Module, name: str) -> MethodType:
+    return MethodType(getattr(type(module), name), module)
 
 
 def instead(scope: Scope, module: nn.Module, function: Callable[..., Any], name: str = "forward") -> Callable[[], None]:

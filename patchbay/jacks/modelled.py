@@ -20,6 +20,7 @@ class Modelled(Protocol):
     source: str
     family: Any
     modules: list[Any]
+    around: list[Any]  # the model and what in it holds the layers, outermost first
     final_norm_module: Any
     residual_scale: float
     scaling: Any  # the config whose scale and soft cap of logits the model's head applies; None: it applies none

@@ -9,6 +9,7 @@ At the end of each run a signal that was asked and never passed is an error: wha
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
@@ -17,13 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
+from patchbay.errors import EditNeverMade
 from patchbay.jacks import attention, hooks
 from patchbay.jacks.attach import Jacks
 from patchbay.jacks.modelled import Modelled as Lent
 from patchbay.jacks.place import Place
+from patchbay.jacks.sites import refuse_checkpoints
 from patchbay.signal.port import PatchbayError, Port
 
-__all__ = ["Session", "attention", "refuse_wrapped"]
+__all__ = ["Session", "attention", "refuse_wrapped", "warn_of_no_run"]
 WRAPPERS = (
     "FullyShardedDataParallel",
     "FSDPModule",
@@ -101,10 +104,12 @@ class Session(Jacks):
         if not self.wants:
             return
         self._undo.append(hooks.uncompiled.hold())
-        self._undo.append(self.model.hf.register_forward_pre_hook(self._notice, with_kwargs=True).remove)
-        self._before(self.model.hf, self._begin)
-        if self.where.positioned:
-            self._undo.append(hooks.instead(self.scope, self.model.hf, self.where.generating, "generate"))
+        noticed = hooks.Notice(self.model.hf, self._count)
+        self._undo.append(self.model.hf.register_forward_pre_hook(noticed, with_kwargs=True).remove)
+        for module in self.model.around:
+            self._undo.append(hooks.before(self.scope, module, self._begin))
+        if self.where.counted:
+            self._undo.append(hooks.instead(self.scope, self.model.hf, self._generating, "generate"))
         asked: dict[int | None, set[str]] = {}
         for signal, layer in self.wants:
             asked.setdefault(layer, set()).add(signal)
@@ -112,38 +117,45 @@ class Session(Jacks):
             self._attach_whole(signal)
         for layer in sorted(layer for layer in asked if layer is not None):
             self._attach_layer(layer, asked[layer])
-        self._after(self.model.hf, self._end)
+        for module in self.model.around:
+            self._undo.append(hooks.after(self.scope, module, self._end))
+            self._undo.append(hooks.at_last(self.scope, module, self._over))
+
+    def _generating(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The model's own `generate`: its prompt is noted, and what drafts touched past its text forgotten."""
+        grown = self.where.generating(self.model.hf, inner, *args, **kwargs)
+        text = getattr(grown, "sequences", grown)
+        if isinstance(text, Tensor) and text.ndim == 2 and "inputs_embeds" not in kwargs:
+            self.clip(text.shape[1] - 1)
+        return grown
 
     # ---- one forward ----
 
-    @property
-    def _notice(self) -> Callable[..., None]:
-        """Counts the runs of the model that are not under this session; a copy of the model has a hook that does nothing."""
-        return hooks.Hook(_Everywhere(), self.model.hf, self._count)  # type: ignore[arg-type]
-
-    def _count(self, *_: Any) -> None:
+    def _count(self) -> None:
+        """Count a run of the model that is not under this session."""
         if not any(scope is self.scope for scope in hooks.open_here()) or not self.scope._reaches():
             self.missed += 1
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Before the model runs: where this chunk of tokens stands in its sequences."""
+        """Before the model runs, or a part of it that holds the layers and was called by itself: where these tokens stand."""
+        if module is not self.model.hf and self.here.within not in (None, module):
+            return  # inside a run that has begun
+        self.here.within, self.here.placed, self.here.grad = module, False, torch.is_grad_enabled()
         for scope in hooks.open_here():
             if scope.of is self.scope.of:
                 scope.session.runs += 1
-        if torch.is_grad_enabled() and any(_checkpointed(at.layer) for at in self.model.modules):
-            raise PatchbayError(
-                "gradient checkpointing is on: layers run again in the backward pass, after the edits are gone; "
-                "model.hf.gradient_checkpointing_disable(), or run in model.hf.eval()"
-            )
+        refuse_checkpoints()
         self.here.reached.clear()
-        batch, start, end, column_of = self.where.begin(args, kwargs, self.model)
+        batch, start, end, column_of = self.where.begin(module.forward, args, kwargs, self.model)
         if not start:
             self.here.captured.clear()
-            self.here.touched.clear()
+        self.clip(start)
         self.place(batch, start, end, column_of)
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """After the model ran: every signal that was asked has passed."""
+        if self.here.within is not module:
+            return
         self.where.end(output)
         lost = next((key for key in self.wants if key not in self.here.reached), None)
         if lost is None or not self.must_reach:
@@ -154,13 +166,9 @@ class Session(Jacks):
             "modules; `patchbay check` shows which ports it has"
         )
 
-
-class _Everywhere:
-    acts = True
-
-
-def _checkpointed(layer: nn.Module) -> bool:
-    return layer.training and bool(getattr(layer, "gradient_checkpointing", False))
+    def _over(self, module: nn.Module, *_: Any) -> None:
+        if self.here.within is module:
+            self.here.within, self.here.placed = None, False
 
 
 def refuse_wrapped(hf: nn.Module) -> None:
@@ -169,5 +177,16 @@ def refuse_wrapped(hf: nn.Module) -> None:
     if found is not None:
         raise PatchbayError(
             f"the model is wrapped as {found}: its modules are not called as they stand (sharded, copied or traced); "
-            "use Patchbay on the Hugging Face model before it is wrapped"
+            "load the Hugging Face model that was wrapped, for example model.module"
+        )
+
+
+def warn_of_no_run(session: Session) -> None:
+    """Say of a block of edits that has ended that the model did not run in it."""
+    if session.edits and not (session.runs or session.missed):
+        warnings.warn(
+            f"{session.edits[0]} was never made: the model did not run while this block was open. Edits act on runs of model.hf, "
+            "not on its weights, nor on what was copied, traced, scripted or exported from it",
+            EditNeverMade,
+            stacklevel=4,
         )

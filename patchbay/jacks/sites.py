@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -71,13 +73,16 @@ class Note(NamedTuple):
 class Here(threading.local):
     """The run that is going on, of each thread its own: threads that were started inside a block share its session.
 
-    The tokens that run now are those of `batch` from `start` to `end`; `reached` are the signals that passed so far.
+    The tokens that run now are those of `batch` from `start` to `end`; `reached` are the signals that passed so far. `placed`:
+    whether that is so now, `within`: the module in whose call it is; `grad`: whether that call keeps a graph.
     """
 
     def __init__(self) -> None:
         self.batch: Batch | None = None
         self.column_of: Tensor | None = None  # position of each column [prompt, column], -1 at padding; None: the same
         self.start = self.end = 0
+        self.placed = self.grad = False
+        self.within: Any = None
         self.shape = (0, 0)  # prompts and positions of the tokens that run now
         self.reached: set[tuple[str, int | None]] = set()
         self.stash: dict[tuple[str, int], Any] = {}
@@ -136,8 +141,25 @@ class Sites:
         """Say where the tokens that run now stand: those of `batch` from `start` to `end`."""
         self.here.batch, self.here.start, self.here.end, self.here.column_of = batch, start, end, column_of
         self.here.shape = (len(batch.ids), end - start)
+        self.here.placed = True
         self._seen = self.here.captured
         self.here.fired.clear()
+
+    def check_placed(self, *what: Any) -> None:
+        """Refuse what passes outside a run of the model, or in one that will be made again: where its tokens stand is not known."""
+        if not self.here.placed:
+            raise PatchbayError(
+                "a module of the model was called by itself, outside a run of the model (a layer alone, or one that runs again in a "
+                "backward pass), so that the positions of edits and taps are not known there; call model.hf(...) or pb.run"
+            )
+        if self.here.grad:
+            refuse_checkpoints()
+
+    def clip(self, n: int) -> None:
+        """Forget what was touched from column `n` on: a text that begins anew, or drafts of tokens that were not taken."""
+        for notes in self.here.touched.values():
+            if notes and notes[-1].end > n:
+                notes[:] = [note._replace(end=min(note.end, n)) for note in notes if note.begin < n]
 
     def _by_prompt(self, x: Tensor) -> Tensor:
         """[prompt * position, ...] -> [prompt, position, ...]; layers that flatten their tokens keep that order."""
@@ -307,6 +329,18 @@ class Sites:
         for port in taps:
             value = pattern[:, :, [computed.index(row) for row in port.query or ()]]
             self._store(port, value if port.index is None else value[:, port.index].clone())
+
+
+def refuse_checkpoints() -> None:
+    """Raise PatchbayError in code that runs under torch.utils.checkpoint, which runs it again in the backward pass."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            raise PatchbayError(
+                "gradient checkpointing is on: layers run again in the backward pass, after the edits are gone; "
+                "model.hf.gradient_checkpointing_disable(), or run in model.hf.eval()"
+            )
+        frame = frame.f_back
 
 
 def query_rows(rows: Sequence[int], lengths: Tensor) -> Tensor:

@@ -35,10 +35,17 @@ class Sums(Sites):
     _undo: list[Callable[[], Any]]
 
     def _before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        self._undo.append(before(self.scope, module, hook))
+        self._undo.append(before(self.scope, module, self._in_a_run(hook)))
 
     def _after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        self._undo.append(after(self.scope, module, hook))
+        self._undo.append(after(self.scope, module, self._in_a_run(hook)))
+
+    def _in_a_run(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*call: Any) -> Any:
+            self.check_placed()
+            return hook(*call)
+
+        return checked
 
     def _join(self, layer: int) -> None:
         """Keep what the mixers of a layer put out before the last of them, each times its factor."""

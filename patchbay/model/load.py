@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from patchbay.jacks.session import refuse_wrapped
 from patchbay.model import recalled
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
@@ -50,6 +51,9 @@ def load(
     if isinstance(model, nn.Module):
         if device is not None or dtype is not None or device_map is not None:
             raise PatchbayError("a model object is wrapped as it is: move or cast it before pb.load")
+        if type(model).__name__ == "OptimizedModule":  # compiled: what it computes is what its own modules compute
+            model = model._orig_mod
+        refuse_wrapped(model)
         refuse_other_libraries(model)
         if vocab is not None:
             if family is None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
-from patchbay.jacks.session import Session
+from patchbay.jacks.session import Session, warn_of_no_run
 from patchbay.late import late
 from patchbay.model import asked, chats, recalled, weights
 from patchbay.model.families import FAMILIES, Family
@@ -26,7 +26,7 @@ from patchbay.model.fingerprint import version_of
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
-from patchbay.model.placing import candidates, follow, layer_modules, text_config
+from patchbay.model.placing import around, candidates, follow, layer_modules, text_config
 from patchbay.model.printed import Tokens, as_html, printed, tokens_of
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 PROVED = [
     "family",
     "modules",
+    "around",
     "_signals",
     "_heads",
     "final_norm_module",
@@ -110,6 +111,7 @@ class Model:
         if layers is None:
             raise PatchbayError(f"{type(self.hf).__name__} has no {family.layers}, which family {family.name!r} names")
         self.modules = [replace(layer_modules(family, layer, self.config), dtype=self.dtype) for layer in layers]
+        self.around = around(self.hf, layers)
         self._signals = [at.signals() for at in self.modules]
         self.final_norm_module: nn.Module = follow(self.hf, family.final_norm)
         self.residual_scale = float(getattr(self.config, family.residual_scale or "_", None) or 1.0)
@@ -333,8 +335,9 @@ class Model:
         also to `model.hf(...)`. Several act in the order given, with a warning where that order matters; `strength` is
         one number for the knobs among them, or one for each. `prompt_length`: after how many tokens the prompt ends, where
         you call `model.hf` yourself and its tokens arrive in several calls."""
-        with self.session(edits=flat_edits(edits, strength, self), prompt_length=prompt_length):
+        with self.session(edits=flat_edits(edits, strength, self), prompt_length=prompt_length) as session:
             yield self
+        warn_of_no_run(session)
 
     @property
     def touched(self) -> list[list[tuple[int, ...]]]:

@@ -99,6 +99,14 @@ def follow(root: Any, path: str) -> Any | None:
     return root if path else None
 
 
+def around(hf: nn.Module, layers: Any) -> list[nn.Module]:
+    """The model, and the modules in it that hold its layers and can be called by themselves, outermost first."""
+    name = next((name for name, module in hf.named_modules() if module is layers[0]), "")
+    parts = name.split(".")[:-1] if name else []
+    inside = [hf.get_submodule(".".join(parts[: i + 1])) for i in range(len(parts))]
+    return [hf, *(module for module in inside if not isinstance(module, nn.ModuleList | nn.ModuleDict))]
+
+
 def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules:
     """Resolve the row's paths on one decoder layer."""
     attn, mlp = follow(layer, family.attn), follow(layer, family.mlp)

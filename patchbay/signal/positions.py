@@ -92,15 +92,6 @@ def _named(text: str) -> Positions:
     )
 
 
-def counts_from_end(positions: Positions) -> bool:
-    """Whether it depends on where the prompt ends which tokens are meant."""
-    if isinstance(positions, slice):
-        return (positions.start or 0) < 0 or (positions.stop or 0) < 0
-    if isinstance(positions, int | tuple):
-        return min((positions,) if isinstance(positions, int) else positions, default=0) < 0
-    return isinstance(positions, str)
-
-
 def brief(positions: Positions) -> str:
     return f"mask{list(positions.shape)}" if isinstance(positions, Tensor) else repr(positions)
 
@@ -141,8 +132,9 @@ def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
                 f"{what}: a position mask is a bool tensor [prompt, position] = [{n_prompts}, {n_positions}], "
                 f"got {positions.dtype} {list(positions.shape)}"
             )
-        if positions.shape[1] > n_positions and bool(positions[:, n_positions:].any()):
-            raise PatchbayError(f"{what}: mask marks position {positions.shape[1] - 1}, prompts have {n_positions}")
+        longest = max(n_positions, int(starts.max()))  # some of a prompt may be still to come
+        if positions.shape[1] > longest and bool(positions[:, longest:].any()):
+            raise PatchbayError(f"{what}: mask marks position {positions.shape[1] - 1}, prompts have {longest}")
         touched = torch.zeros_like(real)
         width = min(n_positions, positions.shape[1])
         touched[:, :width] = positions[:, :width].cpu()

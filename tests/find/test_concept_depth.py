@@ -152,8 +152,8 @@ def test_rounding_is_to_the_nearest_level_of_a_row() -> None:
     assert torch.equal(copied.lm_head.weight, model.hf.lm_head.weight)
     assert torch.equal(copied.model.layers[0].input_layernorm.weight, model.hf.model.layers[0].input_layernorm.weight)
     with (
-        model.edited(pb.zero(model.layers[0].mlp.out)),
         pytest.raises(pb.PatchbayError, match="inside an `edited` block"),
+        model.edited(pb.zero(model.layers[0].mlp.out)),
     ):
         concept_depth(model, [[i, 5] for i in range(6, 18)], [0, 1] * 6, draws=1, folds=2, conditions=["int4"])
 

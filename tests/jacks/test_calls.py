@@ -5,7 +5,7 @@ import contextvars
 import copy
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import torch
@@ -114,6 +114,63 @@ def test_tasks_see_their_own_and_what_they_were_made_in(model: pb.Model) -> None
             assert torch.equal(await asyncio.to_thread(logits, model), right[1])
 
     asyncio.run(everything())
+    assert clean(model)
+
+
+@pytest.mark.parametrize("kind", ["generator", "async generator", "delegating"])
+def test_tasks_made_while_a_generator_rests_are_their_callers(model: pb.Model, kind: str) -> None:
+    """They have a copy of its context, as tasks have that are made inside its block, which are under it."""
+    right, edit = alone(model), knobs(model)[0]
+
+    def rests() -> Iterator[None]:
+        with model.edited(edit):
+            logits(model)
+            yield
+
+    def delegates() -> Iterator[None]:
+        yield from rests()
+
+    async def rests_too() -> AsyncIterator[Tensor]:
+        with model.edited(edit):
+            yield await asyncio.to_thread(logits, model)
+            found = await asyncio.gather(asyncio.to_thread(logits, model), task())
+            assert torch.equal(found[0], right[1])
+            yield found[1]
+
+    async def task() -> Tensor:
+        await asyncio.sleep(0)
+        return logits(model)
+
+    async def beside() -> list[Tensor]:
+        found = [*await asyncio.gather(task(), asyncio.to_thread(logits, model)), logits(model)]
+        with model.edited(knobs(model)[1]):
+            found += await asyncio.gather(task(), asyncio.to_thread(logits, model))
+        return found
+
+    async def everything() -> None:
+        inner = rests_too()
+        assert torch.equal(await anext(inner), right[1])
+        found = await beside()
+        assert torch.equal(await anext(inner), right[1])
+        found_again = await beside()
+        await inner.aclose()
+        for some in (found, found_again):
+            assert all(
+                torch.equal(one, plain) for one, plain in zip(some, [right[0]] * 3 + [right[2]] * 2, strict=True)
+            )
+
+    if kind == "async generator":
+        asyncio.run(everything())
+    else:
+        resting = rests() if kind == "generator" else delegates()
+        next(resting)
+        found = asyncio.run(beside())
+        context = contextvars.copy_context()
+        thread = threading.Thread(target=context.run, args=(lambda: found.insert(0, logits(model)),))
+        thread.start()
+        thread.join()
+        resting.close()
+        assert all(torch.equal(one, plain) for one, plain in zip(found, [right[0]] * 4 + [right[2]] * 2, strict=True))
     assert clean(model)
 
 
@@ -256,13 +313,13 @@ def test_what_is_not_reached_is_an_error() -> None:
     assert clean(model)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointed_layers_and_loss_of_edited_logits_are_refused() -> None:
     hf = twin("llama").eval()
     model = pb.load(hf)
     with model.edited(pb.scale(pb.Port("logits"), 2.0)), pytest.raises(PatchbayError, match="labels under an edit"):
         hf(IDS, labels=IDS)
-    for at in model.modules:
-        at.layer.gradient_checkpointing = True
+    hf.gradient_checkpointing_enable()
     hf.train()
     with model.edited(pb.scale(pb.Port("attn.out", 0), 2.0)), pytest.raises(PatchbayError, match="checkpointing"):
         hf(IDS)

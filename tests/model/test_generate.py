@@ -231,7 +231,7 @@ def test_edits_by_row_of_prompts_of_different_lengths_equal_each_alone(name: str
 def test_what_generation_refuses() -> None:
     model, ids = lent("gpt2"), prompt_ids().tolist()
     by_row = pb.zero(model.layers[0].attn.out, rows=1)
-    with model.edited(by_row), pytest.raises(PatchbayError, match=r"rows=\[1\].* give it as edits= of this call"):
+    with pytest.raises(PatchbayError, match=r"rows=\[1\].* give it as edits= of this call"), model.edited(by_row):
         model.generate([ids[0], ids[0][:5]], NEW)
     with pytest.raises(PatchbayError, match="the model takes 64"):
         model.generate(ids, 60)

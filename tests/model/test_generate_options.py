@@ -148,7 +148,7 @@ def test_beams_and_edits_by_row_or_token_are_refused_wherever_beams_come_from(pl
         model.hf.generation_config.num_beams = 2
     with pytest.raises(PatchbayError, match="beam search .num_beams=2. reorders the batch"):
         model.generate(IDS, NEW, edits=[edit], **options)
-    with model.edited(edit), pytest.raises(PatchbayError, match="beam search"):
+    with pytest.raises(PatchbayError, match="beam search"), model.edited(edit):
         model.generate(IDS, NEW, **options)
 
 
@@ -240,7 +240,7 @@ def test_criteria_and_allowed_tokens_of_the_user_see_each_prompt_by_its_place():
     )
     assert [len(row) - len(ids) for row, ids in zip(stopped, prompts, strict=True)] == [2, 6, 6]
     by_row = pb.scale(model.port("L0.mlp.out"), 0.5, rows=(1,))
-    with model.edited(by_row), pytest.raises(PatchbayError, match=r"rows=\[1\].* give it as edits= of this call"):
+    with pytest.raises(PatchbayError, match=r"rows=\[1\].* give it as edits= of this call"), model.edited(by_row):
         model.generate(IDS, 3, stopping_criteria=two_new)
 
 

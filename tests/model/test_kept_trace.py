@@ -249,7 +249,7 @@ def test_another_request_in_the_folder_is_refused_by_name(tmp_path: Path) -> Non
             PatchbayError, match=rf"t holds the trace of another run, with other {what}: choose another"
         ):
             go(**{"model": model, "folder": tmp_path / "t"} | other)
-    with model.edited(edit), pytest.raises(PatchbayError, match="with other edits: "):
+    with pytest.raises(PatchbayError, match="with other edits: "), model.edited(edit):
         go(model, tmp_path / "t")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("years")
@@ -307,7 +307,7 @@ def test_what_cannot_go_to_disk_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(PatchbayError, match=message):
             go(model, folder, **other)
-    with model.edited(pb.zero(Port("resid_out", 0), rows=2)), pytest.raises(PatchbayError, match="give it as edits="):
+    with pytest.raises(PatchbayError, match="give it as edits="), model.edited(pb.zero(Port("resid_out", 0), rows=2)):
         go(model, folder)
     trace = go(model, folder, taps=["L0.attn.pattern", "L0.H1.pattern[-1]"])
     with pytest.raises(PatchbayError, match="t holds no logits: run with logits='all' or logits='last' into another"):

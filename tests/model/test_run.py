@@ -152,7 +152,7 @@ def test_what_a_run_refuses() -> None:
     ):
         with pytest.raises(PatchbayError, match=says):
             pb.run(model, PROMPTS, **options)
-    with model.edited(pb.zero(z, rows=3)), pytest.raises(PatchbayError, match="cannot be combined"):
+    with pytest.raises(PatchbayError, match="cannot be combined"), model.edited(pb.zero(z, rows=3)):
         pb.run(model, PROMPTS, batch_size=2)  # rows of an enclosing block count too
     trace = pb.run(model, PROMPTS, taps=[z, model.layers[0].heads[1].pattern.rows(0)])
     with pytest.raises(PatchbayError, match=r"L1.attn.z was not tapped; tapped were L0.H1.pattern\[0\], L0.attn.z"):

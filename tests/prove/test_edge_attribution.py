@@ -241,7 +241,7 @@ def test_batches_lengths_and_errors() -> None:
     ):
         with pytest.raises(pb.PatchbayError, match=message):
             pb.prove.edge_attribution(model, task, **options)
-    with model.edited(pb.scale(model.port("L0.H0.z"), 0.5)), pytest.raises(pb.PatchbayError, match="leave the block"):
+    with pytest.raises(pb.PatchbayError, match="leave the block"), model.edited(pb.scale(model.port("L0.H0.z"), 0.5)):
         pb.prove.edge_attribution(model, long, exact=5)
 
 

@@ -288,7 +288,7 @@ def test_bad_input(model: pb.Model, make: object, message: str) -> None:
 
 def test_inside_edited_is_refused(model: pb.Model) -> None:
     edit = pb.zero(model.layers[0].heads[0].z)
-    with model.edited(edit), pytest.raises(PatchbayError, match="inside model.edited"):
+    with pytest.raises(PatchbayError, match="inside model.edited"), model.edited(edit):
         pb.sweep(model, a_task(), [edit])
 
 

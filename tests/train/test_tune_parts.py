@@ -209,7 +209,7 @@ def test_errors(tmp_path: Path) -> None:
     ):
         with pytest.raises(pb.PatchbayError, match=message):
             tune(parts, **options)
-    with model.edited(pb.turn.scale("L0.attn", 0.5)), pytest.raises(pb.PatchbayError, match="leave the block"):  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="leave the block"), model.edited(pb.turn.scale("L0.attn", 0.5)):  # type: ignore[arg-type]
         tune("L1.mlp")
     assert [found.name for found in tmp_path.iterdir()] == ["file"]
     assert _entries.entries(model, []) == {}
