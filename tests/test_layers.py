@@ -45,7 +45,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "results": "described outside saved letters arrays maps printed result shown record given method replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
-    "knobs": "conflicts gguf vectors knob probing rows affine fold proof export",
+    "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method",

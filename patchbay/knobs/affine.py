@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
+from patchbay.knobs.flags import give_bias
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.model.weights import matrix, norm_parts
@@ -72,6 +73,7 @@ class Fold:
         self.weights: dict[int, Tensor] = {}
         self.biases: dict[int, Tensor | None] = {}
         self.biased: set[str] = set()  # modules whose bias changed
+        self.switched: set[str] = set()  # switches of the config that were turned for a bias
         self.others: set[str] = set()  # changed parameters that are no plain linear map
 
     # --- linear maps ---
@@ -88,13 +90,27 @@ class Fold:
 
     def shift(self, module: nn.Module, places: Any, amount: Tensor) -> None:
         key = self.hold(module)
+        if self.biases[key] is None:
+            self._have_bias(module)
+            self.biases[key] = torch.zeros(self.weights[key].shape[1], dtype=torch.float64)
         bias = self.biases[key]
-        if bias is None:
-            raise NotFoldableError(
-                f"{self.names[id(module)]} has no bias to add to; form='vector' or 'gguf' keeps it a vector"
-            )
+        assert bias is not None
         bias[places] += amount
         self.biased.add(self.names[id(module)])
+
+    def _have_bias(self, module: nn.Module) -> None:
+        """Give a module without a bias one, where the architecture can have it there. Raises NotFoldableError where it cannot."""
+        if module.bias is not None:
+            return  # another edit turned the switch
+        name = self.names[id(module)]
+        switch = give_bias(self.model.hf, name)
+        if switch is None:
+            kind = self.model.config.model_type
+            raise NotFoldableError(
+                f"{name} has no bias to add to, and no switch of a {kind} config (such as attention_bias or mlp_bias) gives it one; "
+                "form='vector' or 'gguf' keeps it a vector"
+            )
+        self.switched.add(switch)
 
     def ahead(self, module: nn.Module | None, rows: Any, map_: Affine) -> None:
         """The map before a linear one, on some of its inputs."""

@@ -2,7 +2,7 @@
 
 | form         | what is written                                            | which edits                                          |
 |--------------|------------------------------------------------------------|------------------------------------------------------|
-| `checkpoint` | a Hugging Face checkpoint with the edits in its weights    | all that `fold.py` folds                              |
+| `checkpoint` | a Hugging Face checkpoint with the edits in its weights    | all that `fold.py` folds; vectors that are added become biases, where the architecture has a switch for them (`flags.py`) |
 | `lora`       | a PEFT LoRA adapter for the model as it is                 | those whose change of each weight has a low rank, and no bias |
 | `gguf`       | a GGUF control vector, `direction.N` for layer N           | adding to the stream behind layers 1, 2, ...          |
 | `vector`     | safetensors, one vector for each port                      | adding, at any port                                   |
@@ -109,6 +109,7 @@ def export(
         "knob": {"name": knob.name, "strength": knob.strength, "edits": [str(edit) for edit in edits]},
         "model": {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name},
         "changed": list(made.changed),
+        "switched": list(made.switched),
         "versions": versions(),
     }
     files, error = _write_folder(target, made, record, model)
@@ -122,6 +123,7 @@ class Made:
     write: Callable[[Path], float]
     changed: Sequence[str]
     lines: str  # Python that loads it; {source} is the model that it was made for
+    switched: Sequence[str] = ()  # switches of the config that were turned, so that there are biases to add to
 
 
 _READ_CHECKPOINT = """\
@@ -170,7 +172,8 @@ def _checkpoint(model: Model, edits: Sequence[Edit]) -> Made:
         how = {"dtype": model.dtype, "use_safetensors": True, "attn_implementation": _attention(model)}
         return read_back(model, edits, lambda: type(other.hf).from_pretrained(folder, **how))
 
-    return Made(write, sorted({*made.changes(), *made.biased, *made.others}), _READ_CHECKPOINT)
+    changed = sorted({*made.changes(), *made.biased, *made.others})
+    return Made(write, changed, _READ_CHECKPOINT, sorted(made.switched))
 
 
 def _attention(model: Model) -> str:

@@ -1,8 +1,8 @@
 """Folding: edits that act at every position as other weights of the same model, so that plain Hugging Face code has them too.
 
 An edit is foldable where it is a map y = A x + b of a signal that stands next to a linear map, the same at every position of
-every prompt. A goes into the weights of that map (before it: x W becomes x (A^T W); after it: W becomes W A^T), b into its bias
-if it has one. Adding to the residual stream is adding to the bias of the last map that wrote there. A projection of the stream
+every prompt. A goes into the weights of that map (before it: x W becomes x (A^T W); after it: W becomes W A^T), b into its bias,
+which it gets if it has none and the architecture can give it one (`flags.py`). Adding to the residual stream is adding to the bias of the last map that wrote there. A projection of the stream
 alone is not foldable: layers below read what it takes away. One projection at every place of the stream is: it is then the
 same as projecting everything that is written, embeddings included.
 

@@ -4,7 +4,7 @@
 |------------------------------|--------------------------------------|----------------------------------------------------------|
 | `.gguf`                      | repeng, llama.cpp, our own export    | `direction.N`: added behind layer N, counted from 0       |
 | `.safetensors`               | our own export                       | a port's text, `L3.attn.out`: added there                 |
-| `.safetensors`               | anybody                              | a name that ends in a number, `layer.3`, `3`: behind layer 3; a lone array [layer, d_model]: row i behind layer i |
+| `.safetensors`               | anybody                              | a name that ends in a number, `layer.3`, `3`: behind layer 3; `self_attn.3`, `mlp.3`: behind that block of it; a lone array [layer, d_model]: row i behind layer i |
 | `.npy`                       | numpy                                | [layer, d_model]: row i behind layer i                    |
 | pickle (`.pt`, `.pkl`, ...)  | repeng, steering-vectors             | refused: reading it runs code; the conversion is printed  |
 
@@ -36,7 +36,15 @@ CONVERSION = """import numpy as np, torch
 from safetensors.numpy import save_file
 made = torch.load({path!r}, weights_only=False)  # or pickle.load: runs code that the file holds, so only if you trust it
 found = getattr(made, "directions", None) or made.layer_activations  # repeng; steering-vectors
-save_file({{f"direction.{{i}}": np.asarray(v, "float32") for i, v in found.items()}}, {new!r})"""
+kind = getattr(made, "layer_type", "direction")  # steering-vectors' may be added behind a block of the layer
+save_file(dict(zip(map((kind + ".{{}}").format, found), map(np.float32, found.values()))), {new!r})"""
+BLOCKS = {
+    "self_attn": "attn.out",
+    "attn": "attn.out",
+    "attention": "attn.out",
+    "mlp": "mlp.out",
+    "feed_forward": "mlp.out",
+}
 
 
 def kind_of(path: Path) -> str:
@@ -97,7 +105,7 @@ def _of_safetensors(path: Path, model: Model | None) -> dict[Port, Tensor]:
         (only,) = tensors.values()
         if only.ndim == 2:
             return _rows(path, only, model)
-    return _placed(path, tensors)
+    return _placed(path, tensors, model)
 
 
 def _rows(path: Path, array: Tensor, model: Model | None) -> dict[Port, Tensor]:
@@ -117,7 +125,27 @@ def _rows(path: Path, array: Tensor, model: Model | None) -> dict[Port, Tensor]:
     return {Port("resid_out", i): row.float() for i, row in enumerate(array)}
 
 
-def _placed(path: Path, tensors: Mapping[str, Tensor]) -> dict[Port, Tensor]:
+def _behind(path: Path, name: str, layer: int, model: Model | None) -> Port:
+    """Behind a layer, or behind the block of it that the name speaks of, whose output must be what enters the stream."""
+    words = re.findall(r"[a-z_]+", name.lower())
+    if any("norm" in word for word in words):
+        raise PatchbayError(
+            f"{path}: {name!r} is added behind a norm, which is no place of the stream; make it anew behind a layer"
+        )
+    signal = next((BLOCKS[word] for word in words if word in BLOCKS), "resid_out")
+    if signal != "resid_out" and model is not None and layer < model.n_layers:
+        at = model.modules[layer]
+        block, added = (at.attn, at.attn_added) if signal == "attn.out" else (at.mlp, at.mlp_added)
+        proj = at.attn_proj if signal == "attn.out" else at.mlp_proj
+        if block is None or model.residual_scale != 1 or (added is not block and added is not proj):
+            raise PatchbayError(
+                f"{path}: {name!r} is added to what a block of layer {layer} returns, and in this {model.family.name} model a norm or "
+                "a scale stands between that and the stream; make the vector anew behind a layer"
+            )
+    return Port(signal, layer)
+
+
+def _placed(path: Path, tensors: Mapping[str, Tensor], model: Model | None = None) -> dict[Port, Tensor]:
     """Where named vectors are added: at the port of that text, or behind the layer of the number at the name's end."""
     found: dict[Port, Tensor] = {}
     for name, vector in tensors.items():
@@ -131,7 +159,7 @@ def _placed(path: Path, tensors: Mapping[str, Tensor]) -> dict[Port, Tensor]:
                 f"{path}: {name!r} does not say where it is added; a port's text (L3.resid_out) or a name that ends in the layer "
                 "(direction.3) does"
             )
-        port = port or Port("resid_out", int(number[1]))  # type: ignore[index]
+        port = port or _behind(path, name, int(number[1]), model)  # type: ignore[index]
         if port in found:
             raise PatchbayError(f"{path}: {name!r} is a second vector for {port}")
         found[port] = vector.squeeze().float() if vector.numel() > 1 else vector.reshape(1).float()

@@ -88,6 +88,61 @@ def test_our_own_exports_of_vectors_load_again(tmp_path: Path) -> None:
     assert again.edits == tuple(Knob("k", edits[1:], 2.0).edits_at())
 
 
+def test_vectors_behind_a_block_of_a_layer(tmp_path: Path) -> None:
+    """Behind attention or the MLP where what they return enters the stream; elsewhere, and behind norms, refused."""
+    model, vector = pb.load(twin("llama")), noise(32)
+    for name, signal in (("self_attn.1", "attn.out"), ("layers.mlp.1", "mlp.out"), ("decoder_block.1", "resid_out")):
+        save_file({name: vector}, tmp_path / "v.safetensors")
+        (edit,) = pb.load_knob(tmp_path / "v.safetensors", model).edits
+        assert str(edit.port) == f"L1.{signal}"
+    for name, family in (("self_attn.1", "gemma2"), ("mlp.1", "granite"), ("mlp.0", "mamba")):
+        save_file({name: vector}, tmp_path / "v.safetensors")
+        with pytest.raises(PatchbayError, match="a norm or a scale stands between"):
+            pb.load_knob(tmp_path / "v.safetensors", pb.load(twin(family)))
+    save_file({"input_layernorm.1": vector}, tmp_path / "v.safetensors")
+    with pytest.raises(PatchbayError, match="is added behind a norm"):
+        pb.load_knob(tmp_path / "v.safetensors", model)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_vectors_written_by_repeng_do_here_what_they_do_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np, "float_", np.float64, raising=False)  # repeng 0.4 names it, numpy 2 has it no more
+    repeng = pytest.importorskip("repeng", reason="repeng is not installed (pip install repeng)")
+    model = pb.load(twin(name))
+    made = repeng.ControlVector(name, {i: noise(model.d_model, seed=i).numpy() for i in range(1, model.n_layers)})
+    made.export_gguf(tmp_path / "v.gguf")
+    wrapped = repeng.ControlModel(twin(name), list(made.directions))
+    wrapped.set_control(made, 1.5)
+    with torch.no_grad():
+        expected = wrapped(IDS[:1]).logits  # it takes one row of positions for one prompt
+    knob = pb.load_knob(tmp_path / "v.gguf", model)
+    assert close(pb.run(model, IDS[:1], edits=[knob.at(1.5)]).logits, expected)
+    assert not close(expected, pb.run(model, IDS[:1]).logits)
+
+
+@pytest.mark.parametrize("kind", ["decoder_block", "self_attn", "mlp"])
+def test_vectors_of_steering_vectors_do_here_what_they_do_there(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = pytest.importorskip(
+        "steering_vectors", reason="steering-vectors is not installed (pip install steering-vectors)"
+    )
+    monkeypatch.chdir(tmp_path)
+    model = pb.load(twin("llama"))
+    made = package.SteeringVector({1: noise(32), 0: noise(32, seed=2)}, kind)
+    with torch.no_grad(), made.apply(model.hf, multiplier=-2.0):
+        expected = model.hf(IDS).logits
+    torch.save(made, "v.pt")
+    with pytest.raises(PatchbayError) as refused:
+        pb.load_knob("v.pt")
+    exec(str(refused.value).split("\n", 1)[1])
+    found = pb.run(model, IDS, edits=[pb.load_knob("v.safetensors", model).at(-2.0)]).logits
+    assert close(found, expected)
+    assert not close(expected, pb.run(model, IDS).logits)
+
+
 class Dangerous:
     def __reduce__(self):
         return (Path.touch, (Path("opened-a-pickle"),))
