@@ -27,6 +27,7 @@ from patchbay.contract.every import TWINS, prompts_of
 from patchbay.knobs.knob import Knob
 from patchbay.tiny import twins
 from tests import given
+from tests.measure.words import tokenizer
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -44,7 +45,7 @@ NAMES: dict[int, str] = {}  # of the models lent, by their identity
 
 @functools.cache
 def lent(name: str) -> pb.Model:
-    model = given.lent(name)
+    model = pb.load(given.lent(name).hf, tokenizer("characters"))  # meters ask questions in words
     NAMES[id(model)] = name
     return model
 
@@ -152,7 +153,7 @@ def intents(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
 @functools.cache
 def other(name: str) -> pb.Model:
     """A second model of the same shape with other weights."""
-    return pb.load(twins.twin(name, seed=1))
+    return pb.load(twins.twin(name, seed=1), tokenizer("characters"))
 
 
 def second(model: pb.Model) -> pb.Model:
@@ -248,20 +249,62 @@ FEW_TWINS = (
 )  # of meters, which run the model in one place (measure/test_answers.py)
 
 
-def meter(name: str, **chosen: Any) -> Callable[..., Any]:
+def meter(name: str, items: Any = None, **chosen: Any) -> Callable[..., Any]:
     """A meter reads logits alone, so that hooks are there only for an edit around it."""
 
     def call(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+        given = prompts if items is None else items(prompts) if callable(items) else items
         with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
-            return getattr(pb.measure, name)(model, prompts, **{**chosen, **options})  # type: ignore[no-any-return]
+            return getattr(pb.measure, name)(model, given, **{**chosen, **options})  # type: ignore[no-any-return]
 
     return call
+
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+SAMPLED: dict[str, Any] = {"n": 2, "max_new_tokens": 12}
+NORMS = [{"word": word, "norm": at * 3 % 5} for at, word in enumerate(("cat", "dog", "hat", "sun", "man"))]
+GUISES = [{"a": f"he {x}", "b": f"she {x}"} for x in ("on", "in", "at", "up", "out", "off")]
+ASKED = [{"question": f"is it {x}?", "choices": ["a", "be"]} for x in ("on", "in", "at", "up", "out", "off")]
+SAID = [{"text": f"{x} cat {y} dog {x}", "group": y} for x in ("one", "two", "big") for y in ("one", "two")]
+
+
+def dials(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    """Two knobs against the letters of two halves of the alphabet."""
+    knobs = {
+        name: Knob(name, [pb.scale(pb.Part(at, "attn").port(), 1.0)], 1.0) for at, name in enumerate(("low", "high"))
+    }
+    scorers = {"low": list(LETTERS[:13]), "high": list(LETTERS[13:])}
+    how = {"strengths": [-3.0, 1.0, 3.0], **SAMPLED, "n": 4}
+    return pb.measure.dial_response(model, prompts, knobs, scorers, **{**how, **options})
+
+
+def effects(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    knob = Knob("turn", [pb.scale(pb.Part(1, "attn").port(), 1.0)], 3.0)
+    meters = {"text_loss": {"items": TEXTS, "unit": "token"}, "minimal_pairs": {"items": prompts}}
+    return pb.measure.side_effects(model, knob, meters, **{"draws": 1, **options})
 
 
 METERS = [
     Case("measure.answer_choices", meter("answer_choices"), on=FEW_TWINS),
     Case("measure.minimal_pairs", meter("minimal_pairs"), on=FEW_TWINS),
     Case("measure.text_loss", meter("text_loss", unit="token"), on=FEW_TWINS),
+    Case(
+        "measure.calibration", meter("calibration", lambda t: pb.Task.joined([t] * 5), bins=2), own=True, on=FEW_TWINS
+    ),
+    Case("measure.survey_answers", meter("survey_answers", ASKED), own=True, on=FEW_TWINS),
+    Case(
+        "measure.expected_rating",
+        meter("expected_rating", NORMS, min_mass=0.0, frame="on {}?", scale=[1, 2]),
+        own=True,
+        on=FEW_TWINS,
+    ),
+    Case("measure.matched_guise", meter("matched_guise", GUISES, attributes=[" a", " be"]), own=True, on=FEW_TWINS),
+    Case("measure.worst_of_k", meter("worst_of_k", scorer=list(LETTERS), **SAMPLED, k=1), on=FEW_TWINS),
+    Case("measure.dial_response", dials, on=FEW_TWINS),
+    Case(
+        "measure.word_odds", meter("word_odds", SAID, least=1, draws=20), own=True, runs=False, on=("gpt2", "mixtral")
+    ),
+    Case("measure.side_effects", effects, own=True, on=FEW_TWINS),
 ]
 
 PATCHED = ("effect", "clean", "corrupted")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.measure import _estimates as estimates
+from patchbay.measure._runs import comparing
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 
@@ -63,6 +64,8 @@ def reading(
         raise PatchbayError(f"better={better!r}: {', '.join(BETTER)}")
     columns = {name: torch.as_tensor(values).double().cpu() for name, values in ingredients.items()}
     items = torch.stack(list(columns.values()), 1)  # [item, ingredient]
+    if comparing():
+        interval, null_items, p = maths.Interval(MADE[made](items), float("nan"), float("nan")), None, None
     if interval is None:
         plain = made == "mean" and groups is None and not items.isnan().any()
         interval = (
@@ -83,8 +86,12 @@ def reading(
         if number == number or name == "value":
             kept[name] = (torch.tensor(number, dtype=torch.float64), (), "probability" if name == "p" else unit)
     kept |= {name: (values, ("prompt",), (units or {}).get(name, unit)) for name, values in columns.items()}
+    kept |= {
+        name: (torch.tensor(x, dtype=torch.float64) if isinstance(x, float) else x, axes, its)
+        for name, (x, axes, its) in (more or {}).items()
+    }
     table = [{"better": better, "made": made, "of": ",".join(columns)}]
-    return Result({**kept, **(more or {})}, tables={"meter": table, **(tables or {})}, notes=[*said, *notes])
+    return Result(kept, tables={"meter": table, **(tables or {})}, notes=[*said, *notes])
 
 
 def ingredients_of(result: Result, name: str) -> tuple[Callable[[Tensor], float], Tensor, str]:

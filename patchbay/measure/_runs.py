@@ -42,6 +42,11 @@ def shared() -> Iterator[None]:
         _SHARED.reset(token)
 
 
+def comparing() -> bool:
+    """Whether meters are called to be compared with one another: their values alone are wanted, and no null, interval or p of each."""
+    return _SHARED.get() is not None
+
+
 def token_logprobs(
     model: Model,
     rows: Sequence[Ids],
@@ -72,11 +77,14 @@ def batches(model: Model, rows: Sequence[Ids], batch_size: int) -> Iterator[list
     """Places of rows that run together, of like lengths and one regime."""
     if batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    order = sorted(
+        range(len(rows)), key=lambda i: (len(rows[i]), tuple(rows[i]))
+    )  # the same rows make the same batches
+    regimes = {length: model.regime(length) for length in {len(row) for row in rows}}
     some: list[int] = []
     for i in order:
         full = len(some) >= batch_size or (len(some) + 1) * len(rows[i]) * model.vocab_size > ROOM
-        if some and (full or model.regime(len(rows[i])) != model.regime(len(rows[some[0]]))):
+        if some and (full or regimes[len(rows[i])] != regimes[len(rows[some[0]])]):
             yield some
             some = []
         some.append(i)

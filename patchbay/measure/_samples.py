@@ -10,7 +10,6 @@ sample. A sample ends at an end token; it is scored without its prompt and witho
 from __future__ import annotations
 
 import hashlib
-import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,34 +74,14 @@ class Words:
         return cls(list(given), way)
 
 
-class Function:
-    """A function of texts as a scorer; the record holds its module, name and the SHA-256 of its source."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __call__(self, texts: list[str]) -> Sequence[float]:
-        found: Sequence[float] = self.function(texts)
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        source = inspect.getsource(self.function).encode()
-        return {
-            "function": f"{self.function.__module__}:{self.function.__qualname__}",
-            "sha256": hashlib.sha256(source).hexdigest(),
-        }
-
-
 def checked_scorer(given: Any) -> Any:
-    """A scorer that a record can hold: an object with `to_json`, or a named function of a file."""
-    if callable(getattr(given, "to_json", None)):
-        return given
-    name = getattr(given, "__name__", type(given).__name__)
-    if name == "<lambda>" or not inspect.isfunction(given):
+    """A scorer that a record can hold: an object with `__call__` and `to_json`."""
+    if not callable(getattr(given, "to_json", None)):
+        name = getattr(given, "__name__", type(given).__name__)
         raise PatchbayError(
-            f"a scorer is an object with __call__(texts) and to_json(), or a function that a file defines by name; {name} can be neither recorded nor found again"
+            f"a scorer is an object with __call__(texts) and to_json(), which a record can hold; {name} has no to_json"
         )
-    return Function(given)
+    return given
 
 
 def scored(scorer: Any, texts: list[str]) -> Tensor:

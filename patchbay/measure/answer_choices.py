@@ -25,6 +25,7 @@ from patchbay.measure._answers import NORMS, Scores, Spelled, refuse_unclear, sc
 from patchbay.measure._asked import Asked, asked_of, hit
 from patchbay.measure._items import Items, resolved
 from patchbay.measure._meter import reading
+from patchbay.measure._runs import comparing
 from patchbay.model.model import Model
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -66,7 +67,8 @@ def answer_choices(
     mass = found.logp.exp().nansum(1)
     items_of = {"accuracy": hit(ranks[norm], right), "attentiveness": mass, "unaffected": _unaffected(found.logp, mass)}
     chance = (1.0 / (~found.logp.isnan()).double().sum(1)).mean()
-    null = _shuffled(model, spelled, right, seed, batch_size) if read == "accuracy" and norm == "sum" else None
+    wanted = read == "accuracy" and norm == "sum" and not comparing()
+    null = _shuffled(model, spelled, right, seed, batch_size) if wanted else None
     more = {"chance": (chance, (), SHARE), "mass": (mass, ("prompt",), "probability")}
     for name in items_of:
         if name != read:

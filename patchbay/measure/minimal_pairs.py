@@ -149,7 +149,7 @@ def _by_group(won: Tensor, groups: Sequence[Any], seed: int) -> list[dict[str, A
         own = won[torch.tensor([group == name for group in groups])]
         p = float(maths.sign_flip_p((own - 0.5)[:, None], seed=seed)[0])
         rows.append({"group": str(name), "n": len(own), "value": float(own.mean()), "p": p})
-    adjusted = maths.benjamini_hochberg(torch.tensor([row["p"] for row in rows]))
+    adjusted = maths.benjamini_hochberg(torch.tensor([row["p"] for row in rows], dtype=torch.float64))
     return [row | {"q": float(q)} for row, q in zip(rows, adjusted, strict=True)]
 
 

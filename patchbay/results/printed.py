@@ -116,7 +116,7 @@ def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
         return _ranked_rows(result, n)
-    if doses := result.tables.get("dose"):
+    if doses := result.tables.get("dose") or result.tables.get("meters"):
         return list(doses[0]), [list(row.values()) for row in doses], _units(result, list(doses[0]))
     if texts := result.tables.get("texts"):
         cut = f"{4 * n} of {len(texts)} texts; " if len(texts) > 4 * n else ""

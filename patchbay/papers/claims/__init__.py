@@ -8,6 +8,7 @@ too few parts for its random controls to reach p = .05. What a claim shows holds
 built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small
 analogue, and says so.
 
+behaviour what models say, where most papers need larger ones
 heads     which heads there are, what they write, what they are needed for
 neurons   neurons and experts
 meters    what published evaluations say
@@ -20,7 +21,7 @@ decoding  what decoders write
 
 from __future__ import annotations
 
-from patchbay.papers.claims import decoding, heads, layers, meters, neurons, proving, trained, turning
+from patchbay.papers.claims import behaviour, decoding, heads, layers, meters, neurons, proving, trained, turning
 from patchbay.papers.claims._check import Checked, check
 from patchbay.papers.claims._claim import CLAIMS, KINDS, Claim, claim, known
 
@@ -29,6 +30,7 @@ __all__ = [
     "KINDS",
     "Checked",
     "Claim",
+    "behaviour",
     "check",
     "claim",
     "decoding",
