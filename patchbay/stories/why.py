@@ -43,11 +43,14 @@ from patchbay.stories._why_told import HEARD, Section
 
 PASSES = 10  # the prompt itself, attribution, opened MLPs and experts, heads, the lens, the sweeps' base, a gradient (3 passes)
 LIMITS = [
+    "what is explained is the difference of two logits: what raises both, or keeps a third token down, does not show",
     "one prompt: nothing here says what these parts do on others, and p ranks them among random parts, not over prompts. Take them to "
     "prove.ablation, or the prompt and a twin to prove.activation_patching",
     "direct attribution sees what is written at the last position; parts that act through later ones are found by "
     "prove.attribution_patching and prove.path_patching",
     "a cut moves attention to other tokens; a first token that attention rests on may cost much and say nothing",
+    "where a head looks is not yet what it takes: 'gives' says what each token brings through it, and how that token came to hold it is "
+    "the work of earlier layers",
     "the words of a neuron or an expert are those that its write raises most, not when it fires",
     "parts were chosen on the prompt on which they were taken away",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import patchbay as pb
 from patchbay.cli import cli
 from patchbay.results.result import load_result
 from patchbay.signal.port import Part, PatchbayError
+from patchbay.stories import _why_causal, _why_tokens
 from patchbay.stories._why_causal import Chosen, _row
 from patchbay.stories._why_tokens import _agreement
 from patchbay.stories._why_told import Section, listening
@@ -23,6 +25,7 @@ from patchbay.tiny.twins import twin
 from tests.shared import SHARED
 from tests.tolerance import close
 
+why = importlib.import_module("patchbay.stories.why")
 IDS = [11, 3, 42, 7, 11, 5, 23, 11]
 PROMPT = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is"
 SECTIONS = [
@@ -170,6 +173,40 @@ def test_what_is_heard_is_what_is_returned(answered: pb.Result) -> None:
     assert again.equal(answered)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gemma2"])
+def test_it_stays_under_twelve_forward_passes_beside_its_sweeps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens through the layers, a graph counted thrice, without the rows of cuts and removals; and the cost that is said first."""
+    model, paused, tokens = pb.load(twin(name)), [0], [0.0]
+
+    def counted(module: Any, given: Any, output: Any) -> None:
+        x = output[0] if isinstance(output, tuple) else output
+        if not paused[0]:
+            tokens[0] += x.numel() / x.shape[-1] * (3 if torch.is_grad_enabled() else 1)
+
+    def resting(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            paused[0] += 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                paused[0] -= 1
+
+        return call
+
+    monkeypatch.setattr(_why_tokens, "sweep", resting(_why_tokens.sweep))
+    monkeypatch.setattr(_why_causal, "measured", resting(_why_causal.measured))
+    hooks = [at.layer.register_forward_hook(counted) for at in model.modules]
+    heard: list[Section] = []
+    with listening(heard.append):
+        pb.why(model, IDS, draws=3)
+    for hook in hooks:
+        hook.remove()
+    passes = tokens[0] / (len(IDS) * model.n_layers)
+    assert 3 <= passes <= 12
+    assert passes <= why.PASSES
+    assert f"About {why.PASSES} forward passes" in heard[0].said[0]
+
+
 def test_two_prompts_of_one_answer_differ_by_what_is_asked() -> None:
     model = pb.load("tiny")
     whole, turned = (
@@ -251,7 +288,7 @@ def test_the_command_prints_the_sections_and_writes_page_and_folder(answered: pb
     text = page.read_text(encoding="utf-8")
     assert "<script" not in text
     for row in answered.tables["parts"]:
-        shown = re.search(rf"<td>{row['part']}</td><td class=\"number\">(-?[\d.e-]+)</td>", text)
+        shown = re.search(rf"<td[^>]*>{row['part']}</td><td class=\"number\">(-?[\d.e-]+)</td>", text)
         assert shown is not None, row
         assert float(shown[1]) == pytest.approx(row["logits"], rel=1e-3, abs=1e-3)
     again = invoke("tiny", PROMPT, "--report", str(page))
