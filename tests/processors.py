@@ -29,7 +29,6 @@ NUMERICAL = (
     "tests/jacks/test_place.py",
     "tests/jacks/test_touched.py",
     "tests/knobs/test_rows.py",
-    "tests/knobs/test_export_proof.py",
     "tests/sweeps/test_sweep.py",
     "tests/sweeps/test_ranking.py",
     "tests/sweeps/test_whole_answers.py",
