@@ -20,6 +20,7 @@ from tests.tolerance import close
 
 BY_NAME = {str(case): case for case in CASES}
 RANKED = [  # case, variable, draws
+    ("find.binding_heads", "p", 1000),
     ("find.communities", "p", 3),
     ("find.concept_depth", "p", 3),
     ("find.language_similarity", "p", 5),
@@ -113,6 +114,7 @@ HELD = {  # case: the variable of each prompt that chooses the head, and what is
     "find.ngram_heads": "excess",
 }
 FLIPPED = {  # case: what of each prompt has its signs flipped, and below which size it is rounding
+    "find.arithmetic_heads": (lambda one: one["effect"], 1e-5),
     "find.duplicate_token_heads": (lambda one: one["excess"], 1e-6),
     "find.inhibition_heads": (lambda one: one["inhibition"], 1e-6),
     "find.name_mover_heads": (lambda one: one["moved"] - one["elsewhere"], 1e-6),

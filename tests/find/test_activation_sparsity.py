@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import patchbay as pb
+from patchbay import maths
 from patchbay.find.activation_sparsity import Cut, Measured, Text, bracketed
 from patchbay.tiny import text, twins
 from tests.given import gpt2
@@ -210,3 +212,17 @@ def test_bad_input() -> None:
         find(model, [[5, 6, 7], [8]])
     with pytest.raises(pb.PatchbayError, match=r"no layer of this moe model offers act"):
         find(pb.load(twins.twin("mixtral")), ids(4, 40))
+
+
+def test_the_interval_of_a_ratio_draws_prompts_anew() -> None:
+    """Nats and tokens of a prompt are drawn together; ends at 2.5 and 97.5 %."""
+    generator = torch.Generator().manual_seed(0)
+    plain, rise = torch.rand(20, generator=generator).double(), torch.rand(20, generator=generator).double()
+    tokens = torch.randint(3, 9, (20,), generator=generator)
+    seen: Any = SimpleNamespace(
+        prompts=[[0]] * 20,
+        whole=SimpleNamespace(nats=plain),
+        loss=lambda cut: (SimpleNamespace(nats=plain + rise, tokens=tokens), None),
+    )
+    found = Text.interval(seen, {}, 0)  # type: ignore[arg-type]
+    assert close(torch.tensor(found).double(), torch.stack(maths.intervals(rise[:, None], tokens)[1:])[:, 0].exp(), of=1.0)

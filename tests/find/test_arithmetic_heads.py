@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.find.arithmetic_heads import _at_least
+from patchbay.find.arithmetic_heads import _at_least, _keys
 from patchbay.tiny import planted, twins
 from tests.given import gpt2
 from tests.shares import by_turns
@@ -84,7 +84,7 @@ def test_attention_is_hugging_face_s() -> None:
     task = pb.Task("any", rows, [3, 4, 5], [[6], [7], [8]], [[*row[:-2], 9, row[-1]] for row in rows], marks=marks)
     result = pb.find.arithmetic_heads(pb.load(hf), task, all_prompts=True)
     hf.set_attn_implementation("eager")
-    paid, bare = torch.zeros(2, 4), torch.zeros(2, 4)
+    paid, bare, sign = torch.zeros(3, 2, 4)
     for n, ids in enumerate(rows):
         with torch.no_grad():
             attentions = hf(torch.tensor([ids]), output_attentions=True).attentions
@@ -93,7 +93,9 @@ def test_attention_is_hugging_face_s() -> None:
             keys = [*marks["left"][n], *marks["right"][n]]
             paid[i] += last[:, keys].sum(1) / 3
             bare[i] += last[:, [k for k in keys if k]].sum(1) / (1 - last[:, 0]) / 3
+            sign[i] += last[:, marks["operator"][n][0]] / 3
     assert close(result["operands"], paid)
+    assert close(result["operator"], sign)
     assert close(result["operands_without_first"], bare)
     assert close(float(result["uniform_operands"]), (2 / 6 + 2 / 8 + 2 / 7) / 3)
 
@@ -143,3 +145,9 @@ def test_errors() -> None:
     assert 9 not in answers
     with pytest.raises(pb.PatchbayError, match="answers none of the 12 prompts.*all_prompts=True"):
         pb.find.arithmetic_heads(model, unknown, operands=["left"])
+
+
+def test_key_heads_are_those_that_cost_most_first() -> None:
+    heads = [pb.Part(0, "head", i) for i in range(4)]
+    effect = torch.tensor([[0.2, -0.6, 0.5, 0.0]]).repeat(12, 1) + 0.01 * torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    assert [str(part) for part in _keys(heads, effect)] == ["L0.H2", "L0.H0"]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
 
 import patchbay as pb
+from patchbay import maths
 from patchbay.tiny import planted, twins
 from tests.tolerance import close
 
@@ -40,6 +42,11 @@ def test_reference() -> None:
         i, j = writers.index(writer), readers.index(reader)
         assert close(row["value"], float(each[1][i, j] - each[0][i, j]), of=each[0][i, j])
         assert close(row["first"], float(each[0][i, j]))
+    z = result["whole_z"]
+    seen = ~z.isnan()
+    both_sides = torch.from_numpy(2 * stats.norm.sf(z[seen].abs().numpy()))
+    assert close(result["whole_p"][seen], maths.benjamini_hochberg(both_sides), of=1.0)
+    assert bool((z[seen] < 0).any())
 
 
 def test_null() -> None:

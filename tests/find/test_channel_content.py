@@ -51,7 +51,7 @@ def test_planted() -> None:
 def test_reference() -> None:
     """Coordinate = (what the head writes) . v by the ports; tokens by plain products; R^2 of duplicates by plain loops."""
     model = pb.load(twins.twin("gpt2"))
-    prompts = [[(7 * i + 3 * j * j) % 40 + 5 for j in range(9)] for i in range(6)]
+    prompts = [[(7 * i + 3 * j * j * (i + 1)) % 11 + 5 for j in range(9)] for i in range(6)]  # each repeats in its own places
     result = pb.find.channel_content(model, prompts, "L1.H2.C3", draws=5)
     head = model.layers[1].heads[2]
     out = pb.run(model, prompts, taps=[head.out])[head.out].double()
@@ -77,6 +77,10 @@ def test_reference() -> None:
     wrong = sum((float(c[p, j]) - guess[prompts[p][j] in prompts[p][:j]]) ** 2 for p, j in test)
     base = sum((float(c[at]) - mean) ** 2 for at in test)
     assert close(found["duplicate"], 1 - wrong / base, of=1.0)
+    sizes = c.abs().flatten().sort(descending=True).values
+    for row, size in zip(result.tables["strongest"], sizes.tolist(), strict=False):
+        assert row["value"] == float(c[row["prompt"], row["position"]])
+        assert abs(row["value"]) == size
 
 
 def test_null() -> None:

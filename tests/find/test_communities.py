@@ -41,6 +41,7 @@ def test_planted() -> None:
         assert len({group[name] for name in half}) == 1, group
     assert len({group[min(half)] for half in halves}) == 2
     assert sum(row["n_parts"] for row in result.tables["communities"]) == len(group)
+    assert float(result["belonging"][result["community"] >= 0].min()) > 0.9, "nothing leads from one half to the other"
 
 
 def test_reference() -> None:
