@@ -225,4 +225,6 @@ def test_the_interval_of_a_ratio_draws_prompts_anew() -> None:
         loss=lambda cut: (SimpleNamespace(nats=plain + rise, tokens=tokens), None),
     )
     found = Text.interval(seen, {}, 0)  # type: ignore[arg-type]
-    assert close(torch.tensor(found).double(), torch.stack(maths.intervals(rise[:, None], tokens)[1:])[:, 0].exp(), of=1.0)
+    assert close(
+        torch.tensor(found).double(), torch.stack(maths.intervals(rise[:, None], tokens)[1:])[:, 0].exp(), of=1.0
+    )

@@ -149,5 +149,7 @@ def test_errors() -> None:
 
 def test_key_heads_are_those_that_cost_most_first() -> None:
     heads = [pb.Part(0, "head", i) for i in range(4)]
-    effect = torch.tensor([[0.2, -0.6, 0.5, 0.0]]).repeat(12, 1) + 0.01 * torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    effect = torch.tensor([[0.2, -0.6, 0.5, 0.0]]).repeat(12, 1) + 0.01 * torch.randn(
+        12, 4, generator=torch.Generator().manual_seed(0)
+    )
     assert [str(part) for part in _keys(heads, effect)] == ["L0.H2", "L0.H0"]

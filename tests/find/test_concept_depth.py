@@ -11,7 +11,7 @@ import torch
 import patchbay as pb
 from patchbay.find import _probe
 from patchbay.find._states import permutations
-from patchbay.find.concept_depth import _curve
+from patchbay.find.concept_depth import _curve, _shuffled
 from patchbay.tiny import planted, planted_depth, twins
 from tests.tolerance import close
 
@@ -105,6 +105,31 @@ def test_reference() -> None:
         null = (said == target[order]).double().mean(1)[1:]  # of the shuffles alone
         assert close(result["null_mean"][row], null.mean()), layer
         assert close(result["null_high"][row], null.quantile(0.95)), layer
+
+
+def test_areas_are_of_every_fold_and_p_of_the_best_layer() -> None:
+    """The null is what the best layer of a shuffle reads; areas are counted pair by pair in the fold that was held out."""
+    generator = torch.Generator().manual_seed(5)
+    states = torch.randn(3, 30, 4, generator=generator).double()
+    target = torch.arange(30) % 2
+    states[1, :, 0] += target
+    fold = _probe.stratified(target, 3, 0)
+    labels, folds = _shuffled(target, fold, 9, 0)
+    assert not torch.equal(labels, _shuffled(target, fold, 9, 1)[0]), "another seed, other shuffles"
+    found = _curve(states, labels, folds)
+    said = [_probe.held_out_scores(_probe.scaled(state), labels, folds) for state in states]
+    right = torch.stack([(one.argmax(-1) == labels).double().mean(1) for one in said])  # [layer, 1 + draw]
+    best = right[:, 1:].amax(0)
+    assert close(
+        found["p"], torch.stack([(1 + (best >= own - 1e-12).sum()) / 10 for own in right[:, 0]]).double(), of=1.0
+    )
+    areas = []
+    for fold in range(3):
+        for label in (0, 1):
+            one = [float(said[1][0, i, label]) for i in range(30) if folds[0, i] == fold and labels[0, i] == label]
+            other = [float(said[1][0, i, label]) for i in range(30) if folds[0, i] == fold and labels[0, i] != label]
+            areas.append(sum((a > b) + 0.5 * (a == b) for a in one for b in other) / (len(one) * len(other)))
+    assert close(float(found["auc"][1]), sum(areas) / len(areas), dtype=torch.float64, of=1.0)
 
 
 def test_the_probe_finds_a_closed_form() -> None:

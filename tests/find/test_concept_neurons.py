@@ -12,7 +12,7 @@ import torch
 
 import patchbay as pb
 from patchbay.find._statistics import student_p, welch
-from patchbay.find.concept_neurons import untrained
+from patchbay.find.concept_neurons import _shuffled, untrained
 from patchbay.tiny import planted, twins
 from tests.given import entering
 from tests.shares import by_turns
@@ -122,6 +122,17 @@ def test_null(seed: int) -> None:
     assert abs(float(result["held_out_mean"])) < 1.5
     assert float(result.values.abs().max()) < 1.25 * float(result["null_high"])
     assert float(result["p"].mean()) == pytest.approx(0.5, abs=0.15)
+
+
+def test_one_shuffle_in_twenty_is_above_the_null() -> None:
+    """The largest |t| of all neurons, of 200 other shuffles."""
+    seen = torch.randn(40, 1, 30, generator=torch.Generator().manual_seed(0))
+    inside = torch.arange(40) < 20
+    high, generator, above = _shuffled(seen, inside, 0), torch.Generator().manual_seed(7), 0
+    for _ in range(200):
+        dealt = inside[torch.randperm(40, generator=generator)]
+        above += float(welch(seen[dealt, 0], seen[~dealt, 0])[0].abs().max()) > float(high)
+    assert 1 <= above <= 24
 
 
 def test_neurons_that_never_vary_have_a_finite_t() -> None:
