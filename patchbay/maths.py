@@ -23,6 +23,7 @@ PerPrompt = Float[Tensor, " prompt"]
 Answers = Int[Tensor, " prompt"]
 ManyAnswers = Int[Tensor, " prompt"] | Int[Tensor, "prompt n_wrong"]
 ROOM = 2**22  # numbers held at a time
+TIES = 1e-6  # of their size: sums of float32 in another order still count as equal
 
 
 class Interval(NamedTuple):
@@ -209,7 +210,7 @@ def draws_p(own: float, drawn: Float[Tensor, " draw"], *, two_sided: bool = Fals
     """p that a random draw is as high as `own` (two-sided: as large), (1 + hits) / (1 + draws): at least 1 / (1 + draws)."""
     drawn = _values(drawn)
     found, drawn = (abs(own), drawn.abs()) if two_sided else (own, drawn)
-    slack = 1e-9 * max(1.0, abs(found))  # sums in another order still count as equal
+    slack = TIES * max(abs(found), float(drawn.abs().max()))
     return (1 + int((drawn >= found - slack).sum())) / (1 + len(drawn))
 
 
@@ -322,7 +323,7 @@ def sign_flip_p(values: Tensor, *, floor: float = 0.0, n: int = 10_000, seed: in
     else:
         generator = torch.Generator().manual_seed(seed)
         signs = 1.0 - 2.0 * torch.randint(2, (n, count), generator=generator).double()
-    observed = flat.sum(0).abs() - 1e-9 * flat.abs().sum(0)  # sums in another order still count as equal
+    observed = flat.sum(0).abs() - TIES * flat.abs().sum(0)
     step = max(1, ROOM // len(signs))
     hits = [
         ((signs @ flat[:, i : i + step]).abs() >= observed[i : i + step]).sum(0) for i in range(0, flat.shape[1], step)

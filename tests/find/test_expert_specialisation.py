@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import patchbay as pb
+from patchbay.find.expert_specialisation import _bootstrap
 from patchbay.tiny import planted, twins
 from tests.given import MIXTURES
 from tests.tolerance import close
@@ -126,6 +128,19 @@ def test_p_is_the_share_of_deals_as_large() -> None:
         hits += (seen[list(chosen)].mean(0) - seen[rest].mean(0)).abs() >= observed - 1e-9
         n += 1
     assert torch.allclose(result["p"], hits / n, atol=0.04)
+
+
+def test_ends_are_those_of_two_means_that_vary() -> None:
+    """300 and 150 normal values: the ends lie 1.96 standard errors of their difference from it, on both sides."""
+    generator = torch.Generator().manual_seed(0)
+    of = torch.arange(450) % 3 // 2  # 300 of the first, 150 of the second
+    fired = (torch.randn(450, 1, 4, generator=generator).double() * (1.0 + of[:, None, None])) + 0.5 * of[:, None, None]
+    low, high = _bootstrap(fired, SimpleNamespace(of=of), [0], 0)  # type: ignore[arg-type]
+    sides = fired[of == 0], fired[of == 1]
+    mean = sides[0].mean(0) - sides[1].mean(0)
+    error = sum(side.var(0) / len(side) for side in sides) ** 0.5
+    for end in (mean - low[0], high[0] - mean):
+        assert torch.allclose(end, 1.96 * error, rtol=0.1)
 
 
 @pytest.mark.parametrize("measure", ["choice", "weight"])

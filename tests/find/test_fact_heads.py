@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay import maths
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, ids, tokenizer
@@ -85,28 +86,33 @@ def test_reference() -> None:
     with torch.no_grad():
         logits = [hf(torch.tensor([ids])).logits[0, -1] for ids in rows]
     order = [row.argsort(descending=True).tolist() for row in logits]
-    right = [o[n % 2] for n, o in enumerate(order)]
-    wrong = [[o[1 - n % 2], o[2]] for n, o in enumerate(order)]
+    right = [o[int(n % 3 == 0)] for n, o in enumerate(order)]  # five of eight are said as they are
+    wrong = [[o[int(n % 3 != 0)], o[2]] for n, o in enumerate(order)]
     steps = [0.0, 1.0, 1.5, 3.0]
     task = pb.Task("any", rows, right, wrong)
     result = pb.find.fact_heads(pb.load(hf), task, strengths=steps, batch_size=3)
     mean = sum(steps) / 4
     spread = sum((s - mean) ** 2 for s in steps)
+    each = torch.zeros(len(rows), 2, 4, 2, dtype=torch.float64)  # [prompt, layer, head, stated or remembered]
     for layer in range(2):
         weight = hf.transformer.h[layer].attn.c_proj.weight
         for head in range(4):
-            slope, memory = 0.0, 0.0
             for step in steps:
                 kept = weight.detach().clone()
                 with torch.no_grad():
                     weight[8 * head : 8 * head + 8] *= step
-                    for ids, r, w in zip(rows, right, wrong, strict=True):
+                    for n, (ids, r, w) in enumerate(zip(rows, right, wrong, strict=True)):
                         said = int(hf(torch.tensor([ids])).logits[0, -1].argmax())
-                        slope += (step - mean) * (said == r) / spread / len(rows)
-                        memory += (step - mean) * (said in w) / spread / len(rows)
+                        each[n, layer, head] += (step - mean) / spread * torch.tensor([said == r, said in w]).double()
                     weight.copy_(kept)
-            assert close(float(result.values[layer, head]), slope, of=result.values)
-            assert close(float(result["memory_slope"][layer, head]), memory, of=result["memory_slope"])
+    assert close(result.values, each[..., 0].mean(0), of=each)
+    assert close(result["memory_slope"], each[..., 1].mean(0), of=each)
+    adjusted = maths.benjamini_hochberg(maths.sign_flip_p(each, floor=1e-6))  # both slopes of all heads together
+    assert close(result["p_adjusted"], adjusted[..., 0])
+    assert close(result["memory_p_adjusted"], adjusted[..., 1])
+    best = int(each[::2, ..., 0].mean(0).argmax())
+    assert close(float(result["held_out"]), float(each[1::2, ..., 0].mean(0).flatten()[best]), of=each)
+    assert (float(result["stated_without"]), float(result["remembered_without"])) == (5 / 8, 3 / 8)
     assert result.values.abs().max() > 0
     seen: dict[object, torch.Tensor] = {}
     places = [block.attn.c_proj for block in hf.transformer.h] + [hf.transformer.ln_f]
