@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_vocabulary import CLASSES
 from tests.shares import by_turns
 from tests.tolerance import close
+
+module: Any = importlib.import_module("patchbay.find.inhibition_heads")
 
 
 def with_twins(form: Any, seed: int, n: int = 14) -> tuple[pb.Model, pb.Task, Any]:
@@ -102,6 +105,20 @@ def test_null() -> None:
     result = inhibition_heads(model, pb.tasks.repeated_tokens(model, 12), movers="L1.H0", draws=1)
     assert (result["p_adjusted"].nan_to_num(1.0) > 0.05).all()
     assert result.values.nan_to_num(0.0).abs().max() < 0.02
+
+
+def test_random_pushes_are_averaged_and_a_head_has_to_beat_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pb.load(twins.twin("gpt2"))
+    task = pb.tasks.repeated_tokens(model, 12, max_period=6, max_offset=4)
+    one, many = (inhibition_heads(model, task, movers="L1.H1", draws=n)["random"][0].abs().mean() for n in (1, 8))
+    assert float(many) < 2 * float(one), "a mean of eight, not their sum"
+    pushed = torch.tensor([0.5, 0.5, 0.0, 0.0])
+    names = ("inhibition", "effect", "random", "looks_at_wrong", "without_first", "looks_at_right")
+    seen = {name: (pushed if name == "random" else torch.full((4,), 0.1)).expand(12, 4).double() for name in names}
+    monkeypatch.setattr(module, "_measure", lambda *given: seen)
+    found = inhibition_heads(model, task, movers="L1.H1", draws=1)
+    assert (found["p_adjusted"][0] <= 0.05).all()
+    assert any(note.startswith("2 of 4 heads") for note in found.notes), found.notes
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay import maths
 from patchbay.tiny import planted, twins
 from tests.tolerance import close
 
@@ -82,6 +83,10 @@ def test_reference() -> None:
     assert result.labels_of("token") == [f"{r}-{r}" for r in range(4, 13)]
     assert close(result.values.tolist(), [sum(row[i] for row in same) / 3 for i in range(9)])
     assert close(result["null_mean"].tolist(), [sum(expected) / 3] * 9)
+    shares = torch.tensor(same).double()  # [prompt, rank]
+    p = [maths.permutation_p(shares[:, i], torch.tensor(expected)) for i in range(9)]
+    assert close(result["p"], maths.benjamini_hochberg(torch.tensor(p)))
+    assert len(set(p)) > 1
     for name, side in (("right_same", True), ("right_other", False)):
         assert close(float(result[name]), right[side][0] / right[side][1])
 
@@ -92,6 +97,7 @@ def test_clusters_do_not_depend_on_how_tokens_are_numbered() -> None:
     order = torch.randperm(50, generator=generator)
     assert torch.equal(module._k_means(rows, 7, 0)[order], module._k_means(rows[order], 7, 0))
     found = module._k_means(rows, 7, 0)
+    assert not torch.equal(found, module._k_means(rows, 7, 1)), "another seed, other centres to begin with"
     centres = torch.stack([rows[found == c].mean(0) for c in range(7)])
     assert torch.equal(torch.cdist(rows, centres).argmin(1), found)  # a fixed point: every row is nearest its own mean
     assert sorted(module._k_means(rows, 50, 0).tolist()) == list(range(50))

@@ -89,6 +89,7 @@ def test_null() -> None:
     result = latent_language(model, prompts, {"a": range(16), "b": range(16, 32)}, draws=40)
     assert (result.values - 0.25).abs().max() < 0.08
     assert (result.values <= result["null_high"] + 0.03).all()
+    assert (result["null_mean"] - 0.25).abs().max() < 0.05, "sixteen random tokens of 64"
     whole = latent_language(model, prompts[:4], {"a": range(32), "b": range(32, 64)}, draws=3)
     assert close(whole.values.sum(1), torch.ones(3).double(), dtype=torch.float64)
 
