@@ -53,7 +53,7 @@ def test_reference() -> None:
     """Ridge in its primal form, features as means of decade-centred rows, on the two halves that the method drew."""
     hf = twins.twin("gpt2")
     model, ids = pb.load(hf), list(range(5, 65))
-    result = mod_features(model, modulus=10, classes={"numbers": ids}, draws=3, seed=4)
+    result = mod_features(model, modulus=10, classes={"numbers": ids, "others": list(range(66, 96))}, draws=20, seed=4)
     value = numpy.arange(60)
     order = torch.randperm(6, generator=torch.Generator().manual_seed(4)).tolist()
     half = numpy.isin(value // 10, order[:3])
@@ -67,6 +67,9 @@ def test_reference() -> None:
             said = ((x[test] - x[~test].mean(0)) @ weight + y.mean(0)).argmax(1)
             hits += (said == value[test] % 10).tolist()
         assert accuracy == pytest.approx(numpy.mean(hits))
+    transferred = result.tables["transfer"][0]["p"] * 21  # of 20 shuffles and itself
+    assert transferred == pytest.approx(round(transferred))
+    assert 1 <= round(transferred) < 21
     way = "raw" if result.highlights[0].layer == 0 else "sum"
     x = effective_embeddings(model, ids, 64)[way].double()
     for r in range(10):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 
 import patchbay as pb
 from patchbay import maths
+from patchbay.find._movers import Moved
 from patchbay.find.name_mover_heads import name_mover_heads
 from patchbay.tiny import planted, twins
 from tests.tolerance import close
+
+module: Any = importlib.import_module("patchbay.find.name_mover_heads")
 
 
 def mentioned(form: Any = "gpt2", seed: int = 0) -> tuple[pb.Model, pb.Task, Any]:
@@ -103,6 +107,17 @@ def test_null() -> None:
     assert result.values.abs().max() < 0.05
     assert (result["p_adjusted"] > 0.05).all()
     assert result["copy"].mean() < 0.25
+
+
+def test_movers_move_the_answer_more_than_other_places_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of six heads two give more from the answer's place than from others, one less, and one less but still towards it."""
+    right = torch.tensor([[2.0, 1.5, -2.0, 0.5, 0.0, 0.0]]).expand(12, 1, 6).double()
+    elsewhere = torch.tensor([[0.5, -1.0, -0.5, 1.5, 0.0, 0.0]]).expand(12, 1, 6).double()
+    others = torch.zeros(12, 1, 6).double()
+    seen = Moved(right, others, elsewhere, others, others, others, others, others)
+    monkeypatch.setattr(module, "moved", lambda *given, **more: seen)
+    found = name_mover_heads(pb.load(twins.twin("gpt2")), pb.Task("x", [[5, 6]], [5], [[6]]))
+    assert found.notes[0].startswith("2 heads move the answer and 1 push it down")
 
 
 def test_trained_movers_are_found_on_the_indirect_object() -> None:

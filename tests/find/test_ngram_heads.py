@@ -77,6 +77,9 @@ def test_reference(n: int) -> None:
     assert close(result["without_first"], _reference(attentions, prompts, n, True), of=1.0)
     for order in (1, 2, 3):
         assert close(result[f"excess_{order}"], _reference(attentions, prompts, order), of=1.0)
+    first, second, third = (_reference(attentions[i : i + 1], prompts[i : i + 1], n) for i in range(3))
+    best = int((first + third).argmax())
+    assert close(float(result["held_out"]), float(second.flatten()[best]), of=1.0)
 
 
 def test_an_immediate_repeat_does_not_count() -> None:
