@@ -53,6 +53,8 @@ def test_projecting_the_feature_out_takes_the_observable_away() -> None:
     assert result["before"] > 8.0
     assert abs(result["projected"]) < 0.1 * result["before"]
     assert result["projected_random"] > 0.8 * result["before"]
+    turned = observable_propagation(model, task[:1], observable={a: -1.0, b: 1.0}, norm="scale")
+    assert close(turned["projected"], -result["projected"], of=result["before"])  # the same head, whichever its sign
 
 
 def test_a_path_through_the_planted_mover_leads_to_no_other_head() -> None:
