@@ -114,6 +114,13 @@ def test_reference(by: Any) -> None:
     assert close(result.values.tolist(), [lost([head]) for head in heads], of=1.0, noise=4 * NOISE)
     draws = [row["parts"] for row in result.tables["random_parts"]]
     assert close(result["random"].tolist(), [lost(parts) for parts in draws], of=1.0, noise=4 * NOISE)
+    assert close(float(result["difference"]), float(result["joint"] - result["random"].mean()), of=1.0)
+    accurate = task.with_metric("accuracy")
+    if by == "zero":
+        for parts, share in zip(draws, result["accuracy_random"].tolist(), strict=True):
+            edits = [pb.zero(model.part(text).port()) for text in parts]
+            right = accurate.score(pb.run(model, task, edits=edits, logits="last").last_logits)
+            assert share == pytest.approx(float(right.double().mean()))
     hits = sum(lost(parts) >= lost(heads) for parts in draws)
     assert float(result["p"]) == pytest.approx((1 + hits) / (1 + len(draws)))
 

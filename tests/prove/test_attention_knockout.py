@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
+from patchbay import maths
+from patchbay.prove.attention_knockout import Edge, _control, _edges
 from patchbay.signal.port import Port
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
@@ -24,7 +26,8 @@ def circuit(form: Any = "gpt2", n: int = 8) -> tuple[pb.Model, pb.Task]:
 def marked(vocab: int = 90, n: int = 3, length: int = 8, seed: int = 0) -> pb.Task:
     ids = torch.randint(3, vocab, (n, length), generator=torch.Generator().manual_seed(seed)).tolist()
     marks = {"subject": [(1, 2), (2,), (1, 2, 3)], "late": [(5,), (4, 5), (5, 6)], "edge": [(7,), (), (2, 7)]}
-    return pb.Task("marked", ids, [5, 6, 7], [[9]] * n, marks=marks, metric="log_probability")
+    marks = {name: [spans[i % 3] for i in range(n)] for name, spans in marks.items()}
+    return pb.Task("marked", ids, [5 + i for i in range(n)], [[90]] * n, marks=marks, metric="log_probability")
 
 
 @pytest.mark.parametrize("form", ["gpt2", "llama"])
@@ -97,6 +100,26 @@ def test_reference(window: int) -> None:
             expected = sum(found) / len(found)
             value = result["everywhere"][column] if centre is None else result.values[centre, column]
             assert close(float(value), expected, of=1.0, noise=2 * NOISE), (label, centre)
+
+
+def test_the_control_cuts_other_keys_of_the_same_queries_and_p_counts_it() -> None:
+    model, task = pb.load(twin("gpt2", n_layer=3)), marked(n=6)
+    result = pb.prove.attention_knockout(model, task, keys=["subject"], queries=["last"], window=1, draws=1, seed=2)
+    [edge] = _edges(task, ["subject"], ["last"])
+    other = _control(edge, task, 0, 2)
+    relative = torch.zeros(2, len(task), 4, dtype=torch.float64)  # [cut or control, prompt, layer; all at the end]
+    for n, (ids, right) in enumerate(zip(task.clean, task.right, strict=True)):
+        p = p_by_hand(model, ids, right, (), (), [0, 1, 2])
+        for row, keys in enumerate((edge.keys[n], other.keys[n])):
+            for at, layers in enumerate(([0], [1], [2], [0, 1, 2])):
+                relative[row, n, at] = (p_by_hand(model, ids, right, keys, (7,), layers) - p) / p
+    mean = relative[1].mean(0)
+    assert close(result["control"][:, 0], mean[:3], of=1.0, noise=2 * NOISE)
+    assert close(float(result["control_everywhere"][0]), float(mean[3]), of=1.0, noise=2 * NOISE)
+    assert close(result["p"][:, 0], maths.sign_flip_p((relative[0] - relative[1])[:, :3], floor=1e-5))
+    span = Edge("x", [(1,)] * 6, [(2, 7)] * 6)
+    drawn = {key for draw in range(40) for keys in _control(span, task, draw, 0).keys for key in keys}
+    assert drawn == {0, 2, 3, 4, 5, 6}, "all that the latest query sees, but for the keys that are cut"
 
 
 def test_null() -> None:
