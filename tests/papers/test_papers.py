@@ -34,6 +34,7 @@ def ask(*words: str) -> tuple[int, str]:
         (0.6, 0.9, True, "confirmed"),
         (0.1, 0.4, True, "not confirmed"),
         (0.4, 0.6, True, "inconclusive"),
+        (0.4, 0.8, True, "inconclusive"),
         (0.1, 0.4, False, "confirmed"),
         (0.6, 0.9, False, "not confirmed"),
         (0.4, 0.6, False, "inconclusive"),
