@@ -221,12 +221,12 @@ def asked(seed: int, n: int = 6, length: int = 8, **given: Any) -> pb.Task:
 
 def null_ablation(seed: int) -> float:
     head = pb.Part(0, "head", seed * 7 % 16)
-    return float(pb.prove.ablation(heads16(), asked(seed), head, by="zero", draws=7, seed=seed)["p"])
+    return float(pb.prove.ablation(heads16(), asked(seed), head, by="zero", draws=15, seed=seed)["p"])
 
 
 def null_curve(seed: int) -> float:
     head = pb.Part(0, "head", seed * 7 % 16)
-    return float(pb.prove.knockout_curve(heads16(), asked(seed), [head], by="zero", draws=7, seed=seed)["p"][0])
+    return float(pb.prove.knockout_curve(heads16(), asked(seed), [head], by="zero", draws=15, seed=seed)["p"][0])
 
 
 def dealt(seed: int, n: int) -> list[int]:
@@ -253,8 +253,8 @@ def null_prior(seed: int) -> float:
 
 
 NULLS = {  # method -> one null run, the step of its p, and whether it is uniform (else only never too small)
-    "prove.ablation": (null_ablation, 1 / 8, True),
-    "prove.knockout_curve": (null_curve, 1 / 8, True),
+    "prove.ablation": (null_ablation, 1 / 16, True),
+    "prove.knockout_curve": (null_curve, 1 / 16, True),
     "find.concept_neurons": (null_concept, 0.0, True),
     "find.relation_neurons": (
         null_relation,
