@@ -38,7 +38,8 @@ class Edit:
     """One change at one port. Build it with `pb.replace`, `pb.add`, `pb.scale`, `pb.zero`, `pb.mean`, `pb.project`, `pb.block`.
 
     `port`: a Port or its text, such as "L3.H5.z". `positions`: None (all), an index (negative counts from each prompt's end), a slice, several indices, a bool mask
-    [prompt, position], a `Token`, a role of a chat ("user"), "last" (each prompt's last token) or "generated" (every token after the prompt). For an
+    [prompt, position], a `Token`, a role of a chat ("user"), "last" (each prompt's last token), "generated" (every token after the prompt) or "predicting"
+    (those whose output predicts the generated ones: the last and all after it). For an
     attention pattern and for q they are query positions; for k and v, key positions. `rows`: prompts of the batch that are
     edited (None: all). `value`: a number or a tensor whose axes are the port's own without prompt and position, optionally
     with a position axis (one entry for each selected position) and before that a row axis (one for each edited row).

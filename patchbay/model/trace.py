@@ -126,6 +126,10 @@ class Trace:
             return self.logits[:, 0]
         return self.logits[torch.arange(len(self.logits)), (self.lengths - 1).to(self.logits.device)]
 
+    def read(self, which: str) -> Tensor:
+        """The logits that a metric reads (`task.reads`): of "all" positions, or of each prompt's "last", [prompt, vocab]."""
+        return self.logits if which == "all" else self.last_logits
+
     def gradient(self, scalar: Tensor, *asked: Port | str) -> list[Tensor]:
         """d scalar / d port for tapped ports, NaN at padding; the run must have been made with grad=True."""
         ports = [self.port(port) for port in asked]

@@ -45,6 +45,11 @@ def batches(task: Task, size: int) -> list[list[int]]:
     return by_length(task.clean, size)
 
 
+def at_end(logits: Tensor) -> Tensor:
+    """Logits [prompt, vocab] at the end of prompts of one length, from those or from logits of all positions."""
+    return logits if logits.ndim == 2 else logits[:, -1]
+
+
 def check_draws(draws: int) -> None:
     if draws < 1:
         raise PatchbayError(f"draws={draws}: a proof needs random controls, at least 1")

@@ -21,7 +21,7 @@ from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
-from patchbay.prove._cells import batches
+from patchbay.prove._cells import at_end, batches
 from patchbay.signal.port import Part, Port
 from patchbay.tasks.task import Task
 from patchbay.wiring.components import components
@@ -124,11 +124,12 @@ def answers(
         step = max(1, size // len(prompts))
         for start in range(0, len(changes), step):
             which = list(range(start, min(start + step, len(changes))))
-            said = _logits(model, writer, base, ids, [changes[i] for i in which], reader)  # [change, prompt, vocab]
+            made = [changes[i] for i in which]
+            said = _logits(model, writer, base, ids, made, reader, task.reads)  # [change, prompt, ...]
             for i, logits in zip(which, said, strict=True):
                 reference = base.last_logits if task.metric == "kl" else None
                 found.score[i, prompts] = some.score(logits, reference).double().cpu()
-                found.right[i, prompts] = some.with_metric("accuracy").score(logits).double().cpu()
+                found.right[i, prompts] = some.with_metric("accuracy").score(at_end(logits)).double().cpu()
     return found
 
 
@@ -154,9 +155,15 @@ def _between(model: Model, part: Part, reader: Port) -> list[Port]:
 
 
 def _logits(
-    model: Model, writer: Writer, base: Trace, ids: list[list[int]], changes: Sequence[Change], reader: Reader | None
+    model: Model,
+    writer: Writer,
+    base: Trace,
+    ids: list[list[int]],
+    changes: Sequence[Change],
+    reader: Reader | None,
+    reads: str,
 ) -> Tensor:
-    """Last logits [change, prompt, vocab]."""
+    """The logits that the metric reads: the last [change, prompt, vocab], or all [change, prompt, position, vocab]."""
     n, rows = len(ids), len(changes) * len(ids)
     own = base[writer.port]  # [prompt, position, d_head]
     keep = torch.stack([change.keep for change in changes]).to(own)  # [change, d_head, d_head]
@@ -164,24 +171,24 @@ def _logits(
     z = (torch.einsum("ptd,cde->cpte", own, keep) + put).flatten(0, 1)  # [row, position, d_head]
     every = ids * len(changes)
     if reader is None:
-        trace = run(model, every, edits=[edit.replace(writer.port, z)], logits="last")
-        return trace.last_logits.unflatten(0, (len(changes), n))
+        trace = run(model, every, edits=[edit.replace(writer.port, z)], logits=reads)
+        return trace.read(reads).unflatten(0, (len(changes), n))
     place = torch.arange(rows) % n
     layer = base[Port("attn.z", writer.part.layer)][place].clone()
     layer[:, :, writer.part.index or 0] = z
     edits = [edit.replace(Port("attn.z", writer.part.layer), layer)]
     edits += [edit.replace(port, base[port][place]) for port in _between(model, writer.part, reader.port)]
-    return _heard(model, every, edits, reader).unflatten(0, (len(changes), n))
+    return _heard(model, every, edits, reader, reads).unflatten(0, (len(changes), n))
 
 
-def _heard(model: Model, ids: list[list[int]], edits: list[Edit], reader: Reader) -> Tensor:
-    """Last logits when the reader alone hears what `edits` do to the stream."""
+def _heard(model: Model, ids: list[list[int]], edits: list[Edit], reader: Reader, reads: str) -> Tensor:
+    """The logits that are read when the reader alone hears what `edits` do to the stream."""
     port = reader.port
     if port.signal == "logits":
-        return run(model, ids, edits=edits, logits="last").last_logits
+        return run(model, ids, edits=edits, logits=reads).read(reads)
     heard = edit.replace(port, run(model, ids, taps=[port], edits=edits, logits="last")[port])
     layer = port.layer or 0
     if port.signal in ("attn.k", "attn.v") and reader.head and model.n_groups(layer) < model.n_heads(layer):
         own = reader.head.port("z")  # other heads share these keys and values: the reader alone gets the changed ones
         heard = edit.replace(own, run(model, ids, taps=[own], edits=[heard], logits="last")[own])
-    return run(model, ids, edits=[heard], logits="last").last_logits
+    return run(model, ids, edits=[heard], logits=reads).read(reads)

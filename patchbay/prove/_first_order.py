@@ -64,18 +64,13 @@ def along(
         edits = [edit.replace(place, torch.lerp(ends[0], ends[1], k / steps))] if k < steps else []
         trace = run(model, here, taps=taps, edits=edits, logits=task.reads, grad=True)
         with torch.enable_grad():  # whatever the caller's mode
-            score = task.score(heard(task, trace), reference).sum()
+            score = task.score(trace.read(task.reads), reference).sum()
         if not score.requires_grad:
             raise PatchbayError(
                 f"the metric {task.metric_name} has no gradient: what it returns does not hang on the logits by a graph; write it "
                 "in torch without .detach(), .item(), argmax or comparisons"
             )
         yield trace, score
-
-
-def heard(task: Task, trace: Trace) -> Tensor:
-    """The logits that a task's metric reads: of the last position [prompt, vocab], or of all."""
-    return trace.logits if task.reads == "all" else trace.last_logits
 
 
 def agreement(estimate: Tensor, exact: Tensor, floor: float) -> tuple[float, float, int]:

@@ -113,11 +113,11 @@ def measured(
         taken = {port: rows for port in ports if (rows := [i for i, at in enumerate(which) if port in needed[at]])}
         donors = _donors(model, task, prompts, twins, list(taken)) if by == "resample" and taken else {}
         edits = [_edit(port, by, rows, means, donors) for port, rows in taken.items()]
-        trace = run(model, [list(task.clean[i]) for i in prompts], edits=edits, logits="last")
-        some, logits = task[prompts], trace.last_logits
+        trace = run(model, [list(task.clean[i]) for i in prompts], edits=edits, logits=task.reads)
+        some = task[prompts]
         reference = run(model, some, logits="last").last_logits if task.metric == "kl" else None
-        scores[which, prompts] = some.score(logits, reference).double().cpu()
-        right[which, prompts] = some.with_metric("accuracy").score(logits).double().cpu()
+        scores[which, prompts] = some.score(trace.read(task.reads), reference).double().cpu()
+        right[which, prompts] = some.with_metric("accuracy").score(trace.last_logits).double().cpu()
     return scores, right
 
 

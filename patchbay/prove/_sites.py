@@ -146,11 +146,11 @@ def patched(
         taps = sorted(
             {Port(p.signal, p.layer, p.index if p.signal in ("mlp.act", "experts.out") else None) for p in ports}
         )
-        donor = run(model, there, taps=taps, logits="last")
-        own = run(model, here, logits="last").last_logits
-        clean = donor.last_logits if way == "denoising" else own
+        donor = run(model, there, taps=taps, logits=task.reads)
+        own, put = run(model, here, logits=task.reads).read(task.reads), donor.read(task.reads)
+        clean = put if way == "denoising" else own
         scores["here"][prompts] = some.score(own, clean).double().cpu()
-        scores["there"][prompts] = some.score(donor.last_logits, clean).double().cpu()
+        scores["there"][prompts] = some.score(put, clean).double().cpu()
         cells, edits = [], []
         for i, port in enumerate(ports):
             value = donor[port].movedim(port.tapped_axis, 1)  # [prompt, position, ...]

@@ -28,7 +28,7 @@ from patchbay import maths
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
-from patchbay.prove._first_order import agreed, along, check_smooth, heard, two_runs
+from patchbay.prove._first_order import agreed, along, check_smooth, two_runs
 from patchbay.prove._sites import SIGNAL, Column, Layout, Site, Way, columns_of, layers_of, patched
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -125,7 +125,7 @@ def _estimate(
                 if span := column.spans[prompt]:
                     effects[prompt, :, j] = task.sign * cells[i, list(span)].sum(0)
         for row, trace in zip(scores, pair, strict=True):
-            row[prompts] = some.score(heard(some, trace), heard(some, pair[0])).double().cpu()
+            row[prompts] = some.score(trace.read(some.reads), pair[0].read(some.reads)).double().cpu()
     return effects, scores[0], scores[1]
 
 

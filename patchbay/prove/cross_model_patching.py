@@ -35,7 +35,7 @@ from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
-from patchbay.model.run import run
+from patchbay.model.run import Trace, run
 from patchbay.prove._cells import batches, check_draws, ends, intervals, listed, p_values, rounding
 from patchbay.prove._removal import Set, given_parts, random_sets, too_few
 from patchbay.results.method import method
@@ -207,21 +207,21 @@ def _measure(
     spare = sorted({port for one in copied.values() for port in one.shared}) if restore else []
     for prompts in batches(task, batch_size):
         some, ids = task[prompts], [list(task.clean[i]) for i in prompts]
-        donor, own = run(tuned, ids, taps=ports, logits="last"), run(model, ids, taps=spare, logits="last")
+        donor, own = run(tuned, ids, taps=ports, logits=task.reads), run(model, ids, taps=spare, logits=task.reads)
         values = {port: donor[port].movedim(port.tapped_axis, 1) for port in ports}
         kept = {port: own[port].movedim(port.tapped_axis, 1) for port in spare}
 
         def note(
-            at: int, logits: Tensor, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits
+            at: int, trace: Trace, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits
         ) -> None:
-            logits = logits.to(of.device)
+            logits, last = (x.to(of.device) for x in (trace.read(task.reads), trace.last_logits))
             scores[at, prompts] = some.score(logits, of if task.metric == "kl" else None).double().cpu()
-            right[at, prompts] = some.with_metric("accuracy").score(logits).double().cpu()
+            right[at, prompts] = some.with_metric("accuracy").score(last).double().cpu()
 
-        note(0, own.last_logits)
-        note(1, donor.last_logits)
+        note(0, own)
+        note(1, donor)
         for at, parts in enumerate(conditions):
-            note(2 + at, run(model, ids, edits=_edits(parts, copied, values, kept), logits="last").last_logits)
+            note(2 + at, run(model, ids, edits=_edits(parts, copied, values, kept), logits=task.reads))
     return scores, right
 
 

@@ -39,7 +39,7 @@ from patchbay.edits.edit import Edit
 from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import Trace, run
-from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
+from patchbay.prove._cells import at_end, batches, check_twins, intervals, p_values, rounding
 from patchbay.results.arrays import heads_and_mlps
 from patchbay.results.method import method
 from patchbay.results.result import Result
@@ -205,14 +205,14 @@ def _measure(
         some, certain = task[prompts], task[prompts].with_metric("probability")
         clean, corrupted = [list(ids) for ids in some.clean], [list(ids) for ids in some.corrupted or ()]
         base, twin = (clean, corrupted) if way == "noising" else (corrupted, clean)
-        paths = Paths(model, base, twin, receivers, frozen)
-        logits = (paths.base.last_logits, paths.twin.last_logits)
+        paths = Paths(model, base, twin, receivers, frozen, task.reads)
+        logits = (paths.base.read(task.reads), paths.twin.read(task.reads))
         reference = logits[0] if way == "noising" else logits[1]
         for side, of in ((seen.clean, 0 if way == "noising" else 1), (seen.corrupted, 1 if way == "noising" else 0)):
             side[prompts] = some.score(logits[of], reference).double().cpu()
         for which, *both in paths.run(conditions, max(1, size // len(prompts))):
             plain, patched = (torch.stack([some.score(row, reference).double().cpu() for row in side]) for side in both)
-            before, after = (torch.stack([certain.score(row).double().cpu() for row in side]) for side in both)
+            before, after = (torch.stack([certain.score(at_end(row)).double().cpu() for row in side]) for side in both)
             change = task.sign * (plain - patched if way == "noising" else patched - plain)  # [condition, prompt]
             place = (torch.tensor(prompts)[:, None], torch.tensor(which))
             seen.effect[place], seen.relative[place] = change.T, ((after - before) / before).T
@@ -223,20 +223,26 @@ class Paths:
     """Prompts of one length, the signals of their base and twin runs, and the edits that open one path and no other."""
 
     def __init__(
-        self, model: Model, base: list[list[int]], twin: list[list[int]], receivers: list[Port], frozen: bool
+        self,
+        model: Model,
+        base: list[list[int]],
+        twin: list[list[int]],
+        receivers: list[Port],
+        frozen: bool,
+        reads: str,
     ) -> None:
-        self.model, self.prompts, self.receivers, self.frozen = model, base, receivers, frozen
+        self.model, self.prompts, self.receivers, self.frozen, self.reads = model, base, receivers, frozen, reads
         taps = [
             Port(s, i)
             for i in range(model.n_layers)
             for s in ("attn.z", "attn.out", "mlp.out")
             if s in model.signals(i)
         ]
-        self.base = run(model, base, taps=taps, logits="last")
-        self.twin = run(model, twin, taps=taps, logits="last")
+        self.base = run(model, base, taps=taps, logits=reads)
+        self.twin = run(model, twin, taps=taps, logits=reads)
 
     def run(self, conditions: list[Senders], n_at_once: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Places of some conditions, and last logits [condition, prompt, vocab] of unpatched rows and patched.
+        """Places of some conditions, and logits [condition, prompt, vocab], or of all positions, of unpatched rows and patched.
 
         All batches have one shape (the last goes back over some conditions): a row is compared with an unpatched one at
         its own place in a batch, where rounding is the same.
@@ -248,14 +254,14 @@ class Paths:
             yield which, plain, self._logits([conditions[i] for i in which])
 
     def _logits(self, conditions: list[Senders]) -> Tensor:
-        """Last logits [condition, prompt, vocab]; with receivers, those of the run in which they alone are changed."""
+        """What the metric reads, [condition, prompt, ...]; with receivers, of the run in which they alone are changed."""
         rows = [(condition, prompt) for condition in conditions for prompt in range(len(self.prompts))]
         ids = [self.prompts[prompt] for _, prompt in rows]
-        trace = run(self.model, ids, taps=self.receivers, edits=self.edits(rows), logits="last")
+        trace = run(self.model, ids, taps=self.receivers, edits=self.edits(rows), logits=self.reads)
         if self.receivers:
             heard = [edit.replace(port, trace[port]) for port in self.receivers]
-            trace = run(self.model, ids, edits=heard, logits="last")
-        return trace.last_logits.unflatten(0, (-1, len(self.prompts)))
+            trace = run(self.model, ids, edits=heard, logits=self.reads)
+        return trace.read(self.reads).unflatten(0, (-1, len(self.prompts)))
 
     def edits(self, rows: list[tuple[Senders, int]]) -> list[Edit]:
         """Each row: all attention (and frozen MLPs) from the base run, then what its senders write, from the twin."""

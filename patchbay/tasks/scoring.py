@@ -76,6 +76,12 @@ def score(task: Any, logits: Tensor, reference: Tensor | None = None) -> Tensor:
     return measure[task.metric](logits, right)
 
 
+ELSEWHERE = (
+    "; possible where the model is run whole: pb.sweep, prove.ablation, prove.knockout_curve, prove.activation_patching, "
+    "prove.attribution_patching, prove.path_patching, prove.cross_model_patching, prove.channel, or score of a whole run's"
+)
+
+
 def _own(task: Any, metric: Callable[..., Any], logits: Tensor) -> Tensor:
     """A metric that is a function, on the logits that it asks for."""
     import torch
@@ -85,7 +91,7 @@ def _own(task: Any, metric: Callable[..., Any], logits: Tensor) -> Tensor:
         axes = "[prompt, position, vocab]" if everywhere else "[prompt, vocab]"
         raise PatchbayError(
             f"task {task.name}: the metric {task.metric_name} reads logits {axes} of {len(task)} prompts, got shape "
-            f"{tuple(logits.shape)}" + ("; possible: pb.sweep, or score of a whole run's" if everywhere else "")
+            f"{tuple(logits.shape)}" + (ELSEWHERE if everywhere else "")
         )
     tokens = getattr(metric, "tokens", None)
     kept = logits if tokens is None else logits[..., torch.as_tensor(tokens, device=logits.device)]
