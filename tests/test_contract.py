@@ -421,6 +421,7 @@ CASES = [
     Case("decode.dexperts", decoded("dexperts", expert=turned, antiexpert=lambda m: turned(m).at(2.0), alpha=0.5)),
     Case("decode.diverse_beam", decoded("diverse_beam", beams=4, groups=2)),
     Case("decode.dola", decoded("dola", layers=[0, 1])),
+    Case("decode.longheads", decoded("longheads", window=2, chunks=3), needs="attn.turn"),
     Case("decode.navigate", decoded("navigate", push=1.0, per_round=2, rounds=2)),
     Case("decode.rerank", decoded("rerank", scorer="logp", pool=[2, 2, 2])),
     Case("decode.rule_adapter", decoded("rule_adapter")),
@@ -526,6 +527,8 @@ WITHOUT = {"mamba2": ("attn.z", "attn.pattern", "mlp.act", "experts.out"), "mixt
 WITHOUT |= {"bloom": ("experts.out", "attn.mask"), "gpt_neo": ("experts.out", "attn.mask")}  # ALiBi, a window in tokens
 WITHOUT["mamba2"] += ("attn.mask",)
 WITHOUT = {name: WITHOUT.get(name, ("experts.out",)) for name in TWINS}  # what a family lacks; these cases refuse there
+for name in ("gpt2", "gemma2", "gpt_neo", "bloom", "mamba2"):  # positions that are learned, windows, distances, states
+    WITHOUT[name] += ("attn.turn",)
 BOTH = [
     pytest.param(c, name, id=f"{c}-{name}") for c in CASES for name in c.on or TWINS if c.needs not in WITHOUT[name]
 ]
@@ -550,7 +553,7 @@ def returned(case: Case, name: str) -> Any:
 
 def on(case: Case, name: str = "gpt2") -> str:
     """That family, or one with experts for what needs them."""
-    return "mixtral" if case.needs == "experts.out" else name
+    return "mixtral" if case.needs in ("experts.out", "attn.turn") else name
 
 
 def of(case: Case, name: str) -> tuple[Case, pb.Model, pb.Task]:

@@ -120,9 +120,11 @@ STILL = {  # where the case leaves a seed nothing to choose
     "measure.side_effects": "two layers have one other part each, and the ends over so few texts stay",
     "find.retrieval_heads": "so few places of the needle are all dealt",
 }
-CHOOSES = {
+CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts that the seed draws
+    "decode.dexperts",
+    "decode.rerank",
     "measure.dial_response",
-    "measure.worst_of_k",  # methods whose own numbers are of prompts, sets or clusters that the seed draws
+    "measure.worst_of_k",
     "find.activation_sparsity",
     "find.concept_depth",
     "find.key_clusters",
@@ -136,7 +138,7 @@ CHOOSES = {
 @functools.cache
 def seeded(case: Case, seed: int) -> Any:
     """What the case returns with this seed, on the family that all tests of seeds take."""
-    name = "mixtral" if case.needs == "experts.out" else "gpt2"
+    name = "mixtral" if case.needs in ("experts.out", "attn.turn") else "gpt2"
     return case(lent(name), task(name), seed=seed)
 
 
@@ -564,7 +566,7 @@ def test_prompts_that_choose_are_not_those_that_report(name: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_provenance_holds_all_that_a_number_depends_on(case: Case) -> None:
     """Versions, the model's weights, every option with its value, and the prompts: nothing more is needed to make it again."""
-    name = "mixtral" if case.needs == "experts.out" else "gpt2"
+    name = "mixtral" if case.needs in ("experts.out", "attn.turn") else "gpt2"
     drawn_from = "seed" in inspect.signature(METHODS[case.method]).parameters
     returned = seeded(case, 3) if drawn_from else case(lent(name), task(name))
     provenance = returned.provenance

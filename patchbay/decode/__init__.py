@@ -6,6 +6,7 @@ contrastive_search     the likely token whose state is least like those before i
 dexperts               the model's law, raised where an expert finds a token likelier than an anti-expert
 diverse_beam           beams in groups that are pushed apart
 dola                   what the last layer finds likelier than an earlier one
+longheads              long texts, of which each head reads a few chunks
 navigate               several answers, each away from those that were explored
 rerank                 segments that are drawn, and kept by a scorer
 rule_adapter           three rules on the output in place of a tuned model
@@ -18,6 +19,7 @@ from patchbay.decode.contrastive_search import contrastive_search
 from patchbay.decode.dexperts import dexperts
 from patchbay.decode.diverse_beam import diverse_beam
 from patchbay.decode.dola import dola
+from patchbay.decode.longheads import longheads
 from patchbay.decode.navigate import navigate
 from patchbay.decode.rerank import rerank
 from patchbay.decode.rule_adapter import rule_adapter
@@ -30,6 +32,7 @@ __all__ = [
     "dexperts",
     "diverse_beam",
     "dola",
+    "longheads",
     "navigate",
     "rerank",
     "rule_adapter",

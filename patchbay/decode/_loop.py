@@ -24,6 +24,7 @@ from patchbay.edits.edit import Edit
 from patchbay.jacks.arguments import CACHE_NAMES, with_cache
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
+from patchbay.model import text
 from patchbay.model.generate import NEW_TOKENS, groups
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
@@ -86,13 +87,17 @@ def asked(
     max_new_tokens: int = NEW_TOKENS,
     ends: Sequence[int] | None = None,
     batch_size: int = 16,
+    *,
+    endless: bool = False,
 ) -> Call:
-    """A call as it was asked, checked before anything runs. `ends` None: the end tokens of the model's generation config."""
+    """A call as it was asked, checked before anything runs. `ends` None: the end tokens of the model's generation config. `endless`:
+    texts may be longer than the model was made for."""
     model.check_mode()
-    encoded = model.encode(prompts)
+    encoded = text.read(_Endless(model) if endless else model, prompts).ids  # type: ignore[arg-type]
     if max_new_tokens < 1:
         raise PatchbayError(f"max_new_tokens={max_new_tokens}: one or more")
-    check_length(model, encoded, max_new_tokens)
+    if not endless:
+        check_length(model, encoded, max_new_tokens)
     if ends is None:
         own = getattr(getattr(model.hf, "generation_config", None), "eos_token_id", None)
         ends = [] if own is None else torch.as_tensor(own).flatten().tolist()
@@ -100,6 +105,18 @@ def asked(
     if bad is not None:
         raise PatchbayError(f"ends={list(ends)}: {bad} is no token, the vocabulary is 0..{model.vocab_size - 1}")
     return Call(model, encoded, max_new_tokens, frozenset(ends), batch_size, model.active_edits())
+
+
+class _Endless:
+    """A model whose prompts may have any length."""
+
+    longest_prompt = None
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def check_length(model: Model, prompts: Sequence[Sequence[int]], n_new: int) -> None:
@@ -253,7 +270,11 @@ class Rows:
         model = self.call.model
         self._session = Session(model, self.taps, self.edits(), whole=True, prompt_length=self.start)
         self._session.__enter__()
+        self.attach(self._session)
         return self._session
+
+    def attach(self, session: Session) -> None:
+        """What else these rows put on their model, while that session lasts."""
 
     def _close(self) -> None:
         if self._session is not None:
@@ -279,15 +300,15 @@ def _proved(model: Model) -> bool:
     """One short run: two rows cached, repeated and continued have the logits of whole runs of the four texts."""
     ids = torch.tensor([[1, 2, 3], [3, 0, 1], [1, 2, 3], [3, 0, 1]], device=model.device) % model.vocab_size
     more = torch.tensor([[0], [1], [2], [3]], device=model.device) % model.vocab_size
-    text = torch.cat([ids, more], 1)
+    both = torch.cat([ids, more], 1)
     with Session(model, whole=True):
         cache = _cache_of(model.hf(ids[:2], attention_mask=torch.ones_like(ids[:2]), use_cache=True))
         if not hasattr(cache, "reorder_cache"):
             return False
         cache.reorder_cache(torch.tensor([0, 1, 0, 1], device=model.device))
-        mask, own = torch.ones_like(text), with_cache(model.hf, cache)
+        mask, own = torch.ones_like(both), with_cache(model.hf, cache)
         seen = model.hf(more, attention_mask=mask, use_cache=True, **own).logits[:, -1].double()
-        whole = model.hf(text, attention_mask=mask, use_cache=False).logits[:, -1].double()
+        whole = model.hf(both, attention_mask=mask, use_cache=False).logits[:, -1].double()
     gap = (seen - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
     return float(gap) <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25)
 

@@ -32,6 +32,7 @@ MADE_AXES = {
     "strength": "how far a knob is turned",
     "n_parts": "how many parts are edited together",
     "draw": "repeats of a random control",
+    "chunk": "pieces of a long text, in their order",
     "draft": "continuations of one prompt side by side",
     "condition": "named cases side by side: chosen and random parts, clean and corrupted prompts",
     "statistic": "named summaries side by side that are no variables of their own",

@@ -77,6 +77,35 @@ def test_reference() -> None:
             assert close(found["logp"][i].sum(-1), found["score"][i] * 6**power, of=30.0, dtype=torch.float32)
 
 
+def loops(model: pb.Model, prompt: list[int], beams: int, power: float, end: int, n: int) -> list[list[int]]:
+    """Few beams of texts that may end, by loops and to the last token: what ends among the best is kept aside, others fill up."""
+    live: list[tuple[float, list[int]]] = [(0.0, [])]
+    kept: list[tuple[float, list[int]]] = []
+    for step in range(n):
+        found = []
+        for score, tokens in live:
+            with torch.no_grad():
+                logits = model.hf(torch.tensor([prompt + tokens])).logits[0, -1].double()
+            found += [(score + x, [*tokens, v]) for v, x in enumerate(torch.log_softmax(logits, -1).tolist())]
+        found.sort(key=lambda one: -one[0])
+        last = step == n - 1
+        kept += [(score / len(t) ** power, t) for score, t in found[:beams] if t[-1] == end and not last]
+        live = [one for one in found if one[1][-1] != end or last][:beams]
+    kept += [(score / len(t) ** power, t) for score, t in live]
+    return [tokens for _, tokens in sorted(kept, key=lambda one: -one[0])[:beams]]
+
+
+@pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+def test_a_search_that_stops_early_has_found_what_the_whole_search_finds(power: float) -> None:
+    """Two beams on all prompts of two tokens of a model of four, some of which stop early."""
+    model, calls = four(), []
+    for prompt in ([a, b] for a in range(4) for b in range(4)):
+        found = pb.decode.beam(model, [prompt], beams=2, length_penalty=power, max_new_tokens=6, ends=[2])
+        assert new_tokens(found)[0] == loops(model, prompt, 2, power, 2, 6)
+        calls.append(int(found["calls"]))
+    assert (min(calls) < 6) == (power < 2.0)
+
+
 def test_null() -> None:
     """One beam is greedy decoding, and the search costs a pass for a token."""
     model = model_of()

@@ -60,9 +60,9 @@ def test_reference() -> None:
     from patchbay.decode._loop import draw, generators
     from patchbay.decode._sampling import nucleus
 
-    model, end = model_of(), [int(t) for t in range(40, 96)]
+    model, end = model_of(), [int(t) for t in range(75, 96)]
     call = asked(model, PROMPTS, NEW, end, 8)
-    scorer = lambda prompt, texts: [float(-len(text)) + 0.001 * sum(text) for text in texts]  # noqa: E731
+    scorer = lambda prompt, texts: [0.1 * text[0] + 0.01 * sum(text) for text in texts]  # noqa: E731
     found = decode(call, scorer=scorer, pool=[2, 3, 2], top_p=0.9, seed=3)
     chance = generators(3, PROMPTS, 6)
     for i, prompt in enumerate(PROMPTS):

@@ -67,9 +67,15 @@ def naive(
     return sorted(((score / n, tokens) for score, tokens in drafts), key=lambda one: -one[0])
 
 
-@pytest.mark.parametrize("texts", [[], TEXTS])
-def test_reference(texts: list[list[int]]) -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_reference(known: bool) -> None:
+    """Without n-grams, and with those of texts in which likely tokens follow what the prompts end with."""
     model = model_of()
+    likely = pb.run(model, PROMPTS, logits="last").last_logits.topk(9).indices.tolist()
+    texts = [
+        [*ids, token, later] for ids, row in zip(PROMPTS, likely, strict=True) for token in row[1:] for later in row[:3]
+    ]
+    texts = texts if known else []
     found = pb.decode.superposed(model, PROMPTS, drafts=3, temperature=0.7, texts=texts or None, max_new_tokens=4)
     for i, prompt in enumerate(PROMPTS):
         expected = naive(model, prompt, 3, 0.54 if texts else 0.0, 0.7, 4, texts)

@@ -173,3 +173,23 @@ def hewitt2024(model: pb.Model, seed: int) -> Claim:
         worst = max(worst, abs(gain - 3 * SLOPE))
     text = "after three tokens of a response the odds of an end have risen by e^.18"
     return Claim(text, worst, worst, worst, 1e-6, "nats", above=False)
+
+
+@claim("lu2024", "mechanism", "tiny-llama")
+def lu2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if a secret in a text is said more often where each head may choose one chunk than where it reads the forced ones alone."""
+    import torch
+
+    from patchbay import maths
+
+    task = pb.tasks.needle_retrieval(model, N, seed=seed)
+    prompts, right = [list(ids) for ids in task.clean], torch.tensor(task.right)
+    options: dict[str, Any] = {"window": 8, "max_new_tokens": 1, "ends": []}
+    own, forced = (
+        (pb.decode.longheads(model, prompts, chunks=n, **options)["tokens"][:, 0, 0] == right).double() for n in (4, 3)
+    )
+    text = (
+        f"heads that choose one chunk of eight tokens beside the first and the last two find what is asked ({float(own.mean()):.0%}; "
+        f"{float(forced.mean()):.0%} without the choice)"
+    )
+    return Claim(text, *maths.paired_interval(own, forced)[:3], 0.0, "share of prompts")
