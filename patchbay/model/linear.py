@@ -3,8 +3,8 @@ weights that are quantised or lie elsewhere.
 
 A plain linear layer is believed: its weight is what it multiplies by. Any other module (a LoRA layer, a quantised one, a class
 of its own) is asked: what it makes of random inputs must be what the matrix makes of them. The matrix that is tried is its
-own weight, then that with its active adapters' changes, then the one that the unit vectors give, which is what the module
-multiplies by whatever it holds. A module of which none is true is no linear map, and is refused. Nothing is kept: a weight
+own weight, then that with its active adapters' changes, then what a packed weight unpacks to, then the one that the unit vectors
+give, which is what the module multiplies by whatever it holds. A module of which none is true is no linear map, and is refused. Nothing is kept: a weight
 that is trained, merged or switched off is seen.
 
 Some quantised layers (bitsandbytes 8-bit, torchao with dynamic activations) also round what they are given, by a step that
@@ -13,6 +13,7 @@ depends on it. Their matrix is exact, and `Read.off` says how far that rounding 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -207,10 +208,13 @@ def _asked(module: Any) -> Read:
             y, bias = call(x), call(x.new_zeros(1, width))[0]
         except (RuntimeError, TypeError, AttributeError, AssertionError, IndexError):
             continue
-        ways: list[Callable[[], Tensor]] = [*_candidates(module), partial(_by_unit_vectors, call, width, bias)]
+        ways: list[Callable[[], Tensor]] = [*_candidates(module), *_unpacked(weight)]
+        ways.append(partial(_by_unit_vectors, call, width, bias))
         for made in ways:
             matrix = made()
             if matrix.shape == (width, len(bias)) and (off := _off(x, matrix, bias, y)) <= tolerance:
+                if not plain and not _is_rounding(call, matrix, bias, dtype):
+                    continue
                 has_bias = bool(bias.any()) or getattr(module, "bias", None) is not None
                 return Read(matrix, bias if has_bias else None, 0.0 if plain else off)
     raise PatchbayError(
@@ -267,6 +271,18 @@ def _candidates(module: Any) -> Iterator[Callable[[], Tensor]]:
             yield with_adapters
 
 
+def _unpacked(weight: Any) -> Iterator[Callable[[], Tensor]]:
+    """What a tensor that packs its numbers says that they are. Where inputs are rounded too, single ones need not come out whole."""
+    if isinstance(weight, Tensor) and type(weight) not in (Tensor, nn.Parameter):
+        try:
+            numbers = weight.dequantize()
+        except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+            return
+        if type(numbers) is Tensor and numbers.ndim == 2:
+            yield lambda: numbers.T
+            yield lambda: numbers
+
+
 def _by_unit_vectors(call: Callable[[Tensor], Tensor], width: int, bias: Tensor) -> Tensor:
     """The matrix whose rows are what the module makes of unit vectors."""
     out = [call(torch.eye(width, dtype=torch.float32)[some]) - bias for some in torch.arange(width).split(ROWS)]
@@ -283,6 +299,29 @@ def some_rows(module: Any, places: Tensor) -> Tensor:
     units[torch.arange(len(places)), places] = 1.0
     with there(module):
         return _forward(module, device, dtype, units) - _forward(module, device, dtype, units[:1] * 0)
+
+
+def _is_rounding(call: Callable[[Tensor], Tensor], matrix: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
+    """Whether what a quantised map makes of random inputs differs from the matrix's product by no more than rounding does.
+
+    Rounding what it is given leaves errors that have nothing to do with the inputs; a weight that is another leaves the input
+    times the difference, a map that is not linear something along its output. So the errors of N inputs are correlated with each
+    input and with each output, and the largest must be one that chance gives once in 10,000 times (some 6 deviations). Power: with
+    int8 inputs a single weight off by one int8 step of a row of normal weights stands 3.7 sqrt(N / width) deviations out; N is 16 for
+    each input, at most 2048, so that it is seen up to a width of about 500; wider, an output whose scale is off by a per mille is."""
+    width = len(matrix)
+    n = min(16 * width, 2048)
+    x = torch.randn(n, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    made = x.to(matrix.device) @ matrix.double() + bias.double()
+    error, linear = call(x).double() - made, made - bias.double()  # [input, out]
+    spread = error.std(0).clamp(min=1e-300)
+    moved = x.to(matrix.device).T @ error / n  # [in, out]: by how much each weight would be another
+    slope = (linear * error).sum(0) / linear.square().sum(0).clamp(min=1e-300)  # [out]
+    likely = (2 * math.log(1e4 * (moved.numel() + slope.numel()))) ** 0.5
+    least = 4 * torch.finfo(dtype).eps  # the matrix itself was read in this dtype
+    single = (moved.abs() * n**0.5 > likely * spread) & (moved.abs() > least * matrix.abs().max())
+    along = (slope.abs() * linear.norm(dim=0) > likely * spread) & (slope.abs() > least)
+    return not bool(single.any() or along.any())
 
 
 def _off(x: Tensor, matrix: Tensor, bias: Tensor, y: Tensor) -> float:
