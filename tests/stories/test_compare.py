@@ -53,7 +53,7 @@ def test_planted_and_null(model: pb.Model, task: pb.Task, neutral: list[str]) ->
     asked = pb.Task("one", task.clean[:16], (right,) * 16, ((wrong,),) * 16)
     rows = model.unembed.weight.detach()
     between = pb.Knob("between", [pb.add("final_norm", 4 * (rows[right] - rows[wrong]), positions="last")], 1.0)
-    found = pb.compare(model, asked, [between, aside(model)], neutral, strengths=STEPS, draws=2)
+    found = pb.compare(model, asked, [between, aside(model)], neutral, strengths=STEPS, draws=6)
     assert found.labels_of("condition") == ["between", "aside"]
     assert float(found["effect"][0, -1]) > 5 * float(found["effect"][1].abs().max())
     first, second = found.tables["knobs"]
