@@ -1,7 +1,8 @@
 """Much at once: signals of many positions to disk, weights to fingerprints, runs in threads.
 
 "trace" is `pb.run` of a GPT-2 of one layer, 768 wide, into a folder, one residual stream tapped, against the same batches run one after
-the other without taps or folder; every pair runs prompts of its own; the cpu clock does not count waiting for the disk. "fingerprint" is the fingerprint of that model against SHA-256 of
+the other without taps or folder; every pair runs prompts of its own; the cpu clock does not count waiting for the disk. "long" is the same with
+several shards in one call, and says by how much the peak of resident memory stands above the start, without and with the folder. "fingerprint" is the fingerprint of that model against SHA-256 of
 the same bytes, "kept fingerprint" a kept one, checked, against computing it. "threads" is untapped runs of a small random model in
 two threads against as many in one, with one torch thread each: 0.5 is twice the throughput, and only free cores can show it; the
 note has what plain Hugging Face's own runs gain, which is the most that there is.
@@ -13,6 +14,7 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,10 @@ from patchbay.model.fingerprint import fingerprint_of, version_of
 from patchbay.model.run import TOGETHER
 from patchbay.tiny.twins import twin
 
-PARTS = ("trace", "fingerprint", "threads")
+PARTS = ("trace", "long", "fingerprint", "threads")
 TARGETS = {"trace": 1.2, "fingerprint": 0.33, "kept": 0.5, "threads": 1 / 1.6}
 PROMPTS, POSITIONS, PAIRS = 200, 128, 4
+LONG = 1024  # prompts of the long trace: several shards
 RUNS = 40
 METHOD = __doc__.split("\n\n", 1)[1].replace("\n", " ").strip()
 
@@ -42,6 +45,8 @@ def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, 
     hf = AutoModelForCausalLM.from_config(config, dtype=dtype).eval().to(device)
     if "trace" in parts:
         yield _trace(folder, pb.load(hf), device)
+    if "long" in parts:
+        yield _long(folder, pb.load(hf), device)
     if "fingerprint" in parts:
         yield from _fingerprint(folder, hf, seconds)
     if "threads" in parts:
@@ -65,6 +70,53 @@ def _trace(folder: Path, model: pb.Model, device: str) -> Row:
     megabytes = PROMPTS * POSITIONS * model.d_model * model.hf.dtype.itemsize / 1e6
     note = f"{PAIRS} pairs of {PROMPTS * POSITIONS:,} positions, {megabytes:.0f} MB each"
     return timed("trace to disk", "gpt2, one layer", f"{PROMPTS} x {POSITIONS}", found, TARGETS["trace"], note)
+
+
+def _long(folder: Path, model: pb.Model, device: str) -> Row:
+    """Two pairs; what is in memory does not grow with what is on disk."""
+    port, count = model.layers[0].resid_out, itertools.count()
+    ids = prompts(LONG, POSITIONS, model.vocab_size, device)
+    grown: dict[str, list[float]] = {"alone": [], "to disk": []}
+    warm = dict.fromkeys(grown, True)
+
+    def some(name: str) -> torch.Tensor:
+        """All prompts, but two batches in the first run of each, which warms up."""
+        first, warm[name] = warm[name], False
+        return ids[: 2 * TOGETHER] if first else ids
+
+    def alone() -> None:
+        with _peak(grown["alone"]):
+            for batch in some("alone").split(TOGETHER):
+                pb.run(model, batch, logits="last")
+
+    def to_disk() -> None:
+        with _peak(grown["to disk"]):
+            pb.run(model, some("to disk"), taps=[port], folder=folder / f"long-{next(count)}")
+
+    _ = model.fingerprint
+    found = compare(alone, to_disk, seconds=0, least=2, most=2, warm=1)
+    n = LONG * POSITIONS
+    size, rate = n * model.d_model * model.hf.dtype.itemsize / 1e6, n / min(found.ours)
+    memory = ", ".join(f"{name} +{max(each):.0f} MB" for name, each in grown.items() if each)
+    note = f"{n:,} positions, {size:.0f} MB on disk, {rate:,.0f} positions/s, 10 million in {1e7 / rate / 60:.0f} min; peak memory {memory or 'unknown'}"
+    return timed("trace to disk, long", "gpt2, one layer", f"{LONG} x {POSITIONS}", found, TARGETS["trace"], note)
+
+
+@contextmanager
+def _peak(into: list[float]) -> Iterator[None]:
+    """Append by how many MB the resident set rose above what it was, at most; nothing where the kernel does not say."""
+    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.is_file():
+        yield
+        return
+
+    def read(name: str) -> float:
+        return next(float(line.split()[1]) / 1e3 for line in status.read_text().splitlines() if line.startswith(name))
+
+    clear.write_text("5")  # the peak starts anew
+    before = read("VmRSS")
+    yield
+    into.append(read("VmHWM") - before)
 
 
 def _fingerprint(folder: Path, hf: Any, seconds: float) -> Iterator[Row]:

@@ -50,6 +50,18 @@ def test_output_in_an_encoding_that_lacks_letters_is_whole(encoding: str, monkey
     assert titles == {entry["title"] for entry in catalogue.papers()}
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_a_card_with_contexts_is_whole_in_any_encoding(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.txt").write_text("The capital of Lolavia is Budurg.\n", encoding="utf-8")
+    said = said_in(encoding, ["show", "tiny", "L1.N5", "--texts", str(tmp_path / "texts.txt")], monkeypatch).decode(
+        encoding
+    )
+    assert "highest activation of 7 tokens" in " ".join(said.split())
+    assert ("\u00ab" in said) == (encoding != "ascii")
+
+
 def test_without_colour_and_on_any_width_nothing_is_coloured_or_fails() -> None:
     for width in ("1", "20", "400"):
         done = run("papers", "sink", NO_COLOR="1", COLUMNS=width)
