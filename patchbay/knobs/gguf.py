@@ -47,7 +47,16 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     raw = path.read_bytes()
     try:
         return _Reader(raw).file()
-    except (struct.error, ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (
+        struct.error,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ArithmeticError,
+        MemoryError,
+        RecursionError,
+    ) as error:
         if isinstance(error, PatchbayError):
             raise
         raise PatchbayError(f"{path} is no GGUF file, or a damaged one: {error!r}") from error

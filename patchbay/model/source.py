@@ -161,9 +161,13 @@ def _refuse_encoders(model: Any) -> None:
 
 def adapter_base(path: Path) -> str:
     """The model that an adapter folder was made for: a built-in, a folder (beside the adapter or from here), or a hub name."""
-    named = str(
-        json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-    )
+    try:
+        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        named = str(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise _not_loaded(
+            str(path), f"its adapter_config.json is no table of settings ({type(error).__name__})"
+        ) from error
     if named in built_in_names():
         return named
     beside = path / os.path.expanduser(named)
@@ -184,8 +188,11 @@ def _adapted(source: str, path: Path, options: dict[str, Any]) -> Any:
     hf = from_pretrained(base, **options)
     try:
         return lent(PeftModel.from_pretrained(hf, str(path)).eval())
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise _not_loaded(source, f"its adapter does not fit {base}: {str(error).splitlines()[0][:200]}") from error
+    except PatchbayError:
+        raise
+    except Exception as error:  # whatever peft says of settings and weights that it cannot use
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise _not_loaded(source, f"its adapter does not fit {base}: {said}") from error
 
 
 def tokenizer_of(source: str) -> dict[str, str]:

@@ -240,3 +240,25 @@ def test_hybrid_layers_offer_what_they_have() -> None:
     assert len(model.layers[0].heads) == 0
     with pytest.raises(PatchbayError, match="head 0 asked, there are none"):
         model.layers[0].heads[0]
+
+
+def test_neurons_that_a_factor_follows_are_not_offered() -> None:
+    """Falcon-H1's `mlp_multipliers` scale what the down projection makes: the stream is right, W_out would not be."""
+    model = pb.load(twin("falcon_h1", mlp_multipliers=[0.8, 0.6]))
+    assert "no neurons in layers [0, 1]" in str(model.check)
+    assert {"mlp.in", "mlp.out"} <= set(model.signals(0))
+    assert "mlp.act" not in model.signals(0)
+    assert [row for row in verify(model) if not row.passed] == []
+    ids = torch.tensor([[5, 9, 20, 33]])
+    for signal in ("attn.out", "resid_mid", "mlp.out"):
+        port = Port(signal, 1)
+        with torch.no_grad():
+            plain = model.hf(ids, use_cache=False).logits
+        assert torch.equal(pb.run(model, ids, taps=[port]).logits, plain)
+        trace = pb.run(model, ids, taps=[port], grad=True)
+        (found,) = torch.autograd.grad(trace.last_logits[0, 7], trace[port])
+        step = 1e-2 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+        moved = [
+            float(pb.run(model, ids, edits=[pb.add(port, s * step, positions=3)]).last_logits[0, 7]) for s in (1, -1)
+        ]
+        assert float(found[0, 3] @ step) == pytest.approx((moved[0] - moved[1]) / 2, rel=0.02, abs=1e-5)

@@ -152,7 +152,22 @@ def test_a_model_whose_prompts_know_of_one_another_is_refused() -> None:
 # ---- the graph -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "falcon", "gpt_neo", "mixtral", "lfm2", "qwen3_next", "bloom"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "gemma2",
+        "falcon",
+        "gpt_neo",
+        "mixtral",
+        "lfm2",
+        "qwen3_next",
+        "bloom",
+        "falcon_h1",
+        "nemotron_h",
+        "granite_swa",
+    ],
+)
 def test_gradients_agree_with_the_view_of_a_family(name: str) -> None:
     assert graph_error(pb.load(twin(name))) is None
 
