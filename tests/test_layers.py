@@ -48,7 +48,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
-    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method",
+    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method harness_command",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
@@ -254,6 +254,7 @@ COMMANDS_TAKE = {  # what commands take beside the package's face, Results and s
     ("cli.under", "knobs.rows"): "`--each`: each prompt under its own knob",
     ("cli.prompt_files", "tasks.rows"): "`--prompts`: a file that has no answers gives its prompts",
     ("cli.prompt_files", "tasks.table"): "`--prompts`: a file's columns",
+    ("cli.harness_command", "measure.lm_eval"): "`harness`: the model that lm-evaluation-harness is to know",
 }
 
 
@@ -312,10 +313,13 @@ def test_every_public_name_resolves_and_is_listed_once() -> None:
     assert shown == set(pb.__all__)  # what a reader's tools see is what there is
 
 
+EXTRAS = ("measure.lm_eval", "measure.inspect_ai")  # of packages that need not be installed
+
+
 def test_public_names_stay_what_they_are_when_every_file_is_imported() -> None:
     code = (
         "import types, importlib, patchbay as pb\n"
-        f"for name in {[name for name in modules() if name]}: importlib.import_module('patchbay.' + name)\n"
+        f"for name in {[name for name in modules() if name and name not in EXTRAS]}: importlib.import_module('patchbay.' + name)\n"
         "print([name for name in pb.__all__ if isinstance(getattr(pb, name), types.ModuleType)])\n"
     )
     assert python(code) == str(["decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"])

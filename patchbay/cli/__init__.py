@@ -22,6 +22,7 @@ from patchbay.cli import (
     compare_command,
     complete,
     feed_commands,
+    harness_command,
     knob_commands,
     new,
     options,
@@ -305,6 +306,7 @@ cli.add_command(knob_commands.generate)
 cli.add_command(knob_commands.knob)
 cli.add_command(new.new)
 cli.add_command(check_method.check_method)
+cli.add_command(harness_command.harness)
 cli.add_command(feed_commands.papers)
 
 

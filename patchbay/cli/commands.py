@@ -245,8 +245,8 @@ def all_command() -> click.Command:
 def _option(key: str, parameter: inspect.Parameter, word: str = "") -> click.Option:
     """One option, with its word from the method's docstring."""
     flag, hint, word = f"--{key.replace('_', '-')}", parameter.annotation, _sentence(word)
-    needed = parameter.default is parameter.empty
-    default = None if needed or parameter.default in (None, UNKNOWN) else parameter.default
+    needed = parameter.default is parameter.empty and key != "knob"  # a knob's file may stand in the model's place
+    default = None if parameter.default in (parameter.empty, None, UNKNOWN) else parameter.default
     if hint is bool and not needed:
         return click.Option([f"{flag}/--no-{flag[2:]}", key], default=default, show_default=True, help=word)
     shown = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
@@ -273,6 +273,10 @@ def run_method(
 
     refuse_to_replace(given)
     quiet = given["as_json"]
+    if "knob" in takes and given["model"] and not given.get("knob") and ".knob" in Path(given["model"]).name:
+        given |= {"knob": given["model"], "model": _made_on(given["model"])}
+    if "knob" in takes and takes["knob"].default is inspect.Parameter.empty and not given.get("knob"):
+        raise click.UsageError("Missing option '--knob'.")
     model = load_model(given["model"], given, quiet=quiet) if given["model"] else None
     call: dict[str, Any] = {}
     for key, parameter in takes.items():
@@ -293,6 +297,14 @@ def run_method(
     with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown), under(model, given, acted_on):
         returned = function(**call)
     show(returned, given)
+
+
+def _made_on(text: str) -> str:
+    """The source of the model that the knob of a file was made on, where a knob stands in the model's place."""
+    found = reading.read_knob(text)
+    if not found.made_on.get("source"):
+        raise PatchbayError(f"{text} does not say which model it was made on: give the model first, and --knob {text}")
+    return str(found.made_on["source"])
 
 
 def _text_or_task(model: Model, given: Mapping[str, Any], *, texts: bool) -> Any:

@@ -44,10 +44,12 @@ class Spelled:
 
 @dataclass(frozen=True)
 class Scores:
-    """`logp` [prompt, choice] in nats and `n_tokens` [prompt, choice]; NaN and 0 where a prompt has fewer answers."""
+    """`logp` [prompt, choice] in nats and `n_tokens` [prompt, choice]; NaN and 0 where a prompt has fewer answers. `greedy` [prompt,
+    choice]: whether no token is likelier than the answer's, at any of its places."""
 
     logp: Tensor
     n_tokens: Tensor
+    greedy: Tensor
     spelled: Spelled
 
     def normed(self, norm: str) -> Tensor:
@@ -99,18 +101,18 @@ def score(model: Model, spelled: Spelled, *, batch_size: int = 32) -> Scores:
             places.append([(key, _at(reads, (len(prompt) - 1 + k, token))) for k, token in enumerate(ids)])
         at.append(places)
     keys = list(rows)
-    values = token_logprobs(
-        model, [k[0] for k in keys], [rows[k] for k in keys], [k[1] for k in keys], batch_size=batch_size
-    )
+    rows_of, starts = [key[0] for key in keys], [key[1] for key in keys]
+    values = token_logprobs(model, rows_of, [rows[key] for key in keys], starts, best=True, batch_size=batch_size)
     found = dict(zip(keys, values, strict=True))
     width = max(map(len, spelled.answers))
     logp = torch.full((len(at), width), torch.nan, dtype=torch.float64)
-    n_tokens = torch.zeros(len(at), width, dtype=torch.long)
+    n_tokens, greedy = torch.zeros(len(at), width, dtype=torch.long), torch.zeros(len(at), width, dtype=torch.bool)
     for i, places in enumerate(at):
         for j, read in enumerate(places):
-            logp[i, j] = torch.stack([found[key][k] for key, k in read]).sum()
+            own, best = torch.stack([found[key][k] for key, k in read]).unbind(1)
+            logp[i, j], greedy[i, j] = own.sum(), bool((own == best).all())
             n_tokens[i, j] = len(read)
-    return Scores(logp, n_tokens, spelled)
+    return Scores(logp, n_tokens, greedy, spelled)
 
 
 def _longest(heads: Sequence[Ids]) -> list[Ids]:

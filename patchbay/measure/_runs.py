@@ -53,21 +53,24 @@ def token_logprobs(
     reads: Sequence[Reads] | None = None,
     starts: Sequence[int] | None = None,
     *,
+    best: bool = False,
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """Of each row, log p in nats of what `reads` asks, [read]; without it, of every token but the first given those before it.
+    """Of each row, log p in nats of what `reads` asks, [read]; without it, of every token but the first given those before it. With
+    `best`, beside each that of the likeliest token, [read, 2].
 
     `starts`: how many tokens of each row are its prompt, for edits that count from the prompt's end; without, the whole row."""
     refuse_by_row(model)
     reads = [[(at, row[at + 1]) for at in range(len(row) - 1)] for row in rows] if reads is None else reads
     starts = [len(row) for row in rows] if starts is None else starts
-    found: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * len(rows)
+    found: list[Tensor] = [torch.zeros((0, 2) if best else 0, dtype=torch.float64)] * len(rows)
     for some in batches(model, rows, batch_size):
         logits = _logits(model, [list(rows[i]) for i in some], [starts[i] for i in some])
         flat = [(at, position, token) for at, i in enumerate(some) for position, token in reads[i]]
         if not flat:
             continue
-        values = _read(logits, flat, some)
+        values = _read(logits, flat, some)  # [read, 2]
+        values = values if best else values[:, 0]
         for i, own in zip(some, values.split([len(reads[i]) for i in some]), strict=True):
             found[i] = own
     return found
@@ -114,11 +117,13 @@ def _logits(model: Model, rows: list[list[int]], starts: list[int]) -> Tensor:
     ready = kept.get(key)
     if ready is None or (edits and (ready.base is None or any(edit.port.signal == "logits" for edit in edits))):
         return run_rows(model, rows, starts).logits
+    if model._session is not None:
+        model._session.runs += 1  # its edits are made, of layers called one by one
     return ready.logits(edits)
 
 
 def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], some: Sequence[int]) -> Tensor:
-    """Log-probabilities [read] of (row of the batch, position, token), a block of positions at a time."""
+    """Log-probabilities [read, 2] of (row of the batch, position, token) and of the likeliest token there, a block at a time."""
     where = torch.tensor(flat, device=logits.device)
     step = max(1, 2**24 // logits.shape[-1])
     pieces = []
@@ -131,5 +136,6 @@ def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], some: Sequence[i
             raise PatchbayError(
                 f"row {some[at]}: the model gives logits that are no numbers (NaN), so nothing can be scored"
             )
-        pieces.append(maths.log_probability(seen, token).double().cpu())
+        own = maths.log_probability(seen, token)
+        pieces.append(torch.stack([own, maths.log_probability(seen, seen.argmax(-1))], 1).double().cpu())
     return torch.cat(pieces)

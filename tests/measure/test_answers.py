@@ -149,6 +149,7 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
         scores(model, [[5]], [[[6]]])
 
 
+@pytest.mark.filterwarnings("ignore::patchbay.errors.EditNeverMade")  # what is refused is not run
 def test_edits_count_in_the_prompt_and_rows_are_refused() -> None:
     """An edit at the prompt's last token acts there, however long the answer is."""
     model = pb.load(twins.twin("llama"))
@@ -202,11 +203,12 @@ def test_a_table_stands_for_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     from patchbay.measure import _answers
 
     def told(model: Any, rows: Any, reads: Any, starts: Any, **_: Any) -> list[torch.Tensor]:
-        return [torch.tensor([table[token] for _, token in each], dtype=torch.float64) for each in reads]
+        return [torch.tensor([[table[token], -1.0] for _, token in each], dtype=torch.float64) for each in reads]
 
     monkeypatch.setattr(_answers, "token_logprobs", told)
     found = scores(pb.load(twins.twin("gpt2")), [[5], [6]], [[[1, 2], [3]], [[4], [1, 1, 1]]])
     assert found.logp.tolist() == [[-3.0, -3.0], [-4.0, -3.0]]
+    assert found.greedy.tolist() == [[False, False], [False, True]]
 
 
 def test_chains_of_answers_share_rows() -> None:

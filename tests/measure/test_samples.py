@@ -48,6 +48,7 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.filterwarnings("ignore::patchbay.errors.EditNeverMade")  # what is refused is not run
 def test_edits_act_on_samples_and_those_by_row_are_refused() -> None:
     model = pb.load(twins.twin("llama"))
     plain = samples(model, [[5, 6, 7]], 4, max_new_tokens=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,34 @@ def test_meters_as_text_and_what_is_refused() -> None:
     made = pb.turn.scale(["L1.H1"], 0.0, model=reader("pairs", "gpt2"))
     with pytest.raises(pb.PatchbayError, match="was made on"):
         pb.measure.side_effects(model, made, meters())
+
+
+def test_at_the_command_line_a_knob_names_its_model(tmp_path: Path) -> None:
+    """`patchbay measure side-effects K.knob --meters ...`: on the built-in model that the knob was made on."""
+    from click.testing import CliRunner
+
+    from patchbay.cli import cli
+
+    knob = pb.turn.scale(["L1.H1"], 0.0, model=pb.load("tiny")).save(tmp_path / "k.knob")
+    (tmp_path / "texts.jsonl").write_text(
+        '{"text": "Mary went to the park."}\n{"text": "Then John gave the ball to Mary."}\n'
+    )
+    command = [
+        "measure",
+        "side-effects",
+        str(knob),
+        "--meters",
+        f"text_loss={tmp_path / 'texts.jsonl'}",
+        "--draws",
+        "2",
+    ]
+    said = CliRunner().invoke(cli, command)
+    assert said.exit_code == 0, said.output
+    assert "text_loss" in said.output
+    assert "verdict" in said.output
+    lent = pb.turn.scale(["L1.H1"], 0.0, model=reader("pairs", "gpt2")).save(tmp_path / "lent.knob")
+    refused = CliRunner().invoke(cli, ["measure", "side-effects", str(lent), "--meters", "text_loss=x.jsonl"])
+    assert "does not say which model it was made on" in refused.output + str(refused.exception)
 
 
 def test_a_meter_that_fails_leaves_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
