@@ -162,6 +162,45 @@ def test_a_seed_matters_where_something_is_drawn_and_only_there(case: Case) -> N
     assert moved == (case.method not in STILL)
 
 
+# --- where less is better ---------------------------------------------------------------------------
+
+
+def more(logits: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    return logits[:, 7] - logits[:, 11] + 0.1 * prompt
+
+
+def less(logits: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    return -more(logits, prompt)
+
+
+TURNED = {  # case: what is told in the direction of the better score
+    "find.inhibition_heads": ["effect"],
+    "prove.ablation-zero": ["effect", "joint", "difference", "p"],
+    "prove.activation_patching-head": ["effect", "share"],
+    "prove.attribution_patching": ["effect", "exact"],
+    "prove.channel-key": ["removed", "edge"],
+    "prove.circuit": ["faithfulness"],
+    "prove.cross_model_patching": ["effect", "joint", "gap"],
+    "prove.edge_attribution": ["effect", "gap", "exact"],
+    "prove.knockout_curve": ["effect", "p"],
+    "prove.path_patching": ["effect", "joint", "relative"],
+    "train.tune_parts-heads": ["gain"],
+}
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_a_score_that_is_better_when_lower_gives_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A metric and its negative, of which less is better: what helps, helps as much."""
+    case = next(one for one in CASES if str(one) == name)
+    options = {"exact": 3} if name == "prove.edge_attribution" else {}
+    higher = case(lent("gpt2"), task("gpt2").with_metric(more), **options)
+    monkeypatch.setattr(pb.Task, "sign", property(lambda one: -1.0 if one.metric is less else 1.0))
+    lower = case(lent("gpt2"), task("gpt2").with_metric(less), **options)
+    for variable in TURNED[name]:
+        assert float(higher[variable].double().nan_to_num().abs().max()) > 0, variable
+        assert close(higher[variable], lower[variable], equal_nan=True), variable
+
+
 # --- p values and intervals -------------------------------------------------------------------------
 
 RUNS = 200
