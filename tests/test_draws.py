@@ -54,7 +54,9 @@ MOVED = {
     "prove.attention_knockout": ["control"],
     "prove.circuit": ["null_mean"],
     "prove.cross_model_patching": ["random"],
+    "prove.channel-key": ["removed_random"],
     "prove.knockout_curve": ["null_mean"],
+    "turn.steer": ["null_mean", "random"],
 }
 KEPT = {
     "find.communities": ["modularity", "weight"],
@@ -66,6 +68,7 @@ KEPT = {
     "find.successor_heads": ["score", "chance"],
     "prove.ablation-zero": ["effect", "joint"],
     "prove.attention_knockout": ["relative"],
+    "prove.channel-key": ["removed", "edge"],
     "prove.cross_model_patching": ["effect", "joint"],
     "prove.knockout_curve": ["effect"],
 }

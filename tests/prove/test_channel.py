@@ -10,7 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.model.source import built_in_names
-from patchbay.prove.channel import composition
+from patchbay.prove.channel import _against, composition
 from patchbay.signal.channel import parse_channel
 from patchbay.tasks import words
 from patchbay.tiny import planted
@@ -292,3 +292,9 @@ def test_errors() -> None:
         model.hf.transformer.h[0].attn.c_attn.weight[0, 70] = float("nan")
     with pytest.raises(pb.PatchbayError, match="NaN or infinite"):
         pb.prove.channel(model, task, "L0.H1.C0>L1.H0.q")  # type: ignore[arg-type]
+
+
+def test_p_counts_controls_of_either_sign() -> None:
+    """A removal that costs 1 beside controls that cost .5, -3 and -2: two are as large."""
+    values = torch.tensor([1.0, 0.5, -3.0, -2.0])[:, None].expand(4, 6).double()
+    assert float(_against("x", values, "logits")["p_x"][0]) == pytest.approx(3 / 4)

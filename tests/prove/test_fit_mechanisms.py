@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay.prove.fit_mechanisms import _split
 from patchbay.tiny import planted
 from tests.tolerance import close
 
@@ -259,3 +260,10 @@ def test_a_patch_that_does_nothing_names_no_mechanism() -> None:
     assert result.notes[0].startswith("furthest above uniform at 1")
     assert result.notes[0].endswith("lost without lexical " + f"{float(result['lost'][1, 2]):.3f}")
     assert any(note.startswith("at 0 the clean answer keeps 50% or more") for note in result.notes)
+
+
+def test_cells_are_split_by_the_seed_into_parts_that_share_none() -> None:
+    parts = _split(20, 0)
+    assert sorted(torch.cat(parts).tolist()) == list(range(20))
+    assert [len(part) for part in parts] == [14, 3, 3]
+    assert not torch.equal(torch.cat(parts), torch.cat(_split(20, 1)))

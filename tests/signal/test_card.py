@@ -53,8 +53,11 @@ def test_figures_show_themselves() -> None:
 
 
 def test_a_users_error_is_two_lines() -> None:
-    with pytest.raises(pb.PatchbayError) as caught:
+    def ask() -> None:
         pb.zero("L0.H1")
+
+    with pytest.raises(pb.PatchbayError) as caught:
+        ask()
     lines = caught.value._render_traceback_()
     assert len(lines) == 2
     assert re.fullmatch(r"line \d+: pb.zero\(\"L0.H1\"\)", lines[0])
