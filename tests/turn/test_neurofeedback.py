@@ -194,3 +194,23 @@ def test_bad_input() -> None:
         .values.isfinite()
         .all()
     )
+
+
+def test_halves_and_examples_hang_on_the_seed_and_the_centre_on_the_fitting_half(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    halves: list[Any] = []
+    seeds: list[int] = []
+    half, examples = module._half, module._examples
+    monkeypatch.setattr(module, "_half", lambda *given: halves.append(given) or half(*given))
+    monkeypatch.setattr(module, "_examples", lambda *given: seeds.append(given[-1]) or examples(*given))
+    model = pb.load(twins.twin("gpt2"))
+    prompts = torch.randint(3, 90, (30, 5), generator=torch.Generator().manual_seed(0)).tolist()
+    for seed in (0, 7):
+        pb.turn.neurofeedback(model, prompts, marks=([94], [95]), shots=[2, 4], seed=seed)
+    assert seeds == [2, 4, 9, 11]
+    for fit, test in (halves[:2], halves[2:]):
+        _, states, places, w, centre = fit
+        assert close(centre, float((states[places] @ w).mean()), dtype=torch.float64, of=states)
+        assert sorted([*places, *test[2]]) == list(range(30))
+    assert set(halves[0][2]) != set(halves[2][2])
