@@ -20,7 +20,6 @@ from tests.tolerance import close
 
 BY_NAME = {str(case): case for case in CASES}
 RANKED = [  # case, variable, draws
-    ("find.binding_heads", "p", 1000),
     ("find.communities", "p", 3),
     ("find.concept_depth", "p", 3),
     ("find.language_similarity", "p", 5),
