@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay.find.binding_heads import DRAWS, _dealt
 from patchbay.tiny import planted
 from tests.given import llama
 from tests.tolerance import close
@@ -164,3 +165,13 @@ def test_from_another_token_and_to_what_stands_behind_the_pair() -> None:
     assert last["span"][0].abs().max() == 0.0
     with pytest.raises(pb.PatchbayError, match=r"query='boxes'.*one token behind all pairs"):
         pb.find.binding_heads(model, task, query="boxes")
+
+
+def test_p_of_deals_counts_the_true_pairing() -> None:
+    """Eight prompts whose asked pair alone is paid: as good are the deals that ask the same pairs, one in 70."""
+    asked = torch.arange(8) % 2
+    beyond = torch.nn.functional.one_hot(asked, 2).float()[:, None, None, :]  # [prompt, layer, head, pair]
+    _, p = _dealt(beyond, asked, 0)
+    rank = float(p) * (1 + DRAWS)
+    assert rank == pytest.approx(round(rank), abs=1e-6)
+    assert 1 / 200 < float(p) < 1 / 30

@@ -51,9 +51,9 @@ def test_planted() -> None:
 def test_reference() -> None:
     """Coordinate = (what the head writes) . v by the ports; tokens by plain products; R^2 of duplicates by plain loops."""
     model = pb.load(twins.twin("gpt2"))
-    prompts = [
-        [(7 * i + 3 * j * j * (i + 1)) % 11 + 5 for j in range(9)] for i in range(6)
-    ]  # each repeats in its own places
+    prompts = torch.randint(
+        5, 14, (6, 9), generator=torch.Generator().manual_seed(1)
+    ).tolist()  # each repeats elsewhere
     result = pb.find.channel_content(model, prompts, "L1.H2.C3", draws=5)
     head = model.layers[1].heads[2]
     out = pb.run(model, prompts, taps=[head.out])[head.out].double()
