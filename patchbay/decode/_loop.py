@@ -217,7 +217,7 @@ class Rows:
     def _pass(self, sent: dict[str, Tensor], n_new: int, keep: int) -> Seen:
         [what] = sent.values()
         session = self._open()
-        if self.cache is not None and session.where.positioned:
+        if self.cache is not None and session.where.watched:
             session.where.hold(self.cache, self.ids[:, :-n_new], self.start)
         options = self._options(what.shape[1], keep)
         output = self.call.model.hf(**sent, attention_mask=torch.ones_like(self.ids), **options)

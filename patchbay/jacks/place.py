@@ -45,13 +45,10 @@ class Place:
         self.edits, self.lengths, self.prompt_length = edits, lengths, prompt_length
         self.prompts = lengths if prompt_lengths is None else prompt_lengths
         self.counted = [e for e in edits if _counts(e)]
+        self.watched = [e for e in edits if _counts(e) or e.by_row]
         self.by_token = next((e for e in edits if Token in (type(e.positions), type(e.keys))), None)
         self.by_words = next((e for e in edits if _reads(e)), None)
         self.here = Now()
-
-    @property
-    def positioned(self) -> bool:
-        return bool(self.counted)
 
     def end(self, output: Any) -> None:
         """After a call: the cache that it made, where none was given, holds what it ran."""
@@ -90,7 +87,7 @@ class Place:
             found = (c.get(name) if isinstance(c, dict) else getattr(c, name, None) for c in configs)
             return next((value for value in found if value is not None), None) or 1
 
-        by_row = next((e for e in self.counted if e.by_row), None) or next((e for e in self.edits if e.by_row), None)
+        by_row = next((e for e in self.edits if e.by_row), None)
         moved = by_row or self.by_token
         if read("num_beams") > 1 and moved is not None:
             raise PatchbayError(
@@ -156,9 +153,9 @@ class Place:
         if len(known.ids) == 1:
             real = None if known.real is None else known.real.expand(n, -1)
             return History(known.ids.expand(n, -1), real, known.prompt_end, known.said, known.edits)
-        if self.counted:
+        if self.watched:
             raise PatchbayError(
-                f"{self.counted[0]}: the cache was filled with {len(known.ids)} rows and now runs {n}, and which of them is which is not "
+                f"{self.watched[0]}: the cache was filled with {len(known.ids)} rows and now runs {n}, and which of them is which is not "
                 "known; fill it inside the block as it is used"
             )
         return None

@@ -108,7 +108,7 @@ class Session(Jacks):
         self._undo.append(self.model.hf.register_forward_pre_hook(noticed, with_kwargs=True).remove)
         for module in self.model.around:
             self._undo.append(hooks.before(self.scope, module, self._begin))
-        if self.where.counted:
+        if self.where.watched:
             self._undo.append(hooks.instead(self.scope, self.model.hf, self._generating, "generate"))
         asked: dict[int | None, set[str]] = {}
         for signal, layer in self.wants:

@@ -259,11 +259,12 @@ def test_a_turn_by_generate_goes_on_by_hand() -> None:
 # --- generate ---
 
 
-def test_rows_that_are_not_those_of_the_prompts_are_refused() -> None:
+@pytest.mark.parametrize("positions", ["last", None])
+def test_rows_that_are_not_those_of_the_prompts_are_refused(positions: object) -> None:
     two = IDS.repeat(2, 1)
     mask = torch.ones_like(two)
     more = {"max_new_tokens": 2, "pad_token_id": 0, "attention_mask": mask}
-    with MODEL.edited(edit_of("last", rows=1)):
+    with MODEL.edited(edit_of(positions, rows=1)):
         with pytest.raises(PatchbayError, match="num_return_sequences=2 repeats the prompts"):
             MODEL.hf.generate(two, do_sample=True, num_return_sequences=2, **more)
         with pytest.raises(PatchbayError, match="beam search reorders"):
