@@ -1,6 +1,7 @@
 """Decode: continue prompts by a method of the papers, under any edits and knobs. Every function returns a Result.
 
 beam                   the likeliest continuations that a few beams find
+compare                several decoders on the same prompts, side by side
 contrastive_decoding   what an expert finds likelier than an amateur: another model, or the same one under a knob
 contrastive_search     the likely token whose state is least like those before it
 dexperts               the model's law, raised where an expert finds a token likelier than an anti-expert
@@ -14,6 +15,7 @@ superposed             several drafts in one stream of mixed embeddings
 """
 
 from patchbay.decode.beam import beam
+from patchbay.decode.compare import compare
 from patchbay.decode.contrastive_decoding import contrastive_decoding
 from patchbay.decode.contrastive_search import contrastive_search
 from patchbay.decode.dexperts import dexperts
@@ -27,6 +29,7 @@ from patchbay.decode.superposed import superposed
 
 __all__ = [
     "beam",
+    "compare",
     "contrastive_decoding",
     "contrastive_search",
     "dexperts",
