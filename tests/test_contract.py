@@ -223,6 +223,13 @@ def agreeing(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
     return vocabulary(model, prompts, **{"other": other(NAMES[id(model)]), **options})
 
 
+def responses(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    """The prompts cut in two: what stands before, and what is to be said."""
+    ids = [list(one) for one in (prompts.clean if isinstance(prompts, pb.Task) else prompts)]
+    pairs = [[one[:-2], one[-2:]] for one in (ids * 4)[:4]]
+    return pb.train.response_tuning(model, pairs, **{"steps": 2, "start": [1], **options})
+
+
 def turned(model: pb.Model) -> Knob:
     return Knob("turned", [pb.scale(pb.Part(1, "attn").port(), 1.0)], -1.0)
 
@@ -483,6 +490,7 @@ CASES = [
         needs="attn.z",
     ),
     Case("turn.set_prompt", set_prompt, ("score", "plain_score"), needs="attn.mask"),
+    Case("train.response_tuning", responses, own=True, on=("gpt2", "llama", "mixtral")),
     Case(
         "train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, part_of(m), **{"steps": 2, **o}), label="heads"
     ),

@@ -88,6 +88,8 @@ FORM_MATTERS = {  # what the form changes rightly
     ("llama", "prove.cross_model_patching"): "the second model is of the first form",
     ("llama", "prove.path_patching-receiver"): "keys and values of a receiver are its whole group's",
     ("llama", "prove.edge_attribution"): "there is an edge for each key and value that is read",
+    ("llama", "train.response_tuning"): "shared weights learn from all that share them",
+    ("granite", "train.response_tuning"): "a step in scaled weights is another step",
     ("llama", "train.tune_parts-heads"): "shared weights learn from all that share them",
     ("granite", "train.tune_parts-heads"): "a step in scaled weights is another step",
     ("llama", "train.tune_parts-layer"): "shared weights learn from all that share them",

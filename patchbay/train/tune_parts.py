@@ -19,7 +19,6 @@ as many other parts, too.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import maths
-from patchbay.files import write_folder
-from patchbay.jacks.hooks import LOCK
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError
 from patchbay.tasks.task import Task
+from patchbay.train._copies import copied, write
 from patchbay.train._entries import Entries, entries
 
 UNRELATED = (16, 12)  # texts of random tokens on which the drift is measured, and their length
@@ -68,10 +66,10 @@ def tune_parts(
     chosen = entries(model, listed)
     dev, test = task.split(0.5, seed)
     before, before_dev = (_score(model, half, batch_size) for half in (test, dev))
-    tuned = _copy(model)
+    tuned = copied(model)
     losses = _fit(tuned, dev, chosen, steps, rate, weight_decay, batch_size, seed)
     rows = _proved(model, tuned, chosen)
-    written = None if folder is None else _write(model, tuned, Path(folder))
+    written = None if folder is None else write(model, tuned, Path(folder))
     after, after_dev = (_score(tuned, half, batch_size) for half in (test, dev))
     sign = task.sign
     gain, p = maths.paired_interval(sign * after, sign * before), maths.permutation_p(after, before)
@@ -121,17 +119,6 @@ def _check(
         )
     if folder is not None and Path(folder).exists():
         raise PatchbayError(f"{folder} is already there; a tuned checkpoint goes to a new folder")
-
-
-def _copy(model: Model) -> Model:
-    """The same view over a copy of the weights, in evaluation mode; checked again, as on loading."""
-    twin = copy.copy(model)
-    twin.__dict__.pop("layers", None)  # views of the lent model
-    with LOCK:  # other threads may be putting hooks on it
-        twin.hf = copy.deepcopy(model.hf).eval()
-    twin._fingerprint, twin._heads = None, {}
-    twin._adopt(model.family)
-    return twin
 
 
 # --- training -----------------------------------------------------------------------------------------
@@ -225,15 +212,3 @@ def _drift(model: Model, tuned: Model, seed: int) -> Tensor:
     texts = torch.where(drawn == (-1 if pad is None else pad), (drawn + 1) % model.vocab_size, drawn).tolist()
     before, after = (run(one, texts, logits="last").last_logits.cpu() for one in (model, tuned))
     return maths.kl(before, after)
-
-
-def _write(model: Model, tuned: Model, folder: Path) -> str:
-    """Save as a Hugging Face checkpoint, whole or not at all."""
-
-    def write(fresh: Path) -> None:
-        tuned.hf.save_pretrained(fresh)
-        if model.tokenizer is not None:
-            model.tokenizer.save_pretrained(fresh)
-
-    write_folder(folder, write)
-    return str(folder)
