@@ -55,7 +55,7 @@ def columns_of(model: Model, task: Task, site: str, positions: str | None) -> li
     lengths = [len(ids) for ids in task.clean]
     if positions is None and site not in INDEXED and min(lengths) < max(lengths):
         return _of_all(model, task, lengths)
-    positions = positions or ("all" if site in INDEXED else "each")
+    positions = ("all" if site in INDEXED else "each") if positions is None else positions
     if positions == "all":
         return [Column("all", [tuple(range(n)) for n in lengths])]
     if positions == "last":

@@ -7,6 +7,7 @@ for it, as `patchbay find all` runs them. None of it says what the part causes: 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -115,13 +116,11 @@ def _what(model: Model, part: Any) -> Part | Channel | Port:
         model.require(part)
         return part
     text = str(getattr(part, "part", part))
+    component = ">" in text or re.search(r"\.(C\d+|bias|positions)$", text, re.IGNORECASE) is not None
+    if component:
+        return check_channel(parse_channel(text), model)
     try:
         parse_part(text)
-        return model.part(text)
-    except PatchbayError as error:
-        for read in (model.port, lambda one: check_channel(parse_channel(one), model)):
-            try:
-                return read(text)
-            except PatchbayError as other:
-                error = other if ">" in text or ".C" in text.upper() else error
-        raise error from None
+    except PatchbayError:
+        return model.port(text)
+    return model.part(text)

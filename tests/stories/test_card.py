@@ -147,7 +147,7 @@ def test_roles_are_the_ranks_in_the_finders(model: pb.Model, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("part", "said"),
     [("L1.router", "contexts are those of a head"), ("L0.KV0", "contexts are those of a head"), ("L1.attn.pattern", "one number or one vector at each token"),
-     ("L1.H3.C99", "has components 0.."), ("L1.X2", "is not a part"), ("embed.positions", "writes the same at every token")],
+     ("L1.H3.C99", "has components 0.."), ("L1.X2", "asked for signal 'X2'"), ("embed.positions", "writes the same at every token")],
 )  # fmt: skip
 def test_what_has_no_contexts_is_refused_by_name(model: pb.Model, part: str, said: str) -> None:
     with pytest.raises(PatchbayError, match=said):
