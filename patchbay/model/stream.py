@@ -56,6 +56,8 @@ def _goes_on_from_a_norm(layer: nn.Module, calls: dict[nn.Module, list[tuple[Ten
     if not calls.get(layer):
         return False
     out = calls[layer][-1][1]
+    if not out.isfinite().all():
+        return False  # what is no number is near nothing, and no fit of it ends
     normed = [
         y for module in layer.modules() if _is_norm(module) for _, y in calls.get(module, ()) if y.shape == out.shape
     ]
@@ -65,7 +67,7 @@ def _goes_on_from_a_norm(layer: nn.Module, calls: dict[nn.Module, list[tuple[Ten
         y
         for module in layer.children()
         for x, y in calls.get(module, ())
-        if y.shape == out.shape and _is_one_of(x, normed)
+        if y.shape == out.shape and _is_one_of(x, normed) and y.isfinite().all()
     ]
     return any(_off(_fit(out, n, y), out) <= NEAR for n in normed for y in added)
 
