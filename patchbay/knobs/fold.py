@@ -84,7 +84,8 @@ def _v(fold: Fold, port: Port, map_: Affine) -> None:
         n_stored = (matrix(modules[0]).shape[1] // d_head - model.n_heads(layer)) // 2
         columns = _columns(family, model.n_heads(layer), n_stored, d_head)[2]
     else:
-        columns = torch.arange(matrix(modules[-1]).shape[1]).view(n_groups, -1)
+        width = matrix(at.attn_proj).shape[0] // model.n_heads(layer)  # type: ignore[arg-type]
+        columns = torch.arange(matrix(modules[-1]).shape[1]).view(-1, width)
     if len(columns) != n_groups:
         raise NotFoldableError(f"{n_groups} value heads share {len(columns)} stored ones")
     groups = range(n_groups) if port.index is None else [port.index]

@@ -26,7 +26,7 @@ from patchbay.model.fingerprint import version_of
 from patchbay.model.generate import generate
 from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
-from patchbay.model.placing import around, candidates, follow, layer_modules, text_config
+from patchbay.model.placing import around, candidates, follow, layer_modules, scaled_logits, text_config
 from patchbay.model.printed import Tokens, as_html, printed, tokens_of
 from patchbay.model.proving import prove
 from patchbay.model.regime import refuse_randomness, rope_regime
@@ -377,7 +377,7 @@ class Model:
 
     def scaled_logits(self, logits: Tensor) -> Tensor:
         """The unembedding's raw output with the family's scale and soft cap."""
-        return weights.scaled_logits(self.scaling, logits)
+        return scaled_logits(self.scaling, logits)
 
     @property
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchbay.errors import PatchbayError
 from patchbay.model.families import FAMILIES, Family
@@ -86,6 +86,17 @@ def text_config(hf: nn.Module) -> Any:
     config: Any = hf.config
     read = getattr(config, "get_text_config", None)
     return config if read is None else read(decoder=True)
+
+
+def scaled_logits(config: Any, logits: Tensor) -> Tensor:
+    """The unembedding's raw output with the scale and soft cap that a config names; as it is where there is none (None)."""
+
+    def named(*keys: str) -> float:
+        return float(next((value for key in keys if (value := getattr(config, key, None))), 0.0))
+
+    logits = logits * (named("logit_scale", "lm_head_multiplier") or 1.0) / (named("logits_scaling") or 1.0)
+    cap = named("final_logit_softcapping", "logits_soft_cap")
+    return torch.tanh(logits / cap) * cap if cap else logits
 
 
 def follow(root: Any, path: str) -> Any | None:

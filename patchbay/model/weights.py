@@ -29,12 +29,13 @@ from patchbay.model.linear import Linear, bias_of, is_plain, linear_map, there
 from patchbay.model.placing import LayerModules, follow
 from patchbay.signal.port import PatchbayError
 
-QUERY_KEY_NORMS = (
+# modules that norm queries and keys, by their names
+QUERY_KEY_NORMS: tuple[tuple[str, str], ...] = (
     ("q_norm", "k_norm"),
     ("q_layernorm", "k_layernorm"),
     ("query_layernorm", "key_layernorm"),
-    ("qk_norm", "qk_norm"),
-)  # modules that norm queries and keys, by their names
+)
+QUERY_KEY_NORMS += (("qk_norm", "qk_norm"),)
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,15 @@ def _plain_maps(family: Family, at: LayerModules, n_heads: int, n_groups: int, d
         weights = [weight[:, c].movedim(1, 0) for c in columns]  # [head, d_model, d_head]
         biases = [None if bias is None else bias[c] for c in columns]
     else:
-        counts = (n_heads, n_groups, n_groups)
         maps = [of_layer(at, module) for module in modules]
+        n_stored = max(maps[1][0].shape[1] // d_head, 1)
+        n_stored = n_stored if n_groups % n_stored == 0 else n_groups
+        counts = (n_heads, n_stored, n_stored)
         weights = [w.unflatten(1, (n, -1)).movedim(1, 0) for (w, _), n in zip(maps, counts, strict=True)]
         biases = [None if b is None else b.unflatten(0, (n, -1)) for (_, b), n in zip(maps, counts, strict=True)]
+        if n_stored != n_groups:  # inline attention that copies them for each head
+            weights[1:] = [w.repeat_interleave(n_groups // n_stored, 0) for w in weights[1:]]
+            biases[1:] = [None if b is None else b.repeat_interleave(n_groups // n_stored, 0) for b in biases[1:]]
         if family.qkv == "gated":  # the query projection also gives the output gate, after each head's query
             weights[0] = weights[0][..., :d_head]
             biases[0] = None if biases[0] is None else biases[0][..., :d_head]
@@ -383,14 +389,3 @@ def norm_gain(norm: nn.Module, n_heads: int, d_head: int) -> tuple[Tensor, bool]
     raise PatchbayError(
         f"{type(norm).__name__} of {gain.numel()} after queries or keys of {n_heads} heads of {d_head}: it cannot be folded"
     )
-
-
-def scaled_logits(config: Any, logits: Tensor) -> Tensor:
-    """The unembedding's raw output with the scale and soft cap that a config names; as it is where there is none (None)."""
-
-    def named(*keys: str) -> float:
-        return float(next((value for key in keys if (value := getattr(config, key, None))), 0.0))
-
-    logits = logits * (named("logit_scale", "lm_head_multiplier") or 1.0) / (named("logits_scaling") or 1.0)
-    cap = named("final_logit_softcapping", "logits_soft_cap")
-    return torch.tanh(logits / cap) * cap if cap else logits

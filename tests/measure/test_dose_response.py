@@ -91,7 +91,9 @@ def test_null() -> None:
     assert result["kl"].max() < 0.01
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi", "mixtral", "bloom", "falcon", "mamba2", "bamba"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma2", "phi", "mixtral", "bloom", "falcon", "mamba2", "bamba", "nanochat"]
+)
 def test_restarted_equals_whole_runs(name: str) -> None:
     """Edits of every layer, several at once, at some positions, of embedding and final norm; texts of several lengths."""
     model = pb.load(twins.twin(name))
