@@ -108,6 +108,12 @@ def test_a_seed_moves_what_is_drawn_and_nothing_else(name: str) -> None:
         assert torch.equal(first[variable].nan_to_num(9.0), second[variable].nan_to_num(9.0)), variable
 
 
+@pytest.mark.parametrize("name", ["find.latent_language", "find.mod_features", "find.successor_heads"])
+def test_draws_differ_from_one_another(name: str) -> None:
+    found = made(name, 0)
+    assert bool((found["null_high"] > found["null_mean"] + 1e-6).any())
+
+
 HELD = {  # case: the variable of each prompt that chooses the head, and what is told of it on the other prompts
     "find.arithmetic_heads": "effect",
     "find.attention_sinks": "rate",

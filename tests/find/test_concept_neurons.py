@@ -12,7 +12,7 @@ import torch
 
 import patchbay as pb
 from patchbay.find._statistics import student_p, welch
-from patchbay.find.concept_neurons import _shuffled, untrained
+from patchbay.find.concept_neurons import _same, _shuffled, untrained
 from patchbay.tiny import planted, twins
 from tests.given import entering
 from tests.shares import by_turns
@@ -133,6 +133,7 @@ def test_one_shuffle_in_twenty_is_above_the_null() -> None:
         dealt = inside[torch.randperm(40, generator=generator)]
         above += float(welch(seen[dealt, 0], seen[~dealt, 0])[0].abs().max()) > float(high)
     assert 1 <= above <= 24
+    assert _same(seen, 0) != _same(seen, 1), "other halves of one group"
 
 
 def test_neurons_that_never_vary_have_a_finite_t() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import patchbay as pb
+from patchbay.find.retrieval_heads import _dealt
 from patchbay.tiny import planted
 from patchbay.tiny.planted_canvas import Canvas, Form
 from patchbay.tiny.planted_vocabulary import tokenizer
@@ -176,3 +178,20 @@ def test_errors() -> None:
     ):
         with pytest.raises(pb.PatchbayError, match=words):
             pb.find.retrieval_heads(model, task, **options)
+
+
+def test_the_null_is_of_other_runs_needles() -> None:
+    """Needles 3, 4 and 5 tokens back; the head looks 3, 4 and 3 back: two runs are right, one of six others is."""
+    runs: list[Any] = [
+        SimpleNamespace(
+            distances=torch.tensor([[back]]),
+            query=torch.tensor([10]),
+            top=torch.full((2, 1, 1, 1), 10 - looks),
+            needle=[0],
+        )
+        for back, looks in ((3, 3), (4, 4), (5, 3))
+    ]
+    null, p = _dealt(runs, 0)
+    assert close(float(null), 1 / 6, of=1.0)
+    assert close(float(p) * 1001, float(round(float(p) * 1001)), of=1001.0), "a thousand deals and the true one"
+    assert 0.28 < float(p) < 0.39  # of the six ways to deal three needles two are as good
