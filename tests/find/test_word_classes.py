@@ -60,6 +60,7 @@ def test_planted(layer: int, form: Any) -> None:
     assert after.max() < -0.6
     assert before.min() > -0.1
     assert result["p"][layer + 1 :].max() < 0.05
+    assert result["p"].min() > 1 / 102, "a hundred deals and the true one"
     assert (after < result["null_low"][layer + 1 :]).all()
     assert result.tables["samples"][0]["samples"] == 30
 
