@@ -230,6 +230,12 @@ def test_sign_flips_of_many_cells_are_those_of_each():
     assert found[0, 2] == 1.0
 
 
+def test_the_least_p_of_sampled_flips_counts_the_prompts_as_they_are():
+    """Forty prompts of one sign: none of 10,000 patterns of coins is as far from 0."""
+    assert maths.sign_flip_p(torch.full((40, 1), 3.0)).item() == 1 / 10_001
+    assert maths.permutation_p(torch.full((40,), 3.0), torch.zeros(40), n=500) == 1 / 501
+
+
 def test_there_is_one_of_each_test_and_interval():
     names = ("bootstrap_interval", "paired_interval", "permutation_p", "benjamini_hochberg", "intervals", "sign_flip_p")
     room = Path(maths.__file__).parent
