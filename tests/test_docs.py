@@ -124,8 +124,8 @@ def test_what_pages_say_of_refusals_is_said() -> None:
 
 def test_what_the_question_page_names_exists() -> None:
     text = (ROOT / "docs" / "which-tool.md").read_text()
-    calls = re.findall(r"`pb\.(find|prove|turn|train|measure)\.(\w+)\(", text)
-    typed = re.findall(r"`patchbay (find|prove|turn|train|measure) ([\w-]+)", text)
+    calls = re.findall(r"`pb\.(find|prove|turn|decode|train|measure)\.(\w+)\(", text)
+    typed = re.findall(r"`patchbay (find|prove|turn|decode|train|measure) ([\w-]+)", text)
     known = set(hook().methods())
     assert len(calls) >= 20
     assert [(verb, name.replace("-", "_")) for verb, name in typed] == calls

@@ -93,7 +93,7 @@ def asked(
     """A call as it was asked, checked before anything runs. `ends` None: the end tokens of the model's generation config. `endless`:
     texts may be longer than the model was made for."""
     model.check_mode()
-    encoded = text.read(_Endless(model) if endless else model, prompts).ids  # type: ignore[arg-type]
+    encoded = ids_of(model, prompts) if endless else model.encode(prompts)
     if max_new_tokens < 1:
         raise PatchbayError(f"max_new_tokens={max_new_tokens}: one or more")
     if not endless:
@@ -105,6 +105,11 @@ def asked(
     if bad is not None:
         raise PatchbayError(f"ends={list(ends)}: {bad} is no token, the vocabulary is 0..{model.vocab_size - 1}")
     return Call(model, encoded, max_new_tokens, frozenset(ends), batch_size, model.active_edits())
+
+
+def ids_of(model: Model, texts: Any) -> list[list[int]]:
+    """Token ids of texts of any length."""
+    return text.read(_Endless(model), texts).ids  # type: ignore[arg-type]
 
 
 class _Endless:

@@ -23,7 +23,7 @@ from patchbay.signal.port import PatchbayError
 
 Loop = Callable[..., list[list[Draft]]]
 SEEN: weakref.WeakKeyDictionary[Any, Model] = weakref.WeakKeyDictionary()
-PRIVATE = ("beside",)  # options of loops that only their methods give
+PRIVATE = ("beside", "seen")  # options of loops that only their methods give
 
 
 def view(hf: Any) -> Model:
@@ -33,8 +33,8 @@ def view(hf: Any) -> Model:
     return SEEN[hf]
 
 
-def published(method: Callable[..., Any], loop: Loop) -> None:
-    """Give a method `generate`, its loop as a `custom_generate` of transformers."""
+def published(method: Callable[..., Any], loop: Loop, *, endless: bool = False) -> None:
+    """Give a method `generate`, its loop as a `custom_generate` of transformers. `endless`: of texts of any length."""
     name = method.__name__
     own = [p for p in inspect.signature(loop).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in PRIVATE]
 
@@ -46,9 +46,9 @@ def published(method: Callable[..., Any], loop: Loop) -> None:
         generation_config: Any = None,
         **given: Any,
     ) -> Tensor:
-        options = {p.name: given.pop(p.name) for p in own if p.name in given}
+        options = {p.name: _seen(given.pop(p.name)) for p in own if p.name in given}
         config = generation_config if generation_config is not None else model.generation_config
-        call = _call(view(model), input_ids, given.get("attention_mask"), config, name)
+        call = _call(view(model), input_ids, given.get("attention_mask"), config, name, endless)
         if logits_processor:
             call.law = lambda ids, logits: logits_processor(ids, logits).float()
         if stopping_criteria:
@@ -65,7 +65,12 @@ def published(method: Callable[..., Any], loop: Loop) -> None:
     method.generate = generate  # type: ignore[attr-defined]
 
 
-def _call(model: Model, ids: Tensor, mask: Tensor | None, config: Any, name: str) -> Call:
+def _seen(option: Any) -> Any:
+    """A second model of transformers behind our view; every other option as it is."""
+    return view(option) if isinstance(option, torch.nn.Module) else option
+
+
+def _call(model: Model, ids: Tensor, mask: Tensor | None, config: Any, name: str, endless: bool) -> Call:
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
     if bool((real[:, :-1] & ~real[:, 1:]).any()):
         raise PatchbayError(
@@ -77,7 +82,7 @@ def _call(model: Model, ids: Tensor, mask: Tensor | None, config: Any, name: str
     if n_new < 1:
         raise PatchbayError(f"{name}: max_length={longest} leaves no room after prompts of {ids.shape[1]} tokens")
     ends = [] if config.eos_token_id is None else torch.as_tensor(config.eos_token_id).flatten().tolist()
-    return asked(model, prompts, n_new, ends)
+    return asked(model, prompts, n_new, ends, endless=endless)
 
 
 def _padded(call: Call, drafts: Sequence[Draft], ids: Tensor, config: Any) -> Tensor:

@@ -175,4 +175,4 @@ def longheads(
     return as_result(call, drafts, scalars={"chosen": (chosen, axes, "number of a chunk")})
 
 
-published(longheads, decode)
+published(longheads, decode, endless=True)

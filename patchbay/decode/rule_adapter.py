@@ -11,7 +11,7 @@ With all rules off it is greedy decoding, bit for bit. The odds of two tokens ch
 Hewitt et al. 2024, "Instruction Following without Instruction Tuning".
 
 It does not make a model follow instructions that was not trained on text that holds them. For transformers the rules are a
-LogitsProcessor, `patchbay.decode._rules.Rules`.
+LogitsProcessor, `pb.decode.rule_adapter.processor`.
 """
 
 from __future__ import annotations
@@ -103,3 +103,4 @@ def rule_adapter(
 
 
 published(rule_adapter, decode)
+rule_adapter.processor = Rules  # type: ignore[attr-defined]

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call, asked, best
+from patchbay.decode._loop import Call, asked, best, ids_of
 from patchbay.decode._ngrams import NGrams
 from patchbay.decode._published import published
 from patchbay.decode._rescored import rescore
@@ -56,7 +56,7 @@ def decode(
     call: Call, *, texts: Any = None, drafts: int = 3, alpha: float | None = None, temperature: float | None = None
 ) -> list[list[Draft]]:
     """The loop: drafts [prompt][draft] of a call, the best first."""
-    known = None if texts is None else NGrams(call.model.encode(texts))
+    known = None if texts is None else NGrams(ids_of(call.model, texts))
     if alpha is None:
         alpha = 0.0 if known is None else ALPHA.get(drafts, ALPHA[3])
     temperature = TEMPERATURE.get(drafts, 0.06) if temperature is None else temperature

@@ -95,7 +95,7 @@ def test_plain_transformers_users_have_the_rules() -> None:
     model = model_of()
     prompt = torch.tensor([PROMPTS[0]])
     given = {"attention_mask": torch.ones_like(prompt), "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
-    out = model.hf.generate(prompt, logits_processor=[Rules(4, [], penalty=2.5)], **given)
+    out = model.hf.generate(prompt, logits_processor=[pb.decode.rule_adapter.processor(4, [], penalty=2.5)], **given)  # type: ignore[attr-defined]
     found = pb.decode.rule_adapter(model, [PROMPTS[0]], penalty=2.5, max_new_tokens=NEW)
     assert out[0, 4:].tolist() == new_tokens(found)[0][0]
     custom = model.hf.generate(prompt, custom_generate=pb.decode.rule_adapter.generate, penalty=2.5, **given)  # type: ignore[attr-defined]

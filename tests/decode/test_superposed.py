@@ -102,6 +102,10 @@ def test_null() -> None:
     assert [drafts[0] for drafts in new_tokens(found)] == model.generate(PROMPTS, 5, new_only=True)
     alone = pb.decode.superposed(model, [PROMPTS[0]], drafts=3, max_new_tokens=5)
     assert (int(alone["calls"]), int(alone["fed"])) == (5, 4 + 4)
+    long = pb.decode.superposed(
+        model, [PROMPTS[0]], texts=[[5, 9, 7, 11] * 20], max_new_tokens=1
+    )  # of 80 tokens, the model takes 64
+    assert len(new_tokens(long)) == 1
     second = int(pb.run(model, [PROMPTS[0]]).last_logits[0].topk(2).indices[1])
     known = pb.decode.superposed(model, [PROMPTS[0]], drafts=1, texts=[[*PROMPTS[0], second]], max_new_tokens=5)
     assert new_tokens(known)[0][0][0] == second

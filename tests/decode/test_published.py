@@ -1,0 +1,87 @@
+"""Loops as `custom_generate` of transformers: the first draft of each method's Result, for models and options of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.tiny import twins
+from tests.decode.shared_stories import new_tokens
+
+PROMPTS = [[5, 9, 7, 11], [8, 6, 7]]
+NEW = 4
+OPTIONS: dict[str, dict[str, Any]] = {
+    "beam": {"beams": 3},
+    "contrastive_decoding": {"amateur": 1},
+    "contrastive_search": {"k": 3, "alpha": 0.5},
+    "dexperts": {"expert": 1, "antiexpert": 2, "alpha": 0.5},
+    "diverse_beam": {"beams": 4, "groups": 2, "penalty": 1.0},
+    "dola": {"layers": [0, 1], "alpha": 0.2},
+    "longheads": {"window": 2, "chunks": 3},
+    "navigate": {"push": 1.0, "per_round": 2, "rounds": 1},
+    "rerank": {"scorer": "logp", "pool": [2, 2, 2]},
+    "rule_adapter": {"penalty": 2.0},
+    "superposed": {"drafts": 2, "temperature": 0.5},
+}
+
+
+def made(seed: int = 0) -> Any:
+    return twins.twin("llama", seed=seed)
+
+
+def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+    """Ids padded on the left, and their mask."""
+    width = max(map(len, prompts))
+    ids = [[0] * (width - len(row)) + row for row in prompts]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompts]
+    return {"inputs": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_loop_is_its_method_for_transformers(name: str) -> None:
+    """Second models are transformers' own; texts that end early are padded on the right."""
+    method: Callable[..., Any] = getattr(pb.decode, name)
+    hf, options = made(), OPTIONS[name]
+    voices = {key: made(value) for key, value in options.items() if key in ("amateur", "expert", "antiexpert")}
+    plain = {key: value for key, value in options.items() if key not in voices}
+    ours = {key: pb.load(value) for key, value in voices.items()}
+    found = new_tokens(method(pb.load(hf), prompts=PROMPTS, max_new_tokens=NEW, **ours, **plain))
+    given = {"max_new_tokens": NEW, "pad_token_id": 0, "custom_generate": method.generate, **voices, **plain}  # type: ignore[attr-defined]
+    out = hf.generate(**padded(PROMPTS), **given)
+    assert out.shape == (2, 4 + NEW)
+    assert out[:, 4:].tolist() == [drafts[0] for drafts in found]
+
+
+def test_every_decoder_is_published() -> None:
+    assert set(OPTIONS) == {name for name in pb.decode.__all__ if hasattr(getattr(pb.decode, name), "generate")}
+
+
+def test_what_ends_a_text_and_what_bars_tokens_are_transformers_own() -> None:
+    hf = made()
+    given: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "pad_token_id": 0,
+        "custom_generate": pb.decode.beam.generate,
+        "beams": 1,
+    }  # type: ignore[attr-defined]
+    free = hf.generate(**padded(PROMPTS), **given)
+    greedy = hf.generate(**padded(PROMPTS), max_new_tokens=NEW, pad_token_id=0, do_sample=False)
+    assert torch.equal(free, greedy)
+    second = int(free[0, 5])
+    ended = hf.generate(**padded(PROMPTS), **given, eos_token_id=second)
+    assert ended[0, 4:6].tolist() == free[0, 4:6].tolist()
+    assert not ended[0, 6:].any()
+    barred = hf.generate(**padded(PROMPTS), **given, suppress_tokens=[second])
+    assert not bool((barred[:, 4:] == second).any())
+
+
+def test_refusals() -> None:
+    hf = made()
+    inputs = padded(PROMPTS)
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    with pytest.raises(pb.PatchbayError, match="this mask has padding behind a token"):
+        hf.generate(**inputs, max_new_tokens=2, pad_token_id=5, custom_generate=pb.decode.dola.generate)  # type: ignore[attr-defined]
