@@ -20,7 +20,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import StaticCache, StoppingCriteriaList
 
 import patchbay as pb
 from patchbay.edits.apply import for_prompts
@@ -121,7 +121,7 @@ def columns(texts: Sequence[Tensor], left: Sequence[int], width: int) -> tuple[T
 @pytest.mark.parametrize("name", FAMILIES)
 @given(data=st.data())
 def test_a_prompt_in_any_pieces(name: str, data: st.DataObject) -> None:
-    """Padded or not, in one to four calls on a cache of either kind, the prompt's end said or not: the numbers of each prompt alone; or a
+    """Padded or not, in one to four calls on a cache of either kind or copies of it, the prompt's end said or not: the numbers of each prompt alone; or a
     refusal, never where its end is said."""
     model, n = lent(name), data.draw(st.integers(1, 2))
     lengths = data.draw(st.lists(st.integers(3, 9), min_size=n, max_size=n))
@@ -132,12 +132,18 @@ def test_a_prompt_in_any_pieces(name: str, data: st.DataObject) -> None:
     ids, mask, place = columns(texts, [width - len(text) for text in texts], width)
     cuts = sorted(data.draw(st.sets(st.integers(1, width - 1), max_size=3)))
     said = data.draw(st.booleans())
-    pieces, cache = [], None
+    cache = StaticCache(config=model.hf.config, max_cache_len=16) if data.draw(st.booleans()) else None
+    copied, pieces = data.draw(st.booleans()), []
     try:
         with torch.no_grad(), model.edited(*changes, prompt_length=width if said else None):
             for start, end in zip([0, *cuts], [*cuts, width], strict=True):
                 given_mask = {"attention_mask": mask[:, :end], "position_ids": place[:, start:end]} if n > 1 else {}
-                out = model.hf(ids[:, start:end], use_cache=True, **given_mask, **with_cache(model.hf, cache))
+                out = model.hf(
+                    ids[:, start:end],
+                    use_cache=True,
+                    **given_mask,
+                    **with_cache(model.hf, copy.deepcopy(cache) if copied else cache),
+                )
                 pieces.append(out.logits)
                 cache = cache_among((), out)
     except PatchbayError:
