@@ -90,41 +90,40 @@ def scores(
 
 def score(model: Model, spelled: Spelled, *, batch_size: int = 32) -> Scores:
     """log p of answers that are spelled already."""
-    rows: dict[tuple[Ids, int], list[tuple[int, int]]] = {}  # (row, length of its prompt) -> what is read in it
+    rows: dict[tuple[Ids, int], dict[tuple[int, int], int]] = {}  # (row, length of its prompt) -> what is read in it
     at: list[list[list[tuple[tuple[Ids, int], int]]]] = []  # [prompt][answer] -> where each token's number will be
     for prompt, each in zip(spelled.prompts, spelled.answers, strict=True):
-        longest = _longest([ids[:-1] for ids in each])
+        row_of = _rows([ids[:-1] for ids in each])
         places = []
         for ids in each:
-            key = (prompt + next(head for head in longest if head[: len(ids) - 1] == ids[:-1]), len(prompt))
-            reads = rows.setdefault(key, [])
-            places.append([(key, _at(reads, (len(prompt) - 1 + k, token))) for k, token in enumerate(ids)])
+            key = (prompt + row_of[ids[:-1]], len(prompt))
+            reads = rows.setdefault(key, {})
+            places.append(
+                [(key, reads.setdefault((len(prompt) - 1 + k, token), len(reads))) for k, token in enumerate(ids)]
+            )
         at.append(places)
     keys = list(rows)
     rows_of, starts = [key[0] for key in keys], [key[1] for key in keys]
-    values = token_logprobs(model, rows_of, [rows[key] for key in keys], starts, best=True, batch_size=batch_size)
-    found = dict(zip(keys, values, strict=True))
+    values = token_logprobs(model, rows_of, [list(rows[key]) for key in keys], starts, best=True, batch_size=batch_size)
+    found = {key: value.tolist() for key, value in zip(keys, values, strict=True)}
     width = max(map(len, spelled.answers))
     logp = torch.full((len(at), width), torch.nan, dtype=torch.float64)
     n_tokens, greedy = torch.zeros(len(at), width, dtype=torch.long), torch.zeros(len(at), width, dtype=torch.bool)
     for i, places in enumerate(at):
         for j, read in enumerate(places):
-            own, best = torch.stack([found[key][k] for key, k in read]).unbind(1)
-            logp[i, j], greedy[i, j] = own.sum(), bool((own == best).all())
+            pairs = [found[key][k] for key, k in read]  # (own, the likeliest token's) of each token
+            logp[i, j], greedy[i, j] = sum(own for own, _ in pairs), all(own == best for own, best in pairs)
             n_tokens[i, j] = len(read)
     return Scores(logp, n_tokens, greedy, spelled)
 
 
-def _longest(heads: Sequence[Ids]) -> list[Ids]:
-    """Those that begin no other, each once."""
-    unique = sorted(set(heads))
-    return [head for i, head in enumerate(unique) if i + 1 == len(unique) or unique[i + 1][: len(head)] != head]
-
-
-def _at(reads: list[tuple[int, int]], read: tuple[int, int]) -> int:
-    if read not in reads:
-        reads.append(read)
-    return reads.index(read)
+def _rows(heads: Sequence[Ids]) -> dict[Ids, Ids]:
+    """The row in which each beginning of an answer stands: of beginnings that begin others, the longest."""
+    row_of: dict[Ids, Ids] = {}
+    for head in sorted(set(heads), key=len, reverse=True):
+        if head not in row_of:
+            row_of |= {head[:n]: head for n in range(len(head) + 1) if head[:n] not in row_of}
+    return row_of
 
 
 # --- from text to ids ---------------------------------------------------------------------------------

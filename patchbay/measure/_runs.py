@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay import maths
 from patchbay.measure._restarted import Restarted
 from patchbay.model.model import Model
 from patchbay.model.run import run_rows
@@ -130,12 +129,14 @@ def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], some: Sequence[i
     for start in range(0, len(flat), step):
         row, position, token = where[start : start + step].T
         seen = logits[row, position]  # [read, vocab]
-        bad = seen.isnan().any(-1)
-        if bool(bad.any()):
-            at = int(row[int(bad.nonzero()[0])])
+        if bool(seen.isnan().any()):
+            at = int(row[int(seen.isnan().any(-1).nonzero()[0])])
             raise PatchbayError(
                 f"row {some[at]}: the model gives logits that are no numbers (NaN), so nothing can be scored"
             )
-        own = maths.log_probability(seen, token)
-        pieces.append(torch.stack([own, maths.log_probability(seen, seen.argmax(-1))], 1).double().cpu())
+        seen = seen if seen.dtype == torch.float64 else seen.float()
+        pair = torch.stack(
+            [seen.gather(1, token[:, None])[:, 0], seen.amax(-1)], 1
+        )  # equal where the token is the likeliest
+        pieces.append((pair - seen.logsumexp(-1, keepdim=True)).double().cpu())
     return torch.cat(pieces)

@@ -91,7 +91,14 @@ def run(
 
 def run_rows(model: Model, rows: Any, prompt_lengths: Sequence[int]) -> Trace:
     """`run` of texts of which the first `prompt_lengths` tokens are the prompt and the others follow it: edits count in the prompt."""
-    return _run(model, _Prompts(*model.batch(rows), torch.tensor(list(prompt_lengths))), (), (), False, "all", None)
+    model.check_mode()
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
+    if int(ids.min()) < 0 or int(ids.max()) >= model.vocab_size or width > (model.longest_prompt or width):
+        ids, lengths, _ = model.batch(rows)  # which says what is wrong
+    batch = _Prompts(ids, lengths, int(lengths.min()) < width, torch.tensor(list(prompt_lengths)))
+    return _run(model, batch, (), (), False, "all", None)
 
 
 @dataclass(frozen=True)
@@ -179,8 +186,9 @@ def _apart(model: Model, lengths: Tensor) -> list[list[int]] | None:
     """Groups of prompts that must not share a batch, because what is computed for one would depend on the others; else None."""
     groups: dict[int, list[int]] = {}
     if int(lengths.min()) < int(lengths.max()):
+        regimes = {length: model.regime(length) for length in set(lengths.tolist())}
         for i, length in enumerate(lengths.tolist()):
-            groups.setdefault(model.regime(length), []).append(i)
+            groups.setdefault(regimes[length], []).append(i)
     return list(groups.values()) if len(groups) > 1 else None
 
 

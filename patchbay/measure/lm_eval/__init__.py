@@ -59,6 +59,7 @@ class PatchbayLM(_api.TemplateLM):  # type: ignore[misc,name-defined]
             "trust_remote_code": trust_remote_code,
         }
         self.turned = Turned(pretrained, knob, **how)
+        self._spelled: dict[tuple[str, bool | None], list[int]] = {}  # while requests are answered
         self.size = int(batch_size) if str(batch_size).isdigit() else 64
 
     @property
@@ -93,8 +94,31 @@ class PatchbayLM(_api.TemplateLM):  # type: ignore[misc,name-defined]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text, as the tokenizer gives them."""
+        if (string, add_special_tokens) in self._spelled:
+            return self._spelled[string, add_special_tokens]
+        return self._encoded([string], add_special_tokens)[0]
+
+    def _encoded(self, strings: list[str], add_special_tokens: bool | None) -> list[list[int]]:
         how = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self._tokenizer(string, **how)["input_ids"])
+        return [list(ids) for ids in self._tokenizer(strings, **how)["input_ids"]]
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log p, whether each token is the likeliest) of every (context, continuation); texts are tokenised all at once."""
+        wanted: dict[tuple[str, bool | None], None] = {}
+        for context, continuation in (request.args for request in requests):
+            bare = context.rstrip()
+            wanted |= dict.fromkeys(
+                [(bare, None), (context + continuation, None)] if context else [(continuation, False)]
+            )
+        for special in (None, False):
+            strings = [string for string, its in wanted if its is special]
+            ids = self._encoded(strings, special) if strings else []
+            self._spelled |= {(string, special): one for string, one in zip(strings, ids, strict=True)}
+        try:
+            found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._spelled.clear()
+        return found
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, **_: Any
