@@ -95,13 +95,16 @@ def layers_forward(hf: Any, **how: Any) -> Any:
 FORMS = (whole, in_place, forward_alone, inside, layers_in_place, one_layer, one_mlp, layers_forward)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
+KINDS = [pytest.param(form, "eager", id=f"eager-{form.__name__}") for form in FORMS]
+KINDS += [pytest.param(form, "aot_eager", id=f"aot-{form.__name__}", marks=pytest.mark.slow) for form in FORMS]
+KINDS += [
+    pytest.param(form, "inductor", id=f"inductor-{form.__name__}", marks=pytest.mark.slow) for form in (whole, one_mlp)
+]
+
+
+@pytest.mark.parametrize(("form", "backend"), KINDS)
 @pytest.mark.parametrize("loaded", ["before", pytest.param("after", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "backend",
-    ["eager", pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.slow)],
-)
-def test_compiled_forms(form: Callable[..., Any], loaded: str, backend: str) -> None:
+def test_compiled_forms(form: Callable[..., Any], backend: str, loaded: str) -> None:
     """Used once as compiled, then edited, then used again."""
     torch._dynamo.reset()
     hf = twin("llama")
