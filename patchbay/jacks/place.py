@@ -213,7 +213,9 @@ class Place:
         """Whether an edit means other tokens of those that ran where the prompt ends at the second and not at the first."""
         both = [self._batch(ids, real, end, ids.shape[1], model)[0] for end in ends]
         for positions in (edit.positions, edit.keys):
-            if positions is None or isinstance(positions, Token | Tensor):
+            if positions is None or isinstance(
+                positions, Token | Role | Tensor
+            ):  # a known chat says by itself where it ends
                 continue
             try:
                 first, second = (chosen(positions, batch, what=str(edit)) for batch in both)

@@ -238,10 +238,10 @@ def _others(survey: Survey, lacking: list[dict[str, str]], step: Callable[[str],
 
 
 def _ranking(
-    survey: Survey, lacking: list[dict[str, str]], step: Callable[[str], None], names: Iterable[str] = tuple(OTHERS)
+    survey: Survey, lacking: list[dict[str, str]], step: Callable[[str], None], names: Iterable[str] | None = None
 ) -> Iterator[tuple[str, Result]]:
     """The finders of other parts, those that run."""
-    for name in names:
+    for name in OTHERS if names is None else names:
         task = OTHERS[name]
         step(name)
         result = _tried(name, lacking, partial(_run, survey, name, task))

@@ -222,4 +222,4 @@ def test_conversations_of_tasks_sweeps_and_knob_files(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="do not commute"),
         model.edited(knob, pb.Knob("j", [pb.add("L0.mlp.out", 1.0)], 1.0)),
     ):
-        pass
+        pb.run(model, TURNS)
