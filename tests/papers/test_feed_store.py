@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def test_files_that_are_no_store_or_a_newer_one_are_refused_and_left_alone(tmp_p
         Store(other)
     assert other.read_text().startswith("not a database")
     newer = tmp_path / "newer.sqlite"
-    with sqlite3.connect(newer) as db:
+    with closing(sqlite3.connect(newer)) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(PatchbayError, match="version 99, newer than this Patchbay reads"):
         Store(newer)

@@ -99,7 +99,8 @@ def test_similar_papers_share_the_words_with_the_largest_tf_idf() -> None:
             ),
         )
         assert all(any(word[:4] in texts[one["key"]] for word in rare[:16]) for one in found)
-        assert views.similar(Store(), {"id": 1, "title": "x", "abstract": "", "does": "", "headline": ""}) == []
+    with Store() as empty:
+        assert views.similar(empty, {"id": 1, "title": "x", "abstract": "", "does": "", "headline": ""}) == []
 
 
 def test_a_paper_is_named_by_key_id_or_title() -> None:
