@@ -423,6 +423,8 @@ CASES = [
     Case("find.prior_layers", priors),
     Case("find.word_classes", lambda m, t, **o: pb.find.word_classes(m, t, HALVES, **{"draws": 5, **o})),
     Case("decode.beam", decoded("beam", beams=3)),
+    Case("decode.best_of_n", decoded("best_of_n", n=3)),
+    Case("decode.samplers", decoded("samplers", chain=["top_k(5)", "xtc()"])),
     Case("decode.compare", decoded("compare", decoders=["greedy", "contrastive_search(k=3)"])),
     Case("decode.contrastive_decoding", decoded("contrastive_decoding", amateur=turned, beta=0.5)),
     Case("decode.contrastive_search", decoded("contrastive_search", k=3)),

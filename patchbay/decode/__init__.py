@@ -1,6 +1,7 @@
 """Decode: continue prompts by a method of the papers, under any edits and knobs. Every function returns a Result.
 
 beam                   the likeliest continuations that a few beams find
+best_of_n              several texts drawn, the best by a scorer or by a vote
 compare                several decoders on the same prompts, side by side
 contrastive_decoding   what an expert finds likelier than an amateur: another model, or the same one under a knob
 contrastive_search     the likely token whose state is least like those before it
@@ -11,10 +12,12 @@ longheads              long texts, of which each head reads a few chunks
 navigate               several answers, each away from those that were explored
 rerank                 segments that are drawn, and kept by a scorer
 rule_adapter           three rules on the output in place of a tuned model
+samplers               text drawn after a chain of steps: mirostat, top-n-sigma, DRY, XTC and those of transformers
 superposed             several drafts in one stream of mixed embeddings
 """
 
 from patchbay.decode.beam import beam
+from patchbay.decode.best_of_n import best_of_n
 from patchbay.decode.compare import compare
 from patchbay.decode.contrastive_decoding import contrastive_decoding
 from patchbay.decode.contrastive_search import contrastive_search
@@ -25,10 +28,12 @@ from patchbay.decode.longheads import longheads
 from patchbay.decode.navigate import navigate
 from patchbay.decode.rerank import rerank
 from patchbay.decode.rule_adapter import rule_adapter
+from patchbay.decode.samplers import samplers
 from patchbay.decode.superposed import superposed
 
 __all__ = [
     "beam",
+    "best_of_n",
     "compare",
     "contrastive_decoding",
     "contrastive_search",
@@ -39,5 +44,6 @@ __all__ = [
     "navigate",
     "rerank",
     "rule_adapter",
+    "samplers",
     "superposed",
 ]

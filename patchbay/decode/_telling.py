@@ -45,26 +45,37 @@ def distinct(texts: Sequence[Sequence[int]], n: int) -> float:
 
 def bleu(text: Sequence[int], others: Sequence[Sequence[int]]) -> float:
     """BLEU-4 of one text with others as its references; 0 for an empty text or where no token occurs there."""
-    if not text:
-        return 0.0
-    logs = []
-    for n in range(1, 5):
-        own, most = grams(text, n), Counter[tuple[int, ...]]()
-        for other in others:
-            most |= grams(other, n)
-        hits, total = (own & most).total(), own.total()
-        if n == 1 and hits == 0:
-            return 0.0
-        logs.append(math.log(hits / total if n == 1 else (hits + 1) / (total + 1)))
-    nearest = min((len(other) for other in others), key=lambda length: (abs(length - len(text)), length))
-    return math.exp(sum(logs) / 4 + min(0.0, 1.0 - nearest / len(text)))
+    return self_bleu([text, *others], 1)[0]
 
 
-def self_bleu(texts: Sequence[Sequence[int]]) -> list[float]:
-    """BLEU of each text against all others; NaN for one text alone."""
+def self_bleu(texts: Sequence[Sequence[int]], first: int | None = None) -> list[float]:
+    """BLEU of each text, or of the first few, against all others; NaN for one text alone."""
     if len(texts) < 2:
         return [math.nan] * len(texts)
-    return [bleu(text, [*texts[:at], *texts[at + 1 :]]) for at, text in enumerate(texts)]
+    counted = [[grams(text, n) for text in texts] for n in range(1, 5)]
+    most = [_two_most(found) for found in counted]
+    lengths = [len(text) for text in texts]
+    scores = []
+    for at, length in enumerate(lengths[:first]):
+        logs = []
+        for n in range(4):
+            own = counted[n][at]
+            hits = sum(min(times, most[n][gram][own[gram] == most[n][gram][0]]) for gram, times in own.items())
+            logs.append((hits + (n > 0)) / (own.total() + (n > 0)) if own or n else 0.0)
+        nearest = min(lengths[:at] + lengths[at + 1 :], key=lambda other: (abs(other - length), other))
+        short = min(0.0, 1.0 - nearest / length) if length else 0.0
+        scores.append(math.exp(sum(map(math.log, logs)) / 4 + short) if logs[0] > 0 else 0.0)
+    return scores
+
+
+def _two_most(found: Sequence[Counter[tuple[int, ...]]]) -> dict[tuple[int, ...], tuple[int, int]]:
+    """How often each n-gram comes in the text that has most of it, and in the next one: what the others of the first hold."""
+    most: dict[tuple[int, ...], tuple[int, int]] = {}
+    for own in found:
+        for gram, times in own.items():
+            first, second = most.get(gram, (0, 0))
+            most[gram] = (times, first) if times > first else (first, max(second, times))
+    return most
 
 
 def frontier(p: Tensor, q: Tensor) -> float:

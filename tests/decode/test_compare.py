@@ -105,8 +105,8 @@ def test_reference() -> None:
 def test_null() -> None:
     """A decoder against itself changes nothing; references in a decoder's place are as like the references as these are; others are not."""
     model, chance = model_of(), torch.Generator().manual_seed(0)
-    draw: Any = lambda low: torch.randint(low, low + 30, (40, 6), generator=chance).tolist()  # noqa: E731
-    prompts, human, other = draw(10), draw(10), draw(60)
+    draw: Any = lambda low: torch.randint(low, low + 6, (40, 6), generator=chance).tolist()  # noqa: E731
+    prompts, human, other = draw(10), draw(10), draw(60)  # of six tokens each
     found = pb.decode.compare(
         model, prompts, {"human": said(human), "other": said(other)}, references=human, max_new_tokens=6
     )

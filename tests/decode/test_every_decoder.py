@@ -71,6 +71,13 @@ def ends_by_config(method: Callable[..., pb.Result], **chosen: Any) -> Callable[
 
 
 DECODERS = [
+    Decoder("best_of_n", ends_by_config(pb.decode.best_of_n, n=3, chain=["top_p(0.9)"]), searches=True),
+    Decoder(
+        "samplers",
+        lambda m, p, **o: pb.decode.samplers(
+            m, p, chain=["temperature(0.9)", "mirostat(tau=2.0)", "dry()"], drafts=2, **o
+        ),
+    ),
     Decoder("beam", lambda m, p, **o: pb.decode.beam(m, p, beams=3, **o), searches=True),
     Decoder(
         "dexperts", lambda m, p, **o: pb.decode.dexperts(m, second(m), knob(m), p, **{"alpha": 0.5, "top_p": 0.8, **o})

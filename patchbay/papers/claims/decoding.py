@@ -67,6 +67,42 @@ def chuang2024(model: pb.Model, seed: int) -> Claim:
     return Claim(text, *interval[:3], 0.0, "share of prompts")
 
 
+@claim("basu2021", "comparison")
+def basu2021(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if text drawn by mirostat with a target of 1.5 nats is more surprising to the model than with one of 0.5."""
+    from patchbay import maths
+
+    prompts = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed).clean]
+    high, low = (
+        -pb.decode.samplers(
+            model, prompts, chain=[f"mirostat(tau={tau}, eta=0.2)"], max_new_tokens=NEW, ends=[], seed=seed
+        )["logp"][:, 0].mean(1)
+        for tau in (1.5, 0.5)
+    )
+    text = f"text with a target of 1.5 nats has a surprise of {float(high.mean()):.2f}, with one of 0.5 {float(low.mean()):.2f}"
+    return Claim(text, *maths.paired_interval(high, low)[:3], 0.0, "nats per token")
+
+
+@claim("kang2025", "comparison")
+def kang2025(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the answer that most of eight draws at temperature 2 give is right more often than one such draw is.
+
+    At temperature 1 the model nearly always draws the same answer, and a vote changes nothing (0 of the prompts, 95 % 0 to 0).
+    """
+    import torch
+
+    from patchbay import maths
+
+    task = pb.tasks.facts_in_memory(model, N, seed=seed)
+    prompts, right = [list(ids) for ids in task.clean], torch.tensor(task.right)
+    hot = ["temperature(2.0)"]
+    found = pb.decode.best_of_n(model, prompts, scorer="vote", n=8, chain=hot, max_new_tokens=1, seed=seed)
+    single = pb.decode.samplers(model, prompts, chain=hot, max_new_tokens=1, ends=[], seed=seed + 1)
+    own, plain = ((one["tokens"][:, 0, 0] == right).double() for one in (found, single))
+    text = f"a vote of eight draws at temperature 2 is right {float(own.mean()):.0%} of the time, one draw {float(plain.mean()):.0%}"
+    return Claim(text, *maths.paired_interval(own, plain)[:3], 0.0, "share of prompts")
+
+
 @claim("liu2021", "comparison")
 def liu2021(model: pb.Model, seed: int) -> Claim:
     """Confirmed if the answers of a knob that believes the text come more often when it is the expert than from the model alone."""
