@@ -352,6 +352,24 @@ def test_the_difference_to_one_more_draw_lies_in_the_interval(draws: int, spread
     assert abs(held / 400 - 0.95) <= 0.03
 
 
+RANKS = {  # case: what is ranked among which draws, its p, and whether of either sign
+    "prove.ablation-zero": [("joint", "random", "p", False)],
+    "prove.channel-key": [("removed", "removed_random", "p_removed", True), ("edge", "edge_random", "p_edge", True)],
+    "prove.cross_model_patching": [("joint", "random", "p_joint", False)],
+    "prove.desiderata_mask": [("gain", "random", "p", False)],
+}
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_p_is_the_rank_of_what_is_told_among_the_draws_that_are_told(name: str) -> None:
+    case = next(one for one in CASES if str(one) == name)
+    for seed in range(3):
+        found = case(lent("gpt2"), task("gpt2"), draws=5, seed=seed)
+        for own, drawn, p, two_sided in RANKS[name]:
+            expected = maths.draws_p(float(found[own]), found[drawn], two_sided=two_sided)
+            assert close(float(found[p]), expected, of=1.0)
+
+
 # --- controls ---------------------------------------------------------------------------------------
 
 

@@ -114,6 +114,13 @@ def test_draws_differ_from_one_another(name: str) -> None:
     assert bool((found["null_high"] > found["null_mean"] + 1e-6).any())
 
 
+def test_a_null_has_two_ends() -> None:
+    found = made("prove.circuit", 0)
+    assert bool((found["null_low"] < found["null_mean"]).any())
+    assert bool((found["null_low"] <= found["null_mean"]).all())
+    assert bool((found["null_high"] >= found["null_mean"]).all())
+
+
 HELD = {  # case: the variable of each prompt that chooses the head, and what is told of it on the other prompts
     "find.arithmetic_heads": "effect",
     "find.attention_sinks": "rate",

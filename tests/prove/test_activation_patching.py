@@ -63,6 +63,8 @@ def test_planted_neurons_chosen_on_one_half_and_patched_on_the_other() -> None:
     assert result["p_adjusted"].min() < 0.05
     assert "chosen on 7 prompts" in result.notes[1]
     assert len(result.provenance["task"]["clean"]) == 14
+    _, rest = task.split()
+    assert close(float(result["clean"]), float(rest.score(pb.run(model, rest).last_logits).mean()), of=10.0)
     both = pb.prove.activation_patching(model, task, site="neuron", parts=list(truth["neurons"].values()))
     assert both["share"].sum() == pytest.approx(
         1.0, abs=0.1

@@ -10,7 +10,8 @@ import torch
 
 import patchbay as pb
 from patchbay.model.source import built_in_names
-from patchbay.prove.channel import _against, composition
+from patchbay.prove._components import Writer
+from patchbay.prove.channel import _against, _rotated, composition
 from patchbay.signal.channel import parse_channel
 from patchbay.tasks import words
 from patchbay.tiny import planted
@@ -298,3 +299,11 @@ def test_p_counts_controls_of_either_sign() -> None:
     """A removal that costs 1 beside controls that cost .5, -3 and -2: two are as large."""
     values = torch.tensor([1.0, 0.5, -3.0, -2.0])[:, None].expand(4, 6).double()
     assert float(_against("x", values, "logits")["p_x"][0]) == pytest.approx(3 / 4)
+
+
+def test_other_directions_of_a_head_hang_on_seed_and_draw() -> None:
+    writer = Writer(pb.Part(0, "head", 1), torch.eye(4), torch.eye(4))
+    turns = [_rotated(writer, None, 1, draw, seed)[0].read for seed, draw in ((0, 0), (1, 0), (0, 1))]
+    for i, turn in enumerate(turns):
+        assert close(turn @ turn.T, torch.eye(4), of=1.0)
+        assert not any(torch.equal(turn, other) for other in turns[:i])

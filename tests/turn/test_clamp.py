@@ -143,3 +143,9 @@ def test_errors() -> None:
             clamp("L1.N3", value)
     with pytest.raises(pb.PatchbayError, match="mlp"):
         pb.turn.clamp(pb.load(twins.twin("mixtral")), "L1.N3", 1.0)  # type: ignore[arg-type]
+
+
+def test_a_neuron_is_held_where_that_was_asked() -> None:
+    model = pb.load(twins.twin("gpt2"))
+    [made] = pb.turn.clamp(model, "L1.N3", 1.0, positions=[1, 2]).edits  # type: ignore[arg-type]
+    assert made.positions == (1, 2)
