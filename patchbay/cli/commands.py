@@ -166,7 +166,7 @@ def method_command(room: str, name: str, found: outside.Outside | None = None) -
     said = words(ast.get_docstring(cast("ast.FunctionDef", file.function(name))) or "", list(takes))
     made: list[click.Parameter] = [click.Argument(["model"], required="model" in takes, shell_complete=complete.models)]
     if room == "decode":
-        made.append(click.Argument(["texts"], nargs=-1, metavar="[PROMPT]..."))
+        made.append(click.Argument(["typed"], nargs=-1, metavar="[PROMPT]..."))
         made += under_options()
     if {"task", "prompts"} & set(takes):
         own = next(said[key] for key in ("task", "prompts") if key in takes)
@@ -309,10 +309,10 @@ def _made_on(text: str) -> str:
 
 def _text_or_task(model: Model, given: Mapping[str, Any], *, texts: bool) -> Any:
     """The texts of the command line, or of `--prompt`, or the task or prompts."""
-    if given.get("texts"):
+    if given.get("typed"):
         if given.get("task") or given.get("prompts"):
             raise PatchbayError("prompts are written after the model, or given by --task or --prompts: not both")
-        return list(given["texts"])
+        return list(given["typed"])
     if given.get("prompt") is None:
         return make_task(model, given, texts=texts)
     for name in ("task", "prompts", "n", "metric"):
