@@ -93,6 +93,11 @@ def asked(
     """A call as it was asked, checked before anything runs. `ends` None: the end tokens of the model's generation config. `endless`:
     texts may be longer than the model was made for."""
     model.check_mode()
+    if not model.causal:
+        raise PatchbayError(
+            f"tokens of this {model.family.name} model see those after them: what a token was chosen from is not what a run over the "
+            "finished text gives, and no log-probability is of both. model.generate(prompts) continues them"
+        )
     encoded = ids_of(model, prompts) if endless else model.encode(prompts)
     if max_new_tokens < 1:
         raise PatchbayError(f"max_new_tokens={max_new_tokens}: one or more")
@@ -225,7 +230,9 @@ class Rows:
         if self.cache is not None and session.where.watched:
             session.where.hold(self.cache, self.ids[:, :-n_new], self.start)
         options = self._options(what.shape[1], keep)
-        output = self.call.model.hf(**sent, attention_mask=torch.ones_like(self.ids), **options)
+        if self.cache is None or _way(self.call.model) == "mask":
+            options["attention_mask"] = torch.ones_like(self.ids)
+        output = self.call.model.hf(**sent, **options)
         self.call.calls, self.call.fed = self.call.calls + 1, self.call.fed + what.shape[0] * what.shape[1]
         if self.cached:
             self.cache = _cache_of(output)
@@ -293,29 +300,37 @@ class Rows:
 
 def serves(model: Model, start: int, end: int) -> bool:
     """Whether a cache that grows from `start` to `end` tokens gives what runs of the whole text give."""
-    if not model.causal or model.regime(start) != model.regime(end):
-        return False
-    if "_cache_serves" not in model.__dict__:
-        model.__dict__["_cache_serves"] = _proved(model)
-    return bool(model.__dict__["_cache_serves"])
+    return model.regime(start) == model.regime(end) and _way(model) != "none"
+
+
+def _way(model: Model) -> str:
+    """How a model's cache is believed: "mask" with the attention mask of the whole text, "plain" without one, or "none" at all."""
+    if "_cache_way" not in model.__dict__:
+        model.__dict__["_cache_way"] = next((way for way in ("mask", "plain") if _proved(model, way)), "none")
+    return str(model.__dict__["_cache_way"])
 
 
 @torch.no_grad()
-def _proved(model: Model) -> bool:
-    """One short run: two rows cached, repeated and continued have the logits of whole runs of the four texts."""
-    ids = torch.tensor([[1, 2, 3], [3, 0, 1], [1, 2, 3], [3, 0, 1]], device=model.device) % model.vocab_size
-    more = torch.tensor([[0], [1], [2], [3]], device=model.device) % model.vocab_size
+def _proved(model: Model, way: str) -> bool:
+    """A short run: two rows cached, repeated and continued by two tokens have the logits of whole runs of the four texts."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.vocab_size, (2, 7), generator=draw).repeat(2, 1).to(model.device)
+    more = torch.randint(model.vocab_size, (4, 2), generator=draw).to(model.device)
     both = torch.cat([ids, more], 1)
+    seen = []
     with Session(model, whole=True):
         cache = _cache_of(model.hf(ids[:2], attention_mask=torch.ones_like(ids[:2]), use_cache=True))
         if not hasattr(cache, "reorder_cache"):
             return False
         cache.reorder_cache(torch.tensor([0, 1, 0, 1], device=model.device))
-        mask, own = torch.ones_like(both), with_cache(model.hf, cache)
-        seen = model.hf(more, attention_mask=mask, use_cache=True, **own).logits[:, -1].double()
-        whole = model.hf(both, attention_mask=mask, use_cache=False).logits[:, -1].double()
-    gap = (seen - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
-    return float(gap) <= (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.25)
+        for at in range(more.shape[1]):
+            mask = {"attention_mask": torch.ones_like(both[:, : 8 + at])} if way == "mask" else {}
+            output = model.hf(more[:, at : at + 1], use_cache=True, **mask, **with_cache(model.hf, cache))
+            cache = _cache_of(output)
+            seen.append(output.logits[:, -1].double())
+        whole = model.hf(both, attention_mask=torch.ones_like(both), use_cache=False).logits[:, -2:].double()
+    gap = (torch.stack(seen, 1) - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
+    return float(gap) <= (2e-5 if model.dtype in (torch.float32, torch.float64) else 0.25)
 
 
 def _cache_of(output: Any) -> Any:
