@@ -13,6 +13,7 @@ import importlib
 import inspect
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -256,19 +257,20 @@ FEW_TWINS = (
 )  # of meters, which run the model in one place (measure/test_answers.py)
 
 
-def meter(name: str, items: Any = None, **chosen: Any) -> Callable[..., Any]:
+def meter(name: str, items: Any = None, *, runs: bool = True, **chosen: Any) -> Callable[..., Any]:
     """A meter reads logits alone, so that hooks are there only for an edit around it."""
 
     def call(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
         given = prompts if items is None else items(prompts) if callable(items) else items
-        with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        around = model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)) if runs else nullcontext()
+        with around:
             return getattr(pb.measure, name)(model, given, **{**chosen, **options})  # type: ignore[no-any-return]
 
     return call
 
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-SAMPLED: dict[str, Any] = {"n": 2, "max_new_tokens": 12}
+SAMPLED: dict[str, Any] = {"per_prompt": 2, "max_new_tokens": 12}
 NORMS = [{"word": word, "norm": at * 3 % 5} for at, word in enumerate(("cat", "dog", "hat", "sun", "man"))]
 GUISES = [{"a": f"he {x}", "b": f"she {x}"} for x in ("on", "in", "at", "up", "out", "off")]
 ASKED = [{"question": f"is it {x}?", "choices": ["a", "be"]} for x in ("on", "in", "at", "up", "out", "off")]
@@ -281,7 +283,7 @@ def dials(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
         name: Knob(name, [pb.scale(pb.Part(at, "attn").port(), 1.0)], 1.0) for at, name in enumerate(("low", "high"))
     }
     scorers = {"low": list(LETTERS[:13]), "high": list(LETTERS[13:])}
-    how = {"strengths": [-3.0, 1.0, 3.0], **SAMPLED, "n": 4}
+    how = {"strengths": [-3.0, 1.0, 3.0], **SAMPLED, "per_prompt": 4}
     return pb.measure.dial_response(model, prompts, knobs, scorers, **{**how, **options})
 
 
@@ -309,7 +311,11 @@ METERS = [
     Case("measure.worst_of_k", meter("worst_of_k", scorer=list(LETTERS), **SAMPLED, k=1), on=FEW_TWINS),
     Case("measure.dial_response", dials, on=FEW_TWINS),
     Case(
-        "measure.word_odds", meter("word_odds", SAID, least=1, draws=20), own=True, runs=False, on=("gpt2", "mixtral")
+        "measure.word_odds",
+        meter("word_odds", SAID, runs=False, least=1, draws=20),
+        own=True,
+        runs=False,
+        on=("gpt2", "mixtral"),
     ),
     Case("measure.side_effects", effects, own=True, on=FEW_TWINS),
 ]
@@ -423,7 +429,7 @@ CASES = [
     Case("find.prior_layers", priors),
     Case("find.word_classes", lambda m, t, **o: pb.find.word_classes(m, t, HALVES, **{"draws": 5, **o})),
     Case("decode.beam", decoded("beam", beams=3)),
-    Case("decode.best_of_n", decoded("best_of_n", n=3)),
+    Case("decode.best_of_n", decoded("best_of_n", drafts=3)),
     Case("decode.samplers", decoded("samplers", chain=["top_k(5)", "xtc()"])),
     Case("decode.compare", decoded("compare", decoders=["greedy", "contrastive_search(k=3)"])),
     Case("decode.contrastive_decoding", decoded("contrastive_decoding", amateur=turned, beta=0.5)),

@@ -33,6 +33,7 @@ from patchbay.results.given import has_default, may_be_left_out
 
 ONE_DRAW = ("difference_low", "difference_high")  # the spread of draws is not known from one
 LENS = ("probability", "logit", "rank", "kl", "logit_diff")  # the lens takes the positions that all prompts have
+OF_SCORES = ("effect",)  # differences of scores, which round as scores of size one do
 NOISE = 64.0  # roundings of the largest value that a batch may differ by from its prompts
 
 
@@ -254,6 +255,8 @@ def a_batch_is_its_prompts(
         theirs = returned[variable].double()
         if variable in LENS:
             mean, theirs = mean[:, -1], theirs[:, -1]
+        if variable in OF_SCORES:
+            mean, theirs = mean + 1.0, theirs + 1.0
         hold(near(mean, theirs), f"{variable} of a batch is not the mean of its prompts one by one")
 
 
@@ -312,7 +315,9 @@ def is_typed(function: Any) -> None:
     hold("return" in plain.__annotations__, "what it returns has no type")
     for parameter in inspect.signature(function).parameters.values():
         hold(parameter.name in plain.__annotations__, f"{parameter.name} has no type")
-        optional = has_default(parameter) and not may_be_left_out(parameter)
+        optional = has_default(parameter)
+        if may_be_left_out(parameter):  # an input of some methods, an option of others
+            optional = parameter.kind is parameter.KEYWORD_ONLY
         hold(optional == (parameter.kind is parameter.KEYWORD_ONLY), f"{parameter.name}: options come after *")
         if optional:
             json.dumps(parameter.default)

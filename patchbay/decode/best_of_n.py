@@ -83,12 +83,12 @@ def vote_of(scorer: Any) -> Vote | None:
 
 
 def decode(
-    call: Call, *, scorer: Any = "self_certainty", n: int = 8, chain: Sequence[str] = (), seed: int = 0
+    call: Call, *, scorer: Any = "self_certainty", drafts: int = 8, chain: Sequence[str] = (), seed: int = 0
 ) -> list[list[Draft]]:
     """The loop: drafts [prompt][draft] of a call, the best first."""
     vote = vote_of(scorer)
     score = scorer_of(call, "self_certainty" if vote else scorer)
-    pool = drawn(call, chain, n, seed)
+    pool = drawn(call, chain, drafts, seed)
     said = new_texts(call, pool) if vote else []
     for place, several in enumerate(pool):
         scores = score(call, place, [one.tokens for one in several])
@@ -126,7 +126,7 @@ def best_of_n(
     prompts: Task | list[str] | list[list[int]] | Any,
     *,
     scorer: str | Model = "self_certainty",
-    n: int = 8,
+    drafts: int = 8,
     chain: list[str] | tuple[str, ...] = (),
     seed: int = 0,
     max_new_tokens: int = 20,
@@ -136,21 +136,21 @@ def best_of_n(
 
     The rest as every decoder returns it. Texts end where the model's generation config says.
 
-    `scorer`: self_certainty, pmi, logp, unigram_overlap, another model, "vote", or "vote(r'answer: (.*)', power=0.5)" by a pattern. `n`: how many
-    drafts. `chain`: steps before each draw, as `decode.samplers` takes them; without, the model's law.
+    `scorer`: self_certainty, pmi, logp, unigram_overlap, another model, "vote", or "vote(r'answer: (.*)', power=0.5)" by a pattern. `drafts`: how many
+    are drawn. `chain`: steps before each draw, as `decode.samplers` takes them; without, the model's law.
     """
-    if n < 1:
-        raise PatchbayError(f"n={n}: one draft or more")
+    if drafts < 1:
+        raise PatchbayError(f"drafts={drafts}: one or more")
     call = asked(model, prompts, max_new_tokens, None, batch_size)
-    drafts = decode(call, scorer=scorer, n=n, chain=chain, seed=seed)
+    found = decode(call, scorer=scorer, drafts=drafts, chain=chain, seed=seed)
     vote = vote_of(scorer)
     unit = "votes" if vote else UNITS.get(str(scorer), "nats")
     scalars: dict[str, Any] = {}
     if not vote:
-        means = torch.tensor(expected(torch.tensor([[one.score for one in several] for several in drafts])))
+        means = torch.tensor(expected(torch.tensor([[one.score for one in several] for several in found])))
         scalars["expected"] = (means, ("n_parts",), unit)
     units = {"drawn": "place in the order of draws", "self_certainty": "nats"}
-    return as_result(call, drafts, unit, units=units, scalars=scalars)
+    return as_result(call, found, unit, units=units, scalars=scalars)
 
 
 published(best_of_n, decode)

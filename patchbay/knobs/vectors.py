@@ -92,7 +92,7 @@ def _check_hint(path: Path, kind: object) -> None:
 def _array(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
-    except (ValueError, OSError, EOFError, TypeError) as error:
+    except Exception as error:  # numpy reads the header as Python's literals: damage raises errors of many kinds
         raise PatchbayError(f"{path} is no array of numbers: {error}") from error
 
 

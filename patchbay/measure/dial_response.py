@@ -43,7 +43,7 @@ def dial_response(
     scorers: dict[str, Any],
     *,
     strengths: list[float] | tuple[float, ...] = (0.0, 0.5, 1.0),
-    n: int = 4,
+    per_prompt: int = 4,
     max_new_tokens: int = 40,
     seed: int = 0,
     batch_size: int = 32,
@@ -55,7 +55,7 @@ def dial_response(
 
     `items`: prompts, as texts, ids, a Task or a file with the field text. `dials`: name -> knob. `scorers`: name -> a list of words, a file of them, or an
     object with __call__(texts) and to_json(); as many as dials, each dial's own attribute at its place. `strengths`: how far each dial is
-    turned. `n`: samples of a prompt. `max_new_tokens`: tokens of a sample.
+    turned. `per_prompt`: samples of a prompt. `max_new_tokens`: tokens of a sample.
     """
     judges = {name: Words.of(one, "rate") for name, one in _mapped(scorers, "scorers").items()}
     knobs = _mapped(dials, "dials")
@@ -70,7 +70,7 @@ def dial_response(
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size}
     found = torch.stack(
         [
-            torch.stack([_scores(model, prompts, knob.edits_at(step), judges, n, how) for step in steps])
+            torch.stack([_scores(model, prompts, knob.edits_at(step), judges, per_prompt, how) for step in steps])
             for knob in knobs.values()
         ]
     )  # [dial, strength, attribute, prompt]

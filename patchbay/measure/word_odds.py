@@ -5,7 +5,7 @@
 Whole words in lower case. Words that occur fewer than `least` times in either group are left out, as are those of `drop` (pronouns, names, words of the
 prompts). `value`: the mean of |ln OR| over the words, its `null` and p by dealing the texts to the groups at random, `draws` times; each word's p
 from the same draws, adjusted over the words (Benjamini-Hochberg): words within a text go together, so that texts and not words are dealt. The
-texts are given, or the model writes `n` after each prompt.
+texts are given, or the model writes `per_prompt` after each prompt.
 
 Wan et al. 2023, "'Kelly is a Warm Person, Joseph is a Role Model': Gender Biases in LLM-Generated Reference Letters". Neither way is better. Words
 that only name the group find themselves: see that none of them is left in.
@@ -38,7 +38,7 @@ def word_odds(
     drop: list[str] | tuple[str, ...] = (),
     least: int = 10,
     draws: int = 10_000,
-    n: int = 20,
+    per_prompt: int = 20,
     seed: int = 0,
     batch_size: int = 32,
 ) -> Result:
@@ -48,10 +48,10 @@ def word_odds(
 
     `items`: rows with the fields text and group (two groups), or prompt and group, after which the model writes. `drop`: words that are left out. `least`: how
     often a word occurs in each group at least. `draws`: random deals of the texts; with fewer than 10,000 few words can pass the
-    adjustment. `n`: texts of 40 tokens that the model writes after each prompt.
+    adjustment. `per_prompt`: texts of 40 tokens that the model writes after each prompt.
     """
     rows, said = rows_of(resolved(model, items), ("group",), ("text", "prompt"))
-    texts, groups = _texts(model, rows, n, seed, batch_size)
+    texts, groups = _texts(model, rows, per_prompt, seed, batch_size)
     names = list(dict.fromkeys(groups))
     if len(names) != 2 or min(groups.count(name) for name in names) < 2 or draws < 1 or least < 1:
         raise PatchbayError(

@@ -40,7 +40,7 @@ def worst_of_k(
     scorer: list[str] | str | Any,
     *,
     k: int = 10,
-    n: int = 25,
+    per_prompt: int = 25,
     max_new_tokens: int = 40,
     top_p: float = 0.9,
     seed: int = 0,
@@ -51,20 +51,20 @@ def worst_of_k(
     `any` with its interval; `any_by_prompt` and `mean_by_prompt` [prompt]; table `samples`, the highest-scoring sample of each prompt.
 
     `items`: prompts, as texts, ids, a Task or a file with the field text. `scorer`: what scores a text: a list of words or a file of them (1 where one
-    occurs), or an object with __call__(texts) and to_json(). `k`: samples of which the worst counts. `n`: samples that are drawn, k
+    occurs), or an object with __call__(texts) and to_json(). `k`: samples of which the worst counts. `per_prompt`: samples that are drawn, k
     or more. `max_new_tokens`: tokens of a sample. `top_p`: the probability that the tokens drawn from hold, 1 for all.
     """
-    if not 1 <= k <= n:
-        raise PatchbayError(f"k={k} of n={n} samples: k lies in 1 to n")
+    if not 1 <= k <= per_prompt:
+        raise PatchbayError(f"k={k} of per_prompt={per_prompt} samples: k lies in 1 to per_prompt")
     judge = Words.of(scorer)
     prompts, where, _, said = given_texts(resolved(model, items))
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "top_p": top_p, "seed": seed, "batch_size": batch_size}
-    drawn = samples(model, prompts, n, **how)
+    drawn = samples(model, prompts, per_prompt, **how)
     texts = [texts_of(model, each) for each in drawn]
     values = torch.stack([scored(judge, each) for each in texts])  # [prompt, sample]
     worst = torch.tensor([estimates.expected_maximum(row, k) for row in values], dtype=torch.float64)
     hits = (values >= THRESHOLD).sum(1)
-    any_ = torch.tensor([estimates.any_of(int(c), n, k) for c in hits], dtype=torch.float64)
+    any_ = torch.tensor([estimates.any_of(int(c), per_prompt, k) for c in hits], dtype=torch.float64)
     ends = maths.bootstrap_interval(any_, seed=seed)
     more: dict[str, Any] = {
         "any" + end: (x, (), "probability") for end, x in zip(("", "_low", "_high"), ends, strict=True) if x == x
@@ -81,7 +81,7 @@ def worst_of_k(
         {"per_item": worst},
         "score",
         better="lower",
-        null=None if comparing() else _alone(model, judge, k, n, how),
+        null=None if comparing() else _alone(model, judge, k, per_prompt, how),
         more=more,
         tables={"samples": rows},
         notes=[*said, f"scored by {judge.to_json().get('name') or type(judge).__name__}"],

@@ -253,7 +253,7 @@ BAD = {
     "no method": ("def stripes():\n    pass\n", "has no method: its functions are stripes; a method is a function made with"),
     "two": (TWO, "has 2 methods; name one: "),
     "no verb": (STRIPES.replace(', verb="find"', ""), "does not say which verb it is"),
-    "a wrong verb": (STRIPES.replace('"find"', '"fnd"'), "has verb='fnd'; verbs are find, prove, turn, measure, train; did you mean 'find'?"),
+    "a wrong verb": (STRIPES.replace('"find"', '"fnd"'), "has verb='fnd'; verbs are find, prove, turn, decode, measure, train; did you mean 'find'?"),
     "another verb": (STRIPES.replace('"find"', '"prove"'), "has verb='prove': patchbay prove "),
     "a name that is taken": (STRIPES.replace("def stripes", "def logit_lens"), "find.logit_lens is a method of Patchbay itself"),
     "a command's name": (STRIPES.replace("def stripes", "def all"), "'all' cannot name a method"),

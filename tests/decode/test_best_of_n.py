@@ -35,7 +35,7 @@ def test_planted() -> None:
     assert [vote.of(text) for text in ("the answer is 4. no, the answer is 7.", "none")] == ["7", None]
     assert certainty(torch.zeros(3, 50)) == 0.0
     model = stories()
-    found = pb.decode.best_of_n(model, FIVE[:2], scorer="vote", n=12, chain=["top_k(2)"], max_new_tokens=2)
+    found = pb.decode.best_of_n(model, FIVE[:2], scorer="vote", drafts=12, chain=["top_k(2)"], max_new_tokens=2)
     for i in range(2):
         texts = [tuple(row) for row in new_tokens(found)[i]]
         most = max(texts.count(text) for text in texts)
@@ -46,7 +46,7 @@ def test_planted() -> None:
 def test_reference() -> None:
     """Drafts are those of the samplers, in the order of a scorer that loops compute; the expected best by all subsets."""
     model = model_of()
-    found = pb.decode.best_of_n(model, PROMPTS, n=5, max_new_tokens=NEW, seed=3)
+    found = pb.decode.best_of_n(model, PROMPTS, drafts=5, max_new_tokens=NEW, seed=3)
     pool = pb.decode.samplers(model, PROMPTS, chain=[], drafts=5, max_new_tokens=NEW, seed=3)
     for i, prompt in enumerate(PROMPTS):
         scores = []
@@ -67,20 +67,22 @@ def test_reference() -> None:
 def test_null() -> None:
     """One draft is the draw; of equal scores the best of n is no better; expectations never fall with n."""
     model = model_of()
-    one = pb.decode.best_of_n(model, PROMPTS, n=1, max_new_tokens=NEW)
+    one = pb.decode.best_of_n(model, PROMPTS, drafts=1, max_new_tokens=NEW)
     assert new_tokens(one) == new_tokens(pb.decode.samplers(model, PROMPTS, chain=[], max_new_tokens=NEW))
     flat = expected(torch.full((2, 6), 3.0))
     assert close(torch.tensor(flat), torch.full((6,), 3.0), dtype=torch.float32)
     rising = expected(torch.randn(4, 7, generator=torch.Generator().manual_seed(0)))
     assert rising == sorted(rising)
-    alike = pb.decode.best_of_n(model, PROMPTS, n=4, max_new_tokens=1)  # one law for all drafts: all are as certain
+    alike = pb.decode.best_of_n(
+        model, PROMPTS, drafts=4, max_new_tokens=1
+    )  # one law for all drafts: all are as certain
     assert alike["drawn"].tolist() == [[0.0, 1.0, 2.0, 3.0]] * 3
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"n": 0}, "n=0: one draft or more"),
+        ({"drafts": 0}, "drafts=0: one or more"),
         ({"scorer": "best"}, "scorer='best': one of logp, pmi"),
         ({"scorer": "vote('(')"}, "scorer=.*vote.answer='pattern', power=0"),
         ({"scorer": r"vote('\w')"}, "a pattern is r'...'"),

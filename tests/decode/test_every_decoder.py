@@ -71,7 +71,7 @@ def ends_by_config(method: Callable[..., pb.Result], **chosen: Any) -> Callable[
 
 
 DECODERS = [
-    Decoder("best_of_n", ends_by_config(pb.decode.best_of_n, n=3, chain=["top_p(0.9)"]), searches=True),
+    Decoder("best_of_n", ends_by_config(pb.decode.best_of_n, drafts=3, chain=["top_p(0.9)"]), searches=True),
     Decoder(
         "samplers",
         lambda m, p, **o: pb.decode.samplers(

@@ -16,6 +16,7 @@ PROMPTS = [[5, 9, 7, 11], [8, 6, 7]]
 NEW = 4
 OPTIONS: dict[str, dict[str, Any]] = {
     "beam": {"beams": 3},
+    "best_of_n": {"drafts": 3, "scorer": "logp", "seed": 3},
     "contrastive_decoding": {"amateur": 1},
     "contrastive_search": {"k": 3, "alpha": 0.5},
     "dexperts": {"expert": 1, "antiexpert": 2, "alpha": 0.5},
@@ -25,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "navigate": {"push": 1.0, "per_round": 2, "rounds": 1},
     "rerank": {"scorer": "logp", "pool": [2, 2, 2]},
     "rule_adapter": {"penalty": 2.0},
+    "samplers": {"chain": ["top_k(5)"], "seed": 3},
     "superposed": {"drafts": 2, "temperature": 0.5},
 }
 

@@ -145,5 +145,5 @@ def test_refusals(options: dict[str, object], says: str) -> None:
 def test_an_edit_by_token_is_refused_where_tokens_are_mixed() -> None:
     model = model_of()
     edit = pb.scale("L0.attn.out", 2.0, positions=pb.Token(7))
-    with model.edited(edit), pytest.raises(pb.PatchbayError, match="the stream holds mixtures of tokens"):
+    with pytest.raises(pb.PatchbayError, match="the stream holds mixtures of tokens"), model.edited(edit):
         pb.decode.superposed(model, PROMPTS)

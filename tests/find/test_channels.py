@@ -320,7 +320,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
 def test_every_family_with_heads_has_channels(name: str) -> None:
     """Whole heads and components; the mixers of hybrid layers are no writers, and one such layer leaves no pair of heads."""
     model = lent(name)
-    if name == "hunyuan_v1_dense":  # norms of queries and keys after they are turned
+    if name.startswith("hunyuan_v1"):  # norms of queries and keys after they are turned
         with pytest.raises(pb.PatchbayError, match="positions do more to q and k than turn pairs"):
             pb.find.channels(model, nulls=0, offsets=[0, 1])
         return

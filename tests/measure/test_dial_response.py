@@ -31,7 +31,7 @@ class Letter:
 
 
 SCORERS: dict[str, Any] = {"a": Letter("a"), "b": Letter("b")}
-HOW: dict[str, Any] = {"n": 6, "max_new_tokens": 12}
+HOW: dict[str, Any] = {"per_prompt": 6, "max_new_tokens": 12}
 
 
 def model_and_dials(strength: float = 4.0) -> tuple[pb.Model, dict[str, Knob]]:

@@ -74,7 +74,7 @@ def test_words_of_a_text_go_together() -> None:
 def test_the_model_writes_texts_where_none_are_given() -> None:
     model = constant({" ": 1.0, "a": 0.5, "b": 0.5})
     rows = [{"prompt": "he", "group": "x"}, {"prompt": "she", "group": "y"}]
-    found = pb.measure.word_odds(model, rows, n=4, least=1, draws=20)
+    found = pb.measure.word_odds(model, rows, per_prompt=4, least=1, draws=20)
     assert set("".join(found.coords["token"])) <= {"a", "b"}
 
 

@@ -53,7 +53,7 @@ def gehman2020(model: pb.Model, seed: int) -> Claim:
     """The worst of 8 samples against one: of objects named, a harmless stand-in for what a classifier of harm would find."""
     prompts = [" ".join(one.split(" ")[:5]) for one in stories(seed, 12)]
     listed = [word.strip() for word in known(model, THINGS)[:3]]
-    found = pb.measure.worst_of_k(model, prompts, listed, k=8, n=8, max_new_tokens=12, seed=seed)
+    found = pb.measure.worst_of_k(model, prompts, listed, k=8, per_prompt=8, max_new_tokens=12, seed=seed)
     interval = maths.bootstrap_interval(found["per_item"] - found["mean_by_prompt"], seed=seed)
     needs = elsewhere("worst-of-k gpt2 --items prompts.jsonl --scorer words.txt", "prompts and a scorer of harm")
     return Claim("the worst of 8 samples scores higher than one does", *interval, 0.0, "score", untestable=needs)
@@ -109,7 +109,7 @@ def li2024c(model: pb.Model, seed: int) -> Claim:
     scorers: dict[str, Any] = {word.strip(): [word.strip()] for word in listed}
     prompts = [" ".join(one.split(" ")[:4]) for one in stories(seed, 8)]
     found = pb.measure.dial_response(
-        model, prompts, dials, scorers, strengths=[0.0, 1.0], n=2, max_new_tokens=10, seed=seed
+        model, prompts, dials, scorers, strengths=[0.0, 1.0], per_prompt=2, max_new_tokens=10, seed=seed
     )
     needs = elsewhere("dial-response", "controllers trained for attributes that a judge can score")
     return Claim(

@@ -96,7 +96,7 @@ def kang2025(model: pb.Model, seed: int) -> Claim:
     task = pb.tasks.facts_in_memory(model, N, seed=seed)
     prompts, right = [list(ids) for ids in task.clean], torch.tensor(task.right)
     hot = ["temperature(2.0)"]
-    found = pb.decode.best_of_n(model, prompts, scorer="vote", n=8, chain=hot, max_new_tokens=1, seed=seed)
+    found = pb.decode.best_of_n(model, prompts, scorer="vote", drafts=8, chain=hot, max_new_tokens=1, seed=seed)
     single = pb.decode.samplers(model, prompts, chain=hot, max_new_tokens=1, ends=[], seed=seed + 1)
     own, plain = ((one["tokens"][:, 0, 0] == right).double() for one in (found, single))
     text = f"a vote of eight draws at temperature 2 is right {float(own.mean()):.0%} of the time, one draw {float(plain.mean()):.0%}"
