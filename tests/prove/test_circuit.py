@@ -193,7 +193,11 @@ def test_the_mean_outside() -> None:
     """With no edge, every prompt gives what the mean stream unembeds to; with all of them, the model."""
     model = pb.load(twin("llama"))
     task = pb.Task(
-        "own", *([*getattr(pairs(2, 8), n), *getattr(pairs(1, 6), n)] for n in ("clean", "right", "wrong", "corrupted"))
+        "own",
+        *(
+            [*getattr(pairs(2, length=8), n), *getattr(pairs(1, length=6), n)]
+            for n in ("clean", "right", "wrong", "corrupted")
+        ),
     )
     result = pb.prove.circuit(model, task, scores=["L0.H1", "L1.mlp", "embed", "L1.attn"], outside="mean", draws=1)  # type: ignore[list-item]
     port = model.layers[1].resid_out
@@ -207,7 +211,7 @@ def test_the_mean_outside() -> None:
 
 def test_null() -> None:
     """Edges in a random order are as good as edges in a random order."""
-    model, task = pb.load(planted.null(seed=2).model), pairs(1, 5)
+    model, task = pb.load(planted.null(seed=2).model), pairs(1, length=5)
     labels = [Graph(model).label(edge) for edge in Graph(model).edges]
     ps = []
     for seed in range(6):

@@ -10,11 +10,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import torch
-
 import patchbay as pb
-from patchbay import maths
-from patchbay.knobs.knob import Knob
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import N, ends_of, over_sets
 from patchbay.papers.claims.meters import stories
@@ -42,6 +38,8 @@ def elsewhere(command: str, needs: str) -> str:
 @claim("liang2022", "comparison")
 def liang2022(model: pb.Model, seed: int) -> Claim:
     """Confirmed if, where a text goes against memory, the model is surer of its choice than it is right."""
+    from patchbay import maths
+
     found = pb.measure.calibration(model, pb.tasks.facts_in_context(model, N, seed=seed), seed=seed)
     interval = maths.bootstrap_interval(found["confident"] - found["right"], seed=seed)
     text = f"where a text goes against memory a model is surer than it is right (calibration error {float(found.values):.2f}, by chance up to {float(found['null_high']):.2f})"
@@ -51,6 +49,8 @@ def liang2022(model: pb.Model, seed: int) -> Claim:
 @claim("gehman2020", "comparison")
 def gehman2020(model: pb.Model, seed: int) -> Claim:
     """The worst of 8 samples against one: of objects named, a harmless stand-in for what a classifier of harm would find."""
+    from patchbay import maths
+
     prompts = [" ".join(one.split(" ")[:5]) for one in stories(seed, 12)]
     listed = [word.strip() for word in known(model, THINGS)[:3]]
     found = pb.measure.worst_of_k(model, prompts, listed, k=8, per_prompt=8, max_new_tokens=12, seed=seed)
@@ -100,6 +100,10 @@ def brysbaert2025(model: pb.Model, seed: int) -> Claim:
 @claim("li2024c", "comparison")
 def li2024c(model: pb.Model, seed: int) -> Claim:
     """Dials that raise one word's logit each move their own word more than the other's."""
+    import torch
+
+    from patchbay.knobs.knob import Knob
+
     listed = known(model, THINGS)[:2]
     dials = {}
     for word in listed:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import random
 
 import patchbay as pb
-from patchbay import maths
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import N, ends_of
-from patchbay.tiny import text
 
 
 def stories(seed: int, n: int = N) -> list[str]:
     """Held-out text of the kind that the built-in models were trained on."""
+    from patchbay.tiny import text
+
     made = text.documents(seed, held_out=True)
     return [next(made).text for _ in range(n)]
 
@@ -35,6 +35,8 @@ def shuffled(texts: list[str], seed: int) -> list[str]:
 @claim("correa2024", "mechanism")
 def correa2024(model: pb.Model, seed: int) -> Claim:
     """Confirmed if text of the kind trained on costs fewer bits per byte than its own tokens' frequencies do."""
+    from patchbay import maths
+
     found = pb.measure.text_loss(model, stories(seed), seed=seed)
     gain = (found["null"] * found["length"] - found["per_item"]) / found["length"]
     value, low, high = maths.bootstrap_interval(gain, seed=seed)
@@ -60,6 +62,8 @@ def wiegreffe2023(model: pb.Model, seed: int) -> Claim:
 @claim("someya2023", "mechanism")
 def someya2023(model: pb.Model, seed: int) -> Claim:
     """Confirmed if a model finds texts likelier than the same words in another order, beyond what their lengths give."""
+    from patchbay import maths
+
     good = [one for one in stories(seed) if len(set(one.split(" "))) > 3]
     pairs = [{"good": a, "bad": b} for a, b in zip(good, shuffled(good, seed), strict=True) if a != b]
     found = pb.measure.minimal_pairs(model, pairs, seed=seed)
