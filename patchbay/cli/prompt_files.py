@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchbay.errors import PatchbayError
-from patchbay.tasks.rows import only_prompts, prompts_of, task_of
-from patchbay.tasks.table import SUFFIXES, read_table
 
 if TYPE_CHECKING:
     from patchbay import Model, Task
@@ -27,6 +25,8 @@ class PromptFile(NamedTuple):
 
 def named(text: str) -> PromptFile | None:
     """The file of prompts that a text names; None where it names none: it is no file here, and does not look like one."""
+    from patchbay.tasks.table import SUFFIXES
+
     path, colon, written = text.removeprefix("@").rpartition(":")
     if not colon or not re.fullmatch(r"\s*\w+\s*=.*", written, re.DOTALL):
         path, written = text.removeprefix("@"), ""
@@ -53,6 +53,8 @@ def read_prompts(text: str, model: Model, *, texts: bool = False) -> Task | list
     """A task of one's own from a file, as `named` reads its name and `Task.from_file` its rows. With `texts`, a file that has no
     answer at all gives its prompts alone."""
     import patchbay as pb
+    from patchbay.tasks.rows import only_prompts, prompts_of, task_of
+    from patchbay.tasks.table import read_table
 
     path, columns, how = named(text) or PromptFile(text, None, {})
     table = read_table(path, **how)
@@ -63,6 +65,9 @@ def read_prompts(text: str, model: Model, *, texts: bool = False) -> Task | list
 
 def read_texts(text: str, what: str) -> list[Any]:
     """Texts that are no task: those of a file, of a JSON list, or one text as it stands, commas and all."""
+    from patchbay.tasks.rows import prompts_of
+    from patchbay.tasks.table import read_table
+
     if text.startswith("["):
         try:
             listed = json.loads(text)
