@@ -3,8 +3,8 @@
 torch chooses its kernels by what the processor has (ATEN_CPU_CAPABILITY: default, avx2 or avx512), and sums in another order
 with each choice and each number of threads. The core's numerical files run whole, of each method its `test_reference`: the paper's
 formula beside what the method gives. Without arguments every setting is run; one that this processor does not have is named and
-left out. Ends with the seconds of each, on the clock and of the processors, and with 1 where any failed. PATCHBAY_WORKERS=1 takes one
-process in place of two.
+left out. Ends with the seconds of each, on the clock and of the processors, and with 1 where any failed. Processes times threads are
+two, since threads that wait for one another on fewer cores than they are never end; PATCHBAY_WORKERS=1 takes one process always.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def references() -> list[str]:
 
 def main(settings: list[str]) -> int:
     told, failed, tests = [], False, [*NUMERICAL, *references()]
-    workers = os.environ.get("PATCHBAY_WORKERS", "2")
     for setting in settings or SETTINGS:
         capability, _, threads = setting.partition(":")
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads or "1"}
         if (got := used(environment)) != capability:
             told.append(f"{setting}: left out, this processor has no {capability} (torch uses {got})")
             continue
+        workers = os.environ.get("PATCHBAY_WORKERS") or str(max(1, 2 // int(threads or 1)))
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *tests]
         code = subprocess.run(command, env=environment, check=False).returncode
