@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -29,6 +30,11 @@ MIXTURES += ("flex_olmo", "phimoe", "qwen2_moe", "aria_text", "cohere2_moe", "er
 MIXTURES += ("granitemoe", "hy_v3", "mellum", "minimax_m2", "qwen3_5_moe_text", "solar_open", "granitemoe_swa", "aria")
 MIXTURES += ("hunyuan_v1_moe", "jamba", "laguna", "lfm2_moe")
 
+
+# a process that forks after torch has started its threads has none of them, and waits for them for ever
+forks = pytest.mark.skipif(
+    torch.get_num_threads() > 1, reason="forks a process, which torch does with one thread alone"
+)
 
 # --- models -------------------------------------------------------------------------------------------
 

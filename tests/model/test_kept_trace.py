@@ -21,6 +21,7 @@ from patchbay.model import run as running
 from patchbay.model.kept import KeptTrace
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import N_VOCAB, twin
+from tests.given import forks
 from tests.shares import by_turns
 
 
@@ -158,6 +159,7 @@ def go(model: pb.Model, folder: Path, prompts: Any = PROMPTS, **other: Any) -> A
     return pb.run(model, prompts, **{"taps": TAPS, "batch_size": 1, "folder": folder} | other)
 
 
+@forks
 def test_a_killed_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD", 1)  # a shard for each prompt
     model, save = model_of("gpt2"), shards.save_file

@@ -28,6 +28,7 @@ from patchbay.results.result import Result
 from patchbay.results.saved import packed, unpacked
 from patchbay.signal.port import Part, PatchbayError
 from patchbay.tiny.twins import twin
+from tests.given import forks
 from tests.shares import by_turns
 
 FORK: Any = multiprocessing.get_context("fork")  # has all imported that this process has
@@ -178,6 +179,7 @@ def save_all(folder: Path, limit: int | None, told: Any) -> None:
 WORDS = {"limit": "File too large", "tmpfs": "No space left on device"}
 
 
+@forks
 @pytest.mark.skipif(sys.platform != "linux", reason="needs resource limits or a file system of its own")
 @pytest.mark.parametrize("how", ["limit", "tmpfs"])
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
@@ -220,6 +222,7 @@ def save_slowly(args: list[str], out: int, err: int) -> None:
     main()
 
 
+@forks
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_ctrl_c_while_the_command_line_saves(tmp_path: Path) -> None:

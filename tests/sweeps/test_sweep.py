@@ -22,7 +22,7 @@ from patchbay.sweeps.settings import using
 from patchbay.sweeps.sweep import Sweep, estimate
 from patchbay.tasks.scoring import METRICS
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
-from tests.given import lent
+from tests.given import forks, lent
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -296,6 +296,7 @@ def cells_of(model: pb.Model) -> list[pb.Edit]:
     return [pb.zero(h.z, positions=p) for layer in model.layers for h in layer.heads for p in range(10)]
 
 
+@forks
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_killed_in_the_middle_then_resumed_gives_the_same_bytes(model: pb.Model, tmp_path: Path) -> None:
     """Killed in a process of its own; resumed, and run afresh, in this one."""
