@@ -59,6 +59,7 @@ def main(settings: list[str]) -> int:
     for setting in settings or SETTINGS:
         capability, _, threads = setting.partition(":")
         environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability, "OMP_NUM_THREADS": threads or "1"}
+        environment |= {"OMP_WAIT_POLICY": "passive"}  # threads that wait leave their core to those that they wait for
         if (got := used(environment)) != capability:
             told.append(f"{setting}: left out, this processor has no {capability} (torch uses {got})")
             continue

@@ -70,6 +70,9 @@ def test_reference() -> None:
             )
         found = pb.turn.set_prompt(model, [PROMPT], orders=0).values[0]
         assert close(found, out.logits[0, -1].log_softmax(-1))
+        beside = pb.turn.set_prompt(model, [PROMPT, [*PROMPT[:2], [*PROMPT[2], 11, 12]]], orders=0).values
+        assert close(beside[0], found)  # read at its own last token, not at its longer neighbour's
+        assert not close(beside[1], found)
         at = len(prefix)
         for option in options:
             alone = model.hf(torch.tensor([prefix + option]), output_hidden_states=True).hidden_states[-2]  # type: ignore[operator]
