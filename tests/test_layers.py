@@ -15,6 +15,7 @@ import pytest
 
 import patchbay as pb
 from patchbay import late
+from tests import forked
 
 ROOT = Path(pb.__file__).parent
 LINE = [
@@ -318,9 +319,13 @@ EXTRAS = ("measure.lm_eval", "measure.inspect_ai")  # of packages that need not 
 
 
 def test_public_names_stay_what_they_are_when_every_file_is_imported() -> None:
+    """In a process that has forgotten the package."""
     code = (
         "import types, importlib, patchbay as pb\n"
         f"for name in {[name for name in modules() if name and name not in EXTRAS]}: importlib.import_module('patchbay.' + name)\n"
         "print([name for name in pb.__all__ if isinstance(getattr(pb, name), types.ModuleType)])\n"
     )
-    assert python(code) == str(["decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"])
+    done = forked.python("-c", code, cwd=ROOT.parent)
+    assert done.stdout.strip() == str(["decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"]), (
+        done.stderr
+    )

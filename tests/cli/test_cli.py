@@ -8,9 +8,9 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ from patchbay.model import check
 from patchbay.signal.port import Part, PatchbayError, Port, parse_port
 from patchbay.tiny import planted
 from tests.commands import answer, patchbay
+from tests.forked import start
 
 METHODS = [(room, name) for room in options.rooms() for name in options.methods(room)]
 
@@ -560,31 +561,24 @@ def test_a_fault_of_ours_is_not_dressed_up_as_bad_input(monkeypatch: pytest.Monk
 
 def test_interrupt_exits_130_and_leaves_nothing(folder: str, tmp_path: Path) -> None:
     """Ctrl-C in the middle of a demo, right after its first step was printed."""
-    args = [
-        sys.executable,
-        "-m",
-        "patchbay",
-        "demo",
-        "--model",
-        folder,
-        "--n",
-        "16",
-        "--report",
-        str(tmp_path / "page.html"),
-    ]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs are born deaf to it
-    with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        for line in running.stdout:
-            if line.startswith("1  "):
-                break
-        time.sleep(0.2)
-        running.send_signal(signal.SIGINT)
-        rest, errors = running.communicate(timeout=120)
-    assert running.returncode == 130, errors
-    assert "interrupted" in errors
-    assert "Traceback" not in errors
+    args = ["-m", "patchbay", "demo", "--model", folder, "--n", "16", "--report", str(tmp_path / "page.html")]
+    hears, tells = os.pipe()
+    with tempfile.TemporaryFile("w+") as errors:
+        running = start(*args, cwd=tmp_path, stdout=tells, stderr=errors.fileno())
+        os.close(tells)
+        with open(hears) as out:
+            for line in out:
+                if line.startswith("1  "):
+                    break
+            time.sleep(0.2)
+            os.kill(running, signal.SIGINT)
+            rest = out.read()
+        code = os.waitstatus_to_exitcode(os.waitpid(running, 0)[1])
+        errors.seek(0)
+        said = errors.read()
+    assert code == 130, said
+    assert "interrupted" in said
+    assert "Traceback" not in said
     assert "What was written" not in rest
     assert list(tmp_path.iterdir()) == []
 

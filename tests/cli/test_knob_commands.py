@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import torch
 import patchbay as pb
 from patchbay.tiny import twins
 from tests.commands import answer, patchbay
+from tests.forked import start
 
 LAND = "The capital of Lolavia is"
 
@@ -104,24 +103,26 @@ def test_sampling_draws_the_same_before_and_after(knobs: list[str]) -> None:
     assert all(row["before"] == row["after"] for row in rows["generations"])
 
 
-def test_it_streams_to_a_terminal(knobs: list[str]) -> None:
+def test_it_streams_to_a_terminal(knobs: list[str], tmp_path: Path) -> None:
     """On a terminal the text grows token by token; what is left at the end is the table."""
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "patchbay", "generate", "tiny", LAND, "--knob", knobs[0], "--max-new-tokens", "6"]
-    env = os.environ | {"COLUMNS": "120", "TERM": "xterm-256color"}
-    with subprocess.Popen(command, stdout=side, stderr=subprocess.DEVNULL, env=env) as child:
-        os.close(side)
-        seen = b""
-        while True:
-            try:
-                piece = os.read(main, 65536)
-            except OSError:  # the terminal is closed when the child ends
-                break
-            if not piece:
-                break
-            seen += piece
+    command = ["-m", "patchbay", "generate", "tiny", LAND, "--knob", knobs[0], "--max-new-tokens", "6"]
+    with open(os.devnull, "wb") as nothing:
+        child = start(
+            *command, cwd=tmp_path, stdout=side, stderr=nothing, env={"COLUMNS": "120", "TERM": "xterm-256color"}
+        )
+    os.close(side)
+    seen = b""
+    while True:
+        try:
+            piece = os.read(main, 65536)
+        except OSError:  # the terminal is closed when the child ends
+            break
+        if not piece:
+            break
+        seen += piece
     os.close(main)
-    assert child.returncode == 0
+    assert os.waitpid(child, 0)[1] == 0
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
     assert text.count("before") >= 2  # drawn, then drawn again
     assert LAND in text

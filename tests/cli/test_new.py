@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 import patchbay as pb
+from tests.forked import python
 
 CHECKOUT = Path(pb.__file__).parent.parent
 DOES = "heads that see stripes"
@@ -36,14 +35,9 @@ def one_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copied(tmp_path_factory.mktemp("checkout"))
 
 
-def python(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """Python with the copy as its package."""
-    environment = os.environ | {"PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run([sys.executable, *args], cwd=copy, env=environment, capture_output=True, text=True)
-
-
 def new(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    return python(copy, "-m", "patchbay", "new", *args)
+    """The command, with the copy as its package."""
+    return python("-m", "patchbay", "new", *args, cwd=copy)
 
 
 def texts(root: Path) -> dict[str, bytes]:
@@ -65,7 +59,8 @@ def test_new_writes_all_but_the_case_and_the_catalogue_holds(copy: Path) -> None
     assert "claim" not in done.stdout
     assert f"\naa_stripes                 {DOES}\n" in (copy / "patchbay/find/__init__.py").read_text()
     files = ("tests/test_catalogue.py", "tests/find/test_aa_stripes.py")
-    told = python(copy, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *files)
+    quiet = ("-q", "-n", "0", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+    told = python("-m", "pytest", *quiet, *files, cwd=copy)
     failed = [line for line in told.stdout.splitlines() if line.startswith("FAILED")]
     assert [line.partition("::")[2].partition(" ")[0] for line in failed] == [
         "test_a_method_says_what_it_is_and_what_it_does_not_show[find-aa_stripes]",
@@ -73,7 +68,7 @@ def test_new_writes_all_but_the_case_and_the_catalogue_holds(copy: Path) -> None
         "test_planted",
         "test_reference",
         "test_null",
-    ], told.stdout[-2000:]
+    ], told.stdout[-2000:] + told.stderr[-2000:]
     held, added = (tomllib.loads((at / "tests/planted/find.toml").read_text())["bug"] for at in (CHECKOUT, copy))
     assert added[: len(held)] == held
     rows = added[len(held) :]
@@ -87,7 +82,7 @@ def test_new_writes_all_but_the_case_and_the_catalogue_holds(copy: Path) -> None
 
 def test_a_skeleton_refuses_until_it_is_written(copy: Path) -> None:
     assert new(copy, "turn", "stripes", "--paper", "zzz2031", "--title", "A study").returncode == 0
-    called = python(copy, "-c", "import inspect, patchbay as pb; inspect.unwrap(pb.turn.stripes)(None)")
+    called = python("-c", "import inspect, patchbay as pb; inspect.unwrap(pb.turn.stripes)(None)", cwd=copy)
     assert "PatchbayError: turn.stripes is not written yet: write it in patchbay/turn/stripes.py" in called.stderr
     page = (copy / "docs" / "papers.md").read_text(encoding="utf-8")
     assert "**A study** (2031, `zzz2031`)" in page

@@ -7,8 +7,6 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from hypothesis import strategies as st
 from patchbay.results.arrays import MADE_AXES
 from patchbay.results.result import FILES, Result, load_result
 from patchbay.signal.port import AXES, Part, PatchbayError
+from tests.forked import python
 
 PROVENANCE = {
     "method": "find.induction_heads",
@@ -452,18 +451,28 @@ def test_loading_runs_nothing(tmp_path):
     assert not marker.exists()
 
 
-def test_result_needs_neither_pandas_xarray_nor_matplotlib_until_asked_and_figures_no_global_state():
-    """All in one fresh process."""
+def test_result_needs_neither_pandas_xarray_nor_matplotlib_until_asked(tmp_path):
+    """In a process that has forgotten them."""
     code = (
-        "import sys, torch; from patchbay.results.result import Result\n"
+        "import sys, torch; heavy = ('pandas', 'xarray', 'matplotlib')\n"
+        "for name in [name for name in sys.modules if name.partition('.')[0] in heavy]: del sys.modules[name]\n"
+        "from patchbay.results.result import Result\n"
         "result = Result(torch.rand(2, 2)); str(result); result.top(); result._repr_html_()\n"
-        "print(sorted({'pandas', 'xarray', 'matplotlib'} & set(sys.modules)))\n"
-        "print(result.plot()._repr_png_()[:4])\n"
-        "from patchbay.draw import plot, style\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & {*heavy}))\n"
+    )
+    done = python("-c", code, cwd=tmp_path)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_figures_have_no_global_state(tmp_path):
+    code = (
+        "import sys, torch; sys.modules.pop('matplotlib.pyplot', None)\n"
+        "from patchbay.draw import plot, style; from patchbay.results.result import Result\n"
+        "result = Result(torch.rand(2, 2)); print(result.plot()._repr_png_()[:4])\n"
         "style.svg(plot.figure(result)); print('matplotlib.pyplot' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", str(b"\x89PNG"), "False"]
+    done = python("-c", code, cwd=tmp_path)
+    assert done.stdout.splitlines() == [str(b"\x89PNG"), "False"], done.stderr
 
 
 def test_plot_writes_the_figure(tmp_path):
