@@ -2,6 +2,7 @@
 
 Makes `.venv-oldest` or `.venv-newest` beside the code when it is not there, with the releases that pyproject.toml names at that end
 and the newest of all else, and runs signals, edits, jacks, models, sweeps and rows of knobs in it. Needs a package index.
+PATCHBAY_WORKERS=1 takes one process.
 """
 
 import os
@@ -13,7 +14,16 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CORE = ("signal", "edits", "model", "sweeps", "knobs/test_rows.py", "knobs/test_knob.py", "turn/test_set_prompt.py")
+CORE = (
+    "signal",
+    "edits",
+    "jacks",
+    "model",
+    "sweeps",
+    "knobs/test_rows.py",
+    "knobs/test_knob.py",
+    "turn/test_set_prompt.py",
+)
 OTHERS = ("graph", "test")  # extras that the tests need
 
 
@@ -36,7 +46,8 @@ def main(end: str) -> int:
     print(end, *pins(end), flush=True)
     calm = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     tests = [str(Path("tests", name)) for name in CORE]
-    return subprocess.call([python, "-m", "pytest", "-q", "-n", "2", *tests], cwd=ROOT, env={**os.environ, **calm})
+    workers = os.environ.get("PATCHBAY_WORKERS", "2")
+    return subprocess.call([python, "-m", "pytest", "-q", "-n", workers, *tests], cwd=ROOT, env={**os.environ, **calm})
 
 
 if __name__ == "__main__":

@@ -35,6 +35,15 @@ def cache_among(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Any:
     return found if found is not None else next(named, None)
 
 
+def cache_of(output: Any) -> Any:
+    """The cache that a model returned, by name or in a tuple (`return_dict=False`); None without one, or for tensors in tuples."""
+    by_name = (found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None)
+    found = next(by_name, None)
+    if found is None and isinstance(output, tuple):
+        found = next((value for value in output if is_cache(value)), None)
+    return None if isinstance(found, tuple) else found
+
+
 def cache_name(module: nn.Module) -> str | None:
     """By what name the forward of a module takes a cache; None where it takes none."""
     parameters = inspect.signature(module.forward).parameters

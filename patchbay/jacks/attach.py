@@ -181,21 +181,43 @@ class Jacks(Sums):
         self._after(module, hook)
 
     def _logits(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if not hasattr(output, "logits"):
-            raise PatchbayError("logits are tapped or edited by name: call the model with return_dict=True")
+        given = named(module.forward, args, kwargs)
+        logits, put = _logits_of(output)
         counted = any(e.positions is not None or e.spread for _, e in self.wants[("logits", None)].edits)
-        if counted and isinstance(named(module.forward, args, kwargs).get("logits_to_keep"), Tensor):
+        if counted and isinstance(given.get("logits_to_keep"), Tensor):
             raise PatchbayError(
                 "logits_to_keep as a tensor under an edit of the logits at positions: which of them are kept is not looked at; leave "
                 "it out, or give the number of last ones"
             )
-        new = self.site("logits", None, output.logits)
-        if new is output.logits:
+        new = self.site("logits", None, logits)
+        if new is logits:
             return output
-        if getattr(output, "loss", None) is not None and self.wants[("logits", None)].edits:
+        lost = given.get("labels") if isinstance(output, tuple) else getattr(output, "loss", None)
+        if lost is not None and self.wants[("logits", None)].edits:
             raise PatchbayError(
                 "labels under an edit of the logits: the model computes its loss before that edit; "
                 "leave labels out and compute the loss from .logits"
             )
-        output.logits = new
-        return output
+        return put(new)
+
+
+def _logits_of(output: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The logits that a model returned, by name or in a tuple (`return_dict=False`: the first tensor [prompt, position, vocab],
+    after losses), and how to put others in their place."""
+    if hasattr(output, "logits"):
+
+        def by_name(new: Tensor) -> Any:
+            output.logits = new
+            return output
+
+        return output.logits, by_name
+    places = (
+        [i for i, x in enumerate(output) if isinstance(x, Tensor) and x.ndim == 3] if isinstance(output, tuple) else []
+    )
+    if not places:
+        raise PatchbayError(
+            f"the model returned {type(output).__name__} without .logits, so that its logits cannot be tapped or edited; "
+            "call it with return_dict=True"
+        )
+    at = places[0]
+    return output[at], lambda new: (*output[:at], new, *output[at + 1 :])

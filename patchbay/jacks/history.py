@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -21,19 +21,27 @@ NOTE = "_patchbay_history"
 @dataclass(frozen=True, eq=False)
 class History:
     """What went into a cache: token ids [prompt, column], which columns are real, the column where the prompt ends, whether
-    somebody said that it ends there, and each edit with the column from which on it was made."""
+    somebody said that it ends there, each edit with the column from which on it was made, and where (`touched`: by its place among
+    them, the notes of `sites.py`)."""
 
     ids: Tensor
     real: Tensor | None
     prompt_end: int
     said: bool = False
     edits: tuple[tuple[Edit, int], ...] = ()
+    touched: dict[int, list[Any]] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> History:
         return self
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()  # on disk a cache has no history
+
+    def notes(self, edits: Sequence[Edit]) -> dict[int, list[Any]]:
+        """Where these edits were made so far in what the cache holds, by their places: lists of their own, to be gone on with."""
+        place = {id(edit): i for i, (edit, _) in reversed(list(enumerate(self.edits)))}
+        known = {i: self.touched.get(place.get(id(edit), -1), ()) for i, edit in enumerate(edits)}
+        return {i: list(notes) for i, notes in known.items() if notes}
 
 
 def note(cache: Any, history: History) -> None:

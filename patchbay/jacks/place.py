@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
-from patchbay.jacks.arguments import CACHE_NAMES, cache_among, named
+from patchbay.jacks.arguments import cache_among, cache_of, named
 from patchbay.jacks.history import History, held, history_of, note
 from patchbay.signal.port import PatchbayError
 from patchbay.signal.positions import Batch, Role, Token, chosen
@@ -50,15 +50,20 @@ class Place:
         self.by_words = next((e for e in edits if _reads(e)), None)
         self.here = Now()
 
+    @property
+    def touched(self) -> dict[int, list[Any]]:
+        """Where each edit, by its place, was made in the text of the call that is going on, in which it is noted."""
+        return {} if self.here.latest is None else self.here.latest.touched
+
     def end(self, output: Any) -> None:
         """After a call: the cache that it made, where none was given, holds what it ran."""
-        cache = next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
-        if cache is not None and self.here.latest is not None and not isinstance(cache, tuple):
-            note(cache, self.here.latest)
+        if self.here.latest is not None:
+            note(cache_of(output), self.here.latest)
 
     def hold(self, cache: Any, ids: Tensor, prompt_end: int) -> None:
         """Told by who moved, repeated or dropped the rows of a cache, or filled it under the same edits: what it holds now [row, column]."""
-        note(cache, History(ids, None, prompt_end, True, tuple((edit, 0) for edit in self.edits)))
+        touched = {} if self.here.latest is None else self.here.latest.notes(self.edits)
+        note(cache, History(ids, None, prompt_end, True, tuple((edit, 0) for edit in self.edits), touched))
 
     # ---- inside generate ----
 
@@ -126,8 +131,15 @@ class Place:
         prompt_end, said = self._prompt_end(known, columns, real, seen, end, model)
         begun = {id(e): column for e, column in known.edits} if known is not None else {}
         made = tuple((e, begun.get(id(e), seen)) for e in self.edits)
-        self.here.latest = History(columns, self._known_real(real, len(ids), seen, end), prompt_end, said, made)
+        before, touched = self.here.latest, {} if known is None else known.notes(self.edits)
+        self.here.latest = History(
+            columns, self._known_real(real, len(ids), seen, end), prompt_end, said, made, touched
+        )
         note(cache, self.here.latest)
+        if (
+            seen and before is not None and history_of(cache) is not self.here.latest
+        ):  # it takes no notes: the latest run's
+            touched.update(before.notes(self.edits))
         batch, column_of = self._batch(columns, real, prompt_end, seen, model)
         if seen:
             self._refuse_held(made, batch, column_of)
@@ -152,7 +164,8 @@ class Place:
             return known
         if len(known.ids) == 1:
             real = None if known.real is None else known.real.expand(n, -1)
-            return History(known.ids.expand(n, -1), real, known.prompt_end, known.said, known.edits)
+            touched = {i: [one.repeated(n) for one in notes] for i, notes in known.touched.items()}
+            return History(known.ids.expand(n, -1), real, known.prompt_end, known.said, known.edits, touched)
         if self.watched:
             raise PatchbayError(
                 f"{self.watched[0]}: the cache was filled with {len(known.ids)} rows and now runs {n}, and which of them is which is not "

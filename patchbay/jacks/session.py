@@ -149,6 +149,7 @@ class Session(Jacks):
         batch, start, end, column_of = self.where.begin(module.forward, args, kwargs, self.model)
         if not start:
             self.here.captured.clear()
+        self.here.touched = self.where.touched
         self.clip(start)
         self.place(batch, start, end, column_of)
 

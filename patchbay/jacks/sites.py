@@ -65,6 +65,17 @@ class Note(NamedTuple):
         n, end = hit.shape
         return cls(0, end, torch.full((n,), end), hit.long() - 1)
 
+    def repeated(self, n: int) -> Note:
+        """Of one prompt, that of `n` copies of it."""
+
+        def wide(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.expand(n, *x.shape[1:])
+
+        lengths = self.lengths.expand(n)
+        return self._replace(
+            lengths=lengths, ordinal=wide(self.ordinal), row=wide(self.row), column_of=wide(self.column_of)
+        )
+
     @property
     def plain(self) -> bool:
         return self.ordinal is None and self.row is None and self.column_of is None

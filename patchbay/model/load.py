@@ -14,6 +14,7 @@ from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
 from patchbay.model.placing import text_config
 from patchbay.model.plain import PlainModel
+from patchbay.model.regime import refuse_tuples
 from patchbay.model.source import built_in_names, from_pretrained, lent, refuse_other_libraries
 from patchbay.signal.port import PatchbayError
 
@@ -66,6 +67,7 @@ def load(
                 f"expected a Hugging Face causal language model, got {type(model).__name__}, a module without a config; a plain module is "
                 "loaded by pb.load(module, family=pb.Family(...), vocab=...): see docs/any-module.md"
             )
+        refuse_tuples(model)
         model = lent(model)
         return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))
     if not isinstance(model, str | Path):
@@ -80,6 +82,7 @@ def load(
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
+    hf.config.return_dict = hf.config.get_text_config().return_dict = True  # nobody else's: its outputs have names
     hf = lent(hf)
     named = any(
         text_config(hf).model_type in row.model_types for row in FAMILIES

@@ -29,7 +29,7 @@ from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
 from patchbay.model.placing import around, candidates, follow, layer_modules, scaled_logits, text_config
 from patchbay.model.printed import Tokens, as_html, printed, tokens_of
 from patchbay.model.proving import prove
-from patchbay.model.regime import refuse_randomness, rope_regime
+from patchbay.model.regime import refuse_randomness, refuse_tuples, rope_regime
 from patchbay.model.self_check import self_check
 from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
@@ -197,7 +197,9 @@ class Model:
         return length if not self.causal else rope_regime(self.hf, length)
 
     def check_mode(self) -> None:
-        """Refuse to measure a model that changes at random, as dropout in train mode does: two equal runs would differ."""
+        """Refuse to measure a model that changes at random, as dropout in train mode does: two equal runs would differ; and one
+        whose outputs have no names."""
+        refuse_tuples(self.hf)
         if self.hf.training or any(at.layer.training for at in self.modules):
             refuse_randomness(self.hf)
 

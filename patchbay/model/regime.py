@@ -24,6 +24,17 @@ def refuse_randomness(hf: nn.Module) -> None:
         )
 
 
+def refuse_tuples(hf: nn.Module) -> None:
+    """Raise PatchbayError where a model's config has its outputs come back as tuples, also between its own modules."""
+    config: Any = getattr(hf, "config", None)
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if any(getattr(one, "return_dict", True) is False for one in (config, inner)):
+        raise PatchbayError(
+            "the model's config has return_dict=False, under which transformers' own models fail or return tuples without names; "
+            "set model.config.return_dict = True (a single call may still be given return_dict=False)"
+        )
+
+
 def randomness(hf: nn.Module) -> str:
     """Where a model in train mode changes at random, in words; empty when nowhere."""
     for name, module in hf.named_modules():

@@ -1,5 +1,7 @@
 """What an edit touched: positions by prompt, through masks, chunks, caches and generated tokens, against lists written by hand."""
 
+import copy
+
 import pytest
 import torch
 
@@ -76,3 +78,40 @@ def test_left_padded_prompts_in_chunks_are_edited_as_alone(positions: object) ->
         assert found.sequences[row, 2:].tolist() == alone.ids[0].tolist()
         logits = torch.stack(found.logits, 1)[row]
         assert close(logits, alone.logits[0, 5:9], noise=256)  # in other pieces
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_caches_in_turns_keep_their_own(name: str) -> None:
+    """What `touched` says is of the text of the latest call, whatever ran between two calls on its cache."""
+    model = MODELS[name]
+    edits = [pb.scale(pb.Port("resid_out", 0), 1.1, positions=slice(1, None, 2)), pb.scale(pb.Port("attn.v", 1), 1.1)]
+    edits.append(pb.block(pb.Port("attn.pattern", 1), query=slice(2, 9), key=0))
+    with model.edited(*edits, prompt_length=9):
+        first = model.hf(IDS[:, :2], use_cache=True).past_key_values
+        second = model.hf(IDS[:1], use_cache=True).past_key_values
+        assert model.touched == [[(1, 3, 5)], [tuple(range(6))], [(2, 3, 4, 5)]]
+        model.hf(IDS[:, 2:5], past_key_values=first)
+        assert model.touched == [[(1, 3)] * 2, [tuple(range(5))] * 2, [(2, 3, 4)] * 2]
+        model.hf(IDS[:1, :2], past_key_values=second)
+        assert model.touched == [[(1, 3, 5, 7)], [tuple(range(8))], [tuple(range(2, 8))]]
+        third = copy.deepcopy(first)
+        model.hf(IDS[:, 5:], past_key_values=first)
+        model.hf(IDS[:, :1], past_key_values=third)
+        model.hf(IDS[:, :1], past_key_values=third)
+        assert model.touched == [[(1, 3, 5)] * 2, [tuple(range(7))] * 2, [(2, 3, 4, 5, 6)] * 2]
+    outside = model.hf(IDS[:, :4], use_cache=True).past_key_values
+    with model.edited(edits[1], pb.scale(pb.Port("resid_out", 0), 1.1, positions=slice(4, None))):
+        model.hf(IDS)
+        model.hf(IDS[:, 4:], past_key_values=outside)
+        assert model.touched[1] == [(4, 5)] * 2
+
+
+@torch.no_grad()
+def test_a_prefix_that_many_prompts_share() -> None:
+    model, edit = MODELS["llama"], pb.scale(pb.Port("resid_out", 0), 1.1, positions=slice(1, None, 2))
+    with model.edited(edit, prompt_length=6):
+        cache = model.hf(IDS[:1, :4], use_cache=True).past_key_values
+        cache.batch_repeat_interleave(3)
+        model.hf(IDS[:1, 4:].repeat(3, 1), past_key_values=cache)
+        assert model.touched == [[(1, 3, 5)] * 3]
