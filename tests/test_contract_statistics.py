@@ -624,7 +624,7 @@ def test_prompts_that_choose_are_not_those_that_report(name: str) -> None:
     assert 1 <= len(report_only) <= 9, sorted(report_only)
     now, told = call(model, poisoned(prompts, report_only, model.vocab_size))
     assert now == chosen
-    assert told != report
+    assert all(new != old for new, old in zip(told, report, strict=True))  # each number that is reported, by itself
 
 
 # --- provenance -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay.find._states import permutations
 from patchbay.tiny import planted, planted_depth, twins
 from tests.tolerance import close
 
@@ -81,6 +82,10 @@ def test_reference() -> None:
                 states.append(hidden[place])
                 labels.append(next(n for n, members in enumerate(classes.values()) if ids[place + 1] in members))
         assert close(float(result.values[layer]), loops(torch.stack(states), labels), of=result.values)
+        by_class = sorted(range(len(labels)), key=lambda i: labels[i])  # as the method draws its samples
+        x, own = torch.stack(states)[by_class], torch.tensor(labels)[by_class]
+        dealt = [loops(x, own[order].tolist()) for order in permutations(len(labels), 5, 0)]
+        assert close(float(result["null_mean"][layer]), sum(dealt) / 5, of=result.values)
 
 
 def test_closed_forms_and_invariances() -> None:

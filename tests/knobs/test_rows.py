@@ -7,7 +7,7 @@ import torch
 
 import patchbay as pb
 from patchbay.knobs.knob import Knob
-from patchbay.knobs.rows import by_row, generate_rows
+from patchbay.knobs.rows import _Heard, by_row, generate_rows
 from tests.given import lent
 from tests.tolerance import close
 
@@ -110,6 +110,14 @@ def test_generation_by_rows_equals_each_alone(name: str) -> None:
         assert text == model.generate(prompt, 5, edits=[] if entry is None else [entry])
         assert prompt + heard[row] == text
     assert generate_rows(model, prompts[0], [steer[0]], 5) == texts[0]
+
+
+def test_a_row_that_has_ended_is_told_nothing_more() -> None:
+    told: list[tuple[int, int]] = []
+    heard = _Heard([3, 5], lambda row, token: told.append((row, token)), {2})
+    for tokens in ([[7, 7], [8, 8]], [2, 9], [0, 4], [0, 2]):  # the prompts, then a token of each row
+        heard.put(torch.tensor(tokens))
+    assert told == [(3, 2), (5, 9), (5, 4), (5, 2)]
 
 
 def test_text_in_text_out() -> None:

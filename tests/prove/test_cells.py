@@ -52,6 +52,18 @@ def test_prompts_without_a_value_are_left_out() -> None:
     assert p[2].isnan()
 
 
+def test_p_is_adjusted_for_the_number_of_cells() -> None:
+    values = draw(12, 6) + torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0, 3.0])
+    p, adjusted = cells.p_values(values, 0.0)
+    assert torch.equal(p, cells.sign_flip_p(values))
+    assert torch.equal(adjusted, maths.benjamini_hochberg(p))
+    assert bool((adjusted > p).any())
+
+
+def test_rounding_is_of_the_largest_score() -> None:
+    assert cells.rounding(torch.tensor([1.0, 0.5]), torch.tensor([-8.0])) == pytest.approx(1.6e-5)
+
+
 @pytest.mark.parametrize("n", [1, 3, 12, 20])
 def test_p_equals_maths(n: int) -> None:
     values = draw(n, 4) + torch.tensor([0.0, 0.3, 1.0, 3.0])

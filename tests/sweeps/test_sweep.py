@@ -268,6 +268,13 @@ def test_estimate_counts(model: pb.Model) -> None:
     assert "GFLOP" in str(found)
 
 
+def test_the_token_with_id_0_is_a_token(model: pb.Model) -> None:
+    edit = pb.zero(model.layers[0].heads[0].z)
+    found = pb.sweep(model, pb.Task("zero", [[3, 4, 5]], [7], [[0]]), [edit])["value"]
+    logits = pb.run(model, [[3, 4, 5]], edits=[edit]).last_logits[0]
+    assert close(float(found), float(logits[7] - logits[0]), of=logits)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -12,6 +12,7 @@ import patchbay as pb
 from patchbay.jacks.session import Session
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
+from patchbay.tasks.answers import compared
 from patchbay.tiny.twins import twin
 from tests.tolerance import close
 
@@ -96,6 +97,22 @@ def test_probability_and_greedy_accuracy_of_whole_answers(model, metric):
     assert task.with_metric("accuracy").score(sure).tolist() == [1.0, 1.0, 1.0]
     sure[rows[(*PROMPTS[2], 28)], 50] = 10.0  # one token of the third answer is not the likeliest
     assert task.with_metric("accuracy").score(sure).tolist() == [1.0, 1.0, 0.0]
+
+
+def test_a_whole_answer_is_right_where_each_of_its_tokens_is_the_likeliest(model):
+    logits = pb.run(model, [[*PROMPTS[0], token] for token in range(96)], logits="last").last_logits
+    first = int(pb.run(model, PROMPTS[:1], logits="last").last_logits.argmax())
+    second = int(logits[first].argmax())
+    likeliest, other = (
+        pb.Task("one", PROMPTS[:1], (), answers=[[(first, at)]], metric="accuracy") for at in (second, second - 1)
+    )
+    unchanged = [pb.scale(model.port("embed"), 1.0)]
+    assert [float(pb.sweep(model, task, unchanged)["value"][0]) for task in (likeliest, other)] == [1.0, 0.0]
+
+
+def test_option_that_ties_with_the_best_wrong_one_is_not_right():
+    tied = torch.tensor([[-1.0, -1.0], [-1.0, -2.0], [-2.0, -1.0]])
+    assert compared("option_accuracy", tied).tolist() == [0.0, 1.0, 0.0]
 
 
 def test_answers_of_one_token_score_alike_in_both_forms(model):

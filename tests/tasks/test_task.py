@@ -123,6 +123,8 @@ def test_slices_cut_every_field():
 def test_indices_outside_are_errors():
     with pytest.raises(IndexError, match="prompts 0 to 2"):
         example()[3]
+    with pytest.raises(IndexError, match=r"asked for \[-4\]"):
+        example()[-4]
     with pytest.raises(PatchbayError, match="picks none of the 3"):
         example()[3:]
 
@@ -200,6 +202,7 @@ def test_units():
     found = {metric: example().with_metric(metric).unit for metric in METRICS}
     assert found["logit_diff"] == "logits"
     assert found["log_probability"] == found["kl"] == "nats"
+    assert {metric for metric in METRICS if example().with_metric(metric).sign < 0} == {"rank", "kl"}
 
 
 def test_kl_of_a_run_with_itself_is_zero_and_needs_a_reference():

@@ -17,7 +17,7 @@ from patchbay.signal.port import parse_part
 from patchbay.tiny import planted, twins
 from patchbay.train import _entries
 from patchbay.train._entries import entries
-from tests.tolerance import NOISE
+from tests.tolerance import NOISE, close
 
 FILE: Any = importlib.import_module("patchbay.train.tune_parts")
 
@@ -78,8 +78,11 @@ def test_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         return proved(lent, tuned, chosen)
 
     monkeypatch.setattr(FILE, "_proved", keep)
-    pb.train.tune_parts(model, task, "L1.H2", steps=1, rate=rate, weight_decay=decay, batch_size=64)  # type: ignore[arg-type]
+    found = pb.train.tune_parts(model, task, "L1.H2", steps=1, rate=rate, weight_decay=decay, batch_size=64)  # type: ignore[arg-type]
     dev = task.split(0.5, 0)[0]
+    own = [dev.score(hf(torch.tensor(dev.clean)).logits[:, -1]).mean().detach() for hf in (model.hf, seen["hf"])]
+    assert close(found["score_train"], torch.stack(own), of=1.0)
+    assert not close(own[0], own[1], of=1.0)
     twin = copy.deepcopy(model.hf)
     logits = twin(torch.tensor(dev.clean)).logits[:, -1]
     (-logits.log_softmax(-1)[:, 7].mean()).backward()

@@ -63,6 +63,8 @@ def test_reference(form: Any) -> None:
     knob = pb.turn.clamp(model, f"L{layer}.N5", 2.5)  # type: ignore[arg-type]
     turned = pb.run(model, tokens, taps=[act, stream], edits=[knob])
     assert (turned[act] == 2.5).all()
+    told = pb.turn.clamp(model, f"L{layer}.N5", 2.5, texts=tokens.tolist()).evidence["change"]  # type: ignore[arg-type]
+    assert close(told["change"], (2.5 - plain[act]).mean(), of=2.5)
     gain, bias, centred = weights.norm_parts(model.final_norm_module)
     write = model.layers[layer].mlp.weights().W_out[5]
     write = gain * (write - write.mean() if centred else write)

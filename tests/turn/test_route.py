@@ -64,6 +64,7 @@ def test_forbidden_experts_add_nothing_and_every_token_keeps_its_number(name: st
     assert torch.equal(chosen.sort(1).values, torch.stack([row.unique() for row in chosen]))  # all different
     shift = knob.evidence["load"]
     assert shift["load"][busiest] == 0
+    assert torch.equal(shift["shift"], shift["load"] - shift["without"])
     assert close(shift["without"][busiest], (before[:, busiest] != 0).float().mean())
     if not corrected:
         assert close(shift["load"].sum(), model.config.num_experts_per_tok)

@@ -87,6 +87,9 @@ def test_roles_are_named_and_filters_reach_the_map() -> None:
 def test_a_change_that_weakens_is_dashed() -> None:
     change = pb.find.channel_changes(*(pb.load(twins.twin("gpt2", seed)) for seed in (0, 1)))
     assert "weaker" in style.svg(wiring(change))
+    weaker = min(graph.edges(change, of="whole"), key=lambda edge: edge.score)
+    assert weaker.score < 0
+    assert weaker in graph.edges(change, of="whole", least=-weaker.score)  # by size, whichever way it went
 
 
 def test_a_saved_wiring_is_still_one(tmp_path: Path) -> None:
