@@ -85,6 +85,22 @@ def test_planted(form: Any) -> None:
     assert torch.equal(last["chosen"], result["chosen"])
 
 
+def test_a_mask_acts_where_it_was_asked() -> None:
+    """At the last position alone, or at all of them: the plain runs of edits written by hand, which differ."""
+    model, ids = pb.load("tiny"), [[5, 6, 7, 8]]
+    heads = [head.part for head in model.layers[1].heads]
+    m = torch.linspace(0.0, 1.0, len(heads))
+    source = {1: torch.zeros(len(heads), model.d_head(1))}
+    seen = []
+    for asked, positions in (("last", "last"), ("all", None)):
+        edits = desiderata_mask.Mask(model, heads, asked).edits(m, source)
+        plain = [pb.scale(head.z, float(m[i]), positions=positions) for i, head in enumerate(model.layers[1].heads)]
+        logits = [pb.run(model, ids, edits=some, logits="last").last_logits for some in (edits, plain)]
+        assert close(*logits)
+        seen.append(logits[0])
+    assert not close(*seen)
+
+
 def roles(n: int = 12, seed: int = 0) -> tuple[pb.Task, pb.Task]:
     """Two desiderata for `a b c ... a ->` b. Value: what followed was x, say x. Place: the asked word stood elsewhere, before
     x; say what stands after that place in the base, which is not what the source says."""

@@ -139,6 +139,13 @@ def test_a_head_writes_what_its_port_says(name: str) -> None:
     assert close((z @ found.read_z.T) @ found.v, out * model.residual_scale)
 
 
+def test_what_is_written_passes_the_norm_after_the_block() -> None:
+    """Gemma 2's norm behind attention, times the root mean square that it divides by."""
+    norm, rows = lent("gemma2").hf.model.layers[1].post_attention_layernorm, torch.randn(5, lent("gemma2").d_model)
+    rate = (rows.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    assert close(components.through(norm, rows, 2.0), 2.0 * rate * norm(rows))
+
+
 @pytest.mark.parametrize("part", ["L0.mlp", "L1.N3", "embed"])
 def test_components_of_other_writers(part: str) -> None:
     model = lent("llama")
