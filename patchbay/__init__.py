@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
     from patchbay.edits.probe import Probe
     from patchbay.errors import PatchbayError
+    from patchbay.features.dictionary import Dictionary
+    from patchbay.features.load import load_dictionary
     from patchbay.knobs.knob import Knob, load_knob
     from patchbay.knobs.probing import probe
     from patchbay.model.families import Family
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Dictionary": "features.dictionary",
     "Edit": "edits.edit",
     "Family": "model.families",
     "Knob": "knobs.knob",
@@ -51,6 +54,7 @@ _HOME = {
     "compare": "stories.compare",
     "diff": "results.replay",
     "load": "model.load",
+    "load_dictionary": "features.load",
     "load_knob": "knobs.knob",
     "load_result": "results.result",
     "load_trace": "model.kept",
@@ -69,6 +73,7 @@ _HOME = {
 _FOLDERS = ("decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn")
 
 __all__ = [
+    "Dictionary",
     "Edit",
     "Family",
     "Knob",
@@ -89,6 +94,7 @@ __all__ = [
     "diff",
     "find",
     "load",
+    "load_dictionary",
     "load_knob",
     "load_result",
     "load_trace",

@@ -31,6 +31,7 @@ LINE = [
     "results",
     "sweeps",
     "wiring",
+    "features",
     "knobs",
 ]
 VERBS = ["find", "prove", "turn", "decode", "train", "measure"]
@@ -39,13 +40,14 @@ ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "card port channel positions",
     "edits": "probe edit apply",
-    "jacks": "defaults arguments modelled hooks sites patterns attention operators sums attach history place session",
-    "model": "families stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
+    "jacks": "defaults arguments modelled hooks sites features patterns attention operators sums attach history place session",
+    "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays maps printed result shown record given method replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
+    "features": "hooks saved dictionary folds files formats load",
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
@@ -142,7 +144,7 @@ def test_every_file_stands_in_the_line() -> None:
     assert set(ROOMS) == {p.stem for p in ROOT.iterdir() if p.name[0] not in "_." and p.suffix != ".typed"}
     for here, files in FILES.items():
         assert {name for name in modules() if name.startswith(f"{here}.")} == {f"{here}.{f}" for f in files.split()}
-    assert 22 <= len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 30
+    assert 22 <= len([path for path in ROOT.iterdir() if path.name != "__pycache__"]) <= 32
 
 
 def test_imports_point_down_but_for_those_named() -> None:
@@ -302,7 +304,7 @@ def test_every_public_name_resolves_and_is_listed_once() -> None:
     for name in pb.__all__:
         assert getattr(pb, name) is not None
     assert dir(pb) == list(pb.__all__)
-    with pytest.raises(AttributeError, match="patchbay has no 'sweeep'; it has Edit, "):
+    with pytest.raises(AttributeError, match="patchbay has no 'sweeep'; it has Dictionary, Edit, "):
         pb.sweeep  # noqa: B018
     shown = {
         alias.asname or alias.name

@@ -62,6 +62,12 @@ def model_options() -> list[click.Parameter]:
         click.Option(["--dtype"], type=click.Choice(DTYPES), help="Precision to load the weights in."),
         click.Option(["--device"], metavar="NAME", help="Where to run: cpu, cuda, cuda:1, mps."),
         click.Option(["--trust-remote-code"], is_flag=True, help="Let the model's folder run its own Python code."),
+        click.Option(
+            ["--dictionary", "dictionaries"],
+            multiple=True,
+            metavar="FOLDER[@PLACE]",
+            help="A sparse dictionary whose features are parts of the model (L3.F12); PLACE such as L3.resid_out. May be given more than once.",
+        ),
     ]
 
 
@@ -117,12 +123,15 @@ def load_model(source: str, given: Mapping[str, Any], *, quiet: bool = False) ->
         device, dtype = given.get("device"), given.get("dtype")
         if device is not None:
             _check_device(str(device))
-        return pb.load(
+        model = pb.load(
             source,
             dtype=getattr(torch, dtype) if dtype else None,
             device=device,
             trust_remote_code=bool(given.get("trust_remote_code")),
         )
+        asked = [text.rpartition("@") if "@" in text else (text, "", "") for text in given.get("dictionaries") or ()]
+        held = [pb.load_dictionary(folder, at=place or None) for folder, _, place in asked]
+        return model.with_dictionaries(*held) if held else model
 
 
 def _check_device(name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.signal.port import PatchbayError, Port, as_port
+from patchbay.signal.port import PatchbayError, Port, as_port, by_home
 
 ORDER = (
     "embed", "resid_in", "attn.q", "attn.k", "attn.v", "attn.pattern", "attn.z", "attn.head_out", "attn.out", "resid_mid", "mlp.in",
@@ -68,8 +68,9 @@ class Probe:
         return reading < self.threshold if self.below else reading > self.threshold
 
     def precedes(self, port: Port) -> bool:
-        """Whether the probe's signal passes at or before that of a port, in every family."""
-        return _place(self.port) <= _place(port)
+        """Whether the probe's signal passes at or before that of a port, in every family; of features, which have no place of their
+        own, whether it can: the run says where it does not."""
+        return _place(self.port, first=True) <= _place(port, first=False)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Probe):
@@ -103,9 +104,10 @@ class Probe:
         return cls(as_port(row["port"]), direction, row["threshold"], bool(row["below"]))
 
 
-def _place(port: Port) -> tuple[float, int]:
+def _place(port: Port, *, first: bool) -> tuple[float, int]:
+    """Layer and place in it: of features the first or the last where a dictionary may sit."""
     layer = port.layer if port.layer is not None else -1 if port.signal == "embed" else float("inf")
-    return layer, ORDER.index(port.signal)
+    return layer, ORDER.index(("resid_in" if first else "resid_out") if by_home(port) else port.signal)
 
 
 def _direction(port: Port, given: Any) -> Tensor | None:

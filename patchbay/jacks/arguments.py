@@ -7,11 +7,15 @@ recognised by what it can do; an argument of a signature by its annotation, then
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
+from types import FrameType
 from typing import Any
 
 from torch import nn
 from transformers import Cache
+
+from patchbay.errors import PatchbayError
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "past_key_value", "layer_past")
 
@@ -56,3 +60,15 @@ def with_cache(module: nn.Module, cache: Any) -> dict[str, Any]:
     """The arguments that give a module this cache, by the name that it takes it under."""
     name = cache_name(module)
     return {name or CACHE_NAMES[1]: cache}
+
+
+def refuse_checkpoints() -> None:
+    """Raise PatchbayError in code that runs under torch.utils.checkpoint, which runs it again in the backward pass."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            raise PatchbayError(
+                "gradient checkpointing is on: layers run again in the backward pass, after the edits are gone; "
+                "model.hf.gradient_checkpointing_disable(), or run in model.hf.eval()"
+            )
+        frame = frame.f_back

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -11,6 +11,34 @@ from torch import Tensor
 
 from patchbay.edits.edit import Edit
 from patchbay.signal.port import Port
+
+
+class Dictionary(Protocol):
+    """Features of a signal: z = encode(x), and x is decode(z, x) plus an error. `reads` and `writes` name signals of one layer, and are
+    the same but for transcoders."""
+
+    layer: int
+    reads: str
+    writes: str
+    W_dec: Tensor  # [feature, d]
+
+    @property
+    def n_features(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[..., d] -> [..., feature], in float32 or more."""
+        ...
+
+    def decode(self, z: Tensor, x: Tensor) -> Tensor:
+        """[..., feature] -> [..., d] of what is written; `x` is what was read, for those that pass some of it on."""
+        ...
+
+    def factor(self, x: Tensor) -> Tensor | None:
+        """By what a token's decoded features are multiplied, [..., 1], for those that normalise each token; None: by nothing."""
+        ...
 
 
 class Modelled(Protocol):
@@ -26,6 +54,7 @@ class Modelled(Protocol):
     scaling: Any  # the config whose scale and soft cap of logits the model's head applies; None: it applies none
     check: Any  # what the self-check found
     _heads: dict[int, tuple[int, int, int]]
+    dictionaries: Mapping[tuple[int, str], Dictionary]  # that are attached, by layer and home
 
     @property
     def config(self) -> Any: ...

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from patchbay.edits.edit import Edit
 from patchbay.errors import EditNeverMade
 from patchbay.jacks import attention, hooks
+from patchbay.jacks.arguments import refuse_checkpoints
 from patchbay.jacks.attach import Jacks
 from patchbay.jacks.modelled import Modelled as Lent
 from patchbay.jacks.place import Place
-from patchbay.jacks.sites import refuse_checkpoints
 from patchbay.signal.port import PatchbayError, Port
 
 __all__ = ["Session", "attention", "refuse_wrapped", "warn_of_no_run"]
@@ -111,7 +111,7 @@ class Session(Jacks):
         if self.where.watched:
             self._undo.append(hooks.instead(self.scope, self.model.hf, self._generating, "generate"))
         asked: dict[int | None, set[str]] = {}
-        for signal, layer in self.wants:
+        for signal, layer in (*self.wants, *self.hosts):
             asked.setdefault(layer, set()).add(signal)
         for signal in sorted(asked.get(None, ())):
             self._attach_whole(signal)

@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
 from patchbay.edits.probe import Probe
+from patchbay.jacks.arguments import refuse_checkpoints
 from patchbay.jacks.modelled import Modelled as Lent
 from patchbay.signal.port import PatchbayError, Port, position_axis
 from patchbay.signal.positions import Batch, all_from, chosen
@@ -110,6 +109,7 @@ class Sites:
         self.here = Here()
         self._seen: dict[Port, Tensor] = {}  # by the taps of the latest run, in whatever thread
         self.wants: dict[tuple[str, int | None], Want] = {}
+        self.hosts: dict[tuple[str, int | None], list[str]] = {}  # signals that dictionaries read or write, and whose
         for port in taps:
             model.require(port)
             self._want(port).taps.append(
@@ -185,16 +185,21 @@ class Sites:
         """
         want = self.wants.get((signal, layer))
         if want is None:
-            return x
+            return self._decoded(signal, layer, x)
         self.here.reached.add((signal, layer))
-        if want.looks_only and not self.grad:
+        if want.looks_only and not self.grad and (signal, layer) not in self.hosts:
             self._store(want.taps[0], x)
             return x
         changes = want.changes
         self._probe(want, x)
         x = self._edited(changes, signal, x, n_keys)
         x = x.masked_fill(closed, 0.0) if changes and closed is not None else x
+        x = self._decoded(signal, layer, x)
         self._capture(want.taps, signal, x)
+        return x
+
+    def _decoded(self, signal: str, layer: int | None, x: Tensor) -> Tensor:
+        """What becomes of a signal when features of it are edited; see `features.py`."""
         return x
 
     def _probe(self, want: Want, x: Tensor, only: Sequence[int] | None = None) -> None:
@@ -340,18 +345,6 @@ class Sites:
         for port in taps:
             value = pattern[:, :, [computed.index(row) for row in port.query or ()]]
             self._store(port, value if port.index is None else value[:, port.index].clone())
-
-
-def refuse_checkpoints() -> None:
-    """Raise PatchbayError in code that runs under torch.utils.checkpoint, which runs it again in the backward pass."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
-            raise PatchbayError(
-                "gradient checkpointing is on: layers run again in the backward pass, after the edits are gone; "
-                "model.hf.gradient_checkpointing_disable(), or run in model.hf.eval()"
-            )
-        frame = frame.f_back
 
 
 def query_rows(rows: Sequence[int], lengths: Tensor) -> Tensor:

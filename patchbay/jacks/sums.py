@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.jacks.features import Features
 from patchbay.jacks.hooks import Scope, after, before
-from patchbay.jacks.sites import Sites, Want
+from patchbay.jacks.sites import Want
 
 
 def first(output: Any) -> Tensor:
@@ -28,7 +29,7 @@ def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], new: Tensor) -> t
     return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
 
-class Sums(Sites):
+class Sums(Features):
     """Sites whose signals are parts of a sum; `scope` says in whose calls the hooks act, `_undo` takes them away."""
 
     scope: Scope
@@ -82,8 +83,8 @@ class Sums(Sites):
 
     def _attach_resid_mid(self, layer: int) -> None:
         at = self.model.modules[layer]
-        want = self.wants[("resid_mid", layer)]
-        if want.edits or self.grad:  # this stream is a sum inside the layer: change what attention adds to it
+        want, hosts = self.wants.get(("resid_mid", layer), Want()), ("resid_mid", layer) in self.hosts
+        if want.edits or self.grad or hosts:  # this stream is a sum inside the layer: change what attention adds to it
             self._before(
                 at.layer, lambda _, args, kwargs: self.here.stash.update({("resid_in", layer): hidden(args, kwargs)})
             )
@@ -98,16 +99,17 @@ class Sums(Sites):
                 middle = resid_in + first(output).reshape(resid_in.shape) * scale
                 self.here.reached.add(("resid_mid", layer))
                 self._probe(want, middle)
-                edited = self._edited(want.edits, "resid_mid", middle)
+                edited = self._decoded("resid_mid", layer, self._edited(want.edits, "resid_mid", middle))
                 out = first(output)
                 new = torch.where(edited == middle, out.reshape(middle.shape), (edited - resid_in) / scale)
-                if self.grad:  # through what was captured alone: the layer adds resid_in once more
+                if self.grad or hosts:
                     self._capture(want.taps, "resid_mid", edited)
+                if self.grad:  # through what was captured alone: the layer adds resid_in once more
                     new = new.detach() + (edited - edited.detach() - (resid_in - resid_in.detach())) / scale
                 return with_first(output, new.reshape(out.shape))
 
             self._after(at.attn_added, change)
-        if (want.taps or (want.probes and not want.edits)) and not self.grad:
+        if (want.taps or (want.probes and not want.edits)) and not self.grad and not hosts:
 
             def capture(_: nn.Module, args: Any, kwargs: Any) -> None:
                 self.here.reached.add(("resid_mid", layer))

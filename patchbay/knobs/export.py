@@ -35,7 +35,7 @@ from patchbay.edits.edit import Edit
 from patchbay.files import write_folder
 from patchbay.jacks.defaults import on_own_device
 from patchbay.knobs.affine import Fold
-from patchbay.knobs.fold import fold
+from patchbay.knobs.fold import as_written, fold
 from patchbay.knobs.gguf import read_gguf, write_gguf
 from patchbay.knobs.knob import Knob
 from patchbay.knobs.proof import apart, plain_copy, read_back
@@ -94,7 +94,7 @@ def export(
             "export inside model.edited(...): only the knob would be written, not the edits around it; leave the block"
         )
     knob.check(model)
-    edits = knob.edits_at()
+    edits = [as_written(model, edit) for edit in knob.edits_at()]
     if not edits:
         raise PatchbayError(f"knob {knob.name!r} at strength {knob.strength:g} is neutral: there is nothing to export")
     for edit in edits:

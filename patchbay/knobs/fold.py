@@ -13,6 +13,7 @@ believed until the folded model has reproduced the edited one (`export.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from patchbay.knobs.affine import Affine, Fold, NotFoldableError, times
 from patchbay.model.model import Model
 from patchbay.model.placing import follow
 from patchbay.model.weights import _columns, matrix
-from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.port import PatchbayError, Port, by_home
 
 STREAM = ("embed", "resid_in", "resid_mid", "resid_out")
 ORDER: tuple[str, ...] = (
@@ -274,8 +275,31 @@ def fold(model: Model, edits: Sequence[Edit]) -> Fold:
     return made
 
 
+def as_written(model: Model, edit: Edit) -> Edit:
+    """What is always added to features is as well added to the signal that they are written to, along their decoder's rows."""
+    found = by_home(edit.port)
+    if found is None or edit.op != "add" or edit.spread:
+        return edit
+    layer = edit.port.layer or 0
+    dictionary = model.dictionaries[layer, found[0]]
+    if getattr(dictionary, "normalise", "none") != "none":
+        return edit  # by how much it is multiplied differs from token to token
+    value = torch.as_tensor(edit.value).detach().to(dictionary.W_dec)
+    if found[1] == "error":
+        written = value.expand(dictionary.W_dec.shape[1])
+    elif edit.port.index is not None:
+        written = value * dictionary.W_dec[edit.port.index]
+    else:
+        written = value.expand(dictionary.n_features) @ dictionary.W_dec
+    if dictionary.writes == "attn.z":
+        written = written.unflatten(0, (model.n_heads(layer), -1))
+    return replace(edit, port=Port(dictionary.writes, layer), value=written)
+
+
 def _never(edit: Edit) -> str:
     """Why no weight can do what this edit does; empty where one might."""
+    if by_home(edit.port) is not None:
+        return "a feature's activation is no linear map of the stream; what is always added to it, alike at every token, alone folds"
     if edit.op == "block":
         return "cutting attention is no linear map"
     if edit.where is not None:

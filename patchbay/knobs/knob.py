@@ -51,6 +51,7 @@ from patchbay.files import write_file
 from patchbay.knobs.conflicts import KnobConflict, conflicts
 from patchbay.knobs.vectors import kind_of, read_vectors
 from patchbay.late import late
+from patchbay.model.attached import attached, other_dictionary
 from patchbay.model.carried import carried, said
 from patchbay.model.model import Model
 from patchbay.model.precisions import one_checkpoint, precisions
@@ -148,7 +149,8 @@ class Knob:
             model.require(edit.port)
             if edit.where is not None:
                 model.require(edit.where.port)
-        return bool(self.made_on.get("fingerprint") == model.fingerprint or self._one_checkpoint(model))
+        same = self.made_on.get("fingerprint") == model.fingerprint or self._one_checkpoint(model)
+        return bool(same) and not other_dictionary(model, self.made_on, [edit.port for edit in self.edits])
 
     def _one_checkpoint(self, model: Model) -> bool:
         """Whether the model is a load in other digits of the checkpoint that the knob was made on. Asked once for each pair."""
@@ -178,6 +180,9 @@ class Knob:
                 f"is {model.source or type(model.hf).__name__} (weights {model.fingerprint}); to try it here all the same, "
                 "use knob.for_model(model) (on the command line --other-weights)"
             )
+        other = other_dictionary(model, self.made_on, [edit.port for edit in self.edits])
+        if other:
+            raise PatchbayError(f"knob {self.name!r}: {other}; to try it here all the same, use knob.for_model(model)")
 
     def for_model(self, model: Model) -> Knob:
         """The same edits for another model that has these parts, in these widths; warns where its weights are others.
@@ -309,7 +314,7 @@ def _on(model: Model) -> dict[str, Any]:
     """What a knob's provenance says of the model that it is for."""
     dtype = str(model.dtype).removeprefix("torch.")
     record = {"source": model.source, "fingerprint": model.fingerprint, "family": model.family.name, "dtype": dtype}
-    return {"model": record | carried(model.hf, model.source), "precisions": precisions(model)}
+    return {"model": record | carried(model.hf, model.source) | attached(model), "precisions": precisions(model)}
 
 
 def _digits(record: Mapping[str, Any]) -> str:
@@ -330,6 +335,8 @@ def _check_numbers(edit: Edit, port: Port, value: Tensor, model: Model) -> None:
     layer = port.layer or 0
     widths = {"d_model": model.d_model, "neuron": model.n_neurons(layer), "expert": model.n_experts(layer)}
     widths |= {"vocab": model.vocab_size}
+    if port.axes[-1] == "feature":
+        widths["feature"] = model.dictionaries[layer, port.signal.split(".")[0]].n_features
     if port.signal == "attn.z":
         widths["d_head"] = model.W_O(layer).shape[1]
     width = widths.get(port.axes[-1])

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from patchbay.edits.edit import Edit
 from patchbay.knobs.knob import Knob
+from patchbay.model.asked import n_parts
 from patchbay.model.model import Model
 from patchbay.signal.port import Port
 
@@ -91,9 +92,7 @@ def _alike(model: Model, port: Port, layer: int | None) -> list[Port]:
         return []
     if port.index is None:
         return [Port(port.signal, layer)]
-    counts = {"neuron": model.n_neurons, "expert": model.n_experts}
-    heads = model.n_groups if port.signal in ("attn.k", "attn.v") else model.n_heads
-    return [Port(port.signal, layer, i) for i in range(counts.get(str(port.index_axis), heads)(layer))]
+    return [Port(port.signal, layer, i) for i in range(n_parts(model, port.part.kind, layer))]
 
 
 def _random(value: Tensor, generator: torch.Generator) -> Tensor:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from patchbay.signal.port import Part, PatchbayError, Port, by_group, parse_part, parse_port
+from patchbay.signal.port import (
+    FEATURES,
+    HOMES,
+    KINDS,
+    Part,
+    PatchbayError,
+    Port,
+    by_group,
+    by_home,
+    parse_part,
+    parse_port,
+)
 
 if TYPE_CHECKING:
     from patchbay.jacks.modelled import Modelled as Model
@@ -28,6 +39,8 @@ def _require(model: Model, port: Port) -> None:
     if not 0 <= port.layer < model.n_layers:
         raise PatchbayError(f"{port}: the model has layers 0..{model.n_layers - 1}")
     offered = model.signals(port.layer)
+    if port.signal not in offered and by_home(port) is not None:
+        raise _no_dictionary(model, port)
     if port.signal not in offered:
         elsewhere = [i for i in range(model.n_layers) if port.signal in model.signals(i)]
         where = f"layers {elsewhere} have it" if elsewhere else f"no layer of this {model.family.name} model has it"
@@ -43,10 +56,33 @@ def _require(model: Model, port: Port) -> None:
 
 
 def _count(model: Model, port: Port) -> int:
-    layer, axis = port.layer or 0, port.index_axis
-    if axis == "head":
-        return model.n_groups(layer) if port.signal in ("attn.k", "attn.v") else model.n_heads(layer)
-    return model.n_neurons(layer) if axis == "neuron" else model.n_experts(layer)
+    return n_parts(model, Port(port.signal, port.layer, 0).part.kind, port.layer or 0)
+
+
+def n_parts(model: Model, kind: str, layer: int) -> int:
+    """How many parts of a kind a layer has: heads, key/value groups, neurons, experts, or features of the dictionaries attached there."""
+    if kind in FEATURES:
+        dictionary = model.dictionaries.get((layer, f"{kind}s"))
+        return 0 if dictionary is None else dictionary.n_features
+    counts = {"head": model.n_heads, "group": model.n_groups, "neuron": model.n_neurons, "expert": model.n_experts}
+    return counts[kind](layer)
+
+
+def _no_dictionary(model: Model, port: Port) -> PatchbayError:
+    here = [str(Part(layer, home)) for layer, home in model.dictionaries if layer == port.layer]
+    return PatchbayError(
+        f"{port}: layer {port.layer} has {'no dictionary' if not here else 'the features ' + ', '.join(here) + ' alone'}; a dictionary is "
+        "attached with model.with_dictionaries(pb.load_dictionary(...)), on the command line --dictionary FOLDER"
+    )
+
+
+def _at_home(model: Model, port: Port) -> Port:
+    """`L3.F5` is a feature of the stream, or of the one dictionary that layer 3 has."""
+    found = by_home(port)
+    homes = [home for layer, home in model.dictionaries if layer == port.layer]
+    if found is None or found[0] != "features" or len(homes) != 1:
+        return port
+    return Port(f"{homes[0]}.{found[1]}", port.layer, port.index)
 
 
 def part(model: Model, text: str) -> Part:
@@ -54,8 +90,10 @@ def part(model: Model, text: str) -> Part:
     found = parse_part(text)
     if found.layer is not None and not found.layer < model.n_layers:
         raise PatchbayError(f"{text}: the model has layers 0..{model.n_layers - 1}")
-    if found.kind in ("head", "group", "neuron", "expert"):
-        _require(model, found.port())
+    if found.kind in (*KINDS, *HOMES):
+        port = _at_home(model, found.port())
+        _require(model, port)
+        return port.part if port.signal != found.port().signal else found
     return found
 
 
@@ -66,5 +104,6 @@ def port(model: Model, text: str) -> Port:
         _require(model, Port("attn.z", found.layer, found.index))
         layer = found.layer or 0
         found = Port(found.signal, layer, (found.index or 0) * model.n_groups(layer) // model.n_heads(layer))
+    found = _at_home(model, found)
     _require(model, found)
     return found

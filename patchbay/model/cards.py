@@ -12,7 +12,7 @@ from patchbay.errors import PatchbayError
 from patchbay.model.carried import carried, said
 from patchbay.model.model import Model
 from patchbay.model.weights import norm_parts
-from patchbay.signal.port import Part, Port, parse_part, signals_of
+from patchbay.signal.port import FEATURES, Part, Port, parse_part, signals_of
 
 
 def model_card(model: Model) -> dict[str, Any]:
@@ -81,7 +81,13 @@ def words_of(model: Model, part: Part) -> list[dict[str, Any]]:
     except PatchbayError:
         return []
     return token_rows(
-        model, [(name, *side) for name, read, write in found for side in (("reads", read), ("writes", write))]
+        model,
+        [
+            (name, does, side)
+            for name, *both in found
+            for does, side in zip(("reads", "writes"), both, strict=True)
+            if side is not None
+        ],
     )
 
 
@@ -102,8 +108,10 @@ def token_rows(model: Model, directions: Sequence[tuple[str, str, Tensor]]) -> l
     return rows
 
 
-def _directions(model: Model, part: Part) -> list[tuple[str, Tensor, Tensor]]:
-    """Pairs of what is read and what is written, each [d_model]."""
+def _directions(model: Model, part: Part) -> list[tuple[str, Tensor | None, Tensor]]:
+    """Pairs of what is read and what is written, each [d_model]; None where what is read is no direction of the stream."""
+    if part.layer is not None and part.index is not None and part.kind in FEATURES:
+        return _of_feature(model, part.layer, part.kind, part.index)
     if part.layer is None or part.index is None or part.kind not in ("head", "neuron"):
         return []
     layer, at = model.layers[part.layer], model.modules[part.layer]
@@ -124,6 +132,20 @@ def _directions(model: Model, part: Part) -> list[tuple[str, Tensor, Tensor]]:
         )
         for i in range(min(3, len(sizes)))
     ]
+
+
+def _of_feature(model: Model, layer: int, kind: str, index: int) -> list[tuple[str, Tensor | None, Tensor]]:
+    """The encoder's column, of a dictionary that reads the stream, and what the decoder's row adds to the stream."""
+    dictionary: Any = model.dictionaries[layer, f"{kind}s"]
+    read, write = dictionary.W_enc[:, index].detach(), dictionary.W_dec[index].detach()
+    if dictionary.writes == "attn.z":
+        write = torch.einsum(
+            "hd,hdm->m", write.unflatten(0, (model.n_heads(layer), -1)), model.W_O(layer).detach().float()
+        )
+    if dictionary.writes == "mlp.act":
+        write = write @ model.layers[layer].mlp.weights().W_out.detach().float()
+    seen = read if dictionary.reads in ("resid_in", "resid_mid", "resid_out") else None
+    return [(f"feature of {dictionary.writes}", seen, write)]
 
 
 def _normed(write: Tensor, added: nn.Module | None, own: tuple[nn.Module | None, ...]) -> Tensor:

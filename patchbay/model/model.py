@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 from patchbay.edits.edit import Edit
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
+from patchbay.jacks.modelled import Dictionary
 from patchbay.jacks.session import Session, warn_of_no_run
 from patchbay.late import late
 from patchbay.model import asked, chats, recalled, weights
+from patchbay.model.attached import attach
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.fingerprint import version_of
 from patchbay.model.generate import generate
@@ -40,17 +43,7 @@ from patchbay.signal.port import Part, PatchbayError, Port
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-PROVED = [
-    "family",
-    "modules",
-    "around",
-    "_signals",
-    "_heads",
-    "final_norm_module",
-    "residual_scale",
-    "scaling",
-    "check",
-]  # by the self-check
+PROVED = ["family", "modules", "around", "_signals", "_heads", "final_norm_module", "residual_scale", "scaling", "check"]  # fmt: skip
 PROVING = threading.RLock()  # held by the thread that proves a model
 
 
@@ -62,6 +55,7 @@ class Model:
     """
 
     _heads: dict[int, tuple[int, int, int]]  # layer -> (heads, key/value groups, width of q and k)
+    dictionaries: Mapping[tuple[int, str], Dictionary] = MappingProxyType({})  # see `with_dictionaries`
 
     def __init__(
         self,
@@ -243,6 +237,12 @@ class Model:
     def part(self, text: str) -> Part:
         """The part of that text, such as 'L3.H5', checked against this model."""
         return asked.part(self, text)
+
+    def with_dictionaries(self, *dictionaries: Any) -> Model:
+        """A view of this model that has the features of sparse dictionaries for parts: `L3.F12` (of the stream), `L3.mlp.F12`,
+        `L3.attn.F12`, to tap, edit, sweep, ablate and turn; the weights are shared, and this model stays as it is. A layer takes one
+        dictionary of each; `L3.F12` is also the one dictionary of whatever kind that layer 3 has. See `pb.load_dictionary`."""
+        return attach(self, dictionaries)
 
     def card(self, part: Any, *, texts: Any = None, roles: bool = False, n: int = 10, **options: Any) -> Any:
         """All that can be said of a part, port or component ("L1.N5", "L4.E2", "L1.H2.C0"): ports, what it reads and writes as tokens;

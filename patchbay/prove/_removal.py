@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.model.asked import n_parts
 from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -58,11 +59,14 @@ def others(model: Model, kind: str, layer: int, without: set[Part]) -> list[Part
     if kind in ("attn", "mlp"):
         every = [Part(layer, kind)]
     else:
-        count = {"head": model.n_heads, "group": model.n_groups, "neuron": model.n_neurons, "expert": model.n_experts}[
-            kind
-        ]
-        every = [Part(layer, kind, i) for i in range(count(layer))]
+        every = [Part(layer, kind, i) for i in range(n_parts(model, kind, layer)) if _alive(model, kind, layer, i)]
     return [part for part in every if part not in without]
+
+
+def _alive(model: Model, kind: str, layer: int, index: int) -> bool:
+    """Whether a feature is ever active, where its dictionary knows how often: those that never are would be no control."""
+    density = getattr(model.dictionaries.get((layer, f"{kind}s")), "density", None)
+    return density is None or float(density[index]) > 1e-9
 
 
 def random_sets(model: Model, chosen: list[Part], draws: int, seed: int) -> list[Set]:

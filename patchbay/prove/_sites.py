@@ -19,15 +19,29 @@ from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches
 from patchbay.prove._first_order import two_runs
-from patchbay.signal.port import Part, PatchbayError, Port, suggest
+from patchbay.signal.port import FEATURES, Part, PatchbayError, Port, suggest
 from patchbay.sweeps.sweep import sweep
 from patchbay.tasks.task import Task
 
-Site = Literal["resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out", "head", "neuron", "expert"]
+Site = Literal[
+    "resid_in",
+    "resid_mid",
+    "resid_out",
+    "attn_out",
+    "mlp_out",
+    "head",
+    "neuron",
+    "expert",
+    "feature",
+    "mlp_feature",
+    "attn_feature",
+]
 Way = Literal["denoising", "noising"]
 SIGNAL = {"resid_in": "resid_in", "resid_mid": "resid_mid", "resid_out": "resid_out", "attn_out": "attn.out"}
 SIGNAL |= {"mlp_out": "mlp.out", "head": "attn.z", "neuron": "mlp.act", "expert": "experts.out"}
-INDEXED = ("head", "neuron", "expert")
+SIGNAL |= {kind: f"{kind}s.act" for kind in FEATURES}
+INDEXED = ("head", "neuron", "expert", *FEATURES)
+MANY = ("neuron", *FEATURES)  # too many to be patched one by one unasked
 
 
 class Column(NamedTuple):
@@ -144,7 +158,10 @@ def patched(
         some = task[prompts]
         here, there = two_runs(some, way)
         taps = sorted(
-            {Port(p.signal, p.layer, p.index if p.signal in ("mlp.act", "experts.out") else None) for p in ports}
+            {
+                Port(p.signal, p.layer, p.index if p.index_axis in ("neuron", "expert", "feature") else None)
+                for p in ports
+            }
         )
         donor = run(model, there, taps=taps, logits=task.reads)
         own, put = run(model, here, logits=task.reads).read(task.reads), donor.read(task.reads)
@@ -199,7 +216,7 @@ class Layout:
         self.parts: list[Part] | None = None
         self.rows: tuple[str, ...] = ("layer",)
         if site in INDEXED:
-            listed_one_by_one = chosen is not None or len(columns) > 1
+            listed_one_by_one = chosen is not None or len(columns) > 1 or site in FEATURES
             self.parts = [port.part for port in ports] if listed_one_by_one else None
             self.rows = ("part",) if listed_one_by_one else ("layer", site)
 

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.model.asked import n_parts
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, doubtful, held_out, intervals, listed, p_values, rounding
 from patchbay.prove._first_order import along, two_runs
 from patchbay.prove._removal import check_top, given_parts
-from patchbay.prove._sites import INDEXED, SIGNAL, Layout, Site, Way, columns_of, layers_of, patched
+from patchbay.prove._sites import INDEXED, MANY, SIGNAL, Layout, Site, Way, columns_of, layers_of, patched
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
@@ -56,12 +57,13 @@ def activation_patching(
     `positions`: "each", "all" (together), "last", "marks" (each group of the task in turn) or names of groups,
     "subject,verb"; without, each for streams, attention and MLPs (of prompts of different lengths the task's groups and
     the rest, or without groups those that all have, from the end) and all for heads, neurons and experts. `parts`: only
-    these heads, neurons or experts; a Result gives its first `top`. `top` alone: those of the largest first-order
+    these heads, neurons, experts or features; a Result gives its first `top`. `top` alone: those of the largest first-order
     effect on half of the prompts, patched on the other half. Main variable `share` with `low` and `high`; `effect` and
     its ends in the task's unit, `p`, `p_adjusted`, and the scores `clean` and `corrupted`. Axes: (layer, position),
     (layer), (layer, head) or (part).
 
-    `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron or expert. `way`: put clean
+    `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron, expert, or features of a dictionary (feature,
+    mlp_feature, attn_feature). `way`: put clean
     values into the corrupted run ("denoising"), or corrupted ones into the clean run ("noising"). `top`: how many parts
     of a Result, or of the largest first-order effect.
     """
@@ -105,13 +107,13 @@ def _given(model: Model, site: str, parts: Result | list[Part] | None, top: int 
     if site not in INDEXED:
         if parts is not None or top is not None:
             raise PatchbayError(
-                f"parts and top choose heads, neurons or experts; site={site!r} is patched layer by layer"
+                f"parts and top choose heads, neurons, experts or features; site={site!r} is patched layer by layer"
             )
         return None
     if parts is None:
-        if site == "neuron" and top is None:
-            total = sum(model.n_neurons(layer) for layer in range(model.n_layers))
-            raise PatchbayError(f"the model has {total:,} neurons: name some, parts=..., or say how many, top=20")
+        if site in MANY and top is None:
+            total = sum(n_parts(model, site, layer) for layer in range(model.n_layers))
+            raise PatchbayError(f"the model has {total:,} {site}s: name some, parts=..., or say how many, top=20")
         return None
     chosen = given_parts(parts, top, "patch")
     for part in chosen:
@@ -126,8 +128,7 @@ def _ports(model: Model, layers: list[int], site: str, chosen: list[Part] | None
         return [part.port() for part in chosen]
     if site not in INDEXED:
         return [Port(SIGNAL[site], layer) for layer in layers]
-    count = model.n_heads if site == "head" else model.n_experts
-    return [Port(SIGNAL[site], layer, i) for layer in layers for i in range(count(layer))]
+    return [Port(SIGNAL[site], layer, i) for layer in layers for i in range(n_parts(model, site, layer))]
 
 
 def _first_order(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.model.asked import n_parts
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_twins, intervals, p_values, rounding
@@ -59,7 +60,8 @@ def attribution_patching(
     the scores `clean` and `corrupted`; with `exact` also `exact`, `spearman` and `overlap`. Axes: (layer, position), (layer),
     (layer, head), or (part, position).
 
-    `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron or expert. `positions`:
+    `site`: which signals: resid_in, resid_mid, resid_out, attn_out, mlp_out, head, neuron, expert, or features of a dictionary
+    (feature, mlp_feature, attn_feature). `positions`:
     "each", "all", "last", "marks" or names of groups; without, each for streams, attention and MLPs (of prompts of different lengths
     the task's groups and the rest, or without groups those that all have, from the end) and all for heads, neurons and experts. `way`: the gradient of the clean run
     ("noising"), or of the corrupted one ("denoising"). `steps`: runs between the twins whose gradients are averaged; 1
@@ -95,11 +97,11 @@ def attribution_patching(
 
 
 def _inside(model: Model, port: Port) -> list[Port]:
-    """The heads, neurons or experts of a whole signal, or itself."""
-    counts = {"head": model.n_heads, "neuron": model.n_neurons, "expert": model.n_experts}
+    """The heads, neurons, experts or features of a whole signal, or itself."""
     if port.index_axis is None:
         return [port]
-    return [Port(port.signal, port.layer, i) for i in range(counts[port.index_axis](port.layer or 0))]
+    kind = Port(port.signal, port.layer, 0).part.kind
+    return [Port(port.signal, port.layer, i) for i in range(n_parts(model, kind, port.layer or 0))]
 
 
 def _estimate(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import pack
+from patchbay.model.attached import attached
 from patchbay.model.carried import carried
 from patchbay.model.tokens import is_chat, template_digest
 from patchbay.results.result import Result
@@ -63,6 +64,7 @@ def model_record(model: Any) -> dict[str, Any]:
         "dtype": str(dtype).removeprefix("torch."),
         "device": "none" if first is None else first.device.type,
         **carried(model.hf, model.source),
+        **attached(model),
         **edits_record(model),
     }
 

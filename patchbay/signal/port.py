@@ -1,7 +1,7 @@
 """Addresses: which part of a model, and which of its signals. Data only; nothing here knows a model or imports torch.
 
-A **Part** is a place: `L3.H5` (head), `L3.KV1` (key/value group), `L2.N77` (neuron), `L4.E2` (expert), `L3.attn`, `L3.mlp`,
-`L3.router`, `L3` (layer), `embed`, `final_norm`, `unembed`. A **Port** is one signal at a part: `L3.H5.z`, `L3.resid_out`,
+A **Part** is a place: `L3.H5` (head), `L3.KV1` (key/value group), `L2.N77` (neuron), `L4.E2` (expert), `L3.F12`, `L3.mlp.F12`, `L3.attn.F12`
+(feature of a dictionary of the stream, the MLP, attention), `L3.attn`, `L3.mlp`, `L3.router`, `L3` (layer), `embed`, `final_norm`, `unembed`. A **Port** is one signal at a part: `L3.H5.z`, `L3.resid_out`,
 `logits`. This text is what prints, what files hold, what the command line and the app accept; it is parsed here and nowhere
 else. The axis names of every signal are fixed here too.
 """
@@ -51,11 +51,22 @@ SIGNALS: dict[str, tuple[tuple[str, ...], bool]] = {
     "router.weights": (("prompt", "position", "expert"), True),
     "router.experts": (("prompt", "position", "choice"), False),
     "experts.out": (("prompt", "position", "expert", "d_model"), True),
+    "attn_features.act": (("prompt", "position", "feature"), True),
+    "attn_features.error": (("prompt", "position", "d_model"), True),
+    "mlp_features.act": (("prompt", "position", "feature"), True),
+    "mlp_features.error": (("prompt", "position", "d_model"), True),
+    "features.act": (("prompt", "position", "feature"), True),
+    "features.error": (("prompt", "position", "d_model"), True),
     "final_norm": (("prompt", "position", "d_model"), True),
     "logits": (("prompt", "position", "vocab"), True),
 }
 WHOLE_MODEL = ("embed", "final_norm", "logits")  # signals that belong to no layer
 LAYER = ("resid_in", "resid_mid", "resid_out")
+HOMES = (
+    "features",
+    "attn_features",
+    "mlp_features",
+)  # of dictionaries that are attached, by where they write: one of each in a layer
 
 # kind of part -> (letters in its text, {signal name at the part: signal of the layer})
 KINDS: dict[str, tuple[str, dict[str, str]]] = {
@@ -66,16 +77,30 @@ KINDS: dict[str, tuple[str, dict[str, str]]] = {
     "group": ("KV", {"k": "attn.k", "v": "attn.v"}),
     "neuron": ("N", {"act": "mlp.act"}),
     "expert": ("E", {"out": "experts.out", "weight": "router.weights", "logit": "router.logits"}),
+    "feature": ("F", {"act": "features.act"}),
+    "attn_feature": ("attn.F", {"act": "attn_features.act"}),
+    "mlp_feature": ("mlp.F", {"act": "mlp_features.act"}),
 }
-INDEX_AXIS = {"head": "head", "group": "head", "neuron": "neuron", "expert": "expert"}
-MAIN_SIGNAL = {"head": "z", "group": "v", "neuron": "act", "expert": "out", "attn": "out", "mlp": "out"}
-LETTERS = {letters: kind for kind, (letters, _) in KINDS.items()}
+FEATURES = ("feature", "attn_feature", "mlp_feature")
+INDEX_AXIS = {"head": "head", "group": "head", "neuron": "neuron", "expert": "expert"} | dict.fromkeys(
+    FEATURES, "feature"
+)
+MAIN_SIGNAL = {
+    "head": "z",
+    "group": "v",
+    "neuron": "act",
+    "expert": "out",
+    "attn": "out",
+    "mlp": "out",
+} | dict.fromkeys((*FEATURES, *HOMES), "act")
+LETTERS = {letters.upper(): kind for kind, (letters, _) in KINDS.items()}
 
 
 @total_ordering
 @dataclass(frozen=True)
 class Part:
-    """A place in a model: `kind` is one of head, group, neuron, expert, attn, mlp, router, layer, embed, final_norm, unembed."""
+    """A place in a model: `kind` is one of head, group, neuron, expert, feature, mlp_feature, attn_feature, attn, mlp, router,
+    layer, features, mlp_features, attn_features (all of a dictionary), embed, final_norm, unembed."""
 
     layer: int | None
     kind: str
@@ -144,7 +169,7 @@ class Port:
     """The typed address of one signal.
 
     `signal` is a key of `SIGNALS`; `layer` is None for signals of the whole model; `index` picks one head, key/value group,
-    neuron or expert (None: all of them, on their own axis); `query` limits an attention pattern to some query rows.
+    neuron, expert or feature (None: all of them, on their own axis); `query` limits an attention pattern to some query rows.
     """
 
     signal: str
@@ -172,8 +197,8 @@ class Port:
 
     @property
     def index_axis(self) -> str | None:
-        """The axis that `index` picks from: head, neuron or expert; None for signals of width d_model."""
-        return next((axis for axis in SIGNALS[self.signal][0] if axis in ("head", "neuron", "expert")), None)
+        """The axis that `index` picks from: head, neuron, expert or feature; None for signals of width d_model."""
+        return next((axis for axis in SIGNALS[self.signal][0] if axis in ("head", "neuron", "expert", "feature")), None)
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -204,6 +229,8 @@ class Port:
             return Part(self.layer, "layer")
         if self.index is None:
             return Part(self.layer, self.signal.split(".")[0])
+        if self.index_axis == "feature":
+            return Part(self.layer, self.signal.split(".")[0].removesuffix("s"), self.index)
         kind = {"neuron": "neuron", "expert": "expert"}.get(str(self.index_axis), "head")
         return Part(self.layer, "group" if self.signal in ("attn.k", "attn.v") else kind, self.index)
 
@@ -226,9 +253,15 @@ class Port:
         return card(str(self), [["axes", ", ".join(self.axes)], ["", "tap, edit" if self.editable else "tap"]])
 
 
-_PART = re.compile(r"^L(\d+)(?:\.(H|KV|N|E)(\d+)|\.(attn|mlp|router|experts))?$", re.IGNORECASE)
+_PART = re.compile(
+    r"^L(\d+)(?:\.(H|KV|N|E|(?:mlp\.|attn\.)?F)(\d+)|\.(attn|mlp|router|experts|(?:mlp_|attn_)?features))?$",
+    re.IGNORECASE,
+)
 _ROWS = re.compile(r"^(.*)\[(-?\d+(?:,-?\d+)*)\]$")
-FORMS = "L3.H5 (head), L3.KV1 (key/value group), L2.N77 (neuron), L4.E2 (expert), L3.attn, L3.mlp, L3, embed, unembed"
+FORMS = (
+    "L3.H5 (head), L3.KV1 (key/value group), L2.N77 (neuron), L4.E2 (expert), L3.F12 or L3.mlp.F12 (feature), L3.attn, L3.mlp, L3, embed, "
+    "unembed"
+)
 
 
 def parse_part(text: str) -> Part:
@@ -281,6 +314,12 @@ def _signals_at(part: Part) -> str:
 def by_group(text: str) -> bool:
     """Whether a port's text names the keys or values of a query head: which group these are, only the model knows."""
     return re.match(r"^\s*L\d+\.H\d+\.[kv]\s*$", text, re.IGNORECASE) is not None
+
+
+def by_home(port: Port) -> tuple[str, str] | None:
+    """Of a signal of a dictionary, where it is attached ("features", "mlp_features", "attn_features") and which signal it is."""
+    home, _, name = port.signal.partition(".")
+    return (home, name) if home in HOMES else None
 
 
 def as_port(value: Port | str | object) -> Port:

@@ -14,7 +14,7 @@ from torch import Tensor
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
 from patchbay.model.linear import bias_of
-from patchbay.signal.port import Port
+from patchbay.signal.port import Port, by_home
 from patchbay.signal.positions import Batch
 from patchbay.sweeps.calls import Base
 from patchbay.sweeps.layers import added_by
@@ -79,13 +79,26 @@ class Joins:
         out = []
         for cell in cells:
             edit = cell.edits[0]
-            if edit.port.index is None:
+            if by_home(edit.port) is not None:
+                out.append(self._decoded(edit, before, span))
+            elif edit.port.index is None:
                 out.append(self._apply(edit, before, span))
             else:
                 new = before.clone()
                 new[:, :, edit.port.index] = self._apply(edit, before[:, :, edit.port.index], span)
                 out.append(new)
         return torch.cat(out)
+
+    def _decoded(self, edit: Edit, before: Tensor, span: slice) -> Tensor:
+        """A signal whose features are edited: the base's, and what the change of its activations writes."""
+        layer, index = edit.port.layer or 0, edit.port.index
+        rows = self.model.dictionaries[layer, edit.port.signal.split(".")[0]].W_dec
+        z = self.base.taps[Port(edit.port.signal, layer)][:, span]
+        z = z if index is None else z[:, :, index]
+        change = self._apply(edit, z, span) - z
+        written = change @ rows.to(z) if index is None else change[..., None] * rows[index].to(z)
+        moved = (written != 0).any(-1, keepdim=True)
+        return torch.where(moved, before + written.to(before.dtype), before)
 
     def _apply(self, edit: Edit, signal: Tensor, span: slice) -> Tensor:
         ordinal = self.touched.ordinals(edit)[:, span].to(signal.device)

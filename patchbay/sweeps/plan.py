@@ -12,7 +12,7 @@ from patchbay.edits.apply import row_mask
 from patchbay.edits.edit import Edit
 from patchbay.errors import PatchbayError
 from patchbay.model.model import Model
-from patchbay.signal.port import Port
+from patchbay.signal.port import Port, by_home
 from patchbay.signal.positions import Batch, Positions, chosen
 
 IN, MID, OUT = 0, 1, 2  # where in its layer a row joins: before it, after attention, after the MLP
@@ -58,6 +58,7 @@ class Cell:
     layer: int
     stage: int
     inside: bool  # needs its layer run under a Session
+    signal: str  # that its first edit changes: of a feature, what its dictionary writes
 
     @property
     def key(self) -> tuple[int, int, int, int, bool]:
@@ -72,12 +73,23 @@ def plan(model: Model, index: int, edits: Sequence[Edit], touched: Touched, halv
         begin, end = touched.span(edit)
         start, stop = min(start, begin), max(stop, end)
         layer = min(layer, layer_of(edit.port, model.n_layers))
-    signal = edits[0].port.signal
+    signal = changed_by(model, edits[0].port)
     stage = OUT if signal in LATE else STAGE.get(signal, IN)
     inside = inside or (signal not in STAGE and signal not in LATE)
     if not halves and stage != IN and signal not in ("resid_out", *LATE):
         inside = True
-    return Cell(index, tuple(edits), start, n if inside or not narrow else stop, layer, IN if inside else stage, inside)
+    stop = n if inside or not narrow else stop
+    return Cell(index, tuple(edits), start, stop, layer, IN if inside else stage, inside, signal)
+
+
+def changed_by(model: Model, port: Port) -> str:
+    """The signal that an edit of a port changes. Features whose rows cannot join by what their dictionary writes stay their own signal."""
+    found = by_home(port)
+    if found is None:
+        return port.signal
+    dictionary: Any = model.dictionaries[port.layer or 0, found[0]]
+    plain = found[1] == "act" and getattr(dictionary, "normalise", "none") == "none" and dictionary.writes != "attn.z"
+    return str(dictionary.writes) if plain else port.signal
 
 
 def layer_of(port: Port, n_layers: int) -> int:

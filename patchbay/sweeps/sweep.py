@@ -28,14 +28,14 @@ from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
 from patchbay.results.record import model_record, now, task_record, versions
 from patchbay.results.result import Result
-from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.port import HOMES, PatchbayError, Port
 from patchbay.signal.positions import Batch
 from patchbay.sweeps import ray_executor
 from patchbay.sweeps.batch import by_walk, by_whole_runs
 from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
-from patchbay.sweeps.plan import Cell, Touched, plan
+from patchbay.sweeps.plan import Cell, Touched, changed_by, plan
 from patchbay.sweeps.ranking import effects, ranking
 from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.scorer import Metric, Scorer
@@ -198,7 +198,8 @@ class Sweep:
     def _signals(self) -> list[Port]:
         wanted = {edit.port for entry in self.cells_edits for edit in entry}
         names = {(port.signal if port.signal != "attn.head_out" else "attn.z", port.layer) for port in wanted}
-        starts = ("attn.z", "mlp.act", "mlp.out")
+        names |= {(changed_by(self.model, port), port.layer) for port in wanted}
+        starts = ("attn.z", "mlp.act", "mlp.out", *(f"{home}.act" for home in HOMES))
         return [Port(signal, layer) for signal, layer in sorted(names, key=str) if signal in starts]
 
     def estimate(self) -> Estimate:

@@ -211,7 +211,7 @@ class Walk:
         """Rows that start here: base streams, with the edit made where it touches them. Those that join before the MLP wait."""
         kinds: dict[tuple[int, int, str, bool], list[Cell]] = defaultdict(list)
         for cell in self.joining.pop((layer, stage), []):
-            kinds[cell.start, cell.stop, cell.edits[0].port.signal, cell.inside].append(cell)
+            kinds[cell.start, cell.stop, cell.signal, cell.inside].append(cell)
         waiting, n_prompts = [], len(self.base.ids)
         for (start, stop, signal, inside), cells in kinds.items():
             group = self.groups[start, stop]

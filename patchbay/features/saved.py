@@ -1,0 +1,78 @@
+"""Dictionaries as SAELens 6 writes them, so that others read them: `cfg.json` and `sae_weights.safetensors`, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as write_tensors
+from torch import Tensor
+
+from patchbay.features.hooks import HOOKS
+from patchbay.files import write_folder
+from patchbay.signal.port import PatchbayError
+
+NAMES = {signal: hook for hook, signal in reversed(HOOKS.items())}  # the first hook of a signal
+ARCHITECTURE = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}
+
+
+def write(it: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """What `Dictionary.save` documents."""
+    target = Path(folder)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        ours = (target / "cfg.json").is_file() and (target / "sae_weights.safetensors").is_file()
+        if not ours:
+            raise PatchbayError(f"{target} is there and holds no dictionary: choose another folder")
+        if not overwrite:
+            raise PatchbayError(f"{target} holds a dictionary already; overwrite=True replaces it")
+    tensors, cfg = packed(it)
+    own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    contents = {"cfg.json": json.dumps(cfg, indent=2).encode(), "sae_weights.safetensors": write_tensors(own)}
+    if it.density is not None:
+        log = it.density.float().clamp_min(1e-10).log10().cpu()
+        contents["sparsity.safetensors"] = write_tensors({"sparsity": log})
+    return write_folder(target, contents)
+
+
+def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and settings, as SAELens 6 has them. Raises PatchbayError for what it has no form for."""
+    if it.form not in ARCHITECTURE:
+        raise PatchbayError(f"a {it.form} dictionary: SAELens has no form for it, so that none of its files is written")
+    kind = ARCHITECTURE[it.form]
+    tensors = {"W_enc": it.W_enc, "W_dec": it.W_dec, "b_enc": it.b_enc, "b_dec": it.b_dec}
+    if it.transcodes:
+        if it.form == "topk" or it.normalise != "none":
+            raise PatchbayError(f"a {it.form} transcoder with normalise={it.normalise!r}: SAELens has no form for it")
+        kind = ("" if it.form == "relu" else "jumprelu_") + (
+            "skip_transcoder" if it.W_skip is not None else "transcoder"
+        )
+    elif it.W_skip is not None:
+        raise PatchbayError(
+            "a dictionary that passes on what it reads, and is no transcoder: SAELens has no form for it"
+        )
+    if it.W_skip is not None:
+        tensors["W_skip"] = it.W_skip.T  # [d_out, d_in] there
+    if it.threshold is not None:
+        tensors["threshold"] = it.threshold.expand(it.n_features)
+    cfg: dict[str, Any] = {
+        "architecture": kind,
+        "d_in": it.d_in,
+        "d_sae": it.n_features,
+        "dtype": str(it.W_enc.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": it.subtract,
+        "normalize_activations": it.normalise,
+        "reshape_activations": "hook_z" if it.reads == "attn.z" else "none",
+        "metadata": {"hook_name": hook_name(it.layer, it.reads), **it.trained_on},
+    }
+    if it.k is not None:
+        cfg |= {"k": it.k, "rescale_acts_by_decoder_norm": False}
+    if it.transcodes:
+        cfg |= {"d_out": it.d_out}
+        cfg["metadata"]["hook_name_out"] = hook_name(it.layer, it.writes)
+    return tensors, cfg
+
+
+def hook_name(layer: int, signal: str) -> str:
+    return f"blocks.{layer}.{NAMES[signal]}"

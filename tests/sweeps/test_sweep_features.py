@@ -1,0 +1,67 @@
+"""Sweeps over features: every edit is what a whole run with it gives, at every place, joined or under a session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.model.attached import HOME
+from patchbay.sweeps.plan import changed_by
+from tests import given
+from tests.features.given import dictionary
+from tests.tolerance import close
+
+PLACES = (
+    "L0.resid_in",
+    "L0.resid_mid",
+    "L0.resid_out",
+    "L1.attn.out",
+    "L0.attn.z",
+    "L0.mlp.in",
+    "L0.mlp.act",
+    "L1.mlp.out",
+    "L0.mlp.in to L0.mlp.out",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_sweep_over_features_is_whole_runs(place: str) -> None:
+    model = given.lent("llama")
+    it = dictionary(model, place, subtract="to" not in place)
+    view, task = model.with_dictionaries(it), given.pairs()
+    home, part = (
+        f"L{it.layer}.{HOME[it.writes]}",
+        str(model.with_dictionaries(it).part(f"L{it.layer}.F0")).removesuffix("0"),
+    )
+    entries: list[Any] = [pb.zero(f"{part}{i}.act", positions=[i]) for i in range(3)]
+    entries += [
+        pb.zero(f"{home}.act", positions=-1),
+        pb.add(f"{part}5.act", torch.rand(3, 1)),
+        pb.replace(f"{part}6.act", 1.0, rows=[1]),
+    ]
+    entries += [
+        pb.add(f"{home}.error", torch.ones(it.d_out)),
+        [pb.zero(f"{part}7.act"), pb.zero(f"{part}8.act")],
+        pb.scale(f"{part}9.act", 1.0),
+    ]
+    swept = pb.sweep(view, task, entries)
+    whole = [task.score(pb.run(view, task, edits=e if isinstance(e, list) else [e]).last_logits) for e in entries]
+    assert close(swept["value"], torch.stack(whole))
+    assert bool((swept["value"][3:-1] != swept["base"]).any(1).all()), (
+        "those at the last token, or at all, change the score"
+    )
+    joined = changed_by(view, view.port(f"{part}0.act"))
+    assert joined == (it.writes if it.writes != "attn.z" else "attn_features.act")
+
+
+def test_features_of_normalised_tokens_run_under_a_session() -> None:
+    view = given.lent("llama").with_dictionaries(
+        dictionary(given.lent("llama"), "L0.resid_out", normalise="layer_norm")
+    )
+    task = given.pairs()
+    edit = pb.add("L0.F3.act", 2.0)
+    assert close(pb.sweep(view, task, [edit])["value"][0], task.score(pb.run(view, task, edits=[edit]).last_logits))
+    assert changed_by(view, view.port("L0.F3.act")) == "features.act"
