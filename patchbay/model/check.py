@@ -3,7 +3,8 @@
 A tap must leave the logits bit-equal to the plain Hugging Face forward (within rounding for a pattern, which is computed where
 SDPA was). Putting a signal's own value back must change nothing, and adding noise at one position must show in a tap of that
 signal, leave the logits left of it and move those from it on.
-What the parts mean must hold: the stream is the sum of what is added to it, pattern times values is z, heads sum to
+A prompt is the same alone and beside another, and what stands far ahead leaves it alone.
+What the parts mean must hold, also for gradients: the stream is the sum of what is added to it, pattern times values is z, heads sum to
 attention's output, experts to theirs, and the weights by head give the q, k and v that attention receives. Some twenty short
 runs a model. It proves that the ports are what they say, on these tokens; it says nothing about what a part is for.
 """
@@ -22,6 +23,7 @@ from patchbay.jacks.defaults import on_own_device
 from patchbay.model.linear import QUANTISED, linear_map
 from patchbay.model.load import load
 from patchbay.model.model import Model
+from patchbay.model.proofs import LOOK, TOLERANCE, ahead_error, batch_error, gradient_error
 from patchbay.model.rotary import rotary_size
 from patchbay.model.run import Trace, run
 from patchbay.model.self_check import queries_and_keys
@@ -69,6 +71,7 @@ def verify(model: Model, *, n_positions: int = 10, seed: int = 0) -> list[Row]:
     rows += _groups(model, ids, base, limit, generator)
     rows += [Row(signal, claim, error, limit) for signal, claim, error in _meanings(model, ids, base)]
     rows += [Row(signal, claim, error, 0.0) for signal, claim, error in _structure(model, base)]
+    rows += _whole(model)
     return _worst(rows)
 
 
@@ -344,6 +347,17 @@ def _structure(model: Model, base: Trace) -> Iterator[tuple[str, str, float]]:
             yield "router.experts", "the experts that have a weight", float(lost.sum())
             if Port("router.logits", i) in base.ports:
                 yield "router.logits", "of the chosen experts, the larger has the larger weight", _disorder(base, i)
+
+
+def _whole(model: Model) -> Iterator[Row]:
+    """What loading asks only of code that it does not know: a prompt beside another, tokens far ahead, and, where autograd gives
+    any, the gradients that the parts must have as they are added and read."""
+    limit = QUANTISED if model.check.rounded else 10 * TOLERANCE.get(model.dtype, 1e-2)
+    yield Row("logits", "a prompt is the same alone and beside another", batch_error(model), limit)
+    if model.causal:
+        yield Row("logits", f"what stands up to {LOOK} tokens ahead leaves them", ahead_error(model), limit)
+    if (off := gradient_error(model)) is not None:
+        yield Row("logits", "gradients are those of the parts", off, limit)
 
 
 def _disorder(base: Trace, layer: int) -> float:

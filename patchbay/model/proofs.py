@@ -96,6 +96,16 @@ def graph_error(model: Modelled) -> str | None:
     return f"gradients contradict it: {worst[0]} (off by {worst[1]:.1e})"
 
 
+def gradient_error(model: Modelled) -> float | None:
+    """By how much the gradients of one random prompt contradict the view's graph: relative; None where autograd gives none."""
+    with in_evaluation(model.hf):
+        try:
+            values, gradients, off = _gradients(model)
+        except (PatchbayError, RuntimeError):  # quantised, or a kernel without a backward pass
+            return None
+        return max([off, *(error for _, error in _identities(model, values, gradients))])
+
+
 def _ids(model: Modelled, n: int = N_TOKENS) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(min(3, model.vocab_size - 1), model.vocab_size, (1, n), generator=generator).to(model.device)

@@ -4,10 +4,11 @@ The proof itself is `patchbay.model.check`; here it runs on the twin of each fam
 """
 
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig
 
 import patchbay as pb
@@ -121,7 +122,10 @@ def test_the_checks_fail_on_a_view_that_is_wrong(monkeypatch: pytest.MonkeyPatch
     model.modules[0] = layer_modules(
         Family("llama", norm_mlp="input_layernorm"), model.modules[0].layer, model.config
     )  # the MLP's norm mistaken for another
-    assert set(failures(model)) == {"mlp.in"}
+    assert failures(model) == {
+        "mlp.in": {"the norm of the stream before the MLP"},
+        "logits": {"gradients are those of the parts"},
+    }
     model = pb.load(twin("llama"))
     monkeypatch.setitem(model._heads, 0, (4, 4, 8))  # key/value groups miscounted
     with pytest.raises((PatchbayError, RuntimeError, IndexError)):
@@ -145,6 +149,21 @@ def test_the_checks_fail_where_a_tap_disturbs_the_model(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(Session, "_store", clumsy)
     assert "a tap leaves the logits bit-equal" in failures(model)["mlp.act"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "claim"),
+    [
+        (lambda x: x + 0.5 * x.mean(0, keepdim=True) * (len(x) == 2), "a prompt is the same alone and beside another"),
+        (lambda x: x + 0.1 * x[:, -1:] * (x.shape[1] > 10), "what stands up to 32 tokens ahead leaves them"),
+    ],
+)
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_the_checks_ask_more_than_loading_does(name: str, changed: Callable[[Tensor], Tensor], claim: str) -> None:
+    """An embedding that knows who stands beside a prompt, or what comes in a longer one: rows of three tokens do not show it."""
+    hf = twin(name)
+    hf.get_input_embeddings().register_forward_hook(lambda _, __, out: changed(out))
+    assert claim in failures(pb.load(hf)).get("logits", ()), failures(pb.load(hf))
 
 
 # ---- unknown architectures -------------------------------------------------------------------------------------------
