@@ -26,7 +26,6 @@ from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_context import context
 from tests.find.test_inhibition_heads import with_twins
 from tests.measure.words import tokenizer
-from tests.shares import WHOLE
 from tests.test_contract import CASES, METHODS, NAMES, Case, lent, marked, task, turns, twinned
 from tests.tolerance import close
 
@@ -245,9 +244,18 @@ def test_p_of_flipped_signs_is_uniform_where_nothing_is_there() -> None:
 
 
 @functools.cache
-def heads16() -> pb.Model:
+def heads16(n_neurons: int = 256) -> pb.Model:
     """One layer of sixteen heads: a random one among fifteen like it."""
-    config = GPT2Config(vocab_size=96, n_embd=64, n_layer=1, n_head=16, n_positions=32, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(
+        vocab_size=96,
+        n_embd=32,
+        n_inner=n_neurons,
+        n_layer=1,
+        n_head=16,
+        n_positions=32,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         hf = GPT2LMHeadModel(config).eval()
@@ -285,13 +293,13 @@ def dealt(seed: int, n: int) -> list[int]:
 
 def null_concept(seed: int) -> float:
     task_ = asked(0, 24, labels={"side": dealt(seed, 24)})
-    found = pb.find.concept_neurons(heads16(), task_, label="side", control="none", seed=seed)
+    found = pb.find.concept_neurons(heads16(32), task_, label="side", control="none", seed=seed)
     return float(found["p"][0, 3])
 
 
 def null_relation(seed: int) -> float:
     task_ = asked(0, 24, labels={"relation": dealt(seed, 24), "subject": list(range(24))})
-    found = pb.find.relation_neurons(heads16(), task_, relation="0", shares=[], seed=seed)
+    found = pb.find.relation_neurons(heads16(32), task_, relation="0", shares=[], seed=seed)
     return float(found["p"][0, 3])
 
 
@@ -317,7 +325,7 @@ NULLS = {  # method -> one null run, the step of its p, and whether it is unifor
 @pytest.mark.parametrize("name", NULLS)
 def test_a_method_finds_nothing_where_nothing_is_more_often_than_it_says(name: str) -> None:
     run, step, whole = NULLS[name]
-    ps = [run(seed) for seed in range(RUNS if WHOLE else RUNS // 2)]
+    ps = [run(seed) for seed in range(RUNS)]
     assert too_small(ps) < 1.95 / len(ps) ** 0.5
     assert not whole or uniform(ps, step)
 

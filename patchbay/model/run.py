@@ -313,7 +313,10 @@ def _acted(edit: Edit, batch: Batch) -> Tensor:
 
 def _touched(edit: Edit, batch: Batch) -> list[tuple[int, ...]]:
     """Positions of each prompt that the edit touches."""
-    return [tuple(row.nonzero()[:, 0].tolist()) for row in _acted(edit, batch)]
+    found: list[list[int]] = [[] for _ in batch.lengths]
+    for row, at in _acted(edit, batch).nonzero().tolist():
+        found[row].append(at)
+    return [tuple(row) for row in found]
 
 
 def _runs(places: Tensor) -> list[list[int]]:
