@@ -257,6 +257,9 @@ FEW_TWINS = (
 )  # of meters, which run the model in one place (measure/test_answers.py)
 
 
+TWO_TWINS = ("gpt2", "mamba2")  # of meters that are told in words: with heads and without
+
+
 def meter(name: str, items: Any = None, *, runs: bool = True, **chosen: Any) -> Callable[..., Any]:
     """A meter reads logits alone, so that hooks are there only for an edit around it."""
 
@@ -275,6 +278,28 @@ NORMS = [{"word": word, "norm": at * 3 % 5} for at, word in enumerate(("cat", "d
 GUISES = [{"a": f"he {x}", "b": f"she {x}"} for x in ("on", "in", "at", "up", "out", "off")]
 ASKED = [{"question": f"is it {x}?", "choices": ["a", "be"]} for x in ("on", "in", "at", "up", "out", "off")]
 SAID = [{"text": f"{x} cat {y} dog {x}", "group": y} for x in ("one", "two", "big") for y in ("one", "two")]
+REVERSED = [{"prompt": f"{x} or y?", "reverse": f"y or {x}?", "choices": ["a", "be"], "answer": i % 2} for i, x in enumerate(("on", "in", "at", "up", "out", "off"))]  # fmt: skip
+CLAIMED = [{"item": x, "variant": v, "prompt": f"{v} {x}", "choices": ["a", "be", "no"], "keys": list("xyz"), "reference": "xyz"[i % 3]} | ({} if v == "en" else {"claimant": v}) for i, x in enumerate(("on", "in", "at", "up", "out", "off")) for v in ("en", "x", "y")]  # fmt: skip
+TARGETS = [{"text": f"{x} {y}", "target": i * 5 % 7} for i, (x, y) in enumerate(itertools.product(("on", "in", "at"), ("cat", "dog", "man")))]  # fmt: skip
+
+SMALL = ("on", "in", "at", "up", "out", "off")
+NOVEL = [{"learn": "the cat {} the dog"}, {"learn": "a man {} it"}] + [{"test": f"{x} {{}} a mat", "twin": f"{x} {{}} mat a"} for x in SMALL]  # fmt: skip
+ANSWERED = [{"prompt": f"{x} is {y}", "choices": [" a", " be"], "answer": (i * 7) % 3 % 2, "group": y, "word": x, "type": "homograph" if y == "on" else "other", "context": f"{y} {x} ran. it sat. no man", "question": f" is {y}", "changed": f"so {y} is {x}"} for i, (x, y) in enumerate(itertools.product(("cat", "dog", "man", "hen"), ("on", "in", "at")))]  # fmt: skip
+STYLED = [{"text": text, "author": str(i % 2)} for i, text in enumerate(("the cat", "RAN 9", "a hen is", "SEE 8", "it sat", "GO 77", "on a mat", "HAT 6"))]  # fmt: skip
+GUESSED = [{"prompt": f"{x} is", "guess": f" a {x} on", "truth": f" a {y} on"} for x, y in itertools.pairwise(SMALL)]  # fmt: skip
+SHOWN = [{"prompt": f"was {x}", "choices": [" he", " no"], "answer": i % 2} for i, x in enumerate(SMALL[:4])]
+KNOWN = [{"prompt": f"Then {x} saw", "choices": [" the", " a"], "answer": i % 2, "group": str(i % 3)} for i, x in enumerate(("Mary", "John", "Anna", "Paul", "Tom", "Lucy"))]  # fmt: skip
+PLANNED = [{"edges": "tree:3", "start": a, "goal": b} for a, b in itertools.permutations("ABC", 2)]
+
+
+def functions(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        return pb.measure.boolean_functions(model, **{"bits": 2, "pairs": 3, "functions": 6, **options})
+
+
+def with_another(name: str, **chosen: Any) -> Callable[..., pb.Result]:
+    """A meter of two models: the second is as small as the first."""
+    return lambda m, t, **o: meter(name, ANSWERED if name == "score_convergence" else [row["prompt"] for row in ANSWERED], other=second(m), **chosen)(m, t, **o)  # fmt: skip
 
 
 def dials(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
@@ -318,6 +343,11 @@ METERS = [
         on=("gpt2", "mixtral"),
     ),
     Case("measure.side_effects", effects, own=True, on=FEW_TWINS),
+    Case("measure.self_consistency", meter("self_consistency", alike="words", **SAMPLED), on=TWO_TWINS),
+    Case("measure.incoherence", meter("incoherence", REVERSED), own=True, on=TWO_TWINS),
+    Case("measure.concurrence", meter("concurrence", CLAIMED), own=True, on=TWO_TWINS),
+    Case("measure.head_risk", meter("head_risk", TARGETS, sizes=[0, 2], draws=2), own=True, on=TWO_TWINS),
+    Case("measure.predictive_geometry", meter("predictive_geometry"), on=TWO_TWINS),
 ]
 
 PATCHED = ("effect", "clean", "corrupted")

@@ -29,7 +29,10 @@ from tests.measure.words import tokenizer
 from tests.test_contract import CASES, METHODS, NAMES, Case, lent, marked, task, turns, twinned
 from tests.tolerance import close
 
-ALONE = {"find.concept_neurons": {"control": "none"}}  # a network with new weights is another one for another form
+ALONE = {  # a network with new weights is another one for another form
+    "find.concept_neurons": {"control": "none"},
+    "measure.predictive_geometry": {"twin": False},
+}
 
 
 # --- the same function in another form --------------------------------------------------------------
@@ -119,6 +122,7 @@ def test_a_method_says_the_same_of_the_same_function(case: Case, name: str) -> N
 
 STILL = {  # where the case leaves a seed nothing to choose
     "measure.side_effects": "two layers have one other part each, and the ends over so few texts stay",
+    "measure.concurrence": "six items with few values, and their ends stay",
     "find.binding_heads": "deals of four prompts give few values, and their ends stay",
     "find.expert_specialisation": "deals of four prompts give few values, and their ends stay",
     "find.retrieval_heads": "so few places of the needle are all dealt",
@@ -131,6 +135,7 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "decode.rerank",
     "decode.samplers",
     "measure.dial_response",
+    "measure.self_consistency",
     "measure.worst_of_k",
     "find.activation_sparsity",
     "find.concept_depth",

@@ -28,7 +28,6 @@ sets, then `prove.ablation`.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 import torch
@@ -40,9 +39,9 @@ from patchbay.find._groups import Groups, groups_of, halves, value_of
 from patchbay.find._neurons import POOLS, Pool, activations, neuron_layers
 from patchbay.find._statistics import student_p, welch
 from patchbay.model.model import Model
-from patchbay.results.method import method, seeded
+from patchbay.results.method import method
 from patchbay.results.result import Result
-from patchbay.signal.port import PatchbayError
+from patchbay.results.untrained import untrained
 from patchbay.tasks.task import Task
 
 TOP = 0.01
@@ -169,13 +168,3 @@ def _shuffled(seen: Tensor, inside: Tensor, seed: int) -> Tensor:
         own, other = (flat[group.nonzero()[:, 1].reshape(len(some), -1)].movedim(1, 0) for group in (some, ~some))
         largest.append(welch(own, other)[0].abs().amax(1))
     return torch.cat(largest).quantile(0.95)
-
-
-def untrained(model: Model, seed: int) -> Model | str:
-    """A network of the same architecture with the weights that it starts training with; or why there is none."""
-    try:
-        with seeded(seed):
-            hf = type(model.hf)(copy.deepcopy(model.hf.config)).to(device=model.device, dtype=model.dtype)
-        return Model(hf.eval(), family=model.family, source="untrained")
-    except (PatchbayError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

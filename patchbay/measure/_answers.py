@@ -52,6 +52,11 @@ class Scores:
     greedy: Tensor
     spelled: Spelled
 
+    @property
+    def mass(self) -> Tensor:
+        """The probability of all choices together, [prompt]."""
+        return self.logp.exp().nansum(1)
+
     def normed(self, norm: str) -> Tensor:
         """Log-probabilities as they are ("sum"), or by token, character or byte of the answer, the space in front not counted."""
         if norm not in NORMS:

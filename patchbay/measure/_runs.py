@@ -75,6 +75,22 @@ def token_logprobs(
     return found
 
 
+def distributions(
+    model: Model, rows: Sequence[Ids], places: Sequence[Sequence[int]] | None = None, *, batch_size: int = 32
+) -> list[Tensor]:
+    """Of each row, log p in nats of every token after the tokens at its `places`, [place, vocab]; without, after its last one."""
+    refuse_by_row(model)
+    places = [[len(row) - 1] for row in rows] if places is None else places
+    found: list[Tensor] = [torch.zeros(0, model.vocab_size, dtype=torch.float64)] * len(rows)
+    for some in batches(model, rows, batch_size):
+        logits = _logits(model, [list(rows[i]) for i in some], [len(rows[i]) for i in some])
+        for at, i in enumerate(some):
+            seen = logits[at, list(places[i])]
+            _refuse_nan(seen, [i] * len(seen))
+            found[i] = seen.double().log_softmax(-1).cpu()
+    return found
+
+
 def batches(model: Model, rows: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
     """Places of rows that run together, of like lengths and one regime."""
     if batch_size < 1:
@@ -129,14 +145,19 @@ def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], some: Sequence[i
     for start in range(0, len(flat), step):
         row, position, token = where[start : start + step].T
         seen = logits[row, position]  # [read, vocab]
-        if bool(seen.isnan().any()):
-            at = int(row[int(seen.isnan().any(-1).nonzero()[0])])
-            raise PatchbayError(
-                f"row {some[at]}: the model gives logits that are no numbers (NaN), so nothing can be scored"
-            )
         seen = seen if seen.dtype == torch.float64 else seen.float()
-        pair = torch.stack(
-            [seen.gather(1, token[:, None])[:, 0], seen.amax(-1)], 1
+        best = seen.amax(-1)
+        own = seen.gather(1, token[:, None])[:, 0]
+        total = best + (seen - best[:, None]).exp_().sum(-1).log()  # [read]; NaN where any logit is
+        _refuse_nan(total[:, None], [some[at] for at in row.tolist()])
+        pieces.append(
+            torch.stack([own - total, best - total], 1).double().cpu()
         )  # equal where the token is the likeliest
-        pieces.append((pair - seen.logsumexp(-1, keepdim=True)).double().cpu())
     return torch.cat(pieces)
+
+
+def _refuse_nan(seen: Tensor, rows: Sequence[int]) -> None:
+    """Raise PatchbayError where logits [read, vocab] of these rows are no numbers."""
+    if bool(seen.isnan().any()):
+        at = rows[int(seen.isnan().any(-1).nonzero()[0])]
+        raise PatchbayError(f"row {at}: the model gives logits that are no numbers (NaN), so nothing can be scored")

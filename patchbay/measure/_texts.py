@@ -125,8 +125,11 @@ def _windows(text: Text, width: int, context: int) -> list[tuple[Ids, int]]:
     return found
 
 
-def given_texts(items: Any, field: str = "text") -> tuple[list[Any], list[str], list[Any], list[str]]:
-    """Texts of items: a Task's prompts, a list of texts or of ids, or rows with the field; with their names, groups and what is to be said."""
+def given_texts(
+    items: Any, field: str = "text", beside: str = "group"
+) -> tuple[list[Any], list[str], list[Any], list[str]]:
+    """Texts of items: a Task's prompts, a list of texts or of ids, or rows with the field; with their names, what stands in the field
+    `beside` (nothing where no row has it) and what is to be said."""
     if isinstance(items, Task):
         return list(items.clean), [f"prompt {i}" for i in range(len(items))], [], []
     plain = (
@@ -134,7 +137,7 @@ def given_texts(items: Any, field: str = "text") -> tuple[list[Any], list[str], 
     )
     if plain:
         return list(items), [f"text {i}" for i in range(len(items))], [], []
-    rows, said = rows_of(items, (field,), ("group",))
+    rows, said = rows_of(items, (field,), (beside,))
     texts_only(rows, (field,))
-    groups = [row.values.get("group") for row in rows]
+    groups = [row.values.get(beside) for row in rows]
     return [row.values[field] for row in rows], [row.where for row in rows], groups if any(g is not None for g in groups) else [], said  # fmt: skip

@@ -64,7 +64,7 @@ def answer_choices(
             f"norm={norm!r} cannot be had of these items; possible: {', '.join(ranks)} (pmi needs premises, char and byte need texts)"
         )
     right = torch.tensor(asked.right)
-    mass = found.logp.exp().nansum(1)
+    mass = found.mass
     items_of = {"accuracy": hit(ranks[norm], right), "attentiveness": mass, "unaffected": _unaffected(found.logp, mass)}
     chance = (1.0 / (~found.logp.isnan()).double().sum(1)).mean()
     wanted = read == "accuracy" and norm == "sum" and not comparing()

@@ -12,7 +12,8 @@ import torch
 
 import patchbay as pb
 from patchbay.find._statistics import student_p, welch
-from patchbay.find.concept_neurons import _same, _shuffled, untrained
+from patchbay.find.concept_neurons import _same, _shuffled
+from patchbay.results.untrained import untrained
 from patchbay.tiny import planted, twins
 from tests.given import entering
 from tests.shares import by_turns

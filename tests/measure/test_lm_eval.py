@@ -124,3 +124,31 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
         harness.PatchbayLM(model, made)
     knob = pb.turn.scale(["L1.H1"], 2.0, model=model).save(tmp_path / "k.knob")
     assert harness.PatchbayLM(model, f"{knob}@-1").turned.knob.strength == -1.0
+
+
+@pytest.mark.slow  # the harness reads all of its own tasks first
+def test_the_command_runs_theirs_with_ours(tmp_path: Path) -> None:
+    """`patchbay harness ...` on a built-in model: the accuracy of our own meter, in the harness's own file of results."""
+    from click.testing import CliRunner
+
+    from patchbay.cli import cli
+
+    rows = [{"good": "Then Mary gave the ball to John.", "bad": "Then Mary gave ball the to John."}] * 3
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = yaml_of(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [
+        "--model",
+        "patchbay",
+        "--model_args",
+        "pretrained=tiny",
+        "--tasks",
+        "pairs",
+        "--include_path",
+        str(folder),
+    ]
+    said = CliRunner().invoke(cli, ["harness", *given, "--output_path", str(tmp_path / "out")])
+    assert said.exit_code == 0, (said.output, said.exception)
+    [written] = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(written.read_text())["results"]["pairs"]["acc,none"]
+    assert found == float(pb.measure.minimal_pairs(pb.load("tiny"), rows).values)

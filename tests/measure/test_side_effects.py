@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import random
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import patchbay as pb
 from patchbay.knobs.knob import Knob
 from patchbay.measure._meter import MADE
 from patchbay.tiny import planted, twins
+from tests.measure.test_text_loss import constant
 from tests.measure.words import reader
 from tests.tolerance import close
 
@@ -192,3 +194,21 @@ def test_a_meter_that_fails_leaves_nothing_on(monkeypatch: pytest.MonkeyPatch) -
         pb.measure.side_effects(model, knob, {"text_loss": {"items": TEXTS}, "pairs": {"meter": "minimal_pairs", "items": [{"good": "k\u00e4se", "bad": "a"}]}}, draws=0)  # fmt: skip
     assert model._session is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.hf.modules())
+
+
+@pytest.mark.slow  # 500 knobs that are run
+def test_knobs_without_a_side_effect_are_seldom_flagged() -> None:
+    """500 knobs, each of which raises letters at random, on pairs of letters of which either may be the good one: at most 5 % are flagged."""
+    letters = "abcdefgh"
+    model = constant(dict.fromkeys(letters, 0.0))
+    places = [model.tokenizer.convert_tokens_to_ids(letter) for letter in letters]
+    flagged = 0
+    for seed in range(500):
+        chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        push = torch.zeros(model.vocab_size)
+        push[places] = torch.randn(len(letters), generator=generator)
+        pairs = [{side: "".join(chance.choices(letters, k=6)) for side in ("good", "bad")} for _ in range(30)]
+        knob = Knob("push", [pb.add(pb.Port("logits"), push)], 1.0)
+        found = pb.measure.side_effects(model, knob, {"minimal_pairs": {"items": pairs}}, draws=0, seed=seed)
+        flagged += found.tables["meters"][0]["q"] <= 0.05
+    assert flagged <= 500 * 0.05 + 2 * math.sqrt(500 * 0.05 * 0.95)

@@ -13,6 +13,7 @@ heads     which heads there are, what they write, what they are needed for
 neurons   neurons and experts
 meters    what published evaluations say
 layers    where something can be read, and in which words
+readings  what sharper probes of behaviour say
 proving   what patching, paths, edges and circuits show
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
@@ -21,7 +22,18 @@ decoding  what decoders write
 
 from __future__ import annotations
 
-from patchbay.papers.claims import behaviour, decoding, heads, layers, meters, neurons, proving, trained, turning
+from patchbay.papers.claims import (
+    behaviour,
+    decoding,
+    heads,
+    layers,
+    meters,
+    neurons,
+    proving,
+    readings,
+    trained,
+    turning,
+)
 from patchbay.papers.claims._check import Checked, check
 from patchbay.papers.claims._claim import CLAIMS, KINDS, Claim, claim, known
 
@@ -40,6 +52,7 @@ __all__ = [
     "meters",
     "neurons",
     "proving",
+    "readings",
     "trained",
     "turning",
 ]

@@ -128,7 +128,7 @@ def known_words(model: pb.Model, listed: Sequence[str]) -> list[str]:
 
 def untrained(model: pb.Model, seed: int) -> pb.Model:
     """A network of the same form, with the weights that it starts training with and the model's own tokenizer."""
-    from patchbay.find.concept_neurons import untrained as made_new
+    from patchbay.results.untrained import untrained as made_new
 
     made = made_new(model, seed)
     if isinstance(made, str):
