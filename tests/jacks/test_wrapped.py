@@ -272,7 +272,7 @@ def test_traced_models_are_refused_and_said_to_be_unedited() -> None:
         pb.load(graph)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("how", ["jit", "fx"])
 def test_traced_parts(how: str) -> None:
     """A traced MLP in the place of one: what is around it is edited, what is inside is refused or edited."""
