@@ -28,6 +28,7 @@ from patchbay.cli import (
     options,
     prompt_files,
     reading,
+    serve_command,
     why_command,
 )
 from patchbay.cli.commands import CALLED, Commands, json_option, load_model, model_options
@@ -307,6 +308,8 @@ cli.add_command(knob_commands.knob)
 cli.add_command(new.new)
 cli.add_command(check_method.check_method)
 cli.add_command(harness_command.harness)
+cli.add_command(serve_command.serve)
+cli.add_command(serve_command.mcp)
 cli.add_command(feed_commands.papers)
 
 

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from patchbay.edits.apply import row_mask
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import LOCK, Scope
 from patchbay.jacks.patterns import (
@@ -40,7 +41,7 @@ from patchbay.jacks.patterns import (
     plain_pattern,
     to_heads,
 )
-from patchbay.jacks.sites import Sites
+from patchbay.jacks.sites import Sites, Want
 from patchbay.signal.port import PatchbayError
 
 PREFIX = "patchbay_"
@@ -101,6 +102,8 @@ def attend(
         return _attend_asked(session, layer, inner, implementation, module, (query, key, value), mask, options)
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
     eager = plain_eager if options.pop("plain", False) else SHOWN[implementation](module)
+    others = _untouched(session, want)
+    plain = None if others is None else inner(module, query, key, value, mask, **options)
     if blocked is not None or want.changes or session.grad:
         numbers = additive_mask(mask, query, n_keys, causal=causal)
         closed = numbers <= torch.finfo(query.dtype).min / 2
@@ -111,7 +114,8 @@ def attend(
             z, pattern = eager(module, query, key, value, numbers, **options)
             pattern = explained(z, pattern, value, module) if implementation == "eager" else pattern
             pattern = session.site("attn.pattern", layer, pattern, closed=closed)
-            return (pattern @ to_heads(value, query.shape[1])).transpose(1, 2), pattern
+            z = (pattern @ to_heads(value, query.shape[1])).transpose(1, 2)
+            return z if plain is None else torch.where(others, plain[0], z), pattern
     rows = session.query_rows(want.taps, query.shape[2]) if want.taps else None
     exact = query.dtype in (torch.float32, torch.float64)  # a half-precision pattern would round more than SDPA does
     if want.taps and rows is None and implementation == "sdpa" and exact:  # computed once, seen and used
@@ -119,6 +123,8 @@ def attend(
         session.site("attn.pattern", layer, pattern)
         return (pattern @ to_heads(value, query.shape[1])).transpose(1, 2).contiguous(), None
     out = inner(module, query, key, value, mask, **options)
+    if plain is not None:
+        out = torch.where(others, plain[0], out[0]), out[1]
     if not want.taps:
         return out
     if rows is None and implementation == "eager":
@@ -140,6 +146,17 @@ def attend(
     else:
         session.capture_rows(layer, pattern, rows)
     return out
+
+
+def _untouched(session: Sites, want: Want) -> Tensor | None:
+    """Prompts of a batch whose patterns no edit of this layer names, bool [prompt, 1, 1, 1]: they keep the fused kernel's numbers, to the
+    last bit. None where there is none, or a graph, which has to go through what is computed in its place."""
+    if session.grad or not want.edits or any(edit.rows is None for _, edit in want.edits):
+        return None
+    batch = session.here.batch
+    assert batch is not None
+    named = torch.stack([row_mask(edit, len(batch.ids)) >= 0 for _, edit in want.edits]).any(0)
+    return None if bool(named.all()) else ~named[:, None, None, None].to(batch.ids.device)
 
 
 def _attend_asked(

@@ -44,6 +44,9 @@ class Place:
     ) -> None:
         self.edits, self.lengths, self.prompt_length = edits, lengths, prompt_length
         self.prompts = lengths if prompt_lengths is None else prompt_lengths
+        self.told = (
+            prompt_lengths if lengths is None else None
+        )  # of texts that end together, and began in their own time
         self.counted = [e for e in edits if _counts(e)]
         self.watched = [e for e in edits if _counts(e) or e.by_row]
         self.by_token = next((e for e in edits if Token in (type(e.positions), type(e.keys))), None)
@@ -60,10 +63,11 @@ class Place:
         if self.here.latest is not None:
             note(cache_of(output), self.here.latest)
 
-    def hold(self, cache: Any, ids: Tensor, prompt_end: int) -> None:
-        """Told by who moved, repeated or dropped the rows of a cache, or filled it under the same edits: what it holds now [row, column]."""
+    def hold(self, cache: Any, ids: Tensor, prompt_end: int, real: Tensor | None = None) -> None:
+        """Told by who moved, repeated or dropped the rows of a cache, or filled it under the same edits: what it holds now [row, column],
+        and which of it is no padding."""
         touched = {} if self.here.latest is None else self.here.latest.notes(self.edits)
-        note(cache, History(ids, None, prompt_end, True, tuple((edit, 0) for edit in self.edits), touched))
+        note(cache, History(ids, real, prompt_end, True, tuple((edit, 0) for edit in self.edits), touched))
 
     # ---- inside generate ----
 
@@ -282,7 +286,7 @@ class Place:
             prompts = torch.full((n,), prompt_end) if seen or self.prompts is None else self.prompts
             if self.prompt_length is None and self.here.given is None:
                 prompts = prompts.clamp(max=end)
-            return Batch(ids, lengths, prompts, model), None
+            return Batch(ids, lengths, prompts if self.told is None else self.told, model), None
         place = (real.long().cumsum(1) - 1).masked_fill(~real, -1)  # [prompt, column]
         lengths = real.sum(1)
         compact = ids.new_zeros(n, end)
@@ -294,7 +298,7 @@ class Place:
         ):  # the rest of the prompt's mask
             whole = self.here.given.real.cpu().repeat_interleave(n // len(self.here.given.real), 0)
         prompts = whole[:, :prompt_end].sum(1) + max(0, prompt_end - whole.shape[1])
-        return Batch(compact, lengths, prompts, model), place
+        return Batch(compact, lengths, prompts if self.told is None else self.told, model), place
 
     def _refuse_held(self, made: Sequence[tuple[Edit, int]], batch: Batch, column_of: Tensor | None) -> None:
         """An edit at a position that the cache held before it came under this edit, up to a column, would not be made."""

@@ -304,9 +304,12 @@ class _Head:
 
 
 def read_json(body: bytes) -> Any:
-    """A body as JSON: UTF-8, no number that is none (NaN), no name twice, no deeper than Python reads. Raises Refusal."""
+    """A body as JSON: UTF-8, no number that is none (NaN), no half letter, no name twice, no deeper than Python reads. Raises Refusal."""
     try:
-        return json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        found = json.loads(body.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_constant)
+        if b"\\ud" in body.lower():  # half a letter, written as \\ud83d without its other half, is no text
+            json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is no JSON: {str(error)[:200]}", code="bad_json") from None
 

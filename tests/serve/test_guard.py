@@ -282,7 +282,18 @@ def test_a_header_that_comes_twice_is_refused(door: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"\xff{}", b'{"a":NaN}', b'{"a":1,"a":2}', b"[" * 100_000, b"1" * 10_000, b'{"a":-Infinity}']
+    "body",
+    [
+        b"",
+        b"{",
+        b"\xff{}",
+        b'{"a":NaN}',
+        b'{"a":1,"a":2}',
+        b"[" * 100_000,
+        b"1" * 10_000,
+        b'{"a":-Infinity}',
+        b'{"a":"\\uD83D"}',
+    ],
 )
 def test_what_is_no_json_is_refused(body: bytes) -> None:
     with pytest.raises(Refusal, match="no JSON"):
@@ -290,6 +301,7 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
 
 
 def test_json_is_read() -> None:
+    assert read_json(b'"\\uD83D\\uDE00"') == "\U0001f600"
     assert read_json('{"a": [1, 2.5, "ü", null]}'.encode()) == json.loads('{"a": [1, 2.5, "\\u00fc", null]}')
 
 

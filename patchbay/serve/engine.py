@@ -1,0 +1,372 @@
+"""The one thread that runs the model: requests wait in line, join the batch at its next token, and leave when they end.
+
+A turn is: those that nobody waits for leave; those for whom there is room are let in; up to `chunk` tokens of prompts run, so that a long
+prompt does not hold up others; each text of the batch goes one token on. What a text's first token needs is its prompt alone, so it is
+told before the text joins.
+
+Room is counted in columns of the batch: rows times the length that the longest may come to have, prompts and new tokens together.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from patchbay.errors import PatchbayError
+from patchbay.model.generate import Asked as Options
+from patchbay.model.model import Model
+from patchbay.serve.choosing import Told, own_steps, told
+from patchbay.serve.guard import Refusal, noted
+from patchbay.serve.joined import Alone, Joined, copied, fits, joins
+from patchbay.serve.prefill import Prefill
+from patchbay.serve.work import Line, Prompt, Work
+
+
+@dataclass(frozen=True)
+class Room:
+    """How much runs and waits at once: `batch_tokens` columns in all, `rows` texts, `queue` requests in line, `chunk` prompt tokens a turn."""
+
+    batch_tokens: int = 16_384
+    rows: int = 64
+    queue: int = 64
+    chunk: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.batch_tokens, self.rows, self.queue, self.chunk) < 1:
+            raise PatchbayError(f"{self}: each is one or more")
+
+
+@dataclass
+class Counts:
+    """What has been done since the start."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    steps: int = 0
+    first_seconds: float = 0.0
+    firsts: int = 0
+    failures: int = 0
+
+
+@dataclass(eq=False)
+class Started:
+    """A work whose prompt is on its way, and what an echo has heard of it."""
+
+    work: Work
+    prefill: Prefill | None
+    heard: list[Told] = field(default_factory=list)
+
+
+class Engine:
+    """Runs works on one model. `submit` and `cancel` may be called from any thread."""
+
+    def __init__(self, model: Model, room: Room | None = None) -> None:
+        model.check_mode()
+        self.model, self.room, self.counts = model, room or Room(), Counts()
+        self.tokenizer = copy.deepcopy(model._need_tokenizer())  # the reader's is not to be used by two threads at once
+        self.ends = frozenset(Options(model, {}).ends)
+        self.own = own_steps(model)
+        self.joined = Joined(model)
+        self.lines: list[Line] = []  # of the batch, in its order
+        self.apart: list[tuple[Line, Alone]] = []
+        self.started: list[Started] = []
+        self.waiting: deque[Work] = deque()
+        self.lock = threading.Condition()
+        self.draining = self.closed = False
+        self.thread = threading.Thread(target=self._run, name="patchbay-engine", daemon=True)
+
+    # ---- from other threads ----
+
+    def start(self) -> Engine:
+        self.thread.start()
+        return self
+
+    def submit(self, works: Sequence[Work]) -> None:
+        """Put the works of a request in line, all or none. Raises Refusal: 429 where the line is full, 503 while it ends."""
+        for work in works:
+            self.check(work)
+        with self.lock:
+            if self.draining or self.closed:
+                raise Refusal(503, "the server is ending", code="ending", headers={"retry-after": "5"})
+            if len(self.waiting) + len(works) > self.room.queue:
+                message = f"{len(self.waiting)} prompts wait already, {self.room.queue} may; try again later"
+                raise Refusal(429, message, code="queue_full", headers={"retry-after": "1"})
+            for work in works:
+                work.begun = time.monotonic()
+            self.waiting.extend(works)
+            self.lock.notify()
+
+    def check(self, work: Work) -> None:
+        """Refuse what could never run."""
+        longest, n, new = self.model.longest_prompt, len(work.ids), work.n_new
+        if longest is not None and work.total > longest:
+            message = f"the prompt has {n} tokens and {new} new ones are asked, {work.total} in all; the model takes {longest}"
+            raise Refusal(400, message, about="max_tokens", code="context_length_exceeded")
+        if work.cost > self.room.batch_tokens or work.n > self.room.rows:
+            message = (
+                f"{work.n} x ({n} prompt and {new} new tokens) = {work.cost}; this server holds {self.room.batch_tokens} "
+                f"tokens in {self.room.rows} texts at once"
+            )
+            raise Refusal(400, message, about="max_tokens", code="context_length_exceeded")
+        bad = next((token for token, _ in work.sampling.bias if token >= self.model.vocab_size), None)
+        if bad is not None:
+            raise Refusal(400, f"logit_bias names token {bad}; there are {self.model.vocab_size}", about="logit_bias")
+
+    def cancel(self, works: Sequence[Work]) -> None:
+        """Nobody waits for these any longer: their rows are free at the next token."""
+        for work in works:
+            work.gone = True
+        with self.lock:
+            self.lock.notify()
+
+    def drain(self) -> None:
+        """Take nothing more; what was taken ends."""
+        self.draining = True
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.started or self.lines or self.apart)
+
+    def close(self) -> None:
+        """End the thread; what still runs is told so."""
+        with self.lock:
+            self.closed = True
+            self.lock.notify()
+        if self.thread.is_alive():
+            self.thread.join()
+
+    # ---- the thread ----
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                while self.idle and not self.closed:
+                    self.lock.wait()
+            if self.closed:
+                self._fail_all(Refusal(503, "the server ended", code="ending"))
+                return
+            try:
+                self.turn()
+            except Exception as error:  # of this file's own: no row may be in a state that nobody knows
+                self._fail_all(self._failure(error))
+
+    def turn(self) -> None:
+        self._drop()
+        self._admit()
+        self._prompts()
+        self._step()
+        self._step_apart()
+
+    def _drop(self) -> None:
+        with self.lock:
+            self.waiting = deque(work for work in self.waiting if not work.gone)
+        self.started = [one for one in self.started if not one.work.gone]
+        self._leave([line for line in self.lines if line.work.gone])
+        self._leave_apart([line for line, _ in self.apart if line.work.gone])
+
+    def _admit(self) -> None:
+        while True:
+            running = (
+                [one.work for one in self.started]
+                + [line.work for line in self.lines]
+                + [x.work for x, _ in self.apart]
+            )
+            n_rows = sum(one.work.n for one in self.started) + len(self.lines) + len(self.apart)
+            with self.lock:
+                if not self.waiting:
+                    return
+                work = self.waiting[0]
+                width = max(one.total for one in [work, *running])
+                if (n_rows + work.n) * width > self.room.batch_tokens or n_rows + work.n > self.room.rows:
+                    return
+                self.waiting.popleft()
+            self.started.append(self._begun(work))
+
+    def _begun(self, work: Work) -> Started:
+        started = Started(work, None)
+        if fits(self.model, Line(work, 0, (), self.tokenizer, self.ends).text, work.n_new):
+            heard = (lambda logits, at: self._hear(started, logits, at)) if work.echo else None
+            started.prefill = Prefill(self.model, work.ids, work.edits, heard)
+        return started
+
+    def _hear(self, started: Started, logits: Tensor, at: int) -> None:
+        """What the prompt's own tokens are worth, of a chunk: logits after token `at` and those that follow."""
+        work = started.work
+        if work.logprobs is not None:
+            after = work.ids[at + 1 : at + 1 + len(logits)]
+            started.heard += told(logits[: len(after)], after, work.logprobs) if after else []
+
+    # ---- prompts ----
+
+    def _prompts(self) -> None:
+        budget = self.room.chunk
+        while self.started and budget > 0:
+            started = self.started[0]
+            before = started.prefill.left if started.prefill is not None else len(started.work.ids)
+            try:
+                self._forward(started, budget)
+            except Exception as error:
+                self.started.remove(started)
+                started.work.tell(self._failure(error))
+                continue
+            budget -= before
+
+    def _forward(self, started: Started, budget: int) -> None:
+        """Run some of a prompt; where it is whole, its texts get their first token and join."""
+        prefill = started.prefill
+        if prefill is None:
+            self._begin_apart(started)
+            return
+        prefill.run(budget if joins(self.model) == "chunks" else prefill.left)
+        if prefill.left:
+            return
+        self.started.remove(started)
+        lines = self._firsts(started, prefill.logits)
+        for at, line in enumerate(lines):
+            cache = prefill.cache if at == len(lines) - 1 else copied(prefill.cache)
+            self.joined.join(line.text, cache)
+            self.lines.append(line)
+
+    def _firsts(self, started: Started, logits: Tensor) -> list[Line]:
+        """The choices of a work, each with its first token; those that go on."""
+        work = started.work
+        self.counts.prompt_tokens += len(work.ids)
+        if work.echo:
+            work.tell(Prompt((Told(work.ids[0], None), *started.heard) if work.logprobs is not None else ()))
+        lines = [Line(work, choice, self.own, self.tokenizer, self.ends) for choice in range(work.n)]
+        for line in lines:
+            if work.n_new:
+                self._choose(line, logits)
+            else:
+                line.finish("length")
+        self.counts.first_seconds, self.counts.firsts = (
+            self.counts.first_seconds + time.monotonic() - work.begun,
+            self.counts.firsts + 1,
+        )
+        return [line for line in lines if not line.over]
+
+    def _begin_apart(self, started: Started) -> None:
+        """A work whose texts run by themselves."""
+        self.started.remove(started)
+        work, first = started.work, None
+        runs: list[Alone] = []
+        for _ in range(work.n):
+            runs.append(Alone(self.model, Line(work, 0, (), self.tokenizer, self.ends).text, work.n_new))
+            logits = runs[-1].start()
+            if first is None:
+                first = logits[-1]
+                if work.echo:
+                    self._hear(started, logits, 0)
+        assert first is not None
+        lines = self._firsts(started, first)
+        for line in lines:
+            run = runs[line.choice]
+            run.text = line.text
+            self.apart.append((line, run))
+        for run in runs:
+            if run not in [one for _, one in self.apart]:
+                run.close()
+
+    # ---- tokens ----
+
+    def _step(self) -> None:
+        if not self.lines:
+            return
+        try:
+            logits = self.joined.step([line.next for line in self.lines])
+        except Exception as error:
+            failed, self.lines, self.joined = self.lines, [], _fresh(self.joined)
+            _tell_once(failed, self._failure(error))
+            return
+        self.counts.steps += 1
+        plain = logits.argmax(-1).tolist()
+        right = (logits == logits).all(-1).tolist()
+        for at, line in enumerate(self.lines):
+            if not right[at]:
+                self._no_number(line)
+            else:
+                self._choose(line, logits[at], plain[at])
+        self._leave([line for line in self.lines if line.over])
+
+    def _step_apart(self) -> None:
+        for line, run in list(self.apart):
+            try:
+                self._choose(line, run.step(line.next))
+            except Exception as error:
+                line.over = True
+                _tell_once([line], self._failure(error))
+        self._leave_apart([line for line, _ in self.apart if line.over])
+
+    def _choose(self, line: Line, logits: Tensor, likeliest: int | None = None) -> None:
+        """The next token of a text, told."""
+        if likeliest is None and bool((logits != logits).any()):
+            return self._no_number(line)
+        work = line.work
+        if line.chooser.plain and likeliest is not None:
+            token = likeliest
+        else:
+            token = line.chooser.choose(line.text.ids, logits)
+        about = () if work.logprobs is None else tuple(told(logits[None], [token], work.logprobs))
+        self.counts.new_tokens += 1
+        line.take(token, about)
+        return None
+
+    def _no_number(self, line: Line) -> None:
+        line.over = True
+        line.events(
+            Refusal(400, "under these knobs the model's logits are no numbers; turn them less", code="no_numbers")
+        )
+        line.work.gone = True
+
+    def _leave(self, gone: Sequence[Line]) -> None:
+        self.joined.leave([line.text for line in gone])
+        self.lines = [line for line in self.lines if line not in gone]
+
+    def _leave_apart(self, gone: Sequence[Line]) -> None:
+        for line, run in self.apart:
+            if line in gone:
+                run.close()
+        self.apart = [pair for pair in self.apart if pair[0] not in gone]
+
+    # ---- failures ----
+
+    def _failure(self, error: BaseException) -> Refusal:
+        """What is told of an error: a refusal in its own words, anything else by an id."""
+        if isinstance(error, PatchbayError):
+            return Refusal(400, str(error), code="refused")
+        self.counts.failures += 1
+        id = noted(error)
+        return Refusal(500, f"an error of the server's own; in its log under {id}", code=id)
+
+    def _fail_all(self, refusal: Refusal) -> None:
+        with self.lock:
+            works = list(self.waiting)
+            self.waiting.clear()
+        works += [one.work for one in self.started]
+        self.started = []
+        for work in works:
+            work.tell(refusal)
+        _tell_once([*self.lines, *(line for line, _ in self.apart)], refusal)
+        self._leave_apart([line for line, _ in self.apart])
+        self.lines, self.joined = [], _fresh(self.joined)
+
+
+def _tell_once(lines: Sequence[Line], refusal: Refusal) -> None:
+    for work in dict.fromkeys(line.work for line in lines):
+        work.gone = True
+        work.tell(refusal)
+
+
+def _fresh(joined: Joined) -> Joined:
+    """An empty batch in the place of one that failed."""
+    joined.close()
+    return Joined(joined.model)
+
+
+__all__ = ["Counts", "Engine", "Room"]
