@@ -26,13 +26,13 @@ def _serve(
     Ctrl-C lets running requests end, a second one does not. docs/serve.md has the protocol and the bounds.
     """
     try:
-        from patchbay.serve import run
         from patchbay.serve.engine import Room
         from patchbay.serve.guard import Limits
+        from patchbay.serve.run import Settings, name_of, run
     except ImportError as error:
         raise _needs("serve", error) from error
-    settings = run.Settings(
-        name or run.name_of(model), knobs, host, port, unsafe_listen, hosts,
+    settings = Settings(
+        name or name_of(model), knobs, host, port, unsafe_listen, hosts,
         Room(max_batch_tokens, max_rows, max_queue), Limits(max_body), log_prompts,
     )  # fmt: skip
     if replicas is not None:
@@ -41,7 +41,7 @@ def _serve(
         options = {key: given[key] for key in ("device", "trust_remote_code") if given.get(key)}
         run_replicas(model, options, settings, replicas, click.echo)
         return
-    run.run(load_model(model, given), settings, click.echo)
+    run(load_model(model, given), settings, click.echo)
 
 
 serve = click.Command(
