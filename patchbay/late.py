@@ -14,6 +14,9 @@ LATE = {
     "shown": "results.shown.of_trace",  # Trace.show
     "card": "stories.card.card",  # Model.card
     "export": "knobs.export.export",  # Knob.export
+    "view": "app.widget.view",  # Result.view
+    "save_html": "app.saved_page.save_html",  # Result.save_html
+    "ui": "app.opened.serve",  # patchbay ui
     "knob": "knobs.knob.Knob.from_json",  # a knob that stands in a Result's record
 }
 

@@ -35,7 +35,7 @@ LINE = [
     "knobs",
 ]
 VERBS = ["find", "prove", "turn", "decode", "train", "measure"]
-AFTER = ["tiny", "contract", "papers", "draw", "stories", "serve", "cli"]
+AFTER = ["tiny", "contract", "papers", "draw", "stories", "serve", "cli", "app"]
 ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "card port channel positions",
@@ -52,7 +52,8 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work engine answers api run replicas schema instrument agents",
-    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method harness_command serve_command",
+    "app": "again document saved_page widget folder forms looks worker runs pages opened",
+    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method harness_command serve_command ui_command",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result
@@ -257,6 +258,7 @@ COMMANDS_TAKE = {  # what commands take beside the package's face, Results and s
     ("cli.knob_commands", "knobs.rows"): "`generate`: each prompt under its own knobs, told token by token",
     ("cli.under", "knobs.rows"): "`--each`: each prompt under its own knob",
     ("cli.prompt_files", "tasks.rows"): "`--prompts`: a file that has no answers gives its prompts",
+    ("cli.ui_command", "late"): "`ui`: the page stands above the commands, whose forms it shows",
     ("cli.prompt_files", "tasks.table"): "`--prompts`: a file's columns",
     ("cli.harness_command", "measure.lm_eval"): "`harness`: the model that lm-evaluation-harness is to know",
 }

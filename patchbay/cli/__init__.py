@@ -29,6 +29,7 @@ from patchbay.cli import (
     prompt_files,
     reading,
     serve_command,
+    ui_command,
     why_command,
 )
 from patchbay.cli.commands import CALLED, Commands, json_option, load_model, model_options
@@ -311,6 +312,7 @@ cli.add_command(harness_command.harness)
 cli.add_command(serve_command.serve)
 cli.add_command(serve_command.mcp)
 cli.add_command(feed_commands.papers)
+cli.add_command(ui_command.ui)
 
 
 @command(

@@ -287,6 +287,16 @@ def run_method(
     if "knob" in takes and takes["knob"].default is inspect.Parameter.empty and not given.get("knob"):
         raise click.UsageError("Missing option '--knob'.")
     model = load_model(given["model"], given, quiet=quiet) if given["model"] else None
+    call = read_call(model, takes, given)
+    function = load()
+    name = str(getattr(function, "method_name", function.__name__))
+    with screen.sweeping(name, quiet=quiet) as shown:
+        returned = called(function, call, model, given, shown)
+    show(returned, given)
+
+
+def read_call(model: Model | None, takes: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a method from the options of its command; what was not given is left out."""
     call: dict[str, Any] = {}
     for key, parameter in takes.items():
         if key == "model":
@@ -300,12 +310,20 @@ def run_method(
             call[key] = given[key]  # a file or a task by its name, which meters read themselves
         elif (value := given.get(key)) not in (None, ()):
             call[key] = _value(value, parameter.annotation, f"--{key.replace('_', '-')}", model)
-    function = load()
-    name = str(getattr(function, "method_name", function.__name__))
+    return call
+
+
+def called(
+    function: Callable[..., Any],
+    call: dict[str, Any],
+    model: Model | None,
+    given: Mapping[str, Any],
+    shown: Mapping[str, Any],
+) -> Any:
+    """What the method returns under the command's knobs, its sweeps run and shown as they were told."""
     acted_on = call.get("prompts", call.get("task"))
-    with screen.sweeping(name, quiet=quiet) as shown, sweeps(given, shown), under(model, given, acted_on):
-        returned = function(**call)
-    show(returned, given)
+    with sweeps(given, shown), under(model, given, acted_on):
+        return function(**call)
 
 
 def _made_on(text: str) -> str:

@@ -54,7 +54,7 @@ def map_of(result: Arrays) -> Map | None:
     values = result.values.double().tolist()
     finite = [value for row in values for value in row if math.isfinite(value)]
     numbers = _formatted(finite)
-    names = _names(result)
+    names = names_of(result)
     labels = [result.labels_of(axis) for axis in result.axes]
     texts = [
         [
@@ -64,7 +64,7 @@ def map_of(result: Arrays) -> Map | None:
         for r, line in zip(labels[0], values, strict=True)
     ]
     low, high = (min(finite), max(finite)) if finite else (0.0, 1.0)
-    shown = [_labels(result, axis) for axis in result.axes]
+    shown = [labels_of(result, axis) for axis in result.axes]
     return Map((result.axes[0], result.axes[1]), shown[0], shown[1], values, texts, 0.0 if 0 <= low < high / 2 else low, high)  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def strongest(result: Arrays, n: int) -> list[tuple[str, float]]:
     flat = result.values.double().flatten()
     places = (~flat.isnan()).nonzero()[:, 0]
     order = places[flat[places].abs().argsort(descending=True, stable=True)][:n]
-    labels = [_labels(result, axis) for axis in result.axes]
+    labels = [labels_of(result, axis) for axis in result.axes]
     found = []
     for place in order.tolist():
         steps, left = [], place
@@ -140,7 +140,7 @@ def ink(colour: tuple[int, int, int]) -> str:
 # --- labels and numbers -------------------------------------------------------------------------------
 
 
-def _labels(result: Arrays, axis: str) -> list[str]:
+def labels_of(result: Arrays, axis: str) -> list[str]:
     """Names of the steps of an axis: `L3`, `H5`, strengths; positions with their token where the Result knows it."""
     tokens = {str(row.get(axis)): str(row.get("token")) for row in result.tables.get("tokens", []) if axis in row}
     found = []
@@ -150,7 +150,7 @@ def _labels(result: Arrays, axis: str) -> list[str]:
     return found
 
 
-def _names(result: Arrays) -> dict[tuple[str, str], str]:
+def names_of(result: Arrays) -> dict[tuple[str, str], str]:
     """What the cells are called, by the labels of both axes."""
     rows, columns = result.axes
     return {

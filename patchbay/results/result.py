@@ -25,7 +25,7 @@ from patchbay.files import write_folder
 from patchbay.late import late
 from patchbay.results import printed
 from patchbay.results.arrays import Arrays
-from patchbay.results.saved import packed, unpacked
+from patchbay.results.saved import FILES, FORMAT, VERSION, packed, read_saved, unpacked
 from patchbay.signal.port import PatchbayError
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     Array: TypeAlias = "Tensor | numpy.ndarray[Any, Any] | Sequence[Any] | float"
-
-FORMAT, VERSION = "patchbay-result", 1
-FILES = ("arrays.safetensors", "result.json")
 
 
 class Result(Arrays):
@@ -92,6 +89,15 @@ class Result(Arrays):
             late("save_figure")(figure, path)
         return figure
 
+    def view(self) -> Any:
+        """The Result as a widget of a notebook, to look at, point at and sort: the views of `patchbay ui`, without a server. Needs anywidget."""
+        return late("view")(self)
+
+    def save_html(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """The same as one file of HTML that holds everything and fetches nothing."""
+        written: Path = late("save_html")(self, path, overwrite=overwrite)
+        return written
+
     def origin(self) -> str:
         """One line on where the numbers came from."""
         return printed.origin(self)
@@ -145,30 +151,8 @@ def from_described(record: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> R
 
 def load_result(folder: str | Path) -> Result:
     """Read a folder that `Result.save` wrote. Runs nothing from it; refuses all but a whole, undamaged Result."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise PatchbayError(
-            f"{folder} is {'a file, not a folder' if folder.exists() else 'not there'}: no Result to load"
-        )
-    missing = [name for name in FILES if not (folder / name).is_file()]
-    if missing:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-        raise PatchbayError(f"{folder} is not a saved Result: it lacks {' and '.join(missing)}; it holds {found}")
+    record, arrays = read_saved(folder)
     try:
-        record = json.loads((folder / FILES[1]).read_bytes())
-        marker, version = record["format"], record["version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PatchbayError(f"{folder}: result.json is damaged or no Patchbay file ({error!r})") from error
-    if marker != FORMAT:
-        raise PatchbayError(f"{folder} holds {marker!r}, not {FORMAT!r}")
-    if version != VERSION:
-        raise PatchbayError(
-            f"{folder} has format version {version!r}; this Patchbay reads version {VERSION}: update it"
-        )
-    try:
-        arrays = (folder / FILES[0]).read_bytes()
-        if hashlib.sha256(arrays).hexdigest() != record["arrays_sha256"]:
-            raise PatchbayError(f"arrays.safetensors is truncated or altered ({len(arrays)} bytes, checksum differs)")
         tensors = safetensors.torch.load(arrays)
         record = unpacked(record)
         arrays_of = {variable["name"]: tensors.pop(variable["name"]) for variable in record["variables"]}

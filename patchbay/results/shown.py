@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from patchbay.model.trace import Trace
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port
 
 NUMBERS = {"attn.pattern": "attention", "mlp.act": "activation", "router.logits": "logits", "router.weights": "weight"}
+NEXT, LAST = 8, 48  # likeliest tokens that are listed, after how many of the last positions
 PLACES = ("position", "query", "key")
 
 
@@ -41,32 +45,51 @@ def of_trace(trace: Trace, port: Port, prompt: int = 0) -> Result:
 
 def token_texts(trace: Trace, prompt: int) -> list[str]:
     """The tokens of a prompt as text, or their ids where the model came without a tokenizer."""
-    ids = trace.ids[prompt, : int(trace.lengths[prompt])].tolist()
+    return _texts(trace, trace.ids[prompt, : int(trace.lengths[prompt])].tolist())
+
+
+def _texts(trace: Trace, ids: list[int]) -> list[str]:
     model = trace._model
     return [str(i) if model is None or model.tokenizer is None else model.decode([i]) for i in ids]
 
 
 def _next_tokens(trace: Trace, port: Port, prompt: int, tokens: list[str]) -> Result:
-    """The most likely next token at each position, with its probability."""
+    """The most likely next token at each position, with its probability; how surprising the token that stands there was, in nats,
+    given those before it; and the likeliest few after the last positions."""
     logits = trace.logits[prompt]  # [position, vocab]; the last position alone with logits="last"
     n = len(tokens) if len(logits) > 1 else 1
     logits, shown = logits[:n].detach().float(), tokens[-n:]
     likely, ids = logits.softmax(-1).max(-1)
-    model = trace._model
-    texts = [str(i) if model is None or model.tokenizer is None else model.decode([i]) for i in ids.tolist()]
+    texts = _texts(trace, ids.tolist())
     rows = [
         {"position": place, "after": token, "most_likely": text, "probability": p}
         for place, (token, text, p) in enumerate(zip(shown, texts, likely.tolist(), strict=True), len(tokens) - n)
     ]
+    variables = {
+        "probability": (likely.cpu(), ("position",), "probability"),
+        "token_id": (ids.cpu(), ("position",), "token id"),
+    }
+    if n == len(tokens):
+        there = trace.ids[prompt, 1:n].to(logits.device)  # [position - 1]: the tokens that came
+        said = -logits[:-1].log_softmax(-1).gather(-1, there[:, None])[:, 0]
+        variables["surprise"] = (torch.cat([said.new_full((1,), torch.nan), said]).cpu(), ("position",), "nats")
     return Result(
-        {
-            "probability": (likely.cpu(), ("position",), "probability"),
-            "token_id": (ids.cpu(), ("position",), "token id"),
-        },
+        variables,
         coords={"position": [f"{after} -> {text}" for after, text in zip(shown, texts, strict=True)]},
-        tables={"most_likely": rows},
+        tables={"most_likely": rows, "next": _likeliest(trace, logits, len(tokens) - n)},
         provenance=_whence(trace, port, prompt),
     )
+
+
+def _likeliest(trace: Trace, logits: Tensor, first: int) -> list[dict[str, Any]]:
+    """The `NEXT` likeliest tokens after each of the last positions, as rows; the first of `logits` stands at position `first`."""
+    start = max(0, len(logits) - LAST)
+    likely, ids = logits[start:].softmax(-1).topk(min(NEXT, logits.shape[-1]))
+    return [
+        {"position": first + start + i, "place": place, "token": text, "probability": p}
+        for i, (row, shares) in enumerate(zip(ids.tolist(), likely.tolist(), strict=True))
+        for place, (text, p) in enumerate(zip(_texts(trace, row), shares, strict=True), 1)
+    ]
 
 
 def _whence(trace: Trace, port: Port, prompt: int) -> dict[str, Any]:

@@ -1,0 +1,374 @@
+"""Runs and looks of the page: one worker process with one model, a queue that is shown, cancelling, and what all tabs are told.
+
+The server's own process never runs a model. A worker that dies is started again; the run at hand has then failed, the others wait on.
+Looks stand in the same queue, before runs that have not begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from patchbay.app import forms
+from patchbay.app.folder import Results
+from patchbay.errors import PatchbayError
+
+UNFINISHED = ".unfinished"  # in the folder of results: finished batches of runs that have not ended
+PATIENCE = 8.0  # seconds that a worker has to stop a job before it is ended
+EVERY = 0.1  # seconds between two words to the tabs
+LINE = 256 << 20  # bytes of one answer of the worker
+MOST_WAITING, MOST_ENDED = 32, 200
+log = logging.getLogger("patchbay.app")
+
+
+@dataclass
+class Run:
+    """One call of a method, from its form to its Result."""
+
+    room: str
+    method: str
+    given: dict[str, Any]
+    words: list[str]
+    name: str
+    command: str
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+    state: str = "queued"  # running, stopping, done, failed, cancelled
+    done: int = 0
+    total: int = 0
+    estimate: str = ""
+    message: str = ""
+    result: str | None = None
+    began: float | None = None
+    ended: float | None = None
+
+    def told(self) -> dict[str, Any]:
+        end = time.monotonic() if self.ended is None else self.ended
+        seconds = 0.0 if self.began is None else round(end - self.began, 1)
+        kept = (
+            "id",
+            "room",
+            "method",
+            "name",
+            "state",
+            "done",
+            "total",
+            "estimate",
+            "message",
+            "command",
+            "given",
+            "result",
+        )
+        return {key: getattr(self, key) for key in kept} | {"seconds": seconds}
+
+
+@dataclass
+class Look:
+    """A question about the model that somebody waits for."""
+
+    what: str
+    asked: Mapping[str, Any]
+    answer: asyncio.Future[dict[str, Any]]
+    id: str = field(default_factory=lambda: secrets.token_hex(6))
+
+
+class Runs:
+    """The worker, its queue, and what is told of both. `open` within a running event loop, `close` before it ends."""
+
+    def __init__(self, model: str | None, results: Results) -> None:
+        self.source, self.results = model, results
+        self.model = {"source": model, "state": "none" if model is None else "loading", "message": ""}
+        self.runs: dict[str, Run] = {}
+        self._looks: list[Look] = []
+        self._at_hand: Run | Look | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Condition()
+        self._versions = itertools.count(1)
+        self.version, self.made, self.ending = 0, 0, False
+
+    # --- asked from outside ---------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self.source is not None:
+            self._keep(self._serve())
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end()
+
+    def leave(self) -> None:
+        """The server is about to end: streams are let go."""
+        self.ending = True
+        self._tell()
+
+    def start(self, room: str, method: str, given: Mapping[str, Any], name: str) -> Run:
+        """Put a call of a method in the queue; refuses what its form has not."""
+        if self.source is None or self.model["state"] == "failed":
+            raise PatchbayError(self.model["message"] or "no model is open: start `patchbay ui MODEL`")
+        waiting = sum(run.state in ("queued", "running", "stopping") for run in self.runs.values())
+        if waiting >= MOST_WAITING:
+            raise PatchbayError(f"{waiting} runs wait: wait for some, or cancel them")
+        words = forms.arguments(room, method, given, self.results.folder)
+        target = self._free(name.strip() or method)
+        run = Run(room, method, dict(given), words, target, forms.spoken(room, method, self.source, words, target))
+        self.runs[run.id] = run
+        self._forget()
+        self._tell()
+        return run
+
+    def _free(self, name: str) -> str:
+        """A name that neither the folder nor a run that waits has."""
+        taken = {run.name for run in self.runs.values() if run.state in ("queued", "running", "stopping")}
+        if name.startswith(".") or "/." in name or name.endswith("/") or len(name) > 200:
+            raise PatchbayError(f"{name!r} is no name for a Result: letters, digits, - and _, and / for folders")
+        return self.results.free(name, taken)
+
+    def cancel(self, id: str) -> Run:
+        """Take a run out of the queue, or stop it; what its sweep had finished stays."""
+        if id not in self.runs:
+            raise PatchbayError("there is no such run since the server started")
+        run = self.runs[id]
+        if run.state == "queued":
+            self._finish(run, "cancelled", "it had not begun")
+        elif run.state == "running":
+            run.state = "stopping"
+            self._keep(self._stop(run))
+        self._tell()
+        return run
+
+    async def look(self, what: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask the model something; waits for its turn."""
+        if self.source is None or self.model["state"] == "failed":
+            raise PatchbayError(self.model["message"] or "no model is open: start `patchbay ui MODEL`")
+        if len(self._looks) >= MOST_WAITING:
+            raise PatchbayError(f"{len(self._looks)} questions wait already")
+        look = Look(what, asked, asyncio.get_running_loop().create_future())
+        self._looks.append(look)
+        self._tell()
+        try:
+            return await look.answer
+        finally:
+            if look in self._looks:
+                self._looks.remove(look)
+
+    def told(self) -> dict[str, Any]:
+        """What the tabs know."""
+        shown = [run.told() for run in self.runs.values()]
+        return {"model": self.model, "runs": shown, "looking": len(self._looks), "results": self.made}
+
+    async def changes(self) -> AsyncIterator[dict[str, Any]]:
+        """What the tabs know, now and whenever it changes."""
+        seen = -1
+        while not self.ending:
+            async with self._changed:
+                await self._changed.wait_for(lambda known=seen: self.version != known)  # type: ignore[misc]
+                seen = self.version
+            yield self.told()
+            await asyncio.sleep(EVERY)
+
+    # --- the worker -----------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        """Keep a worker at work until the server closes."""
+        while True:
+            process = await self._spawn()
+            try:
+                await self._work(process)
+            except (asyncio.IncompleteReadError, BrokenPipeError, ConnectionResetError, ValueError) as error:
+                log.warning("the worker ended: %s", type(error).__name__)
+            await self._end()
+            if self.model["state"] == "loading":
+                self.model |= {
+                    "state": "failed",
+                    "message": f"the process that loads {self.source} ended; its log says why",
+                }
+            self._broken()
+            if self.model["state"] == "failed":
+                return
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
+        assert self.source is not None
+        self.model |= {"state": "loading", "message": ""}
+        self._tell()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "patchbay.app.worker", self.source, str(self.results.folder),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE, start_new_session=True,
+        )  # fmt: skip
+        return self._process
+
+    async def _work(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        self._keep(self._watch(process))
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(
+                    lambda: (
+                        (self.model["state"] != "loading" and self._next() is not None)
+                        or process.returncode is not None
+                    )
+                )
+            if process.returncode is not None:
+                return
+            job = self._next()
+            assert job is not None
+            self._at_hand = job
+            process.stdin.write(json.dumps(self._begun(job)).encode() + b"\n")
+            self._tell()
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._at_hand is None or process.returncode is not None)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Read what the worker says until it ends."""
+        assert process.stdout is not None
+        while line := await process.stdout.readline():
+            self._heard(json.loads(line))
+        await process.wait()
+        self._tell()
+
+    def _next(self) -> Run | Look | None:
+        if self._looks:
+            return self._looks[0]
+        return next((run for run in self.runs.values() if run.state == "queued"), None)
+
+    def _begun(self, job: Run | Look) -> dict[str, Any]:
+        if isinstance(job, Look):
+            self._looks.remove(job)
+            return {"id": job.id, "look": job.what, "asked": job.asked}
+        job.state, job.began = "running", time.monotonic()
+        return {
+            "id": job.id,
+            "room": job.room,
+            "method": job.method,
+            "words": job.words,
+            "out": job.name,
+            "keep": str(self._kept(job)),
+        }
+
+    def _kept(self, run: Run) -> Path:
+        """Where finished batches of this call lie, whatever its Result is to be called."""
+        called = json.dumps([self.source, run.room, run.method, run.words])
+        return self.results.folder / UNFINISHED / hashlib.sha256(called.encode()).hexdigest()[:16]
+
+    def _heard(self, said: Mapping[str, Any]) -> None:
+        event, job = said["event"], self._at_hand
+        if event == "ready":
+            self.model["state"] = "ready"
+        elif event == "failed to load":
+            self.model |= {"state": "failed", "message": said["message"]}
+            self._broken()
+        elif job is not None and said.get("id") == job.id:
+            self._of_job(job, event, said)
+        self._tell()
+
+    def _of_job(self, job: Run | Look, event: str, said: Mapping[str, Any]) -> None:
+        if isinstance(job, Run) and event in ("progress", "estimate"):
+            kept = {key: said[key] for key in ("done", "total", "estimate") if key in said}
+            for key, value in kept.items():
+                setattr(job, key, value)
+            return
+        self._at_hand = None
+        if isinstance(job, Look):
+            _answer(job, said)
+        elif event == "done":
+            shutil.rmtree(self._kept(job), ignore_errors=True)
+            job.result, self.made = str(said["result"]), next(self._versions)
+            self._finish(job, "done", "")
+        else:
+            self._finish(
+                job, event, str(said.get("message") or "what was finished is kept: the same call goes on from there")
+            )
+
+    def _finish(self, run: Run, state: str, message: str) -> None:
+        run.state, run.message, run.ended = state, message, time.monotonic()
+
+    def _broken(self) -> None:
+        """The worker is gone: what it had at hand has failed, and where the model cannot be loaded, all that waits."""
+        job, self._at_hand = self._at_hand, None
+        why = self.model["message"] or "the process that ran it ended; it may have been short of memory"
+        if isinstance(job, Run):
+            stopped = job.state == "stopping"
+            self._finish(
+                job, "cancelled" if stopped else "failed", "it was ended; finished batches are kept" if stopped else why
+            )
+        elif job is not None:
+            _answer(job, {"event": "failed", "message": why})
+        if self.model["state"] == "failed":
+            for run in self.runs.values():
+                if run.state == "queued":
+                    self._finish(run, "failed", why)
+            for look in self._looks:
+                _answer(look, {"event": "failed", "message": why})
+            self._looks.clear()
+        self._tell()
+
+    async def _stop(self, run: Run) -> None:
+        """Interrupt the run; a worker that does not stop in time is ended and started again."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGINT)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE), self._changed:
+                await self._changed.wait_for(lambda: run.state != "stopping")
+        if run.state == "stopping" and process.returncode is None:
+            process.kill()
+
+    async def _end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(3):
+                    await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+    # --- small things ---------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        ended = [run.id for run in self.runs.values() if run.ended is not None]
+        for id in ended[: max(0, len(ended) - MOST_ENDED)]:
+            del self.runs[id]
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self) -> None:
+        self.version += 1
+        self._keep(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _answer(look: Look, said: Mapping[str, Any]) -> None:
+    if look.answer.done():
+        return
+    if said["event"] == "answer":
+        look.answer.set_result(said["answer"])
+    else:
+        look.answer.set_exception(PatchbayError(str(said.get("message") or "it was cancelled")))

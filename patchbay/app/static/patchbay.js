@@ -1,0 +1,3301 @@
+// node_modules/preact/dist/preact.mjs
+var e, t, n, r, i, a, o, s, c, l, u = Symbol.for("pv"), d = {}, f = [], p = /^m(i|n|o|s|text|space)$/, m = Array.isArray, h = f.slice, g = Object.assign;
+function _(e) {
+	e && e.parentNode && e.remove();
+}
+function v(n, r, i, a, o) {
+	var s = {
+		type: n,
+		props: r,
+		key: i,
+		ref: a,
+		__k: null,
+		__: null,
+		__b: 0,
+		__e: null,
+		__c: null,
+		constructor: u,
+		__v: o || ++t,
+		__i: -1,
+		__u: 0
+	};
+	return !o && e.vnode && e.vnode(s), s;
+}
+function y(e) {
+	return e.children;
+}
+function b(e, t) {
+	this.props = e, this.context = t, this.__g = 0;
+}
+function x(e, t) {
+	if (t == null) return e.__ && x(e.__, e.__i + 1);
+	for (var n; t < e.__k.length; t++) if ((n = e.__k[t]) && n.__e) return n.__e;
+	return typeof e.type != "function" || e.props.__P ? null : x(e);
+}
+function S(t) {
+	var n, r = t.__v, i = r.__e, a = [], o = [], s = t.__P;
+	s && ((n = g({ constructor: u }, r)).__v = r.__v + 1, e.vnode && e.vnode(n), j(s, n, r, t.__n, s.namespaceURI, 32 & r.__u ? [i] : null, a, i || x(r), 32 & r.__u, o), n.__v = r.__v, n.__.__k[n.__i] = n, M(a, n, o), r.__ = r.__e = null, n.__e != i && C(n));
+}
+function C(e) {
+	if ((e = e.__) && e.__c && !e.props.__P) return e.__e = null, e.__k.some(function(t) {
+		return t && (e.__e = t.__e);
+	}), C(e);
+}
+function w(t) {
+	(8 & t.__g || (t.__g |= 8, n.push(t), i++)) && r == e.debounceRendering || ((r = e.debounceRendering) || queueMicrotask)(T);
+}
+function T() {
+	try {
+		for (var e, t = 1; n.length;) n.length > t && n.sort(a), e = n.shift(), t = n.length, 8 & e.__g && S(e);
+	} finally {
+		(i = n.length) && (r || queueMicrotask)(T);
+	}
+}
+function ee(e, t, n, r, i, a, o, s, c, l, u) {
+	var p, m, h, g, _, v, y = r.__k || f, b = t.length;
+	for (c = E(n, t, y, c, b), p = 0; p < b; p++) (h = n.__k[p]) != null && (m = ~h.__i && y[h.__i] || d, h.__i = p, v = j(e, h, m, i, a, o, s, c, l, u), g = h.__e, (m.ref != h.ref || 8 & m.__u) && (m.ref && ae(m.ref, null, h, m), h.ref && u.push(h.ref, h.__c || g, h)), _ ||= g, 4 & h.__u ? (c = D(h, c, e, !m.__v), m.__e && (m.__e = null)) : typeof h.type == "function" && v !== void 0 ? c = v : g && (c = g.nextSibling), h.__u &= -21);
+	return n.__e = _, c;
+}
+function E(e, t, n, r, i) {
+	var a, o, s, c, l, d, f, p, h, g = n.length, _ = g, b = 0, S = 0, C = e.__k = Array(i);
+	for (a = 0; a < i; a++) (o = t[a]) != null && typeof o != "boolean" && typeof o != "function" ? (typeof o != "object" || o.constructor === String ? o = C[a] = v(null, o) : m(o) ? o = C[a] = v(y, { children: o }) : o.constructor === u && o.__b ? o = C[a] = v(o.type, o.props, o.key, o.ref, o.__v) : C[a] = o, c = a + b, o.__ = e, o.__b = e.__b + 1, s = null, ~(l = o.__i = O(o, n, c, _)) && (_--, (s = n[l]) && (s.__u |= 2)), s && s.__v ? (o.__u |= 16, l == c - 1 ? b-- : l == c + 1 ? b++ : l != c && (l > c ? b-- : b++, S = 1)) : (~l || (i > g ? b-- : i < g && b++), typeof o.type != "function" && (o.__u |= 4))) : C[a] = null;
+	if (S) {
+		for (d = [], f = [], a = 0; a < i; a++) if ((o = C[a]) && 16 & o.__u) {
+			for (b = 0, p = d.length; b < p;) d[h = b + p >> 1] < o.__i ? b = h + 1 : p = h;
+			d[b] = o.__i, f[a] = b + 1;
+		}
+		for (b = d.length; a--;) f[a] && (f[a] == b ? b-- : C[a].__u |= 4);
+	}
+	if (_) for (a = 0; a < g; a++) !(s = n[a]) || 2 & s.__u || (s.__e == r && (r = x(s)), oe(s, s));
+	return r;
+}
+function D(e, t, n, r) {
+	var i, a, o, s;
+	if (typeof e.type == "function") {
+		if (e.props.__P) return t;
+		if (i = e.__k) for (a = 0; a < i.length; a++) i[a] && (i[a].__ = e, t = D(i[a], t, n, !1));
+		return t;
+	}
+	for (t && !t.parentNode && (t = x(e)) && !t.parentNode && (t = null), o = e.__e, s = t; s && s.nodeType == 8;) s = s.nextSibling;
+	for (o != s && (!r && n.moveBefore && o.parentNode ? n.moveBefore(o, t) : n.insertBefore(o, t || null)), t = o; (t &&= t.nextSibling) && t.nodeType == 8 && !t.data.startsWith("$s"););
+	return t;
+}
+function O(e, t, n, r) {
+	var i, a = e.key, o = e.type, s = t[n], c = s && !(2 & s.__u);
+	if (s === null && a == null || c && a == s.key && o == s.type) return n;
+	if (r > +!!c) {
+		for (i = n - 1; i >= 0; i--) if ((s = t[i]) && !(2 & s.__u) && a == s.key && o == s.type) return i;
+		for (i = n + 1; i < t.length; i++) if ((s = t[i]) && !(2 & s.__u) && a == s.key && o == s.type) return i;
+	}
+	return -1;
+}
+function k(e, t, n) {
+	n ??= "", t[0] == "-" ? e.setProperty(t, n) : e[t] = n;
+}
+function A(e, t, n, r, i) {
+	var a, o;
+	if (t == "style") {
+		if (typeof n == "string") e.style.cssText = n;
+		else {
+			if (typeof r == "string" && (e.style.cssText = r = ""), r) for (t in r) n && t in n || k(e.style, t);
+			if (n) for (t in n) r && n[t] == r[t] || k(e.style, t, n[t]);
+		}
+	} else if (t[0] == "o" && t[1] == "n") typeof n != "function" && (n = null), typeof r != "function" && (r = null), (e.__e ||= {})[t] = n, n && r || (o = l[t] || (l[t] = te(t)), (e.__a ||= {})[t] = c, a = t != (t = t.replace(s, "$1")), (t = t.slice(2))[0] < "a" && (t = t.toLowerCase()), n ? e.addEventListener(t, o, a) : e.removeEventListener(t, o, a));
+	else {
+		if (i == "http://www.w3.org/2000/svg") t = t.replace(/xlink(H|:h)/, "h").replace(/sName$/, "s");
+		else if (t != "width" && t != "height" && t != "href" && t != "list" && t != "form" && t != "tabIndex" && t != "download" && t != "rowSpan" && t != "colSpan" && t != "role" && t != "popover" && t in e) try {
+			e[t] = n ?? "";
+			return;
+		} catch {}
+		if (typeof n == "function") return;
+		n == null || !1 === n && t[4] != "-" ? e.removeAttribute(t) : e.setAttribute(t, t == "popover" && n == 1 ? "" : n);
+	}
+}
+function te(t) {
+	return function(n) {
+		var r = this.__e;
+		if (r) {
+			if (r = r[t], n[o] == null) n[o] = c++;
+			else if (n[o] < this.__a[t]) return;
+			return r(e.event ? e.event(n) : n);
+		}
+	};
+}
+function j(t, n, r, i, a, o, s, c, l, d) {
+	var p, h, v, S, C, w, T, E, D, O, k, A, te, j, M, ae, N, P, F = n.type;
+	if (n.constructor !== u) return null;
+	128 & r.__u && (l = 32 & r.__u, p = r.__c.__z) && (n.__u |= l, h = o = [], p.nodeType == 8 ? c = ne(p, o) : o.push(p), c = o[0] || c), (p = e.__b) && p(n);
+	e: if (typeof F == "function") {
+		v = s.length;
+		try {
+			if (E = n.props, D = (p = F.prototype) && p.render, O = (p = F.contextType) && i[p.__c], k = p ? O ? O.props.value : p.__ : i, (S = r.__c) ? (n.__c = S, 2 & S.__g && (S.__g |= 1)) : (D ? n.__c = S = new F(E, k) : (n.__c = S = new b(E, k), S.constructor = F, S.render = se), O && O.sub(S), S.state || (S.state = {}), S.__n = i, S.__g |= 8, S.__h = [], S.__k = []), D && (S.__s || (S.__s = S.state), F.getDerivedStateFromProps && (S.__s == S.state && (S.__s = g({}, S.__s)), g(S.__s, F.getDerivedStateFromProps(E, S.__s)))), C = S.props, w = S.state, S.__v = n, r.__c) {
+				if (E !== C && D && !F.getDerivedStateFromProps && S.componentWillReceiveProps && S.componentWillReceiveProps(E, k), n.__v == r.__v && !(8 & S.__g) || !(4 & S.__g) && S.shouldComponentUpdate && !1 === S.shouldComponentUpdate(E, S.__s, k)) {
+					n.__v != r.__v && (S.props = E, S.state = S.__s, S.__g &= -9), n.__e = r.__e, n.__k = r.__k, n.__k.some(function(e) {
+						e && (e.__ = n);
+					}), f.push.apply(S.__h, S.__k), S.__k = [], S.__h.length && s.push(S), c = x(r);
+					break e;
+				}
+				S.componentWillUpdate && S.componentWillUpdate(E, S.__s, k), D && S.componentDidUpdate && S.__h.push(function() {
+					S.componentDidUpdate(C, w, T);
+				});
+			} else D && !F.getDerivedStateFromProps && S.componentWillMount && S.componentWillMount(), D && S.componentDidMount && S.__h.push(S.componentDidMount);
+			S.context = k, S.props = E, S.__P = t, S.__g &= -5, A = e.__r, te = D ? 25 : 0;
+			do
+				S.__g &= -9, A && A(n), p = S.render(S.props, S.state = S.__s, S.context);
+			while (8 & S.__g && ++te < 25);
+			D && (f.push.apply(S.__h, S.__k), S.__k = []), S.state = S.__s, S.getChildContext && (i = g({}, i, S.getChildContext())), D && r.__c && S.getSnapshotBeforeUpdate && (T = S.getSnapshotBeforeUpdate(C, w)), j = p && p.type === y && p.key == null ? p.props.children : p, E.__P && (p = c, a = (t = E.__P).namespaceURI, l = o = null, r.props && r.props.__P != t && (r.__k.some(function(e) {
+				e && oe(e, e);
+			}), r.__k = null), c = r.__k ? x(r, 0) : null), c = ee(t, m(j) ? j : [j], n, r, i, a, o, s, c, l, d), E.__P && (n.__e = null, c = p), n.__u &= -161, h && h.some(_), S.__h.length && s.push(S), 1 & S.__g && (S.__g &= -4);
+		} catch (t) {
+			if (s.length = v, n.__v = null, l || o) {
+				if (t && t.then) {
+					if (n.__u |= 128 | l, o) {
+						for (~(N = o.indexOf(c || void 0)) || (N = o.length); (P = o[N - 1]) && P.nodeType == 8;) N--;
+						for (; N < o.length; N++) if (P = o[N]) {
+							if (o[N] = null, M) {
+								if (P == ae) break;
+							} else {
+								if (P.nodeType != 8) break;
+								P.data.startsWith("$s") && (ae = ne(M = P));
+							}
+						}
+					}
+					if (!M) {
+						for (; c && c.nodeType == 8 && c.nextSibling;) c = c.nextSibling;
+						M = c;
+					}
+					(p = ne(M = n.__c.__z || (n.__c.__z = M))) ? (n.__e = M, c = p) : n.__e = c, c &&= c.nextSibling;
+				} else o && o.some(_);
+			} else n.__e = r.__e;
+			n.__k ||= r.__k || [], t && t.then || re(n), e.__e(t, n, r);
+		}
+	} else c = n.__e = ie(r.__e, n, r, i, a, o, s, l, d, t);
+	return (p = e.diffed) && p(n), c;
+}
+function ne(e, t) {
+	if (e && e.nodeType == 8 && e.data.startsWith("$s")) for (var n = 1; e = e.nextSibling;) {
+		if (e.nodeType == 8) {
+			if (e.data.startsWith("$s")) n++;
+			else if (e.data.startsWith("/$s") && !--n) return e;
+		}
+		t && t.push(e);
+	}
+}
+function re(e) {
+	e && (e.__c && (e.__c.__g |= 4), e.__k && e.__k.some(re));
+}
+function M(t, n, r) {
+	for (var i = 0; i < r.length;) ae(r[i++], r[i++], r[i++]);
+	e.__c && e.__c(n, t), t.some(function(n) {
+		try {
+			t = n.__h, n.__h = [], t.some(function(e) {
+				e.call(n);
+			});
+		} catch (t) {
+			e.__e(t, n.__v);
+		}
+	});
+}
+function ie(t, n, r, i, a, o, s, c, l, u) {
+	var f, g, v, y, b, S, C, w, T = r.props || d, E = n.props, D = n.type;
+	if (D == "svg" ? a = "http://www.w3.org/2000/svg" : D == "math" ? a = "http://www.w3.org/1998/Math/MathML" : a ||= "http://www.w3.org/1999/xhtml", o) {
+		for (f = 0; f < o.length; f++) if ((b = o[f]) && (D ? b.localName == D : b.nodeType == 3)) {
+			t = b, o[f] = null;
+			break;
+		}
+	}
+	if (!t) {
+		if (w = u.ownerDocument || document, !D) return w.createTextNode(E);
+		t = w.createElementNS(a, D, E.is ? E : u), c &&= (e.__m && e.__m(n, o), !1), o = null;
+	}
+	if (D) {
+		if (u = D == "template" && t.content || t, o = D == "textarea" && E.defaultValue != null ? null : o && h.call(u.childNodes), !c && o) for (T = {}, f = 0; f < t.attributes.length; f++) T[(b = t.attributes[f]).name] = b.value;
+		for (f in T) b = T[f], f == "dangerouslySetInnerHTML" ? v = b : f == "children" || f in E || f == "value" && "defaultValue" in E || f == "checked" && "defaultChecked" in E || A(t, f, null, b, a);
+		for (f in E) b = E[f], f == "children" ? y = b : f == "dangerouslySetInnerHTML" ? g = b : f == "value" ? S = b : f == "checked" ? C = b : c && typeof b != "function" || T[f] === b || A(t, f, b, T[f], a);
+		g ? (c || v && (g.__html == v.__html || g.__html == t.innerHTML) || (t.innerHTML = g.__html), n.__k = []) : (v && (t.textContent = ""), (D == "foreignObject" || a == "http://www.w3.org/1998/Math/MathML" && p.test(D)) && (a = "http://www.w3.org/1999/xhtml"), ee(u, m(y) ? y : [y], n, r, i, a, o, s, o ? o[0] : r.__k && x(r, 0), c, l), o && o.some(_)), c && D != "textarea" || (f = "value", D == "progress" && S == null ? t.removeAttribute(f) : S == null || S === t[f] && (D != "progress" || S) || A(t, f, S, T[f], a), f = "checked", C != null && C != t[f] && A(t, f, C, T[f], a));
+	} else T === E || c && t.data == E || (t.data = E);
+	return t;
+}
+function ae(t, n, r, i) {
+	try {
+		typeof t == "function" ? n ? n.__x = t(n) || 1 : (i &&= i.__c || i.__e) && (n = i.__x) && (i.__x = null, typeof n == "function" ? n() : t(null)) : t.current = n;
+	} catch (t) {
+		e.__e(t, r);
+	}
+}
+function oe(t, n, r) {
+	var i, a, o, s;
+	if (e.unmount && e.unmount(t), !(i = t.ref) || i.current && i.current != t.__e || ae(i, null, n, t), i = t.__c) {
+		if (i.componentWillUnmount) try {
+			i.componentWillUnmount();
+		} catch (t) {
+			e.__e(t, n);
+		}
+		i.__P = i.__n = null;
+	}
+	if (i = t.__k) for (s = 0; s < i.length; s++) i[s] && oe(i[s], n, typeof t.type != "function" || r && !t.props.__P);
+	!r && (i = t.__c) && (i = i.__z) && (a = ne(i, o = [])) && (i == t.__e && o.some(_), _(a), _(i)), r || _(t.__e), t.__e = t.__c = t.__ = null;
+}
+function se(e, t, n) {
+	return this.constructor(e, n);
+}
+function N(t, n) {
+	var r, i, a, o;
+	e.__ && e.__(t, n), n.nodeType == 9 && (n = n.documentElement), i = (r = t && 32 & t.__u) ? null : n.__k, n.__k = v(y, { children: [t] }), a = [], o = [], j(n, n.__k, i || d, d, n.namespaceURI, i ? null : n.firstChild ? h.call(n.childNodes) : null, a, i ? i.__e : n.firstChild, r, o), M(a, n.__k, o), n.__k.props.children = null;
+}
+e = { __e: function(e, t, n, r) {
+	for (var a, o, s; t = t.__;) if ((a = t.__c) && !(1 & a.__g)) {
+		a.__g |= 4;
+		try {
+			if ((s = (o = a.constructor) && o.getDerivedStateFromError) && a.setState(o.getDerivedStateFromError(e)), a.componentDidCatch && (a.componentDidCatch(e, r || {}), s = 1), s && 8 & a.__g) return void (a.__g |= 2);
+		} catch (t) {
+			e = t;
+		}
+	}
+	throw i = 0, e;
+} }, t = 0, b.prototype.setState = function(e, t) {
+	var n = this.__s;
+	n && n != this.state || (n = this.__s = g({}, this.state)), typeof e == "function" && (e = e(g({}, n), this.props)), e && (g(n, e), this.__v && (t && this.__k.push(t), w(this)));
+}, b.prototype.forceUpdate = function(e) {
+	this.__v && (this.__g |= 4, e && this.__h.push(e), w(this));
+}, b.prototype.render = y, n = [], i = 0, a = function(e, t) {
+	return e.__v.__b - t.__v.__b;
+}, o = Symbol(), s = /(PointerCapture)$|Capture$/i, c = 0, l = {};
+// node_modules/preact/hooks/dist/hooks.mjs
+var P, F, ce, le, ue = Object.is, de = 0, fe = [], pe = [], I = e, me = I.__b, he = I.__r, ge = I.diffed, _e = I.__c, ve = I.unmount, ye = I.__;
+function be(e, t) {
+	I.__h && I.__h(F, e, de || t), de = 0;
+	var n = F.__H || (F.__H = {
+		__: [],
+		__h: []
+	});
+	return e >= n.__.length && n.__.push({}), n.__[e];
+}
+function L(e) {
+	return de = 1, xe(je, e);
+}
+function xe(e, t, n) {
+	var r = be(P++, 2);
+	if (r.t = e, !r.__c && (r.__ = [n ? n(t) : je(void 0, t), function(e) {
+		var t = (r.__N || r.__)[0], n = r.t(t, e);
+		ue(t, n) || (r.__N = [n, r.__[1]], r.__c.setState({}));
+	}], r.__c = F, !F.__f)) {
+		F.__f = !0;
+		var i = F.shouldComponentUpdate;
+		F.shouldComponentUpdate = function(e, t, n) {
+			var r = this.__H;
+			if (!r) return !0;
+			var a = !1, o = this.props != e;
+			if (r.__.some(function(e) {
+				e.__N && (a = !0, ue(e.__[0], e.__N[0]) || (o = !0));
+			}), i) {
+				var s = i.call(this, e, t, n);
+				return a ? s || o : s;
+			}
+			return !a || o;
+		};
+	}
+	return r.__;
+}
+function R(e, t) {
+	var n = be(P++, 3);
+	!I.__s && Ae(n.__H, t) && (n.__P = !0, n.__ = e, n.u = t, F.__H.__h.push(n));
+}
+function Se(e, t) {
+	var n = be(P++, 4);
+	!I.__s && Ae(n.__H, t) && (n.__P = !1, n.__ = e, n.u = t, F.__h.push(n));
+}
+function Ce(e) {
+	return de = 5, z(function() {
+		return { current: e };
+	}, []);
+}
+function z(e, t) {
+	var n = be(P++, 7);
+	return Ae(n.__H, t) && (n.__ = e(), n.__H = t), n.__;
+}
+function we() {
+	var e;
+	do {
+		for (; e = pe.shift();) try {
+			Oe(e);
+		} catch (t) {
+			I.__e(t, { __: (e = e.__P) && e.__v });
+		}
+		for (; e = fe.shift();) {
+			var t = e.__H;
+			if (e.__P && t) try {
+				t.__h.some(Oe), t.__h.some(ke), t.__h = [];
+			} catch (n) {
+				t.__h = [], I.__e(n, e.__v);
+			}
+		}
+	} while (pe.length);
+}
+I.__b = function(e) {
+	F = null, me && me(e);
+}, I.__ = function(e, t) {
+	e && t.__k && t.__k.__m && (e.__m = t.__k.__m), ye && ye(e, t);
+}, I.__r = function(e) {
+	he && he(e), P = 0;
+	var t = (F = e.__c).__H;
+	t && (ce == F ? F.__h = [] : (t.__h.some(Oe), t.__h.some(ke), P = 0), t.__h = [], t.__.some(function(e) {
+		e.__N && (e.__ = e.__N), e.u = e.__N = void 0;
+	})), ce = F;
+}, I.diffed = function(e) {
+	ge && ge(e);
+	var t = e.__c;
+	t && t.__H && (t.__H.__h.length && De(fe.push(t)), t.__H.__.some(function(e) {
+		e.u && (e.__H = e.u);
+	})), ce = F = null;
+}, I.__c = function(e, t) {
+	t.some(function(e) {
+		try {
+			e.__h.some(Oe), e.__h = e.__h.filter(function(e) {
+				return !e.__ || ke(e);
+			});
+		} catch (t) {
+			e.__h = [function() {
+				throw t;
+			}];
+		}
+	}), _e && _e(e, t);
+}, I.unmount = function(e) {
+	ve && ve(e);
+	var t, n, r = e.__c;
+	r && r.__H && (r.__H.__.some(function(r) {
+		try {
+			if (r.__P && r.__c) {
+				if (n === void 0) {
+					for (n = e.__; n && (!n.__c || !n.__c.__P);) n = n.__;
+					n &&= n.__c;
+				}
+				r.__P = n, De(pe.push(r));
+			} else Oe(r);
+		} catch (e) {
+			t = e;
+		}
+	}), r.__H = void 0, t && I.__e(t, r.__v));
+};
+var Te = typeof requestAnimationFrame == "function";
+function Ee(e) {
+	var t, n = function() {
+		clearTimeout(r), Te && cancelAnimationFrame(t), setTimeout(e);
+	}, r = setTimeout(n, 35);
+	Te && (t = requestAnimationFrame(n));
+}
+function De(e) {
+	e != 1 && le == I.requestAnimationFrame || ((le = I.requestAnimationFrame) || Ee)(we);
+}
+function Oe(e) {
+	var t = F, n = e.__c;
+	typeof n == "function" && (e.__c = void 0, n()), F = t;
+}
+function ke(e) {
+	var t = F;
+	e.__c = e.__(), F = t;
+}
+function Ae(e, t) {
+	return !e || e.length != t.length || t.some(function(t, n) {
+		return !ue(t, e[n]);
+	});
+}
+function je(e, t) {
+	return typeof t == "function" ? t(e) : t;
+}
+// src/data.ts
+var Me = /* @__PURE__ */ new WeakMap();
+function B(e) {
+	let t = Me.get(e);
+	if (t || e.data === null) return t ?? null;
+	let n = Ne(Uint8Array.from(atob(e.data), (e) => e.charCodeAt(0)).buffer, e.type);
+	return Me.set(e, n), n;
+}
+function Ne(e, t) {
+	return t === "float32" ? new Float32Array(e) : new Float64Array(e);
+}
+function V(e, t) {
+	return e.variables.find((e) => e.name === t);
+}
+function Pe(e, t) {
+	let n = V(e, e.main), r = V(e, t);
+	return !n || !r || r.unit !== n.unit || r.axes.join() !== n.axes.join() ? null : B(r);
+}
+function H(e) {
+	if (typeof e != "number") return e == null ? "–" : String(e);
+	if (!Number.isFinite(e)) return Number.isNaN(e) ? "–" : e > 0 ? "∞" : "−∞";
+	if (Number.isInteger(e) && Math.abs(e) < 1e7) return U(String(e));
+	let t = Math.abs(e);
+	if (t < .001 || t >= 1e5) return U(e.toExponential(2).replace("e+", "e"));
+	let n = Math.max(0, 3 - (t >= 1 ? Math.floor(Math.log10(t)) : 0));
+	return U(e.toFixed(n));
+}
+function Fe(e) {
+	if (!Number.isFinite(e)) return "";
+	let t = Math.abs(e);
+	return U(t && (t < .01 || t >= 1e4) ? e.toExponential(0).replace("e+", "e") : e.toFixed(t >= 100 ? 0 : t >= 10 ? 1 : 2));
+}
+function Ie(e) {
+	let t = e.length > 1 ? Math.abs(e[1] - e[0]) : Math.abs(e[0] ?? 1) || 1;
+	if (t < 1e-4 || t >= 1e5) return e.map((e) => e ? U(e.toExponential(1).replace("e+", "e")) : "0");
+	let n = Math.max(0, -Math.floor(Math.log10(t) + 1e-9));
+	return e.map((e) => U(e.toFixed(n)));
+}
+function U(e) {
+	return e.replace(/^-/, Number(e) === 0 ? "" : "−").replace("e-", "e−");
+}
+function W(e) {
+	return e.replace(/^stories\./, "").replace("n_parts", "number of parts").replace(/_/g, " ");
+}
+function G(e) {
+	let t = W(e.slice(e.lastIndexOf(".") + 1));
+	return t.charAt(0).toUpperCase() + t.slice(1);
+}
+function K(e) {
+	let t = e.replace(/\n/g, "\\n").replace(/\t/g, "\\t");
+	return t === t.trim() ? t : t.replace(/ /g, "␣");
+}
+function q(e) {
+	return e == null ? "" : Array.isArray(e) ? e.map(q).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? H(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
+}
+function Le(e, t) {
+	return t.reduce((t, n, r) => t * (e[r] ?? 1) + n, 0);
+}
+// src/api.ts
+var Re = class extends Error {};
+async function ze(e) {
+	if (e.ok) return e;
+	let t = `${e.status} ${e.statusText}`;
+	try {
+		t = String((await e.json()).error.message);
+	} catch {}
+	throw new Re(t);
+}
+async function Be(e, t) {
+	let n;
+	try {
+		n = await fetch(e, {
+			credentials: "same-origin",
+			...t
+		});
+	} catch (e) {
+		throw e.name === "AbortError" ? e : new Re("The server does not answer. Is it still running?");
+	}
+	return ze(n);
+}
+async function Ve(e, t) {
+	return (await Be(e, t ? { signal: t } : {})).json();
+}
+async function He(e, t, n) {
+	let r = {
+		method: "POST",
+		headers: { "content-type": "application/json" },
+		body: JSON.stringify(t)
+	};
+	return (await Be(e, n ? {
+		...r,
+		signal: n
+	} : r)).json();
+}
+function Ue(e) {
+	return e.split("/").map(encodeURIComponent).join("/");
+}
+function We(e) {
+	return async (t, n) => Ne(await (await Be(`/api/slice?${new URLSearchParams({
+		name: e,
+		variable: t.name,
+		fixed: n.join(",")
+	})}`)).arrayBuffer(), t.type);
+}
+function J(e, t = 0) {
+	let [n, r] = L({
+		path: null,
+		got: null,
+		failed: "",
+		busy: !0
+	});
+	return R(() => {
+		if (e === null) return;
+		let t = new AbortController();
+		return r((t) => ({
+			path: e,
+			got: t.path === e ? t.got : null,
+			failed: "",
+			busy: !0
+		})), Ve(e, t.signal).then((t) => r({
+			path: e,
+			got: t,
+			failed: "",
+			busy: !1
+		}), (t) => t.name !== "AbortError" && r({
+			path: e,
+			got: null,
+			failed: t.message,
+			busy: !1
+		})), () => t.abort();
+	}, [e, t]), n.path === e ? n : {
+		got: null,
+		failed: "",
+		busy: !0
+	};
+}
+function Ge() {
+	let [e, t] = L(null), [n, r] = L(!1);
+	return R(() => {
+		let e = null, n = 0, i = () => {
+			e = new EventSource("/api/events"), e.onmessage = (e) => {
+				r(!1), t(JSON.parse(e.data));
+			}, e.onerror = () => {
+				r(!0), e?.readyState === EventSource.CLOSED && (n = window.setTimeout(i, 2e3));
+			};
+		};
+		return i(), () => {
+			clearTimeout(n), e?.close();
+		};
+	}, []), {
+		state: e,
+		lost: n
+	};
+}
+// node_modules/preact/jsx-runtime/dist/jsxRuntime.mjs
+var Ke = Symbol.for("pv"), qe = 0;
+Array.isArray;
+function Y(t, n, r, i, a, o) {
+	n ||= {};
+	var s, c, l = n;
+	if ("ref" in l && typeof t != "function") for (c in l = {}, n) c == "ref" ? s = n[c] : l[c] = n[c];
+	var u = {
+		type: t,
+		props: l,
+		key: r,
+		ref: s,
+		__k: null,
+		__: null,
+		__b: 0,
+		__e: null,
+		__c: null,
+		constructor: Ke,
+		__v: --qe,
+		__i: -1,
+		__u: 0
+	};
+	return (a || o) && (u.__source = a, u.__self = o), e.vnode && e.vnode(u), u;
+}
+// src/parts.tsx
+function Je(e, t = 640) {
+	let [n, r] = L(t);
+	return Se(() => {
+		let t = e.current;
+		if (!t) return;
+		let n = () => r(Math.max(120, Math.floor(t.clientWidth)));
+		n();
+		let i = new ResizeObserver(n);
+		return i.observe(t), () => i.disconnect();
+	}, []), n;
+}
+function Ye() {
+	let [e, t] = L(Xe());
+	return R(() => {
+		let e = () => t(Xe()), n = matchMedia("(prefers-color-scheme: dark)");
+		n.addEventListener("change", e);
+		let r = new MutationObserver(e);
+		for (let e of [document.documentElement, document.body]) r.observe(e, {
+			attributes: !0,
+			attributeFilter: [
+				"data-theme",
+				"data-jp-theme-light",
+				"class"
+			]
+		});
+		return () => {
+			n.removeEventListener("change", e), r.disconnect();
+		};
+	}, []), e;
+}
+function Xe() {
+	let e = document.documentElement.dataset.theme;
+	if (e === "dark" || e === "light") return e === "dark";
+	let t = document.body?.dataset.jpThemeLight;
+	return t ? t === "false" : document.body?.classList.contains("vscode-dark") ? !0 : !document.body?.classList.contains("vscode-light") && matchMedia("(prefers-color-scheme: dark)").matches;
+}
+function Ze({ text: e, label: t = "Copy" }) {
+	let [n, r] = L("");
+	return /* @__PURE__ */ Y("button", {
+		type: "button",
+		class: "quiet",
+		onClick: async () => {
+			try {
+				await navigator.clipboard.writeText(e()), r("Copied");
+			} catch {
+				r("Not allowed here");
+			}
+			setTimeout(() => r(""), 1500);
+		},
+		"aria-live": "polite",
+		children: n || t
+	});
+}
+function Qe({ text: e }) {
+	return /* @__PURE__ */ Y(y, { children: e.split(/`([^`]+)`/).map((e, t) => t % 2 ? /* @__PURE__ */ Y("code", { children: e }) : e) });
+}
+function X(e) {
+	return /* @__PURE__ */ Y("section", {
+		class: `panel ${e.class ?? ""}`,
+		id: e.id,
+		children: [(e.title || e.aside) && /* @__PURE__ */ Y("div", {
+			class: "panel-head",
+			children: [e.title && /* @__PURE__ */ Y("h2", { children: e.title }), e.aside && /* @__PURE__ */ Y("div", {
+				class: "panel-aside",
+				children: e.aside
+			})]
+		}), e.children]
+	});
+}
+function $e({ title: e, children: t }) {
+	return /* @__PURE__ */ Y("div", {
+		class: "empty",
+		children: [
+			/* @__PURE__ */ Y("svg", {
+				viewBox: "0 0 96 40",
+				"aria-hidden": "true",
+				children: [
+					/* @__PURE__ */ Y("circle", {
+						cx: "16",
+						cy: "20",
+						r: "9"
+					}),
+					/* @__PURE__ */ Y("circle", {
+						cx: "80",
+						cy: "20",
+						r: "9"
+					}),
+					/* @__PURE__ */ Y("circle", {
+						cx: "16",
+						cy: "20",
+						r: "3",
+						class: "hole"
+					}),
+					/* @__PURE__ */ Y("circle", {
+						cx: "80",
+						cy: "20",
+						r: "3",
+						class: "hole"
+					}),
+					/* @__PURE__ */ Y("path", { d: "M16 20 C 34 44, 48 40, 54 30" })
+				]
+			}),
+			/* @__PURE__ */ Y("p", {
+				class: "empty-title",
+				children: e
+			}),
+			t
+		]
+	});
+}
+function Z({ message: e, children: t }) {
+	return /* @__PURE__ */ Y("div", {
+		class: "failed",
+		role: "alert",
+		children: [/* @__PURE__ */ Y("p", { children: e }), t]
+	});
+}
+// src/colour.ts
+var et = {
+	below: [
+		[
+			250,
+			222,
+			196
+		],
+		[
+			236,
+			154,
+			92
+		],
+		[
+			190,
+			82,
+			12
+		],
+		[
+			122,
+			46,
+			0
+		]
+	],
+	zero: [
+		250,
+		250,
+		248
+	],
+	above: [
+		[
+			205,
+			227,
+			243
+		],
+		[
+			112,
+			174,
+			219
+		],
+		[
+			22,
+			108,
+			170
+		],
+		[
+			4,
+			58,
+			104
+		]
+	],
+	none: [
+		217,
+		222,
+		228
+	]
+}, tt = {
+	below: [
+		[
+			74,
+			44,
+			24
+		],
+		[
+			150,
+			80,
+			30
+		],
+		[
+			226,
+			132,
+			62
+		],
+		[
+			255,
+			205,
+			160
+		]
+	],
+	zero: [
+		30,
+		37,
+		45
+	],
+	above: [
+		[
+			26,
+			58,
+			82
+		],
+		[
+			34,
+			104,
+			152
+		],
+		[
+			80,
+			168,
+			226
+		],
+		[
+			190,
+			228,
+			255
+		]
+	],
+	none: [
+		58,
+		66,
+		74
+	]
+};
+function nt(e, t, n) {
+	let r = n ? tt : et, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
+	return {
+		low: o,
+		high: s,
+		signed: i,
+		at: (e) => {
+			if (!Number.isFinite(e)) return r.none;
+			let t = i ? e / a : (e - o) / (s - o);
+			return rt([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
+		}
+	};
+}
+function rt(e, t) {
+	let n = t * (e.length - 1), r = Math.min(e.length - 2, Math.floor(n)), i = e[r], a = e[r + 1];
+	return [
+		0,
+		1,
+		2
+	].map((e) => Math.round(i[e] + (n - r) * (a[e] - i[e])));
+}
+function it(e) {
+	return `rgb(${e.join(" ")})`;
+}
+function at(e) {
+	let [t, n, r] = e.map((e) => {
+		let t = e / 255;
+		return t <= .04045 ? t / 12.92 : ((t + .055) / 1.055) ** 2.4;
+	});
+	return .2126 * t + .7152 * n + .0722 * r > .18 ? "#10161c" : "#ffffff";
+}
+function ot(e) {
+	let t = /* @__PURE__ */ new Uint32Array(513), n = ([e, t, n]) => (255 << 24 | n << 16 | t << 8 | e) >>> 0;
+	for (let r = 0; r < 512; r++) t[r] = n(e.at(e.low + (e.high - e.low) * r / 511));
+	t[512] = n(e.at(NaN));
+	let r = 511 / (e.high - e.low);
+	return {
+		of: (t) => Number.isNaN(t) ? 512 : Math.max(0, Math.min(511, Math.round((t - e.low) * r))),
+		none: 512,
+		colours: t
+	};
+}
+function st(e, t, n = 5) {
+	if (!(t > e)) return [e];
+	let r = (t - e) / n, i = 10 ** Math.floor(Math.log10(r)), a = i * ([
+		1,
+		2,
+		5,
+		10
+	].find((e) => e * 1.3 >= r / i) ?? 10), o = [];
+	for (let n = Math.ceil(e / a - 1e-9); n * a <= t + a * 1e-9; n++) o.push(n * a);
+	return o;
+}
+// src/bars.tsx
+function ct({ bars: e, unit: t, label: n }) {
+	let r = e.flatMap((e) => [
+		e.value,
+		e.low,
+		e.high,
+		e.nullHigh,
+		e.nullLow,
+		e.nullMean,
+		0
+	]).filter((e) => typeof e == "number" && Number.isFinite(e)), [i, a] = [Math.min(...r, 0), Math.max(...r, 0)];
+	i === a && (a = 1);
+	let o = (a - i) * .03;
+	i -= i < 0 ? o : 0, a += a > 0 ? o : 0;
+	let s = (e) => 100 * (e - i) / (a - i), c = st(i, a, 5), l = Ie(c), u = e.some((e) => Q(e.nullMean)), d = e.some((e) => Q(e.low));
+	return /* @__PURE__ */ Y("figure", {
+		class: "bars",
+		children: [
+			(u || d) && /* @__PURE__ */ Y("p", {
+				class: "key",
+				children: [d && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-whisker" }), " 95 % interval"] }), u && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-null" }), " random control"] })]
+			}),
+			/* @__PURE__ */ Y("ol", {
+				"aria-label": n,
+				children: e.map((e) => /* @__PURE__ */ Y("li", {
+					class: e.strong ? "strong" : "",
+					title: `${e.name}: ${H(e.value)} ${t}${e.aside ? `, ${e.aside}` : ""}`,
+					children: [
+						/* @__PURE__ */ Y("span", {
+							class: "bar-name",
+							children: e.link ? /* @__PURE__ */ Y("a", {
+								href: e.link,
+								children: K(e.name)
+							}) : K(e.name)
+						}),
+						/* @__PURE__ */ Y("span", {
+							class: "bar-track",
+							"aria-hidden": "true",
+							children: [
+								c.map((e) => /* @__PURE__ */ Y("i", {
+									class: e === 0 ? "grid zero" : "grid",
+									style: { left: `${s(e)}%` }
+								})),
+								Q(e.nullLow) && Q(e.nullHigh) && /* @__PURE__ */ Y("i", {
+									class: "null",
+									style: lt(s(e.nullLow), s(e.nullHigh))
+								}),
+								/* @__PURE__ */ Y("i", {
+									class: e.value < 0 ? "bar below" : "bar",
+									style: lt(s(0), s(e.value))
+								}),
+								Q(e.nullMean) && /* @__PURE__ */ Y("i", {
+									class: "null-mean",
+									style: { left: `${s(e.nullMean)}%` }
+								}),
+								Q(e.low) && Q(e.high) && /* @__PURE__ */ Y("i", {
+									class: "whisker",
+									style: lt(s(e.low), s(e.high))
+								})
+							]
+						}),
+						/* @__PURE__ */ Y("span", {
+							class: "bar-value num",
+							children: H(e.value)
+						})
+					]
+				}))
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "bar-axis",
+				"aria-hidden": "true",
+				children: [
+					/* @__PURE__ */ Y("span", { class: "bar-name" }),
+					/* @__PURE__ */ Y("span", {
+						class: "bar-track",
+						children: c.map((e, t) => /* @__PURE__ */ Y("span", {
+							class: "num",
+							style: { left: `${s(e)}%` },
+							children: l[t]
+						}))
+					}),
+					/* @__PURE__ */ Y("span", {
+						class: "bar-value",
+						children: t
+					})
+				]
+			})
+		]
+	});
+}
+function Q(e) {
+	return typeof e == "number" && Number.isFinite(e);
+}
+function lt(e, t) {
+	return {
+		left: `${Math.min(e, t)}%`,
+		width: `${Math.abs(t - e)}%`
+	};
+}
+// src/curve.tsx
+function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
+	let o = Ce(null), s = Je(o), [c, l] = L(null), [u, d, f, p] = [
+		56,
+		14,
+		10,
+		40
+	], m = Math.round(Math.min(300, Math.max(190, s * .46))), h = n.flatMap((e) => [
+		...dt(e.y),
+		...dt(e.low),
+		...dt(e.high)
+	]), [g, _] = [Math.min(...h, 0), Math.max(...h, 0)];
+	g === _ && (_ = g + 1);
+	let v = (_ - g) * .06;
+	[g, _] = [g < 0 ? g - v : g, _ + v];
+	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = st(g, _, 5), T = Ie(w), ee = t || e.length <= 9 ? e : st(b, x, 7), E = (t) => {
+		let n = o.current?.querySelector("svg")?.getBoundingClientRect();
+		if (!n) return null;
+		let r = e.map((e) => Math.abs(S(e) - (t - n.left)));
+		return r.indexOf(Math.min(...r));
+	};
+	return /* @__PURE__ */ Y("figure", {
+		class: "curve",
+		ref: o,
+		children: [
+			/* @__PURE__ */ Y("output", {
+				class: "readout",
+				"aria-live": "polite",
+				children: c === null ? /* @__PURE__ */ Y("span", {
+					class: "hint",
+					children: [r, ": point at a step, or move with the arrow keys"]
+				}) : /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("span", {
+					class: "where",
+					children: [
+						r,
+						" ",
+						t?.[c] ?? H(e[c])
+					]
+				}), n.map((e, t) => Number.isFinite(e.y[c]) && /* @__PURE__ */ Y("span", {
+					class: `told series-${e.control ? "control" : t % 6}`,
+					children: [
+						/* @__PURE__ */ Y("i", {}),
+						" ",
+						e.name,
+						" ",
+						/* @__PURE__ */ Y("b", {
+							class: "num",
+							children: H(e.y[c])
+						}),
+						e.low && e.high && Number.isFinite(e.low[c]) && /* @__PURE__ */ Y("span", {
+							class: "num",
+							children: [
+								" (",
+								H(e.low[c]),
+								" to ",
+								H(e.high[c]),
+								")"
+							]
+						})
+					]
+				}))] })
+			}),
+			/* @__PURE__ */ Y("svg", {
+				viewBox: `0 0 ${s} ${m}`,
+				width: s,
+				height: m,
+				tabIndex: 0,
+				role: "application",
+				"aria-roledescription": "curve",
+				"aria-label": `${a}, over ${r}. Arrow keys move from step to step.`,
+				onKeyDown: (t) => {
+					let n = t.key === "ArrowRight" ? 1 : t.key === "ArrowLeft" ? -1 : 0;
+					n && (t.preventDefault(), l(Math.max(0, Math.min(e.length - 1, (c ?? (n > 0 ? -1 : e.length)) + n))));
+				},
+				onPointerMove: (e) => l(E(e.clientX)),
+				onPointerLeave: () => l(null),
+				children: [
+					w.map((e, t) => /* @__PURE__ */ Y("g", { children: [/* @__PURE__ */ Y("line", {
+						class: e === 0 ? "zero" : "grid",
+						x1: u,
+						x2: s - d,
+						y1: C(e),
+						y2: C(e)
+					}), /* @__PURE__ */ Y("text", {
+						class: "num",
+						x: u - 8,
+						y: C(e),
+						"text-anchor": "end",
+						"dominant-baseline": "middle",
+						children: T[t]
+					})] })),
+					ee.map((e, n) => /* @__PURE__ */ Y("text", {
+						class: "num",
+						x: S(e),
+						y: m - p + 16,
+						"text-anchor": "middle",
+						children: t ? t.length > 14 && n % Math.ceil(t.length / 14) ? "" : t[n] : `${+e.toPrecision(6)}`
+					})),
+					/* @__PURE__ */ Y("text", {
+						class: "axis",
+						x: (u + s - d) / 2,
+						y: m - 4,
+						"text-anchor": "middle",
+						children: r
+					}),
+					n.map((t, n) => /* @__PURE__ */ Y("g", {
+						class: `series-${t.control ? "control" : n % 6}`,
+						children: [
+							t.low && t.high && /* @__PURE__ */ Y("path", {
+								class: "band",
+								d: pt(e, t.low, t.high, S, C)
+							}),
+							/* @__PURE__ */ Y("path", {
+								class: "line",
+								d: ft(e, t.y, S, C)
+							}),
+							e.length <= 40 && e.map((e, n) => Number.isFinite(t.y[n]) && /* @__PURE__ */ Y("circle", {
+								cx: S(e),
+								cy: C(t.y[n]),
+								r: c === n ? 5 : 3
+							}))
+						]
+					})),
+					c !== null && /* @__PURE__ */ Y("line", {
+						class: "at",
+						x1: S(e[c]),
+						x2: S(e[c]),
+						y1: f,
+						y2: m - p
+					})
+				]
+			}),
+			/* @__PURE__ */ Y("p", {
+				class: "key",
+				children: [n.map((e, t) => /* @__PURE__ */ Y("span", {
+					class: `series-${e.control ? "control" : t % 6}`,
+					children: [
+						/* @__PURE__ */ Y("i", {}),
+						" ",
+						e.name
+					]
+				})), i && /* @__PURE__ */ Y("span", {
+					class: "legend-unit",
+					children: ["in ", i]
+				})]
+			})
+		]
+	});
+}
+function dt(e) {
+	return e ? Array.from(e).filter(Number.isFinite) : [];
+}
+function ft(e, t, n, r) {
+	let i = "M", a = "";
+	return e.forEach((e, o) => {
+		Number.isFinite(t[o]) ? (a += `${i}${n(e).toFixed(1)} ${r(t[o]).toFixed(1)}`, i = "L") : i = "M";
+	}), a;
+}
+function pt(e, t, n, r, i) {
+	let a = e.map((e, t) => t).filter((e) => Number.isFinite(t[e]) && Number.isFinite(n[e]));
+	if (a.length < 2) return "";
+	let o = (t, n) => `${r(e[t]).toFixed(1)} ${i(n[t]).toFixed(1)}`;
+	return `M${a.map((e) => o(e, n)).join("L")}L${a.reverse().map((e) => o(e, t)).join("L")}Z`;
+}
+// src/heat.tsx
+var mt = "12px ui-sans-serif, system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif", ht = mt.replace("12px", "11px"), gt = 620;
+function _t(e) {
+	let t = Ce(null), n = Ce(null), r = Ce(null), i = Je(t), a = Ye(), [o, s] = L(1), [c, l] = L(null), u = e.columns.length, d = z(() => {
+		let [t, n] = e.range ?? wt(e.values);
+		return nt(t, n, a);
+	}, [
+		e.values,
+		a,
+		e.range?.[0],
+		e.range?.[1]
+	]), f = z(() => ({
+		rows: e.rows.map(K),
+		columns: e.columns.map(K)
+	}), [e.rows, e.columns]), p = z(() => Ct(e, f, i, o), [
+		e,
+		f,
+		i,
+		o
+	]), m = z(() => new Tt(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
+		let t = r.current, i = n.current;
+		t && i && Et(t, i, e, f, p, d, m);
+	};
+	Se(h), R(() => {
+		let e = n.current, t = 0, r = () => {
+			cancelAnimationFrame(t), t = requestAnimationFrame(h);
+		};
+		return e?.addEventListener("scroll", r, { passive: !0 }), () => e?.removeEventListener("scroll", r);
+	});
+	let g = (t) => e.upward ? e.rows.length - 1 - t : t, _ = (t) => {
+		let i = r.current?.getBoundingClientRect(), a = n.current;
+		if (!i || !a) return null;
+		let o = t.clientX - i.left - p.left + a.scrollLeft, s = t.clientY - i.top + a.scrollTop, c = Math.floor(o / p.cell[0]), l = Math.floor(s / p.cell[1]);
+		return t.clientX - i.left < p.left || c < 0 || c >= u || l < 0 || l >= e.rows.length || t.clientY - i.top > p.window[1] - p.bottom ? null : g(l) * u + c;
+	}, v = (e) => {
+		l(e);
+		let t = n.current;
+		if (!t) return;
+		let r = e % u * p.cell[0], i = g(Math.floor(e / u)) * p.cell[1], [a, o] = [p.window[0] - p.left, p.window[1] - p.bottom];
+		t.scrollTo(Math.min(Math.max(t.scrollLeft, r + p.cell[0] - a), r), Math.min(Math.max(t.scrollTop, i + p.cell[1] - o), i));
+	}, y = (t) => {
+		let n = e.upward ? -u : u, r = c ?? e.picked ?? (e.upward ? (e.rows.length - 1) * u : 0), i = {
+			ArrowRight: r % u < u - 1 ? r + 1 : r,
+			ArrowLeft: r % u > 0 ? r - 1 : r,
+			ArrowDown: r + n,
+			ArrowUp: r - n,
+			Home: r - r % u,
+			End: r - r % u + u - 1
+		}[t.key];
+		i === void 0 ? (t.key === "Enter" || t.key === " ") && c !== null && e.onPick ? (t.preventDefault(), e.onPick(Math.floor(c / u), c % u)) : t.key === "+" || t.key === "=" ? s(Math.min(64, o * 2)) : t.key === "-" ? s(Math.max(1, o / 2)) : t.key === "Escape" && l(null) : (t.preventDefault(), v(i >= 0 && i < e.values.length ? i : r));
+	}, b = c ?? e.picked ?? null, x = p.cell[0] < 26 || p.cell[1] < 14 || o > 1;
+	return /* @__PURE__ */ Y("figure", {
+		class: "heat",
+		ref: t,
+		children: [
+			/* @__PURE__ */ Y("div", {
+				class: "heat-bar",
+				children: [/* @__PURE__ */ Y("output", {
+					class: "readout",
+					"aria-live": "polite",
+					children: b === null ? /* @__PURE__ */ Y("span", {
+						class: "hint",
+						children: yt(e)
+					}) : /* @__PURE__ */ Y(vt, {
+						...e,
+						place: b,
+						labels: f
+					})
+				}), x && /* @__PURE__ */ Y("span", {
+					class: "zoom",
+					role: "group",
+					"aria-label": "Zoom",
+					children: [
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: o <= 1,
+							onClick: () => s(o / 2),
+							"aria-label": "Zoom out",
+							children: "−"
+						}),
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: o === 1,
+							onClick: () => s(1),
+							children: "Fit"
+						}),
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: o >= 64,
+							onClick: () => s(o * 2),
+							"aria-label": "Zoom in",
+							children: "+"
+						})
+					]
+				})]
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "heat-scroll",
+				ref: n,
+				tabIndex: 0,
+				role: "application",
+				"aria-roledescription": "map of cells",
+				"aria-label": `${e.label}: ${e.rows.length} by ${u} cells, ${e.axes[0]} by ${e.axes[1]}. Arrow keys move from cell to cell.`,
+				style: {
+					width: `${p.window[0]}px`,
+					height: `${p.window[1] + 1}px`
+				},
+				onKeyDown: y,
+				onPointerMove: (e) => l(_(e)),
+				onPointerLeave: () => l(null),
+				onClick: (t) => {
+					let n = _(t);
+					n !== null && (e.onPick ? e.onPick(Math.floor(n / u), n % u) : l(n));
+				},
+				children: /* @__PURE__ */ Y("div", {
+					class: "heat-space",
+					style: {
+						width: `${p.size[0]}px`,
+						height: `${p.size[1]}px`
+					},
+					children: [/* @__PURE__ */ Y("canvas", {
+						ref: r,
+						class: e.onPick ? "pick" : ""
+					}), b !== null && /* @__PURE__ */ Y("div", {
+						class: "heat-mark",
+						style: {
+							left: `${p.left + b % u * p.cell[0]}px`,
+							top: `${g(Math.floor(b / u)) * p.cell[1]}px`,
+							width: `${Math.max(3, p.cell[0])}px`,
+							height: `${Math.max(3, p.cell[1])}px`
+						}
+					})]
+				})
+			}),
+			/* @__PURE__ */ Y(bt, {
+				scale: d,
+				unit: e.unit
+			})
+		]
+	});
+}
+function vt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told: o, place: s }) {
+	let c = r.length, l = t?.[s];
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y("b", {
+			class: "num",
+			children: H(e[s])
+		}),
+		" ",
+		a,
+		/* @__PURE__ */ Y("span", {
+			class: "where",
+			children: [
+				i[0],
+				" ",
+				n.rows[Math.floor(s / c)],
+				" · ",
+				i[1],
+				" ",
+				n.columns[s % c],
+				l ? ` · ${l}` : ""
+			]
+		}),
+		o && /* @__PURE__ */ Y("span", {
+			class: "beside",
+			children: o(s)
+		})
+	] });
+}
+function yt(e) {
+	return `${e.values.length.toLocaleString("en")} cells: point at one, or move with the arrow keys`;
+}
+function bt({ scale: e, unit: t }) {
+	let n = Array.from({ length: 17 }, (t, n) => it(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
+		e.low,
+		0,
+		e.high
+	] : st(e.low, e.high, 4), i = e.signed ? r.map(Fe) : Ie(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
+	return /* @__PURE__ */ Y("figcaption", {
+		class: "legend",
+		children: [
+			/* @__PURE__ */ Y("div", {
+				class: "legend-ramp",
+				style: { backgroundImage: `linear-gradient(to right, ${n.join(", ")})` }
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "legend-marks",
+				children: r.map((e, t) => /* @__PURE__ */ Y("span", {
+					class: "num",
+					style: { left: a(e) },
+					children: i[t]
+				}))
+			}),
+			/* @__PURE__ */ Y("span", {
+				class: "legend-unit",
+				children: t
+			})
+		]
+	});
+}
+var xt = null;
+function St(e, t) {
+	if (xt ??= document.createElement("canvas").getContext("2d"), !xt) return 60;
+	xt.font = t;
+	let n = 0, r = Math.max(1, Math.floor(e.length / 200));
+	for (let t = 0; t < e.length; t += r) n = Math.max(n, xt.measureText(e[t]).width);
+	return Math.ceil(n);
+}
+function Ct(e, t, n, r) {
+	let [i, a] = [e.rows.length, e.columns.length], o = Math.min(Math.round(n * .34), Math.max(22, St(t.rows, mt) + 12), 150), s = Math.max(60, n - o - 2), c = St(t.columns, mt), l = e.names ? 62 : 0, u = Math.max(l, s / a);
+	u = Math.min(u, e.names ? 104 : 76);
+	let d = e.square ? u : Math.min(34, Math.max(Math.min(22, gt / i), 440 / i));
+	e.names && (d = 36), e.square && (u = d = Math.min(u, 30, gt / i)), u *= r, d *= r > 1 && !e.square && d >= 20 ? 1 : r;
+	let f = c + 10 > u, p = (f ? Math.min(110, c + 10) : 20) + 20, m = [o + u * a + 1, d * i + p], h = m[0] > n ? 14 : 0;
+	return {
+		left: o,
+		bottom: p,
+		cell: [u, d],
+		size: m,
+		window: [Math.min(n, Math.ceil(m[0])), Math.min(gt + p, Math.ceil(m[1])) + h],
+		turned: f
+	};
+}
+function wt(e) {
+	let t = 1e400, n = -1e400;
+	for (let r = 0; r < e.length; r++) {
+		let i = e[r];
+		i < t && i > -1e400 && (t = i), i > n && i < 1e400 && (n = i);
+	}
+	return t > n ? [0, 1] : [t, n];
+}
+var Tt = class {
+	values;
+	rows;
+	columns;
+	scale;
+	made = /* @__PURE__ */ new Map();
+	constructor(e, t, n, r) {
+		this.values = e, this.rows = t, this.columns = n, this.scale = r;
+	}
+	pooled(e, t) {
+		let n = `${e},${t}`, r = this.made.get(n);
+		if (r) return r;
+		let [i, a] = [Math.ceil(this.columns / e), Math.ceil(this.rows / t)], o = document.createElement("canvas");
+		[o.width, o.height] = [i, a];
+		let s = o.getContext("2d");
+		if (s) {
+			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = ot(this.scale);
+			for (let n = 0; n < a; n++) for (let a = 0; a < i; a++) r[n * i + a] = c[o(this.largest(a * e, n * t, e, t))];
+			s.putImageData(n, 0, 0);
+		}
+		return this.made.size > 3 && this.made.clear(), this.made.set(n, o), o;
+	}
+	largest(e, t, n, r) {
+		if (n === 1 && r === 1) return this.values[t * this.columns + e];
+		let i = NaN;
+		for (let a = t; a < Math.min(this.rows, t + r); a++) for (let t = e; t < Math.min(this.columns, e + n); t++) {
+			let e = this.values[a * this.columns + t];
+			!(Math.abs(e) <= Math.abs(i)) && !Number.isNaN(e) && (i = e);
+		}
+		return i;
+	}
+};
+function Et(e, t, n, r, i, a, o) {
+	let s = e.getContext("2d");
+	if (!s) return;
+	let c = Math.min(3, devicePixelRatio || 1), l = i.size[0] > i.window[0] ? 14 : 0, [u, d] = [i.window[0], i.window[1] - l];
+	(e.width !== Math.round(u * c) || e.height !== Math.round(d * c)) && (e.width = Math.round(u * c), e.height = Math.round(d * c), e.style.width = `${u}px`, e.style.height = `${d}px`);
+	let f = getComputedStyle(t).color;
+	s.setTransform(c, 0, 0, c, 0, 0), s.clearRect(0, 0, u, d);
+	let [p, m] = i.cell, [h, g] = [n.rows.length, n.columns.length], _ = d - i.bottom, [v, y] = [t.scrollLeft, t.scrollTop];
+	s.save(), s.beginPath(), s.rect(i.left, 0, u - i.left, Math.min(_, m * h)), s.clip(), p < 5 || m < 5 ? Dt(s, o, n, i, v, y, c) : Ot(s, n, i, a, v, y, u, _), s.restore(), s.fillStyle = f, s.font = mt, s.textBaseline = "middle", s.textAlign = "right";
+	let b = Math.max(1, Math.ceil(14 / m));
+	for (let e = 0; e < h; e++) {
+		let t = n.upward ? h - 1 - e : e, a = e * m - y + m / 2;
+		t % b || a < 0 || a > _ || s.fillText(kt(s, r.rows[t], i.left - 8), i.left - 8, a);
+	}
+	let x = Math.max(1, Math.ceil((i.turned ? 14 : 18) / p));
+	for (let e = 0; e < g; e += x) {
+		let t = i.left + e * p - v + p / 2;
+		t < i.left || t > u || (s.save(), s.translate(t, Math.min(_, m * h) + 6), i.turned ? (s.rotate(-Math.PI / 2), s.textAlign = "right", s.fillText(kt(s, r.columns[e], i.bottom - 26), 0, 0)) : (s.textAlign = "center", s.textBaseline = "top", s.fillText(r.columns[e], 0, 1)), s.restore());
+	}
+	s.fillStyle = f, s.font = ht, s.textAlign = "left", s.textBaseline = "alphabetic", s.fillText(`${n.axes[1]} →   ${n.axes[0]} ${n.upward ? "↑" : "↓"}`, i.left, d - 4);
+}
+function Dt(e, t, n, r, i, a, o) {
+	let [s, c] = r.cell, l = Math.max(1, Math.ceil(1 / (s * o) - 1e-9)), u = Math.max(1, Math.ceil(1 / (c * o) - 1e-9)), d = t.pooled(l, u);
+	e.imageSmoothingEnabled = !1;
+	let f = n.rows.length;
+	n.upward ? (e.translate(0, f * c - a), e.scale(1, -1), e.drawImage(d, r.left - i, 0, d.width * l * s, d.height * u * c)) : e.drawImage(d, r.left - i, -a, d.width * l * s, d.height * u * c);
+}
+function Ot(e, t, n, r, i, a, o, s) {
+	let [c, l] = n.cell, [u, d] = [t.rows.length, t.columns.length], f = c > 12 && l > 10 ? 1.5 : c > 7 && l > 7 ? .5 : 0, p = c > 20 && l > 16 ? 3 : 0, m = !t.square && c >= 40 && l >= 17;
+	e.font = ht, e.textAlign = "center", e.textBaseline = "middle";
+	let h = Math.max(0, Math.floor(i / c)), g = Math.min(d, Math.ceil((i + o - n.left) / c));
+	for (let o = Math.max(0, Math.floor(a / l)); o < Math.min(u, Math.ceil((a + s) / l)); o++) {
+		let s = t.upward ? u - 1 - o : o;
+		for (let u = h; u < g; u++) {
+			let h = s * d + u, g = t.values[h], [_, v] = [n.left + u * c - i, o * l - a], y = r.at(g);
+			if (e.fillStyle = it(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = at(y), e.lineWidth = 2, e.stroke()), !m) continue;
+			e.fillStyle = at(y);
+			let b = t.names?.[h];
+			b && l >= 32 ? (e.fillText(kt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Fe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Fe(g), _ + c / 2, v + l / 2 + .5);
+		}
+	}
+}
+function kt(e, t, n) {
+	if (e.measureText(t).width <= n) return t;
+	let r = t.length;
+	for (; r > 1 && e.measureText(`${t.slice(0, r)}…`).width > n;) r--;
+	return `${t.slice(0, r)}…`;
+}
+// src/table.tsx
+var At = 12;
+function jt({ rows: e, n: t, title: n, open: r, link: i }) {
+	let a = z(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = L(null), [c, l] = L(!!r), u = z(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => Pt(e[t])))), [e]), d = z(() => o ? [...e].sort((e, t) => Ft(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
+	if (!e.length) return null;
+	let f = c ? d : d.slice(0, At), p = t ?? e.length;
+	return /* @__PURE__ */ Y("div", {
+		class: "table-box",
+		children: [/* @__PURE__ */ Y("div", {
+			class: "table-bar",
+			children: [
+				n && /* @__PURE__ */ Y("h3", { children: n }),
+				/* @__PURE__ */ Y("span", {
+					class: "count",
+					children: p > f.length ? `${f.length} of ${p.toLocaleString("en")} rows` : `${p} row${p === 1 ? "" : "s"}`
+				}),
+				e.length > At && /* @__PURE__ */ Y("button", {
+					type: "button",
+					class: "quiet",
+					"aria-expanded": c,
+					onClick: () => l(!c),
+					children: c ? "Fewer" : `All ${e.length}`
+				}),
+				/* @__PURE__ */ Y(Ze, {
+					label: "Copy as CSV",
+					text: () => It(a, d)
+				})
+			]
+		}), /* @__PURE__ */ Y("div", {
+			class: "table-scroll",
+			tabIndex: 0,
+			role: "region",
+			"aria-label": n ?? "Table",
+			children: /* @__PURE__ */ Y("table", { children: [/* @__PURE__ */ Y("thead", { children: /* @__PURE__ */ Y("tr", { children: a.map((e) => /* @__PURE__ */ Y("th", {
+				class: u.has(e) ? "num" : "",
+				"aria-sort": o?.column === e ? o.down ? "descending" : "ascending" : "none",
+				children: /* @__PURE__ */ Y("button", {
+					type: "button",
+					onClick: () => s({
+						column: e,
+						down: o?.column === e ? !o.down : u.has(e)
+					}),
+					children: [e.replace(/_/g, " ") || "what", /* @__PURE__ */ Y("span", {
+						"aria-hidden": "true",
+						children: o?.column === e ? o.down ? " ↓" : " ↑" : ""
+					})]
+				})
+			})) }) }), /* @__PURE__ */ Y("tbody", { children: f.map((e) => /* @__PURE__ */ Y("tr", { children: a.map((t, n) => {
+				let r = Nt(e[t]), o = n === Mt(a) ? i?.(e) : void 0;
+				return /* @__PURE__ */ Y("td", {
+					class: u.has(t) ? "num" : r.length <= 24 ? "whole" : "",
+					children: o ? /* @__PURE__ */ Y("a", {
+						href: o,
+						children: r
+					}) : r
+				});
+			}) })) })] })
+		})]
+	});
+}
+function Mt(e) {
+	let t = e.indexOf("part");
+	return t < 0 ? 0 : t;
+}
+function Nt(e) {
+	return typeof e == "string" ? K(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? K(e) : q(e)).join(", ") : q(e);
+}
+function Pt(e) {
+	return typeof e == "number" || e == null || e === "inf" || e === "-inf";
+}
+function Ft(e, t) {
+	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : q(e).localeCompare(q(t), "en", { numeric: !0 });
+}
+function It(e, t) {
+	let n = (e) => {
+		let t = typeof e == "number" ? String(e) : q(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
+		return /[",\n\r]/.test(n) ? `"${n.replace(/"/g, "\"\"")}"` : n;
+	};
+	return [e, ...t.map((t) => e.map((e) => t[e]))].map((e) => e.map((e) => n(e)).join(",")).join("\n") + "\n";
+}
+// src/tokens.tsx
+function Lt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
+	let s = Ye(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? nt(Math.min(...c, 0), Math.max(...c), s) : null;
+	return /* @__PURE__ */ Y("div", {
+		class: "tokens-box",
+		children: [/* @__PURE__ */ Y("div", {
+			class: "tokens",
+			role: "group",
+			"aria-label": r,
+			children: e.map((e, r) => {
+				let o = t?.[r], s = l && o !== void 0 ? l.at(o) : null, c = `${r} ${K(e)}${o === void 0 ? "" : `: ${H(o)} ${n ?? ""}`}`, u = s ? {
+					background: it(s),
+					color: at(s)
+				} : {}, d = /* @__PURE__ */ Y(y, { children: [e.startsWith(" ") ? /* @__PURE__ */ Y("span", {
+					class: "space",
+					children: " "
+				}) : null, K(e.trim() ? e.trim() : e)] });
+				return a ? /* @__PURE__ */ Y("button", {
+					type: "button",
+					class: "token",
+					style: u,
+					title: c,
+					"aria-pressed": i === r,
+					onClick: () => a(r),
+					children: d
+				}) : /* @__PURE__ */ Y("span", {
+					class: `token ${i === r ? "chosen" : ""}`,
+					style: u,
+					title: c,
+					children: d
+				});
+			})
+		}), o && l && /* @__PURE__ */ Y(bt, {
+			scale: l,
+			unit: n ?? ""
+		})]
+	});
+}
+// src/result.tsx
+var Rt = /* @__PURE__ */ new Set([
+	"strength",
+	"n_parts",
+	"position",
+	"query",
+	"key",
+	"draw",
+	"prompt",
+	"layer",
+	"chunk",
+	"offset"
+]), zt = /* @__PURE__ */ new Set([
+	"position",
+	"query",
+	"key"
+]), Bt = 24;
+function Vt({ doc: e, slices: t, link: n }) {
+	return e.kind === "knob" ? /* @__PURE__ */ Y(Ut, {
+		doc: e,
+		slices: t,
+		link: n
+	}) : /* @__PURE__ */ Y(Ht, {
+		doc: e,
+		slices: t,
+		link: n
+	});
+}
+function Ht({ doc: e, slices: t, link: n }) {
+	let r = e.sections.find((e) => e.name === "in short"), i = e.sections.filter((e) => e !== r);
+	return /* @__PURE__ */ Y(y, { children: [
+		r && /* @__PURE__ */ Y(X, {
+			title: "In short",
+			class: "lead",
+			children: r.notes.map((e) => /* @__PURE__ */ Y("p", { children: e }))
+		}),
+		/* @__PURE__ */ Y(Gt, {
+			doc: e,
+			slices: t,
+			link: n
+		}),
+		/* @__PURE__ */ Y(ln, { doc: e }),
+		/* @__PURE__ */ Y(dn, { doc: e }),
+		i.length > 0 && /* @__PURE__ */ Y(X, {
+			title: "What was found",
+			children: i.map((e) => /* @__PURE__ */ Y("div", {
+				class: "told-section",
+				children: [e.rows.length ? /* @__PURE__ */ Y(jt, {
+					rows: e.rows,
+					n: e.n,
+					title: W(e.name),
+					link: cn(n)
+				}) : /* @__PURE__ */ Y("h3", { children: W(e.name) }), e.notes.map((e) => /* @__PURE__ */ Y("p", {
+					class: "note",
+					children: e
+				}))]
+			}))
+		}),
+		e.notes.length > 0 && /* @__PURE__ */ Y(X, {
+			title: "Notes",
+			children: /* @__PURE__ */ Y("ul", {
+				class: "notes",
+				children: e.notes.map((e) => /* @__PURE__ */ Y("li", { children: e }))
+			})
+		}),
+		/* @__PURE__ */ Y(fn, {
+			doc: e,
+			link: n
+		}),
+		/* @__PURE__ */ Y(pn, {
+			provenance: e.provenance,
+			python: e.python
+		})
+	] });
+}
+function Ut({ doc: e, slices: t, link: n }) {
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y(X, {
+			title: "What it does",
+			children: [
+				/* @__PURE__ */ Y("p", { children: [
+					/* @__PURE__ */ Y("b", { children: e.name }),
+					" at strength ",
+					/* @__PURE__ */ Y("b", {
+						class: "num",
+						children: H(e.strength)
+					}),
+					"; neutral at ",
+					H(e.neutral),
+					".",
+					" ",
+					e.n_edits,
+					" edit",
+					e.n_edits === 1 ? "" : "s",
+					"."
+				] }),
+				/* @__PURE__ */ Y("ul", {
+					class: "edits",
+					children: e.edits.slice(0, 24).map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y("code", { children: e }) }))
+				}),
+				e.n_edits > 24 && /* @__PURE__ */ Y("p", {
+					class: "note",
+					children: [
+						"and ",
+						e.n_edits - 24,
+						" more"
+					]
+				})
+			]
+		}),
+		Object.entries(e.evidence).map(([e, r]) => /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("h2", {
+			class: "evidence",
+			children: ["Evidence: ", W(e)]
+		}), /* @__PURE__ */ Y(Ht, {
+			doc: r,
+			slices: t,
+			link: n
+		})] })),
+		/* @__PURE__ */ Y(pn, {
+			provenance: e.provenance,
+			python: ""
+		})
+	] });
+}
+function Wt(e) {
+	return e.variables.filter((e) => e.axes.length > 0 && e.shape.every((e) => e > 0));
+}
+function Gt({ doc: e, slices: t, link: n }) {
+	let r = Wt(e), [i, a] = L(e.tables.dose && V(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
+	if (!o) return null;
+	let s = r.length > 1 && /* @__PURE__ */ Y("label", {
+		class: "pick",
+		children: [/* @__PURE__ */ Y("span", { children: "Shown" }), /* @__PURE__ */ Y("select", {
+			value: o.name,
+			onChange: (e) => a(e.currentTarget.value),
+			children: r.map((e) => /* @__PURE__ */ Y("option", {
+				value: e.name,
+				children: [
+					W(e.name),
+					" (",
+					e.axes.map(W).join(" × "),
+					")"
+				]
+			}))
+		})]
+	});
+	return /* @__PURE__ */ Y(X, {
+		title: o.unit && o.unit !== o.name ? `${Kt(W(o.name))}, ${o.unit}` : Kt(W(o.name)),
+		aside: s,
+		class: "figure",
+		children: /* @__PURE__ */ Y(qt, {
+			doc: e,
+			chosen: o,
+			slices: t,
+			link: n
+		})
+	});
+}
+function Kt(e) {
+	return e.charAt(0).toUpperCase() + e.slice(1);
+}
+function qt({ doc: e, chosen: t, slices: n, link: r }) {
+	let i = t.name === e.main;
+	if (t.axes.length === 1) return /* @__PURE__ */ Y(Yt, {
+		doc: e,
+		chosen: t,
+		main: i,
+		link: r
+	});
+	let [a, o] = t.axes;
+	return t.axes.length === 2 && Jt(a, o, e) ? /* @__PURE__ */ Y(Qt, {
+		doc: e,
+		chosen: t
+	}) : /* @__PURE__ */ Y("div", {
+		class: i && e.ranked && t.shape[1] <= 12 ? "two" : "one",
+		children: [/* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(tn, {
+			doc: e,
+			chosen: t,
+			slices: n
+		}) }), i && e.ranked && /* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(sn, {
+			doc: e,
+			link: r
+		}) })]
+	});
+}
+function Jt(e, t, n) {
+	let r = (e) => Rt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
+	return i(e) && r(t) || i(t) && r(e);
+}
+function Yt({ doc: e, chosen: t, main: n, link: r }) {
+	let i = t.axes[0], a = e.steps[i] ?? [], o = B(t);
+	if (!o) return /* @__PURE__ */ Y(en, {});
+	if (n && e.ranked) return /* @__PURE__ */ Y(sn, {
+		doc: e,
+		link: r
+	});
+	if (Rt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ Y(ut, {
+		x: a,
+		lines: Zt(e, t),
+		axis: W(i),
+		unit: t.unit,
+		label: `${W(t.name)} in ${t.unit}`
+	});
+	let s = e.labels[i] ?? [], c = Array.from(o, (n, r) => ({
+		name: s[r] ?? String(r),
+		value: n,
+		...Xt(e, t, r)
+	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, Bt), u = c.length > Bt ? c.filter((e) => l.includes(e)) : c;
+	return /* @__PURE__ */ Y(y, { children: [
+		zt.has(i) && /* @__PURE__ */ Y(Lt, {
+			tokens: s,
+			values: o,
+			unit: t.unit,
+			label: W(t.name),
+			legend: !0
+		}),
+		/* @__PURE__ */ Y(ct, {
+			bars: u,
+			unit: t.unit,
+			label: W(t.name)
+		}),
+		c.length > Bt && /* @__PURE__ */ Y("p", {
+			class: "note",
+			children: [
+				"The ",
+				Bt,
+				" largest of ",
+				c.length,
+				", either sign."
+			]
+		})
+	] });
+}
+function Xt(e, t, n) {
+	let r = (r) => (t.name === e.main ? Pe(e, r)?.[n] : null) ?? null, i = (i) => {
+		let a = V(e, `${t.name}_${i}`);
+		return a && a.axes.join() === t.axes.join() ? B(a)?.[n] ?? null : r(i);
+	};
+	return {
+		low: i("low"),
+		high: i("high"),
+		nullMean: r("null_mean"),
+		nullHigh: r("null_high"),
+		nullLow: r("null_low")
+	};
+}
+function Zt(e, t) {
+	let n = e.variables.filter((e) => e.axes.join() === t.axes.join() && e.unit === t.unit), r = (e) => {
+		let t = n.find((t) => t.name === e);
+		return t ? B(t) : null;
+	}, i = (e) => ({
+		low: r(`${e}_low`),
+		high: r(`${e}_high`)
+	}), a = i(t.name).low ? i(t.name) : t.name === e.main ? {
+		low: r("low"),
+		high: r("high")
+	} : {}, o = [{
+		name: W(t.name),
+		y: B(t) ?? [],
+		...a
+	}];
+	for (let e of [
+		"null",
+		"chance",
+		"random"
+	]) {
+		let n = r(`${e}_mean`) ?? r(e), a = i(e);
+		e !== t.name && (n || a.low) && o.push({
+			name: "random control",
+			y: n ?? Array.from(t.data ? B(t) ?? [] : [], () => NaN),
+			...a,
+			control: !0
+		});
+	}
+	return o;
+}
+function Qt({ doc: e, chosen: t }) {
+	let n = B(t);
+	if (!n) return /* @__PURE__ */ Y(en, {});
+	let r = Rt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
+		let a = t.name === e.main ? Pe(e, n) : null;
+		return a && $t(a, t.shape, r, i, o);
+	}, c = (e.labels[a] ?? []).map((e, i) => ({
+		name: e,
+		y: $t(n, t.shape, r, i, o),
+		low: s("low", i),
+		high: s("high", i),
+		control: a === "draw" || /random|control/.test(e)
+	}));
+	return /* @__PURE__ */ Y(ut, {
+		x: e.steps[i],
+		lines: c.slice(0, 24),
+		axis: W(i),
+		unit: t.unit,
+		label: W(t.name)
+	});
+}
+function $t(e, t, n, r, i) {
+	return Array.from({ length: i }, (i, a) => e[n === 1 ? Le(t, [r, a]) : Le(t, [a, r])]);
+}
+function en() {
+	return /* @__PURE__ */ Y("p", {
+		class: "note",
+		children: "These numbers are too many to be in this file; open the saved folder with patchbay ui."
+	});
+}
+function tn({ doc: e, chosen: t, slices: n }) {
+	let r = t.axes.slice(0, -2), [i, a] = L(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = rn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = z(() => an(e, t), [e, t]), f = z(() => on(e, t), [e, t]);
+	R(() => a(r.map(() => 0)), [t.name]);
+	let p = (t) => e.labels[t] ?? [];
+	return /* @__PURE__ */ Y(y, { children: [r.length > 0 && /* @__PURE__ */ Y("div", {
+		class: "choose",
+		children: r.map((e, t) => /* @__PURE__ */ Y("label", {
+			class: "pick",
+			children: [/* @__PURE__ */ Y("span", { children: W(e) }), /* @__PURE__ */ Y("select", {
+				value: String(i[t]),
+				onChange: (e) => a(i.map((n, r) => r === t ? Number(e.currentTarget.value) : n)),
+				children: p(e).map((e, t) => /* @__PURE__ */ Y("option", {
+					value: String(t),
+					children: e
+				}))
+			})]
+		}))
+	}), l ? /* @__PURE__ */ Y(Z, { message: l }) : c ? /* @__PURE__ */ Y(nn, {
+		doc: e,
+		chosen: t,
+		values: c,
+		row: o,
+		column: s,
+		names: u ? e.names : null,
+		told: r.length ? void 0 : d,
+		marked: u ? f : void 0
+	}) : /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: [
+			"Reading ",
+			W(t.name),
+			" …"
+		]
+	})] });
+}
+function nn(e) {
+	let { doc: t, chosen: n, values: r, row: i, column: a } = e, o = i === "query" && a === "key", s = t.labels[a] ?? [], [c, l] = L(Math.max(0, (t.labels[i]?.length ?? 1) - 1)), u = n.axes.length > 2 && n.low !== null && n.high !== null ? [n.low, n.high] : void 0;
+	return /* @__PURE__ */ Y(y, { children: [o && s.length <= 256 && /* @__PURE__ */ Y("div", {
+		class: "attended",
+		children: [/* @__PURE__ */ Y("p", {
+			class: "note",
+			children: "What the chosen token attends to; choose another one."
+		}), /* @__PURE__ */ Y(Lt, {
+			tokens: s,
+			values: r.subarray(c * s.length, (c + 1) * s.length),
+			unit: n.unit,
+			label: "Attention from the chosen token",
+			chosen: c,
+			onPick: l
+		})]
+	}), /* @__PURE__ */ Y(_t, {
+		values: r,
+		rows: t.labels[i] ?? [],
+		columns: s,
+		axes: [W(i), W(a)],
+		unit: n.unit,
+		label: `${W(n.name)} in ${n.unit}`,
+		upward: i === "layer",
+		square: o,
+		names: e.names,
+		...e.marked ? { marked: e.marked } : {},
+		...u ? { range: u } : {},
+		...e.told ? { told: e.told } : {},
+		...o ? { onPick: (e) => l(e) } : {}
+	})] });
+}
+function rn(e, t, n) {
+	let r = B(e), [i, a] = L({
+		key: "",
+		values: null,
+		failed: ""
+	}), o = `${e.name}:${t.join()}`;
+	if (R(() => {
+		if (r || i.key === o) return;
+		let s = !0;
+		return n ? n(e, t).then((e) => s && a({
+			key: o,
+			values: e,
+			failed: ""
+		}), (e) => s && a({
+			key: o,
+			values: null,
+			failed: e.message
+		})) : a({
+			key: o,
+			values: null,
+			failed: "These numbers are too many to be in this file; open the saved folder with patchbay ui."
+		}), () => {
+			s = !1;
+		};
+	}, [o, r]), !r) return i.key === o ? i : {
+		values: null,
+		failed: ""
+	};
+	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = Le(e.shape.slice(0, -2), t);
+	return {
+		values: r.length === s ? r : r.subarray(c * s, (c + 1) * s),
+		failed: ""
+	};
+}
+function an(e, t) {
+	if (t.name !== e.main) return;
+	let n = e.variables.filter((e) => e !== t && e.axes.join() === t.axes.join() && e.data !== null);
+	if (!n.length) return;
+	let [r, i] = ["low", "high"].map((e) => n.find((t) => t.name === e));
+	return (e) => {
+		let t = r && i ? [`95 % ${H(B(r)?.[e])} to ${H(B(i)?.[e])}`] : [];
+		for (let a of n.filter((e) => e !== r && e !== i && e.unit !== "token id").slice(0, 4)) t.push(`${W(a.name)} ${H(B(a)?.[e])}`);
+		return t.join(" · ");
+	};
+}
+function on(e, t) {
+	let n = /* @__PURE__ */ new Set();
+	if (!e.ranked || t.axes.length !== 2) return n;
+	let [r, i] = t.axes.map((t) => e.steps[t] ?? []);
+	for (let a of e.highlights) {
+		let e = /^L(\d+)\.[A-Z](\d+)$/.exec(a), o = e ? [r.indexOf(Number(e[1])), i.indexOf(Number(e[2]))] : [-1, -1];
+		o[0] >= 0 && o[1] >= 0 && n.add(Le(t.shape, o));
+	}
+	return n;
+}
+function sn({ doc: e, link: t }) {
+	let n = V(e, e.main), r = (t, r) => {
+		let i = t[r];
+		return typeof i == "number" && V(e, r)?.unit === n?.unit ? i : null;
+	}, i = e.rows.slice(0, Bt).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
+		name: String(n.part),
+		value: Number(n.value),
+		low: r(n, "low"),
+		high: r(n, "high"),
+		nullMean: r(n, "null_mean"),
+		nullLow: r(n, "null_low"),
+		nullHigh: r(n, "null_high"),
+		aside: typeof n.p == "number" ? `p ${H(n.p)}` : "",
+		strong: e.highlights.includes(String(n.part)),
+		link: t?.(String(n.part))
+	}));
+	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(ct, {
+		bars: i,
+		unit: n?.unit ?? "",
+		label: `Parts by ${W(e.main)}`
+	}), e.measured > i.length && /* @__PURE__ */ Y("p", {
+		class: "note",
+		children: [
+			"The ",
+			i.length,
+			" largest of ",
+			e.measured.toLocaleString("en"),
+			" parts, either sign."
+		]
+	})] });
+}
+function cn(e) {
+	return (t) => typeof t.part == "string" ? e?.(t.part) : void 0;
+}
+function ln({ doc: e }) {
+	let t = e.tables.tokens?.rows ?? [], n = e.labels.position, r = e.variables.filter((e) => e.axes.join() === "position" && e.data !== null && e.name !== "token_id"), [i, a] = L(""), o = r.find((e) => e.name === i) ?? r[0];
+	return !t.length || !n || !o || e.main === o.name ? null : /* @__PURE__ */ Y(X, {
+		title: "Tokens",
+		aside: r.length > 1 && /* @__PURE__ */ Y("label", {
+			class: "pick",
+			children: [/* @__PURE__ */ Y("span", { children: "Shown" }), /* @__PURE__ */ Y("select", {
+				value: o.name,
+				onChange: (e) => a(e.currentTarget.value),
+				children: r.map((e) => /* @__PURE__ */ Y("option", {
+					value: e.name,
+					children: W(e.name)
+				}))
+			})]
+		}),
+		children: /* @__PURE__ */ Y(Lt, {
+			tokens: (e.steps.position ?? []).map((e) => un(String(e))),
+			values: B(o) ?? void 0,
+			unit: o.unit,
+			label: W(o.name),
+			legend: !0
+		})
+	});
+}
+function un(e) {
+	return /^-?\d+ (['"])(.*)\1$/s.exec(e)?.[2] ?? e;
+}
+function dn({ doc: e }) {
+	let t = e.variables.filter((e) => e.axes.length === 0), n = (e) => {
+		let n = t.find((t) => t.name === e);
+		return n ? B(n)?.[0] ?? NaN : NaN;
+	}, r = new Set(t.map((e) => e.name).filter((e) => /_(low|high)$/.test(e) && !Number.isNaN(n(e.replace(/_(low|high)$/, "")))));
+	e.variables[0]?.axes.length === 0 && ["low", "high"].forEach((e) => r.add(e));
+	let i = t.filter((e) => !r.has(e.name) && !Number.isNaN(n(e.name)));
+	return i.length ? /* @__PURE__ */ Y(X, {
+		title: e.variables[0]?.axes.length === 0 ? "Measured" : "Single numbers",
+		children: /* @__PURE__ */ Y("dl", {
+			class: "tiles",
+			children: i.map((t) => {
+				let r = t.name === e.main && !Number.isNaN(n("low")) ? "" : `${t.name}_`, [i, a] = [n(`${r}low`), n(`${r}high`)];
+				return /* @__PURE__ */ Y("div", {
+					class: t.name === e.main ? "tile main" : "tile",
+					children: [/* @__PURE__ */ Y("dt", { children: W(t.name) }), /* @__PURE__ */ Y("dd", { children: [
+						/* @__PURE__ */ Y("b", {
+							class: "num",
+							children: H(n(t.name))
+						}),
+						" ",
+						/* @__PURE__ */ Y("span", { children: t.unit }),
+						!Number.isNaN(i) && /* @__PURE__ */ Y("small", {
+							class: "num",
+							children: [
+								"95 % ",
+								H(i),
+								" to ",
+								H(a)
+							]
+						})
+					] })]
+				});
+			})
+		})
+	}) : null;
+}
+function fn({ doc: e, link: t }) {
+	let n = new Set(e.sections.map((e) => e.name)), r = Object.entries(e.tables).filter(([e]) => !n.has(e) && e !== "cells" && e !== "tokens" && e !== "names");
+	return !r.length && !e.rows.length ? null : /* @__PURE__ */ Y(X, {
+		title: "Numbers",
+		children: [e.rows.length > 0 && /* @__PURE__ */ Y(jt, {
+			rows: e.rows,
+			n: e.measured,
+			title: "parts, largest first",
+			link: cn(t)
+		}), r.map(([e, t]) => /* @__PURE__ */ Y(jt, {
+			rows: t.rows,
+			n: t.n,
+			title: W(e)
+		}))]
+	});
+}
+function pn({ provenance: e, python: t }) {
+	return /* @__PURE__ */ Y(X, {
+		title: "Where the numbers came from",
+		class: "whence",
+		children: [t && /* @__PURE__ */ Y("div", {
+			class: "call",
+			children: [/* @__PURE__ */ Y("pre", {
+				tabIndex: 0,
+				"aria-label": "Python that makes it again",
+				children: /* @__PURE__ */ Y("code", { children: t })
+			}), /* @__PURE__ */ Y(Ze, {
+				text: () => t,
+				label: "Copy Python"
+			})]
+		}), e.length ? /* @__PURE__ */ Y("details", { children: [/* @__PURE__ */ Y("summary", { children: [e.length, " facts of the record"] }), /* @__PURE__ */ Y("dl", {
+			class: "facts",
+			children: e.map(([e, t]) => /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("dt", { children: e }), /* @__PURE__ */ Y("dd", { children: t })] }))
+		})] }) : /* @__PURE__ */ Y("p", {
+			class: "note",
+			children: "Made by hand: no record."
+		})]
+	});
+}
+function mn(e) {
+	return e.method ? G(e.method) : e.kind === "knob" ? e.name : "Result";
+}
+// src/results.tsx
+function hn({ changed: e, folder: t }) {
+	let { got: n, failed: r, busy: i } = J("/api/results", e), [a, o] = L(""), s = z(() => {
+		let e = a.toLowerCase().split(/\s+/).filter(Boolean);
+		return (n ?? []).filter((t) => e.every((e) => `${t.name} ${t.method} ${t.model} ${t.about}`.toLowerCase().includes(e)));
+	}, [n, a]);
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: "Results",
+			lead: t ? `Folders of ${t}; the command line and the library read and write the same ones.` : ""
+		}),
+		r && /* @__PURE__ */ Y(Z, { message: r }),
+		n && n.length > 6 && /* @__PURE__ */ Y("label", {
+			class: "search",
+			children: [/* @__PURE__ */ Y("span", {
+				class: "hidden",
+				children: "Search results"
+			}), /* @__PURE__ */ Y("input", {
+				type: "search",
+				placeholder: "Search by name, method, model or task",
+				value: a,
+				onInput: (e) => o(e.currentTarget.value)
+			})]
+		}),
+		n && !n.length && /* @__PURE__ */ Y($e, {
+			title: "No results here yet",
+			children: /* @__PURE__ */ Y("p", { children: [
+				"Run a method on ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/find",
+					children: "Find"
+				}),
+				", ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/prove",
+					children: "Prove"
+				}),
+				" or ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/turn",
+					children: "Turn"
+				}),
+				", or save one from Python: ",
+				/* @__PURE__ */ Y("code", { children: [
+					"result.save(\"",
+					t || "FOLDER",
+					"/name\")"
+				] })
+			] })
+		}),
+		i && !n && /* @__PURE__ */ Y("div", {
+			class: "waiting",
+			"aria-busy": "true",
+			children: "Reading the folder …"
+		}),
+		/* @__PURE__ */ Y("ul", {
+			class: "entries",
+			children: s.map((e) => /* @__PURE__ */ Y("li", {
+				class: e.kind,
+				children: /* @__PURE__ */ Y("a", {
+					href: `#/results/${Ue(e.name)}`,
+					children: [
+						/* @__PURE__ */ Y("b", { children: e.name }),
+						/* @__PURE__ */ Y("span", {
+							class: "entry-method",
+							children: [e.kind === "damaged" ? "Damaged" : e.method ? G(e.method) : "Made by hand", e.kind === "knob" ? ", a knob" : ""]
+						}),
+						/* @__PURE__ */ Y("span", {
+							class: "entry-about",
+							children: e.kind === "damaged" ? e.message : [e.model, e.about].filter(Boolean).join(" · ")
+						}),
+						/* @__PURE__ */ Y("time", { children: e.date.replace("T", " ").slice(0, 16) })
+					]
+				})
+			}))
+		}),
+		n && n.length > 0 && !s.length && /* @__PURE__ */ Y($e, { title: `Nothing here matches “${a}”` })
+	] });
+}
+function gn({ name: e, changed: t }) {
+	let { got: n, failed: r, busy: i } = J(`/api/result?name=${encodeURIComponent(e)}`, t), a = z(() => We(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: n ? mn(n) : e,
+			back: {
+				to: "#/results",
+				text: "Results"
+			},
+			lead: n ? _n(n) : "",
+			children: n && /* @__PURE__ */ Y("div", {
+				class: "exports",
+				children: [
+					/* @__PURE__ */ Y("span", {
+						class: "folder",
+						children: /* @__PURE__ */ Y("code", { children: e })
+					}),
+					n.kind === "result" && /* @__PURE__ */ Y(y, { children: [
+						/* @__PURE__ */ Y("a", {
+							href: o("svg"),
+							download: `${e}.svg`,
+							children: "SVG"
+						}),
+						/* @__PURE__ */ Y("a", {
+							href: o("png"),
+							download: `${e}.png`,
+							children: "PNG"
+						}),
+						/* @__PURE__ */ Y("a", {
+							href: o("pdf"),
+							download: `${e}.pdf`,
+							children: "PDF"
+						})
+					] }),
+					/* @__PURE__ */ Y("a", {
+						href: `/api/saved?name=${encodeURIComponent(e)}`,
+						download: `${e}.html`,
+						children: "One file"
+					})
+				]
+			})
+		}),
+		r && /* @__PURE__ */ Y(Z, {
+			message: r,
+			children: /* @__PURE__ */ Y("p", { children: ["The other results are not touched by it. ", /* @__PURE__ */ Y("a", {
+				href: "#/results",
+				children: "To the results"
+			})] })
+		}),
+		i && !n && /* @__PURE__ */ Y("div", {
+			class: "waiting",
+			"aria-busy": "true",
+			children: [
+				"Reading ",
+				e,
+				" …"
+			]
+		}),
+		n && /* @__PURE__ */ Y(Vt, {
+			doc: n,
+			slices: a,
+			link: (e) => /^L\d+(\.|$)/.test(e) && !e.includes(">") ? `#/model/${e}` : void 0
+		}, e)
+	] });
+}
+function _n(e) {
+	if (e.kind === "knob") return e.origin;
+	let t = e.provenance.find(([e]) => e === "model source")?.[1];
+	return [
+		e.asked,
+		t,
+		e.measured > 1 ? `${e.measured.toLocaleString("en")} values` : ""
+	].filter(Boolean).join(" · ");
+}
+function $(e) {
+	return /* @__PURE__ */ Y("div", {
+		class: "page-head",
+		children: [
+			e.back && /* @__PURE__ */ Y("a", {
+				class: "back",
+				href: e.back.to,
+				children: ["← ", e.back.text]
+			}),
+			/* @__PURE__ */ Y("h1", { children: e.title }),
+			e.lead && /* @__PURE__ */ Y("p", {
+				class: "lead-line",
+				children: e.lead
+			}),
+			e.children
+		]
+	});
+}
+// src/runs.tsx
+var vn = {
+	queued: "waits",
+	running: "running",
+	stopping: "stopping",
+	done: "done",
+	failed: "failed",
+	cancelled: "cancelled"
+};
+function yn({ runs: e }) {
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: "Runs",
+			lead: "One at a time, in their order. What a cancelled sweep had finished is kept: the same call goes on from there."
+		}),
+		e && !e.length && /* @__PURE__ */ Y($e, {
+			title: "Nothing has run since the server started",
+			children: /* @__PURE__ */ Y("p", { children: [
+				"Choose a method on ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/find",
+					children: "Find"
+				}),
+				" or ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/prove",
+					children: "Prove"
+				}),
+				"."
+			] })
+		}),
+		/* @__PURE__ */ Y("ul", {
+			class: "runs",
+			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(bn, { run: e }) }, e.id))
+		})
+	] });
+}
+function bn({ run: e }) {
+	let t = new URLSearchParams({
+		given: JSON.stringify(e.given),
+		name: e.name
+	});
+	return /* @__PURE__ */ Y("article", {
+		class: `run ${e.state}`,
+		children: [
+			/* @__PURE__ */ Y("div", {
+				class: "run-head",
+				children: [
+					/* @__PURE__ */ Y("b", { children: G(e.method) }),
+					/* @__PURE__ */ Y("span", {
+						class: `state ${e.state}`,
+						children: vn[e.state]
+					}),
+					/* @__PURE__ */ Y("span", {
+						class: "num run-time",
+						children: e.seconds > 0 ? wn(e.seconds) : ""
+					})
+				]
+			}),
+			["running", "stopping"].includes(e.state) && /* @__PURE__ */ Y(Sn, { run: e }),
+			e.message && /* @__PURE__ */ Y("p", {
+				class: e.state === "failed" ? "failed" : "note",
+				role: e.state === "failed" ? "alert" : void 0,
+				children: e.message
+			}),
+			/* @__PURE__ */ Y("details", { children: [/* @__PURE__ */ Y("summary", { children: "The call" }), /* @__PURE__ */ Y("div", {
+				class: "call",
+				children: [/* @__PURE__ */ Y("pre", {
+					tabIndex: 0,
+					children: /* @__PURE__ */ Y("code", { children: e.command })
+				}), /* @__PURE__ */ Y(Ze, { text: () => e.command })]
+			})] }),
+			/* @__PURE__ */ Y("div", {
+				class: "run-foot",
+				children: [
+					e.result && /* @__PURE__ */ Y("a", {
+						class: "button",
+						href: `#/results/${Ue(e.result)}`,
+						children: ["Open ", e.result]
+					}),
+					["running", "queued"].includes(e.state) && /* @__PURE__ */ Y("button", {
+						type: "button",
+						onClick: () => void He(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
+						children: "Cancel"
+					}),
+					["failed", "cancelled"].includes(e.state) && /* @__PURE__ */ Y("a", {
+						class: "button",
+						href: `#/${e.room}/${e.method}?${t}`,
+						children: e.state === "failed" ? "Change and run again" : "Go on"
+					})
+				]
+			})
+		]
+	});
+}
+function xn({ run: e, waiting: t }) {
+	return /* @__PURE__ */ Y("a", {
+		class: "run-line",
+		href: "#/runs",
+		children: [/* @__PURE__ */ Y("span", { children: [
+			G(e.method),
+			": ",
+			vn[e.state],
+			e.total ? `, ${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")}` : "",
+			t ? `; ${t} more wait` : ""
+		] }), /* @__PURE__ */ Y(Cn, { run: e })]
+	});
+}
+function Sn({ run: e }) {
+	let t = e.done > 0 && e.total > e.done ? e.seconds * (e.total - e.done) / e.done : null;
+	return /* @__PURE__ */ Y("div", {
+		class: "progress",
+		children: [/* @__PURE__ */ Y(Cn, { run: e }), /* @__PURE__ */ Y("span", {
+			class: "note num",
+			children: [
+				e.total ? `${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")} cells` : "working",
+				t !== null && t > 1 ? `, about ${wn(t)} left` : "",
+				e.estimate ? ` · ${e.estimate}` : ""
+			]
+		})]
+	});
+}
+function Cn({ run: e }) {
+	return e.total ? /* @__PURE__ */ Y("progress", {
+		value: e.done,
+		max: e.total,
+		"aria-label": `${G(e.method)}: ${Math.round(100 * e.done / e.total)} %`
+	}) : /* @__PURE__ */ Y("progress", { "aria-label": `${G(e.method)}: working` });
+}
+function wn(e) {
+	return e < 60 ? `${e < 10 ? e.toFixed(1) : Math.round(e)} s` : `${Math.floor(e / 60)} min ${Math.round(e % 60)} s`;
+}
+// src/method.tsx
+function Tn({ room: e }) {
+	let [t, n] = L(""), r = t.toLowerCase().split(/\s+/).filter(Boolean), i = e.methods.filter((e) => r.every((t) => `${e.name.replace(/_/g, " ")} ${e.doc}`.toLowerCase().includes(t)));
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: G(e.name),
+			lead: e.doc
+		}),
+		/* @__PURE__ */ Y("label", {
+			class: "search",
+			children: [/* @__PURE__ */ Y("span", {
+				class: "hidden",
+				children: "Search methods"
+			}), /* @__PURE__ */ Y("input", {
+				type: "search",
+				placeholder: `Search ${e.methods.length} methods`,
+				value: t,
+				onInput: (e) => n(e.currentTarget.value)
+			})]
+		}),
+		/* @__PURE__ */ Y("ul", {
+			class: "methods",
+			children: i.map((t) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y("a", {
+				href: `#/${e.name}/${t.name}`,
+				children: [/* @__PURE__ */ Y("b", { children: G(t.name) }), /* @__PURE__ */ Y("span", { children: t.doc.replace(/^[^:]{0,60}: /, (e) => e.length < 50 ? "" : e) })]
+			}) }))
+		})
+	] });
+}
+function En({ room: e, name: t, state: n, about: r, query: i }) {
+	let { got: a, failed: o } = J(`/api/method?room=${e}&name=${t}`), s = `patchbay-form-${e}-${t}`, [c, l] = L({}), [u, d] = L(""), [f, p] = L(""), [m, h] = L(!1), [g, _] = L(null);
+	R(() => {
+		let e = i.get("given") ?? sessionStorage.getItem(s);
+		l(e ? JSON.parse(e) : {}), d(i.get("name") ?? ""), p(""), _(null);
+	}, [
+		e,
+		t,
+		i.toString()
+	]);
+	let v = (e, t) => {
+		let n = {
+			...c,
+			[e]: t
+		};
+		l(n), sessionStorage.setItem(s, JSON.stringify(n));
+	}, b = async (n) => {
+		n.preventDefault(), p(""), h(!0);
+		try {
+			_((await He("/api/runs", {
+				room: e,
+				method: t,
+				given: c,
+				name: u
+			})).id);
+		} catch (e) {
+			p(e.message);
+		}
+		h(!1);
+	};
+	if (o) return /* @__PURE__ */ Y(Z, {
+		message: o,
+		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
+			href: `#/${e}`,
+			children: ["All methods of ", e]
+		}) })
+	});
+	if (!a) return /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: [
+			"Reading ",
+			G(t),
+			" …"
+		]
+	});
+	let x = n?.runs.find((e) => e.id === g) ?? Dn(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
+	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, {
+		title: G(t),
+		lead: a.head.replace(/`/g, ""),
+		back: {
+			to: `#/${e}`,
+			text: G(e)
+		}
+	}), /* @__PURE__ */ Y("div", {
+		class: "form-page",
+		children: [/* @__PURE__ */ Y("form", {
+			class: "panel form",
+			onSubmit: b,
+			children: [
+				C.map((e) => /* @__PURE__ */ Y(On, {
+					field: e,
+					value: c[e.name],
+					tasks: r.tasks,
+					change: v
+				})),
+				w.length > 0 && /* @__PURE__ */ Y("details", {
+					open: w.some((e) => e.required || e.name in c),
+					children: [/* @__PURE__ */ Y("summary", { children: [
+						w.length,
+						" option",
+						w.length === 1 ? "" : "s"
+					] }), w.map((e) => /* @__PURE__ */ Y(On, {
+						field: e,
+						value: c[e.name],
+						tasks: r.tasks,
+						change: v
+					}))]
+				}),
+				/* @__PURE__ */ Y("div", {
+					class: "field",
+					children: [
+						/* @__PURE__ */ Y("label", {
+							for: "target",
+							children: "Save as"
+						}),
+						/* @__PURE__ */ Y("input", {
+							id: "target",
+							type: "text",
+							value: u,
+							placeholder: t,
+							onInput: (e) => d(e.currentTarget.value),
+							"aria-describedby": "target-word"
+						}),
+						/* @__PURE__ */ Y("p", {
+							class: "word",
+							id: "target-word",
+							children: "A folder of the results; without, the method's name and the next free number."
+						})
+					]
+				}),
+				f && /* @__PURE__ */ Y(Z, { message: f }),
+				/* @__PURE__ */ Y("div", {
+					class: "form-foot",
+					children: [/* @__PURE__ */ Y("button", {
+						type: "submit",
+						class: "primary",
+						disabled: m || !S,
+						children: "Run"
+					}), !S && /* @__PURE__ */ Y("span", {
+						class: "note",
+						children: n?.model.state === "failed" ? n.model.message : "Start patchbay ui with a MODEL to run methods."
+					})]
+				})
+			]
+		}), /* @__PURE__ */ Y("div", {
+			class: "form-side",
+			children: [x && /* @__PURE__ */ Y(bn, { run: x }), /* @__PURE__ */ Y("details", {
+				class: "panel help",
+				open: !x,
+				children: [/* @__PURE__ */ Y("summary", { children: "What it measures" }), a.help.split("\n\n").map((e) => e.startsWith("    ") ? /* @__PURE__ */ Y("pre", {
+					tabIndex: 0,
+					children: e.replace(/^ {4}/gm, "")
+				}) : /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y(Qe, { text: e }) }))]
+			})]
+		})]
+	})] });
+}
+function Dn(e, t, n) {
+	return [...e?.runs ?? []].reverse().find((e) => e.room === t && e.method === n);
+}
+function On({ field: e, value: t, tasks: n, change: r }) {
+	let i = `field-${e.name}`, a = `${i}-word`, o = typeof t == "string" ? t : "", s = (t) => r(e.name, t.currentTarget.value), c = e.name === "task" ? "tasks" : void 0;
+	return e.kind === "flag" ? /* @__PURE__ */ Y("div", {
+		class: "field flag",
+		children: [/* @__PURE__ */ Y("label", { children: [
+			/* @__PURE__ */ Y("input", {
+				type: "checkbox",
+				checked: t === void 0 ? e.initial === "true" : !!t,
+				onChange: (t) => r(e.name, t.currentTarget.checked),
+				"aria-describedby": a
+			}),
+			" ",
+			e.flag
+		] }), /* @__PURE__ */ Y("p", {
+			class: "word",
+			id: a,
+			children: /* @__PURE__ */ Y(Qe, { text: e.word })
+		})]
+	}) : /* @__PURE__ */ Y("div", {
+		class: "field",
+		children: [
+			/* @__PURE__ */ Y("label", {
+				for: i,
+				children: [e.flag, e.required && /* @__PURE__ */ Y("span", {
+					class: "needed",
+					children: " needed"
+				})]
+			}),
+			e.kind === "choice" ? /* @__PURE__ */ Y("select", {
+				id: i,
+				value: o || e.initial,
+				onChange: s,
+				"aria-describedby": a,
+				required: e.required,
+				children: [!e.initial && /* @__PURE__ */ Y("option", {
+					value: "",
+					children: e.required ? "choose" : "not given"
+				}), e.choices.map((e) => /* @__PURE__ */ Y("option", {
+					value: e,
+					children: e
+				}))]
+			}) : /* @__PURE__ */ Y("input", {
+				id: i,
+				type: "text",
+				inputMode: e.kind === "integer" ? "numeric" : e.kind === "number" ? "decimal" : "text",
+				value: o,
+				placeholder: e.initial || (e.kind === "integer" ? "a whole number" : e.metavar),
+				required: e.required,
+				list: c,
+				onInput: s,
+				"aria-describedby": a,
+				autocomplete: "off",
+				spellcheck: !1
+			}),
+			c && /* @__PURE__ */ Y("datalist", {
+				id: "tasks",
+				children: n.map((e) => /* @__PURE__ */ Y("option", {
+					value: e.name,
+					children: e.doc
+				}))
+			}),
+			/* @__PURE__ */ Y("p", {
+				class: "word",
+				id: a,
+				children: /* @__PURE__ */ Y(Qe, { text: e.word })
+			})
+		]
+	});
+}
+// src/model.tsx
+function kn({ part: e, state: t }) {
+	let n = t?.model.state, r = J(n === "ready" ? "/api/model" : null);
+	if (n === "none") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y($e, {
+		title: "No model is open",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"Start ",
+			/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+			", such as ",
+			/* @__PURE__ */ Y("code", { children: "patchbay ui tiny" }),
+			". Results can be read without one."
+		] })
+	})] });
+	if (n === "failed") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Z, { message: t?.model.message ?? "" })] });
+	if (r.failed) return /* @__PURE__ */ Y(Z, { message: r.failed });
+	if (!r.got) return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: n === "ready" ? "Reading the model …" : "The model is loading …"
+	})] });
+	let i = r.got;
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: i.source,
+			lead: `${i.family} · ${Nn(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
+		}),
+		/* @__PURE__ */ Y(X, {
+			title: "Patch bay",
+			aside: /* @__PURE__ */ Y(An, { check: i.check }),
+			children: [/* @__PURE__ */ Y("div", {
+				class: "bay",
+				role: "list",
+				"aria-label": "Layers, the last on top",
+				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ Y(jn, {
+					layer: t,
+					chosen: e
+				}))
+			}), /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: ["Choose a jack to see its ports, and what it reads and writes in tokens. ", i.carried.join("; ")]
+			})]
+		}),
+		e && /* @__PURE__ */ Y(Mn, { part: e })
+	] });
+}
+function An({ check: e }) {
+	return /* @__PURE__ */ Y("span", {
+		class: e.passed ? "good" : "bad",
+		children: [
+			e.passed ? "self-check passed" : "self-check FAILED",
+			": stream ",
+			H(e.stream),
+			", logits ",
+			H(e.logits),
+			", heads ",
+			H(e.heads)
+		]
+	});
+}
+function jn({ layer: e, chosen: t }) {
+	let n = `L${e.layer}`, r = (e, n, r) => /* @__PURE__ */ Y("a", {
+		class: `jack ${r}`,
+		href: `#/model/${e}`,
+		"aria-current": t === e ? "true" : void 0,
+		title: e,
+		children: n
+	});
+	return /* @__PURE__ */ Y("div", {
+		class: "bay-row",
+		role: "listitem",
+		children: [/* @__PURE__ */ Y("span", {
+			class: "bay-name",
+			children: r(n, n, "layer")
+		}), /* @__PURE__ */ Y("span", {
+			class: "bay-parts",
+			children: [
+				Array.from({ length: e.heads }, (e, t) => r(`${n}.H${t}`, `H${t}`, "head")),
+				e.signals.includes("attn.out") && r(`${n}.attn`, "attn", "wide"),
+				e.signals.includes("mlp.out") && r(`${n}.mlp`, e.neurons ? `mlp ${e.neurons.toLocaleString("en")}` : "mlp", "wide"),
+				Array.from({ length: Math.min(64, e.experts) }, (e, t) => r(`${n}.E${t}`, `E${t}`, "expert"))
+			]
+		})]
+	});
+}
+function Mn({ part: e }) {
+	let { got: t, failed: n, busy: r } = J(`/api/part?part=${encodeURIComponent(e)}`);
+	return /* @__PURE__ */ Y(X, {
+		title: t?.title ?? e,
+		id: "part",
+		children: [
+			n && /* @__PURE__ */ Y(Z, { message: n }),
+			r && !t && /* @__PURE__ */ Y("div", {
+				class: "waiting",
+				"aria-busy": "true",
+				children: [
+					"Reading ",
+					e,
+					" …"
+				]
+			}),
+			t?.sections.map((e) => /* @__PURE__ */ Y(jt, {
+				title: e.title,
+				rows: e.rows,
+				open: !0
+			}))
+		]
+	});
+}
+function Nn(e) {
+	return e >= 1e9 ? `${(e / 1e9).toFixed(1)} billion` : e >= 1e6 ? `${(e / 1e6).toFixed(1)} million` : e.toLocaleString("en");
+}
+// src/prompt.tsx
+var Pn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function Fn({ query: e, state: t }) {
+	let n = e.get("text") ?? "", [r, i] = L(n), a = t?.model.state, { got: o, failed: s, busy: c } = zn(a === "ready" && n ? {
+		what: "prompt",
+		text: n
+	} : null);
+	R(() => i(n), [n]);
+	let l = (e) => {
+		e.preventDefault(), r && Vn(`prompt?${new URLSearchParams({ text: r })}`);
+	};
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, { title: "Prompt" }),
+		/* @__PURE__ */ Y("form", {
+			class: "panel ask",
+			onSubmit: l,
+			children: [
+				/* @__PURE__ */ Y("label", {
+					for: "text",
+					class: "hidden",
+					children: "Prompt"
+				}),
+				/* @__PURE__ */ Y("textarea", {
+					id: "text",
+					rows: 3,
+					value: r,
+					placeholder: "A text for the model to read",
+					onInput: (e) => i(e.currentTarget.value),
+					onKeyDown: (e) => {
+						e.key === "Enter" && (e.ctrlKey || e.metaKey) && l(e);
+					}
+				}),
+				/* @__PURE__ */ Y("div", {
+					class: "form-foot",
+					children: [
+						/* @__PURE__ */ Y("button", {
+							type: "submit",
+							class: "primary",
+							disabled: !r || a === "none" || a === "failed",
+							children: "Read it"
+						}),
+						!r && /* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							onClick: () => i(Pn),
+							children: "An example"
+						}),
+						/* @__PURE__ */ Y("span", {
+							class: "note",
+							children: "Ctrl + Enter"
+						})
+					]
+				})
+			]
+		}),
+		a === "none" && /* @__PURE__ */ Y($e, {
+			title: "No model is open",
+			children: /* @__PURE__ */ Y("p", { children: [
+				"Start ",
+				/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+				", such as ",
+				/* @__PURE__ */ Y("code", { children: "patchbay ui tiny" }),
+				"."
+			] })
+		}),
+		a === "failed" && /* @__PURE__ */ Y(Z, { message: t?.model.message ?? "" }),
+		s && /* @__PURE__ */ Y(Z, { message: s }),
+		n && !o && !s && (c || a === "loading") && /* @__PURE__ */ Y("div", {
+			class: "waiting",
+			"aria-busy": "true",
+			children: a === "loading" ? "The model is loading …" : t?.runs.some((e) => e.state === "running") ? "Waiting for the run to end …" : "The model is reading …"
+		}),
+		o && n && /* @__PURE__ */ Y(In, {
+			got: o,
+			text: n
+		})
+	] });
+}
+function In({ got: e, text: t }) {
+	let n = (e.next.tables.tokens?.rows ?? []).map((e) => String(e.token)), r = V(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y(X, {
+			title: `${n.length} tokens`,
+			aside: /* @__PURE__ */ Y("span", {
+				class: "note",
+				children: ["by surprise at each, ", r?.unit]
+			}),
+			children: /* @__PURE__ */ Y("div", {
+				class: n.length > 160 ? "tokens-scroll" : "",
+				tabIndex: n.length > 160 ? 0 : void 0,
+				children: /* @__PURE__ */ Y(Lt, {
+					tokens: n,
+					values: r ? B(r) ?? void 0 : void 0,
+					unit: r?.unit ?? "",
+					label: "Tokens of the prompt; choose one to see what comes after it",
+					chosen: o,
+					onPick: a,
+					legend: !0
+				})
+			})
+		}),
+		/* @__PURE__ */ Y(X, {
+			title: `What comes after ${o} ${K(n[o] ?? "")}`,
+			children: [s.length ? /* @__PURE__ */ Y("ol", {
+				class: "next",
+				children: s.map((e) => /* @__PURE__ */ Y("li", { children: [
+					/* @__PURE__ */ Y("code", { children: K(String(e.token)) }),
+					/* @__PURE__ */ Y("span", {
+						class: "next-bar",
+						children: /* @__PURE__ */ Y("i", { style: { width: `${100 * Number(e.probability)}%` } })
+					}),
+					/* @__PURE__ */ Y("span", {
+						class: "num",
+						children: H(e.probability)
+					})
+				] }))
+			}) : /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: "Listed are the last 64 positions."
+			}), /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: [
+					"Why? ",
+					/* @__PURE__ */ Y("code", { children: "patchbay why" }),
+					" of this prompt: ",
+					/* @__PURE__ */ Y("a", {
+						href: `#/find/logit_lens?${new URLSearchParams({ given: JSON.stringify({ prompt: t }) })}`,
+						children: "logit lens"
+					})
+				]
+			})]
+		}),
+		e.lens ? /* @__PURE__ */ Y(X, {
+			title: "Logit lens",
+			class: "plain",
+			children: /* @__PURE__ */ Y(Vt, { doc: e.lens })
+		}) : /* @__PURE__ */ Y(X, {
+			title: "Logit lens",
+			children: /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: e.lens_message
+			})
+		}),
+		e.heads.some(Boolean) && /* @__PURE__ */ Y(Ln, {
+			text: t,
+			heads: e.heads
+		})
+	] });
+}
+function Ln({ text: e, heads: t }) {
+	let [n, r] = L(t.findIndex(Boolean)), [i, a] = L(0), o = zn({
+		what: "heads",
+		text: e,
+		layer: n
+	}), s = zn({
+		what: "pattern",
+		text: e,
+		layer: n,
+		head: i
+	});
+	return /* @__PURE__ */ Y(X, {
+		title: "Where heads look",
+		aside: /* @__PURE__ */ Y("label", {
+			class: "pick",
+			children: [/* @__PURE__ */ Y("span", { children: "layer" }), /* @__PURE__ */ Y("select", {
+				value: String(n),
+				onChange: (e) => {
+					r(Number(e.currentTarget.value)), a(0);
+				},
+				children: t.map((e, t) => e ? /* @__PURE__ */ Y("option", {
+					value: String(t),
+					children: ["L", t]
+				}) : null)
+			})]
+		}),
+		children: [
+			o.failed && /* @__PURE__ */ Y(Z, { message: o.failed }),
+			/* @__PURE__ */ Y("div", {
+				class: "thumbs",
+				role: "group",
+				"aria-label": `Heads of layer ${n}`,
+				children: (o.got?.heads ?? []).map((e) => /* @__PURE__ */ Y("button", {
+					type: "button",
+					"aria-pressed": e.head === i,
+					onClick: () => a(e.head),
+					children: [
+						/* @__PURE__ */ Y(Rn, {
+							side: o.got?.side ?? 1,
+							data: e.data
+						}),
+						"L",
+						n,
+						".H",
+						e.head
+					]
+				}))
+			}),
+			s.failed && /* @__PURE__ */ Y(Z, { message: s.failed }),
+			s.got ? /* @__PURE__ */ Y("div", {
+				class: "nested",
+				children: /* @__PURE__ */ Y(Vt, { doc: s.got })
+			}) : !s.failed && /* @__PURE__ */ Y("div", {
+				class: "waiting",
+				"aria-busy": "true",
+				children: [
+					"Reading L",
+					n,
+					".H",
+					i,
+					" …"
+				]
+			})
+		]
+	});
+}
+function Rn({ side: e, data: t }) {
+	let n = Ce(null);
+	return R(() => {
+		let r = n.current?.getContext("2d");
+		if (!r) return;
+		let i = r.createImageData(e, e);
+		t.forEach((e, t) => i.data.set([
+			34,
+			120,
+			186,
+			Math.round(255 * Math.sqrt(Math.max(0, Math.min(1, e))))
+		], 4 * t)), r.clearRect(0, 0, e, e), r.putImageData(i, 0, 0);
+	}, [t, e]), /* @__PURE__ */ Y("canvas", {
+		ref: n,
+		width: e,
+		height: e,
+		"aria-hidden": "true"
+	});
+}
+function zn(e) {
+	let t = e ? JSON.stringify(e) : "", [n, r] = L({
+		key: "",
+		got: null,
+		failed: ""
+	});
+	return R(() => {
+		if (!e) return;
+		let n = new AbortController();
+		return He("/api/look", e, n.signal).then((e) => r({
+			key: t,
+			got: e,
+			failed: ""
+		}), (e) => e.name !== "AbortError" && r({
+			key: t,
+			got: null,
+			failed: e.message
+		})), () => n.abort();
+	}, [t]), n.key === t ? {
+		...n,
+		busy: !1
+	} : {
+		got: null,
+		failed: "",
+		busy: !!e
+	};
+}
+// src/app.tsx
+function Bn() {
+	let [e, t] = location.hash.replace(/^#\/?/, "").split("?");
+	return {
+		path: (e ?? "").split("/").filter(Boolean).map(decodeURIComponent),
+		query: new URLSearchParams(t ?? "")
+	};
+}
+function Vn(e) {
+	location.hash = `#/${e}`;
+}
+var Hn = {
+	find: "Find",
+	prove: "Prove",
+	turn: "Turn",
+	decode: "Decode",
+	train: "Train",
+	measure: "Measure"
+};
+function Un() {
+	let [e, t] = L(Bn), { state: n, lost: r } = Ge(), i = J("/api/about");
+	R(() => {
+		let e = () => {
+			t(Bn()), document.getElementById("main")?.scrollIntoView({ block: "start" });
+		};
+		return addEventListener("hashchange", e), () => removeEventListener("hashchange", e);
+	}, []);
+	let a = e.path[0] ?? "results";
+	R(() => {
+		document.title = [...e.path.slice(0, 2).reverse().map(decodeURIComponent), "Patchbay"].join(" · ");
+	}, [e]);
+	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Hn), s = n?.runs.filter((e) => [
+		"queued",
+		"running",
+		"stopping"
+	].includes(e.state)) ?? [], c = (e, t, n) => /* @__PURE__ */ Y("a", {
+		href: `#/${e}`,
+		"aria-current": a === e ? "page" : void 0,
+		children: [t, n && /* @__PURE__ */ Y("span", {
+			class: "badge num",
+			children: n
+		})]
+	});
+	return /* @__PURE__ */ Y("div", {
+		class: "shell",
+		children: [
+			/* @__PURE__ */ Y("a", {
+				class: "skip",
+				href: "#main",
+				onClick: (e) => {
+					e.preventDefault(), document.getElementById("main")?.focus();
+				},
+				children: "To the content"
+			}),
+			/* @__PURE__ */ Y("header", {
+				class: "side",
+				children: [
+					/* @__PURE__ */ Y("a", {
+						class: "brand",
+						href: "#/",
+						children: [/* @__PURE__ */ Y(qn, {}), " Patchbay"]
+					}),
+					/* @__PURE__ */ Y("nav", {
+						"aria-label": "Pages",
+						children: [
+							c("prompt", "Prompt"),
+							c("model", "Model"),
+							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
+							o.map((e) => c(e, Hn[e] ?? e)),
+							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
+							c("results", "Results"),
+							c("runs", "Runs", s.length ? String(s.length) : void 0)
+						]
+					}),
+					/* @__PURE__ */ Y(Gn, { state: n }),
+					/* @__PURE__ */ Y(Kn, {})
+				]
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "content",
+				children: [
+					r && /* @__PURE__ */ Y("div", {
+						class: "lost",
+						role: "alert",
+						children: [
+							"The server has stopped or cannot be reached; what is shown stays. Start it again with ",
+							/* @__PURE__ */ Y("code", { children: "patchbay ui" }),
+							" and open its new address."
+						]
+					}),
+					s[0] && a !== "runs" && /* @__PURE__ */ Y(xn, {
+						run: s[0],
+						waiting: s.length - 1
+					}),
+					/* @__PURE__ */ Y("main", {
+						id: "main",
+						tabIndex: -1,
+						children: i.failed ? /* @__PURE__ */ Y(Z, { message: i.failed }) : /* @__PURE__ */ Y(Wn, {
+							place: e,
+							state: n,
+							about: i.got
+						})
+					})
+				]
+			})
+		]
+	});
+}
+function Wn({ place: e, state: t, about: n }) {
+	let [r = "results", ...i] = e.path, a = n?.rooms.find((e) => e.name === r);
+	return r === "results" ? i.length ? /* @__PURE__ */ Y(gn, {
+		name: i.join("/"),
+		changed: t?.results ?? 0
+	}) : /* @__PURE__ */ Y(hn, {
+		changed: t?.results ?? 0,
+		folder: n?.folder ?? ""
+	}) : r === "model" ? /* @__PURE__ */ Y(kn, {
+		part: i.join("/"),
+		state: t
+	}) : r === "prompt" ? /* @__PURE__ */ Y(Fn, {
+		query: e.query,
+		state: t
+	}) : r === "runs" ? /* @__PURE__ */ Y(yn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ Y(En, {
+		room: a.name,
+		name: i[0],
+		state: t,
+		about: n,
+		query: e.query
+	}) : /* @__PURE__ */ Y(Tn, { room: a }) : n ? /* @__PURE__ */ Y(Z, {
+		message: `There is no page ${e.path.join("/")}.`,
+		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
+			href: "#/results",
+			children: "To the results"
+		}) })
+	}) : /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: "Opening …"
+	});
+}
+function Gn({ state: e }) {
+	let t = e?.model;
+	if (!t) return /* @__PURE__ */ Y("p", {
+		class: "model-line",
+		children: [/* @__PURE__ */ Y("span", { class: "lamp" }), " …"]
+	});
+	let n = {
+		none: "no model",
+		loading: "loading",
+		ready: "ready",
+		failed: "did not load"
+	}[t.state];
+	return /* @__PURE__ */ Y("p", {
+		class: "model-line",
+		title: t.message,
+		children: [
+			/* @__PURE__ */ Y("span", {
+				class: `lamp ${t.state}`,
+				"aria-hidden": "true"
+			}),
+			/* @__PURE__ */ Y("b", { children: t.source ?? "No model" }),
+			/* @__PURE__ */ Y("span", { children: t.source ? n : "results only" })
+		]
+	});
+}
+function Kn() {
+	let [e, t] = L(localStorage.getItem("patchbay-theme") ?? "system");
+	return R(() => {
+		e === "system" ? delete document.documentElement.dataset.theme : document.documentElement.dataset.theme = e, localStorage.setItem("patchbay-theme", e);
+	}, [e]), /* @__PURE__ */ Y("label", {
+		class: "theme",
+		children: [/* @__PURE__ */ Y("span", { children: "Colours" }), /* @__PURE__ */ Y("select", {
+			value: e,
+			onChange: (e) => t(e.currentTarget.value),
+			children: [
+				/* @__PURE__ */ Y("option", {
+					value: "system",
+					children: "system"
+				}),
+				/* @__PURE__ */ Y("option", {
+					value: "light",
+					children: "light"
+				}),
+				/* @__PURE__ */ Y("option", {
+					value: "dark",
+					children: "dark"
+				})
+			]
+		})]
+	});
+}
+function qn() {
+	return /* @__PURE__ */ Y("svg", {
+		class: "mark",
+		viewBox: "0 0 32 32",
+		"aria-hidden": "true",
+		children: [
+			/* @__PURE__ */ Y("path", { d: "M9 10 C 9 26, 23 6, 23 22" }),
+			/* @__PURE__ */ Y("circle", {
+				cx: "9",
+				cy: "10",
+				r: "5"
+			}),
+			/* @__PURE__ */ Y("circle", {
+				cx: "23",
+				cy: "22",
+				r: "5"
+			}),
+			/* @__PURE__ */ Y("circle", {
+				class: "hole",
+				cx: "9",
+				cy: "10",
+				r: "1.8"
+			}),
+			/* @__PURE__ */ Y("circle", {
+				class: "hole",
+				cx: "23",
+				cy: "22",
+				r: "1.8"
+			})
+		]
+	});
+}
+// src/saved.tsx
+function Jn({ doc: e, bare: t }) {
+	return /* @__PURE__ */ Y("div", {
+		class: t ? "alone bare" : "alone",
+		children: [
+			/* @__PURE__ */ Y("header", {
+				class: "alone-head",
+				children: [t ? /* @__PURE__ */ Y("p", {
+					class: "alone-title",
+					children: mn(e)
+				}) : /* @__PURE__ */ Y("h1", { children: mn(e) }), /* @__PURE__ */ Y("p", {
+					class: "lead-line",
+					children: e.kind === "result" ? (e.asked ? `${e.asked} · ` : "") + e.title.replace(/^[^:]*: /, "") : G(e.method)
+				})]
+			}),
+			t ? /* @__PURE__ */ Y(Vt, { doc: e }) : /* @__PURE__ */ Y("main", { children: /* @__PURE__ */ Y(Vt, { doc: e }) }),
+			!t && /* @__PURE__ */ Y("footer", {
+				class: "foot",
+				children: ["Made by patchbay. ", e.origin]
+			})
+		]
+	});
+}
+// src/main.tsx
+function Yn({ model: e, el: t }) {
+	let n = () => N(/* @__PURE__ */ Y(Jn, {
+		doc: JSON.parse(String(e.get("document"))),
+		bare: !0
+	}), t);
+	t.classList.add("pb", "pb-cell"), t.dataset.dark = String(Xe());
+	let r = new MutationObserver(() => t.dataset.dark = String(Xe()));
+	return r.observe(document.body, {
+		attributes: !0,
+		attributeFilter: ["data-jp-theme-light", "class"]
+	}), n(), e.on("change:document", n), () => {
+		r.disconnect(), e.off("change:document", n), N(null, t);
+	};
+}
+var Xn = document.getElementById("patchbay-page");
+if (Xn) {
+	let e = document.getElementById("patchbay-data");
+	N(e ? /* @__PURE__ */ Y(Jn, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ Y(Un, {}), Xn);
+}
+var Zn = { render: Yn };
+export { Zn as default };

@@ -1,0 +1,141 @@
+"""The process that holds the model and does the page's work, one piece at a time: `python -m patchbay.app.worker MODEL FOLDER`.
+
+A line of JSON on stdin is a job, `{"id", "room", "method", "words", "out", "keep"}` or `{"id", "look", ...}`; lines on stdout say how
+far it is and what came of it. SIGINT while a job runs cancels it: what a sweep had finished stays in `keep`. What methods print goes to
+stderr. A job that fails says why and the next one is taken.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from patchbay.errors import PatchbayError
+
+EVERY = 0.15  # seconds between two words on progress
+
+
+class Worker:
+    """The model, and the job at hand."""
+
+    def __init__(self, folder: Path, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.folder, self.tell = folder, tell
+        self.model: Any = None
+        self.busy = False  # whether an interrupt means the job at hand
+        self.said = 0.0
+
+    def interrupted(self, number: int, frame: Any) -> None:
+        if self.busy:
+            self.busy = False
+            raise KeyboardInterrupt
+
+    def load(self, source: str) -> None:
+        from patchbay.cli.commands import load_model
+
+        try:
+            self.model = load_model(source, {}, quiet=True)
+            self.model.check  # noqa: B018  proved before it is said to be ready
+        except Exception as error:
+            self.tell({"event": "failed to load", "message": told(error)})
+            return
+        self.tell({"event": "ready"})
+
+    def do(self, job: Mapping[str, Any]) -> None:
+        """One job; whatever comes of it is told."""
+        end: dict[str, Any] = {"id": job["id"], "event": "cancelled"}
+        try:
+            self.busy = True
+            if self.model is None:
+                raise PatchbayError("the model did not load")
+            end |= (
+                {"event": "answer", "answer": self.look(job)}
+                if "look" in job
+                else {"event": "done", "result": self.run(job)}
+            )
+        except KeyboardInterrupt:
+            end["event"] = "cancelled"
+        except BaseException as error:
+            end |= {"event": "failed", "message": told(error)}
+        finally:
+            self.busy = False
+        self.tell(end)
+
+    def look(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        from patchbay.app.looks import LOOKS
+
+        return LOOKS[str(job["look"])](self.model, job["asked"])
+
+    def run(self, job: Mapping[str, Any]) -> str:
+        """Call the method as its command would, and save what it returns."""
+        from patchbay.app.forms import command
+        from patchbay.cli import options
+        from patchbay.cli.commands import called, read_call
+        from patchbay.cli.signatures import parameters_of, source
+
+        room, name = str(job["room"]), str(job["method"])
+        takes = parameters_of(source(options.files(room)[name]), name)
+        made = command(room, name)
+        context = made.make_context(name, [str(self.model.source), *job["words"]], resilient_parsing=False)
+        given = context.params | {"keep": job["keep"]}
+        shown = {
+            "progress": lambda done, total: self.far(job, done, total),
+            "announce": lambda estimate: self.tell({"id": job["id"], "event": "estimate", "estimate": str(estimate)}),
+        }
+        call = read_call(self.model, takes, given)
+        returned = called(options.load_method(room, name), call, self.model, given, shown)
+        self.busy = False  # it is made: a late interrupt does not throw it away
+        out = str(job["out"]) + ("" if hasattr(returned, "ranked") else ".knob")
+        returned.save(self.folder / out)
+        return out
+
+    def far(self, job: Mapping[str, Any], done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self.said >= EVERY or done >= total:
+            self.said = now
+            self.tell({"id": job["id"], "event": "progress", "done": done, "total": total})
+
+
+def told(error: BaseException) -> str:
+    """Why a job failed, in the words that the command line has for it."""
+    import click
+
+    from patchbay.cli.spoken import spoken
+
+    if isinstance(error, PatchbayError):
+        return spoken(str(error), [])
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def main() -> None:
+    """Serve jobs until stdin ends."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lock = threading.Lock()
+
+    def tell(line: dict[str, Any]) -> None:
+        from patchbay.draw.screen import plain
+
+        with lock:
+            out.write(json.dumps(plain(line), ensure_ascii=True, allow_nan=False) + "\n")
+            out.flush()
+
+    folder = Path(sys.argv[2]).resolve()
+    worker = Worker(folder, tell)
+    signal.signal(signal.SIGINT, worker.interrupted)
+    os.chdir(folder)  # names of results, as in `attribution:3`, are names in it
+    worker.load(sys.argv[1])
+    for line in sys.stdin:
+        worker.do(json.loads(line))
+
+
+if __name__ == "__main__":
+    main()
