@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +27,7 @@ from patchbay.contract import checks
 from patchbay.contract.checks import Case
 from patchbay.contract.every import TWINS, prompts_of
 from patchbay.knobs.knob import Knob
+from patchbay.model.filling import edits_digest
 from patchbay.tiny import twins
 from tests import given
 from tests.measure.words import tokenizer
@@ -249,6 +251,22 @@ def decoded(name: str, **chosen: Any) -> Callable[..., pb.Result]:
     return call
 
 
+STORES = Path(tempfile.mkdtemp(prefix="patchbay-stores-"))
+
+
+def nearest(name: str, **chosen: Any) -> Callable[..., pb.Result]:
+    """A store is a trace of the model as it stands, under the edits in force; that of the same model and edits is found again."""
+
+    def call(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+        with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+            store = STORES / f"{model.fingerprint}-{edits_digest(model.active_edits())[:12]}"
+            pb.run(model, TEXTS, taps=[f"L{model.n_layers - 1}.resid_out"], folder=store)
+            given = {} if name == "knn_parts" else {"max_new_tokens": 3}
+            return getattr(pb.decode, name)(model, str(store), prompts, **{**given, **chosen, **options})
+
+    return call
+
+
 FEW_TWINS = (
     "gpt2",
     "llama",
@@ -467,11 +485,17 @@ CASES = [
     Case("decode.dexperts", decoded("dexperts", expert=turned, antiexpert=lambda m: turned(m).at(2.0), alpha=0.5)),
     Case("decode.diverse_beam", decoded("diverse_beam", beams=4, groups=2)),
     Case("decode.dola", decoded("dola", layers=[0, 1])),
+    Case("decode.knn", nearest("knn", weight=0.6, temperature=0.5, neighbours=5)),
+    Case("decode.knn_parts", nearest("knn_parts", neighbours=5, cells=[3, 2])),
     Case("decode.longheads", decoded("longheads", window=2, chunks=3), needs="attn.turn"),
     Case("decode.navigate", decoded("navigate", push=1.0, per_round=2, rounds=2)),
     Case("decode.rerank", decoded("rerank", scorer="logp", pool=[2, 2, 2])),
     Case("decode.rule_adapter", decoded("rule_adapter")),
+    Case(
+        "decode.speculative", decoded("speculative", draft=turned, ahead=2, chain=["top_k(20)"]), needs="attn.pattern"
+    ),
     Case("decode.superposed", decoded("superposed", drafts=2, texts=TEXTS)),
+    Case("decode.watermark", decoded("watermark")),
     Case("measure.dose_response", dose_response, SHARES),
     Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
     Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them

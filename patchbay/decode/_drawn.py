@@ -46,7 +46,7 @@ def drawn(call: Call, chain: Sequence[str], drafts: int, seed: int) -> list[list
     """Drafts [prompt][draft] of a call. Where `batch_size` prompts have several drafts, fewer of them run at a time."""
     if drafts < 1:
         raise PatchbayError(f"drafts={drafts}: one or more of each prompt")
-    make, chance = chain_of(chain), generators(seed, call.prompts, drafts)
+    make, chance = chain_of(chain, call), generators(seed, call.prompts, drafts)
     steps = [[make(one) for one in several] for several in chance]
     found = [[Draft() for _ in range(drafts)] for _ in call.prompts]
 

@@ -10,6 +10,7 @@ something else, or its positions depend on the length, every pass runs the whole
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -192,6 +193,7 @@ class Rows:
         self.embeds: list[Tensor] = []  # of what followed the prompt and is no token, each [row, d_embed]
         self.cached = serves(call.model, self.start, self.start + call.n_new)
         self.cache: Any = None
+        self.fresh: Any = None  # an empty cache to fill, where it is to be another than the model's own
         self._session: Session | None = None
 
     def __enter__(self) -> Rows:
@@ -241,8 +243,9 @@ class Rows:
 
     def _options(self, n_sent: int, keep: int) -> dict[str, Any]:
         options: dict[str, Any] = {"use_cache": self.cached}
-        if self.cache is not None:
-            options |= with_cache(self.call.model.hf, self.cache)
+        cache = self.cache if self.cache is not None else self.fresh
+        if self.cached and cache is not None:
+            options |= with_cache(self.call.model.hf, cache)
         elsewhere = [*self.taps, *(edit.port for edits in (self.call.edits, *self.sides) for edit in edits)]
         if n_sent > keep and not any(port.signal == "logits" for port in elsewhere):
             options["logits_to_keep"] = keep
@@ -261,6 +264,18 @@ class Rows:
         if (of, side) != (self.of, self.side):
             self.of, self.side = of, side
             self._close()  # other edits are due
+
+    def again(self) -> Rows:
+        """These rows as they are now, with a copy of their cache, to go on from apart and uncounted."""
+        other = Rows(replace(self.call), self.of, taps=self.taps, sides=self.sides, side=self.side)
+        other.ids, other.embeds, other.cache = self.ids, self.embeds, copy.deepcopy(self.cache)
+        return other
+
+    def drop(self, n: int) -> None:
+        """The last `n` tokens leave every row and its cache, of rows of `_crops.py`; after every pass, also with 0."""
+        self.ids = self.ids[:, : self.ids.shape[1] - n]
+        if self.cache is not None:
+            self.cache.crop(-n)
 
     def edits(self) -> list[Edit]:
         """The edits in force as they act on these rows."""
@@ -329,7 +344,12 @@ def _proved(model: Model, way: str) -> bool:
             cache = _cache_of(output)
             seen.append(output.logits[:, -1].double())
         whole = model.hf(both, attention_mask=torch.ones_like(both), use_cache=False).logits[:, -2:].double()
-    gap = (torch.stack(seen, 1) - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
+    return within_rounding(model, torch.stack(seen, 1), whole)
+
+
+def within_rounding(model: Model, seen: Tensor, whole: Tensor) -> bool:
+    """Whether logits are those of whole runs but for the order of sums."""
+    gap = (seen - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
     return float(gap) <= (2e-5 if model.dtype in (torch.float32, torch.float64) else 0.25)
 
 
@@ -365,9 +385,12 @@ def generators(seed: int, prompts: Sequence[Sequence[int]], drafts: int = 1) -> 
 
 def draw(logq: Tensor, chance: Sequence[torch.Generator]) -> Tensor:
     """One token of each row from the law exp(`logq`) [row, vocab], by the inverse of its sum in double precision."""
-    law = logq.double().softmax(-1)
-    points = torch.stack([torch.rand(1, generator=one, dtype=torch.float64) for one in chance]).to(
-        law.device
-    )  # [row, 1]
+    points = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in chance])
+    return drawn_at(logq.double().softmax(-1), points)
+
+
+def drawn_at(law: Tensor, points: Tensor) -> Tensor:
+    """The token of each row at which the sum of a law [row, vocab], of any mass, passes a point between 0 and 1 of it."""
     total = law.cumsum(-1)
-    return torch.searchsorted(total, points * total[:, -1:], right=True).clamp(max=law.shape[-1] - 1)[:, 0]
+    found = torch.searchsorted(total, points.to(total)[:, None] * total[:, -1:], right=True)
+    return found.clamp(max=law.shape[-1] - 1)[:, 0]

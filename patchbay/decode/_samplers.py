@@ -6,6 +6,7 @@ dry            z minus multiplier * base^(L - allowed) for a token that would ex
 xtc            with a chance of its own at each step: of the tokens with p >= threshold, where they are two or more, all but the least likely go
 mirostat       tokens with a surprise -log p <= mu, the likeliest always; after each draw mu -= eta * (surprise under that CUT law - tau), mu 2 tau at
                first. tau in nats; llama.cpp takes bits (tau 5 there is 3.47 here)
+regex, json, lark   what a grammar allows (`_constrained.py`); watermark(ratio, bias, key) is transformers' own
 
 Each is of one text at a time (`row`), since what it knows of the text so far is its own. Order is as written: min_p(0.1) after
 temperature(0.8) reads the tempered law.
@@ -22,6 +23,8 @@ from torch import Tensor
 from transformers import LogitsProcessor
 from transformers.generation import logits_process as theirs
 
+from patchbay.decode._constrained import KINDS, Grammar
+from patchbay.decode._loop import Call
 from patchbay.decode._spoken import spoken
 from patchbay.signal.port import PatchbayError
 
@@ -136,21 +139,33 @@ def _check(true: bool, says: str) -> None:
         raise PatchbayError(says)
 
 
-def chain_of(steps: Sequence[str]) -> Callable[[torch.Generator], list[LogitsProcessor]]:
+def chain_of(steps: Sequence[str], call: Call) -> Callable[[torch.Generator], list[LogitsProcessor]]:
     """What makes the processors of one text from its stream of chance; refuses what is no step, and what a step does not take."""
     said = [(text, *spoken(text, "chain")) for text in steps]
+    shared: dict[str, LogitsProcessor] = {}  # of all texts, since it costs a table and has no state
+
+    def one(
+        text: str, name: str, values: list[Any], options: dict[str, Any], chance: torch.Generator
+    ) -> LogitsProcessor:
+        if name in KINDS:
+            return Grammar(name, *values, call=call, **options)
+        if name == "watermark":
+            if text not in shared:
+                size = int(call.model.hf.config.get_text_config().vocab_size)
+                shared[text] = theirs.WatermarkLogitsProcessor(size, str(call.model.device), *values, **options)
+            return shared[text]
+        known = OURS.get(name) or THEIRS.get(name)
+        if known is None:
+            raise PatchbayError(f"chain: {name!r} is none of {', '.join([*OURS, *THEIRS, 'watermark', *KINDS])}")
+        if name == "xtc":  # apart from the draws
+            options = {**options, "chance": torch.Generator().manual_seed(chance.initial_seed() + 1)}
+        return known(*values, **options)
 
     def made(chance: torch.Generator) -> list[LogitsProcessor]:
         found = []
-        for text, name, values, options in said:
-            known = OURS.get(name) or THEIRS.get(name)
-            if known is None:
-                raise PatchbayError(f"chain: {name!r} is none of {', '.join([*OURS, *THEIRS])}")
-            more = (
-                {"chance": torch.Generator().manual_seed(chance.initial_seed() + 1)} if name == "xtc" else {}
-            )  # apart from the draws
+        for text, *rest in said:
             try:
-                found.append(known(*values, **options, **more))
+                found.append(one(text, *rest, chance))
             except (TypeError, ValueError) as error:
                 raise PatchbayError(f"chain: {text}: {error}") from error
         return found

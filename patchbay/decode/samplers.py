@@ -3,7 +3,8 @@
     chain = ("temperature(0.8)", "min_p(0.1)"),  token ~ softmax of the logits after all of them
 
 Steps that transformers lacks are ours (`_samplers.py`): mirostat, top_n_sigma, dry, xtc; temperature, top_k, top_p, min_p, top_h, typical,
-epsilon, eta, repetition_penalty and no_repeat_ngram are transformers' own. With no step it is sampling from the model. `logq` is the
+epsilon, eta, repetition_penalty, no_repeat_ngram and watermark are transformers' own; regex, json and lark leave what a grammar allows, by
+llguidance (`_constrained.py`). With no step it is sampling from the model. `logq` is the
 log-probability under the law that was drawn from, and `score` its sum. One pass for a token.
 
 Mirostat's surprise is counted under the law that is left, as published code does, in nats: under the model's own it comes out lower than
@@ -54,7 +55,7 @@ def samplers(
     The rest as every decoder returns it.
 
     `chain`: steps in their order, as "temperature(0.8)", "min_p(0.1)", "mirostat(tau=3.0, eta=0.1)", "dry(multiplier=0.8)", "xtc(threshold=0.1)",
-    "top_n_sigma(1.0)". `drafts`: how many of each prompt, each with its own chance.
+    "top_n_sigma(1.0)", "regex(r'[0-9]+')", "json('{...}')" (a schema), "lark('start: ...')", "watermark(0.25, 2.0)". `drafts`: how many of each prompt, each with its own chance.
     """
     call = asked(model, prompts, max_new_tokens, ends, batch_size)
     return as_result(call, decode(call, chain=chain, drafts=drafts, seed=seed))

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call, asked, best, ids_of
+from patchbay.decode._loop import Call, Rows, asked, best, ids_of
 from patchbay.decode._ngrams import NGrams
 from patchbay.decode._published import published
 from patchbay.decode._rescored import rescore
@@ -62,10 +62,12 @@ def decode(
     temperature = TEMPERATURE.get(drafts, 0.06) if temperature is None else temperature
     _check(call, known, drafts, alpha, temperature)
     streams = [Stream(ids) for ids in call.prompts]
+    found: list[list[Draft]] = [[] for _ in streams]
     for members in call.batches():
-        _batch(call, members, streams, known if alpha else None, drafts, alpha, temperature)
-    found = [_ranked(stream, drafts, call.ends) for stream in streams]
-    rescore(call, found)
+        prompts, first = _batch(call, members, streams, known if alpha else None, drafts, alpha, temperature)
+        for i in members:
+            found[i] = _ranked(streams[i], drafts, call.ends)
+        rescore(prompts, first, found)
     return found
 
 
@@ -77,10 +79,12 @@ def _batch(
     k: int,
     alpha: float,
     temperature: float,
-) -> None:
+) -> tuple[Rows, Tensor]:
+    """The streams of some prompts to their ends; their prompts as they were read, and the logits [row, vocab] that followed."""
     embed = call.model.hf.get_input_embeddings()
     with call.rows(members) as rows:
-        logits = rows.run().last
+        logits = first = rows.run().last
+        prompts = rows.again()
         for step in range(call.n_new):
             law = torch.log_softmax(call.chosen_from(rows.ids, logits) / temperature, -1)
             tokens = best(law, min(3 * k, law.shape[1]))  # [row, token]
@@ -89,11 +93,12 @@ def _batch(
                 _expand(streams[i], tokens[at].tolist(), logp[at].tolist(), known, k, alpha, call.ends)
             stay = [at for at, i in enumerate(rows.of) if len(streams[i].ended) < k and streams[i].tokens]
             if not stay or step == call.n_new - 1:
-                return
+                break
             if len(stay) < len(rows.of):
                 rows.take(stay)
             mixed = torch.stack([mixture(embed, streams[i]) for i in rows.of])
             logits = rows.run_embedded(mixed).last
+    return prompts, first
 
 
 @torch.no_grad()

@@ -25,17 +25,22 @@ def request(
     model: Model, ids: Tensor, lengths: Tensor, taps: Sequence[Port], edits: Sequence[Edit], **options: Any
 ) -> dict[str, Any]:
     """What makes two runs the same, bit for bit, by the name of what may differ."""
-    rows, tensors = pack(model.active_edits(edits))
     return {
         "model": model.fingerprint,
         "prompts": digest(torch.cat([lengths, ids.cpu().flatten()])),
         "taps": [str(port) for port in taps],
-        "edits": short(json.dumps([rows, {name: [str(t.dtype), digest(t)] for name, t in sorted(tensors.items())}])),
+        "edits": edits_digest(model.active_edits(edits)),
         **options,
         "attention": str(getattr(model.hf.config, "_attn_implementation", "")),
         "device": model.device.type,
         "versions": [str(torch.__version__), transformers.__version__],
     }
+
+
+def edits_digest(edits: Sequence[Edit]) -> str:
+    """BLAKE3 of edits with their values."""
+    rows, tensors = pack(edits)
+    return short(json.dumps([rows, {name: [str(t.dtype), digest(t)] for name, t in sorted(tensors.items())}]))
 
 
 class Folder:

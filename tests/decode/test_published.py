@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,12 +23,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "dexperts": {"expert": 1, "antiexpert": 2, "alpha": 0.5},
     "diverse_beam": {"beams": 4, "groups": 2, "penalty": 1.0},
     "dola": {"layers": [0, 1], "alpha": 0.2},
+    "knn": {"store": "L1.mlp.in", "weight": 0.4, "neighbours": 5},
     "longheads": {"window": 2, "chunks": 3},
     "navigate": {"push": 1.0, "per_round": 2, "rounds": 1},
     "rerank": {"scorer": "logp", "pool": [2, 2, 2]},
     "rule_adapter": {"penalty": 2.0},
     "samplers": {"chain": ["top_k(5)"], "seed": 3},
+    "speculative": {"draft": 1, "ahead": 2, "chain": ["top_k(20)"], "seed": 3},
     "superposed": {"drafts": 2, "temperature": 0.5},
+    "watermark": {"bias": 5.0, "seed": 3},
 }
 
 
@@ -44,11 +48,14 @@ def padded(prompts: list[list[int]]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_loop_is_its_method_for_transformers(name: str) -> None:
+def test_a_loop_is_its_method_for_transformers(name: str, tmp_path: Path) -> None:
     """Second models are transformers' own; texts that end early are padded on the right."""
     method: Callable[..., Any] = getattr(pb.decode, name)
-    hf, options = made(), OPTIONS[name]
-    voices = {key: made(value) for key, value in options.items() if key in ("amateur", "expert", "antiexpert")}
+    hf, options = made(), dict(OPTIONS[name])
+    if "store" in options:
+        pb.run(pb.load(hf), PROMPTS, taps=[options["store"]], folder=tmp_path / "store")
+        options["store"] = str(tmp_path / "store")
+    voices = {key: made(value) for key, value in options.items() if key in ("amateur", "draft", "expert", "antiexpert")}
     plain = {key: value for key, value in options.items() if key not in voices}
     ours = {key: pb.load(value) for key, value in voices.items()}
     found = new_tokens(method(pb.load(hf), prompts=PROMPTS, max_new_tokens=NEW, **ours, **plain))

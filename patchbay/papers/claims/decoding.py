@@ -229,3 +229,91 @@ def lu2024(model: pb.Model, seed: int) -> Claim:
         f"{float(forced.mean()):.0%} without the choice)"
     )
     return Claim(text, *maths.paired_interval(own, forced)[:3], 0.0, "share of prompts")
+
+
+@claim("goel2025", "comparison")
+def goel2025(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if a draft of a quarter of the vocabulary, by what the model writes, gains more per byte than one with all of it.
+
+    The draft is the model without its last layer. What is gained is tokens per pass over the bytes of weights that a token costs.
+    """
+    import torch
+
+    from patchbay import maths
+    from patchbay.decode.speculative import bytes_read
+
+    prompts = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed).clean]
+    others = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed + 1).clean]
+    last, ahead = model.n_layers - 1, 4
+    draft = pb.turn.scale([f"L{last}.attn", f"L{last}.mlp"], 0.0, model=model)  # type: ignore[list-item]
+    written = pb.decode.samplers(model, others, chain=[], max_new_tokens=NEW, ends=[], seed=seed)
+    kept = pb.decode.speculative.kept(written, model.vocab_size // 4)  # type: ignore[attr-defined]
+    gains = []
+    for held, share in ((kept, len(kept) / model.vocab_size), (None, 1.0)):
+        found = pb.decode.speculative(
+            model, draft, prompts, ahead=ahead, kept=held, chain=[], max_new_tokens=NEW, seed=seed
+        )
+        cost = bytes_read(model, share) / bytes_read(model)
+        gains.append(found["per_pass"][:, 0].double() / (1 + ahead * cost))
+    text = (
+        f"trimmed to {len(kept)} of {model.vocab_size} tokens, by what the model writes, a draft gains {float(gains[0].mean()):.3f} tokens per pass and "
+        f"byte, with all of them {float(gains[1].mean()):.3f}"
+    )
+    assert all(bool(torch.isfinite(one).all()) for one in gains)
+    return Claim(text, *maths.paired_interval(*gains)[:3], 0.0, "times")
+
+
+def shifted(model: pb.Model, seed: int) -> list[list[int]]:
+    """Texts in a script that the model has not met: every token of its own is another one."""
+    texts = pb.tasks.laundry_list(model, N, seed=seed).clean
+    return [[(token + model.vocab_size // 2) % model.vocab_size for token in ids] for ids in texts]
+
+
+def parts_of(model: pb.Model, seed: int) -> pb.Result:
+    """What a store of such texts gains on others of them, part by part."""
+    import tempfile
+    from pathlib import Path
+
+    known, held = shifted(model, seed), shifted(model, seed + 1)
+    taps = [f"L{model.n_layers - 1}.mlp.in", f"L{model.n_layers - 1}.resid_out"]
+    with tempfile.TemporaryDirectory() as folder:
+        pb.run(model, known, taps=taps, folder=Path(folder) / "store")
+        held = [text for text in held if text not in known]
+        return pb.decode.knn_parts(model, str(Path(folder) / "store"), held, seed=seed)
+
+
+@claim("khandelwal2020", "comparison")
+def khandelwal2020(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if held-out text of a kind that the model has not met is foretold better with a store of such texts."""
+    found = parts_of(model, seed)
+    text = f"with a store of texts of a script that it has not met, the model's loss on others goes from {float(found['loss'][0]):.2f} to {float(found['loss'][1]):.2f} nats a token"
+    return Claim(text, float(found["gain"][1]), float(found["low"][1]), float(found["high"][1]), 0.0, "nats per token")
+
+
+@claim("xu2023", "comparison")
+def xu2023(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if a store gains more at its best temperature than at temperature 1, one of the three causes that the paper names."""
+    from patchbay import maths
+
+    found = parts_of(model, seed)
+    own, one = found["text_loss"][1].double(), found["text_loss"][3].double()
+    simpler = max(float(found["gain"][-2]), float(found["gain"][-1]))
+    text = (
+        f"a store gains {float(found['gain'][1]):.2f} nats a token at its best temperature, {float(found['gain'][3]):.2f} at 1; searched in "
+        f"cells {float(found['gain'][4]):.2f}, the stream as key {float(found['gain'][2]):.2f}, one mean key a token {float(found['gain'][5]):.2f}, "
+        f"no store at all {simpler:.2f}"
+    )
+    return Claim(text, *maths.paired_interval(one, own)[:3], 0.0, "nats per token")
+
+
+@claim("kirchenbauer2023", "comparison")
+def kirchenbauer2023(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if marked text has a higher z than text of the same model and chance without the mark."""
+    prompts = [list(ids) for ids in pb.tasks.facts_in_memory(model, N, seed=seed).clean]
+    found = pb.decode.watermark(model, prompts, max_new_tokens=NEW, seed=seed)
+    rate = found["rate"].tolist()
+    text = (
+        f"of texts of {NEW} tokens {rate[0]:.0%} are found at z above 3 with the mark and {rate[1]:.0%} without; there z is "
+        f"{float(found['null_mean']):.2f} with a spread of {float(found['null_spread']):.2f}, where the detector takes 0 and 1 for granted"
+    )
+    return Claim(text, float(found["gap"]), float(found["gap_low"]), float(found["gap_high"]), 0.0, "z")

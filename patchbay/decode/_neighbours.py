@@ -1,0 +1,170 @@
+"""A store of states and the tokens that followed them, and the nearest states to a query: exactly, in cells, or by FAISS.
+
+A store is a trace in a folder (`pb.run(model, texts, taps=["L4.mlp.in"], folder=...)`): written shard by shard, taken up again after it
+was killed, and marked with what it was made of. The key of a position is the tapped signal, its value the next token of the text. A store
+of another model or under other edits is refused: its keys lie in another space.
+
+Distances are squared and are computed anew for the neighbours that a search found, in double precision, whoever found them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchbay.decode._cells import cells
+from patchbay.decode._spoken import spoken
+from patchbay.edits.edit import Edit
+from patchbay.files import record_of
+from patchbay.model.filling import edits_digest
+from patchbay.model.kept import RECORD, KeptTrace, checked, load_trace
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError, Port
+
+BLOCK = 512  # queries that are compared with all keys at a time
+SITES = ("mlp.in", "resid_in", "resid_mid", "resid_out", "attn.out", "mlp.out", "final_norm")
+Search = Callable[[Tensor, int], Tensor]  # queries [query, d], k -> places in the store [query, k]
+
+
+class Store:
+    """Keys [N, d] and values [N] of one port; `texts` are the ids that they came from, `places` [N, 2] the text and position of each."""
+
+    def __init__(self, keys: Tensor, values: Tensor, port: Port, texts: list[list[int]], places: Tensor) -> None:
+        self.keys, self.values, self.port, self.texts, self.places = keys, values, port, texts, places
+        self._searches: dict[str, Search] = {}
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def nearest(self, queries: Tensor, k: int, index: str = "exact") -> tuple[Tensor, Tensor]:
+        """Squared distances [query, k] and places [query, k] of the k nearest keys; -1 and infinite where a search found fewer."""
+        if index not in self._searches:
+            self._searches[index] = search_of(self.keys, index)
+        queries = queries.to(self.keys)
+        found = self._searches[index](queries, k)
+        apart = torch.empty(found.shape, dtype=torch.float64, device=self.keys.device)
+        for at in range(0, len(queries), 32):
+            some = slice(at, at + 32)
+            gap = self.keys[found[some].clamp(min=0)].double() - queries[some, None].double()
+            apart[some] = gap.square().sum(-1)
+        return apart.masked_fill(found < 0, torch.inf), found
+
+    def law(self, apart: Tensor, found: Tensor, temperature: float, vocab: int) -> Tensor:
+        """The law of the next token that the neighbours give, [query, vocab]: softmax of -distance / temperature, summed by value."""
+        weights = (-apart / temperature).softmax(-1)
+        law = torch.zeros(len(found), vocab, dtype=torch.float64, device=weights.device)
+        return law.scatter_add_(1, self.values[found.clamp(min=0)], weights)
+
+    def context(self, place: int, n: int = 8) -> tuple[list[int], int]:
+        """The last tokens before a key's value, its own token last, and the value."""
+        text, at = self.places[place].tolist()
+        return self.texts[text][max(0, at + 1 - n) : at + 1], int(self.values[place])
+
+
+def read_store(given: Any, model: Model, edits: list[Edit], port: Port | str | None = None) -> Store:
+    """The store of a folder, for this model under these edits; of its ports the only one, or the one asked."""
+    trace = given if isinstance(given, KeptTrace) else load_trace(given) if isinstance(given, str | Path) else None
+    if trace is None:
+        raise PatchbayError(
+            f"store: a folder that pb.run(model, texts, taps=[...], folder=...) wrote, got {type(given).__name__}"
+        )
+    request = checked(record_of(trace.folder, RECORD, "a trace"), trace.folder)["request"]
+    for name, own in (("model", model.fingerprint), ("edits", edits_digest(edits))):
+        if request[name] != own:
+            raise PatchbayError(
+                f"store: {trace.folder} was made with {'another model' if name == 'model' else 'other edits'}, whose keys lie in another space; "
+                "make it again with this model under the edits that are in force"
+            )
+    ports = [one for one in trace.ports if one.signal in SITES and one.index is None]
+    if port is None and len(ports) != 1:
+        raise PatchbayError(
+            f"store: keys are one signal of the width of the stream ({', '.join(SITES)}), and {trace.folder} has {', '.join(map(str, trace.ports))}"
+        )
+    return stored(trace, ports[0] if port is None else trace.port(port))
+
+
+def stored(trace: KeptTrace, port: Port) -> Store:
+    """Every position of a trace that has a next token."""
+    prompt, position = trace.places()
+    follows = position + 1 < trace.lengths[prompt]
+    if not bool(follows.any()):
+        raise PatchbayError(f"store: {trace.folder} holds no token that another follows")
+    keys = torch.cat(list(trace.shards(port)))[follows].float()
+    places = torch.stack([prompt, position], 1)[follows]
+    values = trace.ids[places[:, 0], places[:, 1] + 1].long()
+    texts = [row[:n] for row, n in zip(trace.ids.tolist(), trace.lengths.tolist(), strict=True)]
+    return Store(keys, values, port, texts, places)
+
+
+# --- searches ---------------------------------------------------------------------------------------------
+
+
+def search_of(keys: Tensor, index: str) -> Search:
+    """ "exact"; "cells(n, probes)", keys of the `probes` nearest of n cells; "faiss" or "faiss('IVF64,Flat', probes)", any index of FAISS."""
+    name, values, options = spoken(index, "index")
+    if name == "exact" and not values and not options:
+        return lambda queries, k: _exact(keys, queries, k)
+    if name == "cells" and len(values) == 2 and not options and all(isinstance(one, int) and one > 0 for one in values):
+        if not values[1] <= values[0] <= len(keys):
+            raise PatchbayError(
+                f"index={index!r}: at most {len(keys)} cells, one for a key, and as many probes as cells"
+            )
+        return _Cells(keys, *values)
+    if (
+        name == "faiss"
+        and not options
+        and len(values) in (0, 1, 2)
+        and all(isinstance(*pair) for pair in zip(values, (str, int), strict=False))
+    ):
+        return _faiss(keys, *values)
+    raise PatchbayError(f"index={index!r}: 'exact', 'cells(64, 8)', 'faiss' or \"faiss('IVF64,Flat', 8)\"")
+
+
+def _exact(keys: Tensor, queries: Tensor, k: int) -> Tensor:
+    own = keys.square().sum(1)
+    return torch.cat([(own - 2 * block @ keys.T).topk(k, largest=False).indices for block in queries.split(BLOCK)])
+
+
+class _Cells:
+    """Keys in cells by k-means, of which a query looks into the nearest few."""
+
+    def __init__(self, keys: Tensor, n: int, probes: int) -> None:
+        self.keys, self.probes = keys, probes
+        cell, self.centres = cells(keys, n, torch.Generator().manual_seed(0))
+        self.members = [(cell == at).nonzero()[:, 0] for at in range(n)]
+
+    def __call__(self, queries: Tensor, k: int) -> Tensor:
+        looked = torch.cdist(queries, self.centres).topk(self.probes, largest=False).indices.tolist()
+        found = torch.full((len(queries), k), -1, device=queries.device)
+        for row, near in enumerate(looked):
+            some = torch.cat([self.members[at] for at in near])
+            best = _exact(self.keys[some], queries[row : row + 1], min(k, len(some)))[0]
+            found[row, : len(best)] = some[best]
+        return found
+
+
+def _faiss(keys: Tensor, factory: str = "Flat", probes: int | None = None) -> Search:
+    try:
+        import faiss
+    except ImportError as error:
+        raise PatchbayError(
+            "index='faiss' needs FAISS: pip install 'patchbay-lm[knn]', or index='exact' and 'cells(n, probes)', which need nothing"
+        ) from error
+    try:
+        index = faiss.index_factory(keys.shape[1], factory)
+        held = keys.cpu().contiguous().numpy()
+        index.train(held)
+        index.add(held)
+    except RuntimeError as error:
+        raise PatchbayError(
+            f"index: FAISS refuses {factory!r} for {len(keys)} keys: {str(error).splitlines()[0]}"
+        ) from error
+    if probes is not None:
+        if not hasattr(index, "nprobe"):
+            raise PatchbayError(f"index: an index {factory!r} of FAISS has no probes")
+        index.nprobe = probes
+    return lambda queries, k: torch.from_numpy(index.search(queries.cpu().numpy(), k)[1]).to(queries.device)
