@@ -1,0 +1,132 @@
+"""Decoders: against plain decoding and transformers' own beams, on one prompt of 16 tokens and 16 new ones.
+
+"contrastive" is contrastive search of four candidates against plain cached decoding of a batch of four. "superposed" is three drafts in
+one stream against greedy decoding, step by step, and with the run that scores the drafts, which decides nothing. "beam" is ours of
+four beams, and "diverse beam" six beams in three groups, against transformers' beam search of as many. "speculative" is greedy text of a
+model whose upper layers write nothing, with its lowest layer as the draft, which then always agrees: 16 layers against one, against
+plain decoding. "knn" is one look through a million keys of 768 numbers in 256 cells of FAISS, of which four are looked into, against
+one step of the model. Both sides write the same number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import patchbay as pb
+from bench.clock import compare
+from bench.report import Row, timed
+from bench.shapes import SHAPES, prompts, save_shapes
+from patchbay.decode import superposed as method
+from patchbay.decode._loop import asked
+from patchbay.decode._neighbours import search_of
+from patchbay.decode.superposed import Stream, _batch
+
+PARTS = ("contrastive", "superposed", "beam", "speculative", "knn")
+NEW_TOKENS, KEYS = 16, 1_000_000
+TARGETS = {"contrastive": 1.15, "superposed": 1.2, "beam": 1.0, "speculative": 1.0, "knn": 0.1}
+METHOD = __doc__.split("\n\n", 1)[1].replace("\n", " ").strip()
+
+
+def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """The section's rows."""
+    for name, path in save_shapes(folder, dtype).items():
+        model = pb.load(path, device=device, dtype=dtype)
+        model.hf.generation_config.eos_token_id = None  # both sides make all the tokens
+        for part in (one for one in parts if one != "speculative" and (one != "knn" or name == "gpt2-small")):
+            yield from {"contrastive": _contrastive, "superposed": _superposed, "beam": _beam, "knn": _knn}[part](
+                name, model, device, seconds
+            )
+        del model
+    if "speculative" in parts:
+        yield from _speculative(device, dtype, seconds)
+
+
+def _plain(model: pb.Model, ids: torch.Tensor, **options: Any) -> Any:
+    given = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0, **options}
+    return model.hf.generate(ids, attention_mask=torch.ones_like(ids), **given)
+
+
+def _contrastive(name: str, model: pb.Model, device: str, seconds: float) -> Iterator[Row]:
+    ids = prompts(1, 16, model.vocab_size, device)
+    found = compare(
+        lambda: _plain(model, ids.repeat(4, 1)),
+        lambda: pb.decode.contrastive_search(model, ids, k=4, max_new_tokens=NEW_TOKENS),
+        seconds=seconds, least=3, warm=1,
+    )  # fmt: skip
+    yield timed("contrastive search (k=4)", name, "1 x 16", found, TARGETS["contrastive"])
+
+
+def _superposed(name: str, model: pb.Model, device: str, seconds: float) -> Iterator[Row]:
+    ids = prompts(1, 16, model.vocab_size, device)
+
+    def steps() -> Any:
+        call = asked(model, ids, NEW_TOKENS, [])
+        return _batch(call, [0], [Stream(call.prompts[0])], None, 3, 0.0, 0.06)
+
+    for what, ours, target in (
+        ("its steps", steps, TARGETS["superposed"]),
+        ("with its scoring", lambda: method(model, ids, drafts=3, max_new_tokens=NEW_TOKENS), None),
+    ):
+        found = compare(lambda: _plain(model, ids), ours, seconds=seconds, least=3, warm=1)
+        yield timed(f"superposed, three drafts ({what})", name, "1 x 16", found, target)
+
+
+def _beam(name: str, model: pb.Model, device: str, seconds: float) -> Iterator[Row]:
+    ids = prompts(1, 16, model.vocab_size, device)
+    for what, beams, ours in (
+        ("beam (4)", 4, lambda: pb.decode.beam(model, ids, beams=4, max_new_tokens=NEW_TOKENS)),
+        ("diverse beam (6 in 3 groups)", 6, lambda: pb.decode.diverse_beam(model, ids, beams=6, groups=3, max_new_tokens=NEW_TOKENS)),
+    ):  # fmt: skip
+        found = compare(lambda n=beams: _plain(model, ids, num_beams=n), ours, seconds=seconds, least=3, warm=1)
+        yield timed(what, name, "1 x 16", found, TARGETS["beam"])
+
+
+def _speculative(device: str, dtype: torch.dtype, seconds: float) -> Iterator[Row]:
+    """A draft of one layer, and the same with fifteen more that write nothing."""
+    torch.manual_seed(0)
+    made = []
+    for n in (16, 1):
+        options = {**SHAPES["llama-small"][1], "num_hidden_layers": n, "vocab_size": 4096}
+        hf = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **options), dtype=dtype).to(device)
+        hf.generation_config.eos_token_id = None
+        made.append(hf)
+    whole, one = made
+    one.load_state_dict({name: value for name, value in whole.state_dict().items() if name in one.state_dict()})
+    with torch.no_grad():
+        for layer in whole.model.layers[1:]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    model, draft = pb.load(whole), pb.load(one)
+    ids = prompts(1, 16, model.vocab_size, device)
+    told = pb.decode.speculative(model, draft, ids, max_new_tokens=NEW_TOKENS)
+    assert told["tokens"][0, 0].tolist() == _plain(model, ids)[0, 16:].tolist()
+    found = compare(
+        lambda: _plain(model, ids),
+        lambda: pb.decode.speculative(model, draft, ids, max_new_tokens=NEW_TOKENS),
+        seconds=seconds, least=3, warm=1,
+    )  # fmt: skip
+    note = f"{int(told['calls'])} passes for {NEW_TOKENS} tokens, {float(told['speedup']):.2f} times foretold by bytes"
+    yield timed("speculative (16 layers, draft of one)", "llama form", "1 x 16", found, TARGETS["speculative"], note)
+
+
+def _knn(name: str, model: pb.Model, device: str, seconds: float) -> Iterator[Row]:
+    keys = torch.randn(KEYS, model.d_model, generator=torch.Generator().manual_seed(0))
+    search = search_of(keys, "faiss('IVF256,Flat', 4)")
+    del keys
+    query = torch.randn(1, model.d_model)
+    ids = prompts(1, 16, model.vocab_size, device)
+    with torch.no_grad():
+        cache = model.hf(ids, use_cache=True).past_key_values
+
+        def step() -> Any:
+            out = model.hf(ids[:, :1], past_key_values=cache, use_cache=True)
+            cache.crop(-1)
+            return out
+
+        found = compare(step, lambda: search(query, 1024), seconds=seconds)
+    yield timed(f"look-up among {KEYS:,} keys (FAISS, 4 of 256 cells)", name, "1 x 1", found, TARGETS["knn"])
