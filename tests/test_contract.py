@@ -259,8 +259,9 @@ def nearest(name: str, **chosen: Any) -> Callable[..., pb.Result]:
 
     def call(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
         with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
-            store = STORES / f"{model.fingerprint}-{edits_digest(model.active_edits())[:12]}"
-            pb.run(model, TEXTS, taps=[f"L{model.n_layers - 1}.resid_out"], folder=store)
+            store = STORES / f"{model.family.name}-{model.fingerprint}-{edits_digest(model.active_edits())[:12]}"
+            if not (store / "trace.json").is_file():
+                pb.run(model, TEXTS, taps=[f"L{model.n_layers - 1}.resid_out"], folder=store)
             given = {} if name == "knn_parts" else {"max_new_tokens": 3}
             return getattr(pb.decode, name)(model, str(store), prompts, **{**given, **chosen, **options})
 
@@ -486,7 +487,7 @@ CASES = [
     Case("decode.diverse_beam", decoded("diverse_beam", beams=4, groups=2)),
     Case("decode.dola", decoded("dola", layers=[0, 1])),
     Case("decode.knn", nearest("knn", weight=0.6, temperature=0.5, neighbours=5)),
-    Case("decode.knn_parts", nearest("knn_parts", neighbours=5, cells=[3, 2])),
+    Case("decode.knn_parts", nearest("knn_parts", neighbours=5, cells=[3, 2]), own=True),
     Case("decode.longheads", decoded("longheads", window=2, chunks=3), needs="attn.turn"),
     Case("decode.navigate", decoded("navigate", push=1.0, per_round=2, rounds=2)),
     Case("decode.rerank", decoded("rerank", scorer="logp", pool=[2, 2, 2])),

@@ -121,6 +121,7 @@ def test_a_method_says_the_same_of_the_same_function(case: Case, name: str) -> N
 # --- seeds ------------------------------------------------------------------------------------------
 
 STILL = {  # where the case leaves a seed nothing to choose
+    "decode.knn_parts": "two texts that are told of have few means, and their ends stay",
     "measure.side_effects": "two layers have one other part each, and the ends over so few texts stay",
     "measure.concurrence": "six items with few values, and their ends stay",
     "find.binding_heads": "deals of four prompts give few values, and their ends stay",
@@ -134,6 +135,8 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "decode.dexperts",
     "decode.rerank",
     "decode.samplers",
+    "decode.speculative",
+    "decode.watermark",
     "measure.dial_response",
     "measure.self_consistency",
     "measure.worst_of_k",
@@ -599,6 +602,7 @@ HALVED = {
     "turn.steer": steered,
 }
 NOT_HALVED = {  # methods that speak of what is held out, and have no half of prompts that could be changed alone
+    "decode.knn_parts": "its own test adds up the half that chooses and the half that is told of by plain loops",
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
     "train.response_tuning": "its own test tells both halves by plain loops",
     "find.channel_content": "folds: every prompt is fitted on and told of in turn; its test counts by plain loops",

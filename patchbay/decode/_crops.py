@@ -24,8 +24,8 @@ def refuse_states(model: Model, name: str) -> None:
     carried = [layer for layer in range(model.n_layers) if "attn.pattern" not in model.signals(layer)]
     if carried and not crops(model):
         raise PatchbayError(
-            f"{name}: layers {', '.join(map(str, carried[:6]))} of {model.family.name} carry a state from token to token, from which tokens "
-            "that are refused cannot be taken back; decode.samplers and decode.beam continue it token by token"
+            f"{name}: layers {', '.join(map(str, carried[:6]))} of {model.family.name} carry a state from token to token (no attn.pattern), from "
+            "which tokens that are refused cannot be taken back; decode.samplers and decode.beam continue it token by token"
         )
 
 

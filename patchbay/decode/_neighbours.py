@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from patchbay.decode._cells import cells
+from patchbay.decode._loop import within_rounding
 from patchbay.decode._spoken import spoken
 from patchbay.edits.edit import Edit
 from patchbay.files import record_of
 from patchbay.model.filling import edits_digest
 from patchbay.model.kept import RECORD, KeptTrace, checked, load_trace
 from patchbay.model.model import Model
+from patchbay.model.run import run
 from patchbay.signal.port import PatchbayError, Port
 
 BLOCK = 512  # queries that are compared with all keys at a time
@@ -84,7 +86,20 @@ def read_store(given: Any, model: Model, edits: list[Edit], port: Port | str | N
         raise PatchbayError(
             f"store: keys are one signal of the width of the stream ({', '.join(SITES)}), and {trace.folder} has {', '.join(map(str, trace.ports))}"
         )
-    return stored(trace, ports[0] if port is None else trace.port(port))
+    held = stored(trace, ports[0] if port is None else trace.port(port))
+    if not any(edit.by_row for edit in edits):
+        _refuse_other_states(held, model, trace.folder)
+    return held
+
+
+def _refuse_other_states(store: Store, model: Model, folder: Path) -> None:
+    """Raise PatchbayError unless the model gives the first text the states that the store has: the same weights may be another model's."""
+    text, at = store.places[0, 0], store.places[:, 0] == store.places[0, 0]
+    seen = run(model, [store.texts[int(text)]], taps=[store.port])[store.port][0].float().cpu()
+    if not within_rounding(model, store.keys[at], seen[store.places[at, 1]]):
+        raise PatchbayError(
+            f"store: {folder} holds other states at {store.port} for its first text than this model gives now; make it again with this model"
+        )
 
 
 def stored(trace: KeptTrace, port: Port) -> Store:

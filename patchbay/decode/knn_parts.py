@@ -141,7 +141,8 @@ def by_token(model: Model, read: Read, gain: Tensor, n: int = 10) -> list[dict[s
     """The tokens that gain most of all that is gained: how often they stand there, what they gain, its share of the whole."""
     total = torch.zeros(int(read.target.max()) + 1, dtype=torch.float64).index_add_(0, read.target, gain)
     counts = torch.bincount(read.target)
-    order = total.argsort(descending=True, stable=True)[:n].tolist()
+    there = counts.nonzero()[:, 0]
+    order = there[total[there].argsort(descending=True, stable=True)][:n].tolist()
     whole = float(gain.sum())
     return [
         {
@@ -151,7 +152,6 @@ def by_token(model: Model, read: Read, gain: Tensor, n: int = 10) -> list[dict[s
             "share": float(total[token]) / whole if whole else math.nan,
         }
         for token in order
-        if counts[token]
     ]
 
 

@@ -202,6 +202,18 @@ def test_a_store_belongs_to_its_model_and_its_edits(tmp_path: Path) -> None:
         pb.decode.knn(model, own, PROMPTS)
 
 
+def test_the_same_weights_in_another_model_are_noticed(tmp_path: Path) -> None:
+    """The fingerprint is of weights; the states of the first text are run again."""
+    model, other = model_of(), model_of()
+    store = store_in(tmp_path / "store", model)
+    other.hf.config.rms_norm_eps = 1.0
+    for module in other.hf.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.variance_epsilon = 1.0
+    with pytest.raises(pb.PatchbayError, match="holds other states at L1.mlp.in for its first text"):
+        pb.decode.knn(other, store, PROMPTS)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
