@@ -74,7 +74,7 @@ def tokens_of(model: Model, ends: frozenset[int]) -> Any:
 class Grammar(LogitsProcessor):  # type: ignore[misc]
     """Tokens that the grammar allows after the text so far; of one text, which begins with its prompt."""
 
-    def __init__(self, kind: str, text: str, call: Call) -> None:
+    def __init__(self, call: Call, kind: str, text: str) -> None:
         if not isinstance(text, str):
             raise PatchbayError(f"chain: {kind}({text!r:.60}): the grammar is a text")
         if not call.ends:

@@ -148,7 +148,7 @@ def chain_of(steps: Sequence[str], call: Call) -> Callable[[torch.Generator], li
         text: str, name: str, values: list[Any], options: dict[str, Any], chance: torch.Generator
     ) -> LogitsProcessor:
         if name in KINDS:
-            return Grammar(name, *values, call=call, **options)
+            return Grammar(call, name, *values, **options)
         if name == "watermark":
             if text not in shared:
                 size = int(call.model.hf.config.get_text_config().vocab_size)
@@ -159,13 +159,14 @@ def chain_of(steps: Sequence[str], call: Call) -> Callable[[torch.Generator], li
             raise PatchbayError(f"chain: {name!r} is none of {', '.join([*OURS, *THEIRS, 'watermark', *KINDS])}")
         if name == "xtc":  # apart from the draws
             options = {**options, "chance": torch.Generator().manual_seed(chance.initial_seed() + 1)}
-        return known(*values, **options)
+        step: LogitsProcessor = known(*values, **options)
+        return step
 
     def made(chance: torch.Generator) -> list[LogitsProcessor]:
         found = []
-        for text, *rest in said:
+        for text, name, values, options in said:
             try:
-                found.append(one(text, *rest, chance))
+                found.append(one(text, name, values, options, chance))
             except (TypeError, ValueError) as error:
                 raise PatchbayError(f"chain: {text}: {error}") from error
         return found

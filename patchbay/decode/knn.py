@@ -122,7 +122,8 @@ def knn(
     store where it is smaller. `index`: "exact", "cells(64, 8)" (cells, and those looked into), "faiss", "faiss('IVF64,Flat', 8)".
     """
     call = asked(model, prompts, max_new_tokens, None, batch_size)
-    held, seen = read_store(store, model, call.edits), {}
+    held = read_store(store, model, call.edits)
+    seen: dict[tuple[int, int], int] = {}
     drafts = decode(
         call, store=held, weight=weight, temperature=temperature, neighbours=neighbours, index=index, seen=seen
     )

@@ -156,7 +156,10 @@ def _block(
     guesses = path[:, text.shape[1] :]
     sent = path[:, rows.ids.shape[1] :].clamp(min=0)
     logits = rows.run(sent, keep=room + 1).logits if sent.shape[1] else rows.run(keep=1).logits
-    tokens, agreed, logp, logq = [], [], [], []
+    tokens: list[Tensor] = []
+    agreed: list[Tensor] = []
+    logp: list[Tensor] = []
+    logq: list[Tensor] = []
     for at in range(room + 1):
         before = path[:, : text.shape[1] + at].clamp(min=0)
         if at == room:  # of no use to a row that was refused before: those it proposes again
