@@ -262,10 +262,15 @@ def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
         raise PatchbayError(f"spearman needs two equal lengths, got {len(a)} and {len(b)}")
     if a.isnan().any() or b.isnan().any():
         return float("nan")
-    ranks_a, ranks_b = (_mean_ranks(values) for values in (a, b))
-    ranks_a, ranks_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
+    ranks_a, ranks_b = _centred_ranks(a), _centred_ranks(b)
     scale = (ranks_a.norm() * ranks_b.norm()).item()
     return max(-1.0, min(1.0, (ranks_a @ ranks_b).item() / scale)) if scale else float("nan")
+
+
+def spearman_of_deals(a: Float[Tensor, " n"], b: Float[Tensor, " n"], deals: Tensor) -> Tensor:
+    """`spearman(a, b[deal])` for each deal [draw, n], a permutation of the places of b; each side is ranked once."""
+    ranks_a, ranks_b = _centred_ranks(_values(a)), _centred_ranks(_values(b))
+    return (ranks_b[deals] @ ranks_a / (ranks_a.norm() * ranks_b.norm())).clamp(-1.0, 1.0)
 
 
 # --- many cells at once -----------------------------------------------------------------------------
@@ -389,9 +394,7 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
     return a - b
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
-    place: Tensor
-    counts: Tensor
+def _centred_ranks(values: Tensor) -> Tensor:
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()  # rank, from 1, of the last of each group of equals
-    return (last - (counts.double() - 1.0) / 2.0)[place]
+    ranks: Tensor = (counts.cumsum(0) - (counts.double() - 1.0) / 2.0)[place]  # equals share the mean of theirs
+    return ranks - ranks.mean()

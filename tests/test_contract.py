@@ -639,12 +639,12 @@ def nearly(found: Tensor, expected: Tensor) -> Any:
 # --- what is lent comes back as it was --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), turns(BOTH, 2))
+@pytest.mark.parametrize(("case", "name"), turns(BOTH, 4))
 def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> None:
     RETURNED[case, name] = checks.leaves_all_as_it_was(*of(case, name))
 
 
-@pytest.mark.parametrize(("case", "name"), turns([p for p in FEW if p.values[0].runs], 2))
+@pytest.mark.parametrize(("case", "name"), turns([p for p in FEW if p.values[0].runs], 4))
 def test_also_after_an_exception(case: Case, name: str) -> None:
     checks.also_after_an_exception(*of(case, name))
 
@@ -659,9 +659,10 @@ def test_train_and_grad_modes_stay(case: Case) -> None:
     checks.modes_stay(*of(case, on(case, "llama")))
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", by_turns(CASES, of=2), ids=str)
 def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
-    alone = checks.threads_see_what_each_sees_alone(*of(case, on(case, "llama")))
+    name = on(case)
+    alone = checks.threads_see_what_each_sees_alone(*of(case, name), returned(case, name))
     if case.runs and isinstance(alone[1], pb.Result) and case.method != "find.retrieval_heads":  # nothing to retrieve
         assert not checks.alike(*alone), "the edits change nothing"
 
@@ -669,7 +670,7 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
 # --- what comes back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), turns(FEW, 2))
+@pytest.mark.parametrize(("case", "name"), turns(FEW, 4))
 def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
     checks.same_again(*of(case, name), returned(case, name))
 
@@ -680,10 +681,14 @@ def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
 
 
 @pytest.mark.parametrize(("case", "name"), turns(FEW, 4))
-def test_a_result_saves_loads_replays_and_draws_itself(case: Case, name: str, tmp_path: Path) -> None:
+def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path) -> None:
     model, found = lent(name), returned(case, name)
     checks.saves_loads_replays(case, model, found, tmp_path, second(model) if case.second else None)
-    checks.draws_itself(found, tmp_path)
+
+
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=3))
+def test_a_result_draws_itself(case: Case, name: str, tmp_path: Path) -> None:
+    checks.draws_itself(returned(case, name), tmp_path)
 
 
 @pytest.mark.parametrize(("case", "name"), turns(FEW, 4))

@@ -26,7 +26,8 @@ from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_context import context
 from tests.find.test_inhibition_heads import with_twins
 from tests.measure.words import tokenizer
-from tests.test_contract import CASES, METHODS, NAMES, Case, lent, marked, task, turns, twinned
+from tests.shares import by_turns
+from tests.test_contract import CASES, METHODS, NAMES, Case, lent, marked, returned, task, turns, twinned
 from tests.tolerance import close
 
 ALONE = {  # a network with new weights is another one for another form
@@ -105,7 +106,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("case", "name"), turns(SAME, 2))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(SAME, 2), of=2))
 def test_a_method_says_the_same_of_the_same_function(case: Case, name: str) -> None:
     """Heads that share keys, and a stream that is scaled, are the model's form and no finding."""
     one, same = (case(model, task("llama"), **ALONE.get(case.method, {})) for model in both(name))
@@ -652,8 +653,8 @@ def test_provenance_holds_all_that_a_number_depends_on(case: Case) -> None:
     """Versions, the model's weights, every option with its value, and the prompts: nothing more is needed to make it again."""
     name = "mixtral" if case.needs in ("experts.out", "attn.turn") else "gpt2"
     drawn_from = "seed" in inspect.signature(METHODS[case.method]).parameters
-    returned = seeded(case, 3) if drawn_from else case(lent(name), task(name))
-    provenance = returned.provenance
+    made = seeded(case, 3) if drawn_from else returned(case, name)
+    provenance = made.provenance
     assert {"patchbay", "torch", "transformers"} <= set(provenance["versions"])
     assert not drawn_from or provenance["options"]["seed"] == 3
     for option in inspect.signature(METHODS[case.method]).parameters.values():

@@ -192,6 +192,15 @@ def test_spearman_equals_scipy_with_ties(pairs):
         assert close(maths.spearman(a, b), stats.spearmanr(a.numpy(), b.numpy()).statistic, of=1.0)
 
 
+def test_spearman_of_deals_is_spearman_of_each():
+    a, b = torch.tensor([3.0, 1.0, 1.0, 7.0, 2.0, 7.0]), torch.tensor([0.5, 0.5, 2.0, 1.0, 9.0, -1.0])
+    deals = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(seed)) for seed in range(20)])
+    found = maths.spearman_of_deals(a, b, deals)
+    each = torch.tensor([maths.spearman(a, b[deal]) for deal in deals], dtype=torch.float64)
+    assert close(found, each, dtype=torch.float64)
+    assert len(found.unique()) > 5
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -155,7 +155,7 @@ def modes_stay(case: Case, model: pb.Model, prompts: pb.Task) -> None:
 def outcome(case: Case, model: pb.Model, prompts: pb.Task, edits: list[pb.Edit]) -> Any:
     """What a method gives under edits, or why it refuses."""
     try:
-        with model.edited(*edits):
+        with model.edited(*edits) if edits else nullcontext():
             return case(model, prompts)
     except pb.PatchbayError as error:
         return str(error)
@@ -191,7 +191,7 @@ def at_once(case: Case, model: pb.Model, prompts: pb.Task, edits: list[pb.Edit])
         sys.setswitchinterval(often)
 
 
-def threads_see_what_each_sees_alone(case: Case, model: pb.Model, prompts: pb.Task) -> list[Any]:
+def threads_see_what_each_sees_alone(case: Case, model: pb.Model, prompts: pb.Task, returned: Any) -> list[Any]:
     """Two coroutines in two threads at once on one model, one under edits, beside a generator that rests under them: the numbers of
     each alone.
 
@@ -206,7 +206,7 @@ def threads_see_what_each_sees_alone(case: Case, model: pb.Model, prompts: pb.Ta
             yield
 
     with warnings.catch_warnings(action="ignore", category=EditNeverMade):  # of what reads weights alone
-        alone = [outcome(case, model, prompts, some) for some in ([], edits)]
+        alone = [returned, outcome(case, model, prompts, edits)]
         with untouched(model, prompts):
             resting = rests()
             next(resting)

@@ -87,7 +87,7 @@ def _calls(
     """The checks of one twin with their arguments."""
     yield checks.leaves_all_as_it_was, (case, model, task)
     yield checks.same_again, (case, model, task, returned)
-    yield checks.threads_see_what_each_sees_alone, (case, model, task)
+    yield checks.threads_see_what_each_sees_alone, (case, model, task, returned)
     if case.runs:
         if "batch_size" in inspect.signature(function).parameters:
             yield checks.also_after_an_exception, (case, model, task)

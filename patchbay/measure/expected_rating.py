@@ -100,10 +100,8 @@ def _spearman(items: Tensor) -> float:
 def _rank_p(a: Tensor, b: Tensor, seed: int, n: int = 2000) -> float:
     """Two-sided p of a rank correlation, b dealt to a at random."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.tensor(
-        [maths.spearman(a, b[torch.randperm(len(b), generator=generator)]) for _ in range(n)], dtype=torch.float64
-    )
-    return maths.draws_p(maths.spearman(a, b), drawn, two_sided=True)
+    deals = torch.stack([torch.randperm(len(b), generator=generator) for _ in range(n)])
+    return maths.draws_p(maths.spearman(a, b), maths.spearman_of_deals(a, b, deals), two_sided=True)
 
 
 def _norms(rows: Sequence[Any]) -> Tensor | None:

@@ -142,8 +142,8 @@ def _agreement(exact: Tensor, estimate: Tensor, seed: int) -> tuple[float, float
     if len(exact) < 3:
         return float("nan"), float("nan")
     own, generator = maths.spearman(exact, estimate), torch.Generator().manual_seed(seed)
-    drawn = [maths.spearman(exact[torch.randperm(len(exact), generator=generator)], estimate) for _ in range(SHUFFLES)]
-    return own, maths.draws_p(own, torch.tensor(drawn, dtype=torch.float64)) if own == own else float("nan")
+    deals = torch.stack([torch.randperm(len(exact), generator=generator) for _ in range(SHUFFLES)])
+    return own, maths.draws_p(own, maths.spearman_of_deals(estimate, exact, deals)) if own == own else float("nan")
 
 
 def _said(asked: Asked, total: Tensor, gradient: Tensor, agreement: tuple[float, float]) -> list[str]:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from patchbay.draw import plot, style
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
+from tests.shares import by_turns
 from tests.tolerance import close
 
 SCORES = torch.tensor([[0.1, -2.0, float("nan")], [0.9, 0.1, -0.3]])
@@ -140,10 +141,10 @@ def test_named_steps_are_bars_in_their_own_order():
     assert [label.get_text() for label in axis.get_yticklabels()] == ["no", "yes"]
 
 
-@pytest.mark.parametrize(
-    "build", [grid, curve, bars, lambda: grid(SCORES * float("nan")), lambda: grid(torch.zeros(2, 2))]
-)
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+KINDS = [grid, curve, bars, lambda: grid(SCORES * float("nan")), lambda: grid(torch.zeros(2, 2))]
+
+
+@pytest.mark.parametrize(("build", "suffix"), by_turns(KINDS, [".png", ".svg", ".pdf"], of=2))
 def test_every_kind_is_written_without_a_warning_and_the_same_twice(tmp_path, build, suffix):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

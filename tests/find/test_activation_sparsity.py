@@ -89,11 +89,12 @@ def test_reference(name: str) -> None:
         left_out: list[list[float]] = [[] for _ in blocks]
         hooks = []
         for layer, (module, w) in enumerate(blocks):
+            length = (w**2).sum(1) ** 0.5
 
-            def hook(_: Any, args: Any, layer: int = layer, w: Any = w) -> Any:
+            def hook(_: Any, args: Any, layer: int = layer, w: Any = w, length: Any = length) -> Any:
                 act = args[0].clone()
                 for token in act[0]:
-                    size = token.abs() * (w**2).sum(1) ** 0.5
+                    size = token.abs() * length
                     faint = size < thresholds[layer]
                     whole = (token @ w).norm()
                     errors[layer].append(float((token[faint] @ w[faint]).norm() / whole))

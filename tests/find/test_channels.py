@@ -30,8 +30,7 @@ def row(result: pb.Result, channel: str) -> dict[str, Any]:
 # --- truth ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("composition", ["query", "key", "value"])
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize(("composition", "form"), by_turns(["query", "key", "value"], ["gpt2", "llama"], of=2))
 def test_planted(form: str, composition: str) -> None:
     """A rank-1 channel on a middle component: strength 0.2 beyond z 5, 0.5 beyond z 40, at their own scores, first of all."""
     for strength, least in ((0.2, 5.0), (0.5, 40.0)):
@@ -315,7 +314,7 @@ def test_what_cannot_be_is_refused(options: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", by_turns([name for name in twins.FAMILY_CONFIGS if name not in ("mamba", "mamba2", "falcon_mamba")], of=2)
+    "name", by_turns([name for name in twins.FAMILY_CONFIGS if name not in ("mamba", "mamba2", "falcon_mamba")], of=4)
 )
 def test_every_family_with_heads_has_channels(name: str) -> None:
     """Whole heads and components; the mixers of hybrid layers are no writers, and one such layer leaves no pair of heads."""

@@ -15,7 +15,7 @@ from patchbay.find._statistics import student_p, welch
 from patchbay.find.concept_neurons import _same, _shuffled
 from patchbay.results.untrained import untrained
 from patchbay.tiny import planted, twins
-from tests.given import entering
+from tests.given import entering, lent
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -148,9 +148,9 @@ def test_neurons_that_never_vary_have_a_finite_t() -> None:
     assert student_p(t, df)[0] == 1
 
 
-@pytest.mark.parametrize("name", by_turns(twins.FAMILY_CONFIGS, of=3, start=2))
+@pytest.mark.parametrize("name", by_turns(twins.FAMILY_CONFIGS, of=6, start=2))
 def test_an_untrained_network_of_every_family_can_be_made(name: str) -> None:
-    model = pb.load(twins.twin(name))
+    model = lent(name)
     if any("mlp.act" in model.signals(i) for i in range(model.n_layers)):
         made = untrained(model, 0)
         assert isinstance(made, pb.Model), made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,13 +13,8 @@ import torch
 import patchbay as pb
 from patchbay.find.expert_specialisation import _bootstrap
 from patchbay.tiny import planted, twins
-from tests.given import MIXTURES
+from tests.given import MIXTURES, lent
 from tests.tolerance import close
-
-
-@functools.cache
-def twin(name: str, seed: int = 0) -> pb.Model:
-    return pb.load(twins.twin(name, seed=seed))
 
 
 def labelled(model: pb.Model, n: int, seed: int = 0) -> pb.Task:
@@ -68,7 +62,7 @@ def test_planted(seed: int) -> None:
 @pytest.mark.parametrize("positions", ["last", "all"])
 def test_reference(name: str, positions: Any) -> None:
     """Choices and weights from the model's own router logits, counted in loops; differences, loads and resonance by hand."""
-    model = twin(name)
+    model = lent(name)
     task = labelled(model, 12)
     n_experts, k = 4, 2
     choice = pb.find.expert_specialisation(model, task, label="group", value="y", positions=positions, batch_size=5)
@@ -112,7 +106,7 @@ def test_p_is_the_share_of_deals_as_large() -> None:
     """Against every one of the 924 ways to deal twelve prompts into halves."""
     import itertools
 
-    model = twin("mixtral")
+    model = lent("mixtral")
     task = labelled(model, 12)
     result = pb.find.expert_specialisation(model, task, label="half", value="0", positions="all")
     fired = []
@@ -156,7 +150,7 @@ def test_null(measure: Any) -> None:
 @pytest.mark.parametrize("name", MIXTURES)
 def test_every_mixture_is_read_and_its_loads_sum_to_the_choices(name: str) -> None:
     """Fused experts are never silent: each layer with experts has all of them, and k choices at every token."""
-    model = twin(name)
+    model = lent(name)
     task = labelled(model, 6)
     result = pb.find.expert_specialisation(model, task, label="half", positions="all")
     routed = [i for i in range(model.n_layers) if model.n_experts(i)]
@@ -174,12 +168,12 @@ def test_every_mixture_is_read_and_its_loads_sum_to_the_choices(name: str) -> No
 
 
 def test_there_is_an_entry_for_every_mixture_among_the_twins() -> None:
-    mixtures = [name for name in twins.FAMILY_CONFIGS if any(twin(name).n_experts(i) for i in range(2))]
+    mixtures = [name for name in twins.FAMILY_CONFIGS if any(lent(name).n_experts(i) for i in range(2))]
     assert sorted(mixtures) == sorted(MIXTURES)
 
 
 def test_more_than_two_groups_rank_by_the_one_that_an_expert_fires_for() -> None:
-    model = twin("mixtral")
+    model = lent("mixtral")
     task = labelled(model, 30)
     result = pb.find.expert_specialisation(model, task, label="group")
     assert torch.equal(result.values, result["each"].amax(0))
@@ -189,10 +183,10 @@ def test_more_than_two_groups_rank_by_the_one_that_an_expert_fires_for() -> None
 
 
 def test_bad_input() -> None:
-    find, model = pb.find.expert_specialisation, twin("mixtral")
+    find, model = pb.find.expert_specialisation, lent("mixtral")
     task = labelled(model, 6)
     with pytest.raises(pb.PatchbayError, match=r"no layer of this gpt2 model offers experts\.out.*has no mixture"):
-        find(twin("gpt2"), labelled(twin("gpt2"), 6), label="half")
+        find(lent("gpt2"), labelled(lent("gpt2"), 6), label="half")
     hidden = pb.load(twins.twin("gpt2"))
     hidden.hf.config.num_experts = 8
     with pytest.raises(pb.PatchbayError, match=r"config says num_experts=8, so they are there and not found"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import pytest
@@ -11,13 +10,9 @@ import torch
 
 import patchbay as pb
 from patchbay.tiny import planted, twins
+from tests.given import lent
 from tests.shares import by_turns
 from tests.tolerance import close
-
-
-@functools.cache
-def twin(name: str, **config: Any) -> pb.Model:
-    return pb.load(twins.twin(name, **config))
 
 
 def rms(x: torch.Tensor) -> torch.Tensor:
@@ -61,7 +56,7 @@ def fold(norm: Any, vectors: torch.Tensor, kind: str) -> torch.Tensor:
 @pytest.mark.parametrize(("folded", "name"), by_turns([True, False], ["gpt2", "llama", "gemma2"], of=2))
 def test_reference(name: str, folded: bool) -> None:
     """Scores of every token for every neuron as plain sums over the weights, sorted; gains and centring by hand."""
-    model = twin(name)
+    model = lent(name)
     hf = model.hf
     kind = name
     for side in ("in", "out") if name == "gpt2" else ("in", "gate", "out"):
@@ -169,24 +164,24 @@ def test_a_clamped_neuron_raises_the_token_that_it_is_named_after() -> None:
 
 def test_errors_say_what_is_possible() -> None:
     with pytest.raises(pb.PatchbayError, match=r"side='up'; possible are in, gate, out"):
-        pb.find.neuron_vocabulary(twin("llama"), side="up")  # type: ignore[arg-type]
+        pb.find.neuron_vocabulary(lent("llama"), side="up")  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="have no gate; possible are in, out"):
-        pb.find.neuron_vocabulary(twin("gpt2"), side="gate")
+        pb.find.neuron_vocabulary(lent("gpt2"), side="gate")
     with pytest.raises(pb.PatchbayError, match="top=1: from 2"):
-        pb.find.neuron_vocabulary(twin("gpt2"), top=1)
+        pb.find.neuron_vocabulary(lent("gpt2"), top=1)
     with pytest.raises(pb.PatchbayError, match=r"moe model offers act; the neurons of its experts .* no port"):
-        pb.find.neuron_vocabulary(twin("mixtral"))
+        pb.find.neuron_vocabulary(lent("mixtral"))
     with pytest.raises(pb.PatchbayError, match=r"mamba model offers act; it has no MLP"):
-        pb.find.neuron_vocabulary(twin("mamba2"))
+        pb.find.neuron_vocabulary(lent("mamba2"))
     with pytest.raises(pb.PatchbayError, match="the same layers, neurons and vocabulary"):
-        pb.find.neuron_vocabulary(twin("gpt2"), other=twin("llama"))
+        pb.find.neuron_vocabulary(lent("gpt2"), other=lent("llama"))
     with pytest.raises(pb.PatchbayError, match=r"other is a Model from patchbay\.load"):
-        pb.find.neuron_vocabulary(twin("gpt2"), other="tiny")  # type: ignore[arg-type]
+        pb.find.neuron_vocabulary(lent("gpt2"), other="tiny")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", by_turns(twins.FAMILY_CONFIGS, of=3, start=1))
+@pytest.mark.parametrize("name", by_turns(twins.FAMILY_CONFIGS, of=6, start=1))
 def test_every_family_is_read_or_refused(name: str) -> None:
-    model = twin(name)
+    model = lent(name)
     if not any("mlp.act" in model.signals(i) for i in range(model.n_layers)):
         with pytest.raises(pb.PatchbayError, match=r"mlp\.act"):
             pb.find.neuron_vocabulary(model)

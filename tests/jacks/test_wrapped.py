@@ -21,6 +21,7 @@ from patchbay.errors import EditNeverMade
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
 from tests.jacks.test_calls import clean
+from tests.shares import by_turns
 from tests.tolerance import close
 
 IDS = torch.tensor([[5, 9, 40, 2, 11, 3]])
@@ -95,7 +96,7 @@ def layers_forward(hf: Any, **how: Any) -> Any:
 FORMS = (whole, in_place, forward_alone, inside, layers_in_place, one_layer, one_mlp, layers_forward)
 
 
-KINDS = [pytest.param(form, "eager", id=f"eager-{form.__name__}") for form in FORMS]
+KINDS = [pytest.param(form, "eager", id=f"eager-{form.__name__}") for form in by_turns(FORMS, of=2)]
 KINDS += [pytest.param(form, "aot_eager", id=f"aot-{form.__name__}", marks=pytest.mark.slow) for form in FORMS]
 KINDS += [
     pytest.param(form, "inductor", id=f"inductor-{form.__name__}", marks=pytest.mark.slow) for form in (whole, one_mlp)

@@ -63,12 +63,12 @@ def test_reference() -> None:
     steps = [0.0, 0.5, 1.0]
     found = pb.measure.dial_response(model, PROMPTS, dials, SCORERS, strengths=steps, **HOW)
     for i, knob in enumerate(dials.values()):
+        drawn = []
+        for step in steps:
+            with model.edited(*knob.edits_at(step)):
+                drawn.append([texts_of(model, rows) for rows in samples(model, PROMPTS, 6, max_new_tokens=12)])
         for j, letter in enumerate(SCORERS.values()):
-            means = []
-            for step in steps:
-                with model.edited(*knob.edits_at(step)):
-                    drawn = samples(model, PROMPTS, 6, max_new_tokens=12)
-                means.append(sum(sum(letter(texts_of(model, rows))) / 6 for rows in drawn) / 3)
+            means = [sum(sum(letter(texts)) / 6 for texts in at_step) / 3 for at_step in drawn]
             slope = sum((s - 0.5) * m for s, m in zip(steps, means, strict=True)) / sum((s - 0.5) ** 2 for s in steps)
             assert close(float(found["response"][i, j]), slope, of=1.0)
     neutral = [row for row in found.tables["scores"] if row["strength"] == 0.0]

@@ -33,7 +33,7 @@ def clean(model: Model) -> bool:
 # ---- padding and batches ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", by_turns(FAMILY_CONFIGS, of=3))
+@pytest.mark.parametrize("name", by_turns(FAMILY_CONFIGS, of=6))
 def test_padding_changes_nothing_and_is_nan(name: str) -> None:
     model = lent(name)
     ports = model.ports()

@@ -32,8 +32,7 @@ def pairs(vocab: int, n: int = 3, length: int = 7, metric: str = "logit_diff", s
     return pb.Task("pairs", clean.tolist(), right.tolist(), wrong.tolist(), corrupted.tolist(), metric)
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-@pytest.mark.parametrize("way", ["denoising", "noising"])
+@pytest.mark.parametrize(("way", "form"), by_turns(["denoising", "noising"], ["gpt2", "llama"], of=2))
 def test_planted(form: Any, way: Any) -> None:
     """The twin's second part differs: the induction head carries the answer, at the asking token, and alone."""
     model, task, truth = circuit(form)

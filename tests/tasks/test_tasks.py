@@ -25,11 +25,22 @@ def make(name, model, n=SMALL, **options):
     return getattr(tasks, name)(model, n, **options)
 
 
+MADE = {}  # by task and model
+
+
+def made(name, model):
+    """The task of a model that lasts as long as the tests, made once for all that only read it."""
+    if (name, id(model)) not in MADE:
+        MADE[name, id(model)] = make(name, model)
+    return MADE[name, id(model)]
+
+
 def test_same_seed_same_task_other_seed_other_task(name, model):
-    assert make(name, model) == make(name, model)
-    assert make(name, model).clean != make(name, model, seed=1).clean
-    assert make(name, model).seed == 0
-    assert make(name, model, seed=1).seed == 1
+    first, other = made(name, model), make(name, model, seed=1)
+    assert make(name, model) == first
+    assert first.clean != other.clean
+    assert first.seed == 0
+    assert other.seed == 1
 
 
 def test_global_random_state_is_neither_read_nor_moved(name, plain):
@@ -42,12 +53,12 @@ def test_global_random_state_is_neither_read_nor_moved(name, plain):
 
 
 def test_prompts_are_different_and_as_many_as_asked(name, model):
-    task = make(name, model)
+    task = made(name, model)
     assert len(task) == SMALL == len(set(task.clean))
 
 
 def test_twins_have_equal_length_and_say_something_else(name, model):
-    task = make(name, model)
+    task = made(name, model)
     for clean, twin in zip(task.clean, task.corrupted, strict=True):
         assert len(clean) == len(twin)
         assert clean != twin
@@ -56,7 +67,7 @@ def test_twins_have_equal_length_and_say_something_else(name, model):
 def test_ids_are_what_the_tokenizer_says_of_text_and_answer(name, model):
     if name == "repeated_tokens":
         pytest.skip("made of ids: its text need not be spelled by the same ones")
-    task, tokenizer = make(name, model), model.tokenizer
+    task, tokenizer = made(name, model), model.tokenizer
     n_end = int(tokenizer("a")["input_ids"][-1] == tokenizer.eos_token_id)
     for clean, text, right, wrong in zip(task.clean, task.texts, task.right, task.wrong, strict=True):
         for answer in (right, *wrong):
@@ -65,17 +76,17 @@ def test_ids_are_what_the_tokenizer_says_of_text_and_answer(name, model):
 
 
 def test_start_token_where_the_tokenizer_adds_one_and_never_an_end_token(name, wrapped, plain):
-    for clean, twin in zip(*(getattr(make(name, wrapped), field) for field in ("clean", "corrupted")), strict=True):
+    for clean, twin in zip(*(getattr(made(name, wrapped), field) for field in ("clean", "corrupted")), strict=True):
         for ids in (clean, twin):
             assert ids[0] == wrapped.tokenizer.bos_token_id
             assert wrapped.tokenizer.eos_token_id not in ids
-    assert all(plain.tokenizer.bos_token_id not in clean for clean in make(name, plain).clean)
+    assert all(plain.tokenizer.bos_token_id not in clean for clean in made(name, plain).clean)
 
 
 def test_marks_move_with_the_start_token(name, wrapped, plain):
     if name == "repeated_tokens":
         pytest.skip("a start token changes the room and so the draw")
-    bare, shifted = make(name, plain), make(name, wrapped)
+    bare, shifted = made(name, plain), made(name, wrapped)
     assert bare.texts == shifted.texts
     for mark, groups in bare.marks.items():
         assert tuple(tuple(at + 1 for at in group) for group in groups) == shifted.marks[mark]
@@ -96,7 +107,7 @@ def test_no_answer_is_tied_to_a_place(name, plain):
 
 
 def test_survives_json(name, model):
-    task = make(name, model)
+    task = made(name, model)
     again = Task.from_json(json.loads(json.dumps(task.to_json())))
     assert again.clean == task.clean
     assert again == Task.from_json(task.to_json())
