@@ -50,6 +50,8 @@ class Comparison:
 
     @property
     def quartiles(self) -> tuple[float, float]:
+        if len(self.paired) == 1:
+            return self.paired[0], self.paired[0]
         low, _, high = statistics.quantiles(self.paired, n=4)
         return low, high
 

@@ -2,7 +2,8 @@
 
 "trace" is `pb.run` of a GPT-2 of one layer, 768 wide, into a folder, one residual stream tapped, against the same batches run one after
 the other without taps or folder; every pair runs prompts of its own; the cpu clock does not count waiting for the disk. "long" is the same with
-several shards in one call, and says by how much the peak of resident memory stands above the start, without and with the folder. "fingerprint" is the fingerprint of that model against SHA-256 of
+several shards in one call, and says by how much the peak of resident memory stands above the start, without and with the folder. "million" is the same
+with a million positions of a smaller model (an MLP of 768, 512 tokens), an eighth of them run alone before and an eighth after: its left column is four times the sum. "fingerprint" is the fingerprint of that model against SHA-256 of
 the same bytes, "kept fingerprint" a kept one, checked, against computing it. "threads" is untapped runs of a small random model in
 two threads against as many in one, with one torch thread each: 0.5 is twice the throughput, and only free cores can show it; the
 note has what plain Hugging Face's own runs gain, which is the most that there is.
@@ -22,7 +23,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import patchbay as pb
-from bench.clock import compare
+from bench import clock
+from bench.clock import Comparison, compare
 from bench.report import Row, timed
 from bench.shapes import prompts
 from patchbay.model import recalled
@@ -30,10 +32,11 @@ from patchbay.model.fingerprint import fingerprint_of, version_of
 from patchbay.model.run import TOGETHER
 from patchbay.tiny.twins import twin
 
-PARTS = ("trace", "long", "fingerprint", "threads")
+PARTS = ("trace", "long", "million", "fingerprint", "threads")
 TARGETS = {"trace": 1.2, "fingerprint": 0.33, "kept": 0.5, "threads": 1 / 1.6}
 PROMPTS, POSITIONS, PAIRS = 200, 128, 4
 LONG = 1024  # prompts of the long trace: several shards
+MILLION = 8192  # prompts of the longest
 RUNS = 40
 METHOD = __doc__.split("\n\n", 1)[1].replace("\n", " ").strip()
 
@@ -47,6 +50,9 @@ def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, 
         yield _trace(folder, pb.load(hf), device)
     if "long" in parts:
         yield _long(folder, pb.load(hf), device)
+    if "million" in parts:
+        small = AutoConfig.for_model("gpt2", n_layer=1, n_inner=768, vocab_size=512, bos_token_id=0, eos_token_id=0)
+        yield _million(folder, pb.load(AutoModelForCausalLM.from_config(small, dtype=dtype).eval().to(device)), device)
     if "fingerprint" in parts:
         yield from _fingerprint(folder, hf, seconds)
     if "threads" in parts:
@@ -100,6 +106,46 @@ def _long(folder: Path, model: pb.Model, device: str) -> Row:
     memory = ", ".join(f"{name} +{max(each):.0f} MB" for name, each in grown.items() if each)
     note = f"{n:,} positions, {size:.0f} MB on disk, {rate:,.0f} positions/s, 10 million in {1e7 / rate / 60:.0f} min; peak memory {memory or 'unknown'}"
     return timed("trace to disk, long", "gpt2, one layer", f"{LONG} x {POSITIONS}", found, TARGETS["trace"], note)
+
+
+def _million(folder: Path, model: pb.Model, device: str) -> Row:
+    """A million positions once, between two eighths of them without taps or folder; every number on disk is there."""
+    port, grown = model.layers[0].resid_out, list[float]()
+    ids = prompts(MILLION, POSITIONS, model.vocab_size, device)
+    before, after = ids[: MILLION // 8], ids[-MILLION // 8 :]
+
+    def alone(some: torch.Tensor) -> float:
+        begin = clock.now()
+        for batch in some.split(TOGETHER):
+            pb.run(model, batch, logits="last")
+        return clock.now() - begin
+
+    pb.run(model, ids[: 2 * TOGETHER], taps=[port], folder=folder / "warm")  # and the model's fingerprint
+    alone(ids[: 2 * TOGETHER])
+    sides = [alone(before)]
+    begin = clock.now()
+    with _peak(grown):
+        trace = pb.run(model, ids, taps=[port], folder=folder / "million")
+    took = clock.now() - begin
+    sides.append(alone(after))
+    size = sum(path.stat().st_size for path in (folder / "million").iterdir())
+    some = pb.run(model, ids[-TOGETHER:], taps=[port])[port].flatten(0, 1)
+    if not torch.equal(trace.rows(port, trace.n_rows - len(some)), some.cpu()):
+        raise AssertionError("the last rows on disk are not those of a run in memory")
+    rate = trace.n_rows / took
+    memory = f"+{grown[0]:.0f} MB" if grown else "unknown"
+    note = (
+        f"{trace.n_rows:,} positions, {size / 1e6:.0f} MB on disk, {rate:,.0f} positions/s; 10 million: {size * 1e7 / trace.n_rows / 1e9:.0f} GB "
+        f"in {1e7 / rate / 60:.0f} min; peak memory {memory}; alone {8 * sides[0]:.0f} s by the first eighth, {8 * sides[1]:.0f} s by the last"
+    )
+    return timed(
+        "trace to disk, a million",
+        "gpt2, one layer, MLP 768",
+        f"{MILLION} x {POSITIONS}",
+        Comparison((4 * sum(sides),), (took,)),
+        TARGETS["trace"],
+        note,
+    )
 
 
 @contextmanager

@@ -1,13 +1,20 @@
-"""Requests that cannot be met, and what may have been meant. Imports nothing of the package."""
+"""Requests that cannot be met, what may have been meant, and arguments held to their kinds. Imports nothing of the package."""
 
 from __future__ import annotations
 
+import inspect
+import numbers
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PACKAGE = str(Path(__file__).parent) + os.sep
 
@@ -35,6 +42,86 @@ def one_of(name: str, value: Any, possible: Iterable[Any]) -> None:
     if value not in known:
         names = [str(one) for one in known]
         raise PatchbayError(f"{name}={value!r}; possible are {', '.join(names)}" + suggest(str(value), names))
+
+
+def _number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not _truth(value)
+
+
+def _truth(value: Any) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's too
+
+
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # a kind as annotations spell it: what to say, and what is one
+    "int": ("a whole number", lambda value: _number(value, numbers.Integral)),
+    "float": ("a number", lambda value: _number(value, numbers.Real)),
+    "bool": ("True or False", _truth),
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "Path": ("a path", lambda value: isinstance(value, os.PathLike)),
+    "None": ("None", lambda value: value is None),
+    "Model": ("a Model from patchbay.load(...)", lambda value: hasattr(value, "hf") and hasattr(value, "source")),
+    "Result": ("a Result", lambda value: hasattr(value, "variables") and hasattr(value, "provenance")),
+    "Task": ("a Task", lambda value: type(value).__name__ == "Task"),
+    "Knob": ("a Knob", lambda value: hasattr(value, "edits_at")),
+}
+
+
+def _kind(text: str) -> tuple[str, Callable[[Any], bool]] | None:
+    """What to say of a kind and what is one; None where it is not looked at."""
+    many = re.match(r"(?:list|tuple|Sequence|Iterable)\[(.*)", text)
+    if many is None:
+        return KINDS.get(text)
+    return ("a list of numbers", _numbers) if many[1].startswith(("int", "float")) else ("a list", _many)
+
+
+def _many(value: Any) -> bool:
+    return isinstance(value, Iterable)
+
+
+def _numbers(value: Any) -> bool:
+    """Whether it is a list of numbers, or something read one by one that may be."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+    return several and (not isinstance(value, Sequence) or all(hasattr(one, "__float__") for one in value))
+
+
+def written(annotation: Any) -> str:
+    """An annotation as text without modules, however it is written: `list[Part] | None` for `Optional[list[pb.Part]]` too."""
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
+
+
+def refuse_other_kinds(value: Any, annotation: str, name: str, argument: str) -> None:
+    """Raise PatchbayError where a value is none of the kinds of an annotation, if all of these are known."""
+    kinds = [_kind(kind.strip()) for kind in annotation.split("|")]
+    known = [kind for kind in kinds if kind is not None]
+    if len(known) < len(kinds) or any(holds(value) for _, holds in known):
+        return
+    possible = " or ".join(words for words, _ in known)
+    raise PatchbayError(f"{name}: {argument} takes {possible}, got {said(value)}")
+
+
+def said(value: Any) -> str:
+    """A value in a few words: its kind, and its text where that is short."""
+    kind = re.sub(r"^NoneType$", "None", type(value).__name__)
+    return f"{kind} {value!r}" if isinstance(value, str | int | float) and len(repr(value)) < 60 else kind
+
+
+def by_kind(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, each argument held to its annotation before anything runs: what is of another kind is refused by name."""
+    parameters = inspect.signature(function).parameters
+    held = {name: written(one.annotation) for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD}
+    held = {name: text for name, text in held.items() if all(_kind(kind.strip()) for kind in text.split("|"))}
+    names, title = list(parameters), function.__qualname__
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in held:
+                refuse_other_kinds(value, held[name], title, name)
+        return function(*args, **kwargs)
+
+    return call
 
 
 class EditNeverMade(UserWarning):

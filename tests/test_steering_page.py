@@ -39,6 +39,7 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     task, model = names["asked"][:4], names["model"]
     columns = pb.run(model, task, edits=[pb.zero("L1.H3.z")]).last_logits[:, names["lead"].tokens]
     assert close(names["swept"].values[0], columns[:, 0] - columns[:, 1], of=columns)
+    assert close(names["lost"]["score"], names["swept"]["base"].double().mean(), of=columns)
     fired = [
         sum(map(len, names[side])) / sum(len(ids) for ids in model.encode(names[text]))
         for side, text in (("inside", "positive"), ("outside", "negative"))

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -44,12 +45,12 @@ EXAMPLES = """\b
 Examples:
   patchbay demo --report demo.html
   patchbay run talking-heads --model tiny --report talking-heads.html
-  patchbay why tiny "The capital of Zorland is" --report why.html
+  patchbay why tiny "The capital of Lolavia is" --report why.html
   patchbay show tiny L2.H1
   patchbay find direct-logit-attribution tiny --task facts_in_context --n 50 --out attribution
   patchbay prove ablation tiny --task facts_in_context --parts attribution:3
   patchbay turn scale tiny --parts L2.H1 --strength 4 -o context.knob
-  patchbay generate tiny "The capital of Zorland is" --knob context.knob@2
+  patchbay generate tiny "The capital of Lolavia is" --knob context.knob@2
   patchbay knob show context.knob
   patchbay knob export context.knob tiny -o edited
 """
@@ -122,11 +123,17 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what an encoding lacks is shown as "?", not a reason to fail
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _warn
     foreign = next((text for text in sys.argv if not text.isprintable() and _foreign(text)), None)
     if foreign is not None:
         click.echo(f"Error: the argument {os.fsencode(foreign)!r} is not UTF-8", err=True)
         sys.exit(2)
     cli(prog_name="patchbay")
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line on stderr, without the place in the code that it came from."""
+    click.echo(f"Warning: {message}", err=True)
 
 
 def _foreign(text: str) -> bool:

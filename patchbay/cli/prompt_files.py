@@ -78,6 +78,8 @@ def read_texts(text: str, what: str) -> list[Any]:
         if isinstance(listed, list):
             raise PatchbayError(f'{what}: {text!r:.60} is a list of no texts; write ["...", "..."]')
     found = named(text)
+    if Path(text).is_dir():
+        raise PatchbayError(f"{what}: {text} is a folder, and a file or texts are read")
     if found is None:
         return [text]
     try:

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
+from patchbay.errors import by_kind
 from patchbay.files import write_folder
 from patchbay.jacks.defaults import on_own_device
 from patchbay.knobs.affine import Fold
@@ -80,6 +81,7 @@ class Exported:
 
 
 @on_own_device
+@by_kind
 def export(
     knob: Knob, model: Model, folder: str | Path, *, form: str = "checkpoint", overwrite: bool = False
 ) -> Exported:

@@ -47,6 +47,7 @@ from torch import Tensor
 
 from patchbay.edits.edit import Edit, conditional, pack, unpack
 from patchbay.edits.probe import Probe
+from patchbay.errors import by_kind
 from patchbay.files import write_file
 from patchbay.knobs.conflicts import KnobConflict, conflicts
 from patchbay.knobs.vectors import kind_of, read_vectors
@@ -142,9 +143,9 @@ class Knob:
         """Source and fingerprint of the model that it was made on; empty when it was made without one."""
         return self.provenance.get("model") or {}
 
+    @by_kind
     def fits(self, model: Model) -> bool:
-        """Whether this model has the weights that the knob was made on, in these digits or others. Raises PatchbayError where it
-        lacks a part."""
+        """Whether this model has the weights that the knob was made on, in any digits. Raises PatchbayError where it lacks a part."""
         for edit in self.edits:
             model.require(edit.port)
             if edit.where is not None:
@@ -185,9 +186,8 @@ class Knob:
             raise PatchbayError(f"knob {self.name!r}: {other}; to try it here all the same, use knob.for_model(model)")
 
     def for_model(self, model: Model) -> Knob:
-        """The same edits for another model that has these parts, in these widths; warns where its weights are others.
-
-        What the knob does was measured elsewhere: its evidence stays behind."""
+        """The same edits for another model that has these parts, in these widths; warns where its weights are others. The evidence,
+        which was measured elsewhere, stays behind."""
         if self.fits(model):
             return self
         for edit in self.edits:
@@ -248,6 +248,7 @@ class Knob:
         held = {n: torch.tensor(t["data"], dtype=getattr(torch, t["dtype"])) for n, t in data["tensors"].items()}
         return cls(data["name"], unpack(data["edits"], held), data["strength"], kept=bool(data.get("kept")))
 
+    @by_kind
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write one file, whole or not at all; a knob that is already there stays unless `overwrite`."""
         target = Path(os.path.realpath(path))
@@ -266,11 +267,11 @@ class Knob:
         return target
 
 
+@by_kind
 def load_knob(path: str | Path, model: Model | None = None) -> Knob:
     """Read a file that `Knob.save` wrote, or steering vectors of other programs (`vectors.py` lists the files).
 
-    Runs nothing from it; refuses all but a whole, undamaged knob. With `model`, vectors of others are checked against it and
-    the knob is held to it; without, it says of no model that it was made on it."""
+    Runs nothing from it; refuses all but a whole, undamaged knob. With `model`, knobs and others' vectors are held to it."""
     path = Path(path)
     if not path.is_file():
         raise PatchbayError(f"{path} is {'a folder, not a file' if path.is_dir() else 'not there'}: no knob to load")

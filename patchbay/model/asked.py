@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.signal.port import (
     FEATURES,
     HOMES,
@@ -85,6 +86,7 @@ def _at_home(model: Model, port: Port) -> Port:
     return Port(f"{homes[0]}.{found[1]}", port.layer, port.index)
 
 
+@by_kind
 def part(model: Model, text: str) -> Part:
     """What `Model.part` documents."""
     found = parse_part(text)
@@ -97,6 +99,7 @@ def part(model: Model, text: str) -> Part:
     return found
 
 
+@by_kind
 def port(model: Model, text: str) -> Port:
     """What `Model.port` documents."""
     found = parse_port(text)

@@ -3,7 +3,7 @@ as prompts, which run together where they have one length."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchbay.edits.edit import Edit
@@ -42,6 +42,8 @@ def flat_edits(
 
 def _flat(given: Sequence[Any]) -> Iterator[Any]:
     """Edits and knobs of nested lists, in order."""
+    if not isinstance(given, Iterable):
+        raise PatchbayError(f"expected edits or knobs, got {type(given).__name__}")
     for item in given:
         if isinstance(item, Edit) or hasattr(item, "edits_at"):
             yield item

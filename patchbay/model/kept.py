@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from patchbay.edits.edit import load_edits
+from patchbay.errors import by_kind
 from patchbay.files import record_of
 from patchbay.model.shards import ALL, IDS, LAST, Shards, pieces
 from patchbay.model.trace import Trace
@@ -194,6 +195,7 @@ class KeptTrace(Trace):
         return out.movedim(1, at).contiguous()
 
 
+@by_kind
 def load_trace(folder: str | Path) -> KeptTrace:
     """The trace that `pb.run(..., folder=...)` wrote. Nothing is read but its index: signals are, when they are asked for.
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
+from patchbay.errors import by_kind
 from patchbay.jacks.defaults import on_own_device
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.modelled import Dictionary
@@ -36,7 +37,7 @@ from patchbay.model.regime import refuse_randomness, refuse_tuples, rope_regime
 from patchbay.model.self_check import self_check
 from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
-from patchbay.model.tokens import token_id
+from patchbay.model.tokens import decoded, token_id
 from patchbay.model.view import Embed, FinalNorm, LayerView, Many, Ports, Unembed
 from patchbay.signal.port import Part, PatchbayError, Port
 
@@ -217,6 +218,8 @@ class Model:
 
     def signals(self, layer: int) -> tuple[str, ...]:
         """Signals that a layer offers."""
+        if layer not in range(-self.n_layers, self.n_layers):
+            raise PatchbayError(f"layer {layer!r}: the model has layers 0..{self.n_layers - 1}")
         return self._signals[layer]
 
     @property
@@ -285,7 +288,7 @@ class Model:
         return chats.roles_of(self._need_tokenizer(), ids, len(ids) if length is None else length)
 
     def decode(self, ids: Any) -> str:
-        return str(self._need_tokenizer().decode(ids))
+        return decoded(self._need_tokenizer(), ids)
 
     def encode(self, prompts: Any) -> list[list[int]]:
         """Token ids of prompts: a text, texts, ids, lists of ids, a tensor or array [prompt, position], a column of a table, what a
@@ -347,6 +350,7 @@ class Model:
         prompt's first call on, through chunks and generated tokens. Positions count in the prompt, whatever padding stands there."""
         return self._session.touched if self._session else []
 
+    @by_kind
     @on_own_device
     def generate(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit, conditional
+from patchbay.errors import by_kind
 from patchbay.jacks.defaults import on_own_device
 from patchbay.model.filling import Folder, request
 from patchbay.model.generate import check_agreement, continued
@@ -34,6 +35,7 @@ __all__ = ["Trace", "run"]
 TOGETHER = 32  # prompts of a batch that goes to disk, unless batch_size says
 
 
+@by_kind
 @on_own_device
 def run(
     model: Model,

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from patchbay.errors import said
 from patchbay.model import chats
 from patchbay.signal.port import PatchbayError
 
@@ -34,6 +35,14 @@ def template_digest(tokenizer: Any) -> str:
     """SHA-256 of the template that writes a tokenizer's chats, 16 hex digits."""
     written = json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True)
     return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def decoded(tokenizer: Any, ids: Any) -> str:
+    """The text of token ids."""
+    try:
+        return str(tokenizer.decode(ids))
+    except (TypeError, KeyError):
+        raise PatchbayError(f"decode takes token ids, got {said(ids)}") from None
 
 
 def as_texts(tokenizer: Any, items: Sequence[Any]) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
+from patchbay.errors import by_kind
 from patchbay.jacks.sites import query_rows
 from patchbay.late import late
 from patchbay.signal.card import card
@@ -101,6 +102,7 @@ class Trace:
         value = self._captured[held]
         return self._slice(nan_padding(value, held, self.lengths) if value.requires_grad else value, held, port)
 
+    @by_kind
     def show(self, port: Port | str, *, prompt: int = 0) -> Any:
         """One prompt's signal as a Result with its tokens on the axes, which prints, draws and shows as a map.
 

@@ -158,13 +158,14 @@ class Arrays:
 
     def labels_of(self, axis: str) -> list[Any]:
         """The labels of an axis, or 0, 1, 2, ... where it has none."""
+        if axis not in list(self.sizes):
+            raise PatchbayError(f"no axis {axis!r}; this Result has {', '.join(self.sizes) or 'none'}")
         return self.coords.get(axis) or list(range(self.sizes[axis]))
 
     def __getitem__(self, variable: str) -> Tensor:
-        if variable not in self._tensors:
-            known = self.variables
+        if variable not in (known := self.variables):
             raise PatchbayError(
-                f"no variable {variable!r}; this Result has {', '.join(known)}" + suggest(variable, known)
+                f"no variable {variable!r}; this Result has {', '.join(known)}" + suggest(str(variable), known)
             )
         return self._tensors[variable]
 

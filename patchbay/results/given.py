@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import numbers
-import re
 from typing import Any
 
-import numpy as np
-
-from patchbay.signal.port import PatchbayError
+from patchbay.errors import PatchbayError, refuse_other_kinds, said, written
 from patchbay.tasks.task import Task
 
-PLAIN = {
-    "int": ("a whole number", numbers.Integral),
-    "float": ("a number", numbers.Real),
-    "bool": ("True or False", bool | np.bool_),
-    "str": ("a text", str),
-    "None": ("None", type(None)),
-}
 LEFT_OUT = (
     "task",
     "positive",
@@ -31,7 +20,7 @@ MAKE = 'pb.Task.from_prompts(model, ["The capital of France is"], [" Paris"], ["
 def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
     """Raise PatchbayError where a value cannot be what the annotation says: a Task, a Knob, a number, a text."""
     kinds = [kind.strip() for kind in kinds_of(parameter).split("|")]
-    found = _said(value)
+    found = said(value)
     if kinds[0] == "Task" and not (value is None and parameter.default is None):
         others = [kind for kind in kinds if kind not in ("Task", "None")]
         several = "list[Task]" in kinds and isinstance(value, list) and value and all(_is_task(v) for v in value)
@@ -44,9 +33,7 @@ def check(value: Any, parameter: inspect.Parameter, name: str) -> None:
         raise PatchbayError(
             f'{name}: {parameter.name} takes a Knob, got {found}; pb.load_knob("file.knob") reads one, pb.turn makes one'
         )
-    if all(kind in PLAIN for kind in kinds) and not any(_is(value, kind) for kind in kinds):
-        possible = " or ".join(PLAIN[kind][0] for kind in kinds)
-        raise PatchbayError(f"{name}: {parameter.name} takes {possible}, got {found}")
+    refuse_other_kinds(value, kinds_of(parameter), name, parameter.name)
 
 
 def has_default(parameter: inspect.Parameter) -> bool:
@@ -59,24 +46,10 @@ def may_be_left_out(parameter: inspect.Parameter) -> bool:
 
 
 def kinds_of(parameter: inspect.Parameter) -> str:
-    """An annotation as text without modules, however it is written: `list[Part] | None` for `Optional[list[pb.Part]]` too."""
-    held = parameter.annotation
-    text = held if isinstance(held, str) else inspect.formatannotation(held)
-    text = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(?=[A-Za-z_])", "", text)
-    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
+    """The annotation of a parameter as text without modules."""
+    return written(parameter.annotation)
 
 
 def _is_task(value: Any) -> bool:
     """A Task, or what is recorded as one is."""
     return isinstance(value, Task) or (type(value).__name__ == "Task" and hasattr(value, "to_json"))
-
-
-def _is(value: Any, kind: str) -> bool:
-    truth = isinstance(value, bool | np.bool_)
-    return isinstance(value, PLAIN[kind][1]) and (kind in ("bool", "None", "str") or not truth)
-
-
-def _said(value: Any) -> str:
-    """A value in a few words: its kind, and its text where that is short."""
-    kind = re.sub(r"^NoneType$", "None", type(value).__name__)
-    return f"{kind} {value!r}" if isinstance(value, str | int | float) and len(repr(value)) < 60 else kind

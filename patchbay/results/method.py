@@ -39,6 +39,7 @@ from patchbay.signal.port import PatchbayError, as_part, as_port, suggest
 P = ParamSpec("P")
 R = TypeVar("R")
 
+METRIC = "\n\n`metric=` in any prover: the name of a metric, or a function of the logits, in place of the task's own (`task.with_metric`).\n"
 RANDOM = threading.RLock()  # around every look at a global random state, and every change of one
 
 
@@ -80,6 +81,8 @@ def method(
 
         call.paper, call.method_name, call.unit, call.origin = paper, name, unit, made  # type: ignore[attr-defined]
         call.__doc__ = whole(_file_doc(function), function.__doc__ or "", list(signature.parameters))
+        if _scored(list(signature.parameters), name):
+            call.__doc__ += METRIC
         return call
 
     return decorate
@@ -122,12 +125,15 @@ def _checked_signature(function: Callable[..., Any], name: str) -> inspect.Signa
 def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments by name, defaults filled in, parts and ports read from text."""
     known = list(signature.parameters)
+    kwargs = dict(kwargs)
+    also = ["metric"] if _scored(known, name) else []
+    metric = [kwargs.pop(option) for option in also if option in kwargs]
     for option in kwargs:
         if option not in known:
-            options = [p.name for p in signature.parameters.values() if has_default(p)]
+            options = [p.name for p in signature.parameters.values() if has_default(p)] + also
             raise PatchbayError(
                 f"{name} has no option {option!r}; its options are {', '.join(options) or 'none'}"
-                + suggest(option, known)
+                + suggest(option, [*known, *also])
             )
     try:
         bound = signature.bind(*args, **kwargs)
@@ -144,7 +150,14 @@ def _bind(signature: inspect.Signature, name: str, args: tuple[Any, ...], kwargs
         )
     for key, value in bound.arguments.items():
         check(value, signature.parameters[key], name)
+    if metric:
+        bound.arguments["task"] = bound.arguments["task"].with_metric(*metric)
     return {key: _read(value, signature.parameters[key], name) for key, value in bound.arguments.items()}
+
+
+def _scored(known: Sequence[str], name: str) -> bool:
+    """Whether a method is a prover of a task, which takes `metric=` in place of the task's own."""
+    return name.startswith("prove.") and "task" in known and "metric" not in known
 
 
 def _read(value: Any, parameter: inspect.Parameter, name: str) -> Any:
@@ -154,6 +167,8 @@ def _read(value: Any, parameter: inspect.Parameter, name: str) -> Any:
     many = re.search(r"list|Sequence|tuple|Iterable", annotation) is not None
     if isinstance(value, Result) and "Part" in kinds and "Result" not in kinds:
         raise PatchbayError(f"{name}: {parameter.name} takes parts, got a Result; choose some, like result.top(3)")
+    if value is None and kinds and "None" not in annotation:
+        raise PatchbayError(f"{name}: {parameter.name} takes {' or '.join(sorted(kinds))}s, got None")
     if value is None or isinstance(value, Result) or not kinds & {"Part", "Port", "Channel"}:
         return value
     convert = parse_channel if "Channel" in kinds else as_part if "Part" in kinds else as_port

@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from patchbay.errors import by_kind
 from patchbay.late import late
 from patchbay.maths import benjamini_hochberg
 from patchbay.model.load import load
@@ -71,6 +72,7 @@ def find_method(name: str) -> Callable[..., Any]:
     return cast("Callable[..., Any]", function)
 
 
+@by_kind
 def replay(
     result: Result,
     model: Any = None,

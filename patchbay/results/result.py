@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import safetensors.torch
 from torch import Tensor
 
+from patchbay.errors import by_kind
 from patchbay.files import write_folder
 from patchbay.late import late
 from patchbay.results import printed
@@ -46,6 +47,7 @@ class Result(Arrays):
 
     # --- comparison -------------------------------------------------------------------------------
 
+    @by_kind
     def differences(self, other: Result, *, atol: float = 0.0, rtol: float = 1e-5) -> list[str]:
         """What differs, in words; nothing when they agree. `rtol` is relative to the largest value of each variable."""
         if (self._axes, self.units) != (other._axes, other.units):
@@ -65,10 +67,12 @@ class Result(Arrays):
                 found.append(f"{name} differs by up to {gap:.3g} where its largest value is {scale:.3g}")
         return found
 
+    @by_kind
     def agrees(self, other: Result, atol: float = 0.0, *, rtol: float = 1e-5) -> bool:
         """Same variables, axes, units, labels and parts, and values equal within `atol + rtol * largest value`."""
         return not self.differences(other, atol=atol, rtol=rtol)
 
+    @by_kind
     def equal(self, other: Result) -> bool:
         """Everything equal but the provenance (which holds the date): arrays to the last bit, NaN equal to NaN."""
         return (
@@ -82,6 +86,7 @@ class Result(Arrays):
 
     # --- print and plot ---------------------------------------------------------------------------
 
+    @by_kind
     def plot(self, path: str | Path | None = None, *, graph: bool = False) -> Figure:
         """A figure of the main variable, or with `graph` of a circuit's edges; written to `path` (.png, .svg or .pdf) when given."""
         figure: Figure = late("figure")(self, graph=graph)
@@ -102,6 +107,7 @@ class Result(Arrays):
         """One line on where the numbers came from."""
         return printed.origin(self)
 
+    @by_kind
     def summary(self, n: int = 10) -> str:
         """The top rows, units, notes and provenance as plain text."""
         return printed.summary(self, n)
@@ -116,6 +122,7 @@ class Result(Arrays):
 
     # --- files ------------------------------------------------------------------------------------
 
+    @by_kind
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the Result as a folder, whole or not at all; one that is already there stays unless `overwrite`."""
         target = Path(os.path.realpath(folder))
@@ -149,6 +156,7 @@ def from_described(record: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> R
     return Result(variables, shown=record.get("shown", ()), **{field: record[field] for field in fields})
 
 
+@by_kind
 def load_result(folder: str | Path) -> Result:
     """Read a folder that `Result.save` wrote. Runs nothing from it; refuses all but a whole, undamaged Result."""
     record, arrays = read_saved(folder)

@@ -24,6 +24,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 import torch
 from torch import Tensor
 
+from patchbay.errors import said
 from patchbay.signal.port import PatchbayError, suggest
 
 
@@ -69,7 +70,12 @@ def fixed(positions: Positions) -> Positions:
         return int(positions)
     if isinstance(positions, str):
         return _named(positions)
-    return tuple(int(p) for p in positions)
+    try:
+        return tuple(int(p) for p in positions)
+    except (TypeError, ValueError):
+        raise PatchbayError(
+            f"positions are an index, several, a slice, a bool mask, a text or a role, got {said(positions)}"
+        ) from None
 
 
 NAMES = ("last", "generated", "predicting")

@@ -17,6 +17,7 @@ from patchbay.sweeps.sweep import sweep
 NEXT = 8  # next tokens that are listed
 CUT_WHOLLY = 32  # tokens that are cut from all later ones
 SHUFFLES = 999
+AGREES = 0.05  # p up to which cut and gradient are taken to agree
 
 
 def next_tokens(asked: Asked) -> Section:
@@ -160,6 +161,11 @@ def _said(asked: Asked, total: Tensor, gradient: Tensor, agreement: tuple[float,
         said.append(
             f"agreement of cut and gradient over positions: Spearman {agreement[0]:.2f}, p = {agreement[1]:.3g} against {SHUFFLES} shuffles "
             "of the positions"
+            + (
+                ""
+                if agreement[1] <= AGREES
+                else ": they do not agree, and the cuts, which are runs of the model, are what holds"
+            )
         )
     if not gradient.isnan().any():
         said.append(

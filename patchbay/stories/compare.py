@@ -91,6 +91,8 @@ def compare(
 
 def _names(knobs: list[Knob]) -> list[str]:
     """One name for each knob, numbered where several share one. Raises where they cannot stand on one axis."""
+    if not isinstance(knobs, (list, tuple)) or not all(isinstance(knob, Knob) for knob in knobs):
+        raise PatchbayError('knobs takes a list of Knobs: pb.load_knob("file.knob") reads one, pb.turn makes one')
     if len(knobs) < 2:
         raise PatchbayError(f"{len(knobs)} knobs: two or more are compared; of one, measure.dose_response says all")
     neutral = {knob.neutral for knob in knobs}

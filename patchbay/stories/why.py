@@ -42,6 +42,7 @@ from patchbay.stories._asked import Asked, asked
 from patchbay.stories._why_told import HEARD, Section
 
 PASSES = 10  # the prompt itself, attribution, opened MLPs and experts, heads, the lens, the sweeps' base, a gradient (3 passes)
+TELLING = 19  # random sets from which on p can be 0.05
 LIMITS = [
     "what is explained is the difference of two logits: what raises both, or keeps a third token down, does not show",
     "one prompt: nothing here says what these parts do on others, and p ranks them among random parts, not over prompts. Take them to "
@@ -123,7 +124,7 @@ def _cost(question: Asked, known: inside.Written, draws: int) -> str:
     passes = PASSES + 1 + cuts / 2 + removals
     return (
         f"{n} tokens; one run takes {question.seconds:.3g} s. About {PASSES} forward passes, {n - 1 + cuts} cuts of attention and up to {removals} "
-        f"runs without parts, as rows of batches: at most about {max(1.0, passes * question.seconds):.0f} s"
+        f"runs without parts, as rows of batches: about {max(1.0, passes * question.seconds):.0f} s at that rate"
     )
 
 
@@ -167,6 +168,7 @@ def _short(question: Asked, told: Told) -> list[str]:
         said.append(
             f"without {row['without']} the difference is {question.difference - row['lost']:.3g}; without as many random "
             f"{row['kind'].split()[0]} {question.difference - row['highest']:.3g} to {question.difference - row['lowest']:.3g}, p = {row['p']:.3g}"
+            + (f" (of {row['sets']} sets, at least {1 / (1 + row['sets']):.2g})" if row["sets"] < TELLING else "")
         )
     return said
 

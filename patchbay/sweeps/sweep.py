@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from patchbay.edits.apply import acts_on, for_prompts
 from patchbay.edits.edit import Edit, conditional, pack
+from patchbay.errors import by_kind
 from patchbay.jacks.defaults import on_own_device, refuse_other_dtype
 from patchbay.model.given import flat_edits
 from patchbay.model.model import Model
@@ -46,6 +47,7 @@ from patchbay.tasks.task import Task
 PRECISIONS = ("fp32", "bf16", "delta-bf16")
 
 
+@by_kind
 @on_own_device
 def sweep(
     model: Model,
@@ -124,6 +126,8 @@ class Sweep:
             raise PatchbayError(f"precision {precision!r}; possible are {', '.join(PRECISIONS)}")
         self.model, self.task, self.precision, self.on = model, task, precision, on
         self.memory = SETTINGS.get().memory if memory is None else memory
+        if not isinstance(edits, Iterable):
+            raise PatchbayError(f"a sweep takes a list of edits, knobs and lists of them, got {type(edits).__name__}")
         self.cells_edits = [tuple(flat_edits([entry], model=model)) for entry in edits]
         if not self.cells_edits or not all(self.cells_edits):
             raise PatchbayError(

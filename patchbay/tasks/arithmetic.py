@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, spell
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from patchbay.tasks.task import Task
 
 
+@by_kind
 def arithmetic(
     model: Model, n: int = 100, *, maximum: int = words.MAX_SUM_TERM, examples: int = 0, seed: int = 0
 ) -> Task:

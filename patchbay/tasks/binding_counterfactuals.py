@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.tasks.entity_binding import _render, others_and_marks, words_for
 from patchbay.tasks.spell import Draft, at_least, spell
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from patchbay.tasks.task import Task
 
 
+@by_kind
 def binding_counterfactuals(model: Model, n: int = 100, *, boxes: int = 5, query: str = "box", seed: int = 0) -> Task:
     """Pairs (4 to 20) of thing and box with a counterfactual twin, for `prove.interchange` and `prove.fit_mechanisms`.
 

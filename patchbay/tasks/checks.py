@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
-from patchbay.errors import PatchbayError, suggest
+from patchbay.errors import PatchbayError, said, suggest
 from patchbay.tasks.answers import NORMALISATIONS
 from patchbay.tasks.scoring import COMPARING, METRICS
 
@@ -17,6 +18,22 @@ def check(task: Any) -> None:
     _metric(task)
     if task.answered:
         _answers(task)
+
+
+def are_tasks(tasks: Any, kind: type) -> None:
+    """Raise PatchbayError for anything but one Task or several in a list."""
+    if not isinstance(tasks, (list, tuple)) or not all(isinstance(task, kind) for task in tasks):
+        raise PatchbayError(f"joined takes a list of Tasks, got {said(tasks)}")
+    if not tasks:
+        raise PatchbayError("no tasks to join were given")
+
+
+def indices(which: Any) -> list[int]:
+    """Indices of prompts, of one or of several."""
+    try:
+        return [operator.index(which)] if hasattr(which, "__index__") else [operator.index(i) for i in which]
+    except TypeError:
+        raise PatchbayError(f"prompts are picked by an index, a slice or several indices, got {said(which)}") from None
 
 
 def _counts(task: Any) -> None:
@@ -56,7 +73,7 @@ def _marks(task: Any) -> None:
 
 
 def _metric(task: Any) -> None:
-    if not callable(task.metric) and task.metric not in METRICS:
+    if not callable(task.metric) and task.metric not in list(METRICS):
         known = f"metrics are {', '.join(METRICS)}, or a function"
         raise PatchbayError(
             f"task {task.name}: no metric {task.metric!r}; {known}{suggest(str(task.metric), list(METRICS))}"

@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from patchbay.errors import by_kind
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, spans, spans_in_order, spell
@@ -29,6 +30,7 @@ QUERIES = ("box", "object")
 THINGS = tuple(word for word in words.OBJECTS if word != "box")
 
 
+@by_kind
 def entity_binding(model: Model, n: int = 100, *, boxes: int = 4, query: str = "box", seed: int = 0) -> Task:
     """Find the partner of one of `boxes` pairs (2 to 20) of thing and box, asked by box or by object.
 

@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, single_tokens, spell, tokenizer_of
@@ -48,6 +49,7 @@ INTENT_PLACES = ("before", "after", "question")
 TABLES: dict[str, Mapping[str, str]] = {"invented": words.FACTS, "capitals": WELL_KNOWN}
 
 
+@by_kind
 def facts_in_memory(
     model: Model,
     n: int = 100,
@@ -70,6 +72,7 @@ def facts_in_memory(
     return spell("facts_in_memory", model, drafts, n, seed=seed, options=options)
 
 
+@by_kind
 def facts_in_context(
     model: Model,
     n: int = 100,
@@ -94,6 +97,7 @@ def facts_in_context(
     return spell("facts_in_context", model, drafts, n, seed=seed, options=options)
 
 
+@by_kind
 def facts_by_intent(
     model: Model,
     n: int = 100,

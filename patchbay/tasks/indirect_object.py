@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, choose_words, replaced, spans, spans_in_order, spell
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 ORDERS = {"both": (0, 1), "ABBA": (0,), "BABA": (1,)}
 
 
+@by_kind
 def indirect_object(model: Model, n: int = 100, *, order: str = "both", seed: int = 0) -> Task:
     """Name the one of two people who was given the thing; `order` is ABBA, BABA or both.
 

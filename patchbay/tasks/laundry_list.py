@@ -18,6 +18,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, spans, spans_in_order, spell
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from patchbay.tasks.task import Task
 
 
+@by_kind
 def laundry_list(model: Model, n: int = 100, *, objects: int = 8, seed: int = 0) -> Task:
     """Name the one of `objects` listed things (3 to 20) that has not been dealt with.
 

@@ -17,6 +17,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, replaced, spans, spans_in_order, spell
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from patchbay.tasks.task import Task
 
 
+@by_kind
 def needle_retrieval(
     model: Model,
     n: int = 100,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from patchbay.errors import PatchbayError
@@ -82,6 +82,9 @@ def _template(tokenizer: Any, texts: Sequence[str]) -> dict[str, str]:
 def _column(values: Any, what: str) -> Any:
     """A list of texts; one text is no list of its letters."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(values, str) or (values is not None and not isinstance(values, Sequence)):
+    if isinstance(values, str) or ((values is not None or what == "prompts") and not isinstance(values, Sequence)):
         raise PatchbayError(f"{what}: a list with one for each prompt is needed, got {values!r:.40}")
+    odd = next((value for value in values or () if not isinstance(value, Hashable | Sequence | Mapping)), None)
+    if odd is not None:
+        raise PatchbayError(f"{what}: texts are needed, got {odd!r:.40}")
     return values

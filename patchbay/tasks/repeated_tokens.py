@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Any
 
+from patchbay.errors import by_kind
 from patchbay.model.tokens import start_ids
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.spell import at_least
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from patchbay.model.model import Model
 
 
+@by_kind
 def repeated_tokens(
     model: Model, n: int = 100, *, max_period: int | None = None, max_offset: int | None = None, seed: int = 0
 ) -> Task:

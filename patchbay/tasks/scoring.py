@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from patchbay.errors import PatchbayError
+from patchbay.errors import PatchbayError, said
 from patchbay.tasks.answers import continuations, steps_of
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ def score(task: Any, logits: Tensor, reference: Tensor | None = None) -> Tensor:
     """What `Task.score` documents."""
     import torch
 
+    if not hasattr(logits, "ndim"):
+        raise PatchbayError(f"score takes logits [prompt, vocab], got {said(logits)}")
     if callable(task.metric):
         return _own(task, task.metric, logits)
     if task.answers:

@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from patchbay.errors import by_kind
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.tasks import words
 from patchbay.tasks.spell import Draft, at_least, choose_words, single_tokens, spans_in_order, spell, tokenizer_of
@@ -29,6 +30,7 @@ LENGTHS = (3, 6)
 """Shortest and longest run shown; six days do not yet name the seventh."""
 
 
+@by_kind
 def successor(model: Model, n: int = 100, *, kind: str = "all", length: int | None = None, seed: int = 0) -> Task:
     """Continue runs of `length` words (2 to 6; without a value 3 to 6 at random) of one kind, or of all.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchbay.errors import PatchbayError
+from patchbay.errors import PatchbayError, by_kind
 from patchbay.signal.card import card
 from patchbay.tasks import checks, scoring
 from patchbay.tasks.answers import Absent, compared, continuations, sizes, steps_of, totals
@@ -125,10 +125,7 @@ class Task:
 
     def __getitem__(self, which: int | slice | Sequence[int]) -> Task:
         """The task of some of the prompts: one index, a slice, or a sequence of indices."""
-        if isinstance(which, slice):
-            chosen = list(range(len(self)))[which]
-        else:
-            chosen = [which] if isinstance(which, int) else list(which)
+        chosen = list(range(len(self)))[which] if isinstance(which, slice) else checks.indices(which)
         outside = [i for i in chosen if not -len(self) <= i < len(self)]
         if outside:
             raise IndexError(f"task {self.name} has prompts 0 to {len(self) - 1}, asked for {outside}")
@@ -148,6 +145,7 @@ class Task:
             labels={name: _pick(values, chosen) for name, values in self.labels.items()},
         )
 
+    @by_kind
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
         """Two tasks, drawn at random without a prompt in common: to choose on (`fraction` of all) and to test on."""
         n_dev = round(fraction * len(self))
@@ -172,8 +170,7 @@ class Task:
         prompt is from (0, 1, ...), and `options["joined"]` their names, options and seeds. Twins and texts where all have
         them. A task that was joined itself counts as one: its own label `task` gives way.
         """
-        if not tasks:
-            raise PatchbayError("no tasks to join were given")
+        checks.are_tasks(tasks, Task)
         first = tasks[0]
         other = next((task for task in tasks if task.metric != first.metric), None)
         if other is not None:
@@ -308,6 +305,7 @@ class Task:
             below="task.show(model.tokenizer) shows text",
         )
 
+    @by_kind
     def show(self, tokenizer: Any = None, n: int = 3) -> str:
         """The first `n` prompts for people: text (ids without a tokenizer), twin, answers and marks."""
 
@@ -328,6 +326,7 @@ class Task:
         return "\n".join(lines)
 
     @classmethod
+    @by_kind
     def from_prompts(
         cls,
         model: Model,
@@ -352,6 +351,7 @@ class Task:
         )
 
     @classmethod
+    @by_kind
     def from_file(
         cls,
         path: str | Path,
@@ -376,6 +376,7 @@ class Task:
         )
 
     @classmethod
+    @by_kind
     def from_frame(cls, frame: Any, model: Model, *, columns: Columns | None = None, **how: Any) -> Task:
         """A task of the rows of a table in memory: a DataFrame, a data set of mappings, or a list of them; else as `from_file`."""
         if hasattr(frame, "tokenizer"):

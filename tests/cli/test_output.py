@@ -62,6 +62,20 @@ def test_a_card_with_contexts_is_whole_in_any_encoding(
     assert ("\u00ab" in said) == (encoding != "ascii")
 
 
+@pytest.mark.filterwarnings("always")
+def test_a_warning_is_one_line_without_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said_in("utf-8", ["tasks", "facts_in_memory", "tiny", "--n", "1"], monkeypatch)
+    assert capsys.readouterr().err == ""
+    said_in("utf-8", ["generate", "tiny", "The capital of Zorland", "--max-new-tokens", "1"], monkeypatch)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "Zorland" in line] == [
+        "Warning: prompt 0 holds 1 tokens '<unk>', which stand for text that the tokenizer does not know: ' Zorland'"
+    ]
+    assert not [line for line in lines if ".py:" in line or "encode(" in line]
+
+
 def test_without_colour_and_on_any_width_nothing_is_coloured_or_fails() -> None:
     for width in ("1", "20", "400"):
         done = run("papers", "sink", NO_COLOR="1", COLUMNS=width)

@@ -80,7 +80,8 @@ def test_texts_are_those_of_a_file_or_one_text(tmp_path: Path, monkeypatch: pyte
     assert reading.read("[[1, 2], [3]]", NEUTRAL, "--neutral") == [[1, 2], [3]]
     Path("a.jsonl").write_text('{"text": "x", "id": 1}\n')
     assert read_texts("a.jsonl:prompt=text", "--neutral") == ["x"]
-    for text, words in (("[1, 2]", "is a list of no texts"), ("a.jsonl", "line 1: no column 'prompt'"), ("a.jsonl:prompt=", "columns are written"),
+    (tmp_path / "texts").mkdir()
+    for text, words in (("texts", "texts is a folder, and a file or texts are read"), ("[1, 2]", "is a list of no texts"), ("a.jsonl", "line 1: no column 'prompt'"), ("a.jsonl:prompt=", "columns are written"),
                         ("a.jsonl:prompt=test", "no column 'test'.*did you mean 'text'"), ("a.jsonl:form=jsno", "did you mean 'json")):  # fmt: skip
         with pytest.raises(PatchbayError, match=words):
             read_texts(text, "--neutral")

@@ -29,7 +29,8 @@ def test_what_is_no_task_is_answered_with_the_line_that_makes_one(room: str, nam
     if isinstance(given, str) and "str" in options.names_in(parameters["task"].annotation):
         return  # one text will do
     needed = [key for key, one in parameters.items() if one.default is one.empty]
-    call = {key: {"model": MODEL, "task": given}.get(key, "L1.H1") for key in needed} | {"task": given}
+    call: dict[str, Any] = {key: MODEL if parameters[key].annotation == "Model" else "L1.H1" for key in needed}
+    call |= {"task": given}
     with pytest.raises(pb.PatchbayError, match=r"task takes .*Task, got .*; make one: pb\.Task\.from_prompts\(model"):
         function(**call)
 
@@ -42,7 +43,8 @@ def test_what_is_no_task_is_answered_with_the_line_that_makes_one(room: str, nam
         ("float", [0.5, 1, np.float32(1)], ["0.5", True, None]),
         ("bool", [True, np.bool_(False)], [1, "yes"]),
         ("str | None", ["a", None], [3, ["a"]]),
-        ("list[int] | None", ["anything"], []),
+        ("list[int] | None", [[3], (), range(3), None], [3, 1.5, "anything", ["3"], {3: 4}]),
+        ("list[str]", ["anything", ["a"]], [3]),
     ],
 )
 def test_numbers_and_texts_are_what_the_annotation_says(annotation: str, good: list[Any], bad: list[Any]) -> None:

@@ -193,6 +193,13 @@ def test_own_metrics_hold_wherever_a_metric_is_taken(model):
             assert close(values, logits.max(-1).values + torch.arange(3))
     lost = pb.prove.ablation(model, task, "L1.H1", draws=2)
     assert lost.provenance["task"]["metric"] == "function top"
+    asked = pb.prove.ablation(model, task.with_metric("kl"), "L1.H1", draws=2, metric=top)
+    assert asked.equal(lost)
+    assert asked.provenance["task"] == lost.provenance["task"]
+    with pytest.raises(PatchbayError, match="no option 'metrics'; its options are .*, metric; did you mean 'metric'"):
+        pb.prove.ablation(model, task, "L1.H1", metrics=top)
+    with pytest.raises(PatchbayError, match="find.direct_logit_attribution has no option 'metric'"):
+        pb.find.direct_logit_attribution(model, task.with_metric("logit_diff"), metric=top)
     assert torch.equal(task[[2]].score(plain[[2]]), plain[[2]].max(-1).values + 2)  # a prompt keeps its number
 
 
