@@ -104,6 +104,13 @@ def test_a_signature_read_from_text_is_the_functions_own(room: str, name: str) -
         assert read[key].kind == parameter.kind, key
 
 
+def test_types_imported_for_checkers_are_found_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("if TYPE_CHECKING:\n    from patchbay.tasks.task import Task as Asked\n")
+    read = signatures.Source(tmp_path / "mine.py")
+    assert read.imported("Asked") == ("patchbay.tasks.task", "Task")
+    assert read.imported("Absent") == ("", "")
+
+
 @pytest.mark.parametrize(
     ("line", "incomplete", "expected"),
     [
