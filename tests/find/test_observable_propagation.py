@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -179,6 +180,7 @@ def test_reference(name: str, path: str) -> None:
     hf = twins.twin(name)
     model = pb.load(hf)
     task = task_for(model, 3)
+    task = dataclasses.replace(task, wrong=tuple((*ids, 90) for ids in task.wrong))  # two wrong answers of each prompt
     result = observable_propagation(model, task, path=path.split(",") if path else None, batch_size=2)
     score, effect = (torch.zeros(2, 4, dtype=torch.float64) for _ in range(2))
     vector = torch.zeros(2, 4, 32, dtype=torch.float64)
