@@ -7,6 +7,7 @@ writes a PNG of few colours, cut below the last thing shown. docs/pictures/ hold
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -126,8 +127,43 @@ SHOWN = {  # what docs/pictures/ holds: name -> width, height, dark
 }
 
 
+PAGE = {  # those of `patchbay ui`: name -> address, what to wait for, width, height, dark
+    "ui": ("results/heads", ".bars li", 1280, 780, True),
+    "ui-pattern": ("results/pattern", ".tokens button", 1280, 1130, False),
+}
+
+
+def of_the_page(folder: Path) -> None:
+    """Pictures of `patchbay ui` on the built-in model, by playwright."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as place, sync_playwright() as driver:
+        model = pb.load("tiny")
+        pb.find.direct_logit_attribution(model, pb.tasks.facts_in_context(model, n=48)).save(Path(place) / "heads")
+        pb.run(model, PROMPT, taps=["L1.attn.pattern"]).show("L1.H3.pattern").save(Path(place) / "pattern")
+        words = [sys.executable, "-m", "patchbay", "ui", "tiny", "--results", place, "--no-browser"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            start = next(line.split()[1] for line in server.stdout if line.startswith("open "))
+            browser = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+            page = browser.new_page()
+            page.goto(start)
+            for name, (address, wait, width, height, dark) in PAGE.items():
+                page.set_viewport_size({"width": width, "height": height})
+                page.emulate_media(color_scheme="dark" if dark else "light")
+                page.goto(f"{start.partition('?')[0]}#/{address}")
+                page.wait_for_selector(wait, timeout=300_000)
+                page.wait_for_timeout(500)
+                raw = Path(place) / f"{name}.png"
+                page.screenshot(path=raw)
+                print(_small(raw, folder / f"{name}.png"))
+            browser.close()
+            server.send_signal(signal.SIGINT)
+
+
 def kept(folder: Path) -> None:
     """The few pictures of docs/pictures/, their first lines, small."""
+    of_the_page(folder)
     made = forms()
     for name, (width, height, dark) in SHOWN.items():
         print(picture(made[name](), folder / f"{name}.png", width=width, height=height, dark=dark))

@@ -186,6 +186,10 @@ def _ending(story: Story, path: Path, seconds: float) -> Section:
     else:
         text = ["No knob was written, since none was found. Another task or another kind of part may do better."]
     text += [f"The page with all figures is **{path}**.", f"{seconds:.0f} s."]
+    if story.knob is not None:
+        text.append(
+            f"To look closer: patchbay ui {story.model.source or 'MODEL'} --results {path.parent} opens a page; {path.stem}.knob is among its results."
+        )
     return Section("What was written", text, data={"written": written, "seconds": seconds})
 
 

@@ -1,0 +1,92 @@
+"""The worker's jobs on the built-in model: a form's run is the method's own Result, saved; an interrupt cancels; a failure says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import patchbay as pb
+from patchbay.app.worker import Worker
+from patchbay.cli import options
+
+
+@pytest.fixture
+def worker(
+    trained: pb.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Worker, list[dict[str, Any]]]]:
+    told: list[dict[str, Any]] = []
+    made = Worker(tmp_path, told.append)
+    made.model = trained
+    monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, made.interrupted)
+    yield made, told
+    signal.signal(signal.SIGINT, before)
+
+
+def job(tmp_path: Path, room: str, method: str, *words: str, out: str = "out") -> dict[str, Any]:
+    return {"id": "1", "room": room, "method": method, "words": list(words), "out": out, "keep": str(tmp_path / "kept")}
+
+
+def test_a_run_is_the_methods_own_result(worker: Any, trained: pb.Model, tmp_path: Path) -> None:
+    made, told = worker
+    made.do(job(tmp_path, "find", "direct_logit_attribution", "--task=facts_in_context:n=4", "--seed=3"))
+    assert told[-1] == {"id": "1", "event": "done", "result": "out"}
+    expected = pb.find.direct_logit_attribution(trained, pb.tasks.facts_in_context(trained, n=4, seed=3))
+    assert pb.load_result(tmp_path / "out").equal(expected)
+    made.do(job(tmp_path, "prove", "ablation", "--task=facts_in_context:n=4", "--parts=out:2", out="a/proof"))
+    assert told[-1]["event"] == "done", told[-1]
+    assert pb.load_result(tmp_path / "a" / "proof").parts == expected.top(2)
+
+
+def test_a_sweep_says_what_it_will_cost_and_how_far_it_is(worker: Any, trained: pb.Model, tmp_path: Path) -> None:
+    made, told = worker
+    made.do(job(tmp_path, "prove", "activation_patching", "--task=facts_in_context:n=2"))
+    assert told[-1]["event"] == "done", told[-1]
+    assert [line for line in told if line["event"] == "estimate"]
+    far = [(line["done"], line["total"]) for line in told if line["event"] == "progress"]
+    assert far[-1][0] == far[-1][1] > 0
+    assert list((tmp_path / "kept").rglob("batch-*")), "finished batches are kept"
+
+
+def test_a_knob_is_saved_as_a_knob(worker: Any, tmp_path: Path) -> None:
+    made, told = worker
+    made.do(job(tmp_path, "turn", "scale", "--parts=L1.H1", "--strength=0", out="off"))
+    assert told[-1] == {"id": "1", "event": "done", "result": "off.knob"}
+    assert pb.load_knob(tmp_path / "off.knob").edits
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--task=nothing", "--parts=L1.H1"], "no task 'nothing'"), (["--task=facts_in_context", "--parts=L9.H0"], "0..2"), (["--nothing=1"], "No such option"), ([], "--parts")],
+)  # fmt: skip
+def test_a_failure_says_why_in_the_words_of_the_command_line(
+    words: list[str], said: str, worker: Any, tmp_path: Path
+) -> None:
+    made, told = worker
+    made.do(job(tmp_path, "prove", "ablation", *words))
+    assert told[-1]["event"] == "failed"
+    assert said in told[-1]["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_interrupt_cancels_the_job_at_hand_and_no_other(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, told = worker
+
+    def interrupted(room: str, name: str) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not reached")
+
+    os.kill(os.getpid(), signal.SIGINT)  # nothing is at hand
+    with monkeypatch.context() as patched:
+        patched.setattr(options, "load_method", interrupted)
+        made.do(job(tmp_path, "find", "direct_logit_attribution", "--task=facts_in_context:n=4"))
+    assert told[-1]["event"] == "cancelled"
+    made.do(job(tmp_path, "turn", "scale", "--parts=L1.H1", "--strength=0"))
+    assert told[-1]["event"] == "done"
