@@ -4,7 +4,7 @@
 one stream against greedy decoding, step by step, and with the run that scores the drafts, which decides nothing. "beam" is ours of
 four beams, and "diverse beam" six beams in three groups, against transformers' beam search of as many. "speculative" is greedy text of a
 model whose upper layers write nothing, with its lowest layer as the draft, which then always agrees: 16 layers against one, against
-plain decoding. "knn" is one look for 1,024 neighbours among a million keys of 768 numbers of one byte in 256 cells of FAISS, of which four
+plain decoding. "knn" is one look for 1,024 neighbours among a million keys of 768 numbers in 256 cells of FAISS, of which four
 are looked into, against one step of the model. Both sides write the same number of tokens.
 """
 
@@ -116,7 +116,7 @@ def _speculative(device: str, dtype: torch.dtype, seconds: float) -> Iterator[Ro
 
 def _knn(name: str, model: pb.Model, device: str, seconds: float) -> Iterator[Row]:
     keys = torch.randn(KEYS, model.d_model, generator=torch.Generator().manual_seed(0))
-    search = search_of(keys, "faiss('IVF256,SQ8', 4)")
+    search = search_of(keys, "faiss('IVF256,Flat', 4)")
     del keys
     query = torch.randn(1, model.d_model)
     ids = prompts(1, 16, model.vocab_size, device)

@@ -57,7 +57,7 @@ class Store:
 
     def law(self, apart: Tensor, found: Tensor, temperature: float, vocab: int) -> Tensor:
         """The law of the next token that the neighbours give, [query, vocab]: softmax of -distance / temperature, summed by value."""
-        weights = (-apart / temperature).softmax(-1)
+        weights = weights_of(apart, temperature)
         law = torch.zeros(len(found), vocab, dtype=torch.float64, device=weights.device)
         return law.scatter_add_(1, self.values[found.clamp(min=0)], weights)
 
@@ -65,6 +65,11 @@ class Store:
         """The last tokens before a key's value, its own token last, and the value."""
         text, at = self.places[place].tolist()
         return self.texts[text][max(0, at + 1 - n) : at + 1], int(self.values[place])
+
+
+def weights_of(apart: Tensor, temperature: float) -> Tensor:
+    """softmax of -distance / temperature [query, k]; the nearest alone where the temperature is next to nothing."""
+    return ((apart.amin(-1, keepdim=True) - apart) / temperature).softmax(-1)
 
 
 def read_store(given: Any, model: Model, edits: list[Edit], port: Port | str | None = None) -> Store:

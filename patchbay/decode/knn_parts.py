@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.decode._neighbours import Store, read_store
+from patchbay.decode._neighbours import Store, read_store, weights_of
 from patchbay.model.kept import KeptTrace, load_trace
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -108,7 +108,7 @@ def looked_up(read: Read, store: Store, k: int, index: str, chooses: Tensor, sca
     mean = float(apart[apart.isfinite()].mean())
 
     def near(temperature: float) -> Tensor:
-        return ((-apart / temperature).softmax(-1) * hit).sum(-1)
+        return (weights_of(apart, temperature) * hit).sum(-1)
 
     return tuned(read.logp, near, [mean * scale for scale in scales] or [1.0], chooses)
 
@@ -138,7 +138,8 @@ def lines(read: Read, stores: Sequence[Store], k: int, cells: Sequence[int], cho
 
 
 def by_token(model: Model, read: Read, gain: Tensor, n: int = 10) -> list[dict[str, Any]]:
-    """The tokens that gain most of all that is gained: how often they stand there, what they gain, its share of the whole."""
+    """The tokens that gain most of all that is gained: how often they stand there, what they gain, its share of the whole (NaN where
+    nothing is gained)."""
     total = torch.zeros(int(read.target.max()) + 1, dtype=torch.float64).index_add_(0, read.target, gain)
     counts = torch.bincount(read.target)
     there = counts.nonzero()[:, 0]
@@ -149,7 +150,7 @@ def by_token(model: Model, read: Read, gain: Tensor, n: int = 10) -> list[dict[s
             "token": str(token) if model.tokenizer is None else repr(model.tokenizer.decode([token])),
             "times": int(counts[token]),
             "gain": float(total[token]),
-            "share": float(total[token]) / whole if whole else math.nan,
+            "share": float(total[token]) / whole if whole > 0 else math.nan,
         }
         for token in order
     ]
@@ -237,9 +238,8 @@ def knn_parts(
     late = seen.text >= half
     own = (found["model"].loss - found[names[1]].loss)[late]
     tokens = by_token(model, Read(seen.text[late], seen.target[late], seen.logp[late], seen.heated[late], {}), own)
-    note = (
-        f"{names[1]} gains {tokens[0]['share']:.0%} of what it gains on the token {tokens[0]['token']}"
-        if found[names[1]].weight
-        else f"{names[1]} gains nothing where it was chosen"
-    )
+    if found[names[1]].weight == 0 or float(own.sum()) <= 0:
+        note = f"{names[1]} gains nothing {'where it was chosen' if found[names[1]].weight == 0 else 'where it is told of'}"
+    else:
+        note = f"{names[1]} gains {tokens[0]['share']:.0%} of what it gains on the token {tokens[0]['token']}"
     return Result(variables, coords={"condition": names}, tables={"lines": rows, "tokens": tokens}, notes=[note])

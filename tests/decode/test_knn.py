@@ -42,7 +42,7 @@ def test_planted(tmp_path: Path) -> None:
     """The nearest key alone, with all the weight: a text of the store is said on, word by word."""
     model, text = model_of(), texts_of()[0]
     store = store_in(tmp_path / "store", model)
-    found = pb.decode.knn(model, store, [text[:5]], weight=1.0, temperature=1e-6, neighbours=3, max_new_tokens=6)
+    found = pb.decode.knn(model, store, [text[:5]], weight=1.0, temperature=1e-300, neighbours=3, max_new_tokens=6)
     assert new_tokens(found)[0][0] == text[5:11]
     assert close(found["nearest"], torch.ones(1, 1, 6), dtype=torch.float32)
     rows = found.tables["neighbours"]

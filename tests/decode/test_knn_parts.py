@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.decode.knn_parts import HEATS, SCALES, WEIGHTS, tuned
+from patchbay.decode.knn_parts import HEATS, SCALES, WEIGHTS, Read, by_token, tuned
 from patchbay.tiny.twins import twin
 from tests.tolerance import close
 
@@ -150,6 +150,20 @@ def test_what_gains_nothing_is_the_model() -> None:
     chosen = tuned(logp, lambda _: near, [1.0], near.bool())
     assert chosen.weight == 0.9
     assert close(chosen.loss[3:], torch.full((3,), 1.0 - math.log(0.1))), "the half that is told of has no part in it"
+
+
+def test_tokens_are_told_by_what_they_gain() -> None:
+    """Those that lose too, and no share where nothing is gained."""
+    seen = Read(torch.zeros(4, dtype=torch.long), torch.tensor([7, 3, 3, 9]), torch.zeros(4), torch.zeros(4, 8), {})
+    rows = by_token(model_of(), seen, torch.tensor([2.0, 0.5, 0.5, -1.0], dtype=torch.float64))
+    assert [(row["token"], row["times"], row["gain"], row["share"]) for row in rows] == [
+        ("7", 1, 2.0, 1.0),
+        ("3", 2, 1.0, 0.5),
+        ("9", 1, -1.0, -0.5),
+    ]
+    rows = by_token(model_of(), seen, torch.tensor([-2.0, -0.5, -0.5, -1.0], dtype=torch.float64))
+    assert [row["token"] for row in rows] == ["3", "9", "7"]
+    assert all(math.isnan(row["share"]) for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,13 @@ def test_refusals(draft: Any, options: dict[str, Any], says: str) -> None:
         pb.decode.speculative(model_of(), model_of(1) if draft is None else draft, PROMPTS, **options)
 
 
+def test_a_draft_of_another_vocabulary_is_refused() -> None:
+    model = model_of()
+    config = type(model.hf.config)(**{**model.hf.config.to_dict(), "vocab_size": 80})
+    with pytest.raises(pb.PatchbayError, match="two models of one vocabulary are needed: .* has 96 tokens, .* 80"):
+        pb.decode.speculative(model, pb.load(type(model.hf)(config).eval()), PROMPTS)
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     save_file({"other": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(pb.PatchbayError, match="holds other, and no d2t"):
