@@ -30,6 +30,7 @@ from patchbay.knobs.knob import Knob
 from patchbay.model.filling import edits_digest
 from patchbay.tiny import twins
 from tests import given
+from tests.features.given import dictionary
 from tests.measure.words import tokenizer
 from tests.shares import by_turns
 from tests.tolerance import close
@@ -231,6 +232,23 @@ def responses(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     ids = [list(one) for one in (prompts.clean if isinstance(prompts, pb.Task) else prompts)]
     pairs = [[one[:-2], one[-2:]] for one in (ids * 4)[:4]]
     return pb.train.response_tuning(model, pairs, **{"steps": 2, "start": [1], **options})
+
+
+def trained(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    how: dict[str, Any] = {"n_features": 12, "sparsity": 2, "steps": 2}
+    options.pop("batch_size", None)  # it has none, and runs the model several times all the same
+    return pb.train.dictionary(model, prompts, "L1.resid_out", **{**how, **options})
+
+
+@functools.cache
+def saved(name: str) -> str:
+    """A folder with a random dictionary for a model."""
+    folder = Path(tempfile.mkdtemp()) / name
+    return str(dictionary(lent(name), "L1.resid_out", form="topk", k=4).save(folder))
+
+
+def measured(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    return pb.measure.dictionary(model, prompts, saved(NAMES[id(model)]), **options)
 
 
 def turned(model: pb.Model) -> Knob:
@@ -497,6 +515,7 @@ CASES = [
     ),
     Case("decode.superposed", decoded("superposed", drafts=2, texts=TEXTS)),
     Case("decode.watermark", decoded("watermark")),
+    Case("measure.dictionary", measured, own=True, on=FEW_TWINS),
     Case("measure.dose_response", dose_response, SHARES),
     Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
     Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them
@@ -553,6 +572,7 @@ CASES = [
         needs="attn.z",
     ),
     Case("turn.set_prompt", set_prompt, ("score", "plain_score"), needs="attn.mask"),
+    Case("train.dictionary", trained, own=True, on=FEW_TWINS),
     Case("train.response_tuning", responses, own=True, on=("gpt2", "llama", "mixtral")),
     Case(
         "train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, part_of(m), **{"steps": 2, **o}), label="heads"

@@ -7,6 +7,7 @@ answer_choices       how often the likeliest choice is right, and how much proba
 calibration          whether a model is right as often as it is sure
 concurrence          whether a question is answered alike in several languages, and for whom
 dial_response        what each of several knobs does to each of several attributes of what is written
+dictionary           how much of a signal, and of what the model does with it, sparse features hold
 dose_response        answers, and harm to unrelated text, at each strength of a knob
 expected_rating      words rated by the probability of a scale's numbers, beside people's norms
 head_risk            the error of a linear head on states by how many directions it reads
@@ -26,6 +27,7 @@ from patchbay.measure.answer_choices import answer_choices
 from patchbay.measure.calibration import calibration
 from patchbay.measure.concurrence import concurrence
 from patchbay.measure.dial_response import dial_response
+from patchbay.measure.dictionary import dictionary
 from patchbay.measure.dose_response import dose_response
 from patchbay.measure.expected_rating import expected_rating
 from patchbay.measure.head_risk import head_risk
@@ -45,6 +47,7 @@ __all__ = [
     "calibration",
     "concurrence",
     "dial_response",
+    "dictionary",
     "dose_response",
     "expected_rating",
     "head_risk",

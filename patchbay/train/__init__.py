@@ -1,10 +1,12 @@
 """Train: change weights, and only those of chosen parts. Every function returns a Result, and leaves the lent model as it was.
 
+dictionary       sparse features of a signal, in SAELens's form
 response_tuning  train on answers without their questions, and see whether questions are answered
 tune_parts       fine-tune the weights of chosen parts, everything else bit for bit as it was
 """
 
+from patchbay.train.dictionary import dictionary
 from patchbay.train.response_tuning import response_tuning
 from patchbay.train.tune_parts import tune_parts
 
-__all__ = ["response_tuning", "tune_parts"]
+__all__ = ["dictionary", "response_tuning", "tune_parts"]

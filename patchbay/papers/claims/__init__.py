@@ -9,6 +9,7 @@ built-in models were trained on. Where a paper's own case cannot be had at this 
 analogue, and says so.
 
 behaviour what models say, where most papers need larger ones
+features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
 neurons   neurons and experts
 meters    what published evaluations say
@@ -25,6 +26,7 @@ from __future__ import annotations
 from patchbay.papers.claims import (
     behaviour,
     decoding,
+    features,
     heads,
     layers,
     meters,
@@ -46,6 +48,7 @@ __all__ = [
     "check",
     "claim",
     "decoding",
+    "features",
     "heads",
     "known",
     "layers",

@@ -1,0 +1,45 @@
+"""Claims about sparse features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import patchbay as pb
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import FEW, over_sets
+from patchbay.train._allocation import kept
+from patchbay.train._fitting import Fitting, Plan
+from patchbay.train._stream import activations
+
+if TYPE_CHECKING:
+    from patchbay.model.model import Model
+
+WIDTH, K = 512, 2
+
+
+@claim("ayonrinde2024", "comparison")
+def ayonrinde2024(model: Model, seed: int) -> Claim:
+    """Confirmed if, of a dictionary at its start, more features are kept at no token of a batch by k a token than by a number for each
+    feature. What training makes of them is measured by `train.dictionary`; here is what the rule itself leaves without a gradient."""
+    port = model.port(f"L{model.n_layers // 2}.resid_out")
+
+    def unused(at: int) -> float:
+        task = pb.tasks.repeated_tokens(model, FEW, seed=at)
+        read, written = activations(model, model.encode(task), (port, port))
+        plan = Plan("topk", WIDTH, K, 0.0, 1, 1e-3, len(read), at)
+        begun = Fitting(plan, read, written, transcodes=False)
+        value = begun._pre(read / begun.scale_in).relu().detach()
+        shares = [
+            1 - float(kept(form, value, K, begun.density).any(0).double().mean()) for form in ("topk", "feature_choice")
+        ]
+        return shares[0] - shares[1]
+
+    value, low, high = over_sets(unused, seed)
+    return Claim(
+        "more features are used at no token of a batch with k a token than with a number for each feature",
+        value,
+        low,
+        high,
+        0.0,
+        "of the features",
+    )

@@ -1,0 +1,67 @@
+"""Which activations are kept while a dictionary is trained, and what it then needs to choose alike without its batch.
+
+A budget of n k activations is shared out over a batch of n tokens: k for each token (topk), the largest of all (batchtopk, which is Mutual
+Choice), or a number for each feature (feature_choice), by Zipf's law of its rank. Ties go by place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ZIPF = 0.7  # the exponent: m of the r-th densest feature is proportional to r^-ZIPF
+
+
+def kept(form: str, value: Tensor, k: int, density: Tensor) -> Tensor:
+    """Of activations [token, feature] those that the form keeps, bool; `density` [feature]: how often each was kept so far."""
+    n, n_features = value.shape
+    if form == "topk":
+        return torch.zeros_like(value, dtype=torch.bool).scatter(
+            1, value.topk(min(k, n_features), dim=1).indices, True
+        ) & (value > 0)
+    if form == "batchtopk":
+        flat = torch.zeros(value.numel(), dtype=torch.bool)
+        flat[value.flatten().topk(min(n * k, value.numel())).indices] = True
+        return flat.view_as(value) & (value > 0)
+    ranks = value.argsort(dim=0, descending=True, stable=True).argsort(
+        dim=0
+    )  # [token, feature]: 0 is the largest of its feature
+    return (ranks < shares(density, n, k)[None]) & (value > 0)
+
+
+def shares(density: Tensor, n: int, k: int) -> Tensor:
+    """How many tokens each feature may keep, int64 [feature]: n k in all, at most n each, by Zipf's law of its rank by density."""
+    weight = torch.empty(len(density), dtype=torch.float64)
+    weight[density.argsort(descending=True, stable=True)] = (
+        torch.arange(1, len(density) + 1, dtype=torch.float64) ** -ZIPF
+    )
+    budget = min(n * k, n * len(density))
+    counts = (weight / weight.sum() * budget).floor().clamp(max=n)
+    left = int(budget - counts.sum())
+    while left > 0:
+        room = (counts < n).nonzero()[:, 0]
+        first = room[weight[room].argsort(descending=True, stable=True)][:left]
+        counts[first] += 1
+        left -= len(first)
+    return counts.long()
+
+
+class Jump(torch.autograd.Function):
+    """pre where it is above theta, and whether it is: [token, feature] each. Thresholds learn by pseudo-gradients of width h (Rajamanoharan
+    et al. 2024, "Jumping Ahead"): -(theta / h) rect((pre - theta) / h) through the activation, -(1 / h) rect through the count."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, h: float) -> tuple[Tensor, Tensor]:
+        on = pre > theta
+        ctx.save_for_backward(pre, theta, on)
+        ctx.h = h
+        return torch.where(on, pre, 0.0), on.to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor, None]:
+        through, counted = given
+        pre, theta, on = ctx.saved_tensors
+        near = ((pre - theta).abs() < ctx.h / 2).to(pre.dtype) / ctx.h
+        return through * on, (-(theta * near * through) - near * counted).sum(0), None

@@ -1,0 +1,105 @@
+"""`measure.dictionary`: exact and shrunk dictionaries read as such, sums are plain loops, random rows read as the null."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.measure.dictionary import one_to_one, random_rows
+from tests import given
+from tests.features.given import dictionary
+from tests.tolerance import close
+
+TEXTS = [[5, 9, 7, 3, 11, 14], [8, 6, 20, 4], [9, 30, 12, 25, 17, 3, 21]]
+
+
+@pytest.fixture(scope="module")
+def model() -> pb.Model:
+    return pb.load(given.gpt2(0))
+
+
+def signs(size: float, at: str = "L1.resid_in", b_dec: torch.Tensor | None = None) -> pb.Dictionary:
+    """Every coordinate's two signs as features, rebuilt `size` times as large."""
+    eye = torch.eye(32)
+    return pb.Dictionary(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]) * size, torch.zeros(64), torch.zeros(32) if b_dec is None else b_dec,
+                         layer=int(at[1]), reads=at[3:])  # fmt: skip
+
+
+def measured(model: pb.Model, it: pb.Dictionary, **more: object) -> pb.Result:
+    view = model.with_dictionaries(it)
+    return pb.measure.dictionary(view, TEXTS, f"L{it.layer}.{next(iter(view.dictionaries))[1]}", **more)  # type: ignore[arg-type]
+
+
+def test_planted(model: pb.Model) -> None:
+    exact = measured(model, signs(1.0))
+    assert float(exact["value"]) == 0
+    assert close(exact["recovered_zero"], 1.0)
+    assert close(exact["recovered_mean"], 1.0)
+    assert close(exact["shrinkage"], 1.0)
+    assert float(exact["dead"]) < 0.2
+    assert close(exact["l0"], 32.0)
+    assert close(measured(model, signs(0.7))["shrinkage"], 0.7)
+    assert close(measured(model, signs(0.0))["recovered_zero"], torch.tensor(0.0), of=1.0)
+
+
+def test_reference(model: pb.Model) -> None:
+    it = dictionary(model, "L1.mlp.in to L1.mlp.out", form="topk", k=5)
+    found = measured(model, it)
+    pairs = []
+    for ids in TEXTS:
+        trace = pb.run(model, [ids], taps=["L1.mlp.in", "L1.mlp.out"])
+        pairs.append((trace["L1.mlp.in"][0, 1:], trace["L1.mlp.out"][0, 1:]))
+    every = torch.cat([y for _, y in pairs])
+    mean = every.mean(0)
+    off = [
+        sum(float((y - it.decode(it.encode(x), x)).pow(2).sum()) for x, y in zip(xs, ys, strict=True))
+        for xs, ys in pairs
+    ]
+    spread = [sum(float((y - mean).pow(2).sum()) for y in ys) for _, ys in pairs]
+    assert close(found["value"], sum(off) / sum(spread))
+    assert close(found["unexplained"], off)
+    active = [float((it.encode(x) > 0).sum()) for xs, _ in pairs for x in xs]
+    assert close(found["l0"], sum(active) / len(active))
+    for name, value in (("ce", None), ("ce_zero", torch.zeros(32)), ("ce_mean", mean), ("ce_rebuilt", it)):
+        lost = n = 0.0
+        for ids, (xs, ys) in zip(TEXTS, pairs, strict=True):
+            new = ys if value is None else it.decode(it.encode(xs), xs) if value is it else value.expand_as(ys)  # type: ignore[union-attr]
+            edits = [pb.replace("L1.mlp.out", new, positions=slice(1, None))]
+            logp = pb.run(model, [ids], edits=edits).logits[0].log_softmax(-1)
+            lost -= sum(float(logp[i - 1, ids[i]]) for i in range(2, len(ids)))
+            n += len(ids) - 2
+        assert close(found[name], lost / n), name
+
+
+def test_null(model: pb.Model) -> None:
+    it = dictionary(model, "L1.resid_out", form="topk", k=5, subtract=True)
+    null = measured(model, it, seed=3)["null"]
+    assert close(measured(model, random_rows(it, 3))["value"], null), "random rows read as the null"
+    rows = random_rows(it, 3)
+    assert close(rows.W_dec.norm(dim=1), it.W_dec.norm(dim=1))
+    assert float(null) > 0.5
+
+
+def test_dictionaries_are_compared_row_by_row(model: pb.Model, tmp_path: Path) -> None:
+    it = dictionary(model, "L1.resid_out", n=48)
+    turned = pb.Dictionary(it.W_enc.flip(1), it.W_dec.flip(0) * 2, it.b_enc.flip(0), it.b_dec, layer=1)
+    other = dictionary(model, "L1.resid_out", n=48, seed=1)
+    folders = [str(one.save(tmp_path / name)) for name, one in (("same", turned), ("other", other))]
+    found = measured(model, it, other=folders)
+    assert close(found["similar"][0], 1.0)
+    assert found["matched"].tolist() == [1.0, 0.0]
+    assert abs(float(found["similar"][1] - found["chance"][1])) < 0.1
+    assert one_to_one(torch.tensor([[0.95, 0.99], [0.1, 0.2]], dtype=torch.float64)) == 0.5
+
+
+def test_what_is_no_dictionary_is_refused(model: pb.Model) -> None:
+    view = model.with_dictionaries(signs(1.0))
+    with pytest.raises(pb.PatchbayError, match="all of one that is attached"):
+        pb.measure.dictionary(view, TEXTS, "L1.F3")
+    with pytest.raises(pb.PatchbayError, match="layer 0 has no dictionary"):
+        pb.measure.dictionary(view, TEXTS, "L0.features")
+    with pytest.raises(pb.PatchbayError, match="texts of three tokens or more"):
+        pb.measure.dictionary(view, [[3, 4]], "L1.features")

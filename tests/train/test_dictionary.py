@@ -1,0 +1,227 @@
+"""`train.dictionary`: planted directions are found, sums are those of plain loops, nothing is found where nothing was planted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+import patchbay as pb
+from patchbay.train import _allocation, _fitting, _stream
+from tests import given
+from tests.tolerance import close
+
+TEXTS = torch.randint(3, 120, (24, 12), generator=torch.Generator().manual_seed(0)).tolist()
+SMALL: dict[str, Any] = {"n_features": 24, "sparsity": 2, "steps": 8}
+
+
+def planted(n: int = 16, *, sparse: bool = True) -> tuple[pb.Model, Tensor]:
+    """A model whose token embeddings are each two of `n` directions, or as large a normal vector; and the directions."""
+    hf = given.gpt2(0, vocab_size=120)
+    draw = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(n, 32, generator=draw), dim=1)
+    pairs = torch.stack([torch.randperm(n, generator=draw)[:2] for _ in range(120)])
+    sizes = torch.rand(120, 2, generator=draw) + 0.5
+    table = (rows[pairs] * sizes[..., None]).sum(1) if sparse else torch.randn(120, 32, generator=draw) / 4
+    hf.transformer.wte.weight.data.copy_(table)
+    hf.transformer.wpe.weight.data.zero_()
+    return pb.load(hf), rows
+
+
+def found(it: pb.Dictionary, truth: Tensor) -> Tensor:
+    """Cosines of directions with features, one to one."""
+    cosines = truth @ torch.nn.functional.normalize(it.W_dec, dim=1).T
+    return cosines[linear_sum_assignment(-cosines.numpy())]
+
+
+@pytest.mark.parametrize(
+    "form", ["topk", *(pytest.param(form, marks=pytest.mark.slow) for form in ("batchtopk", "feature_choice"))]
+)
+def test_planted(form: str, tmp_path: Path) -> None:
+    model, truth = planted()
+    result = pb.train.dictionary(
+        model,
+        TEXTS,
+        "L0.resid_in",
+        form=form,
+        n_features=24,
+        sparsity=2,
+        steps=400,
+        folder=str(tmp_path / "a"),
+    )
+    it = pb.load_dictionary(tmp_path / "a", model=model, texts=TEXTS)
+    assert float((found(it, truth) > 0.9).double().mean()) > 0.7
+    assert float(result["value"]) < 0.35 < float(result["null"])
+    assert abs(float(result["l0"]) - 2) < 1
+
+
+def test_null(tmp_path: Path) -> None:
+    model, truth = planted(sparse=False)
+    pb.train.dictionary(
+        model,
+        TEXTS,
+        "L0.resid_in",
+        n_features=24,
+        sparsity=2,
+        steps=100,
+        folder=str(tmp_path / "a"),
+    )
+    it = pb.load_dictionary(tmp_path / "a")
+    assert float((found(it, truth) > 0.9).double().mean()) == 0
+
+
+def test_reference(tmp_path: Path) -> None:
+    """What is reported is the saved dictionary's, token by token."""
+    model, _ = planted()
+    result = pb.train.dictionary(model, TEXTS, "L1.resid_out", folder=str(tmp_path / "a"), **SMALL)
+    it = pb.load_dictionary(tmp_path / "a")
+    assert it.digest == result.provenance["dictionary"]["digest"]
+    held = [TEXTS[i] for i in _stream.shuffled(24, 0, "held out")[:2]]
+    tokens = pb.run(model, held, taps=["L1.resid_out"])["L1.resid_out"][:, 1:].flatten(0, 1)
+    mean = sum(tokens) / len(tokens)
+    off = spread = active = 0.0
+    ever = set()
+    for x in tokens:
+        pre = (x - it.b_dec) @ it.W_enc + it.b_enc
+        kept = [i for i in pre.argsort(descending=True).tolist()[:2] if pre[i] > 0]
+        rebuilt = it.b_dec + sum((pre[i] * it.W_dec[i] for i in kept), torch.zeros(32))
+        off, spread, active = (
+            off + float(((x - rebuilt) ** 2).sum()),
+            spread + float(((x - mean) ** 2).sum()),
+            active + len(kept),
+        )
+        ever |= set(kept)
+    assert close(result["value"], off / spread)
+    assert close(result["l0"], active / len(tokens))
+    assert close(result["dead"], 1 - len(ever) / 24)
+
+
+def test_budgets_are_shared_out_as_each_form_says() -> None:
+    value = torch.rand(7, 5, generator=torch.Generator().manual_seed(2)) + 0.1
+    density = torch.tensor([0.1, 0.5, 0.2, 0.0, 0.3])
+    by_token = _allocation.kept("topk", value, 2, density)
+    assert by_token.tolist() == [[v in sorted(row)[-2:] for v in row] for row in value.tolist()]
+    of_all = _allocation.kept("batchtopk", value, 2, density)
+    assert of_all.sum() == 14
+    assert float(value[of_all].min()) >= float(value[~of_all].max())
+    one = value[:1]
+    assert torch.equal(_allocation.kept("batchtopk", one, 2, density), _allocation.kept("topk", one, 2, density))
+    counts = _allocation.shares(density, 7, 2)
+    assert counts.sum() == 14
+    assert counts.argsort(descending=True, stable=True).tolist()[:3] == [1, 4, 2], "the densest have most"
+    by_feature = _allocation.kept("feature_choice", value, 2, density)
+    assert torch.equal(by_feature.sum(0), counts)
+    for column, on in zip(value.T, by_feature.T, strict=True):
+        assert not bool(on.any()) or bool(on.all()) or float(column[on].min()) >= float(column[~on].max())
+    order = torch.tensor([3, 1, 0, 2, 6, 5, 4])
+    assert torch.equal(_allocation.kept("feature_choice", value[order], 2, density), by_feature[order])
+    assert _allocation.shares(density, 3, 5).tolist() == [3] * 5, "no feature keeps more than there are tokens"
+
+
+def test_thresholds_learn_by_the_papers_pseudo_gradients() -> None:
+    pre = torch.tensor([[0.25, 0.9], [0.35, 0.31]], requires_grad=True)
+    theta = torch.tensor([0.3, 0.3], requires_grad=True)
+    z, on = _allocation.Jump.apply(pre, theta, 0.2)
+    assert z.tolist() == [[0.0, pre[0, 1].item()], [pre[1, 0].item(), pre[1, 1].item()]]
+    g, c = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[0.5, 0.5], [0.25, 0.25]])
+    ((z * g).sum() + (on * c).sum()).backward()
+    assert pre.grad is not None
+    assert theta.grad is not None
+    assert close(pre.grad, torch.tensor([[0.0, 2.0], [3.0, 4.0]]))
+    near = [-(0.3 * 1 + 0.3 * 3) / 0.2 - (0.5 + 0.25) / 0.2, -(0.3 * 4) / 0.2 - 0.25 / 0.2]
+    assert close(theta.grad, torch.tensor(near))
+
+
+@pytest.mark.parametrize(
+    "form", ["relu", *(pytest.param(form, marks=pytest.mark.slow) for form in ("jumprelu", "gated"))]
+)
+def test_other_forms_rebuild_and_are_saved_as_they_were_trained(form: str, tmp_path: Path) -> None:
+    model, _ = planted()
+    more: dict[str, Any] = {"sparsity": 4 if form == "jumprelu" else 0.02, "steps": 100, "n_features": 24}
+    result = pb.train.dictionary(model, TEXTS, "L0.resid_in", form=form, folder=str(tmp_path / "a"), **more)
+    it = pb.load_dictionary(tmp_path / "a", model=model, texts=TEXTS)
+    assert float(result["value"]) < 0.5
+    assert it.form == ("relu" if form == "relu" else "jumprelu")
+
+
+@pytest.mark.slow
+def test_a_transcoder_rebuilds_what_is_written_from_what_is_read(tmp_path: Path) -> None:
+    model, _ = planted()
+    at = "L0.mlp.in to L0.mlp.out"
+    result = pb.train.dictionary(
+        model,
+        TEXTS,
+        at,
+        form="batchtopk",
+        n_features=48,
+        sparsity=8,
+        steps=250,
+        folder=str(tmp_path / "a"),
+    )
+    it = pb.load_dictionary(tmp_path / "a", model=model, texts=TEXTS)
+    assert (it.reads, it.writes, it.subtract) == ("mlp.in", "mlp.out", False)
+    assert float(result["value"]) < 0.5 < float(result["null"])
+
+
+def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = planted()
+    monkeypatch.setattr(sys.modules["patchbay.train.dictionary"], "EVERY", 3)
+    how = {**SMALL, "form": "batchtopk", "at": "L0.resid_in"}
+    pb.train.dictionary(model, TEXTS, folder=str(tmp_path / "whole"), **how)
+    saved = _fitting.Fitting.save
+
+    def stopped(self: Any, path: Path, request: str) -> None:
+        saved(self, path, request)
+        if self.step == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as stop:
+        stop.setattr(_fitting.Fitting, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            pb.train.dictionary(model, TEXTS, folder=str(tmp_path / "half"), **how)
+    assert not (tmp_path / "half").exists()
+    with pytest.raises(pb.PatchbayError, match="of a training with other texts, model or options"):
+        pb.train.dictionary(model, TEXTS, folder=str(tmp_path / "half"), **{**how, "sparsity": 3})
+    again = pb.train.dictionary(model, TEXTS, folder=str(tmp_path / "half"), **how)
+    assert [row["step"] for row in again.tables["steps"]] == [7, 8]
+    for name in ("sae_weights.safetensors", "sparsity.safetensors"):
+        assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["half", "whole"], "the state is gone"
+
+
+def test_the_stream_goes_on_from_any_step_and_serves_every_token() -> None:
+    model, _ = planted()
+    port = model.port("L0.resid_in")
+    whole = [x for x, _ in zip(_stream.batches(model, TEXTS, (port, port), 20, 60, 3), range(12), strict=False)]
+    later = next(_stream.batches(model, TEXTS, (port, port), 20, 60, 3, skip=7))
+    assert torch.equal(later[0], whole[7][0])
+    block = next(_stream.blocks([12] * 24, 60, 3))
+    assert len(block) == 6, "as many as fill the buffer"
+    seen = pb.run(model, [TEXTS[i] for i in block], taps=[port])[port][:, 1:].flatten(0, 1)
+    served = torch.cat([x for x, _ in whole[:3]])
+    assert all(bool((seen == row).all(1).any()) for row in served)
+    assert len(served) == 60
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"sparsity": 40}, "no more active features than there are"),
+        ({"steps": 0}, "1 or more"),
+        ({"sparsity": 2.5}, "a whole number of active features"),
+        ({"form": "best"}, "form='best'"),
+        ({"at": "L0.H1.z"}, "one signal of a layer"),
+        ({"at": "L9.resid_out"}, "layers 0..1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(more: dict[str, Any], said: str) -> None:
+    model, _ = planted()
+    with pytest.raises(pb.PatchbayError, match=said):
+        pb.train.dictionary(model, TEXTS, **{"at": "L0.resid_in", **SMALL, **more})
+    with pytest.raises(pb.PatchbayError, match="no text has two"):
+        pb.train.dictionary(model, [[3], [4]], "L0.resid_in", **SMALL)
