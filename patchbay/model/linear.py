@@ -88,6 +88,10 @@ def passes_gradients(module: nn.Module) -> bool:
 
 def refuse_gradients(hf: nn.Module, tried: set[Any]) -> None:
     """Raise PatchbayError where gradients do not pass quantised weights; one layer of each kind is tried, and kept in `tried`."""
+    if torch.is_inference_mode_enabled():
+        raise PatchbayError(
+            "gradients were asked under torch.inference_mode(), which keeps none: leave it, or use torch.no_grad()"
+        )
     for name, module in hf.named_modules():
         kind = (type(module), type(getattr(module, "weight", None)))
         if kind in tried or not hasattr(module, "in_features") or is_plain(module):

@@ -14,7 +14,7 @@ from patchbay.model.families import FAMILIES, Family
 from patchbay.model.model import Model
 from patchbay.model.placing import text_config
 from patchbay.model.plain import PlainModel
-from patchbay.model.regime import refuse_tuples
+from patchbay.model.regime import refuse_unrunnable
 from patchbay.model.source import built_in_names, from_pretrained, lent, refuse_other_libraries
 from patchbay.signal.port import PatchbayError
 
@@ -67,7 +67,7 @@ def load(
                 f"expected a Hugging Face causal language model, got {type(model).__name__}, a module without a config; a plain module is "
                 "loaded by pb.load(module, family=pb.Family(...), vocab=...): see docs/any-module.md"
             )
-        refuse_tuples(model)
+        refuse_unrunnable(model)
         model = lent(model)
         return Model(model, tokenizer, family=family, source=str(getattr(model.config, "_name_or_path", "") or ""))
     if not isinstance(model, str | Path):

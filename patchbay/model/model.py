@@ -33,7 +33,7 @@ from patchbay.model.linear import refuse_gradients, runs_on, width_in, width_out
 from patchbay.model.placing import around, candidates, follow, layer_modules, scaled_logits, text_config
 from patchbay.model.printed import Tokens, as_html, printed, tokens_of
 from patchbay.model.proving import prove
-from patchbay.model.regime import refuse_randomness, refuse_tuples, rope_regime
+from patchbay.model.regime import refuse_unrunnable, rope_regime
 from patchbay.model.self_check import self_check
 from patchbay.model.source import refuse_without_numbers, tokenizer_of
 from patchbay.model.text import batch, encode, longest_prompt
@@ -192,11 +192,8 @@ class Model:
         return length if not self.causal else rope_regime(self.hf, length)
 
     def check_mode(self) -> None:
-        """Refuse to measure a model that changes at random, as dropout in train mode does: two equal runs would differ; and one
-        whose outputs have no names."""
-        refuse_tuples(self.hf)
-        if self.hf.training or any(at.layer.training for at in self.modules):
-            refuse_randomness(self.hf)
+        """Refuse to measure a model that changes at random, or that is not what was loaded: see `regime.py`."""
+        refuse_unrunnable(self.hf, self.modules)
 
     # ---- parts and ports ----
 
@@ -316,6 +313,8 @@ class Model:
     @contextmanager
     def session(self, taps: Sequence[Port | str] = (), edits: Sequence[Edit] = (), **options: Any) -> Iterator[Session]:
         """Taps and edits on for the length of the block, after the edits of any enclosing `edited` block."""
+        for at in self.modules:
+            at.refuse_replaced()
         if options.get("grad"):
             refuse_gradients(self.hf, self.__dict__.setdefault("_differentiated", set()))
         with Session(self, flat_ports(taps, self), self.active_edits(edits), whole=True, **options) as session:

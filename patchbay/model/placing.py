@@ -24,6 +24,7 @@ NESTED = (
     "language_model.model",
     "model.text_model",
 )  # where models of several kinds keep their text model
+STANDS_FOR = {"OptimizedModule", "GraphModule", "ScriptModule", "FullyShardedDataParallel", "CheckpointWrapper"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,20 @@ class LayerModules:
     experts: nn.Module | None
     beside: tuple[tuple[nn.Module, float], ...] = ()  # mixers whose outputs, each times its factor, are added together
     dtype: torch.dtype = torch.float32  # that the model computes in: of weights that are not stored as numbers
+    links: tuple[
+        tuple[nn.Module, str, nn.Module], ...
+    ] = ()  # each module above inside the layer: its owner, its name there, itself
+
+    def refuse_replaced(self) -> None:
+        """Raise PatchbayError where another module stands in the place of one that was found and proved: hooks and weights would be
+        those of a module that the model uses otherwise now, or not at all. What stands for one as it is (compiled, traced) may."""
+        for owner, name, was in self.links:
+            now = owner._modules.get(name)
+            if now is not was and not STANDS_FOR & {kind.__name__ for kind in type(now).__mro__}:
+                raise PatchbayError(
+                    f"{name} of {type(owner).__name__} was a {type(was).__name__} when the model was loaded and is a {type(now).__name__} now "
+                    "(an adapter that was put on or merged, another module in its place): pb.load the model again, and use what that returns"
+                )
 
     def called(self) -> list[tuple[str, nn.Module]]:
         """The modules whose calls are signals, each once, with what they are."""
@@ -134,7 +149,7 @@ def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules
         attn = None  # one name for all kinds of blocks, of which those with heads have an output projection
     router, experts = follow(layer, family.router), follow(layer, family.experts)
     experts = experts if isinstance(experts, nn.Module) and any(p.ndim == 3 for p in experts.parameters()) else None
-    return LayerModules(
+    made = LayerModules(
         layer=layer,
         attn=attn,
         attn_proj=inside(attn, family.attn_proj),
@@ -152,6 +167,9 @@ def layer_modules(family: Family, layer: nn.Module, config: Any) -> LayerModules
         experts=experts,
         beside=beside,
     )
+    known = {id(value) for value in vars(made).values() if isinstance(value, nn.Module)}
+    inside_it = ((owner, name, module) for owner in layer.modules() for name, module in owner._modules.items())
+    return replace(made, links=tuple(link for link in inside_it if id(link[2]) in known))
 
 
 def missing(family: Family, hf: nn.Module) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from patchbay.errors import PatchbayError
@@ -27,6 +28,11 @@ UNFIT = (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, Inde
 
 def prove(model: Any, rows: Iterator[Family], given: bool) -> None:
     """Adopt the first row that passes. `given`: the row was described by hand. Raises PatchbayError when none passes."""
+    kind = model.device.type
+    if torch.is_autocast_enabled(kind):  # the caller's: it rounds what is compared
+        with torch.autocast(kind, enabled=False):
+            prove(model, rows, given)
+        return
     failed: list[str] = []
     unread: Family | None = None  # right in all but how its weights lie
     for row in _ways(model, rows, failed):

@@ -8,6 +8,7 @@ tokens see all others, each length is a regime of its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -24,8 +25,15 @@ def refuse_randomness(hf: nn.Module) -> None:
         )
 
 
-def refuse_tuples(hf: nn.Module) -> None:
-    """Raise PatchbayError where a model's config has its outputs come back as tuples, also between its own modules."""
+def refuse_unrunnable(hf: nn.Module, modules: Sequence[Any] = ()) -> None:
+    """Raise PatchbayError where a model's config has its outputs come back as tuples, also between its own modules, or
+    where it holds only a share of its weights; and, of one whose layers' `modules` are known, where others stand in their place, or
+    where it changes at random, as dropout in train mode does: two equal runs would differ."""
+    if getattr(hf, "_is_fsdp_managed_module", False):
+        raise PatchbayError(
+            "the model's weights are sharded by FullyShardedDataParallel, and whole only while the wrapper runs it: call the wrapper "
+            "inside model.edited(...) of a Model that was loaded before it was wrapped, or load the model unwrapped"
+        )
     config: Any = getattr(hf, "config", None)
     inner = config.get_text_config() if hasattr(config, "get_text_config") else config
     if any(getattr(one, "return_dict", True) is False for one in (config, inner)):
@@ -33,6 +41,10 @@ def refuse_tuples(hf: nn.Module) -> None:
             "the model's config has return_dict=False, under which transformers' own models fail or return tuples without names; "
             "set model.config.return_dict = True (a single call may still be given return_dict=False)"
         )
+    for at in modules:
+        at.refuse_replaced()
+    if modules and (hf.training or any(at.layer.training for at in modules)):
+        refuse_randomness(hf)
 
 
 def randomness(hf: nn.Module) -> str:

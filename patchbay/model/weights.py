@@ -122,6 +122,7 @@ def matrix(module: nn.Module) -> Tensor:
 
 def of_layer(at: LayerModules, module: nn.Module | None) -> Linear:
     """A linear map of a layer; weights that are not stored as plain numbers come in the dtype that the model computes in."""
+    at.refuse_replaced()
     weight, bias = linear_map(module)
     if is_plain(module):
         return weight, bias

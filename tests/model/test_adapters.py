@@ -158,3 +158,38 @@ def test_what_is_no_causal_language_model_is_refused_in_one_sentence() -> None:
     assert isinstance(prompts, PeftModel)
     with pytest.raises(PatchbayError, match="puts learned tokens before each prompt"):
         pb.load(prompts)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
+def test_adapters_that_are_put_on_later_are_noticed(name: str) -> None:
+    """The modules that were found are inside others now: what a hook sees there is not what the layer adds or multiplies by."""
+    hf = twin(name)
+    model = pb.load(hf)
+    plain = pb.run(model, IDS).logits
+    projection = model.modules[0].attn_proj
+    child = next(key for key, module in model.modules[0].attn.named_children() if module is projection)  # type: ignore[union-attr]
+    peft = get_peft_model(hf, LoraConfig(r=2, target_modules=[child], fan_in_fan_out=name == "gpt2")).eval()
+    with torch.no_grad():
+        for key, weight in peft.named_parameters():
+            if "lora_B" in key:
+                weight.normal_(0.0, 0.5)
+    for use in (
+        lambda: pb.run(model, IDS, taps=[Port("attn.head_out", 0)]),
+        lambda: model.W_O(0),
+        lambda: model.generate(IDS, 2),
+        lambda: pb.sweep(model, IDS, [pb.zero(Port("attn.z", 0))], metric=lambda logits, _: logits[:, 3]),
+    ):
+        with pytest.raises(
+            PatchbayError,
+            match=f"{child} of .* was a .* when the model was loaded and is a .*: pb.load the model again",
+        ):
+            use()
+    again = pb.load(peft)
+    trace = pb.run(again, IDS, taps=[Port("attn.head_out", 0), Port("attn.out", 0)])
+    bias = 0 if projection.bias is None else projection.bias  # type: ignore[union-attr]
+    assert close(trace[Port("attn.head_out", 0)].sum(2) + bias, trace[Port("attn.out", 0)])
+    assert not close(trace.logits, plain)
+    peft.unload()
+    assert torch.equal(pb.run(model, IDS).logits, plain)  # what was found is where it was
+    with pytest.raises(PatchbayError, match="when the model was loaded"):
+        pb.run(again, IDS)

@@ -658,3 +658,23 @@ def test_a_gradient_that_cannot_be_is_refused() -> None:
         trace.gradient(trace.logits.sum(), port)
     with pytest.raises(PatchbayError, match="run with grad=True"):
         trace.gradient(torch.tensor(1.0), port)
+
+
+@torch.inference_mode()
+def test_inference_mode_edits_and_keeps_no_gradient() -> None:
+    model, edit = lent("llama"), pb.scale(Port("attn.pattern", 1), 0.3, positions="last")
+    ids = torch.tensor([[5, 9, 40, 2, 11, 3]])
+    found = pb.run(model, ids, edits=[edit]).logits
+    with model.edited(edit):
+        assert close(model.hf(ids).logits, found)
+    with torch.inference_mode(False):
+        assert close(pb.run(model, ids, edits=[edit]).logits, found)
+    with pytest.raises(PatchbayError, match="gradients were asked under torch.inference_mode"):
+        pb.run(model, ids, taps=[Port("resid_in", 0)], grad=True)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_model_is_proved_without_the_callers_autocast(name: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model = pb.load(twin(name))
+    assert model.check.heads < 1e-5
