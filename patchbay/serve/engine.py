@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from patchbay.errors import PatchbayError
@@ -23,7 +24,7 @@ from patchbay.model.generate import Asked as Options
 from patchbay.model.model import Model
 from patchbay.serve.choosing import Told, own_steps, told
 from patchbay.serve.guard import Refusal, noted
-from patchbay.serve.joined import Alone, Joined, copied, fits, joins
+from patchbay.serve.joined import Alone, Joined, fits, joins
 from patchbay.serve.prefill import Prefill
 from patchbay.serve.work import Line, Prompt, Work
 
@@ -61,6 +62,12 @@ class Started:
     work: Work
     prefill: Prefill | None
     heard: list[Told] = field(default_factory=list)
+    apart: bool = False  # it failed beside others: which of them was it?
+
+    @property
+    def shares(self) -> bool:
+        """Whether its prompt may run beside others of its length."""
+        return self.prefill is not None and not self.prefill.done and not self.apart and not self.work.echo
 
 
 class Engine:
@@ -192,7 +199,7 @@ class Engine:
         started = Started(work, None)
         if fits(self.model, Line(work, 0, (), self.tokenizer, self.ends).text, work.n_new):
             heard = (lambda logits, at: self._hear(started, logits, at)) if work.echo else None
-            started.prefill = Prefill(self.model, work.ids, work.edits, heard)
+            started.prefill = Prefill(self.model, [work.ids], [work.edits], heard)
         return started
 
     def _hear(self, started: Started, logits: Tensor, at: int) -> None:
@@ -205,33 +212,57 @@ class Engine:
     # ---- prompts ----
 
     def _prompts(self) -> None:
+        """Some of the prompts that wait, those of the first one's length together."""
         budget = self.room.chunk
         while self.started and budget > 0:
-            started = self.started[0]
-            before = started.prefill.left if started.prefill is not None else len(started.work.ids)
+            group = self._group(budget)
             try:
-                self._forward(started, budget)
+                budget -= self._forward(group, budget)
             except Exception as error:
-                self.started.remove(started)
-                started.work.tell(self._failure(error))
-                continue
-            budget -= before
+                if len(group) > 1 and all(one in self.started for one in group):
+                    for one in group:
+                        one.apart = True
+                    continue
+                self.started = [one for one in self.started if one not in group]
+                failure = self._failure(error)
+                for one in group:
+                    one.work.gone = True
+                    one.work.tell(failure)
 
-    def _forward(self, started: Started, budget: int) -> None:
-        """Run some of a prompt; where it is whole, its texts get their first token and join."""
-        prefill = started.prefill
+    def _group(self, budget: int) -> list[Started]:
+        first = self.started[0]
+        n = len(first.work.ids)
+        if not first.shares:
+            return [first]
+        return [one for one in self.started if one.shares and len(one.work.ids) == n][: max(1, budget // n)]
+
+    def _forward(self, group: list[Started], budget: int) -> int:
+        """Run some of a prompt, or several whole ones of one length; those that are whole get their first tokens and join. Returns the
+        number of tokens that ran."""
+        prefill = group[0].prefill
         if prefill is None:
-            self._begin_apart(started)
-            return
-        prefill.run(budget if joins(self.model) == "chunks" else prefill.left)
-        if prefill.left:
-            return
-        self.started.remove(started)
-        lines = self._firsts(started, prefill.logits)
-        for at, line in enumerate(lines):
-            cache = prefill.cache if at == len(lines) - 1 else copied(prefill.cache)
-            self.joined.join(line.text, cache)
-            self.lines.append(line)
+            self._begin_apart(group[0])
+            return len(group[0].work.ids)
+        if len(group) > 1:
+            prefill = Prefill(self.model, [one.work.ids for one in group], [one.work.edits for one in group])
+        before = prefill.left
+        prefill.run(before if len(group) > 1 or joins(self.model) != "chunks" else budget)
+        if not prefill.left:
+            self._join(group, prefill)
+        return (before - prefill.left) * len(group)
+
+    def _join(self, group: list[Started], prefill: Prefill) -> None:
+        lines: list[Line] = []
+        rows: list[int] = []  # of each line, the row of the run that it goes on from
+        for row, started in enumerate(group):
+            self.started.remove(started)
+            going = self._firsts(started, prefill.logits[row])
+            lines, rows = lines + going, rows + [row] * len(going)
+        if lines:
+            if rows != list(range(len(group))):
+                prefill.cache.reorder_cache(torch.tensor(rows, device=self.model.device))
+            self.joined.join([line.text for line in lines], prefill.cache)
+            self.lines += lines
 
     def _firsts(self, started: Started, logits: Tensor) -> list[Line]:
         """The choices of a work, each with its first token; those that go on."""

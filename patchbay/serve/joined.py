@@ -13,7 +13,6 @@ of prompts, and a row of packed tokens has neither, so it is not used.
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,10 +70,10 @@ class Joined:
     def width(self) -> int:
         return self._ids.shape[1]
 
-    def join(self, text: Text, cache: Any) -> None:
-        """A text whose prompt has run, with the cache of that run, becomes the last row."""
+    def join(self, texts: Sequence[Text], cache: Any) -> None:
+        """Texts whose prompts, of one length, have run become the last rows; `cache` is that of their run, in their order."""
         self.close()
-        ids = torch.tensor([text.ids], device=self._ids.device)
+        ids = torch.tensor([text.ids for text in texts], device=self._ids.device)
         if self.texts:
             _join(self.cache, cache, max(self.width, ids.shape[1]))
         else:
@@ -83,7 +82,7 @@ class Joined:
         width = max(self.width, ids.shape[1])
         self._real = torch.cat([_left(self._real, width), _left(torch.ones_like(ids), width)])
         self._ids = torch.cat([_left(self._ids, width), _left(ids, width)])
-        self.texts.append(text)
+        self.texts += texts
 
     def leave(self, gone: Sequence[Text]) -> None:
         """Rows that are done, or that nobody waits for any longer, make room."""
@@ -198,11 +197,6 @@ def _columns(x: Tensor, n: int) -> Tensor:
     return F.pad(x, (0, 0, n - x.shape[-2], 0))
 
 
-def copied(cache: Any) -> Any:
-    """A cache of its own with the same numbers, for a second text after the same prompt."""
-    return copy.deepcopy(cache)
-
-
 # --- whether a model allows it ----------------------------------------------------------------------------
 
 
@@ -234,12 +228,12 @@ def _proved(model: Model, pieces: bool) -> bool:
     seen: list[tuple[list[int], Tensor]] = []
     try:
         for at, text in enumerate(texts):
-            start = Prefill(model, text.ids)
+            start = Prefill(model, [text.ids])
             for n in (4, 9) if at == 1 and pieces else (9,):
                 start.run(n)
             if type(start.cache) is not theirs.DynamicCache or any(type(x) not in KNOWN for x in start.cache.layers):
                 return False
-            rows.join(text, start.cache)
+            rows.join([text], start.cache)
             if at == 1:
                 logits = rows.step(tokens[0][:2])
                 seen.append((list(text.ids), logits[1]))

@@ -1,4 +1,4 @@
-"""A prompt, run before its text joins the batch: whole, or in chunks between the batch's own tokens, under edits of its own."""
+"""Prompts, run before their texts join the batch: whole, or in chunks between the batch's own tokens, under edits of their own."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from patchbay.edits.edit import Edit
 from patchbay.jacks.arguments import CACHE_NAMES, with_cache
 from patchbay.jacks.session import Session
+from patchbay.knobs.rows import by_row
 from patchbay.model.model import Model
 
 Heard = Callable[
@@ -25,40 +26,52 @@ def cache_of(output: Any) -> Any:
 
 
 class Prefill:
-    """A prompt on its way through the model. `done` tokens of it have run; `cache` holds them. `logits` [vocab]: after the last one.
+    """Prompts of one length on their way through the model, each under its own edits. `done` tokens of them have run; `cache` holds
+    these. `logits` [row, vocab]: after the last.
 
-    `heard` is told the logits after every token, chunk by chunk: they are kept nowhere.
+    `heard`, of one prompt, is told the logits after every token, chunk by chunk: they are kept nowhere.
     """
 
     def __init__(
-        self, model: Model, ids: Sequence[int], edits: Sequence[Edit] = (), heard: Heard | None = None
+        self,
+        model: Model,
+        rows: Sequence[Sequence[int]],
+        edits: Sequence[Sequence[Edit]] = (),
+        heard: Heard | None = None,
     ) -> None:
-        self.model, self.ids, self.edits, self.heard = model, list(ids), list(edits), heard
+        self.model, self.rows, self.heard = model, [list(ids) for ids in rows], heard
+        own = list(edits) or [()] * len(self.rows)
+        self.edits = list(own[0]) if len(own) == 1 else by_row(model, [list(one) for one in own])
         self.done = 0
         self.cache: Any = None
         self.logits = torch.empty(0)
 
     @property
+    def length(self) -> int:
+        return len(self.rows[0])
+
+    @property
     def left(self) -> int:
-        return len(self.ids) - self.done
+        """Tokens of each prompt that have not run."""
+        return self.length - self.done
 
     @torch.no_grad()
     def run(self, n: int) -> None:
-        """The next `n` tokens of the prompt, or those that are left."""
+        """The next `n` tokens of the prompts, or those that are left."""
         n = min(n, self.left)
-        sent = torch.tensor([self.ids[self.done : self.done + n]], device=self.model.device)
-        options: dict[str, Any] = {"use_cache": True, "attention_mask": sent.new_ones(1, self.done + n)}
+        sent = torch.tensor([ids[self.done : self.done + n] for ids in self.rows], device=self.model.device)
+        options: dict[str, Any] = {"use_cache": True, "attention_mask": sent.new_ones(len(sent), self.done + n)}
         if self.cache is not None:
             options |= with_cache(self.model.hf, self.cache)
         if self.heard is None and not any(edit.port.signal == "logits" for edit in self.edits) and keeps(self.model):
             options["logits_to_keep"] = 1
-        with Session(self.model, (), self.edits, whole=True, prompt_length=len(self.ids)):
+        with Session(self.model, (), self.edits, whole=True, prompt_length=self.length):
             output = self.model.hf(sent, **options)
         self.cache = cache_of(output)
         if self.heard is not None:
             self.heard(output.logits[0].float(), self.done)
         self.done += n
-        self.logits = output.logits[0, -1].float()
+        self.logits = output.logits[:, -1].float()
 
 
 def keeps(model: Model) -> bool:

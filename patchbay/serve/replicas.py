@@ -16,18 +16,16 @@ from patchbay.serve.guard import Keys
 from patchbay.serve.listen import loopback
 from patchbay.serve.run import TOKEN, Settings, application, logged
 
-MISSING = (
-    "--replicas runs behind Ray Serve, which is not whole here ({reason}): pip install 'patchbay-lm[replicas]'; without --replicas one "
-    "process serves"
-)
-
 
 def ray_serve() -> Any:
     """Ray Serve. Raises PatchbayError where it, or what it needs, is not installed."""
     try:
         import ray.serve
     except ImportError as error:
-        raise PatchbayError(MISSING.format(reason=error)) from error
+        raise PatchbayError(
+            f"--replicas runs behind Ray Serve, which is not whole here ({error}): pip install 'patchbay-lm[replicas]'; without --replicas "
+            "one process serves"
+        ) from error
     return ray.serve
 
 

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import jsonschema
 import pytest
 import torch
 from mcp import StdioServerParameters
 from mcp.client.client import Client
 from mcp.client.stdio import stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared._httpx_utils import create_mcp_http_client
 
 import patchbay as pb
-from patchbay.serve.agents import tools_of
+from patchbay.serve.agents import http_app, tools_of
+from patchbay.serve.guard import Keys
 from patchbay.serve.instrument import Instrument
 from tests.tolerance import close
 
@@ -273,3 +277,26 @@ def test_the_command_serves_the_official_client_over_stdio(tmp_path: Path) -> No
     tools, said = anyio.run(do)
     assert tools == TOOLS
     assert said["before"] == " Budurg."
+
+
+def test_over_http_the_tools_stand_behind_the_door(instrument: Instrument, listening: Callable[..., int]) -> None:
+    """Without the token, from another origin or by another name nothing is heard; with it the official client is served."""
+    keys = Keys()
+    url = f"http://127.0.0.1:{listening(http_app(instrument, keys))}/mcp"
+    bearer = {"authorization": f"Bearer {keys.token}"}
+    hello = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    for headers, status in (
+        ({}, 401),
+        (bearer | {"origin": "http://evil.example"}, 403),
+        (bearer | {"host": "evil.example"}, 421),
+    ):
+        assert httpx.post(url, json=hello, headers=headers, trust_env=False).status_code == status
+
+    async def do() -> Any:
+        async with (
+            create_mcp_http_client(headers=bearer) as http,
+            Client(streamable_http_client(url, http_client=http)) as client,
+        ):
+            return await client.call_tool("edit_and_generate", {"prompt": PROMPT, "max_new_tokens": 2})
+
+    assert anyio.run(do).structured_content["before"] == " Budurg."

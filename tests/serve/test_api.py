@@ -290,7 +290,7 @@ def test_a_client_that_leaves_frees_its_row(served: Served) -> None:
             if stream:
                 with one.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
                     next(answer.iter_lines())
-                    assert served.engine.lines
+                    wait_for(lambda: bool(served.engine.lines))
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     one.post("/v1/completions", json=body, timeout=0.15)

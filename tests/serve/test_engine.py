@@ -161,3 +161,28 @@ def test_nothing_grows(model: pb.Model) -> None:
             counts.append(sum(isinstance(found, torch.Tensor) for found in gc.get_objects()))
     assert counts[0] == counts[1]
     assert engine.joined.cache is None
+
+
+def test_prompts_of_one_length_run_once_and_one_that_fails_does_not_take_the_others_along(
+    model: pb.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, runs = Engine(model, Room()), []
+    plain = type(model.hf).forward
+    monkeypatch.setattr(
+        type(model.hf), "forward", lambda self, ids, **more: (runs.append(len(ids)), plain(self, ids, **more))[1]
+    )
+    some = [Heard([5 + i, 6, 7], 1, n=1 + i % 2) for i in range(4)]
+    engine.submit([one.work for one in some])
+    engine.turn()
+    assert runs == [4]
+    assert all(one.over for one in some)
+    monkeypatch.undo()
+    wrong = Heard([5, 6, 7], 3, edits=(pb.zero(model.port("L0.mlp.out"), positions=30),))
+    right = [Heard([5, 6, 7], 3, n=2), Heard([8, 6, 7], 3)]
+    engine.submit([right[0].work, wrong.work, right[1].work])
+    while not all(one.over for one in [wrong, *right]):
+        engine.turn()
+    assert isinstance(wrong.events[0], Refusal)
+    for one in right:
+        ids = model.generate([one.work.ids], 3)[0][3:]
+        assert one.text == model.tokenizer.decode(ids, skip_special_tokens=True)  # type: ignore[union-attr]

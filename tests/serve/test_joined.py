@@ -63,7 +63,7 @@ def prompt(model: pb.Model, n: int, seed: int) -> list[int]:
 
 
 def begun(model: pb.Model, text: Text, chunks: Sequence[int] = (99,)) -> Prefill:
-    start = Prefill(model, text.ids, text.edits)
+    start = Prefill(model, [text.ids], [text.edits])
     for n in chunks:
         if start.left:
             start.run(n)
@@ -88,8 +88,8 @@ def test_rows_that_come_and_go_have_the_logits_of_runs_alone(name: str) -> None:
     rows, tokens = Joined(model), torch.Generator().manual_seed(1)
     for at, text in enumerate(texts):
         start = begun(model, text, (2, 3, 99) if at % 3 == 1 else (99,))
-        assert close(start.logits, whole(model, text))
-        rows.join(text, start.cache)
+        assert close(start.logits[0], whole(model, text))
+        rows.join([text], start.cache)
         if at % 2:
             logits = rows.step(torch.randint(8, model.vocab_size, (len(rows.texts),), generator=tokens).tolist())
         if at == 9:
@@ -122,7 +122,7 @@ def test_a_row_does_not_feel_its_neighbours_knobs() -> None:
         rows = Joined(model)
         for at, one in enumerate((kind, other)):
             text = Text(prompt(model, 4 + at * longer, at), tuple(EDITS[one](model)))
-            rows.join(text, begun(model, text).cache)
+            rows.join([text], begun(model, text).cache)
         seen = [rows.step([7, 9])[0] for _ in range(3)]
         rows.close()
         return torch.stack(seen)
@@ -133,12 +133,31 @@ def test_a_row_does_not_feel_its_neighbours_knobs() -> None:
             assert torch.equal(run(kind, other, longer), alone), (kind, other, longer)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_next"])
+def test_prompts_of_one_length_run_together(name: str) -> None:
+    """Every kind of edit at once as rows of one run, then joined to a longer text; and a cache whose rows are repeated."""
+    model = lent(name)
+    texts = [Text(prompt(model, 6, i), tuple(make(model))) for i, make in enumerate(EDITS.values())]
+    together = Prefill(model, [text.ids for text in texts], [text.edits for text in texts])
+    together.run(6)
+    for found, text in zip(together.logits, texts, strict=True):
+        assert close(found, whole(model, text))
+    rows, longer, twice = Joined(model), Text(prompt(model, 9, 99)), Text(list(texts[0].ids), texts[0].edits)
+    rows.join([longer], begun(model, longer).cache)
+    together.cache.reorder_cache(torch.tensor([0, *range(len(texts))]))
+    rows.join([twice, *texts], together.cache)
+    logits = rows.step([9] * (len(texts) + 2))
+    rows.close()
+    for found, text in zip(logits, rows.texts, strict=True):
+        assert close(found, whole(model, text), noise=STATES if name == "qwen3_next" else 64.0)
+
+
 def test_what_the_cache_holds_shrinks_with_the_rows() -> None:
     model = lent("gpt2")
     texts = [Text(prompt(model, n, n)) for n in (4, 30)]
     rows = Joined(model)
     for text in texts:
-        rows.join(text, begun(model, text).cache)
+        rows.join([text], begun(model, text).cache)
     rows.step([7, 7])
     assert (rows.width, rows.cache.layers[0].keys.shape[-2]) == (31, 31)
     rows.leave([texts[1]])
