@@ -26,33 +26,8 @@ from patchbay.serve.choosing import Told, own_steps, told
 from patchbay.serve.guard import Refusal, noted
 from patchbay.serve.joined import Alone, Joined, fits, joins
 from patchbay.serve.prefill import Prefill
+from patchbay.serve.room import Counts, Room, check
 from patchbay.serve.work import Line, Prompt, Work
-
-
-@dataclass(frozen=True)
-class Room:
-    """How much runs and waits at once: `batch_tokens` columns in all, `rows` texts, `queue` requests in line, `chunk` prompt tokens a turn."""
-
-    batch_tokens: int = 16_384
-    rows: int = 64
-    queue: int = 64
-    chunk: int = 256
-
-    def __post_init__(self) -> None:
-        if min(self.batch_tokens, self.rows, self.queue, self.chunk) < 1:
-            raise PatchbayError(f"{self}: each is one or more")
-
-
-@dataclass
-class Counts:
-    """What has been done since the start."""
-
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    steps: int = 0
-    first_seconds: float = 0.0
-    firsts: int = 0
-    failures: int = 0
 
 
 @dataclass(eq=False)
@@ -97,7 +72,7 @@ class Engine:
     def submit(self, works: Sequence[Work]) -> None:
         """Put the works of a request in line, all or none. Raises Refusal: 429 where the line is full, 503 while it ends."""
         for work in works:
-            self.check(work)
+            check(work, self.room, self.model)
         with self.lock:
             if self.draining or self.closed:
                 raise Refusal(503, "the server is ending", code="ending", headers={"retry-after": "5"})
@@ -108,22 +83,6 @@ class Engine:
                 work.begun = time.monotonic()
             self.waiting.extend(works)
             self.lock.notify()
-
-    def check(self, work: Work) -> None:
-        """Refuse what could never run."""
-        longest, n, new = self.model.longest_prompt, len(work.ids), work.n_new
-        if longest is not None and work.total > longest:
-            message = f"the prompt has {n} tokens and {new} new ones are asked, {work.total} in all; the model takes {longest}"
-            raise Refusal(400, message, about="max_tokens", code="context_length_exceeded")
-        if work.cost > self.room.batch_tokens or work.n > self.room.rows:
-            message = (
-                f"{work.n} x ({n} prompt and {new} new tokens) = {work.cost}; this server holds {self.room.batch_tokens} "
-                f"tokens in {self.room.rows} texts at once"
-            )
-            raise Refusal(400, message, about="max_tokens", code="context_length_exceeded")
-        bad = next((token for token, _ in work.sampling.bias if token >= self.model.vocab_size), None)
-        if bad is not None:
-            raise Refusal(400, f"logit_bias names token {bad}; there are {self.model.vocab_size}", about="logit_bias")
 
     def cancel(self, works: Sequence[Work]) -> None:
         """Nobody waits for these any longer: their rows are free at the next token."""
