@@ -85,7 +85,8 @@ def test_the_catalogue_is_whole() -> None:
         assert paper["key"].startswith(tuple("abcdefghijklmnopqrstuvwxyz"))
         assert str(paper["year"]) in paper["key"]
     named = [method for paper in PAPERS for method in paper["methods"]]
-    assert sorted(named) == sorted(f"{room}.{name}" for room, name in METHODS)
+    assert set(named) == {f"{room}.{name}" for room, name in METHODS}
+    assert all(len(set(paper["methods"])) == len(paper["methods"]) for paper in PAPERS)
 
 
 def test_every_claim_is_of_a_paper_that_works_and_says_what_was_measured() -> None:

@@ -325,7 +325,6 @@ ANSWERED = [{"prompt": f"{x} is {y}", "choices": [" a", " be"], "answer": (i * 7
 STYLED = [{"text": text, "author": str(i % 2)} for i, text in enumerate(("the cat", "RAN 9", "a hen is", "SEE 8", "it sat", "GO 77", "on a mat", "HAT 6"))]  # fmt: skip
 GUESSED = [{"prompt": f"{x} is", "guess": f" a {x} on", "truth": f" a {y} on"} for x, y in itertools.pairwise(SMALL)]  # fmt: skip
 SHOWN = [{"prompt": f"was {x}", "choices": [" he", " no"], "answer": i % 2} for i, x in enumerate(SMALL[:4])]
-KNOWN = [{"prompt": f"Then {x} saw", "choices": [" the", " a"], "answer": i % 2, "group": str(i % 3)} for i, x in enumerate(("Mary", "John", "Anna", "Paul", "Tom", "Lucy"))]  # fmt: skip
 PLANNED = [{"edges": "tree:3", "start": a, "goal": b} for a, b in itertools.permutations("ABC", 2)]
 
 
@@ -380,11 +379,35 @@ METERS = [
         on=("gpt2", "mixtral"),
     ),
     Case("measure.side_effects", effects, own=True, on=FEW_TWINS),
+    Case(
+        "measure.evaluation_card",
+        meter("evaluation_card", ANSWERED[:6], swaps={"cat": "dog"}, scorer=list("abc"), per_prompt=1),
+        own=True,
+        on=TWO_TWINS,
+    ),
     Case("measure.self_consistency", meter("self_consistency", alike="words", **SAMPLED), on=TWO_TWINS),
     Case("measure.incoherence", meter("incoherence", REVERSED), own=True, on=TWO_TWINS),
     Case("measure.concurrence", meter("concurrence", CLAIMED), own=True, on=TWO_TWINS),
     Case("measure.head_risk", meter("head_risk", TARGETS, sizes=[0, 2], draws=2), own=True, on=TWO_TWINS),
     Case("measure.predictive_geometry", meter("predictive_geometry"), on=TWO_TWINS),
+    Case("measure.novel_word", meter("novel_word", NOVEL, steps=2, draws=1), own=True, on=TWO_TWINS),
+    Case("measure.task_probability", meter("task_probability", ANSWERED), own=True, on=TWO_TWINS),
+    Case("measure.cross_task", meter("cross_task", ANSWERED, source=SHOWN), own=True, on=TWO_TWINS),
+    Case("measure.word_types", meter("word_types", ANSWERED), own=True, on=TWO_TWINS),
+    Case("measure.context_compression", meter("context_compression", ANSWERED), own=True, on=TWO_TWINS),
+    Case("measure.boolean_functions", functions, own=True, on=TWO_TWINS),
+    Case(
+        "measure.graph_planning",
+        meter("graph_planning", PLANNED, frame="{edges}: {start} to {goal}: {start}", per_prompt=4, max_new_tokens=8),
+        own=True,
+        on=TWO_TWINS,
+    ),
+    Case("measure.routing", with_another("routing"), own=True, second="other", on=TWO_TWINS),
+    Case("measure.style_detection", meter("style_detection", STYLED, support=2, draws=2), own=True, on=TWO_TWINS),
+    Case("measure.prompt_change", meter("prompt_change", ANSWERED, change="given"), own=True, on=TWO_TWINS),
+    Case("measure.doubtful_tokens", meter("doubtful_tokens", GUESSED), own=True, on=TWO_TWINS),
+    Case("measure.judge_network", meter("judge_network", ANSWERED, roles=["", "no ", "he "]), own=True, on=TWO_TWINS),
+    Case("measure.score_convergence", with_another("score_convergence", k=1), own=True, second="other", on=TWO_TWINS),
 ]
 
 PATCHED = ("effect", "clean", "corrupted")

@@ -269,13 +269,18 @@ def saves_loads_replays(
         return
     again = pb.load_result(returned.save(folder / "a"))
     hold(again.equal(returned) and again.provenance == returned.provenance, "a saved Result loads as another")
+
+    def around() -> Any:  # a replay is made under the edits that were in force
+        held = "edits" in returned.provenance["model"]
+        return model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)) if held else nullcontext()
+
+    def quiet() -> Any:
+        return warnings.catch_warnings(action="ignore", category=EditNeverMade)  # of what reads weights alone
+
     if case.second:
-        with refused(f"cannot replay: option '{case.second}' held a model"):
+        with quiet(), around(), refused(f"cannot replay: option '{case.second}' held a model"):
             pb.replay(again, model)
-    held = "edits" in returned.provenance["model"]
-    around = model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)) if held else nullcontext()
-    warned = warnings.catch_warnings(action="ignore", category=EditNeverMade)  # of what reads weights alone
-    with warned, around:  # a replay is made under the edits that were in force
+    with quiet(), around():
         options = {case.second: second} if case.second else None
         replayed = pb.replay(again, model, options=options, method=method)
     hold(replayed and replayed.largest == 0, f"a replay gives other numbers: {replayed}")

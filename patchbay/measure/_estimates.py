@@ -33,7 +33,7 @@ def auroc(scores: Tensor, labels: Tensor) -> float:
     zeros = len(labels) - ones
     if not ones or not zeros:
         return NAN
-    return (float(_mean_ranks(scores)[labels == 1].sum()) - ones * (ones - 1) / 2) / (ones * zeros)
+    return (float(mean_ranks(scores)[labels == 1].sum()) - ones * (ones - 1) / 2) / (ones * zeros)
 
 
 def partial_auroc(scores: Tensor, labels: Tensor, most: float = 0.01) -> float:
@@ -72,7 +72,7 @@ def calibration_error(confidence: Tensor, right: Tensor, bins: int = 10) -> floa
     confidence, right = _pair(confidence, right)
     _unit(confidence, "confidences")
     n = len(confidence)
-    of = (_mean_ranks(confidence) * bins / n).floor().long().clamp(max=bins - 1)  # [item]
+    of = (mean_ranks(confidence) * bins / n).floor().long().clamp(max=bins - 1)  # [item]
     gaps = torch.zeros(bins, dtype=torch.float64).index_add_(0, of, right - confidence)
     return float(gaps.abs().sum()) / n
 
@@ -132,22 +132,34 @@ def kappa(table: Sequence[Sequence[float]]) -> float:
 
 
 def logistic(inputs: Tensor, labels: Tensor, ridge: float = 1e-3) -> Tensor:
-    """Coefficients [1 + input], the intercept first, of a logistic fit of labels of 0 and 1 to inputs [item, input]; `ridge` times
-    half their squares (not the intercept's) is added to the mean loss. Newton's steps until they no longer move it."""
-    x = torch.cat([torch.ones(len(inputs), 1, dtype=torch.float64), inputs.double()], 1)
-    y = labels.double()
-    penalty = ridge * torch.eye(x.shape[1], dtype=torch.float64)
+    """Coefficients [..., 1 + input], the intercept first, of logistic fits of labels of 0 and 1 [..., item] to inputs [..., item, input];
+    `ridge` times half their squares (not the intercept's) is added to the mean loss. Newton's steps until they no longer move them."""
+    x = torch.cat([torch.ones(*inputs.shape[:-1], 1, dtype=torch.float64), inputs.double()], -1)
+    y, n = labels.double(), inputs.shape[-2]
+    penalty = ridge * torch.eye(x.shape[-1], dtype=torch.float64)
     penalty[0, 0] = 0.0
-    fit = torch.zeros(x.shape[1], dtype=torch.float64)
+    fit = torch.zeros(*x.shape[:-2], x.shape[-1], dtype=torch.float64)
     for _ in range(100):
-        p = (x @ fit).sigmoid()
-        slope = x.T @ (p - y) / len(y) + penalty @ fit
-        curve = (x * (p * (1 - p))[:, None]).T @ x / len(y) + penalty
-        step = torch.linalg.solve(curve + 1e-12 * torch.eye(len(fit), dtype=torch.float64), slope)
-        fit = fit - step * min(1.0, 10.0 / max(float(step.abs().max()), 1e-300))
-        if float(step.abs().max()) < 1e-10:
+        p = (x @ fit[..., None])[..., 0].sigmoid()  # [..., item]
+        slope = (x.mT @ (p - y)[..., None])[..., 0] / n + fit @ penalty
+        curve = (
+            x.mT @ (x * (p * (1 - p))[..., None]) / n + penalty + 1e-12 * torch.eye(x.shape[-1], dtype=torch.float64)
+        )
+        step = torch.linalg.solve(curve, slope[..., None])[..., 0]
+        longest = step.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+        fit = fit - step * (10.0 / longest).clamp_max(1.0)
+        if float(longest.max()) < 1e-10:
             break
     return fit
+
+
+def standardised_logistic(items: Tensor) -> Tensor:
+    """`logistic` of the first column of items [..., item, 1 + input] on the others, each with mean 0 and spread 1; an input that is
+    constant has no part in it (0), and of labels of one class all are NaN."""
+    labels, inputs = items[..., 0], items[..., 1:]
+    spread = inputs.std(-2, correction=0, keepdim=True)
+    fit = logistic((inputs - inputs.mean(-2, keepdim=True)) / torch.where(spread > 0, spread, 1.0), labels)
+    return fit.masked_fill((labels.amin(-1) == labels.amax(-1))[..., None], NAN)
 
 
 # --- how sure ---------------------------------------------------------------------------------------
@@ -234,7 +246,7 @@ def _unit(values: Tensor, what: str) -> None:
         raise PatchbayError(f"{what} lie in [0, 1], got {float(values.min()):.3g} to {float(values.max()):.3g}")
 
 
-def _mean_ranks(values: Tensor) -> Tensor:
+def mean_ranks(values: Tensor) -> Tensor:
     """Ranks from 0; equal values share their mean rank."""
     _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double() - 1

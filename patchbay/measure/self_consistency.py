@@ -14,6 +14,7 @@ and the same way each time: consistency is of its answers, not of the world.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ def _mean(pairs: Any, alike: str) -> float:
 
 def similarity(a: str, b: str, alike: str = "equal") -> float:
     """Of two texts, in [0, 1]: whether they are equal but for case and spaces, or Jaccard's index of their words."""
-    first, second = a.lower().split(), b.lower().split()
+    first, second = (re.findall(r"\S+", text.lower()) for text in (a, b))
     if alike == "equal":
         return float(first == second)
     either = set(first) | set(second)

@@ -16,6 +16,7 @@ from patchbay.tiny import twins
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:?!'\n"
 PAIRS = [(" ", "t"), (" ", "a"), ("h", "e"), ("i", "n"), ("e", "r"), (" ", "A"), ("o", "n"), (" ", "s"), ("r", "e"), ("a", "t")]  # fmt: skip
+MARKS = "()-@+"  # known too, after all others
 NAMES = ("characters", "pairs")
 
 
@@ -24,6 +25,7 @@ def tokenizer(name: str) -> Any:
     known = {letter: i for i, letter in enumerate(["<unk>", "<s>", *LETTERS])}
     merges = [] if name == "characters" else PAIRS
     known |= {a + b: len(known) + i for i, (a, b) in enumerate(merges)}
+    known |= {letter: len(known) + i for i, letter in enumerate(MARKS)}
     made = Tokenizer(models.BPE(known, merges, unk_token="<unk>"))
     made.decoder = decoders.Fuse()
     if name == "characters":

@@ -15,6 +15,7 @@ neurons   neurons and experts
 meters    what published evaluations say
 layers    where something can be read, and in which words
 readings  what sharper probes of behaviour say
+prompting what examples, glosses, judges and histories in prompts do
 proving   what patching, paths, edges and circuits show
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
@@ -31,6 +32,7 @@ from patchbay.papers.claims import (
     layers,
     meters,
     neurons,
+    prompting,
     proving,
     readings,
     trained,
@@ -54,6 +56,7 @@ __all__ = [
     "layers",
     "meters",
     "neurons",
+    "prompting",
     "proving",
     "readings",
     "trained",

@@ -34,6 +34,12 @@ def ends_of(result: Any, *names: str) -> Interval:
     return value, low, high
 
 
+def ends(found: Any) -> Interval:
+    """A meter's value and the ends of its interval, NaN where it has none."""
+    value, low, high = (float(found[name]) if name in found else float("nan") for name in ("value", "low", "high"))
+    return value, low, high
+
+
 def first_of(found: Any) -> Any:
     """The best part of a Result. Raises PatchbayError where nothing has a score."""
     best = found.top(1)

@@ -12,9 +12,9 @@ from typing import Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import ends_of, over_sets
+from patchbay.papers.claims._shared import ends, ends_of, over_sets
 from patchbay.papers.claims.behaviour import NAMES, THINGS, elsewhere, known
-from patchbay.papers.claims.meters import stories
+from patchbay.papers.claims.meters import shuffled, stories
 from patchbay.tasks import words
 
 
@@ -95,3 +95,82 @@ def zhang2025b(model: pb.Model, seed: int) -> Claim:
 
     text = "the last states lie as the predictions do, beyond states dealt at random (an untrained network's may lie closer)"
     return Claim(text, *over_sets(beyond, seed), 0.0, "CKA")
+
+
+@claim("misra2024", "comparison")
+def misra2024(model: pb.Model, seed: int) -> Claim:
+    """A word seen in one dative, in frames of the other, beyond the same words in another order."""
+    chance = random.Random(f"dative-{seed}")
+    names, things = ([one.strip() for one in known(model, listed)] for listed in (NAMES, THINGS))
+    rows = []
+    for at in range(14):
+        (a, b), thing = chance.sample(names, 2), chance.choice(things)
+        taught = {"learn": f"Then {a} {{}} the {thing} to {b}."}
+        rows.append(taught if at < 4 else {"test": f"Then {a} {{}} {b} the {thing}.", "twin": f"Then {a} {{}} the {b} {thing}."})  # fmt: skip
+    found = pb.measure.novel_word(model, rows, steps=10, draws=1, seed=seed)
+    needs = elsewhere("novel-word gpt2 --items datives.jsonl", "a model that knows both dative constructions")
+    text = f"a word learned in one construction is expected in the other, beyond an ungrammatical one (it gains {float(found['gain_learned']):.2f} where it was learned)"
+    return Claim(text, *ends(found), 0.0, "nats per token", untestable=needs)
+
+
+@claim("mccoy2023", "comparison")
+def mccoy2023(model: pb.Model, seed: int) -> Claim:
+    """Whether what a text states is repeated where the answer is a likely word, rather than where it is an unlikely one."""
+    listed = facts(model, seed, 40)
+    rows = []
+    for i, (place, city) in enumerate(listed):
+        stated = listed[i - 1][1]
+        prompt = f"The capital of {place} is {stated}. The capital of {place} is"
+        rows.append({"prompt": prompt, "choices": [f" {stated}", f" {city}"], "answer": 0})
+    found = pb.measure.task_probability(model, rows, seed=seed)
+    needs = elsewhere("task-probability gpt2 --items ciphers.jsonl", "a model that can undo ciphers")
+    text = f"answers are right where they are likely (right in {float(found['accuracy']):.2f})"
+    return Claim(text, *ends(found), 0.0, "logits per standard deviation", untestable=needs)
+
+
+@claim("hari2023", "comparison")
+def hari2023(model: pb.Model, seed: int) -> Claim:
+    """How much of what two built-in models could gain by dividing texts a router makes."""
+    texts = [*stories(seed, 12), *shuffled(stories(seed + 50, 12), seed)]
+    found = pb.measure.routing(model, texts, pb.load("tiny-llama"), seed=seed)
+    needs = elsewhere("routing gpt2 --items texts.jsonl --other NAME", "models that are good at different texts")
+    text = "a router on states gains over the better of two models"
+    return Claim(text, *ends(found), 0.0, "share of the oracle's gain", untestable=needs)
+
+
+@claim("soto2024", "comparison")
+def soto2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if three texts are enough to tell texts from the same words in another order, of other texts."""
+    told, mixed = stories(seed, 10), shuffled(stories(seed + 50, 10), seed)
+    rows = [{"text": one, "author": name} for name, each in (("told", told), ("mixed", mixed)) for one in each]
+    found = pb.measure.style_detection(model, rows, support=3, draws=4, seed=seed)
+    text = f"three texts tell an author's other texts (named right in {float(found['accuracy']):.2f})"
+    return Claim(text, *ends(found), 0.5, "area under the curve")
+
+
+@claim("zhang2024b", "comparison")
+def zhang2024b(model: pb.Model, seed: int) -> Claim:
+    """Bits per byte of two kinds of text, side by side: the card that shows what tuning for one costs on the other."""
+    needs = elsewhere(
+        "text-loss gpt2 --items texts.jsonl", "a checkpoint whose language neurons were tuned, beside its base"
+    )
+    return card("text of one language", model, seed, needs)
+
+
+@claim("maatouk2024", "comparison")
+def maatouk2024(model: pb.Model, seed: int) -> Claim:
+    """As zhang2024b, of a domain."""
+    needs = elsewhere("text-loss gpt2 --items texts.jsonl", "a checkpoint that was trained on, beside its base")
+    return card("text of one domain", model, seed, needs)
+
+
+def card(what: str, model: pb.Model, seed: int, needs: str) -> Claim:
+    """How many bits per byte less the kind of text trained on costs than another, from the table of groups."""
+
+    def gap(at: int) -> float:
+        rows = [{"text": one, "group": "own"} for one in stories(at, 6)]
+        rows += [{"text": one, "group": "other"} for one in shuffled(stories(at, 6), at)]
+        own, other = (row["value"] for row in pb.measure.text_loss(model, rows, seed=at).tables["groups"])
+        return float(other - own)
+
+    return Claim(f"{what} costs less than other text, by group", *over_sets(gap, seed), 0.0, "bits per byte", untestable=needs)  # fmt: skip
