@@ -59,7 +59,10 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # a kind as annotations
     "str": ("a text", lambda value: isinstance(value, str)),
     "Path": ("a path", lambda value: isinstance(value, os.PathLike)),
     "None": ("None", lambda value: value is None),
-    "Model": ("a Model from patchbay.load(...)", lambda value: hasattr(value, "hf") and hasattr(value, "source")),
+    "Model": (
+        "a Model from patchbay.load(...)",
+        lambda value: hasattr(value, "tokenizer") and not isinstance(value, type),
+    ),
     "Result": ("a Result", lambda value: hasattr(value, "variables") and hasattr(value, "provenance")),
     "Task": ("a Task", lambda value: type(value).__name__ == "Task"),
     "Knob": ("a Knob", lambda value: hasattr(value, "edits_at")),

@@ -215,7 +215,7 @@ def test_every_call_is_asked(calls: dict[str, Any]) -> None:
         name for name in pb.__all__ if inspect.isfunction(getattr(pb, name)) and not hasattr(getattr(pb, name), "paper")
     }
     assert set(NAMES) == set(calls)
-    assert plain - {"method", "probe", "project"} <= set(calls)
+    assert plain - {"method", "probe", "project", "load_dictionary"} <= set(calls)
     with pytest.raises(
         pb.PatchbayError, match=r"run: model takes a Model from patchbay\.load\(\.\.\.\), got str 'text'"
     ):
