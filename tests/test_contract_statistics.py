@@ -209,7 +209,7 @@ TURNED = {  # case: what is told in the direction of the better score
     "prove.cross_model_patching": ["effect", "joint", "gap"],
     "prove.edge_attribution": ["effect", "gap", "exact"],
     "prove.knockout_curve": ["effect", "p"],
-    "prove.path_patching": ["effect", "joint", "relative"],
+    "prove.path_patching": ["effect", "joint", "relative", "share"],
     "train.tune_parts-heads": ["gain"],
 }
 

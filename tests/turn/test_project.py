@@ -54,6 +54,19 @@ def test_reference() -> None:
         assert close(half, 0.75 * before + 0.25 * expected)
 
 
+def test_several_ports_at_some_positions() -> None:
+    """Every port that was named, and those positions alone."""
+    model = pb.load(twins.twin("llama"))
+    ports, tokens = [model.layers[0].attn.out, model.layers[0].mlp.out], ids()
+    q = torch.nn.functional.normalize(torch.randn(model.d_model, generator=torch.Generator().manual_seed(1)), dim=0)
+    knob = pb.turn.project(ports, q, positions=[1, 3], model=model)
+    plain, turned = (pb.run(model, tokens, taps=ports, edits=edits) for edits in ([], [knob]))
+    for port in ports:
+        assert close(turned[port][:, [1, 3]] @ q, 0.0, of=plain[port])
+        assert bool((turned[port][:, [0, 2]] @ q).abs().min() > 1e-4)
+    assert torch.equal(turned[ports[0]][:, [0, 2]], plain[ports[0]][:, [0, 2]])
+
+
 def test_a_steering_knob_names_its_own_direction() -> None:
     model = pb.load(twins.twin("gpt2"))
     port = model.layers[1].resid_in
