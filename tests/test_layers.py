@@ -65,6 +65,7 @@ METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own numbe
 LONG: dict[str, str] = {}  # files of more than 400 lines, and the one idea that fills each: none
 
 ACROSS = {  # test files of a room that follow no single file of it, and what they follow
+    "app/browser": "the page in a real Chromium",
     "cli/cli": "commands as they are typed",
     "cli/output": "what leaves them: encodings, refusals",
     "cli/outside": "methods that lie outside the package",

@@ -1,0 +1,314 @@
+"""The page in a real Chromium, on the built-in model: one server and one browser for all tests. Skipped, with the reason, where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.results.result import Result
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)"),
+]
+PROMPT = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is"
+AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
+WAIT = 120_000  # milliseconds, on a machine that does other work
+SLOW = "facts_in_context:n=96"
+
+CONTRAST = """() => {
+  const light = ([r, g, b]) => { const f = [r, g, b].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * f[0] + .7152 * f[1] + .0722 * f[2] };
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const ground = (node) => { for (let at = node; at; at = at.parentElement) { const c = parse(getComputedStyle(at).backgroundColor); if (c.length && (c.length < 4 || c[3] > .99)) return c; } return [255, 255, 255] };
+  const poor = [];
+  for (const node of document.querySelectorAll(".pb *")) {
+    const own = [...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim());
+    const look = getComputedStyle(node);
+    if (!own || look.visibility === "hidden" || !node.getClientRects().length || node.disabled || node.closest(":disabled, .hidden, .skip")) continue;
+    const ink = node instanceof SVGElement ? look.fill : look.color;
+    const [a, b] = [light(parse(ink)), light(ground(node))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) poor.push(node.className + " " + node.textContent.trim().slice(0, 30) + " " + ratio.toFixed(2));
+  }
+  return poor;
+}"""
+
+
+def fill(folder: Path) -> None:
+    """One Result of every view, and one that is damaged."""
+    model = pb.load("tiny")
+    pb.find.logit_lens(model, PROMPT).save(folder / "lens")
+    pb.run(model, PROMPT, taps=["L1.attn.pattern"]).show("L1.H3.pattern").save(folder / "pattern")
+    pb.find.direct_logit_attribution(model, pb.tasks.facts_in_context(model, n=8)).save(folder / "attribution")
+    g = torch.Generator().manual_seed(0)
+    effect = torch.linspace(0, 2, 5, dtype=torch.float64)
+    dose = {
+        name: (effect + shift, ("strength",), "logits")
+        for name, shift in (
+            ("effect", 0.0),
+            ("effect_low", -0.5),
+            ("effect_high", 0.5),
+            ("chance_low", -1.0),
+            ("chance_high", 0.1),
+        )
+    }
+    Result(dose, coords={"strength": [0.0, 0.5, 1.0, 2.0, 4.0]}).save(folder / "dose")
+    bars = {
+        "effect": ([3.0, -1.0], ("part",), "logits"),
+        "low": ([2.0, -2.0], ("part",), "logits"),
+        "high": ([4.0, 0.0], ("part",), "logits"),
+        "null_mean": ([0.1, 0.1], ("part",), "logits"),
+        "joint": (2.5, (), "logits"),
+    }
+    Result(
+        bars, parts=["L1.H3", "L0.mlp"], tables={"draws": [{"draw": 1, "parts": "<b>bold</b>"}]}, notes=["<img src=x>"]
+    ).save(folder / "bars")
+    tokens = [f" word{i}" for i in range(1024)]
+    long = torch.rand(2, 1024, 1024, generator=g).tril()
+    Result(long, ("head", "query", "key"), "attention", coords={"query": tokens, "key": tokens}).save(folder / "long")
+    Result(torch.randn(32, 32, generator=g), ("layer", "head"), "logits").save(folder / "grid")
+    pb.turn.scale("L1.H1", 0.0).save(folder / "off.knob")
+    shutil.copytree(folder / "lens", folder / "cut")
+    (folder / "cut" / "arrays.safetensors").write_bytes(b"cut")
+
+
+class Site:
+    """A running server, and pages of one browser in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        env = os.environ | {"PYTHONPATH": str(Path(pb.__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+        words = [sys.executable, "-m", "patchbay", "ui", "tiny", "--results", str(folder), "--no-browser"]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=env)
+        assert self.process.stdout is not None
+        found = next((m[1] for line in self.process.stdout if (m := re.match(r"open (\S+)", line))), "")
+        self.start, self.base = found, found.partition("?")[0]
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("results")
+    fill(folder)
+    made = Site(folder)
+    yield made
+    if made.process.poll() is None:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        made = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def context(browser: Any, site: Site) -> Iterator[Any]:
+    made = browser.new_context(viewport={"width": 1280, "height": 900})
+    made.set_default_timeout(WAIT)
+    asked: list[str] = []
+    made.on("request", lambda request: asked.append(request.url))
+    page = made.new_page()
+    page.goto(site.start)
+    page.wait_for_selector("text=Results")
+    page.close()
+    yield made
+    strange = [url for url in asked if not url.startswith((site.base, "data:", "blob:", "file:"))]
+    made.close()
+    assert not strange, "the page asked somebody else"
+
+
+@pytest.fixture
+def page(context: Any) -> Iterator[Any]:
+    made, faults = context.new_page(), []
+    made.on("pageerror", lambda error: faults.append(str(error)))
+    made.on(
+        "console",
+        lambda said: (
+            faults.append(said.text)
+            if said.type == "error" and not re.search("400 .Bad Request|ERR_CONNECTION_REFUSED", said.text)
+            else None
+        ),
+    )
+    yield made
+    made.close()
+    assert not faults
+
+
+VIEWS = {
+    "results": ".entries li",
+    "results/lens": ".heat canvas",
+    "results/pattern": ".tokens button",
+    "results/attribution": ".bars li",
+    "results/dose": ".curve path.line",
+    "results/bars": ".bar-track .whisker",
+    "results/long": ".heat canvas",
+    "results/off.knob": ".edits code",
+    "results/cut": "[role=alert]",
+    "find": ".methods li",
+    "prove/ablation": "form .field",
+    "model/L1.H3": "#part table",
+    f"prompt?text={quote(PROMPT)}": ".thumbs canvas",
+    "runs": "main h1",
+    "nowhere": "[role=alert]",
+}
+
+
+def open_(page: Any, site: Site, path: str) -> None:
+    page.goto(f"{site.base}#/{path}")
+    page.reload()
+    page.wait_for_selector(VIEWS.get(path, "main h1"))
+
+
+@pytest.mark.parametrize("path", list(VIEWS))
+def test_every_view_is_drawn_fits_and_can_be_read(path: str, page: Any, site: Site) -> None:
+    open_(page, site, path)
+    for width, height, scheme in ((1280, 900, "light"), (320, 700, "dark"), (3840, 2160, "light")):
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.evaluate(CONTRAST) == []
+    page.set_viewport_size({"width": 1280, "height": 900})
+    if AXE.is_file():
+        page.evaluate(AXE.read_text(encoding="utf-8"))
+        broken = page.evaluate(
+            "axe.run(document, {rules: {'color-contrast': {enabled: false}}}).then(r => r.violations.map(v => v.id + ': ' + v.nodes[0].html))"
+        )
+        assert broken == []
+
+
+def test_the_numbers_at_the_pointer_are_the_results(page: Any, site: Site) -> None:
+    result = pb.load_result(site.folder / "attribution")
+    open_(page, site, "results/attribution")
+    page.focus(".heat-scroll")
+    page.keyboard.press("ArrowRight")
+    told = page.inner_text(".heat .readout")
+    value = float(result.values[2, 1])  # it begins in the row on top, the last layer
+    assert told.replace("\u2212", "-").startswith(f"{value:.3f}"[:5])
+    assert "layer L2 · head H1" in told
+    names = page.locator(".bar-name a").all_inner_texts()
+    strongest = sorted(result.top(24, by="abs"), key=lambda part: -float(result.values[part.layer, part.index]))
+    assert names == [str(part) for part in strongest]
+    assert page.locator(".bars").inner_text().count("\u2212") >= sum(
+        float(v) < -0.0005 for v in result.values.flatten()
+    )
+
+
+def test_what_a_result_says_is_text(page: Any, site: Site) -> None:
+    open_(page, site, "results/bars")
+    assert page.locator("img").count() == 0
+    assert page.get_by_text("<img src=x>").count() == 1
+    assert page.get_by_text("<b>bold</b>").count() == 1
+
+
+def test_a_thousand_tokens_answer_at_once(page: Any, site: Site) -> None:
+    open_(page, site, "results/long")
+    page.wait_for_timeout(500)
+    moved = """async () => { const view = document.querySelector('.heat-scroll'), times = [];
+      for (let i = 0; i < 12; i++) { const start = performance.now();
+        view.dispatchEvent(new KeyboardEvent('keydown', {key: i % 2 ? 'ArrowDown' : 'ArrowRight', bubbles: true}));
+        await new Promise(requestAnimationFrame); await new Promise(requestAnimationFrame); times.push(performance.now() - start); }
+      return times.sort((a, b) => a - b)[6]; }"""
+    page.focus(".heat-scroll")
+    print(f"\na step over 1,024 x 1,024 cells: {page.evaluate(moved):.0f} ms")
+    assert "query" in page.inner_text(".heat .readout")
+
+
+def test_the_keyboard_alone_runs_a_method_and_opens_its_result(page: Any, site: Site) -> None:
+    open_(page, site, "find")
+    page.focus("input[type=search]")
+    page.keyboard.type("direct logit")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#field-task")
+    page.focus("#field-task")
+    page.keyboard.type("facts_in_context:n=4")
+    page.focus("#target")
+    page.keyboard.type("by-keyboard")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("a.button >> text=Open by-keyboard")
+    page.focus("a.button >> text=Open by-keyboard")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".bars li")
+    assert pb.load_result(site.folder / "by-keyboard").provenance["method"] == "find.direct_logit_attribution"
+
+
+def start_sweep(page: Any, site: Site, name: str) -> None:
+    open_(page, site, "prove/activation_patching")
+    page.fill("#field-task", SLOW)
+    page.fill("#target", name)
+    page.click("button.primary")
+    page.wait_for_selector(".run .state.running")
+
+
+def test_a_sweep_survives_a_reload_is_seen_in_two_tabs_and_is_cancelled(page: Any, context: Any, site: Site) -> None:
+    start_sweep(page, site, "sweep")
+    page.reload()
+    page.wait_for_selector(".state.running")
+    other = context.new_page()
+    other.goto(f"{site.base}#/runs")
+    other.wait_for_selector(".state.running")
+    other.click("button >> text=Cancel")
+    for tab in (page, other):
+        tab.wait_for_selector(".state.cancelled")
+    other.close()
+    assert not (site.folder / "sweep").exists()
+
+
+def test_a_method_that_fails_says_why_with_its_call(page: Any, site: Site) -> None:
+    open_(page, site, "prove/ablation")
+    page.fill("#field-task", "facts_in_context:n=4")
+    page.fill("#field-parts", "L9.H9")
+    page.click("button.primary")
+    page.wait_for_selector(".run .state.failed")
+    assert "0..2" in page.inner_text(".run p.failed")
+    page.click(".run summary")
+    assert "patchbay prove ablation tiny" in page.inner_text(".run pre")
+
+
+def test_a_prompt_that_is_too_long_is_refused_in_words(page: Any, site: Site) -> None:
+    page.goto(f"{site.base}#/prompt?text={quote('The capital of Lolavia is Grerum. ' * 150)}")
+    page.reload()
+    page.wait_for_selector("[role=alert], .tokens")
+    said = page.inner_text("main")
+    assert "tokens" in said
+
+
+def test_a_saved_file_opens_without_a_server(page: Any, site: Site, tmp_path: Path) -> None:
+    for name in ("lens", "dose", "bars"):
+        path = pb.load_result(site.folder / name).save_html(tmp_path / f"{name}.html")
+        page.goto(path.as_uri())
+        page.wait_for_selector(VIEWS[f"results/{name}"])
+        assert page.locator("img").count() == 0
+
+
+def test_a_server_that_stops_is_said(page: Any, site: Site) -> None:
+    """The last of the file: it ends the server."""
+    open_(page, site, "results/lens")
+    site.close()
+    page.wait_for_selector(".lost")
+    assert page.locator(".heat canvas").count() == 1
+    time.sleep(0.1)
