@@ -34,7 +34,7 @@ from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 
-WEIGHT, NEIGHBOURS = 0.25, 1024  # the published ones
+NEIGHBOURS = 1024  # the published ones
 
 
 def mixture(logits: Tensor, near: Tensor, weight: float) -> Tensor:
@@ -54,7 +54,7 @@ def decode(
     call: Call,
     *,
     store: Any,
-    weight: float = WEIGHT,
+    weight: float = 0.25,
     temperature: float = 1.0,
     neighbours: int | None = None,
     index: str = "exact",
@@ -105,7 +105,7 @@ def knn(
     store: str | Any,
     prompts: Task | list[str] | list[list[int]] | Any,
     *,
-    weight: float = WEIGHT,
+    weight: float = 0.25,
     temperature: float = 1.0,
     neighbours: int | None = None,
     index: str = "exact",

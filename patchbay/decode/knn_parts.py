@@ -42,7 +42,7 @@ from patchbay.signal.port import PatchbayError, Port
 SCALES = (0.01, 0.03, 0.1, 0.2, 0.5, 1.0, 2.0)  # of the mean squared distance
 WEIGHTS = (0.0, 0.01, 0.03, 0.1, 0.25, 0.5, 0.75, 0.9)
 HEATS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0, 3.0)  # temperatures of the model's own law
-NEIGHBOURS, TOGETHER = 256, 16
+NEIGHBOURS = 256
 
 
 @dataclass
@@ -191,13 +191,14 @@ def knn_parts(
     neighbours: int | None = None,
     cells: list[int] | tuple[int, ...] = (32, 8),
     seed: int = 0,
-    batch_size: int = TOGETHER,
+    batch_size: int = 16,
 ) -> Result:
     """`loss` of each line [condition] in nats per token on the second half of the texts, and what it gains on the model, with intervals.
 
     `low` and `high` of `gain` are of a bootstrap over texts, whose losses are `text_loss` [condition, prompt]; `weight` and `temperature` are what was chosen on the first half.
 
-    `store`: the folder of a trace of one or more signals of the stream's width; the first is taken apart. `neighbours`: how many, 256 or the whole
+    `store`: the folder of a trace of one or more signals of the stream's width; the first is taken apart. `texts`: what is predicted; none stands in the
+    store, the first half chooses. `neighbours`: how many, 256 or the whole
     store where it is smaller. `cells`: into how many cells the keys are put, and how many of them the search in cells looks into.
     """
     stores, ids, k = _checked(model, store, texts, neighbours, cells)

@@ -33,10 +33,12 @@ from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 
-KEY, THRESHOLD = 15485863, 3.0  # transformers' own
+THRESHOLD = 3.0
 
 
-def decode(call: Call, *, ratio: float = 0.25, bias: float = 2.0, key: int = KEY, seed: int = 0) -> list[list[Draft]]:
+def decode(
+    call: Call, *, ratio: float = 0.25, bias: float = 2.0, key: int = 15485863, seed: int = 0
+) -> list[list[Draft]]:
     """The loop: drafts [prompt][with the mark, without it] of a call."""
     if not 0.0 < ratio < 1.0:
         raise PatchbayError(f"ratio={ratio}: the share of green tokens, between 0 and 1")
@@ -84,7 +86,7 @@ def watermark(
     *,
     ratio: float = 0.25,
     bias: float = 2.0,
-    key: int = KEY,
+    key: int = 15485863,
     seed: int = 0,
     max_new_tokens: int = 20,
     batch_size: int = 16,

@@ -47,7 +47,7 @@ def prompt_change(
     items: str | list[dict[str, Any]],
     *,
     change: Change = "dictionary",
-    dictionary: str | dict[str, str] | None = None,
+    glosses: str | dict[str, str] | None = None,
     boundary: Literal["refuse", "back_up"] = "refuse",
     seed: int = 0,
     batch_size: int = 32,
@@ -57,7 +57,7 @@ def prompt_change(
     `accuracy` and `accuracy_changed`, `length` [prompt], characters of the changed prompt over those of the plain one; table `prompts`.
 
     `items`: rows with the fields prompt, choices and answer, and with change="diff" history (a list of observations, which stand before the prompt), with
-    "given" changed. `change`: dictionary, diff or given. `dictionary`: words and their glosses, or a JSON file of them. `boundary`: refuse a
+    "given" changed. `change`: dictionary, diff or given. `glosses`: words and their glosses, or a JSON file of them. `boundary`: refuse a
     choice that the tokenizer joins with its prompt, or back_up to before it for all choices.
     """
     if change not in ("dictionary", "diff", "given"):
@@ -66,8 +66,8 @@ def prompt_change(
     rows, said = rows_of(resolved(model, items), ("prompt", "choices", "answer", *more_of), lists=("choices", *(more_of if change == "diff" else ())))  # fmt: skip
     texts_only(rows, ("prompt", *(more_of if change == "given" else ())))
     right = torch.tensor([place_of(row.values["answer"], row.values["choices"], row.where) for row in rows])
-    glosses = _dictionary(dictionary) if change == "dictionary" else {}
-    pairs = [_changed(row, change, glosses) for row in rows]
+    of = _glosses(glosses) if change == "dictionary" else {}
+    pairs = [_changed(row, change, of) for row in rows]
     touched = [before != after for before, after in pairs]
     if not any(touched):
         raise PatchbayError(
@@ -84,8 +84,8 @@ def prompt_change(
     plain, changed = (read([pair[side] for pair in pairs]) for side in (0, 1))
     gain = (changed - plain)[at, right]
     null = None if change == "dictionary" else torch.zeros_like(gain)
-    if change == "dictionary" and len(glosses) > 1 and not comparing():
-        dealt = read([glossed(before, _dealt(glosses, seed)) for before, _ in pairs])
+    if change == "dictionary" and len(of) > 1 and not comparing():
+        dealt = read([glossed(before, _dealt(of, seed)) for before, _ in pairs])
         null = (dealt - plain)[at, right]
     return reading(
         {"per_item": gain},
@@ -124,15 +124,15 @@ def _changed(row: Row, change: str, glosses: Mapping[str, str]) -> tuple[str, st
 # --- glosses ----------------------------------------------------------------------------------------
 
 
-def _dictionary(given: Any) -> dict[str, str]:
+def _glosses(given: Any) -> dict[str, str]:
     if isinstance(given, str | Path):
         try:
             given = json.loads(Path(given).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
-            raise PatchbayError(f"could not read the dictionary {given}: {error}") from error
+            raise PatchbayError(f"could not read the glosses {given}: {error}") from error
     usable = isinstance(given, Mapping) and given and all(isinstance(x, str) and x.strip() for pair in given.items() for x in pair)  # fmt: skip
     if not usable:
-        raise PatchbayError(f"dictionary={given!r:.60}: a mapping from words to glosses, or a JSON file of one")
+        raise PatchbayError(f"glosses={given!r:.60}: a mapping from words to glosses, or a JSON file of one")
     return dict(given)
 
 

@@ -369,8 +369,6 @@ class Task:
         the rest out. `form`: "jsonl", "json", "csv", "tsv" or "text", without by suffix and content. `encoding`: where a file
         is not UTF-8 and has no byte order mark. Other options (metric, aligned, normalise, name) are those of `from_prompts`.
         """
-        if hasattr(path, "tokenizer"):
-            raise PatchbayError("the file comes first: Task.from_file(path, model)")
         return task_of(  # type: ignore[no-any-return]
             cls, model, read_table(path, form=form, encoding=encoding), columns, **{"name": Path(path).stem, **how}
         )

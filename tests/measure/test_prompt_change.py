@@ -44,7 +44,7 @@ def test_planted() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_reference(name: str) -> None:
     model = reader(name)
-    found = pb.measure.prompt_change(model, ITEMS, dictionary=GLOSSES)
+    found = pb.measure.prompt_change(model, ITEMS, glosses=GLOSSES)
     changed = ["the red hen (red bird) is on", "a mat (rug), a mate"]
     for i, row in enumerate(ITEMS):
         own = []
@@ -71,30 +71,30 @@ def test_reference(name: str) -> None:
 
 def test_null() -> None:
     """A model that does not read: no change, with p of 1; dealt glosses are those of other words, each once."""
-    found = pb.measure.prompt_change(constant({" ": 1.0, "a": 0.5, "i": 0.0, "t": 0.0}), ITEMS, dictionary=GLOSSES)
+    found = pb.measure.prompt_change(constant({" ": 1.0, "a": 0.5, "i": 0.0, "t": 0.0}), ITEMS, glosses=GLOSSES)
     assert close(found["per_item"], 0.0, of=1.0)
     assert float(found["p"]) == 1.0
     for seed in range(5):
         dealt = module._dealt(GLOSSES, seed)
         assert sorted(dealt.values()) == sorted(GLOSSES.values())
         assert all(dealt[word] != GLOSSES[word] for word in GLOSSES)
-    reads = pb.measure.prompt_change(reader("characters"), ITEMS, dictionary=GLOSSES)
+    reads = pb.measure.prompt_change(reader("characters"), ITEMS, glosses=GLOSSES)
     assert float(reads["null"]) != float(reads.values)
 
 
 def test_files_and_bad_input(tmp_path: Path) -> None:
     model, path = reader("characters"), tmp_path / "words.json"
     path.write_text(json.dumps(GLOSSES))
-    one, two = (pb.measure.prompt_change(model, ITEMS, dictionary=given) for given in (str(path), GLOSSES))
+    one, two = (pb.measure.prompt_change(model, ITEMS, glosses=given) for given in (str(path), GLOSSES))
     assert one.values.equal(two.values)
     for given, said in (
         ({"change": "swap"}, "change='swap'; possible are dictionary, diff, given"),
-        ({"dictionary": None}, "dictionary=None: a mapping from words to glosses"),
-        ({"dictionary": {"zebra": "horse"}}, "changes no prompt"),
+        ({"glosses": None}, "glosses=None: a mapping from words to glosses"),
+        ({"glosses": {"zebra": "horse"}}, "changes no prompt"),
         ({"change": "diff"}, "items, row 0 lacks the field 'history'"),
-        ({"dictionary": {"hen": "b) (c", "hen (b)": "c"}}, "items, row 0: two entries of the dictionary read alike"),
+        ({"glosses": {"hen": "b) (c", "hen (b)": "c"}}, "items, row 0: two entries of the dictionary read alike"),
     ):
         with pytest.raises(pb.PatchbayError, match=said):
-            pb.measure.prompt_change(model, **{"items": ITEMS, "dictionary": GLOSSES, **given})
+            pb.measure.prompt_change(model, **{"items": ITEMS, "glosses": GLOSSES, **given})
     with pytest.raises(pb.PatchbayError, match="'nonsense' begins no hunk"):
         module.undiffed(["a", "nonsense"])

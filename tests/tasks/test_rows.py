@@ -137,7 +137,7 @@ def test_columns_that_are_not_there(plain: Any, tmp_path: Path) -> None:
         PatchbayError, match=r"a.csv, line 2 has 'answer'; columns are .*at the command line .*a.csv:prompt=prompt"
     ):
         Task.from_file(path, plain)  # no task without answers by a slip
-    with pytest.raises(PatchbayError, match="the file comes first"):
+    with pytest.raises(PatchbayError, match="Task.from_file: path takes a text or a path"):
         Task.from_file(plain, path)
 
 

@@ -74,8 +74,8 @@ def shen2025(model: pb.Model, seed: int) -> Claim:
 def lu2024b(model: pb.Model, seed: int) -> Claim:
     """What a gloss behind a place does, beyond the gloss of another."""
     glosses = {row["prompt"].split(" ")[3]: row["choices"][0].strip() for row in asked(model, seed, 16)}
-    found = pb.measure.prompt_change(model, asked(model, seed, 16), dictionary=glosses, seed=seed)
-    needs = elsewhere("prompt-change gpt2 --items items.jsonl --dictionary words.json", "a model of several languages")
+    found = pb.measure.prompt_change(model, asked(model, seed, 16), glosses=glosses, seed=seed)
+    needs = elsewhere("prompt-change gpt2 --items items.jsonl --glosses words.json", "a model of several languages")
     return Claim("glosses in prompts help", *ends(found), 0.0, "nats", untestable=needs)
 
 
