@@ -131,11 +131,11 @@ def test_a_failed_run_says_why_and_the_next_one_goes(served: Callable[..., Any])
 
 def test_looks_go_before_runs_that_have_not_begun(served: Callable[..., Any]) -> None:
     async def what(runs: Runs) -> None:
-        begin(runs, "long", "a")
-        waiting = begin(runs, "b")
+        first, waiting = begin(runs, "long", "a"), begin(runs, "b")
+        await until(runs, lambda: first.done > 2)
         look = asyncio.ensure_future(runs.look("prompt", {"text": "x"}))
         await until(runs, lambda: runs.told()["looking"] == 1)
-        runs.cancel(next(iter(runs.runs)))
+        runs.cancel(first.id)
         assert await look == {"asked": {"text": "x"}, "what": "prompt"}
         assert waiting.state in ("queued", "running")
 
