@@ -55,8 +55,14 @@ def lent(name: str) -> pb.Model:
 
 
 @functools.cache
+def drawn_for(name: str) -> pb.Model:
+    """The same model as random prompts are drawn for: letters alone, so that they stay what they are when more is written."""
+    return pb.load(given.lent(name).hf, tokenizer("characters", marks=""))
+
+
+@functools.cache
 def task(name: str, n: int = 4) -> pb.Task:
-    return prompts_of(lent(name), n)
+    return prompts_of(drawn_for(name), n)
 
 
 TEXTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 15, 16, 17, 18]]  # of different lengths

@@ -27,7 +27,7 @@ from patchbay.tiny.planted_context import context
 from tests.find.test_inhibition_heads import with_twins
 from tests.measure.words import tokenizer
 from tests.shares import by_turns
-from tests.test_contract import CASES, METHODS, NAMES, Case, lent, marked, returned, task, turns, twinned
+from tests.test_contract import CASES, METHODS, NAMES, Case, drawn_for, lent, marked, returned, task, turns, twinned
 from tests.tolerance import close
 
 ALONE = {  # a network with new weights is another one for another form
@@ -510,7 +510,8 @@ def related(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
 
 def patched(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
     found = pb.prove.activation_patching(m, t, site="neuron", top=3)
-    return [str(part) for part in found.top(3)] and sorted(map(str, found.top(3))), numbers(found, "effect")
+    rows = sorted((row["part"], row["value"]) for row in found.table())  # whatever order they were tried in
+    return [part for part, _ in rows], (tuple(value for _, value in rows),)
 
 
 def curved(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
@@ -564,7 +565,7 @@ def intended(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
 
 
 def random_prompts() -> tuple[pb.Model, pb.Task]:
-    return lent("gpt2"), twinned(pb.tasks.repeated_tokens(lent("gpt2"), 12, max_period=5, max_offset=2))
+    return lent("gpt2"), twinned(pb.tasks.repeated_tokens(drawn_for("gpt2"), 12, max_period=5, max_offset=2))
 
 
 def switch_prompts() -> tuple[pb.Model, pb.Task]:
@@ -615,6 +616,7 @@ HALVED = {
 NOT_HALVED = {  # methods that speak of what is held out, and have no half of prompts that could be changed alone
     "decode.knn_parts": "its own test adds up the half that chooses and the half that is told of by plain loops",
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
+    "train.dictionary": "nothing is chosen by what is held out; its own test measures those texts by plain loops",
     "train.response_tuning": "its own test tells both halves by plain loops",
     "find.channel_content": "folds: every prompt is fitted on and told of in turn; its test counts by plain loops",
     "find.concept_depth": "folds, as channel_content",

@@ -175,7 +175,7 @@ def test_errors_say_what_is_possible() -> None:
         pb.find.neuron_vocabulary(lent("mamba2"))
     with pytest.raises(pb.PatchbayError, match="the same layers, neurons and vocabulary"):
         pb.find.neuron_vocabulary(lent("gpt2"), other=lent("llama"))
-    with pytest.raises(pb.PatchbayError, match=r"other is a Model from patchbay\.load"):
+    with pytest.raises(pb.PatchbayError, match=r"other takes a Model from patchbay\.load"):
         pb.find.neuron_vocabulary(lent("gpt2"), other="tiny")  # type: ignore[arg-type]
 
 

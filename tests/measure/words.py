@@ -20,12 +20,12 @@ MARKS = "()-@+"  # known too, after all others
 NAMES = ("characters", "pairs")
 
 
-def tokenizer(name: str) -> Any:
+def tokenizer(name: str, marks: str = MARKS) -> Any:
     """A tokenizer of at most 96 tokens."""
     known = {letter: i for i, letter in enumerate(["<unk>", "<s>", *LETTERS])}
     merges = [] if name == "characters" else PAIRS
     known |= {a + b: len(known) + i for i, (a, b) in enumerate(merges)}
-    known |= {letter: len(known) + i for i, letter in enumerate(MARKS)}
+    known |= {letter: len(known) + i for i, letter in enumerate(marks)}
     made = Tokenizer(models.BPE(known, merges, unk_token="<unk>"))
     made.decoder = decoders.Fuse()
     if name == "characters":
