@@ -25,6 +25,7 @@ from patchbay.jacks.attach import Jacks
 from patchbay.jacks.modelled import Modelled as Lent
 from patchbay.jacks.place import Place
 from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.positions import Batch
 
 __all__ = ["Session", "attention", "refuse_wrapped", "warn_of_no_run"]
 WRAPPERS = (
@@ -130,6 +131,11 @@ class Session(Jacks):
         return grown
 
     # ---- one forward ----
+
+    def place(self, batch: Batch, start: int, end: int, column_of: Tensor | None = None) -> None:
+        """Say where the tokens that run now stand. Layers that are run one by one say it themselves: that is a run under these edits."""
+        self.runs += 1
+        super().place(batch, start, end, column_of)
 
     def _count(self) -> None:
         """Count a run of the model that is not under this session."""

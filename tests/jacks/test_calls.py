@@ -16,6 +16,7 @@ from patchbay.jacks import attention, hooks
 from patchbay.jacks.session import Session
 from patchbay.model.self_check import self_check
 from patchbay.signal.port import PatchbayError
+from patchbay.signal.positions import Batch
 from patchbay.tiny.twins import twin
 from tests.tolerance import close
 
@@ -184,6 +185,17 @@ def test_a_thread_that_was_not_given_the_block_is_an_error(model: pb.Model) -> N
     with pytest.raises(PatchbayError, match=r"was never made: .*copy_context"):
         block()
     assert clean(model)
+
+
+def test_layers_that_run_one_by_one_are_a_run_beside_another_thread() -> None:
+    """A block that restarts in the middle of the model is no block in which nothing ran, though another thread runs the model."""
+    model, ids = pb.load(twin("gpt2")), torch.tensor([[5, 6, 7]])
+    other = threading.Thread(target=model.hf, args=(ids,))
+    with Session(model, (), [pb.scale(pb.Port("attn.out", 0), 0.0)], whole=True) as session:
+        other.start()
+        other.join()
+        assert session.missed == 1
+        session.place(Batch(ids, torch.tensor([3]), torch.tensor([3]), model), 0, 3)
 
 
 def test_threads_that_share_a_block_know_their_own_tokens(model: pb.Model) -> None:

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import FEW, over_sets
-from patchbay.train._allocation import kept
-from patchbay.train._fitting import Fitting, Plan
-from patchbay.train._stream import activations
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -21,6 +18,10 @@ WIDTH, K = 512, 2
 def ayonrinde2024(model: Model, seed: int) -> Claim:
     """Confirmed if, of a dictionary at its start, more features are kept at no token of a batch by k a token than by a number for each
     feature. What training makes of them is measured by `train.dictionary`; here is what the rule itself leaves without a gradient."""
+    from patchbay.train._allocation import kept  # with torch, which looking up a claim does without
+    from patchbay.train._fitting import Fitting, Plan
+    from patchbay.train._stream import activations
+
     port = model.port(f"L{model.n_layers // 2}.resid_out")
 
     def unused(at: int) -> float:
