@@ -30,11 +30,11 @@ def test_surprise_and_next_tokens_are_those_of_the_logits(trained: pb.Model) -> 
     logp = trained.hf(torch.tensor([ids])).logits[0].detach().double().log_softmax(-1)
     said = array(made["next"], "surprise")
     assert math.isnan(said[0])
-    close(said[1:], torch.stack([-logp[i, token] for i, token in enumerate(ids[1:])]).float())
+    assert close(said[1:], torch.stack([-logp[i, token] for i, token in enumerate(ids[1:])]).float())
     rows = [row for row in made["next"]["tables"]["next"]["rows"] if row["position"] == len(ids) - 1]
     best = logp[-1].exp().topk(8)
     assert [row["token"] for row in rows] == [trained.decode([i]) for i in best.indices.tolist()]
-    close(torch.tensor([row["probability"] for row in rows]), best.values.float())
+    assert close(torch.tensor([row["probability"] for row in rows]), best.values.float())
     assert made["heads"] == [trained.n_heads(i) for i in range(trained.n_layers)]
     assert made["lens"]["main"] == "probability"
 

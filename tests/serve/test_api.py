@@ -280,22 +280,34 @@ def wait_for(what: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def test_a_client_that_leaves_frees_its_row(served: Served) -> None:
+def test_a_client_that_leaves_frees_its_row(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within one token: the turn after the one in which it left runs without it."""
     left = served.model.longest_prompt - len(served.model.encode("The")[0])  # type: ignore[operator]
     bias = {str(token): -100 for token in served.engine.ends}
     body = {"model": "tiny", "prompt": "The", "max_tokens": left, "logit_bias": bias, "n": 4}
+    turn, freed = served.engine.turn, []
+
+    def turn_once_it_left() -> None:
+        if lines := list(served.engine.lines):
+            wait_for(lambda: all(line.work.gone for line in lines))
+            freed.append(len(lines))
+        turn()
+
+    monkeypatch.setattr(served.engine, "turn", turn_once_it_left)
     for stream in (True, False):
+        steps = served.engine.counts.steps
         with httpx.Client(base_url=served.web.base_url, headers=served.web.headers, trust_env=False) as one:
             if stream:
                 with one.stream("POST", "/v1/completions", json={**body, "stream": True}) as answer:
                     next(answer.iter_lines())
-                    wait_for(lambda: bool(served.engine.lines))
             else:
                 with pytest.raises(httpx.ReadTimeout):
                     one.post("/v1/completions", json=body, timeout=0.15)
-        wait_for(lambda: served.engine.idle)
+        wait_for(lambda: served.engine.idle and bool(freed))
+        assert freed == [4]
+        assert served.engine.counts.steps - steps == 1
         assert served.engine.joined.cache is None
+        freed.clear()
 
 
 def test_a_full_line_is_429(served: Served) -> None:

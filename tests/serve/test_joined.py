@@ -49,7 +49,7 @@ EDITS: dict[str, Callable[[pb.Model], list[Edit]]] = {
     "a token": lambda m: [pb.add(m.port("L0.resid_out"), vector(m, 3.0), positions=pb.Token(7))],
     "by position": lambda m: [pb.add(m.port("L0.resid_out"), torch.stack([vector(m), vector(m, 2.0)]), positions=[0, 2])],
     "logits": lambda m: [pb.add(pb.Port("logits"), torch.linspace(-2, 2, m.vocab_size))],
-    "cut": lambda m: [pb.block(m.port(f"L{attending(m)}.attn.pattern"), query="generated", key=[1])],
+    "cut": lambda m: [pb.block(m.port(f"L{attending(m)}.attn.pattern"), query="generated", key=[1, -1])],
     "pattern": lambda m: [pb.scale(m.port(f"L{attending(m)}.H0.pattern"), 0.5)],
     "keys": lambda m: [pb.scale(m.port(f"L{attending(m)}.attn.k"), 1.5, positions=0)],
     "when": lambda m: [pb.add(m.port("L0.resid_out"), vector(m, 4.0)).when(pb.Probe(m.port("L0.resid_in"), vector(m), 0.0))],
@@ -91,13 +91,14 @@ def test_rows_that_come_and_go_have_the_logits_of_runs_alone(name: str) -> None:
         assert close(start.logits[0], whole(model, text))
         rows.join([text], start.cache)
         if at % 2:
-            logits = rows.step(torch.randint(8, model.vocab_size, (len(rows.texts),), generator=tokens).tolist())
+            rows.step(torch.randint(8, model.vocab_size, (len(rows.texts),), generator=tokens).tolist())
         if at == 9:
             rows.leave([texts[1], texts[3], texts[8]])
-    for _ in range(2):
-        logits = rows.step(torch.randint(7, 12, (len(rows.texts),), generator=tokens).tolist())
+    rows.step(torch.randint(7, 12, (len(rows.texts),), generator=tokens).tolist())
+    rows.leave([texts[0], texts[4]])
+    logits = rows.step(torch.randint(7, 12, (len(rows.texts),), generator=tokens).tolist())
     rows.close()
-    assert len(rows.texts) == len(EDITS) - 3
+    assert len(rows.texts) == len(EDITS) - 5
     for text, found in zip(rows.texts, logits, strict=True):
         assert close(found, whole(model, text), noise=STATES if name == "qwen3_next" else 64.0)
 
@@ -154,16 +155,17 @@ def test_prompts_of_one_length_run_together(name: str) -> None:
 
 def test_what_the_cache_holds_shrinks_with_the_rows() -> None:
     model = lent("gpt2")
-    texts = [Text(prompt(model, n, n)) for n in (4, 30)]
+    texts = [Text(prompt(model, n, n)) for n in (4, 30, 6)]
     rows = Joined(model)
     for text in texts:
         rows.join([text], begun(model, text).cache)
-    rows.step([7, 7])
+    rows.step([7, 7, 7])
     assert (rows.width, rows.cache.layers[0].keys.shape[-2]) == (31, 31)
     rows.leave([texts[1]])
-    assert (rows.width, rows.cache.layers[0].keys.shape[-2]) == (5, 5)
-    assert close(rows.step([9])[0], whole(model, texts[0]))
-    rows.leave([texts[0]])
+    assert (rows.width, rows.cache.layers[0].keys.shape[-2]) == (7, 7)
+    for found, text in zip(rows.step([9, 8]), rows.texts, strict=True):
+        assert close(found, whole(model, text))
+    rows.leave(list(rows.texts))
     assert rows.cache is None
     rows.close()
 
