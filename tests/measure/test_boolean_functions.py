@@ -28,6 +28,8 @@ def test_planted() -> None:
         for other in itertools.product((0, 1), repeat=6):
             assert module.elimination(taught, other) == module.holds(signs, other)
     assert module.elimination([((0, 0), 0)], (1, 1)) == 0.0
+    told = [((1, 0), 1), ((0, 0), 0), ((1, 1), 1)]
+    assert [module.written(told, n) for n in (0, 1, 2)] == ["1 0 is", "1 0 is 1. 0 0 is", "1 0 is 1. 0 0 is 0. 1 1 is"]
     told = module.examples("disjunction", 5, 400, random.Random(0))
     assert sum(answer == 0 for _, answer in told) / 400 > 0.15
     found = pb.measure.boolean_functions(

@@ -93,6 +93,8 @@ def test_dictionaries_are_compared_row_by_row(model: pb.Model, tmp_path: Path) -
     assert found["matched"].tolist() == [1.0, 0.0]
     assert abs(float(found["similar"][1] - found["chance"][1])) < 0.1
     assert one_to_one(torch.tensor([[0.95, 0.99], [0.1, 0.2]], dtype=torch.float64)) == 0.5
+    shared = torch.tensor([[0.95, 0.2], [0.99, 0.1]], dtype=torch.float64)  # both rows are nearest to the first column
+    assert one_to_one(shared) == 0.5
 
 
 def test_what_is_no_dictionary_is_refused(model: pb.Model) -> None:

@@ -13,7 +13,11 @@ from tests.measure.test_text_loss import constant
 from tests.measure.words import NAMES, by_hand, reader
 
 module: Any = importlib.import_module("patchbay.measure.evaluation_card")
-ITEMS = [{"prompt": f"The {x} is not on. He said", "choices": [" a", " be"], "answer": i % 2} for i, x in enumerate(("hats", "cats", "mats", "hens"))]  # fmt: skip
+ITEMS = [{"prompt": f"The {x} is not on. He said", "choices": [" a", " be"], "answer": i % 2} for i, x in enumerate(("hats", "cats"))]  # fmt: skip
+ITEMS += [
+    {"prompt": "IT is not the cats HE SAW", "choices": choices, "answer": 0}
+    for choices in ([" it", " he"], [" on", " in"])
+]  # capitals that decide
 
 
 def test_planted() -> None:
@@ -39,6 +43,7 @@ def test_reference(name: str) -> None:
     """The worst over the texts as they are and rewritten, by loops."""
     model = reader(name)
     found = pb.measure.evaluation_card(model, ITEMS, swaps={"He": "She"})
+    best = 0.0
     for i, row in enumerate(ITEMS):
 
         def right(prompt: str, row: dict[str, Any] = row) -> float:
@@ -56,9 +61,12 @@ def test_reference(name: str) -> None:
             prompt.replace("is not", "isn't"),
             module.mistyped(prompt),
         ]
-        assert float(found["per_item"][i]) == min(map(right, texts))
+        each = [right(text) for text in texts]
+        best += max(each)
+        assert float(found["per_item"][i]) == min(each)
         assert float(found["fair"][i]) == min(right(prompt), right(prompt.replace("He", "She")))
         assert float(found["accuracy"][i]) == right(prompt)
+    assert float(found["per_item"].sum()) < best, "some rewriting matters here"
 
 
 def test_null() -> None:

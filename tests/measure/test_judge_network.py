@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import patchbay as pb
 from patchbay.measure import _estimates as estimates
 from tests.measure.test_text_loss import constant
 from tests.measure.words import NAMES, by_hand, reader
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.measure.judge_network")
 ROLES = ["", "he: ", "she: "]
@@ -23,6 +25,8 @@ def test_planted() -> None:
     assert module.independent(torch.full((5,), 0.7)) == pytest.approx(0.83692)
     assert module.independent(torch.tensor([0.7, 0.7])) == pytest.approx(0.7)
     assert estimates.kappa([[20, 5], [10, 15]]) == pytest.approx(0.4)
+    tied = torch.tensor([[0, 1], [1, 1], [0, 0]])
+    assert module.majority(tied, torch.zeros(3, dtype=torch.long), 2).tolist() == [0.5, 0.0, 1.0]
     generator = torch.Generator().manual_seed(0)
     votes = (torch.rand(4000, 5, generator=generator) >= 0.7).long()
     most = module.majority(votes, torch.zeros(4000, dtype=torch.long), 2)
@@ -32,12 +36,14 @@ def test_planted() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_reference(name: str) -> None:
-    """Votes of both layers by loops; ties share."""
+    """Votes of both layers by loops; ties share; the choices' probability after what each layer reads."""
     model = reader(name)
+    masses: list[float] = []  # of every call of `said`
 
     def said(prompt: str, choices: list[str]) -> int:
         [own] = model.encode([prompt])
         logp = [by_hand(model, model.encode([prompt + c])[0], len(own)) for c in choices]
+        masses.append(sum(map(math.exp, logp)))
         return logp.index(max(logp))
 
     one, two = (pb.measure.judge_network(model, ITEMS, ROLES, layers=layers) for layers in (1, 2))
@@ -52,6 +58,9 @@ def test_reference(name: str) -> None:
             best = [at for at in range(3) if counts[at] == max(counts)]
             assert float(found["per_item"][i]) == pytest.approx((row["answer"] in best) / len(best))
     assert float(one["null"]) == pytest.approx(sum(single) / len(ITEMS))
+    for layer, found in enumerate((one, two)):  # an item's three judges, then they again after the votes
+        own = [mass for i, mass in enumerate(masses) if i // 3 % 2 == layer]
+        assert close(found["mass"], sum(own) / len(own), dtype=torch.float32)
 
 
 def test_null() -> None:

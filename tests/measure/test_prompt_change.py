@@ -26,6 +26,7 @@ ITEMS: list[dict[str, Any]] = [
 def test_planted() -> None:
     """The longest entry first, whole words alone; a thousand random histories come back byte for byte."""
     assert module.glossed("the red hen", GLOSSES) == "the red hen (red bird)"
+    assert module.glossed("an ice cream", {"ice": "water", "ice cream": "sweet"}) == "an ice cream (sweet)"
     assert module.glossed("a hen, mate mat", GLOSSES) == "a hen (bird), mate mat (rug)"
     assert module.unglossed("a hen (bird), mate mat (rug)", GLOSSES) == "a hen, mate mat"
     chance = random.Random(0)

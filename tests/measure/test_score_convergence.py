@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import random
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import patchbay as pb
 from patchbay.measure._deals import dealt_p
 from tests.measure.words import NAMES, by_hand, reader
+from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.measure.score_convergence")
 TASKS = ("on", "in", "up", "at")
@@ -36,9 +38,12 @@ def test_reference(name: str) -> None:
     base, tuned = reader(name), reader(name, "gpt2", 1)
     found = pb.measure.score_convergence(base, ITEMS, tuned, k=1)
 
+    masses: list[float] = []  # of the base model's prompts with their examples
+
     def right(model: pb.Model, prompt: str, row: dict[str, Any]) -> float:
         [own] = model.encode([prompt])
         logp = [by_hand(model, model.encode([prompt + c])[0], len(own)) for c in row["choices"]]
+        masses.extend([sum(map(math.exp, logp))] if model is base else [])
         return float(logp.index(max(logp)) == row["answer"])
 
     for k, task in enumerate(TASKS):
@@ -51,6 +56,7 @@ def test_reference(name: str) -> None:
                 zero.append(right(tuned, row["prompt"], row))
         assert float(found["base"][k]) == pytest.approx(sum(few) / 3)
         assert float(found["tuned"][k]) == pytest.approx(sum(zero) / 3)
+    assert close(found["mass"], sum(masses) / len(masses), dtype=torch.float32)
 
 
 def test_null() -> None:
