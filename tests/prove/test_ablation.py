@@ -10,6 +10,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny import planted
+from tests.given import lent
 from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
@@ -81,6 +82,18 @@ def signals(model: pb.Model, heads: list[str], prompts: Any) -> list[dict[str, T
             hook.remove()
         found.append(seen)
     return found
+
+
+def test_a_prompt_takes_the_values_of_its_own_twin_in_any_batch() -> None:
+    draw = torch.Generator().manual_seed(0)
+    clean, twins_ = ([torch.randint(3, 90, (n,), generator=draw).tolist() for n in (4, 6, 4, 6)] for _ in range(2))
+    task = pb.Task("random", clean, [5, 6, 7, 8], [[9]] * 4, twins_)
+    one, several = (
+        pb.prove.ablation(lent("gpt2"), task, ["L0.H1", "L1.H2"], by="resample", draws=1, batch_size=size)  # type: ignore[list-item]
+        for size in (1, 8)
+    )
+    assert close(one.values, several.values, of=1.0)
+    assert not close(one.values, 0.0, of=1.0)
 
 
 @pytest.mark.parametrize("by", ["zero", "mean", "resample"])
