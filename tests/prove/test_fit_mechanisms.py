@@ -210,6 +210,22 @@ def test_null(binding: Any) -> None:
         assert found["p_adjusted"][:, 0].min() > 0.05 or (found.values[:, 0] - found.values[:, -1]).max() < 0.01
 
 
+def test_cells_that_stop_the_training_choose_what_is_kept() -> None:
+    """What is learned holds in the cells that train and turns round in those that stop it: of all steps the first is kept."""
+    from patchbay.prove import _mixture
+
+    labels = torch.tensor([[[i % 5, (i + 1) % 5, (i + 2) % 5] for i in range(20)]])
+    told = torch.nn.functional.one_hot(labels[0, :, 1], 5).double() + 0.02
+    turned = torch.nn.functional.one_hot((labels[0, :, 1] + 2) % 5, 5).double() + 0.02
+    observed = torch.cat([told[:10], turned[10:]])[None]
+    observed = observed / observed.sum(-1, keepdim=True)
+    train, valid = torch.arange(10), torch.arange(10, 20)
+    kept, _ = _mixture.fit(observed, labels, torch.tensor([[0, 1, 0]]), train, valid, 50)
+    assert all(torch.equal(a, b) for a, b in zip(kept, _mixture.start(1, 5), strict=True))
+    kept, _ = _mixture.fit(observed, labels, torch.tensor([[0, 1, 0]]), train, train, 50)
+    assert float(kept.lexical.min()) > 0.5
+
+
 def test_every_subset_of_terms_is_a_condition() -> None:
     from patchbay.prove._mixture import TERMS
 
