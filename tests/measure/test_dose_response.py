@@ -77,6 +77,16 @@ def test_reference() -> None:
     assert result.values[2] == result["score_without"]
     assert bool((result["low"] <= result.values).all())
     assert bool((result.values <= result["high"]).all())
+    for draw, other in enumerate(random_knobs(model, knob, 3, 0)[0]):
+        [part] = {edit.port.part for edit in other.edits}
+        rows = model.hf.transformer.h[part.layer].attn.c_proj.weight.data[part.index * 64 : part.index * 64 + 64]
+        before = rows.clone()
+        for step, strength in enumerate((0.0, 0.5, 1.0)):
+            rows.copy_(before * strength)
+            last = [model.hf(torch.tensor([ids])).logits[0, -1].detach() for ids in task.clean]
+            scores = [float(x[right] - x[list(wrong)].mean()) for x, right, wrong in zip(last, task.right, task.wrong, strict=True)]  # fmt: skip
+            assert close(float(result["random"][draw, step]), sum(scores) / len(task), of=result.values)
+        rows.copy_(before)
 
 
 def test_null() -> None:
