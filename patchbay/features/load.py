@@ -128,7 +128,7 @@ def _local(source: str | Path) -> Path:
     if path.exists():
         return path
     parts = str(source).split("/")
-    if len(parts) < 2 or str(source).startswith((".", "/", "~")):
+    if len(parts) < 2 or ".." in parts or str(source).startswith((".", "/", "~")):
         raise PatchbayError(
             f"{source} is not there; a dictionary is a folder, a file, or ORG/NAME/FOLDER on the Hugging Face hub"
         )

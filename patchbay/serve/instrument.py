@@ -20,6 +20,7 @@ import torch
 import patchbay as pb
 from patchbay.errors import PatchbayError, one_of, suggest
 from patchbay.results import outside
+from patchbay.results.printed import shown
 from patchbay.serve.guard import inside
 from patchbay.serve.schema import Giver, checked_name, schema
 from patchbay.sweeps.settings import using
@@ -240,8 +241,13 @@ class Instrument:
 
 def told(result: pb.Result, n: int = 20, by: str = "value") -> tuple[str, dict[str, Any]]:
     """A Result as text and as data."""
-    columns = [{key: _json(value) for key, value in row.items()} for row in result.told(n, by=by)]
-    data = {"unit": result.unit, "units": dict(result.units), "rows": columns, "notes": list(result.notes)}
+    if result.ranked:
+        table = result.told(n, by=by)
+    else:
+        columns, cells, _ = shown(result, n)
+        table = [dict(zip(columns, row, strict=True)) for row in cells]
+    rows = [{key: _json(value) for key, value in row.items()} for row in table]
+    data = {"unit": result.unit, "units": dict(result.units), "rows": rows, "notes": list(result.notes)}
     axes = {name: list(result.axes_of(name)) for name in result.variables}
     data |= {
         "variables": axes,

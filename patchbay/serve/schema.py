@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchbay.decode._spoken import spoken
 from patchbay.errors import PatchbayError, suggest
 from patchbay.results.described import words
 from patchbay.results.given import has_default, kinds_of
@@ -132,23 +133,42 @@ class Giver:
 
     def checked(self, value: Any) -> Any:
         """Values in which no text names a file outside the folder; one that names a file inside is its path."""
-        if isinstance(value, list):
-            return [self.checked(one) for one in value]
+        if isinstance(value, list | tuple | set):
+            return type(value)(self.checked(one) for one in value)
         if isinstance(value, dict):
             return {str(key): self.checked(one) for key, one in value.items()}
-        if not isinstance(value, str) or len(value) > 1000 or "\n" in value or "\0" in value or not value.strip():
-            return value
+        return self._text(value) if isinstance(value, str) else value
+
+    def _text(self, text: str) -> str:
+        """A text as it may be a file, `FILE:field=name`, or `method(option='FILE')`."""
+        _refuse_written(text)
+        file, _, fields = text.rpartition(":")
+        if file and re.fullmatch(r"\s*\w+\s*=.*", fields, re.DOTALL) and (own := self._own(file)) is not None:
+            return f"{own}:{fields}"
+        if (own := self._own(text)) is not None:
+            return own
         try:
-            own = inside(self.folder, value)
+            name, values, options = spoken(text, "")
         except PatchbayError:
-            if os.path.exists(os.path.expanduser(value)):
-                raise PatchbayError(f"{value!r} is a file outside the folder {self.folder}") from None
-            return value
-        if own != self.folder.resolve() and own.exists():
-            return str(own)
-        if os.path.exists(value):
-            raise PatchbayError(f"{value!r} is a file outside the folder {self.folder}")
-        return value
+            return text
+        placed, called = self.checked(values), self.checked(options)
+        if (placed, called) == (values, options):
+            return text
+        return f"{name}({', '.join([*map(repr, placed), *(f'{key}={one!r}' for key, one in called.items())])})"
+
+    def _own(self, text: str) -> str | None:
+        """The path of a file in the folder, None where no file has that name. Raises PatchbayError for one outside."""
+        if not text.strip():
+            return None
+        try:
+            found = inside(self.folder, text)
+            if found != self.folder.resolve() and os.path.exists(found):
+                return str(found)
+        except (PatchbayError, OSError, ValueError, RuntimeError):  # leads out, or is no path at all
+            pass
+        if os.path.exists(os.path.expanduser(Path(text))):
+            raise PatchbayError(f"{text!r:.200} is a file outside the folder {self.folder}")
+        return None
 
     def task(self, given: Mapping[str, Any]) -> Any:
         import patchbay as pb
@@ -177,7 +197,7 @@ class Giver:
             raise PatchbayError(
                 f"task {name} has no {other!r}; it has {', '.join(list(inspect.signature(make).parameters)[1:])}"
             )
-        return make(self.model, **options)
+        return make(self.model, **self.checked(options))
 
     def result(self, name: str) -> Any:
         import patchbay as pb
@@ -193,6 +213,20 @@ class Giver:
             raise PatchbayError(f"there is no knob {name!r} in the folder")
         check_size(path)
         return load_knob(path, self.model)
+
+
+def _refuse_written(text: str) -> None:
+    """Refuse tasks and meters with their options in one text, which may name files in more ways than can be looked through."""
+    import patchbay as pb
+
+    name, _, options = text.partition(":")
+    if name in pb.tasks.__all__ and "=" in options:
+        raise PatchbayError(
+            f'{text!r:.100}: here a task with options is an object, {{"name": {name!r}, "n": 40}}, of an input that takes a task'
+        )
+    name, given, _ = text.partition("=")
+    if given and name.strip().replace("-", "_") in pb.measure.__all__:
+        raise PatchbayError(f'{text!r:.100}: here meters are an object, {{"{name.strip()}": {{"items": ...}}}}')
 
 
 def checked_name(name: str) -> str:

@@ -22,9 +22,12 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared._httpx_utils import create_mcp_http_client
 
 import patchbay as pb
+from patchbay.errors import PatchbayError
+from patchbay.results.given import kinds_of
 from patchbay.serve.agents import http_app, tools_of
 from patchbay.serve.guard import Keys
-from patchbay.serve.instrument import Instrument
+from patchbay.serve.instrument import Instrument, told
+from patchbay.serve.schema import parameters
 from tests.tolerance import close
 
 PROMPT = "The capital of Lolavia is"
@@ -124,6 +127,13 @@ def test_a_method_runs_is_kept_and_is_read_again(instrument: Instrument) -> None
     assert proof["units"]["p"] == "probability"
 
 
+def test_results_that_rank_no_parts_are_told_as_they_are_printed() -> None:
+    """A meter's one number, and numbers over layers and positions."""
+    assert told(pb.Result(torch.tensor(2.5), (), "nats", name="loss"))[1]["numbers"] == {"loss": 2.5}
+    cells = pb.Result(torch.tensor([[1.0, 2.0], [3.0, 6.0]]), ("layer", "position"), "nats", name="loss")
+    assert told(cells)[1]["rows"] == [{"variable": "loss", "lowest": "1.000", "mean": "3.000", "highest": "6.000"}]
+
+
 def test_a_knob_is_made_kept_and_turned(instrument: Instrument) -> None:
     made = call(
         instrument, "run_method", method="turn.scale", inputs={"parts": "L1.H1", "strength": 0.0}, save_as="text"
@@ -194,6 +204,64 @@ def test_what_leads_out_of_the_folder_or_the_bounds_is_refused(
     assert "root:" not in said
     assert "Traceback" not in said
     assert sorted(path.name for path in instrument.folder.parent.rglob("*")) == before
+
+
+@pytest.fixture
+def facts(instrument: Instrument, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A table beside the folder, in the working and the home folder at once: only that it lies outside stands in the way of reading it."""
+    path = instrument.folder.parent / "facts.csv"
+    path.write_text("subject,answer,text\nLolavia,Grerum,a\nEmma,Kate,b\n")
+    monkeypatch.setenv("HOME", str(path.parent))
+    monkeypatch.chdir(path.parent)
+    return path
+
+
+def test_a_file_outside_the_folder_is_refused_by_every_input(instrument: Instrument, facts: Path) -> None:
+    for row in instrument.list_methods()[1]["methods"]:
+        for name, parameter in parameters(instrument.method(row["name"])).items():
+            for value in (str(facts), [str(facts)], {"a": [str(facts)]}):
+                if isinstance(value, dict) and "Task" in kinds_of(parameter):
+                    value = {"name": "facts_in_memory", "table": str(facts)}
+                with pytest.raises(PatchbayError, match="outside the folder|is no name|is no path inside"):
+                    instrument.giver.value(value, parameter)
+                    pytest.fail(f"{row['name']} takes {name}={value}")
+
+
+@pytest.mark.parametrize(
+    ("method", "inputs"),
+    [
+        ("measure.text_loss", {"items": "FACTS:text=answer"}),
+        ("measure.text_loss", {"items": "~/facts.csv"}),
+        ("measure.text_loss", {"items": "~/facts.csv:text=answer"}),
+        ("measure.text_loss", {"items": "facts.csv"}),
+        ("measure.text_loss", {"items": "/" + "./" * 3000 + "FACTS"}),
+        ("measure.text_loss", {"items": "facts_in_memory:table=FACTS"}),
+        ("measure.side_effects", {"meters": ["text-loss=FACTS"]}),
+        ("measure.side_effects", {"meters": {"text_loss": {"items": "FACTS:text=answer"}}}),
+        ("decode.compare", {"decoders": ["speculative(kept='~/facts.csv')"]}),
+        ("find.logit_lens", {"task": {"name": "facts_in_memory", "table": "FACTS"}}),
+    ],
+)
+def test_however_a_file_outside_is_written_it_is_refused(
+    instrument: Instrument, facts: Path, method: str, inputs: dict[str, Any]
+) -> None:
+    given = json.loads(json.dumps(inputs).replace("FACTS", str(facts)))
+    with pytest.raises(PatchbayError, match="outside the folder|here a task|here meters"):
+        instrument.run_method(method, given)
+
+
+def test_a_file_in_the_folder_is_the_one_that_is_read(instrument: Instrument, facts: Path) -> None:
+    """Under a name that the working folder has too; with its fields named, and in a text of a decoder."""
+    own = instrument.folder / "facts.csv"
+    own.write_text("id,text\n1,Emma asked Kate about the violin.\n")
+    assert instrument.giver.checked("facts.csv") == str(own.resolve())
+    assert instrument.giver.checked("facts.csv:text=text") == f"{own.resolve()}:text=text"
+    assert instrument.giver.checked("speculative(kept='facts.csv', n=2)") == f"speculative(kept='{own.resolve()}', n=2)"
+    read = instrument.run_method("measure.text_loss", {"items": "facts.csv:text=text"})[1]
+    assert read["numbers"]["value"] > 0  # the other file has words that this model does not know
+    own.unlink()
+    for text in ("The capital: a=b", "a((1, 2))", "", " ", "a\0b", "\ud800", "x" * 9000, "Say: 'text_loss'"):
+        assert instrument.giver.checked(text) == text
 
 
 def test_links_out_of_the_folder_are_not_followed(instrument: Instrument) -> None:
