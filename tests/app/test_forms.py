@@ -79,6 +79,11 @@ def test_a_flag_is_given_where_it_differs() -> None:
         "a,../secret.txt",
         "{0}/secret.txt@2",
         "./link",
+        "facts_in_memory:table={0}/secret.txt",
+        "speculative(kept='{0}/secret.txt')",
+        "text_loss={0}/secret.txt",
+        '{{"table": "{0}/secret.txt"}}',
+        "./" * 600 + "../secret.txt",
     ],
 )
 def test_a_field_reads_no_file_outside_the_results(text: str, tmp_path: Path) -> None:
