@@ -35,8 +35,15 @@ def test_surprise_and_next_tokens_are_those_of_the_logits(trained: pb.Model) -> 
     best = logp[-1].exp().topk(8)
     assert [row["token"] for row in rows] == [trained.decode([i]) for i in best.indices.tolist()]
     assert close(torch.tensor([row["probability"] for row in rows]), best.values.float())
+    assert made["tokens"] == [trained.decode([i]) for i in ids]
     assert made["heads"] == [trained.n_heads(i) for i in range(trained.n_layers)]
     assert made["lens"]["main"] == "probability"
+
+
+def test_what_comes_after_the_last_token_is_there_however_long_the_prompt(trained: pb.Model) -> None:
+    made = looks.prompt(trained, {"text": "The capital of Lolavia is Grerum. " * 14})
+    assert len(made["tokens"]) > 64
+    assert made["next"]["tables"]["next"]["rows"][-1]["position"] == len(made["tokens"]) - 1
 
 
 def test_a_pattern_and_its_thumbnail(trained: pb.Model) -> None:

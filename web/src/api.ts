@@ -77,6 +77,7 @@ export interface Entry {
 }
 
 export interface Prompt {
+  tokens: string[];
   next: ResultDoc;
   lens: ResultDoc | null;
   lens_message: string;

@@ -44,7 +44,7 @@ export function PromptPage({ query, state }: { query: URLSearchParams; state: St
 }
 
 function Read({ got, text }: { got: Prompt; text: string }) {
-  const tokens = (got.next.tables["tokens"]?.rows ?? []).map((row) => String(row["token"]));
+  const tokens = got.tokens;
   const surprise = variable(got.next, "surprise");
   const [chosen, setChosen] = useState<number | null>(null);
   const place = chosen ?? tokens.length - 1;

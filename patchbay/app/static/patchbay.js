@@ -2849,7 +2849,7 @@ function Fn({ query: e, state: t }) {
 	] });
 }
 function In({ got: e, text: t }) {
-	let n = (e.next.tables.tokens?.rows ?? []).map((e) => String(e.token)), r = V(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
+	let n = e.tokens, r = V(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y(X, {
 			title: `${n.length} tokens`,
