@@ -101,7 +101,8 @@ def test_the_built_files_are_those_of_the_sources() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    shutil.which("npm") is None or not (WEB / "node_modules").is_dir(), reason="no npm, or no web/node_modules (npm install)"
+    shutil.which("npm") is None or not (WEB / "node_modules").is_dir(),
+    reason="no npm, or no web/node_modules (npm install)",
 )
 def test_building_again_gives_the_same_files(tmp_path: Path) -> None:
     subprocess.run(["npm", "run", "check"], cwd=WEB, check=True, capture_output=True)

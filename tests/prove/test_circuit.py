@@ -15,6 +15,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.prove._graph import Graph, Mixed, outputs
+from patchbay.prove.edge_attribution import estimate
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from tests import given
@@ -279,6 +280,10 @@ def test_means_outside_are_scored_by_means() -> None:
     twins_ = pb.prove.circuit(model, task, draws=1)
     first, second = ({row["unit"]: row["score"] for row in one.tables["circuit"]} for one in (result, twins_))
     assert any(abs(first[unit] - second[unit]) > 1e-3 for unit in first)
+    graph = Graph(model)
+    by_itself = estimate(graph, task, 1, len(task), outputs(graph, [list(ids) for ids in task.clean]))[0]
+    assert close(by_itself, 0.0, of=1.0)  # what writers put out anyway in their own place
+    assert estimate(graph, task, 1, len(task))[0].abs().max() > 1e-3
 
 
 def test_default_draws_can_reach_a_twentieth() -> None:
