@@ -255,6 +255,12 @@ def clear(adjusted: Tensor, what: str = "cells") -> str:
     return f"{int((adjusted <= 0.05).sum())} of {tested} {what} at adjusted p <= 0.05" if tested else ""
 
 
+def mean_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Ranks from 0 [n], float64; equal values share the mean of theirs."""
+    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum(0).double() - (counts.double() + 1.0) / 2.0)[place]  # type: ignore[no-any-return]
+
+
 def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
     """Spearman's rank correlation, in [-1, 1]; equal values share their mean rank. NaN when either is constant."""
     a, b = _values(a), _values(b)
@@ -262,14 +268,14 @@ def spearman(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
         raise PatchbayError(f"spearman needs two equal lengths, got {len(a)} and {len(b)}")
     if a.isnan().any() or b.isnan().any():
         return float("nan")
-    ranks_a, ranks_b = _centred_ranks(a), _centred_ranks(b)
+    ranks_a, ranks_b = (mean_ranks(x) - (len(x) - 1) / 2 for x in (a, b))  # less their mean, which ties leave as it is
     scale = (ranks_a.norm() * ranks_b.norm()).item()
     return max(-1.0, min(1.0, (ranks_a @ ranks_b).item() / scale)) if scale else float("nan")
 
 
 def spearman_of_deals(a: Float[Tensor, " n"], b: Float[Tensor, " n"], deals: Tensor) -> Tensor:
     """`spearman(a, b[deal])` for each deal [draw, n], a permutation of the places of b; each side is ranked once."""
-    ranks_a, ranks_b = _centred_ranks(_values(a)), _centred_ranks(_values(b))
+    ranks_a, ranks_b = (mean_ranks(_values(x)) - (len(x) - 1) / 2 for x in (a, b))
     return (ranks_b[deals] @ ranks_a / (ranks_a.norm() * ranks_b.norm())).clamp(-1.0, 1.0)
 
 
@@ -392,9 +398,3 @@ def _difference(a: Tensor, b: Tensor) -> Tensor:
     if len(a) != len(b):
         raise PatchbayError(f"a paired comparison needs one value of each per prompt, got {len(a)} and {len(b)}")
     return a - b
-
-
-def _centred_ranks(values: Tensor) -> Tensor:
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    ranks: Tensor = (counts.cumsum(0) - (counts.double() - 1.0) / 2.0)[place]  # equals share the mean of theirs
-    return ranks - ranks.mean()

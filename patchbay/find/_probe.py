@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from patchbay import maths
 from patchbay.signal.port import PatchbayError
 
 PENALTY = 1.0
@@ -117,7 +118,6 @@ def held_out_scores(x: Tensor, labels: Tensor, folds: Tensor) -> Tensor:
 
 def auc(scores: Tensor, positive: Tensor) -> float:
     """Chance that a positive scores above a negative, ties half: scores [prompt], positive [prompt] bool."""
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum(0).double() - (counts.double() - 1.0) / 2.0)[place]  # mean rank of equals, from 1
+    ranks = maths.mean_ranks(scores)
     n, m = int(positive.sum()), int((~positive).sum())
-    return float((ranks[positive].sum() - n * (n + 1) / 2.0) / (n * m)) if n and m else float("nan")
+    return float((ranks[positive].sum() - n * (n - 1) / 2.0) / (n * m)) if n and m else float("nan")

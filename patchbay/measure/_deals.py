@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from patchbay.measure._estimates import mean_ranks
+from patchbay.maths import mean_ranks
 
 EXACT = 7  # things
 DEALS = 2000

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from patchbay.errors import PatchbayError
-from patchbay.maths import Interval
+from patchbay.maths import Interval, mean_ranks
 
 Estimate = Callable[[Tensor], float]  # of [item, ingredient]
 NAN = float("nan")
@@ -244,13 +244,6 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _unit(values: Tensor, what: str) -> None:
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise PatchbayError(f"{what} lie in [0, 1], got {float(values.min()):.3g} to {float(values.max()):.3g}")
-
-
-def mean_ranks(values: Tensor) -> Tensor:
-    """Ranks from 0; equal values share their mean rank."""
-    _, place, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double() - 1
-    return (last - (counts.double() - 1) / 2)[place]
 
 
 def _units(n: int, groups: Sequence[Hashable] | None) -> list[Tensor]:

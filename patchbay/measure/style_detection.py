@@ -130,7 +130,7 @@ def _support(own: Sequence[int], sources: Sequence[str], n: int, chance: random.
 def _dealt(scores: Tensor, own: Tensor, seed: int) -> Tensor:
     """Areas when authors are dealt to the texts at random, [deal]."""
     order = torch.rand(DEALS, len(own), generator=torch.Generator().manual_seed(seed)).argsort(1)
-    ranks = estimates.mean_ranks(scores.flatten()).view(scores.shape)  # [text, author]
+    ranks = maths.mean_ranks(scores.flatten()).view(scores.shape)  # [text, author]
     n = len(own)
     won = ranks[torch.arange(n), own.argmax(1)[order]].sum(1) - n * (n - 1) / 2  # [deal]
     return won / (n * n * (own.shape[1] - 1))
