@@ -93,6 +93,21 @@ def scores(
     return score(model, spelled, batch_size=batch_size)
 
 
+def outcomes(
+    model: Model,
+    prompts: Sequence[Any],
+    choices: Sequence[Sequence[Any]],
+    *,
+    where: Sequence[str] | None = None,
+    boundary: str = "refuse",
+    batch_size: int = 32,
+) -> Scores:
+    """`scores` of choices that are different outcomes: before anything runs, `refuse_unclear` says by item where they are not."""
+    spelled = spell(model, prompts, choices, where=where, boundary=boundary)
+    refuse_unclear(spelled)
+    return score(model, spelled, batch_size=batch_size)
+
+
 def score(model: Model, spelled: Spelled, *, batch_size: int = 32) -> Scores:
     """log p of answers that are spelled already."""
     rows: dict[tuple[Ids, int], dict[tuple[int, int], int]] = {}  # (row, length of its prompt) -> what is read in it

@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._meter import reading
 from patchbay.model.model import Model
 from patchbay.results.method import method
@@ -61,9 +61,7 @@ def boolean_functions(
     told = [examples(kind, bits, pairs, random.Random(f"{kind}-{seed}-{i}")) for i in range(functions)]
     prompts = [written(each, at) for each in told for at in range(pairs)]
     where = [f"function {i}, example {at}" for i in range(functions) for at in range(pairs)]
-    spelled = spell(model, prompts, [[" 0", " 1"]] * len(prompts), where=where)
-    refuse_unclear(spelled)
-    found = score(model, spelled, batch_size=batch_size)
+    found = outcomes(model, prompts, [[" 0", " 1"]] * len(prompts), where=where, batch_size=batch_size)
     logp = found.logp.view(functions, pairs, 2)
     truth = torch.tensor([[answer for _, answer in each] for each in told])  # [function, pair]
     right = {"model": _shared(logp[..., 1] - logp[..., 0], truth)}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.measure import _estimates as estimates
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import asked_of, hit
 from patchbay.measure._items import Items, resolved
 from patchbay.measure._meter import reading
@@ -60,9 +60,9 @@ def calibration(
         raise PatchbayError(
             f"{len(asked.prompts)} items in {bins} bins: a calibration error needs {LEAST} items or more, and one in each bin"
         )
-    spelled = spell(model, asked.prompts, asked.choices, where=asked.where, boundary=boundary)
-    refuse_unclear(spelled)
-    logp = score(model, spelled, batch_size=batch_size).logp
+    logp = outcomes(
+        model, asked.prompts, asked.choices, where=asked.where, boundary=boundary, batch_size=batch_size
+    ).logp
     confident = logp.nan_to_num(nan=-torch.inf).softmax(1).amax(1)
     right = hit(logp, torch.tensor(asked.right))
     value = estimates.calibration_error(confident, right, bins)

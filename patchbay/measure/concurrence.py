@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._items import resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
 from patchbay.model.model import Model
@@ -54,15 +54,14 @@ def concurrence(
     )
     texts_only(rows, ("prompt",))
     _check(rows)
-    spelled = spell(
+    found = outcomes(
         model,
         [row.values["prompt"] for row in rows],
         [row.values["choices"] for row in rows],
         where=[row.where for row in rows],
         boundary=boundary,
+        batch_size=batch_size,
     )
-    refuse_unclear(spelled)
-    found = score(model, spelled, batch_size=batch_size)
     best = found.logp.nan_to_num(nan=-torch.inf).argmax(1).tolist()
     said_keys = [str(row.values["keys"][at]) for row, at in zip(rows, best, strict=True)]
     claimed = any("claimant" in row.values for row in rows)

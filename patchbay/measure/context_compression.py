@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import hit, place_of
 from patchbay.measure._items import resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
@@ -66,9 +66,7 @@ def context_compression(
     def read(contexts: Sequence[str], of: Sequence[int]) -> Tensor:
         """ln p of the choices after each context and its item's question, [context, choice]."""
         prompts = [context + rows[i].values["question"] for context, i in zip(contexts, of, strict=True)]
-        spelled = spell(model, prompts, [rows[i].values["choices"] for i in of], where=[rows[i].where for i in of], boundary=boundary)  # fmt: skip
-        refuse_unclear(spelled)
-        return score(model, spelled, batch_size=batch_size).logp
+        return outcomes(model, prompts, [rows[i].values["choices"] for i in of], where=[rows[i].where for i in of], boundary=boundary, batch_size=batch_size).logp  # fmt: skip
 
     every = list(range(len(rows)))
     whole = read(["".join(each) for each in parts], every)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import asked_of, hit
 from patchbay.measure._items import Items, resolved
 from patchbay.measure._meter import reading
@@ -68,9 +68,7 @@ def evaluation_card(
 
     def read(rewrite: Callable[[str], str]) -> Tensor:
         """Right or wrong after every prompt rewritten, [item]."""
-        spelled = spell(model, [rewrite(prompt) for prompt in asked.prompts], asked.choices, where=asked.where, boundary="back_up")  # fmt: skip
-        refuse_unclear(spelled)
-        found = score(model, spelled, batch_size=batch_size)
+        found = outcomes(model, [rewrite(prompt) for prompt in asked.prompts], asked.choices, where=asked.where, boundary="back_up", batch_size=batch_size)  # fmt: skip
         mass.append(float(found.mass.mean()))
         return hit(found.logp, right)
 

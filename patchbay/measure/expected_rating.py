@@ -20,7 +20,7 @@ from torch import Tensor
 
 from patchbay import maths
 from patchbay.measure import _estimates as estimates
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes, score, spell
 from patchbay.measure._items import resolved, rows_of
 from patchbay.measure._meter import reading
 from patchbay.model.model import Model
@@ -58,9 +58,10 @@ def expected_rating(
         )
     words = [str(row.values["word"]) for row in rows]
     prompts = [frame.replace("{}", word) for word in words]
-    spelled = spell(model, prompts, [[f" {s}" for s in scale]] * len(words), where=[row.where for row in rows])
-    refuse_unclear(spelled)
-    p = score(model, spelled, batch_size=batch_size).logp.exp()  # [word, scale]
+    where = [row.where for row in rows]
+    p = outcomes(
+        model, prompts, [[f" {s}" for s in scale]] * len(words), where=where, batch_size=batch_size
+    ).logp.exp()  # [word, scale]
     mass, numbers = p.sum(1), torch.tensor([float(s) for s in scale], dtype=torch.float64)
     share = p / mass[:, None]
     rating = torch.where(mass >= min_mass, share @ numbers, torch.nan)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import hit, place_of
 from patchbay.measure._items import resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
@@ -59,9 +59,8 @@ def incoherence(
     places = [_places(row) for row in rows]
     prompts = [row.values[side] for side in ("prompt", "reverse") for row in rows]
     where = [row.where + side for side in ("", ", reverse") for row in rows]
-    spelled = spell(model, prompts, [row.values["choices"] for row in rows] * 2, where=where, boundary=boundary)
-    refuse_unclear(spelled)
-    found = score(model, spelled, batch_size=batch_size)
+    choices = [row.values["choices"] for row in rows] * 2
+    found = outcomes(model, prompts, choices, where=where, boundary=boundary, batch_size=batch_size)
     right = hit(found.logp, torch.tensor([place[side] for side in (0, 1) for place in places]))  # fmt: skip
     ahead, back = right[: len(rows)], right[len(rows) :]
     one = exactly_one(ahead, back)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from patchbay.measure import _estimates as estimates
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import Asked, asked_of
 from patchbay.measure._items import resolved
 from patchbay.measure._meter import reading
@@ -93,9 +93,7 @@ def _votes(
     n = len(roles[0])
     choices = [each for each in asked.choices for _ in range(n)]
     where = [f"{name}, judge {k}" for name in asked.where for k in range(n)]
-    spelled = spell(model, prompts, choices, where=where, boundary=boundary)
-    refuse_unclear(spelled)
-    found = score(model, spelled, batch_size=batch_size)
+    found = outcomes(model, prompts, choices, where=where, boundary=boundary, batch_size=batch_size)
     return found.logp.nan_to_num(nan=-torch.inf).argmax(1).view(len(asked.prompts), n), float(found.mass.mean())
 
 

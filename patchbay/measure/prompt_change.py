@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import hit, place_of
 from patchbay.measure._items import resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
@@ -76,9 +76,8 @@ def prompt_change(
 
     def read(prompts: Sequence[str]) -> Tensor:
         """ln P of the choices among themselves, [item, choice]."""
-        spelled = spell(model, prompts, [row.values["choices"] for row in rows], where=[row.where for row in rows], boundary=boundary)  # fmt: skip
-        refuse_unclear(spelled)
-        return score(model, spelled, batch_size=batch_size).logp.nan_to_num(nan=-torch.inf).log_softmax(1)
+        found = outcomes(model, prompts, [row.values["choices"] for row in rows], where=[row.where for row in rows], boundary=boundary, batch_size=batch_size)  # fmt: skip
+        return found.logp.nan_to_num(nan=-torch.inf).log_softmax(1)
 
     at = torch.arange(len(rows))
     plain, changed = (read([pair[side] for pair in pairs]) for side in (0, 1))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from patchbay.measure import _estimates as estimates
-from patchbay.measure._answers import refuse_unclear, score, spell
+from patchbay.measure._answers import outcomes
 from patchbay.measure._asked import hit, place_of
 from patchbay.measure._items import resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
@@ -58,15 +58,14 @@ def word_types(
     if of not in types:
         raise PatchbayError(f"of={of!r}: no item has that type; there are {', '.join(types)}{suggest(of, types)}")
     places = torch.tensor([place_of(row.values["answer"], row.values["choices"], row.where) for row in rows])
-    spelled = spell(
+    found = outcomes(
         model,
         [row.values["prompt"] for row in rows],
         [row.values["choices"] for row in rows],
         where=[row.where for row in rows],
         boundary=boundary,
+        batch_size=batch_size,
     )
-    refuse_unclear(spelled)
-    found = score(model, spelled, batch_size=batch_size)
     right = hit(found.logp, places)
     chance = torch.tensor([1.0 / len(row.values["choices"]) for row in rows], dtype=torch.float64)
     own = [str(row.values["type"]) == of for row in rows]
