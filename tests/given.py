@@ -45,6 +45,12 @@ def lent(name: str) -> pb.Model:
     return pb.load(twins.twin(name))
 
 
+@functools.cache
+def unhooked(name: str) -> pb.Model:
+    """Another one, for tests that look for hooks: transformers leaves its own where `output_attentions` was asked for."""
+    return pb.load(twins.twin(name))
+
+
 def gpt2(seed: int, *, vocab_size: int = 40, n_layer: int = 2, n_positions: int = 64, start: int = 1) -> Any:
     """A random GPT-2 of Hugging Face's, four heads a layer; the random state goes on from it."""
     torch.manual_seed(seed)

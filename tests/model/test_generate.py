@@ -5,8 +5,6 @@ them. The reference names the positions as plain lists and runs the whole text a
 the arithmetic of positions with what it checks.
 """
 
-import functools
-
 import pytest
 import torch
 
@@ -15,8 +13,9 @@ from patchbay.edits.edit import OPS, Edit
 from patchbay.jacks.arguments import cache_among, with_cache
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
-from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW, twin
+from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, WINDOW
 from tests.given import generated
+from tests.given import unhooked as lent
 from tests.shares import by_turns
 from tests.tolerance import NOISE, close
 
@@ -26,12 +25,6 @@ KINDS = (None, 2, -3, slice(2, 5), slice(4, None), (1, 3), "last", "generated", 
 MAIN = [name for name in FAMILY_CONFIGS if list(FAMILY_CONFIGS).index(name) <= list(FAMILY_CONFIGS).index("bamba")]
 MAIN.remove("nemotron_h")  # without any edit its cached step lies 1e-3 beside its run over the whole text
 HEADLESS = ("mamba2", "falcon_h1")
-
-
-@functools.cache
-def lent(name: str) -> Model:
-    """Twins of this file's own: where `output_attentions` was asked for, transformers' hooks stay, and none may be here."""
-    return pb.load(twin(name))
 
 
 def prompt_ids(n: int = 1) -> torch.Tensor:

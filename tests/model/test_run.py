@@ -1,7 +1,6 @@
 """run: taps see what the model used, padding changes nothing, gradients are true, and nothing is left or computed in vain."""
 
 import copy
-import functools
 import gc
 
 import pytest
@@ -14,14 +13,9 @@ from patchbay.jacks.session import Session, attention
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tiny.twins import FAMILY_CONFIGS, N_VOCAB, twin
+from tests.given import unhooked as lent
 from tests.shares import by_turns
 from tests.tolerance import NOISE, close
-
-
-@functools.cache
-def lent(name: str) -> Model:
-    """Twins of this file's own: where `output_attentions` was asked for, transformers' hooks stay, and none may be here."""
-    return pb.load(twin(name))
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
