@@ -215,8 +215,6 @@ def _agreement(
     model: Model, other: Model, side: str, fold_norm: bool, ours: Tensor, draws: int, seed: int
 ) -> dict[str, Any]:
     """How often neurons of the same place have the same first token in both models, against neurons paired at random."""
-    if not isinstance(other, Model):
-        raise PatchbayError(f"other is a Model from patchbay.load(...), got {type(other).__name__}")
     layers, _ = neuron_layers(other, "neuron_vocabulary of the other model")
     shapes = [(m.n_layers, m.vocab_size, [m.n_neurons(i) for i in range(m.n_layers)]) for m in (model, other)]
     if shapes[0] != shapes[1]:
