@@ -43,10 +43,8 @@ def _task(record: Any) -> str | None:
     """A task made by its own function or prompts as they were; "" for none, None where it cannot be written down."""
     if record is None:
         return ""
-    if not isinstance(record, Mapping):
-        return None
-    if "prompts" in record:
-        return repr(record["prompts"]) if _plain(record["prompts"]) else None
+    if isinstance(record, Mapping) and "prompts" in record and _plain(record["prompts"]):
+        return repr(record["prompts"])
     return (
         None  # a task may have been sliced, mapped or scored otherwise since it was made: the record holds its prompts
     )

@@ -44,9 +44,10 @@ def document(returned: Any, *, name: str = "", inline: int = INLINE) -> dict[str
     }
 
 
-def of_result(result: Result, *, name: str = "", inline: int = INLINE) -> dict[str, Any]:
-    """A Result as plain data; see the head of this file."""
-    rows = result.told(ROWS, by="abs") if result.ranked else []
+def of_result(result: Result, *, name: str = "", inline: int = INLINE, n: int | None = None) -> dict[str, Any]:
+    """A Result as plain data; see the head of this file. `n`: the most rows of a ranking or a table, ROWS without."""
+    most = ROWS if n is None else n
+    rows = result.told(most, by="abs") if result.ranked else []
     return {
         "kind": "result",
         "version": VERSION,
@@ -63,9 +64,9 @@ def of_result(result: Result, *, name: str = "", inline: int = INLINE) -> dict[s
         "measured": int((~result.values.isnan()).sum()),
         "rows": _rows(rows),
         "names": _cell_names(result),
-        "tables": {key: {"rows": _rows(held[:ROWS]), "n": len(held)} for key, held in result.tables.items() if held},
+        "tables": {key: {"rows": _rows(held[:most]), "n": len(held)} for key, held in result.tables.items() if held},
         "sections": [
-            {"name": title, "rows": _rows(held[:ROWS]), "n": len(held), "notes": said}
+            {"name": title, "rows": _rows(held[:most]), "n": len(held), "notes": said}
             for title, held, said in result.sections()
         ],
         "notes": list(result.other_notes if result.shown else result.notes),

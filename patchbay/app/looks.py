@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 import patchbay as pb
 from patchbay.app.document import of_result
-from patchbay.draw import screen
 from patchbay.errors import PatchbayError
 from patchbay.model.cards import model_card
 
@@ -42,8 +41,9 @@ def _layer(model: pb.Model, asked: Mapping[str, Any]) -> int:
 def prompt(model: pb.Model, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Tokens with their surprise, what comes next, and the logit lens where the model has one."""
     shown = _run(model, asked).show("logits")
-    said = of_result(shown)
-    said["tables"]["next"]["rows"] = [screen.plain(row) for row in shown.tables["next"]]  # whole, its end first of all
+    said = of_result(
+        shown, n=max(map(len, shown.tables.values()))
+    )  # whole tables: the last token's rows are the end of one
     made: dict[str, Any] = {"next": said, "lens": None, "lens_message": "", "n_layers": model.n_layers}
     made["tokens"] = [str(row["after"]) for row in shown.tables["most_likely"]]
     try:
