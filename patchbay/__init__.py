@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patchbay.signal.port import Part, Port
     from patchbay.signal.positions import Role, Token
     from patchbay.stories.compare import compare
+    from patchbay.stories.panel import panel
     from patchbay.stories.why import why
     from patchbay.sweeps.sweep import sweep
     from patchbay.tasks.task import Task
@@ -60,6 +61,7 @@ _HOME = {
     "load_trace": "model.kept",
     "mean": "edits.edit",
     "method": "results.method",
+    "panel": "stories.panel",
     "probe": "knobs.probing",
     "project": "edits.edit",
     "replace": "edits.edit",
@@ -101,6 +103,7 @@ __all__ = [
     "mean",
     "measure",
     "method",
+    "panel",
     "probe",
     "project",
     "prove",

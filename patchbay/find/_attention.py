@@ -10,6 +10,8 @@ mean attention that it pays there.
 as it is, and with the first key left out and the rest of each query's attention scaled to 1. A query that leaves the others
 less than `FLOOR` then counts as 0.
 
+**Patterns with negative weights** (gated linear attention's, exact all the same) are read as absolute values, and each Result says so.
+
 **Memory.** The patterns of one batch (of no more prompts than `ROOM` bytes hold, at least one) and the numbers of at most
 `BLOCKS` rows: of longer corpora, neighbouring prompts are averaged into one row.
 """
@@ -83,14 +85,23 @@ def together(model: Model, prompts: Any, finders: Sequence[Finder], *, batch_siz
     layers = pattern_layers(model, "an attention finder")
     taps = list(dict.fromkeys([Port("attn.pattern", i) for i in layers] + [tap for f in finders for tap in f.taps]))
     kept = [Kept(len(encoded), model.n_layers, max(map(model.n_heads, layers))) for _ in finders]
+    signed: set[int] = set()
     for batch in _batches(model, encoded, layers, batch_size):
         ready = [finder.prepare(batch) for finder in finders]
         trace = run(model, batch.ids, taps=taps, logits="last")
         for i in layers:
-            layer = Layer(i, trace[Port("attn.pattern", i)].float(), trace)
+            pattern = trace[Port("attn.pattern", i)].float()
+            if bool((pattern < 0).any()):
+                signed.add(i)
+            layer = Layer(i, pattern.abs(), trace)
             for scores, store in zip(ready, kept, strict=True):
                 store.add(batch.start, i, scores(layer))
-    return [finder.report(store.values()) for finder, store in zip(finders, kept, strict=True)]
+    found = [finder.report(store.values()) for finder, store in zip(finders, kept, strict=True)]
+    for result in found if signed else ():
+        result.notes += (
+            f"layers {', '.join(map(str, sorted(signed)))} have negative weights: absolute values are read",
+        )
+    return found
 
 
 def _batches(model: Model, encoded: list[list[int]], layers: list[int], batch_size: int) -> Iterator[Batch]:
@@ -156,7 +167,7 @@ def looks(targets: Callable[[int, list[int]], Tensor]) -> Callable[[Batch], Scor
         def scores(layer: Layer) -> Tensor:
             pattern = layer.pattern
             paid = pattern[pairs.prompt, :, pairs.query, pairs.key]  # [pair, head]
-            left = 1.0 - pattern[..., 0]  # [prompt, head, query]
+            left = pattern.sum(-1) - pattern[..., 0]  # [prompt, head, query]; a row may sum to less or more than 1
             rest = torch.where(left > FLOOR, 1.0 / left, 0.0)[pairs.prompt, :, pairs.query]  # [pair, head]
             both = torch.stack([_summed(pairs, x, n_rows) for x in (paid, paid * rest * pairs.later[:, None])])
             means = both / pairs.n_queries[:, :, None]  # [with and without, prompt * statistic, head]

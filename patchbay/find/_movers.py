@@ -74,7 +74,7 @@ def _measure(model: Model, task: Task, ids: list[list[int]], trace: Trace, layer
     for i in layers:
         given, paid = by_source(model, trace, i, read_at_z(model, trace, i, towards))  # [prompt, head, key]
         right_paid, first_paid = _sum(paid, right), _sum(paid, first)
-        rest = (1.0 - first_paid).clamp_min(0.0)
+        rest = (paid.sum(-1) - first_paid).clamp_min(0.0)  # a row may sum to less or more than 1
         free = _sum(paid, right & ~first) / torch.where(rest > 1e-6, rest, torch.nan)
         written = by_head(model, i, precise(trace[Port("attn.v", i)]))  # [prompt, head, key, d_z]
         rows, keys = right.nonzero(as_tuple=True)

@@ -8,7 +8,8 @@ Of the first T = `length` tokens of a prompt, with A a head's attention pattern 
 `sink_rate` is the mean of `rate` over all heads, `position_rate` [position] the same for every k. Even attention gives
 alpha_1 = H_T / T (0.074 at T = 64: `uniform`), so that epsilon = 0.3 is about four times even. With and without the first token:
 `elsewhere` is the share of prompts in which another position of the first half is a sink, `without_first` the same when the
-first key is left out and the rest of each query's attention is scaled to 1. What goes with a sink: `key_norm`, `value_norm` and
+first key is left out and the rest of each query's attention is scaled to 1. `mass` is the mean over queries of a row's sum: 1 of a softmax,
+less with a null share (sinks as numbers, K bias, softmax1), anything of a sigmoid, and alpha is to be read beside it. What goes with a sink: `key_norm`, `value_norm` and
 `hidden_norm`, the norm of the first token's key, value and incoming stream over the mean norm of the others' (a sink's value is
 mostly small, its stream in trained large models massive). Intervals are 95 % bootstraps over prompts. One forward pass.
 
@@ -44,7 +45,7 @@ from patchbay.tasks.task import Task
 
 SHARE = "share of prompts"
 RATIO = "times the others' mean"
-NUMBERS = ("alpha", "rate", "elsewhere", "without_first", "key_norm", "value_norm", "hidden_norm")
+NUMBERS = ("alpha", "rate", "elsewhere", "without_first", "mass", "key_norm", "value_norm", "hidden_norm")
 
 
 @method(paper="gu2024", unit="share of prompts")
@@ -59,7 +60,7 @@ def attention_sinks(
     """Share of prompts in which the first token receives more than `epsilon` of a head's attention, over the first `length` tokens.
 
     Any text will do; prompts shorter than `length` are taken whole. Main variable `rate` with `low` and `high`; `alpha`,
-    `elsewhere`, `without_first`, `key_norm`, `value_norm`, `hidden_norm` [layer], `position_rate` [position], `sink_rate`
+    `mass`, `elsewhere`, `without_first`, `key_norm`, `value_norm`, `hidden_norm` [layer], `position_rate` [position], `sink_rate`
     (mean over heads), `uniform` (alpha of even attention) and `held_out`.
 
     `epsilon`: the attention above which a head counts as a sink on a prompt, from 0 to 1. `length`: how many first
@@ -99,15 +100,17 @@ def _scores(model: Model, layer: Layer, lengths: Tensor, most: int, epsilon: flo
     place = torch.arange(n, device=lengths.device)
     real = place < lengths[:, None]  # [prompt, position]
     pattern = layer.pattern[:, :, :n, :n].nan_to_num(0.0) * real[:, None, :, None]
-    left = 1.0 - pattern[..., :1]  # [prompt, head, query, 1]
+    mass = pattern.sum(-1, keepdim=True)  # [prompt, head, query, 1]
+    left = mass - pattern[..., :1]
     bare = pattern * torch.where(left > FLOOR, 1.0 / left, 0.0)
     n_seeing = torch.where(real, lengths[:, None] - place, torch.nan)[:, None]  # [prompt, 1, key]
     alpha, without = pattern.sum(2) / n_seeing, bare.sum(2) / n_seeing  # [prompt, head, key]
     others = ((place > 0) & (place <= lengths[:, None] // 2))[:, None]  # [prompt, 1, key]
     sinks = torch.where(alpha.isnan(), torch.nan, (alpha > epsilon).float())
     any_other = [((a > epsilon) & others).any(-1).float() for a in (alpha, without)]
+    rows = torch.where(real[:, None], mass[..., 0], torch.nan).nanmean(-1)  # [prompt, head]
     norms = [_first_over_others(model, layer, signal, lengths) for signal in ("attn.k", "attn.v", "resid_in")]
-    numbers = torch.stack([alpha[..., 0], sinks[..., 0], *any_other, *norms], -1)  # [prompt, head, NUMBERS]
+    numbers = torch.stack([alpha[..., 0], sinks[..., 0], *any_other, rows, *norms], -1)  # [prompt, head, NUMBERS]
     return torch.cat([numbers, torch.nn.functional.pad(sinks, (0, most - n), value=torch.nan)], -1)
 
 
@@ -126,7 +129,8 @@ def _report(seen: Tensor, layers: list[int], used: list[int], length: int) -> Re
     by_name = dict(zip(NUMBERS, seen.unbind(-1), strict=False))  # each [prompt, layer, head]
     rate = by_name["rate"]
     _, low, high = maths.intervals(rate)
-    units = {"alpha": ATTENTION, "elsewhere": SHARE, "without_first": SHARE, "key_norm": RATIO, "value_norm": RATIO}
+    units = {"alpha": ATTENTION, "mass": ATTENTION, "elsewhere": SHARE, "without_first": SHARE}
+    units |= {"key_norm": RATIO, "value_norm": RATIO}
     best, notes = held_out(rate, SHARE)
     hidden = by_name["hidden_norm"][:, :, 0].nanmean(0)  # [layer]
     n_short = sum(n < length for n in used)

@@ -261,7 +261,7 @@ def _looks(trace: Trace, sender: Part, right: Tensor, wrong: Tensor) -> dict[str
     """Where the sender itself looks from the last position, each [prompt]."""
     row = _row(trace, sender)
     last = wrong & (wrong.flip(1).cumsum(1).flip(1) == 1)  # the last place of a wrong answer
-    rest = (1.0 - row[:, 0]).clamp_min(1e-9)
+    rest = (row.sum(1) - row[:, 0]).clamp_min(1e-9)  # a row may sum to less or more than 1
     return {
         "looks_at_wrong": (row * last).sum(1),
         "without_first": (row * last)[:, 1:].sum(1) / rest,

@@ -41,6 +41,7 @@ MADE_AXES = {
     "writer": "parts, or pieces of parts, that write into the stream",
     "reader": "inputs of parts that read from the stream",
     "offset": "distances between a query and the key it looks at",
+    "run": "trainings of one recipe, each from a seed of its own",
 }
 RANKED_GRIDS: dict[tuple[str, ...], str] = {("layer", kind): kind for kind in ("head", "neuron", "expert")} | {
     ("layer",): "layer"

@@ -13,6 +13,7 @@ from patchbay.find.induction_heads import finder as induction
 from patchbay.find.ngram_heads import finder as ngrams
 from patchbay.find.previous_token_heads import finder as previous
 from patchbay.tiny import planted, twins
+from tests.given import llama
 from tests.tolerance import close
 
 
@@ -110,3 +111,26 @@ def test_no_prompt_at_a_time_is_refused() -> None:
     model = pb.load(built.model, built.tokenizer)
     with pytest.raises(pb.PatchbayError, match="batch_size=0"):
         pb.find.previous_token_heads(model, [[5, 6, 7]], batch_size=0)
+
+
+def test_rows_that_do_not_sum_to_1_and_negative_weights() -> None:
+    """Weights that are half, or minus, a softmax's: the share without the first token is what it was, the row mass is theirs, and signs are said."""
+    model = pb.load(llama(0, sharpness=60))
+    prompts = torch.randint(3, 90, (4, 12), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def both() -> tuple[pb.Result, pb.Result]:
+        return pb.find.previous_token_heads(model, prompts), pb.find.attention_sinks(model, prompts, epsilon=0.25)
+
+    looks, sinks = both()
+    for factor in (0.5, -1.0):
+        with model.edited(*(pb.scale(layer.attn.pattern, factor) for layer in model.layers)):
+            first = [layer.attn.pattern for layer in model.layers[:1]]
+            rows = pb.run(model, prompts, taps=first)[first[0]].sum(-1)
+            assert close(rows, torch.full_like(rows, factor))
+            found, sunk = both()
+        assert close(found["without_first"][0], looks["without_first"][0])
+        assert close(found["score"][0], looks["score"][0] * abs(factor))
+        assert close(sunk["mass"], torch.full_like(sunk["mass"], abs(factor)))
+        assert torch.equal(sunk["without_first"][0], sinks["without_first"][0])
+        assert any("negative weights" in note for note in found.notes) == (factor < 0)
+    assert 0 < float(sinks["without_first"][0].mean()) < 1
