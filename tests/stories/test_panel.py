@@ -30,7 +30,7 @@ def test_planted() -> None:
         assert rows[name]["null"] < 0.3
     at = int(found["induction"].argmax())
     assert float(found["induction_null"].flatten()[at]) < 0.2
-    assert rows["mass_mean"]["value"] == pytest.approx(1.0, abs=1e-5)
+    assert close(rows["mass_mean"]["value"], 1.0)
 
 
 def test_reference() -> None:
@@ -70,7 +70,7 @@ def test_null() -> None:
     with model.edited(*(pb.zero(layer.attn.k) for layer in model.layers)):
         rows = by_name(pb.panel(model, texts()))
     for name in ("alpha_highest", "previous_token_highest", "induction_highest", "alpha_mean", "previous_token_mean"):
-        assert rows[name]["value"] == pytest.approx(rows[name]["null"], abs=1e-4)
+        assert close(rows[name]["value"], rows[name]["null"])
     assert rows["importance_spread"]["value"] < 0.5
 
 
