@@ -51,6 +51,7 @@ class ChunkRows(Rows):
         return super()._options(n_sent, keep) | {"position_ids": zeros}
 
     def attach(self, session: Session) -> None:
+        session.where.turned = True
         for layer in self.chunks.rotation:
             session.on_attention(layer, _attending(self.chunks, layer))
 

@@ -51,6 +51,7 @@ class Place:
         self.watched = [e for e in edits if _counts(e) or e.by_row]
         self.by_token = next((e for e in edits if Token in (type(e.positions), type(e.keys))), None)
         self.by_words = next((e for e in edits if _reads(e)), None)
+        self.turned = False  # whether who runs the calls turns queries and keys itself, so that position_ids say nothing
         self.here = Now()
 
     @property
@@ -187,7 +188,7 @@ class Place:
                 "columns are padding; give one [prompt, column], or run the prompts with pb.run"
             )
         real = mask.bool() if isinstance(mask, Tensor) else None
-        if isinstance(places, Tensor) and places.ndim == 2 and places.shape[1] > 1:
+        if isinstance(places, Tensor) and places.ndim == 2 and places.shape[1] > 1 and not self.turned:
             back = places[:, 1:] <= places[:, :-1]
             if real is not None:
                 both = real[:, -places.shape[1] :]

@@ -184,9 +184,7 @@ def cells() -> list[Any]:
     by turns."""
     core = ("beam", "contrastive_decoding-two models", "contrastive_search", "superposed")
     return [
-        pytest.param(
-            decoder, name, id=f"{decoder}-{name}", marks=pytest.mark.slow if decoder.name == "longheads" else ()
-        )
+        pytest.param(decoder, name, id=f"{decoder}-{name}")
         for i, decoder in enumerate(DECODERS)
         for name in by_turns(decoder.on, of=min(2 if str(decoder) in core else 5, len(decoder.on)), start=i)
     ]
