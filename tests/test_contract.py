@@ -344,6 +344,20 @@ def with_another(name: str, **chosen: Any) -> Callable[..., pb.Result]:
     return lambda m, t, **o: meter(name, ANSWERED if name == "score_convergence" else [row["prompt"] for row in ANSWERED], other=second(m), **chosen)(m, t, **o)  # fmt: skip
 
 
+@functools.cache
+def earlier(name: str) -> str:
+    """The second model of this family in a folder, as the checkpoint of an earlier step."""
+    folder = STORES / f"earlier-{name}"
+    other(name).hf.save_pretrained(folder)
+    tokenizer("characters").save_pretrained(folder)
+    return str(folder)
+
+
+def followed(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    given_ = {"checkpoints": [earlier(NAMES[id(model)])], "tokens": [1.0, 2.0], "read": "log_probability"}
+    return meter("benchmark_signal", ANSWERED, **given_)(model, prompts, **options)  # type: ignore[no-any-return]
+
+
 def dials(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
     """Two knobs against the letters of two halves of the alphabet."""
     knobs = {
@@ -367,6 +381,7 @@ METERS = [
     Case(
         "measure.calibration", meter("calibration", lambda t: pb.Task.joined([t] * 5), bins=2), own=True, on=FEW_TWINS
     ),
+    Case("measure.benchmark_signal", followed, own=True, on=TWO_TWINS),
     Case("measure.survey_answers", meter("survey_answers", ASKED), own=True, on=FEW_TWINS),
     Case(
         "measure.expected_rating",

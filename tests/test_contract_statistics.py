@@ -123,6 +123,7 @@ def test_a_method_says_the_same_of_the_same_function(case: Case, name: str) -> N
 
 STILL = {  # where the case leaves a seed nothing to choose
     "decode.knn_parts": "two texts that are told of have few means, and their ends stay",
+    "measure.benchmark_signal": "two checkpoints give each benchmark 1 or -1, p over all orders, and the ends stay",
     "measure.side_effects": "two layers have one other part each, and the ends over so few texts stay",
     "measure.concurrence": "six items with few values, and their ends stay",
     "measure.context_compression": "a random model answers alike whatever sentences stay",

@@ -51,7 +51,9 @@ class Place:
         self.watched = [e for e in edits if _counts(e) or e.by_row]
         self.by_token = next((e for e in edits if Token in (type(e.positions), type(e.keys))), None)
         self.by_words = next((e for e in edits if _reads(e)), None)
-        self.turned = False  # whether who runs the calls turns queries and keys itself, so that position_ids say nothing
+        self.turned = (
+            False  # whether who runs the calls turns queries and keys itself, so that position_ids say nothing
+        )
         self.here = Now()
 
     @property

@@ -4,6 +4,7 @@ A meter reads one published quantity with its interval and null, on a Task, a li
 knob is a side-effect reading, and `side_effects` makes it of any meters at once.
 
 answer_choices       how often the likeliest choice is right, and how much probability the choices have
+benchmark_signal     which benchmarks follow the training of a model at all
 boolean_functions    functions of bits learned from examples in the prompt, beside known learners
 calibration          whether a model is right as often as it is sure
 concurrence          whether a question is answered alike in several languages, and for whom
@@ -38,6 +39,7 @@ worst_of_k           the highest score that one of k samples is expected to have
 """
 
 from patchbay.measure.answer_choices import answer_choices
+from patchbay.measure.benchmark_signal import benchmark_signal
 from patchbay.measure.boolean_functions import boolean_functions
 from patchbay.measure.calibration import calibration
 from patchbay.measure.concurrence import concurrence
@@ -72,6 +74,7 @@ from patchbay.measure.worst_of_k import worst_of_k
 
 __all__ = [
     "answer_choices",
+    "benchmark_signal",
     "boolean_functions",
     "calibration",
     "concurrence",

@@ -172,16 +172,16 @@ def test_a_store_that_was_killed_is_the_store_that_was_not(tmp_path: Path) -> No
             [sys.executable, "-c", BUILD, str(tmp_path / folder), str(wait)], stdout=subprocess.PIPE, text=True
         )
 
-    killed = build("killed", 60.0)
-    assert killed.stdout is not None
-    assert killed.stdout.readline() == "shard\n"
-    time.sleep(0.1)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    with build("killed", 60.0) as killed:
+        assert killed.stdout is not None
+        assert killed.stdout.readline() == "shard\n"
+        time.sleep(0.1)
+        killed.send_signal(signal.SIGKILL)
     with pytest.raises(pb.PatchbayError, match="a run that was not finished"):
         pb.load_trace(tmp_path / "killed")
     for name in ("killed", "whole"):
-        assert build(name, 0.0).wait() == 0
+        with build(name, 0.0) as going:
+            assert going.wait() == 0
     model = model_of()
     one, other = (read_store(str(tmp_path / name), model, []) for name in ("killed", "whole"))
     assert torch.equal(one.keys, other.keys)
