@@ -143,14 +143,14 @@ class Dictionary:
         if self.normalise == "none":
             return None
         if self.normalise == "layer_norm":
-            return x.std(-1, keepdim=True) + 1e-5
+            return x.std(-1, keepdim=True)
         return x.norm(dim=-1, keepdim=True) / self.d_in**0.5
 
     def _normed(self, x: Tensor) -> Tensor:
         factor = self.factor(x)
         if factor is None:
             return x
-        return (x - x.mean(-1, keepdim=True) if self.normalise == "layer_norm" else x) / factor
+        return (x - x.mean(-1, keepdim=True)) / (factor + 1e-5) if self.normalise == "layer_norm" else x / factor
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(self.W_enc.dtype, x.dtype if x.is_floating_point() else torch.float32))

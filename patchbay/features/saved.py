@@ -15,6 +15,7 @@ from patchbay.signal.port import PatchbayError
 
 NAMES = {signal: hook for hook, signal in reversed(HOOKS.items())}  # the first hook of a signal
 ARCHITECTURE = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu"}
+SAELENS = "6.54.12"  # whose form is written; SAELens takes a file that names none for one of before 6, and drops where it sits
 
 
 def write(it: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -64,7 +65,7 @@ def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "apply_b_dec_to_input": it.subtract,
         "normalize_activations": it.normalise,
         "reshape_activations": "hook_z" if it.reads == "attn.z" else "none",
-        "metadata": {"hook_name": hook_name(it.layer, it.reads), **it.trained_on},
+        "metadata": {"sae_lens_version": SAELENS, "hook_name": hook_name(it.layer, it.reads), **it.trained_on},
     }
     if it.k is not None:
         cfg |= {"k": it.k, "rescale_acts_by_decoder_norm": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ def test_a_dictionary_comes_back(tmp_path: Path, more: dict[str, Any]) -> None:
     assert torch.equal(back.encode(x), it.encode(x))
     assert torch.equal(back.decode(it.encode(x), x), it.decode(it.encode(x), x))
     assert (back.layer, back.reads, back.writes, back.trained_on) == (it.layer, it.reads, it.writes, {**it.trained_on})
+    meta = json.loads((tmp_path / "held" / "cfg.json").read_text())["metadata"]
+    assert meta["sae_lens_version"] >= "6", "without it SAELens reads a file of before 6, and drops where it sits"
     if it.density is not None:
         assert back.density is not None
         assert close(back.density, it.density)
