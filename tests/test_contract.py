@@ -127,6 +127,16 @@ def marked(prompts: pb.Task) -> pb.Task:
     return pb.Task(prompts.name, prompts.clean, prompts.right, prompts.wrong, prompts.corrupted, marks=marks)
 
 
+def asked_of(prompts: pb.Task) -> pb.Task:
+    """The same prompts, their second token being what they ask of."""
+    return dataclasses.replace(prompts, marks={"subject": [[1]] * len(prompts)})
+
+
+def rewriting(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
+    how: dict[str, Any] = {"layers": [1], "steps": 2, "draws": 1, "weight": 1.0}
+    return pb.turn.rewrite(model, asked_of(prompts), TEXTS, **{**how, **options})
+
+
 ORDERED = {"numbers": list(range(5, 45)), "days": [50, 51, 52, 53, 54, 55, 56]}  # twins have no tokenizer
 
 
@@ -574,6 +584,10 @@ CASES = [
         needs="mlp.act",
     ),
     Case("prove.attention_knockout", knockout, ("relative", "change", "everywhere"), needs="attn.pattern"),
+    Case(
+        "prove.causal_tracing",
+        lambda m, t, **o: pb.prove.causal_tracing(m, asked_of(t), **{"draws": 1, "positions": "subject", **o}),
+    ),
     Case("prove.cross_model_patching", across, ("effect", "joint", "gap", "score_base", "random"), second="tuned"),
     Case(
         "prove.desiderata_mask",
@@ -651,6 +665,7 @@ CASES = [
         runs=False,
         needs="experts.out",
     ),
+    Case("turn.rewrite", rewriting, needs="mlp.act"),
     Case("turn.steer", lambda m, t, **o: pb.turn.steer(m, twinned(t), **o)),
     Case(
         "turn.neurofeedback",

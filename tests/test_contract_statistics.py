@@ -150,6 +150,7 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "measure.routing",
     "measure.score_convergence",
     "measure.self_consistency",
+    "prove.causal_tracing",
     "measure.style_detection",
     "measure.worst_of_k",
     "find.activation_sparsity",

@@ -4,6 +4,7 @@ ablation              what is lost without the parts, against as many random par
 activation_patching   what one run's signals, put into the other run of a pair, bring back or take away
 attention_knockout    in which layers the answer needs what some tokens tell others by attention
 attribution_patching  the effect of patching every site at once, estimated from one gradient
+causal_tracing        which clean states bring the answer back to a run whose subject is noise
 channel               what one component of a head tells one reader: taken away, put back, on that path alone, and how low its rank is
 circuit               how much of the answer the best edges or heads carry alone, and what is left without them
 cross_model_patching  what signals of a tuned model, copied into its base, bring over
@@ -19,6 +20,7 @@ from patchbay.prove.ablation import ablation
 from patchbay.prove.activation_patching import activation_patching
 from patchbay.prove.attention_knockout import attention_knockout
 from patchbay.prove.attribution_patching import attribution_patching
+from patchbay.prove.causal_tracing import causal_tracing
 from patchbay.prove.channel import channel
 from patchbay.prove.circuit import circuit
 from patchbay.prove.cross_model_patching import cross_model_patching
@@ -34,6 +36,7 @@ __all__ = [
     "activation_patching",
     "attention_knockout",
     "attribution_patching",
+    "causal_tracing",
     "channel",
     "circuit",
     "cross_model_patching",

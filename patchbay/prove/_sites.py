@@ -5,7 +5,7 @@ Shared by the methods that patch every site between twins, run by run or by grad
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -175,7 +175,7 @@ def patched(
                 spans = [column.spans[prompt] for prompt in prompts]
                 if any(spans):
                     cells.append((i, j))
-                    edits.append(_edit(port, value, spans))
+                    edits.append(placed(port, value, spans))
         if not cells:
             continue
         metric = None if task.metric != "kl" else lambda logits, at, clean=clean: maths.kl(clean[at], logits)
@@ -189,17 +189,17 @@ def patched(
     return effects, scores[clean], scores[corrupted]
 
 
-def _edit(port: Port, value: Tensor, spans: list[tuple[int, ...]]) -> Edit:
-    """Put each prompt's own values in at its own positions."""
+def placed(port: Port, value: Tensor, spans: list[tuple[int, ...]], make: Callable[..., Edit] = edit.replace) -> Edit:
+    """Put (or add) each prompt's own values [prompt, position, ...] in at its own positions."""
     if len(set(spans)) == 1:
-        return edit.replace(port, value[:, list(spans[0])], positions=spans[0])
+        return make(port, value[:, list(spans[0])], positions=spans[0])
     mask = torch.zeros(value.shape[:2], dtype=torch.bool)
     widest = max(map(len, spans))
     picked = value.new_zeros(len(spans), widest, *value.shape[2:])  # [prompt, chosen position, ...]
     for row, span in enumerate(spans):
         mask[row, list(span)] = True
         picked[row, : len(span)] = value[row, list(span)]
-    return edit.replace(port, picked, positions=mask)
+    return make(port, picked, positions=mask)
 
 
 # --- in a result --------------------------------------------------------------------------------------

@@ -36,6 +36,20 @@ def indices(which: Any) -> list[int]:
         raise PatchbayError(f"prompts are picked by an index, a slice or several indices, got {said(which)}") from None
 
 
+def marked(task: Any, name: str, option: str = "subject") -> list[tuple[int, ...]]:
+    """The positions of each prompt that a mark names, in order, each once. Raises PatchbayError where a prompt has none."""
+    if name not in task.marks:
+        raise PatchbayError(
+            f"{option}={name!r}: task {task.name} marks {', '.join(task.marks) or 'no positions'}; give a task that marks them "
+            "(pb.tasks.facts_in_memory does), or the name of another mark" + suggest(name, list(task.marks))
+        )
+    spans = [tuple(sorted(set(span))) for span in task.marks[name]]
+    empty = [i for i, span in enumerate(spans) if not span]
+    if empty:
+        raise PatchbayError(f"{option}={name!r}: prompts {empty[:5]} of task {task.name} have no such position")
+    return spans
+
+
 def _counts(task: Any) -> None:
     if not task.clean or not all(task.clean):
         at = next((i for i, prompt in enumerate(task.clean) if not prompt), None)

@@ -7,6 +7,7 @@ context_knob   find the direction that decides between context and prior knowled
 neurofeedback  what a model reports and controls of an axis from examples
 project        take a subspace out of a signal, or keep only that
 remove_direction  let no part write a direction: abliteration
+rewrite        give facts another answer in one down projection: ROME, MEMIT
 route          forbid, boost or force experts
 scale          multiply what parts write, or the values that heads read
 set_prompt     answer a prompt whose options have no order
@@ -20,6 +21,7 @@ from patchbay.turn.context_knob import context_knob
 from patchbay.turn.neurofeedback import neurofeedback
 from patchbay.turn.project import project
 from patchbay.turn.remove_direction import remove_direction
+from patchbay.turn.rewrite import rewrite
 from patchbay.turn.route import route
 from patchbay.turn.scale import scale
 from patchbay.turn.set_prompt import set_prompt
@@ -33,6 +35,7 @@ __all__ = [
     "neurofeedback",
     "project",
     "remove_direction",
+    "rewrite",
     "route",
     "scale",
     "set_prompt",

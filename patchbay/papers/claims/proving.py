@@ -141,3 +141,27 @@ def syed2023(model: pb.Model, seed: int) -> Claim:
         f"(areas {float(ours['cpr']):.3g} and {float(theirs['cpr']):.3g})"
     )
     return Claim(text, *against(ends_of(ours, *CPR), ends_of(theirs, *CPR)), 0.0, "area")
+
+
+@claim("meng2022", "mechanism")
+def meng2022(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the best MLP at the subject's last token brings back more than the best one at the prompt's last token, both
+    chosen on other prompts."""
+    from dataclasses import replace
+
+    task = pb.tasks.facts_in_memory(model, N, seed=seed).with_metric("log_probability")
+    task = replace(task, marks={**task.marks, "end": tuple((max(span),) for span in task.marks["subject"])})
+    halves = [
+        pb.prove.causal_tracing(model, half, site="mlp_out", positions="end,last", draws=2, seed=seed)
+        for half in task.split(seed=seed)
+    ]
+    best = halves[0]["effect"].argmax(0).tolist()  # of each place the layer
+    subject, last = (
+        tuple(float(halves[1][name][layer, place]) for name in ("effect", "effect_low", "effect_high"))
+        for place, layer in enumerate(best)
+    )
+    text = (
+        f"the clean output of L{best[0]}.mlp at the subject's last token brings back more of a fact ({subject[0]:.3g} nats) than that of "
+        f"L{best[1]}.mlp at the prompt's last token ({last[0]:.3g})"
+    )
+    return Claim(text, *against(subject, last), 0.0, "nats")  # type: ignore[arg-type]
