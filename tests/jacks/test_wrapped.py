@@ -187,6 +187,10 @@ def test_wrappers_of_one_process(one_process: None, kind: str) -> None:
         wrapped = getattr(nn.parallel, kind)(hf)
     with pytest.raises(PatchbayError, match=f"the model is wrapped as {kind}: .*model.module"):
         pb.load(wrapped)
+    if kind == "FullyShardedDataParallel":
+        for inside in (lambda: pb.load(wrapped.module), lambda: pb.run(model, IDS)):
+            with pytest.raises(PatchbayError, match="weights are sharded by .*: call the wrapper inside"):
+                inside()
     for edit in edits:
         with model.edited(edit):
             assert close(called(wrapped), right((edit,)))
