@@ -74,6 +74,7 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "jacks/properties": "random splits, masks, interleavings, caches and options",
     "jacks/touched": "what edits touched, through masks, caches and chunks",
     "jacks/turns": "turns of a chat on one cache",
+    "jacks/two_processes": "models that two processes share",
     "jacks/wrapped": "compiled, traced, replicated and checkpointed models",
     "model/adapters": "weights of models that carry adapters",
     "model/latent": "latent attention, from weights to knobs",
