@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchbay import decode, find, measure, prove, tasks, tiny, train, turn
+    from patchbay import blocks, decode, find, measure, prove, tasks, tiny, train, turn
     from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
     from patchbay.edits.probe import Probe
     from patchbay.errors import PatchbayError
@@ -72,7 +72,7 @@ _HOME = {
     "why": "stories.why",
     "zero": "edits.edit",
 }
-_FOLDERS = ("decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn")
+_FOLDERS = ("blocks", "decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn")
 
 __all__ = [
     "Dictionary",
@@ -91,6 +91,7 @@ __all__ = [
     "Trace",
     "add",
     "block",
+    "blocks",
     "compare",
     "decode",
     "diff",

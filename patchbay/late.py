@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 LATE = {
+    "blocks": "blocks.build.known",  # pb.load of a model with blocks
     "figure": "draw.plot.of_result",  # Result.plot
     "save_figure": "draw.style.save",
     "shown": "results.shown.of_trace",  # Trace.show

@@ -58,6 +58,12 @@ def _run(args: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> int:
     warnings.resetwarnings()
     for name in [name for name in sys.modules if name.partition(".")[0] in ("patchbay", "tests", "__main__")]:
         del sys.modules[name]
+    if (
+        "transformers.modeling_utils" in sys.modules
+    ):  # transformers remembers functions of the package that is forgotten
+        named = sys.modules["transformers.modeling_utils"].ALL_ATTENTION_FUNCTIONS._global_mapping
+        for name in [name for name in named if name.startswith("patchbay_")]:
+            del named[name]
     os.chdir(cwd)
     os.environ.update(env)
     held = [place for place in sys.path if place and not (Path(place) / "patchbay").is_dir()]

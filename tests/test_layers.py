@@ -33,6 +33,7 @@ LINE = [
     "wiring",
     "features",
     "knobs",
+    "blocks",
 ]
 VERBS = ["find", "prove", "turn", "decode", "train", "measure"]
 AFTER = ["tiny", "contract", "papers", "draw", "stories", "serve", "cli", "app"]
@@ -49,6 +50,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "wiring": "timing components words wiring",
     "features": "hooks saved dictionary folds files formats load",
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
+    "blocks": "kinds convolved dispatch installed build",
     "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas schema instrument agents",
@@ -332,6 +334,6 @@ def test_public_names_stay_what_they_are_when_every_file_is_imported() -> None:
         "print([name for name in pb.__all__ if isinstance(getattr(pb, name), types.ModuleType)])\n"
     )
     done = forked.python("-c", code, cwd=ROOT.parent)
-    assert done.stdout.strip() == str(["decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"]), (
-        done.stderr
-    )
+    assert done.stdout.strip() == str(
+        ["blocks", "decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"]
+    ), done.stderr

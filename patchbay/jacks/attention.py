@@ -39,6 +39,7 @@ from patchbay.jacks.patterns import (
     is_causal,
     plain_eager,
     plain_pattern,
+    shown,
     to_heads,
 )
 from patchbay.jacks.sites import Sites, Want
@@ -60,6 +61,13 @@ def use_name(implementation: str) -> str:
         ):  # else transformers gives it no mask, nor the wrapper
             AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
     return name
+
+
+def implement(name: str, function: Callable[..., Any], row: Callable[[nn.Module], Any]) -> None:
+    """Register an attention implementation with transformers, under SDPA's masks, and its row of the table."""
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    SHOWN[name] = row
 
 
 def _wrapper(implementation: str) -> Callable[..., Any]:
@@ -98,7 +106,7 @@ def attend(
         return inner(module, query, key, value, mask, **options)
     session.here.reached.add(("attn.pattern", layer))
     causal = is_causal(module, implementation, options)
-    if not in_table(implementation):
+    if implementation not in ("sdpa", "eager") or not in_table(implementation):
         return _attend_asked(session, layer, inner, implementation, module, (query, key, value), mask, options)
     blocked = session.blocked(layer, query.shape[1], query.shape[2], n_keys)
     eager = plain_eager if options.pop("plain", False) else SHOWN[implementation](module)
@@ -169,19 +177,35 @@ def _attend_asked(
     mask: Any,
     options: dict[str, Any],
 ) -> tuple[Tensor, Any]:
-    """`attend` where the pattern is asked of an implementation that is not in the table."""
+    """`attend` where the pattern is that of a row of the table, or is asked of an implementation that is not in it."""
     query, key, value = qkv
     want, causal = session.wants["attn.pattern", layer], is_causal(module, implementation, options)
-    z, returned, pattern = asked(inner, implementation, causal, module, *qkv, mask=mask, options=options)
-    hidden = pattern == 0
+    said, rest = in_table(implementation), None
+    if said:
+        z, returned, pattern, rest = shown(inner, implementation, causal, module, *qkv, mask=mask, options=options)
+        numbers = additive_mask(mask, query, key.shape[2], causal=causal)
+        hidden = numbers <= torch.finfo(query.dtype).min / 2
+    else:
+        z, returned, pattern = asked(inner, implementation, causal, module, *qkv, mask=mask, options=options)
+        hidden = pattern == 0
+        numbers = torch.zeros_like(pattern).masked_fill(hidden, torch.finfo(pattern.dtype).min)
     blocked = session.blocked(layer, query.shape[1], query.shape[2], key.shape[2])
     if blocked is not None:
-        lowest = torch.zeros_like(pattern).masked_fill(hidden, torch.finfo(pattern.dtype).min)
-        check_not_empty(lowest, blocked, layer, session.here.start)
-        pattern = cut(pattern, blocked, implementation)
+        check_not_empty(numbers, blocked, layer, session.here.start)
+        if said:  # hidden as the causal mask hides: what is left is the implementation's own
+            numbers = numbers.masked_fill(blocked, torch.finfo(query.dtype).min)
+            _, _, pattern, rest = shown(inner, implementation, causal, module, *qkv, mask=numbers, options=options)
+        else:
+            pattern = cut(pattern, blocked, implementation)
+    others = _untouched(session, want)
     if blocked is not None or want.changes or session.grad:
+        pattern = (
+            pattern if rest is None else pattern.clone()
+        )  # of what rest is made of no edit and no gradient takes part
         pattern = session.site("attn.pattern", layer, pattern, closed=hidden)
-        return (pattern @ to_heads(value, query.shape[1])).transpose(1, 2).reshape(z.shape), pattern
+        made = (pattern @ to_heads(value, query.shape[1])).transpose(1, 2).reshape(z.shape)
+        made = made if rest is None else made + rest
+        return made if others is None else torch.where(others, z, made), pattern
     rows = session.query_rows(want.taps, query.shape[2])
     if rows is None:
         session.site("attn.pattern", layer, pattern)

@@ -1,6 +1,7 @@
 """What attention implementations compute: z and the pattern of one call, from q, k, v, the mask and the options.
 
-`SHOWN` is the table: an implementation's name -> (z, pattern). What is registered under another name (transformers'
+`SHOWN` is the table: an implementation's name -> (z, pattern); `implement` registers one with its row. A row has to give the z that the implementation
+made in that very call; what of it the pattern times the values is not (a learned value that every query may take) stays under edits of the pattern. What is registered under another name (transformers'
 `AttentionInterface` takes any function) is asked: the weights that it returns, or else the softmax of q k^T, scaled and masked, is
 its pattern if that times the values is the z that it gave in this very call. Where neither is, its pattern is refused by name.
 """
@@ -98,6 +99,29 @@ def of_transformers(implementation: str) -> bool:
 def in_table(implementation: str) -> bool:
     """Whether the table says how this implementation is shown."""
     return implementation in SHOWN and (implementation != "sdpa" or of_transformers(implementation))
+
+
+def shown(
+    inner: Shown, implementation: str, causal: bool, module: nn.Module, *qkv: Tensor, mask: Any, options: dict[str, Any]
+) -> tuple[Tensor, Any, Tensor, Tensor | None]:
+    """z of an implementation of the table, what it returned beside it, its pattern, and what of z is not the pattern times the values."""
+    query, key, value = qkv
+    z, returned = inner(module, query, key, value, mask, **options)
+    numbers = additive_mask(mask, query, key.shape[2], causal=causal)
+    made, pattern = SHOWN[implementation](module)(module, query, key, value, numbers, **options)
+    if (off := _off(made, z)) > NEAR.get(value.dtype, 1e-2):
+        raise PatchbayError(
+            f"attention {implementation!r}: its row of the table gives another z than it made (off by {off:.1e}): a fault of the row; "
+            "q, k, v and z can be tapped and edited"
+        )
+    return z, returned, pattern, _beside(z, pattern, value)
+
+
+def _beside(z: Tensor, pattern: Tensor, value: Tensor) -> Tensor | None:
+    """What of z [prompt, query, head, d] is not the pattern times the values; None where that is rounding."""
+    rest = z - (pattern @ to_heads(value, pattern.shape[1])).transpose(1, 2).reshape(z.shape)
+    size = z.detach().abs().max().clamp(min=1e-30)
+    return rest if float(rest.detach().abs().max() / size) > NEAR.get(value.dtype, 1e-2) else None
 
 
 def asked(

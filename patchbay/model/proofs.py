@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.jacks.attention import PREFIX
 from patchbay.jacks.modelled import Modelled
-from patchbay.jacks.patterns import of_transformers
+from patchbay.jacks.patterns import in_table, of_transformers
 from patchbay.jacks.session import Session
 from patchbay.model.linear import QUANTISED, is_plain, read
 from patchbay.model.weights import head_weights, inner_rates, mlp_weights, norm_gain, query_key_norms
@@ -179,18 +180,30 @@ def _mixing(
     if each.shape[1] != mixing.shape[1] or values[z].shape[-1] != each.shape[-1]:
         yield f"z of L{layer} is the pattern times the values", float("inf")
         return
+    beside = beside_pattern(model, layer)
+    if beside == "norm":  # z is what a norm and a gate make of that: the table proves the product in each call
+        return
     towards = gradients[z].double()
     made = torch.einsum("bhqk,bhkd->bqhd", mixing, each)
     if (
         model.family.qkv == "gated"
     ):  # by what the stream says alone: values and patterns act through it as through a constant
         towards = towards * torch.where(made.abs() > 1e-9, values[z].detach().double() / made, 0.0)
-    else:
+    elif not beside:
         yield f"z of L{layer} is the pattern times the values", relative(values[z].detach(), made)
     of_values = torch.einsum("bhqk,bqhd->bhkd", mixing, towards).unflatten(1, (-1, shared)).sum(2)
     yield f"values of L{layer} act through the pattern alone", relative(gradients[v], of_values)
     of_pattern = torch.einsum("bqhd,bhkd->bhqk", towards, each)
     yield f"the pattern of L{layer} acts on the values alone", relative(gradients[pattern], of_pattern)
+
+
+def beside_pattern(model: Modelled, layer: int) -> str:
+    """What an attention of the table (`jacks/patterns.py`) says stands between the pattern times the values and the port z: "value", a learned
+    one that queries may take, "norm", or nothing. What the table does not hold may say nothing."""
+    implementation = str(model.hf.config._attn_implementation).removeprefix(PREFIX)
+    if implementation in ("sdpa", "eager") or not in_table(implementation):
+        return ""
+    return str(getattr(model.modules[layer].attn, "beside_pattern", ""))
 
 
 # --- a prompt alone, in a batch, and with what follows it -------------------------------------------------

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from patchbay.late import late
 from patchbay.model.placing import text_config
 from patchbay.signal.port import PatchbayError, suggest
 
@@ -51,6 +52,7 @@ def from_pretrained(source: str, **options: Any) -> Any:
         raise PatchbayError(f"{source}: this folder has no config.json; found {files[:8]}{whole}")
     if not path.exists() and (path.is_absolute() or source.startswith((".", "~"))):  # no hub name looks like that
         raise _not_loaded(source, "there is no such folder")
+    _let_know(path, given.get("attn_implementation"))
     try:
         with (
             quietly() if path.is_dir() or path.is_file() else nullcontext()
@@ -61,6 +63,15 @@ def from_pretrained(source: str, **options: Any) -> Any:
     except Exception as error:  # a name that is not there, no network, a damaged file: transformers raises many kinds
         said = str(error).strip().splitlines()
         raise _not_loaded(source, f"{type(error).__name__}: {said[0][:300] if said else ''}") from error
+
+
+def _let_know(path: Path, attention: str | None) -> None:
+    """Models with blocks, and attention kinds, are made known to transformers by name before they are asked for."""
+    config: Any = {}
+    with suppress(OSError, ValueError, RecursionError):
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    if attention is not None or "blocks" in (config if isinstance(config, dict) else {}):
+        late("blocks")(config if isinstance(config, dict) else {}, attention)
 
 
 @contextmanager

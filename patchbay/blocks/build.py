@@ -1,0 +1,185 @@
+"""Build: a Hugging Face model of any config, with other blocks in the places of its own; it trains, saves and loads like any other.
+
+    hf = pb.blocks.build(LlamaConfig(...), attention="sigmoid")        # new weights
+    hf = pb.blocks.build(model, convolution=3)                        # a copy, its own weights kept where they still have a place
+    hf.save_pretrained(folder);  model = pb.load(folder)
+
+What was asked stands in the config as `blocks`, under a model type of its own (`blocks_llama` for a Llama): the class is made from the family's own and registered by that name, so that no code
+comes with a checkpoint, and a program that does not know the name refuses the folder in place of reading it as a plain Llama. `register("llama")` makes the name known to
+transformers' Auto classes in a process that builds nothing; `pb.load` does so by itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from patchbay.blocks import dispatch, kinds
+from patchbay.blocks.dispatch import NAME
+from patchbay.blocks.installed import BLOCKS, Asked, install
+from patchbay.errors import PatchbayError
+from patchbay.signal.port import suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PREFIX = "blocks_"
+
+
+def build(model: Any, **blocks: Any) -> PreTrainedModel:
+    """A model of a config with other blocks, in evaluation mode; of a model, one that keeps its weights where they still have a place.
+
+    `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer with "softmax" for the
+    family's own. `convolution`: the width of a causal convolution of queries, keys and values. New weights are drawn from torch's global
+    random state, as transformers' are.
+    """
+    config = getattr(model, "config", model)
+    if not hasattr(config, "to_dict") or not hasattr(config, "model_type"):
+        raise PatchbayError(f"build takes a Hugging Face config or model, got {type(model).__name__}")
+    asked = _checked(blocks)
+    base_type = str(config.model_type)
+    if base_type.startswith(PREFIX):
+        raise PatchbayError(
+            f"{base_type} has blocks already ({', '.join(config.blocks)}): name all of them in one call on the plain config"
+        )
+    known = register(base_type)
+    given = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in ("model_type", "architectures", "transformers_version")
+    }
+    made = known[0](**given, blocks=asked)
+    start = (
+        {name: value.detach().clone() for name, value in model.state_dict().items()}
+        if isinstance(model, nn.Module)
+        else None
+    )
+    hf = known[1](made, start)
+    if start is not None:
+        hf = hf.to(model.dtype)
+    return hf.eval()  # type: ignore[no-any-return]
+
+
+def register(base_type: str = "llama") -> tuple[Any, Any]:
+    """Make the class of a family's models with blocks known to transformers by name; returns its config and model class."""
+    kinds.register()
+    dispatch.register()
+    return _classes(base_type)
+
+
+def known(config: dict[str, Any], attention: str | None = None) -> None:
+    """Register what a checkpoint's config, or a named attention, needs before transformers reads it."""
+    base_type = str(config.get("model_type", ""))
+    if base_type.startswith(PREFIX):
+        register(base_type.removeprefix(PREFIX))
+        _checked(config.get("blocks") or {})
+    elif attention in kinds.FREE:
+        kinds.register()
+
+
+@functools.cache
+def _classes(base_type: str) -> tuple[Any, Any]:
+    try:
+        base_config = AutoConfig.for_model(base_type).__class__
+        base_model = MODEL_FOR_CAUSAL_LM_MAPPING[base_config]
+    except (ValueError, KeyError) as error:
+        raise PatchbayError(
+            f"no causal language model of type {base_type!r} in transformers to put blocks into"
+        ) from error
+    config = type(f"Blocks{base_config.__name__}", (base_config,), {"model_type": PREFIX + base_type, "blocks": None})
+    body = {
+        "config_class": config,
+        "__init__": _init(base_model),
+        "forward": _forward(base_model),
+        "_init_weights": _reset(base_model),
+    }
+    made = type(
+        f"Blocks{base_model.__name__}",
+        (base_model,),
+        {**body, "__module__": base_model.__module__, "generate": _generate(base_model)},
+    )
+    AutoConfig.register(PREFIX + base_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, made, exist_ok=True)
+    return config, made
+
+
+def _init(base: Any) -> Callable[..., None]:
+    def init(self: Any, config: Any, start: dict[str, Tensor] | None = None) -> None:
+        base.__init__(self, config)
+        if start is not None:
+            self.load_state_dict(start, strict=False)
+        self.asked = install(self, base.config_class.model_type, config.blocks or {}, kept=start is not None)
+        self.post_init()
+        if self.asked.dispatched:
+            self.config._attn_implementation = NAME
+
+    return init
+
+
+def _reset(base: Any) -> Callable[..., None]:
+    def _init_weights(self: Any, module: nn.Module) -> None:
+        if callable(getattr(module, "reset_block", None)):
+            module.reset_block(self.config)  # type: ignore[operator]
+        else:
+            base._init_weights(self, module)
+
+    return _init_weights
+
+
+def _forward(base: Any) -> Callable[..., Any]:
+    @functools.wraps(base.forward)
+    def forward(
+        self: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **options: Any
+    ) -> Any:
+        asked: Asked = self.asked
+        named = str(self.config._attn_implementation)
+        if asked.dispatched and not named.endswith(NAME):
+            raise PatchbayError(
+                f"attention {named!r} was named for a model whose blocks are {', '.join(self.config.blocks)}: it would compute a plain softmax. Its attention "
+                f"is {NAME!r}; build a plain model for the softmax"
+            )
+        if asked.whole:
+            refuse_pieces(asked, attention_mask, options)
+            options["use_cache"], options["past_key_values"] = False, None
+        return base.forward(self, input_ids, attention_mask=attention_mask, **options)
+
+    return forward
+
+
+def _generate(base: Any) -> Callable[..., Any]:
+    @functools.wraps(base.generate)
+    def generate(self: Any, *args: Any, **options: Any) -> Any:
+        if self.asked.whole:
+            options["use_cache"] = False
+        return base.generate(self, *args, **options)
+
+    return generate
+
+
+def refuse_pieces(asked: Asked, mask: Tensor | None, options: dict[str, Any]) -> None:
+    """Raise PatchbayError where a text comes in pieces to blocks that need it whole: a filled cache, or padding on the left."""
+    cache = options.get("past_key_values")
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        raise PatchbayError(
+            f"{', '.join(asked.whole)}: a token depends on earlier ones in more than keys and values, which a cache does not hold; run the text whole (use_cache=False)"
+        )
+    if mask is not None and mask.ndim == 2 and bool(((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any()):
+        raise PatchbayError(
+            f"{', '.join(asked.whole)}: padding on the left would be read as the text's beginning; pad on the right, or run texts of one length together"
+        )
+
+
+def _checked(blocks: dict[str, Any]) -> dict[str, Any]:
+    """The blocks that were asked for, those that are None or False left out."""
+    for name in blocks:
+        if name not in BLOCKS:
+            raise PatchbayError(f"no block {name!r}; blocks are {', '.join(BLOCKS)}" + suggest(name, list(BLOCKS)))
+    asked = {name: value for name, value in blocks.items() if value is not None and value is not False}
+    if not asked:
+        raise PatchbayError(f"build needs a block: {', '.join(BLOCKS)}")
+    return asked

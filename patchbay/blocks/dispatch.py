@@ -1,0 +1,40 @@
+"""Dispatch: one attention implementation for models whose layers attend in different ways; each module says its own.
+
+A module with `attention_kind` attends by that kind, any other by SDPA. `blocks` is the implementation's name in a config.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from patchbay.blocks import kinds
+from patchbay.jacks.attention import implement
+from patchbay.jacks.patterns import eager_of
+
+NAME = "blocks"
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """z [prompt, query, head, d], and no weights: the table gives them where they are asked."""
+    kind = getattr(module, "attention_kind", None)
+    if kind is None:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+    return kinds.attend(str(kind), module, query, key, value, mask, **options), None
+
+
+def row(module: nn.Module) -> Any:
+    """The module's row of the table: (module, q, k, v, numbers, **options) -> z, pattern."""
+    kind = getattr(module, "attention_kind", None)
+    if kind is None:
+        return eager_of(module)
+    return lambda *given, **options: kinds.show(str(kind), *given, **options)
+
+
+def register() -> None:
+    """Let transformers and the table know the name."""
+    implement(NAME, attend, row)
