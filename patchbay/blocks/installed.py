@@ -44,7 +44,9 @@ class Host:
         return found
 
     def refuse(self, block: str, why: str) -> PatchbayError:
-        return PatchbayError(f"{block}: {self.hf.config.model_type.removeprefix('blocks_')} {why}")
+        return PatchbayError(
+            f"{block} cannot be put into {self.hf.config.model_type.removeprefix('blocks_')}, which {why}"
+        )
 
 
 def install(hf: Any, base_type: str, blocks: dict[str, Any], *, kept: bool) -> Asked:

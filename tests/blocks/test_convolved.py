@@ -107,5 +107,7 @@ def test_what_no_convolution_can_be() -> None:
     for width in (1, True, 2.5, "3"):
         with pytest.raises(PatchbayError, match="the width, 2 tokens or more"):
             built(convolution=width)
-    with pytest.raises(PatchbayError, match="convolution: deepseek_v3 makes keys and values of a latent"):
+    with pytest.raises(
+        PatchbayError, match="convolution cannot be put into deepseek_v3, which makes keys and values of a latent"
+    ):
         built("deepseek_v3", convolution=3)

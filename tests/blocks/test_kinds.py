@@ -192,7 +192,9 @@ def test_what_a_kind_cannot_be_is_refused() -> None:
         built(attention={"kind": "softmax1", "bias": 1.0})
     with pytest.raises(PatchbayError, match="attention: 3 given for 2 layers"):
         built(attention=["sigmoid"] * 3)
-    with pytest.raises(PatchbayError, match="attention: gpt_neo computes its attention itself"):
+    with pytest.raises(
+        PatchbayError, match="attention cannot be put into gpt_neo, which computes its attention itself"
+    ):
         built("gpt_neo", attention="sigmoid")
     with pytest.raises(PatchbayError, match="attention 'sigmoid' has no s_aux"):
         built("gpt_oss", attention="sigmoid")(IDS)
