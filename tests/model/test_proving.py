@@ -26,13 +26,19 @@ class Inline(nn.Module):
         self.head_dim, self.layer_idx = own.head_dim, own.layer_idx
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: Any, past_key_values: Any = None, **given: Any
+        self,
+        hidden_states: Tensor,
+        position_embeddings: Any,
+        past_key_values: Any = None,
+        cache: Any = None,
+        **given: Any,
     ) -> Any:
+        cache = past_key_values if cache is None else cache  # as releases of transformers call it
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q, k, v = (m(hidden_states).view(shape).transpose(1, 2) for m in (self.q_proj, self.k_proj, self.v_proj))
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
         future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1 + k.shape[2] - q.shape[2])
         z = self.mix(q, k, v, future)

@@ -89,7 +89,7 @@ def test_positions_that_nothing_scales_end_where_they_were_trained() -> None:
 class Forgetful(Lfm2ShortConv):
     """A convolution that writes no state: each step of generation sees its own token alone."""
 
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **given: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, past_key_values: Any = None, cache: Any = None, **given: Any) -> Tensor:
         return super().forward(hidden_states, None, **given)
 
 

@@ -241,7 +241,9 @@ def test_a_cache_that_is_not_written_is_said_and_sweeps_run_whole(monkeypatch: p
     hf = twin("llama")
     inner = hf.model.forward
 
-    def forgetful(*args: Any, past_key_values: Any = None, use_cache: Any = None, **kwargs: Any) -> Any:
+    def forgetful(
+        *args: Any, past_key_values: Any = None, cache: Any = None, use_cache: Any = None, **kwargs: Any
+    ) -> Any:
         return inner(*args, use_cache=False, **kwargs)
 
     monkeypatch.setattr(hf.model, "forward", forgetful)

@@ -242,13 +242,14 @@ class Attention(LlamaAttention):
         return self.o_proj(z)
 
     def forward(
-        self, hidden_states: Tensor, position_embeddings: Any, attention_mask: Any = None, past_key_values: Any = None, **given: Any
+        self, hidden_states: Tensor, position_embeddings: Any, attention_mask: Any = None, past_key_values: Any = None, cache: Any = None, **given: Any
     ) -> Any:  # fmt: skip
+        cache = past_key_values if cache is None else cache  # as releases of transformers call it
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         q, k, v = (x.view(shape).transpose(1, 2) for x in self.maps(hidden_states))
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
-        if past_key_values is not None:
-            k, v = self.cached(past_key_values, k, v)
+        if cache is not None:
+            k, v = self.cached(cache, k, v)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         z, weights = attend(self, self.turned(q), k, v, attention_mask, scaling=self.scaling, **given)
         return self.projected(z.reshape(*hidden_states.shape[:-1], -1)), weights
