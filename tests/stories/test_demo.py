@@ -228,6 +228,7 @@ def test_the_built_in_model_moves_from_memory_to_context(tmp_path: Path) -> None
     assert "plain facts completed" in text
 
 
+@pytest.mark.slow  # the whole of the demo on another checkpoint
 def test_a_shared_checkpoint_gets_a_question_that_it_can_take(tmp_path: Path) -> None:
     folder = SHARED / "models" / "stories260K"
     if not folder.is_dir():
