@@ -267,6 +267,11 @@ def measured(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.measure.dictionary(model, prompts, saved(NAMES[id(model)]), **options)
 
 
+def without_graphs(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    graphs = pb.find.attribution_graph(model, [list(ids) for ids in prompts.clean[:2]], features=12)
+    return pb.prove.graph_ablation(model, graphs, **{"draws": 2, **options})
+
+
 def turned(model: pb.Model) -> Knob:
     return Knob("turned", [pb.scale(pb.Part(1, "attn").port(), 1.0)], -1.0)
 
@@ -547,6 +552,11 @@ CASES = [
         lambda m, t, **o: pb.find.latent_language(m, t, HALVES, **{"draws": 3, **o}),
         ("entropy", "energy"),
     ),
+    Case(
+        "find.attribution_graph",
+        lambda m, t, **o: pb.find.attribution_graph(m, t[:2], **{"features": 12, **o}),
+        needs="mlp.act",
+    ),
     Case("find.prior_layers", priors),
     Case("find.word_classes", lambda m, t, **o: pb.find.word_classes(m, t, HALVES, **{"draws": 5, **o})),
     Case("decode.beam", decoded("beam", beams=3)),
@@ -597,6 +607,7 @@ CASES = [
     Case(
         "prove.fit_mechanisms", lambda m, t, **o: pb.prove.fit_mechanisms(m, bound(t), **{"steps": 5, "draws": 1, **o})
     ),
+    Case("prove.graph_ablation", without_graphs, own=True, needs="mlp.act"),
     Case(
         "prove.interchange", lambda m, t, **o: pb.prove.interchange(m, bound(t), **o), ("share", "probability", "base")
     ),

@@ -45,13 +45,13 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "described outside saved letters arrays maps printed result shown record given method untrained replay",
+    "results": "described outside saved letters arrays graph_file maps printed result shown record given method untrained replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
-    "features": "hooks saved dictionary folds files formats load",
+    "features": "hooks saved dictionary folds files formats load contexts reading",
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
     "blocks": "kinds convolved dispatch installed build",
-    "draw": "graph style plot_wiring plot_circuit plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
+    "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas schema instrument agents",
     "app": "again document saved_page widget folder forms looks worker runs pages opened",
@@ -246,6 +246,7 @@ def test_what_draws_runs_no_model() -> None:
     taken = {found for name, path in modules().items() if room(name) == "draw" for found in imports(parse(path))}
     assert {room(found) for found in taken} == {"draw", "errors", "files", "signal", "results", "papers"}
     assert {found for found in taken if room(found) in ("results", "papers")} == {
+        "results.graph_file",
         "results.letters",
         "results.maps",
         "results.printed",

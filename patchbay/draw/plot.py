@@ -20,11 +20,13 @@ from matplotlib.ticker import MaxNLocator
 
 from patchbay.draw import plot_circuit
 from patchbay.draw.graph import is_wiring
+from patchbay.draw.plot_attribution import attribution
 from patchbay.draw.plot_compare import comparison, is_comparison
 from patchbay.draw.plot_dose import dose, is_dose
 from patchbay.draw.plot_meter import is_meter, meter
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
+from patchbay.results.graph_file import is_graph
 from patchbay.results.letters import visible as _visible
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
@@ -49,7 +51,9 @@ def figure(result: Result) -> Figure:
 
 def drawable(result: Result) -> bool:
     """Whether there is a figure for the axes of the main variable."""
-    return result.values.numel() > 0 and (is_wiring(result) or is_meter(result) or len(result.axes) in (1, 2))
+    return is_graph(result) or (
+        result.values.numel() > 0 and (is_wiring(result) or is_meter(result) or len(result.axes) in (1, 2))
+    )
 
 
 def of_result(result: Result, *, graph: bool = False) -> Figure:
@@ -58,6 +62,8 @@ def of_result(result: Result, *, graph: bool = False) -> Figure:
 
 
 def _figure(result: Result) -> Figure:
+    if is_graph(result):
+        return attribution(result)
     if not result.values.numel():
         raise PatchbayError(f"nothing to draw: {result.name} has shape {tuple(result.values.shape)}")
     if is_wiring(result):

@@ -3,6 +3,7 @@
 activation_sparsity        how many neurons the text can do without, layer by layer
 arithmetic_heads           heads whose direct path carries a sum's answer, and their look at its operands
 attention_sinks            heads that put their attention on the first token
+attribution_graph          which features make which others, from tokens to logits
 binding_heads              heads that look at the answer of the pair that is asked
 channel_changes            which channels are stronger or weaker in another model of the same shape
 channel_content            what a component of a part carries: tokens, places in prompts, variables
@@ -42,6 +43,7 @@ A rank says where to look. Whether the model uses a part is for `patchbay.prove`
 from patchbay.find.activation_sparsity import activation_sparsity
 from patchbay.find.arithmetic_heads import arithmetic_heads
 from patchbay.find.attention_sinks import attention_sinks
+from patchbay.find.attribution_graph import attribution_graph
 from patchbay.find.binding_heads import binding_heads
 from patchbay.find.channel_changes import channel_changes
 from patchbay.find.channel_content import channel_content
@@ -79,6 +81,7 @@ __all__ = [
     "activation_sparsity",
     "arithmetic_heads",
     "attention_sinks",
+    "attribution_graph",
     "binding_heads",
     "channel_changes",
     "channel_content",

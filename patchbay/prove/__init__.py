@@ -11,6 +11,7 @@ cross_model_patching  what signals of a tuned model, copied into its base, bring
 desiderata_mask       the fewest heads that, taken from another run, do what is asked of them, by a learned mask
 edge_attribution      the effect of corrupting every edge between two parts, estimated from gradients
 fit_mechanisms        how far place, key and pointer explain the answers after an interchange
+graph_ablation        what is lost without the features of an attribution graph, against random graphs
 interchange           what the last token's stream holds at each depth: a place, a key, or the answer
 knockout_curve        what is lost as more and more parts are taken away together, against random ones
 path_patching         what a part tells another part, or the logits, by the path between them alone
@@ -27,6 +28,7 @@ from patchbay.prove.cross_model_patching import cross_model_patching
 from patchbay.prove.desiderata_mask import desiderata_mask
 from patchbay.prove.edge_attribution import edge_attribution
 from patchbay.prove.fit_mechanisms import fit_mechanisms
+from patchbay.prove.graph_ablation import graph_ablation
 from patchbay.prove.interchange import interchange
 from patchbay.prove.knockout_curve import knockout_curve
 from patchbay.prove.path_patching import path_patching
@@ -43,6 +45,7 @@ __all__ = [
     "desiderata_mask",
     "edge_attribution",
     "fit_mechanisms",
+    "graph_ablation",
     "interchange",
     "knockout_curve",
     "path_patching",

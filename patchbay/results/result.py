@@ -22,10 +22,11 @@ import safetensors.torch
 from torch import Tensor
 
 from patchbay.errors import by_kind
-from patchbay.files import write_folder
+from patchbay.files import write_file, write_folder
 from patchbay.late import late
 from patchbay.results import printed
 from patchbay.results.arrays import Arrays
+from patchbay.results.graph_file import as_file, read_file
 from patchbay.results.saved import FILES, FORMAT, VERSION, packed, read_saved, unpacked
 from patchbay.signal.port import PatchbayError
 
@@ -103,6 +104,11 @@ class Result(Arrays):
         written: Path = late("save_html")(self, path, overwrite=overwrite)
         return written
 
+    @by_kind
+    def save_graph(self, path: str | Path, *, prompt: int = 0, overwrite: bool = False) -> Path:
+        """Write one prompt's attribution graph as circuit-tracer's JSON, which its viewer opens and `pb.load_result` reads back."""
+        return _write_json(path, as_file(self, prompt), overwrite)
+
     def origin(self) -> str:
         """One line on where the numbers came from."""
         return printed.origin(self)
@@ -135,6 +141,14 @@ class Result(Arrays):
         return target
 
 
+def _write_json(path: str | Path, held: dict[str, Any], overwrite: bool) -> Path:
+    target = Path(path)
+    if target.suffix != ".json" or (target.exists() and not overwrite):
+        why = "is already there; overwrite=True replaces it" if target.suffix == ".json" else "does not end in .json"
+        raise PatchbayError(f"{target} {why}: it is written as one JSON file")
+    return write_file(target, (json.dumps(held, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
 def described(result: Result) -> dict[str, Any]:
     """A Result without its arrays, as data that `packed` takes."""
     return {
@@ -158,7 +172,11 @@ def from_described(record: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> R
 
 @by_kind
 def load_result(folder: str | Path) -> Result:
-    """Read a folder that `Result.save` wrote. Runs nothing from it; refuses all but a whole, undamaged Result."""
+    """Read a folder that `Result.save` wrote, or one of circuit-tracer's files, FILE.json. Runs nothing from it; refuses all but a whole,
+    undamaged Result."""
+    if str(folder).endswith(".json") and Path(folder).is_file():
+        held = read_file(Path(folder))
+        return Result(held.pop("values"), **held)
     record, arrays = read_saved(folder)
     try:
         tensors = safetensors.torch.load(arrays)

@@ -1,4 +1,4 @@
-"""Contexts: where in given texts a part is excited most, the token marked. Texts are read as they come, memory is bounded.
+"""Contexts: where in given texts a part is excited most, the token marked, and a sample by quarters. Texts are read as they come, memory is bounded.
 
 By part, one number at each token: a neuron's activation; an expert's routing weight; a component's coefficient, that of the head's,
 MLP's or expert's output along the direction that the component writes; of heads, attention, MLPs and streams the length (2-norm) of what
@@ -8,13 +8,14 @@ they write. A port is its number, or the length of its vector. Longer texts are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patchbay.features.contexts import Seen
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.signal.channel import Channel
@@ -22,7 +23,7 @@ from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.wiring.components import components
 
 PIECE = 256  # tokens of a text that are read at a time
-BEFORE, AFTER = 10, 4  # tokens shown around the one that is marked
+SAMPLED, QUANTILES, EACH = 200, 4, 2  # contexts beside the highest: a fair sample, told by its quarters
 OPEN, CLOSE = "\u00ab", "\u00bb"
 
 
@@ -73,61 +74,53 @@ def _coefficient(model: Model, channel: Channel) -> Gauge:
     return Gauge(channel.writer.port("out"), f"coefficient of {channel.source}", lambda x: x @ direction.to(x))
 
 
-@dataclass
 class Contexts:
-    """What was seen: counts over all tokens, and the highest ones, each once."""
+    """What was seen of one number at each token: the highest contexts, each once, a sample of the others, and counts over all tokens."""
 
-    n: int
-    what: str
-    n_texts: int = 0
-    n_tokens: int = 0
-    total: float = 0.0
-    lowest: float = float("inf")
-    highest: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self, n: int, what: str) -> None:
+        self.what, self.n_texts, self.seen = what, 0, Seen(1, n, SAMPLED)
+
+    @property
+    def highest(self) -> list[dict[str, Any]]:
+        return self.seen.kept[0].highest
+
+    @property
+    def n_tokens(self) -> int:
+        return self.seen.n_tokens
 
     def add(self, ids: Sequence[Sequence[int]], numbers: Tensor, texts: Sequence[tuple[int, int]]) -> None:
         """A batch's numbers [prompt, position], NaN at padding; `texts` says of each prompt its text and where in it it begins."""
-        real = ~numbers.isnan()
-        self.n_tokens += int(real.sum())
-        self.total += float(numbers[real].double().sum())
-        self.lowest = min(self.lowest, float(numbers[real].min()))
-        flat = numbers.masked_fill(~real, -torch.inf).flatten()
-        places = flat.topk(
-            min(4 * self.n, int(real.sum()))
-        ).indices.tolist()  # more than are kept: some are one context
-        for row, at in (divmod(place, numbers.shape[1]) for place in places):
-            text, start = texts[row]
-            span = tuple(ids[row][max(0, at - BEFORE) : at + AFTER + 1])
-            made = {
-                "value": float(numbers[row, at]),
-                "text": text,
-                "position": start + at,
-                "at": min(at, BEFORE),
-                "span": span,
-            }
-            same = next((held for held in self.highest if (held["span"], held["at"]) == (span, made["at"])), None)
-            if same is None:
-                self.highest.append(made)
-            elif made["value"] > same["value"]:
-                same.update(made)
-        self.highest = sorted(self.highest, key=lambda held: (-held["value"], held["text"], held["position"]))[: self.n]
+        self.seen.add(ids, numbers[..., None], texts)
 
     def told(self, model: Model) -> dict[str, Any]:
         """As plain data, the token between marks in its context."""
-        rows = [
-            {"value": held["value"], "token": _text(model, held["span"][held["at"] : held["at"] + 1]), "context": marked(model, held["span"], held["at"]),
-             "text": held["text"], "position": held["position"]}
-            for held in self.highest
-        ]  # fmt: skip
-        mean = self.total / self.n_tokens if self.n_tokens else float("nan")
+        seen = self.seen
         return {
             "measure": self.what,
             "texts": self.n_texts,
             "tokens": self.n_tokens,
-            "mean": mean,
-            "lowest": self.lowest,
-            "rows": rows,
+            "mean": float(seen.total[0]) / self.n_tokens if self.n_tokens else float("nan"),
+            "lowest": float(seen.lowest[0]),
+            "density": seen.density(0),
+            "histogram": seen.histogram(0),
+            "rows": [_row(model, held) for held in self.highest],
+            "quantiles": [
+                {**part, "contexts": [_row(model, held) for held in part["contexts"]]}
+                for part in seen.quantiles(0, QUANTILES, EACH)
+            ],
         }
+
+
+def _row(model: Model, held: dict[str, Any]) -> dict[str, Any]:
+    at = held["at"]
+    return {
+        "value": held["value"],
+        "token": _text(model, held["span"][at : at + 1]),
+        "context": marked(model, held["span"], at),
+        "text": held["text"],
+        "position": held["position"],
+        "values": held["values"],
+    }
 
 
 @torch.no_grad()

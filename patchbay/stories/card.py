@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from patchbay.features.reading import KINDS, nearest, written
 from patchbay.model.cards import part_card
 from patchbay.model.model import Model
 from patchbay.results.letters import visible
@@ -22,6 +23,8 @@ from patchbay.stories._contexts import contexts
 from patchbay.stories.survey import ranks
 from patchbay.wiring.components import check_channel
 from patchbay.wiring.words import words
+
+NEAR = 3  # others that write most nearly the same
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +62,21 @@ class Card:
                 for row in found["rows"]
             ]
             made.append((title, ("value", "context", "text", "position"), rows))
+            rows = [
+                [
+                    f"{part['low']:.3g} to {part['high']:.3g}",
+                    row["context"].replace("\n", "\\n"),
+                    row["text"],
+                    row["position"],
+                ]
+                for part in found["quantiles"]
+                for row in part["contexts"]
+            ]
+            title = f"a sample of the {100 * found['density']:.3g} % of tokens at which it is not 0, by quarters"
+            made.append((title, ("values", "context", "text", "position"), rows))
+        if data.get("nearest"):
+            rows = [[row["part"], f"{row['cosine']:.3f}"] for row in data["nearest"]]
+            made.append(("those of its layer that write most nearly the same", ("part", "cosine"), rows))
         if data.get("roles") is not None:
             rows = [
                 [row["finder"], f"{row['rank']} of {row['of']}", f"{row['value']:.4g} {row['unit']}", row["p"]]
@@ -103,6 +121,12 @@ def card(
     data["words"] = words(model, what.part if isinstance(what, Port) else what)
     if texts is not None:
         data["contexts"] = contexts(model, what, texts, n, batch_size)
+        if isinstance(what, Part) and what.kind in KINDS and what.index is not None:
+            rows = written(model, what.layer or 0, what.kind)
+            data["nearest"] = [
+                {"part": str(Part(what.layer, what.kind, i)), "cosine": cosine}
+                for i, cosine in nearest(rows, what.index, NEAR)
+            ]
     if roles:
         data["roles"] = ranks(model, str(what.part if isinstance(what, Port) else what), seed=seed, progress=progress)
     return Card(data)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import FEW, over_sets
+from patchbay.papers.claims._shared import DRAWS, FEW, beyond_random, ends_of, over_sets
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -44,3 +44,14 @@ def ayonrinde2024(model: Model, seed: int) -> Claim:
         0.0,
         "of the features",
     )
+
+
+@claim("ameisen2025", "mechanism")
+def ameisen2025(model: Model, seed: int) -> Claim:
+    """Confirmed if the next token changes more without the neurons of attribution graphs than without as many others of their layers, each
+    writing about as much at its token; prompts and random graphs both vary."""
+    graph = pb.find.attribution_graph(model, pb.tasks.indirect_object(model, FEW, seed=seed), features=256)
+    found = pb.prove.graph_ablation(model, graph, draws=DRAWS, matched="length", seed=seed)
+    text = "the neurons of attribution graphs matter more than as many others of their layers that write as much"
+    interval = ends_of(found, "difference", "difference_low", "difference_high")
+    return beyond_random(text, interval, float(found["p"]), DRAWS, "nats")
