@@ -267,9 +267,14 @@ def measured(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.measure.dictionary(model, prompts, saved(NAMES[id(model)]), **options)
 
 
+def graphs(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    options.pop("batch_size", None)  # it has none: each prompt is a run
+    return pb.find.attribution_graph(model, prompts, **{"features": 12, **options})
+
+
 def without_graphs(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
-    graphs = pb.find.attribution_graph(model, [list(ids) for ids in prompts.clean[:2]], features=12)
-    return pb.prove.graph_ablation(model, graphs, **{"draws": 2, **options})
+    drawn = graphs(model, [list(ids) for ids in prompts.clean[:2]])
+    return pb.prove.graph_ablation(model, drawn, **{"draws": 2, **options})
 
 
 def turned(model: pb.Model) -> Knob:
@@ -554,7 +559,7 @@ CASES = [
     ),
     Case(
         "find.attribution_graph",
-        lambda m, t, **o: pb.find.attribution_graph(m, t[:2], **{"features": 12, **o}),
+        graphs,
         needs="mlp.act",
     ),
     Case("find.prior_layers", priors),

@@ -112,16 +112,20 @@ def frozen(model: Model, ids: list[int], dictionaries: dict[int, Any]) -> Frozen
 
 def _require(model: Model, layer: int, transcoded: bool) -> None:
     has, name = model.signals(layer), model.family.name
+    lacks = ["neurons that are its parts (mlp.act)"] if not transcoded and "mlp.act" not in has else []
     if "attn.pattern" not in has or model.family.qkv == "latent":
-        why = "no attention patterns" if "attn.pattern" not in has else "values that pass a norm inside a latent"
+        lacks = [
+            "attention patterns" if "attn.pattern" not in has else "values that pass no norm inside a latent",
+            *lacks,
+        ]
         raise PatchbayError(
-            f"{WHAT}: layer {layer} of this {name} model has {why}, so that it is not affine in the stream once patterns and norms are held; "
-            "find.direct_logit_attribution works"
+            f"{WHAT}: layer {layer} of this {name} model has no {' and no '.join(lacks)}, so that it is not affine in the stream once patterns and norms "
+            "are held; find.direct_logit_attribution works"
         )
-    if not transcoded and "mlp.act" not in has:
+    if lacks:
         raise PatchbayError(
-            f"{WHAT}: the MLP of layer {layer} of this {name} model has no neurons that are its parts (it offers {', '.join(has)}); give a "
-            f"transcoder of it, dictionaries=[FOLDER] with one at 'L{layer}.mlp.in to L{layer}.mlp.out'"
+            f"{WHAT}: the MLP of layer {layer} of this {name} model has no {lacks[0]}; it offers {', '.join(has)}. Attach a transcoder of it, "
+            f"model.with_dictionaries(pb.load_dictionary(FOLDER, at='L{layer}.mlp.in to L{layer}.mlp.out'))"
         )
 
 

@@ -352,7 +352,7 @@ def test_bad_input() -> None:
     model = given.lent("gpt2")
     with pytest.raises(pb.PatchbayError, match="no attention patterns"):
         attribution_graph(given.lent("mamba2"), [IDS])
-    with pytest.raises(pb.PatchbayError, match=r"give a transcoder of it.*L0.mlp.in to L0.mlp.out"):
+    with pytest.raises(pb.PatchbayError, match=r"Attach a transcoder of it.*L0.mlp.in to L0.mlp.out"):
         attribution_graph(given.lent("mixtral"), [IDS])
     with pytest.raises(pb.PatchbayError, match=r"L1.resid_out is no transcoder of an MLP \(it reads resid_out"):
         attribution_graph(model.with_dictionaries(dictionary(model, "L1.resid_out")), [IDS])
