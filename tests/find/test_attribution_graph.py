@@ -100,7 +100,7 @@ def test_features_and_error_are_the_whole_mlp(name: str, exact_norms: None) -> N
                     + block.through(block.stream)
                     + block.error(kept)
                 )
-                assert float((whole - out).abs().max()) < 1e-12
+                assert close(whole, out)
             if lent is model:
                 assert float(block.error(block.acts != 0).abs().max()) < 1e-12  # neurons leave nothing
 
