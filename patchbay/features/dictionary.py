@@ -11,26 +11,31 @@
 
 Gated (Rajamanoharan et al. 2024): gate u + b_gate > 0 and value relu(e^r u + b_mag), u = (x - a b_dec) W_enc, which is jumprelu with weights
 W_enc e^r, bias b_mag and threshold b_mag - e^r b_gate. Numbers are those of the files, in float32 or more.
+
+Of several layers:
+
+crosscoder              z = select(sum_s x_s W_enc_s + b_enc)    x^_s = z W_dec_s + b_s           s: the layers `before` and its own
+cross-layer transcoder  z_l = select(x_l W_enc_l + b_enc_l)      y^_m = sum_{l <= m} z_l W_dec_lm + b_m
+
+A crosscoder's features are complete where the last of its sites is: they are parts of that layer, and an edit writes there, along that site's
+decoder. A cross-layer transcoder is a dictionary for each layer (the first carries the others, `rest`), whose edits write at `later` layers too.
+(Lindsey et al. 2024, "Sparse Crosscoders"; Ameisen et al. 2025, "Circuit Tracing".)
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from patchbay.features import saved
+from patchbay.features.shapes import TENSORS, Form, Norm, check
 from patchbay.signal.port import PatchbayError, parse_port
-
-Form = Literal["relu", "jumprelu", "topk", "groupmax"]
-FORMS: tuple[str, ...] = get_args(Form)
-Norm = Literal["none", "layer_norm", "constant_norm_rescale"]
-TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold", "W_skip", "density")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,6 +46,10 @@ class Dictionary:
     `W_enc` [d_in, feature], `W_dec` [feature, d_out], `b_enc` [feature], `b_dec` [d_out]; `threshold` [feature] or one number, of
     jumprelu; `k`, of topk and groupmax. `subtract`: b_dec is taken from what is read. `normalise`: what is done to each token before it is
     encoded and undone after. `density`: share of tokens at which each feature is active, where it is known.
+
+    A crosscoder reads `before` layers too: W_enc is then [layers x d, feature], `decoders` [before, feature, d] and `biases` [before, d] are
+    theirs. A layer of a cross-layer transcoder writes at `later` layers too, by `onward` [later, feature, d]; `rest`: the other layers of its
+    `family`, with the first.
     """
 
     W_enc: Tensor
@@ -60,6 +69,13 @@ class Dictionary:
     source: str = ""
     notes: tuple[str, ...] = ()
     trained_on: dict[str, Any] = field(default_factory=dict)  # model, start token, context: what a file says of it
+    before: tuple[int, ...] = ()
+    decoders: Tensor | None = None
+    biases: Tensor | None = None
+    later: tuple[int, ...] = ()
+    onward: Tensor | None = None
+    family: str = ""
+    rest: tuple[Dictionary, ...] = ()
 
     def __post_init__(self) -> None:
         for name in TENSORS:
@@ -68,7 +84,7 @@ class Dictionary:
                 value = torch.as_tensor(value).detach()
                 object.__setattr__(self, name, value if value.dtype == torch.float64 else value.float())
         object.__setattr__(self, "writes", self.writes or self.reads)
-        _check(self)
+        check(self)
 
     # ---- shape ----
 
@@ -88,12 +104,23 @@ class Dictionary:
     def transcodes(self) -> bool:
         return self.reads != self.writes
 
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """The layers that it reads, its own last."""
+        return (*self.before, self.layer)
+
+    @property
+    def spans(self) -> bool:
+        """Whether it reads or writes more layers than its own."""
+        return bool(self.before or self.later or self.family)
+
     @cached_property
     def digest(self) -> str:  # SHA-256 of all that its features are made of, 16 hex digits
         digest = hashlib.sha256(
             f"{self.form} {self.k} {self.subtract} {self.normalise} {self.layer} {self.reads} {self.writes}".encode()
         )
-        for name in TENSORS[:-1]:
+        digest.update(f"{self.before}{self.later}".encode() if self.spans else b"")
+        for name in (name for name in TENSORS if name != "density"):
             value = getattr(self, name)
             if value is not None:
                 digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
@@ -155,17 +182,26 @@ class Dictionary:
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(torch.promote_types(self.W_enc.dtype, x.dtype if x.is_floating_point() else torch.float32))
 
+    def rebuilt(self, z: Tensor, x: Tensor) -> Tensor:
+        """What it says of all that it writes in one piece, [..., sites x d_out]: of a crosscoder every site's, in order."""
+        if self.decoders is None or self.biases is None:
+            return self.decode(z, x)
+        earlier = [z @ rows.to(z) + b.to(z) for rows, b in zip(self.decoders, self.biases, strict=True)]
+        return torch.cat([*earlier, self.decode(z, x)], dim=-1)
+
     # ---- files, and others made of it ----
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write it as SAELens 6 does, which `pb.load_dictionary` and others read. Raises PatchbayError for forms that SAELens has not."""
+        """Write it as SAELens 6 does (a cross-layer transcoder as circuit-tracer does), which `pb.load_dictionary` and others read.
+
+        Raises PatchbayError for forms that these have not. A crosscoder's form is our own."""
         return saved.write(self, folder, overwrite=overwrite)
 
     def to(self, *where: Any) -> Dictionary:
         """The same on a device, or in a dtype of 32 bits or more."""
         held = ((name, getattr(self, name)) for name in TENSORS)
         moved: dict[str, Any] = {name: value.to(*where) for name, value in held if value is not None}
-        return replace(self, **moved)
+        return replace(self, **moved, rest=tuple(one.to(*where) for one in self.rest))
 
     def double(self) -> Dictionary:
         return self.to(torch.float64)
@@ -177,25 +213,47 @@ class Dictionary:
             "topk": f"TopK, k {self.k}",
             "groupmax": f"GroupMax, k {self.k}",
         }[self.form]
-        place = f"L{self.layer}.{self.reads}" + (f" to L{self.layer}.{self.writes}" if self.transcodes else "")
-        lines = [f"Dictionary of {self.n_features} features ({what}) at {place}, {self.d_in} numbers wide"]
+        wide = f"{self.d_in // len(self.sites)} numbers wide"
+        lines = [f"Dictionary of {self.n_features} features ({what}) at {self.place}, {wide}"]
+        lines += [f"  and of layers {', '.join(str(one.layer) for one in self.rest)}"] if self.rest else []
         lines += [f"  from {self.source}"] if self.source else []
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
     @property
     def place(self) -> str:
-        """Where it sits, as text: `L3.resid_out`, `L3.mlp.in to L3.mlp.out`."""
-        return f"L{self.layer}.{self.reads}" + (f" to L{self.layer}.{self.writes}" if self.transcodes else "")
+        """Where it sits, as text: `L3.resid_out`, `L1.resid_out, L2.resid_out`, `L3.mlp.in to L3.mlp.out`."""
+        reads = ", ".join(f"L{layer}.{self.reads}" for layer in self.sites)
+        writes = ", ".join(f"L{layer}.{self.writes}" for layer in (self.layer, *self.later))
+        return reads + (f" to {writes}" if self.transcodes or self.later else "")
 
 
-def placed(dictionary: Dictionary, at: str) -> Dictionary:
-    """The same at another place: a port's text, or two with " to " between them for what is read and what is written."""
-    ports = [parse_port(one) for one in at.split(" to ")]
-    if not 1 <= len(ports) <= 2 or len({port.layer for port in ports}) > 1 or ports[0].layer is None:
-        raise PatchbayError(
-            f"at={at!r}: one signal of a layer, such as 'L3.resid_out', or two, 'L3.mlp.in to L3.mlp.out'"
+def placed(it: Dictionary, at: str) -> Dictionary:
+    """The same at another place: a port's text, or two with " to " between them for what is read and what is written; of a crosscoder one
+    for each layer that it reads, with commas; of a cross-layer transcoder that of its first layer."""
+    ends = at.split(" to ")
+    reads, writes = ([parse_port(one) for one in end.split(",")] for end in (ends[0], ends[-1]))
+    layers = [port.layer or 0 for port in reads]
+    same = all(
+        len({port.signal for port in end}) == 1 and None not in {port.layer for port in end} for end in (reads, writes)
+    )
+    if (
+        len(ends) > 2
+        or not same
+        or len(reads) != len(it.sites)
+        or (writes[-1].layer, len(writes)) != (layers[-1], len(reads))
+    ):
+        what = "one signal of a layer, such as 'L3.resid_out', or two, 'L3.mlp.in to L3.mlp.out'"
+        what = (
+            what
+            if len(it.sites) == 1
+            else f"{len(it.sites)} signals of one kind with commas, such as 'L1.resid_out, L2.resid_out'"
         )
-    return replace(dictionary, layer=ports[0].layer, reads=ports[0].signal, writes=ports[-1].signal)
+        raise PatchbayError(f"at={at!r}: {what}")
+    if it.rest and layers != [it.layer]:
+        raise PatchbayError(f"at={at!r}: the first layer of this cross-layer transcoder is {it.layer}")
+    signals: dict[str, Any] = {"reads": reads[0].signal, "writes": writes[0].signal}
+    rest = tuple(replace(one, **signals) for one in it.rest)
+    return replace(it, layer=layers[-1], before=tuple(layers[:-1]), rest=rest, **signals)
 
 
 def gated(b_gate: Tensor, b_mag: Tensor, r_mag: Tensor, W_enc: Tensor) -> dict[str, Any]:
@@ -207,41 +265,3 @@ def gated(b_gate: Tensor, b_mag: Tensor, r_mag: Tensor, W_enc: Tensor) -> dict[s
         "threshold": (b_mag.double() - rate * b_gate.double()).to(b_mag.dtype),
         "form": "jumprelu",
     }
-
-
-def _check(it: Dictionary) -> None:
-    """Refuse tensors that do not fit one another, or hold no numbers, by name."""
-    d, n, out = it.W_enc.shape[0] if it.W_enc.ndim == 2 else -1, len(it.W_dec), it.W_dec.shape[-1]
-    wanted = {"W_enc": (d, n), "W_dec": (n, out), "b_enc": (n,), "b_dec": (out,), "W_skip": (d, out), "density": (n,)}
-    for name, shape in wanted.items():
-        value = getattr(it, name)
-        if value is not None and tuple(value.shape) != shape:
-            told = f"W_enc {list(it.W_enc.shape)}, W_dec {list(it.W_dec.shape)}"
-            raise PatchbayError(
-                f"a dictionary: {name} has shape {list(value.shape)}, not {list(shape)} ({told}, [d, feature] and [feature, d])"
-            )
-    for name in TENSORS:
-        value = getattr(it, name)
-        if value is not None and not bool(torch.isfinite(value).all()) and name != "density":
-            bad = int((~torch.isfinite(value)).sum())
-            raise PatchbayError(f"a dictionary: {name} holds {bad} numbers that are NaN or infinite")
-    if it.form not in FORMS:
-        raise PatchbayError(f"a dictionary of form {it.form!r}; possible are {', '.join(FORMS)}")
-    if (it.threshold is not None) != (it.form == "jumprelu"):
-        raise PatchbayError(
-            f"a dictionary of form {it.form} {'needs' if it.form == 'jumprelu' else 'has no'} threshold"
-        )
-    if it.threshold is not None and it.threshold.numel() not in (1, n):
-        raise PatchbayError(f"a dictionary: {it.threshold.numel()} thresholds for {n} features")
-    if (it.k is not None) != (it.form in ("topk", "groupmax")) or (it.k is not None and not 0 < it.k <= n):
-        raise PatchbayError(f"a dictionary of form {it.form} with k={it.k}, of {n} features")
-    if it.form == "groupmax" and n % (it.k or 1):
-        raise PatchbayError(f"a dictionary of form groupmax: {n} features do not make {it.k} groups")
-    if it.subtract and d != out:
-        raise PatchbayError(
-            f"a dictionary that reads {d} numbers and writes {out} cannot take b_dec from what it reads"
-        )
-    if it.normalise not in get_args(Norm):
-        raise PatchbayError(f"a dictionary with normalise={it.normalise!r}; possible are {', '.join(get_args(Norm))}")
-    named = {one.name for one in fields(it)}
-    assert set(TENSORS) <= named

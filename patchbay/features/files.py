@@ -46,12 +46,15 @@ def read(path: Path) -> Files:
     for program, settings, weights in KINDS:
         if (folder / weights).is_file() and (not settings or (folder / settings).is_file()):
             return Files(program, _settings(folder / settings) if settings else {}, tensors(folder / weights), folder)
+    if (folder / "W_enc_0.safetensors").is_file():
+        return _layers(folder)
     held = sorted(one.name for one in folder.iterdir()) if folder.is_dir() else []
     pickled = next((folder / name for name in held if Path(name).suffix in PICKLES), None)
     if pickled is not None:
         raise _pickled(pickled)
     inside = [name for name in held if (folder / name).is_dir()]
     forms = "; ".join(f"{program} ({' and '.join(filter(None, (s, w)))})" for program, s, w in KINDS)
+    forms += "; circuit_tracer (W_enc_0.safetensors and W_dec_0.safetensors, ...)"
     raise PatchbayError(
         f"{path} holds no dictionary: known are {forms}. "
         + (
@@ -80,6 +83,30 @@ def tensors(path: Path) -> dict[str, Tensor]:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise PatchbayError(f"{path} is damaged, or holds objects that would run code: {error}") from error
+
+
+def _layers(folder: Path) -> Files:
+    """A cross-layer transcoder, two files a layer."""
+    held: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("W_enc_*.safetensors")) + sorted(folder.glob("W_dec_*.safetensors")):
+        held |= tensors(path)
+    return Files("circuit_tracer", _settings_of_layers(folder), held, folder)
+
+
+def _settings_of_layers(folder: Path) -> dict[str, Any]:
+    """What `config.yaml` says; nothing where there is none."""
+    import yaml
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PatchbayError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise PatchbayError(f"{path} holds {type(found).__name__}, not settings by name")
+    return found
 
 
 def _pickled(path: Path) -> PatchbayError:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.features import folds
+from patchbay.features import across, folds
 from patchbay.features.dictionary import Dictionary, gated
 from patchbay.features.files import Files
 from patchbay.features.hooks import from_folder, from_hook, from_module, from_point
@@ -33,6 +33,7 @@ def made(files: Files, at: str | None) -> tuple[Dictionary, str | None]:
         "llama_scope": _llama_scope,
         "gemma_scope": _gemma_scope,
         "gemma_scope_2": _gemma_scope_2,
+        "circuit_tracer": lambda files, at: (across.read_layers(files, at), None),
     }[files.program](files, at)
 
 
@@ -74,6 +75,8 @@ def _common(files: Files, encoder: str, decoder: str, b_dec: Tensor, d_in: int, 
 
 def _saelens(files: Files, at: str | None) -> tuple[Dictionary, str | None]:
     cfg, tensors = files.settings, files.tensors
+    if cfg.get("architecture") == "crosscoder":
+        return across.read_sites(files), None
     old = "metadata" not in cfg
     meta = cfg if old else cfg["metadata"]
     architecture = cfg.get("architecture", "standard")

@@ -2,7 +2,9 @@
 
     FVU = sum |x - x^|^2 / sum |x - mean x|^2        over all tokens but the first of each text, which is an attention sink in most models
 
-What a file leaves open is found on text: by what its input was scaled, and whether a transcoder's bias was taken from what it reads.
+of a crosscoder over all its sites, of a cross-layer transcoder the mean over its layers. What a file leaves open is found on text: by what its
+input was scaled, and whether a transcoder's bias was taken from what it reads. Features that are silent there are counted, and where what is
+rebuilt would be nearer to the signal at another length, it is said by how much.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from patchbay.features import files, folds, formats
+from patchbay.features.across import pieces_of, rebuilt
 from patchbay.features.dictionary import Dictionary, placed
 from patchbay.model.attached import attach
 from patchbay.model.model import Model
@@ -23,6 +26,7 @@ from patchbay.model.run import run
 from patchbay.signal.port import PatchbayError, Port
 
 WORST = 0.5  # of the variance, unexplained: a dictionary of another model, site or scale leaves more
+LENGTH = 0.1  # how far from 1 the best length of what is rebuilt may be unsaid
 
 
 def load_dictionary(
@@ -33,8 +37,8 @@ def load_dictionary(
     texts: Any = None,
     worst: float = WORST,
 ) -> Dictionary:
-    """Read a sparse dictionary (SAE or transcoder) that SAELens, sparsify, Gemma Scope, Llama Scope or Patchbay wrote; then
-    `model.with_dictionaries(it)`.
+    """Read a sparse dictionary (SAE, transcoder, cross-layer transcoder, crosscoder) that SAELens, sparsify, Gemma Scope, Llama Scope,
+    circuit-tracer or Patchbay wrote; then `model.with_dictionaries(it)`.
 
     `source`: a folder, one of its files, or the name of a repository on the Hugging Face hub and a folder in it ("org/name/folder").
     `at`: the signal that it is of, where the files do not say or are not to be believed: "L3.resid_out", or of a transcoder
@@ -60,27 +64,48 @@ def load_dictionary(
 
 
 def proved(it: Dictionary, model: Model, texts: Any, worst: float = WORST) -> Dictionary:
-    """The same dictionary with its FVU in its notes; refused where that is `worst` or more."""
-    found = fvu(it, model, texts)
-    if not found < worst:
+    """The same dictionary with its FVU in its notes; refused where that is `worst` or more, or where no feature is ever active."""
+    found = _tried(it, model, texts)
+    where = f"the dictionary of {it.source or 'these tensors'}"
+    if found["silent"] == 1:
         raise PatchbayError(
-            f"the dictionary of {it.source or 'these tensors'} leaves {found:.3g} of the variance of {it.place} unexplained on these texts, and "
+            f"{where} has no feature that is active at {it.place} on these texts: all {it.n_features} are dead"
+        )
+    if not found["fvu"] < worst:
+        raise PatchbayError(
+            f"{where} leaves {found['fvu']:.3g} of the variance of {it.place} unexplained on these texts, and "
             f"{worst:g} is the most that is believed: another model, layer or signal (at=), other text, or another scale"
         )
-    return replace(it, notes=(*it.notes, f"FVU {found:.3g} on {len(model.encode(texts))} texts"))
+    notes = [f"FVU {found['fvu']:.3g} on {len(model.encode(texts))} texts"]
+    if found["silent"]:
+        notes.append(f"{found['silent']:.0%} of its features are silent on them")
+    if abs(found["length"] - 1) > LENGTH:
+        notes.append(
+            f"what it rebuilds would be nearest to the signal at {found['length']:.3g} times its length: shrunk, or of another scale"
+        )
+    told = it.trained_on.get("patchbay_fingerprint")
+    if told is not None and told != model.fingerprint:
+        notes.append(
+            f"trained on other weights ({it.trained_on.get('model_name')}, {str(told)[:8]}) than these ({model.fingerprint[:8]})"
+        )
+    return replace(it, notes=(*it.notes, *notes))
 
 
 def signals(it: Dictionary, model: Model, texts: Any) -> tuple[Tensor, Tensor]:
-    """What is read and what is written, [token, d], at all tokens but the first of each text."""
+    """What is read and what is written, [token, d], at all tokens but the first of each text; of a crosscoder its sites side by side."""
     attach(model, [it])  # which says what does not fit
-    ports = [Port(name, it.layer) for name in (it.reads, it.writes)]
-    trace = run(model, texts, taps=list(dict.fromkeys(ports)), logits="last")
+    reads = [Port(it.reads, layer) for layer in it.sites]
+    writes = [Port(it.writes, layer) for layer in it.sites] if it.before else [Port(it.writes, it.layer)]
+    trace = run(model, texts, taps=list(dict.fromkeys((*reads, *writes))), logits="last")
     real = torch.arange(trace.ids.shape[1])[None] < trace.lengths[:, None]
     real[:, 0] = False
     if not bool(real.any()):
         raise PatchbayError("a dictionary is proved on texts of two tokens or more: the first of each is left out")
-    read, written = (trace[port].flatten(2)[real.to(trace[port].device)] for port in ports)
-    return read, written
+
+    def held(ports: list[Port]) -> Tensor:
+        return torch.cat([trace[port].flatten(2)[real.to(trace[port].device)] for port in ports], 1)
+
+    return held(reads), held(writes)
 
 
 def unexplained(written: Tensor, rebuilt: Tensor) -> float:
@@ -91,9 +116,29 @@ def unexplained(written: Tensor, rebuilt: Tensor) -> float:
 
 def fvu(it: Dictionary, model: Model, texts: Any) -> float:
     """The share of the variance of what it writes that it does not explain on texts."""
-    read, written = signals(it, model, texts)
-    here = it.to(read.device)
-    return unexplained(written, here.decode(here.encode(read), read))
+    return _tried(it, model, texts)["fvu"]
+
+
+def _tried(it: Dictionary, model: Model, texts: Any) -> dict[str, float]:
+    """FVU, the share of features that are silent, and at what length what is rebuilt, less its bias, is nearest to the signal."""
+    attach(model, [it])  # which says what does not fit
+    pieces = [piece.to(model.device) for piece in pieces_of(it)]
+    pairs = [signals(replace(piece, later=(), onward=None, family=""), model, texts) for piece in pieces]
+    zs = [piece.encode(read) for piece, (read, _) in zip(pieces, pairs, strict=True)]
+    own = [piece.rebuilt(z, read) for piece, z, (read, _) in zip(pieces, zs, pairs, strict=True)]
+    said = rebuilt(pieces, [read for read, _ in pairs]) if it.rest else own
+    off = [unexplained(y, found) for (_, y), found in zip(pairs, said, strict=True)]
+    moved, along = [], []
+    for (_, y), found in zip(pairs, said, strict=True):
+        means = found.double().mean(0)
+        moved.append(float((found.double() - means).pow(2).sum()))
+        along.append(float(((found.double() - means) * (y.double() - y.double().mean(0))).sum()))
+    silent = torch.cat([(z == 0).all(0) for z in zs]).double().mean()
+    return {
+        "fvu": sum(off) / len(off),
+        "silent": float(silent),
+        "length": sum(along) / sum(moved) if sum(moved) else 1.0,
+    }
 
 
 def _settled(it: Dictionary, left: str, model: Model, texts: Any) -> Dictionary:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
@@ -23,10 +24,17 @@ def write(it: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
     target = Path(folder)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         ours = (target / "cfg.json").is_file() and (target / "sae_weights.safetensors").is_file()
+        ours = ours or (target / "W_enc_0.safetensors").is_file()
         if not ours:
             raise PatchbayError(f"{target} is there and holds no dictionary: choose another folder")
         if not overwrite:
             raise PatchbayError(f"{target} holds a dictionary already; overwrite=True replaces it")
+    if it.rest:
+        return write_folder(target, packed_layers(it))
+    if it.family:
+        raise PatchbayError(
+            "a layer of a cross-layer transcoder is saved with its others: save the first, which carries them"
+        )
     tensors, cfg = packed(it)
     own = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     contents = {"cfg.json": json.dumps(cfg, indent=2).encode(), "sae_weights.safetensors": write_tensors(own)}
@@ -42,7 +50,9 @@ def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise PatchbayError(f"a {it.form} dictionary: SAELens has no form for it, so that none of its files is written")
     kind = ARCHITECTURE[it.form]
     tensors = {"W_enc": it.W_enc, "W_dec": it.W_dec, "b_enc": it.b_enc, "b_dec": it.b_dec}
-    if it.transcodes:
+    if it.before:
+        kind, tensors = "crosscoder", packed_sites(it)
+    elif it.transcodes:
         if it.form == "topk" or it.normalise != "none":
             raise PatchbayError(f"a {it.form} transcoder with normalise={it.normalise!r}: SAELens has no form for it")
         kind = ("" if it.form == "relu" else "jumprelu_") + (
@@ -58,7 +68,7 @@ def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors["threshold"] = it.threshold.expand(it.n_features)
     cfg: dict[str, Any] = {
         "architecture": kind,
-        "d_in": it.d_in,
+        "d_in": it.d_in // len(it.sites),
         "d_sae": it.n_features,
         "dtype": str(it.W_enc.dtype).removeprefix("torch."),
         "device": "cpu",
@@ -69,6 +79,8 @@ def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if it.k is not None:
         cfg |= {"k": it.k, "rescale_acts_by_decoder_norm": False}
+    if it.before:
+        cfg["metadata"]["hook_names"] = [hook_name(layer, it.reads) for layer in it.sites]
     if it.transcodes:
         cfg |= {"d_out": it.d_out}
         cfg["metadata"]["hook_name_out"] = hook_name(it.layer, it.writes)
@@ -77,3 +89,40 @@ def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def hook_name(layer: int, signal: str) -> str:
     return f"blocks.{layer}.{NAMES[signal]}"
+
+
+def packed_sites(it: Any) -> dict[str, Tensor]:
+    """The tensors of a crosscoder, site by site."""
+    return {
+        "W_enc": it.W_enc.unflatten(0, (len(it.sites), -1)),
+        "W_dec": torch.cat([it.decoders, it.W_dec[None]]),
+        "b_enc": it.b_enc,
+        "b_dec": torch.cat([it.biases, it.b_dec[None]]),
+    }
+
+
+def packed_layers(it: Any) -> dict[str, bytes]:
+    """The files of a cross-layer transcoder, as circuit-tracer has them."""
+    pieces = (it, *it.rest)
+    if it.form == "groupmax":
+        raise PatchbayError("a groupmax cross-layer transcoder: circuit-tracer has no form for it")
+    files: dict[str, bytes] = {}
+    for i, piece in enumerate(pieces):
+        encoder = {f"W_enc_{i}": piece.W_enc.T, f"b_enc_{i}": piece.b_enc, f"b_dec_{i}": piece.b_dec}
+        if piece.threshold is not None:
+            encoder[f"threshold_{i}"] = piece.threshold.expand(piece.n_features)
+        if piece.W_skip is not None:
+            raise PatchbayError("a cross-layer transcoder that passes on what it reads: no form is written for it")
+        own = [piece.W_dec[:, None]] + ([] if piece.onward is None else [piece.onward.transpose(0, 1)])
+        for name, tensors in (("enc", encoder), ("dec", {f"W_dec_{i}": torch.cat(own, 1)})):
+            held = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+            files[f"W_{name}_{i}.safetensors"] = write_tensors(held)
+    said = {
+        "model_kind": "cross_layer_transcoder",
+        "model_name": it.trained_on.get("model_name", ""),
+        "feature_input_hook": hook_name(0, it.reads).removeprefix("blocks.0."),
+        "feature_output_hook": hook_name(0, it.writes).removeprefix("blocks.0."),
+        "layers": [piece.layer for piece in pieces],
+        **({"k": it.k} if it.k is not None else {}),
+    }
+    return {"config.yaml": json.dumps(said, indent=2).encode(), **files}

@@ -14,13 +14,18 @@ from patchbay.signal.port import Port
 
 
 class Dictionary(Protocol):
-    """Features of a signal: z = encode(x), and x is decode(z, x) plus an error. `reads` and `writes` name signals of one layer, and are
-    the same but for transcoders."""
+    """Features of a signal: z = encode(x), and x is decode(z, x) plus an error. `reads` and `writes` name signals, which are the same but
+    for transcoders: read in `sites`, layers in order of which `layer` is the last; written in `layer`, and by `onward` in `later` ones."""
 
     layer: int
     reads: str
     writes: str
     W_dec: Tensor  # [feature, d]
+    later: tuple[int, ...]
+    onward: Tensor | None  # [later, feature, d]
+
+    @property
+    def sites(self) -> tuple[int, ...]: ...
 
     @property
     def n_features(self) -> int: ...

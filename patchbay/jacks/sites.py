@@ -109,7 +109,9 @@ class Sites:
         self.here = Here()
         self._seen: dict[Port, Tensor] = {}  # by the taps of the latest run, in whatever thread
         self.wants: dict[tuple[str, int | None], Want] = {}
-        self.hosts: dict[tuple[str, int | None], list[str]] = {}  # signals that dictionaries read or write, and whose
+        self.hosts: dict[
+            tuple[str, int | None], list[tuple[str, int]]
+        ] = {}  # signals that dictionaries read or write, and whose
         for port in taps:
             model.require(port)
             self._want(port).taps.append(

@@ -284,6 +284,8 @@ def as_written(model: Model, edit: Edit) -> Edit:
     dictionary = model.dictionaries[layer, found[0]]
     if getattr(dictionary, "normalise", "none") != "none":
         return edit  # by how much it is multiplied differs from token to token
+    if dictionary.later:
+        return edit  # it writes in several layers
     value = torch.as_tensor(edit.value).detach().to(dictionary.W_dec)
     if found[1] == "error":
         written = value.expand(dictionary.W_dec.shape[1])

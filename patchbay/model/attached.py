@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from patchbay.jacks.modelled import Dictionary
@@ -29,7 +30,8 @@ def attach(model: M, dictionaries: Sequence[Any]) -> M:
     lent: Any = model
     found: dict[tuple[int, str], Dictionary] = dict(lent.dictionaries)
     signals = list(lent.modules and [lent.signals(i) for i in range(lent.n_layers)])
-    for dictionary in dictionaries:
+    given = [one for whole in dictionaries for one in (whole, *getattr(whole, "rest", ()))]
+    for dictionary in given:
         if not all(hasattr(dictionary, name) for name in ("reads", "writes", "layer", "encode", "W_dec")):
             raise PatchbayError(
                 f"expected dictionaries, such as pb.load_dictionary(FOLDER), got {type(dictionary).__name__}"
@@ -42,8 +44,13 @@ def attach(model: M, dictionaries: Sequence[Any]) -> M:
                 f"layer {key[0]} has a dictionary at {other.writes} already, and one at {dictionary.writes} was given: a layer takes one of "
                 "the stream, one of attention and one of the MLP; make two views, each with its own"
             )
-        found[key] = dictionary.to(lent.device)
+        found[key] = (
+            replace(dictionary, rest=()).to(lent.device)
+            if getattr(dictionary, "rest", ())
+            else dictionary.to(lent.device)
+        )
         signals[key[0]] = (*signals[key[0]], f"{key[1]}.act", f"{key[1]}.error")
+    _check_families(found)
     view = copy.copy(lent)
     view.__dict__.pop("layers", None)
     view.dictionaries, view._signals = found, signals
@@ -57,13 +64,30 @@ def _check(model: Modelled, dictionary: Any) -> None:
         raise PatchbayError(
             f"a dictionary that reads {reads} and writes {writes}: possible are {', '.join(HOME)}, written where it reads or later in the layer"
         )
-    for signal, width in ((reads, dictionary.d_in), (writes, dictionary.d_out)):
-        port = Port(signal, dictionary.layer)
+    sites = getattr(dictionary, "sites", (dictionary.layer,))
+    read = [(Port(reads, layer), dictionary.d_in // len(sites)) for layer in sites]
+    written = [Port(writes, layer) for layer in (dictionary.layer, *getattr(dictionary, "later", ()))]
+    for port, width in (*read, *((port, dictionary.d_out) for port in written)):
         model.require(port)
         found = width_of(model, port)
         if found != width:
             raise PatchbayError(
                 f"the dictionary is made for {width} numbers, {port} of {model.source or type(model.hf).__name__} has {found}"
+            )
+
+
+def _check_families(found: Mapping[tuple[int, str], Any]) -> None:
+    """Refuse a cross-layer transcoder that is not whole: what its layers leave unsaid could not be told."""
+    families: dict[str, list[int]] = {}
+    for (layer, _), one in found.items():
+        if getattr(one, "family", ""):
+            families.setdefault(one.family, []).append(layer)
+    for family, layers in families.items():
+        n = int(family.partition("/")[2])
+        if len(layers) != n:
+            raise PatchbayError(
+                f"layers {sorted(layers)} of a cross-layer transcoder of {n} were given: its layers write into one another, so that it is attached "
+                "whole, as pb.load_dictionary gives it"
             )
 
 

@@ -137,7 +137,8 @@ def _directions(model: Model, part: Part) -> list[tuple[str, Tensor | None, Tens
 def _of_feature(model: Model, layer: int, kind: str, index: int) -> list[tuple[str, Tensor | None, Tensor]]:
     """The encoder's column, of a dictionary that reads the stream, and what the decoder's row adds to the stream."""
     dictionary: Any = model.dictionaries[layer, f"{kind}s"]
-    read, write = dictionary.W_enc[:, index].detach(), dictionary.W_dec[index].detach()
+    own = dictionary.W_enc.unflatten(0, (len(dictionary.sites), -1))[-1]  # of a crosscoder, its last site's
+    read, write = own[:, index].detach(), dictionary.W_dec[index].detach()
     if dictionary.writes == "attn.z":
         write = torch.einsum(
             "hd,hdm->m", write.unflatten(0, (model.n_heads(layer), -1)), model.W_O(layer).detach().float()

@@ -92,6 +92,15 @@ def changed_by(model: Model, port: Port) -> str:
     return str(dictionary.writes) if plain else port.signal
 
 
+def spanning(model: Model, edits: Sequence[Edit]) -> Edit | None:
+    """The first edit of features of several layers, whose rows no walk from one layer on can hold."""
+    for edit in edits:
+        found = by_home(edit.port)
+        if found is not None and getattr(model.dictionaries[edit.port.layer or 0, found[0]], "spans", False):
+            return edit
+    return None
+
+
 def layer_of(port: Port, n_layers: int) -> int:
     if port.layer is not None:
         return port.layer

@@ -36,7 +36,7 @@ from patchbay.sweeps.batch import by_walk, by_whole_runs
 from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
 from patchbay.sweeps.kept import Kept
-from patchbay.sweeps.plan import Cell, Touched, changed_by, plan
+from patchbay.sweeps.plan import Cell, Touched, changed_by, plan, spanning
 from patchbay.sweeps.ranking import effects, ranking
 from patchbay.sweeps.restart import base_run
 from patchbay.sweeps.scorer import Metric, Scorer
@@ -303,6 +303,8 @@ class Sweep:
                 base.refusal = f"the metric {self.scorer.name} reads all positions"
             elif (gated := conditional([edit for entry in self.cells_edits for edit in entry])) is not None:
                 base.refusal = f"a probe reads in the run itself where an edit is made ({gated.where})"
+            elif (wide := spanning(self.model, [edit for entry in self.cells_edits for edit in entry])) is not None:
+                base.refusal = f"features that are read or written in several layers ({wide.port})"
             with torch.no_grad():
                 if base.refusal is None:
                     logits = self.scorer.logits(self.model.final_norm_module(base.resid[-1][:, -1]))

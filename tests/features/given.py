@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import patchbay as pb
+from patchbay.features.across import cross_layer
 from patchbay.model.attached import width_of
 from patchbay.signal.port import Port
 
@@ -39,6 +40,36 @@ def random(d_in: int = 6, d_out: int = 0, *, n: int = 10, seed: int = 0, **more:
     if more.get("form") == "jumprelu" and "threshold" not in more:
         more["threshold"] = normal(n).abs() * 0.3
     return pb.Dictionary(**(held | more))
+
+
+def crosscoder(d: int, layers: tuple[int, ...], *, n: int = 10, seed: int = 0, **more: Any) -> pb.Dictionary:
+    """A crosscoder of random tensors over layers of the stream."""
+    draw, s = torch.Generator().manual_seed(seed), len(layers)
+    held: dict[str, Any] = {
+        "W_enc": torch.randn(s * d, n, generator=draw) / (s * d) ** 0.5,
+        "W_dec": torch.randn(n, d, generator=draw) / d**0.5,
+        "b_enc": torch.randn(n, generator=draw) * 0.3,
+        "b_dec": torch.randn(d, generator=draw) * 0.3,
+        "decoders": torch.randn(s - 1, n, d, generator=draw) / d**0.5,
+        "biases": torch.randn(s - 1, d, generator=draw) * 0.3,
+        "layer": layers[-1],
+        "before": layers[:-1],
+    }
+    if more.get("form") == "jumprelu":
+        held["threshold"] = torch.rand(n, generator=draw) * 0.5
+    return pb.Dictionary(**(held | more))
+
+
+def layers(d: int, places: tuple[int, ...], *, n: int = 10, seed: int = 0, **more: Any) -> pb.Dictionary:
+    """A cross-layer transcoder of random tensors."""
+    draw = torch.Generator().manual_seed(seed + 100)
+    pieces = []
+    for i, layer in enumerate(places):
+        later = places[i + 1 :]
+        onward = torch.randn(len(later), n, d, generator=draw) / d**0.5 if later else None
+        where: dict[str, Any] = {"layer": layer, "reads": "mlp.in", "writes": "mlp.out"}
+        pieces.append(random(d, n=n, seed=seed + i, later=later, onward=onward, **where, **more))
+    return cross_layer(pieces)
 
 
 def write(folder: Path, settings: str, cfg: dict[str, Any], weights: str, tensors: dict[str, torch.Tensor]) -> Path:

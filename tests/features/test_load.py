@@ -10,7 +10,7 @@ import torch
 
 import patchbay as pb
 from patchbay.features import folds
-from patchbay.features.load import fvu, signals, unexplained
+from patchbay.features.load import fvu, proved, signals, unexplained
 from tests import given
 from tests.features.given import dictionary, random, write
 from tests.tolerance import close
@@ -112,3 +112,51 @@ def test_whether_a_transcoders_bias_is_subtracted_is_what_rebuilds(
 def test_a_name_on_the_hub_is_refused_offline() -> None:
     with pytest.raises(pb.PatchbayError, match="could not be had from the Hugging Face hub"):
         pb.load_dictionary("nobody/nothing-of-this-name/layer_3")
+
+
+def test_dictionaries_that_are_wrong_on_text_are_refused_or_said(
+    model: pb.Model, texts: torch.Tensor, tmp_path: Path
+) -> None:
+    """Another model, layer, orientation or scale shows in the number; features that are silent are counted."""
+    it = exact(model, texts, worse=0.3)
+    assert not any("length" in note for note in proved(exact(model, texts), model, texts).notes)
+    half = replace(it, W_dec=it.W_dec / 0.7 * 0.6)
+    assert any("nearest to the signal at 1.67 times its length" in note for note in proved(half, model, texts).notes)
+    loud = replace(it, W_enc=it.W_enc * 4)
+    square = torch.linalg.qr(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)))[0]
+    signed = pb.Dictionary(square, square.T, torch.full((32,), 20.0), -20.0 * square.sum(1), layer=1)
+    proved(signed, model, texts)
+    crossed = replace(signed, W_enc=signed.W_enc.T)
+    for wrong in (loud, crossed):
+        with pytest.raises(pb.PatchbayError, match=r"of the variance of L1.resid_out unexplained(?s:.)*another scale"):
+            proved(wrong, model, texts)
+    dead = replace(it, b_enc=torch.full((64,), -1e3))
+    with pytest.raises(
+        pb.PatchbayError, match="no feature that is active at L1.resid_out on these texts: all 64 are dead"
+    ):
+        proved(dead, model, texts)
+    some = replace(
+        it,
+        W_enc=torch.cat([it.W_enc, torch.zeros(32, 16)], 1),
+        W_dec=torch.cat([it.W_dec, torch.ones(16, 32)]),
+        b_enc=torch.zeros(80),
+    )
+    assert any("20% of its features are silent" in note for note in proved(some, model, texts).notes)
+    fitted = replace(it, trained_on={"model_name": "another", "patchbay_fingerprint": "0" * 64})
+    assert any("trained on other weights (another, 00000000)" in note for note in proved(fitted, model, texts).notes)
+    other = pb.load(given.gpt2(7))
+    read, _ = signals(it, model, texts)
+    mean = read.mean(0)
+    basis = torch.linalg.svd(read - mean, full_matrices=False)[2][
+        :6
+    ]  # most of this model's stream, little of another's
+    own = pb.Dictionary(
+        torch.cat([basis, -basis]).T,
+        torch.cat([basis, -basis]),
+        torch.cat([-basis @ mean, basis @ mean]),
+        mean,
+        layer=1,
+    )
+    proved(own, model, texts)
+    with pytest.raises(pb.PatchbayError, match="another model, layer or signal"):
+        proved(own, other, texts)

@@ -15,7 +15,7 @@ from patchbay.contract.every import TWINS
 from patchbay.model.attached import HOME
 from patchbay.tiny import twins
 from tests import given
-from tests.features.given import dictionary
+from tests.features.given import crosscoder, dictionary, layers
 from tests.shares import WHOLE, by_turns
 from tests.tolerance import close
 
@@ -141,3 +141,59 @@ def test_half_precision_keeps_what_is_not_edited() -> None:
     assert edited.dtype == torch.bfloat16
     assert torch.equal(edited[:, :-1], base[:, :-1])
     assert not torch.equal(edited[:, -1], base[:, -1])
+
+
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("gemma2", marks=pytest.mark.slow)])  # fmt: skip
+def test_features_of_a_cross_layer_transcoder_write_in_every_layer_after_theirs(family: str) -> None:
+    model = given.lent(family)
+    it = layers(model.d_model, (0, 1))
+    view, base = model.with_dictionaries(it), pb.run(model, IDS)
+    assert it.onward is not None
+    places = [
+        f"L{i}.{signal}" for i in (0, 1) for signal in ("mlp.in", "mlp.out", "mlp_features.act", "mlp_features.error")
+    ]
+    seen = pb.run(view, IDS, taps=places)
+    assert torch.equal(seen.logits, base.logits)
+    z = [piece.encode(seen[f"L{i}.mlp.in"]) for i, piece in enumerate((it, *it.rest))]
+    said = [it.decode(z[0], seen["L0.mlp.in"]), it.rest[0].decode(z[1], seen["L1.mlp.in"]) + z[0] @ it.onward[0]]
+    for i in (0, 1):
+        assert close(seen[f"L{i}.mlp_features.act"], z[i])
+        assert close(seen[f"L{i}.mlp_features.error"], seen[f"L{i}.mlp.out"] - said[i], of=said[i])
+    same = [pb.scale("L0.mlp_features.act", 1.0), pb.add("L1.mlp_features.error", 0.0)]
+    assert torch.equal(pb.run(view, IDS, edits=same).logits, base.logits), "nothing changes: bit for bit"
+    change = (3.0 - z[0][..., 4])[..., None]
+    first = seen["L0.mlp.out"] + change * it.W_dec[4]
+    moved = pb.run(model, IDS, edits=[pb.replace("L0.mlp.out", first)], taps=["L1.mlp.out"])["L1.mlp.out"]
+    by_hand = [pb.replace("L0.mlp.out", first), pb.replace("L1.mlp.out", moved + change * it.onward[0, 4])]
+    edited = pb.run(view, IDS, edits=[pb.replace("L0.mlp.F4.act", 3.0)], taps=["L1.mlp_features.error"])
+    assert close(edited.logits, pb.run(model, IDS, edits=by_hand).logits, of=base.logits)
+    assert not torch.equal(edited.logits, base.logits)
+
+
+def test_gradients_of_a_cross_layer_feature_go_through_all_that_it_writes() -> None:
+    model = given.lent("llama")
+    it = layers(model.d_model, (0, 1))
+    view = model.with_dictionaries(it)
+    taps = ["L0.mlp_features.act", "L0.mlp.out", "L1.mlp.out"]
+    trace = pb.run(view, IDS, taps=taps, grad=True)
+    z, first, second = trace.gradient(trace.logits[:, -1, 5].sum(), *taps)
+    assert it.onward is not None
+    assert close(z, first @ it.W_dec.T + second @ it.onward[0].T, of=first @ it.W_dec.T)
+
+
+def test_a_crosscoder_reads_all_its_layers_and_is_edited_in_the_last() -> None:
+    model = given.lent("llama")
+    it = crosscoder(model.d_model, (0, 1))
+    view, base = model.with_dictionaries(it), pb.run(model, IDS)
+    seen = pb.run(view, IDS, taps=["L0.resid_out", "L1.resid_out", "L1.features.act", "L1.features.error"])
+    z = it.encode(torch.cat([seen["L0.resid_out"], seen["L1.resid_out"]], -1))
+    assert torch.equal(seen.logits, base.logits)
+    assert close(seen["L1.features.act"], z)
+    assert close(seen["L1.features.error"], seen["L1.resid_out"] - z @ it.W_dec - it.b_dec)
+    assert torch.equal(pb.run(view, IDS, edits=[pb.scale("L1.F3.act", 1.0)]).logits, base.logits)
+    moved = seen["L1.resid_out"] + (2.0 - z[..., 3])[..., None] * it.W_dec[3]
+    edited = pb.run(view, IDS, edits=[pb.replace("L1.F3.act", 2.0)]).logits
+    assert close(edited, pb.run(model, IDS, edits=[pb.replace("L1.resid_out", moved)]).logits, of=base.logits)
+    text, logits = given.generated(view, IDS, [pb.add("L1.F3.act", 9.0)], 4)
+    whole = pb.run(view, text, edits=[pb.add("L1.F3.act", 9.0)]).logits
+    assert close(logits, whole[:, 6:-1]), "with a cache, token by token"

@@ -10,7 +10,7 @@ import torch
 
 import patchbay as pb
 from tests import given
-from tests.features.given import dictionary
+from tests.features.given import dictionary, layers
 from tests.tolerance import close
 
 IDS = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -62,3 +62,15 @@ def test_what_is_always_added_to_a_feature_folds_into_a_bias(place: str, tmp_pat
     assert not torch.equal(folded, pb.run(view, IDS).logits)
     with pytest.raises(pb.PatchbayError, match="a feature's activation is no linear map of the stream"):
         pb.turn.scale([part], 0.5, model=view).export(view, tmp_path / "no")
+
+
+def test_a_knob_of_a_cross_layer_feature_acts_and_does_not_fold(tmp_path: Path) -> None:
+    model = pb.load(given.gpt2(0, vocab_size=60))
+    view = model.with_dictionaries(layers(model.d_model, (0, 1)))
+    knob = pb.turn.scale([view.part("L0.F3")], 20.0, model=view)
+    back = pb.load_knob(knob.save(tmp_path / "knob.safetensors"), view)
+    assert [row[7:] for row in view.generate(IDS, 3, edits=[back])] == pb.run(
+        view, view.generate(IDS, 3, edits=[back]), edits=[back]
+    ).logits[:, 6:-1].argmax(-1).tolist()
+    with pytest.raises(pb.PatchbayError, match="a feature's activation is no linear map"):
+        pb.Knob("more", [pb.add("L0.mlp.F3.act", 2.0)], 1.0).export(view, tmp_path / "out")

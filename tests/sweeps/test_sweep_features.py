@@ -11,7 +11,7 @@ import patchbay as pb
 from patchbay.model.attached import HOME
 from patchbay.sweeps.plan import changed_by
 from tests import given
-from tests.features.given import dictionary
+from tests.features.given import crosscoder, dictionary, layers
 from tests.tolerance import close
 
 PLACES = (
@@ -65,3 +65,13 @@ def test_features_of_normalised_tokens_run_under_a_session() -> None:
     edit = pb.add("L0.F3.act", 2.0)
     assert close(pb.sweep(view, task, [edit])["value"][0], task.score(pb.run(view, task, edits=[edit]).last_logits))
     assert changed_by(view, view.port("L0.F3.act")) == "features.act"
+
+
+def test_features_of_several_layers_are_swept_by_whole_runs() -> None:
+    model, task = given.lent("llama"), given.pairs()
+    view = model.with_dictionaries(layers(model.d_model, (0, 1)), crosscoder(model.d_model, (0, 1)))
+    entries = [pb.add("L0.mlp.F3.act", 2.0), pb.add("L1.F3.act", 2.0, positions=-1), pb.zero("L1.mlp_features.error")]
+    swept = pb.sweep(view, task, entries)
+    whole = [task.score(pb.run(view, task, edits=[e]).last_logits) for e in entries]
+    assert close(swept["value"], torch.stack(whole))
+    assert any("read or written in several layers" in note for note in swept.notes)
