@@ -19,7 +19,7 @@ from torch import Tensor
 from patchbay.features.dictionary import Dictionary
 from patchbay.features.files import Files
 from patchbay.features.hooks import from_hook
-from patchbay.signal.port import PatchbayError
+from patchbay.signal.port import PatchbayError, Port
 
 
 def cross_layer(pieces: Sequence[Dictionary]) -> Dictionary:
@@ -41,18 +41,38 @@ def pieces_of(it: Dictionary) -> tuple[Dictionary, ...]:
     return (replace(it, rest=()), *it.rest) if it.rest else (it,)
 
 
-def rebuilt(pieces: Sequence[Dictionary], reads: Sequence[Tensor]) -> list[Tensor]:
-    """What the layers of a cross-layer transcoder say of what each of them writes, [..., d] each, of what each reads."""
+def reads_of(it: Dictionary) -> list[Port]:
+    """The signals that it reads, of all its layers, in order."""
+    return [Port(piece.reads, layer) for piece in pieces_of(it) for layer in piece.sites]
+
+
+def writes_of(it: Dictionary) -> list[Port]:
+    """The signals that it rebuilds, of all its layers, in order."""
+    return [Port(piece.writes, layer) for piece in pieces_of(it) for layer in piece.sites]
+
+
+def said(it: Dictionary, read: Tensor) -> tuple[Tensor, Tensor]:
+    """What it rebuilds of what it reads, [token, sites x d] both, and the activations of all its features, [token, feature]."""
+    if not it.rest:
+        z = it.encode(read)
+        return it.rebuilt(z, read), z
+    pieces = pieces_of(it)
+    reads = read.chunk(len(pieces), dim=-1)
+    zs = [piece.encode(x) for piece, x in zip(pieces, reads, strict=True)]
     found: dict[int, Tensor] = {}
-    for piece, x in zip(pieces, reads, strict=True):
-        z = piece.encode(x)
+    for piece, x, z in zip(pieces, reads, zs, strict=True):
         own = piece.decode(z, x)
         found[piece.layer] = found.get(piece.layer, torch.zeros_like(own)) + own
         for i, layer in enumerate(piece.later):
             assert piece.onward is not None
             further = z @ piece.onward[i].to(z)
             found[layer] = found.get(layer, torch.zeros_like(further)) + further
-    return [found[piece.layer] for piece in pieces]
+    return torch.cat([found[piece.layer] for piece in pieces], -1), torch.cat(zs, -1)
+
+
+def by_site(it: Dictionary, x: Tensor) -> Tensor:
+    """[token, sites x d] as [token, site, d]."""
+    return x.unflatten(1, (len(writes_of(it)), -1))
 
 
 # --- files ---------------------------------------------------------------------------------------------------

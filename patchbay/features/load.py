@@ -2,7 +2,7 @@
 
     FVU = sum |x - x^|^2 / sum |x - mean x|^2        over all tokens but the first of each text, which is an attention sink in most models
 
-of a crosscoder over all its sites, of a cross-layer transcoder the mean over its layers. What a file leaves open is found on text: by what its
+of several layers the mean over them. What a file leaves open is found on text: by what its
 input was scaled, and whether a transcoder's bias was taken from what it reads. Features that are silent there are counted, and where what is
 rebuilt would be nearer to the signal at another length, it is said by how much.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from patchbay.features import files, folds, formats
-from patchbay.features.across import pieces_of, rebuilt
+from patchbay.features.across import by_site, reads_of, said, writes_of
 from patchbay.features.dictionary import Dictionary, placed
 from patchbay.model.attached import attach
 from patchbay.model.model import Model
@@ -92,10 +92,9 @@ def proved(it: Dictionary, model: Model, texts: Any, worst: float = WORST) -> Di
 
 
 def signals(it: Dictionary, model: Model, texts: Any) -> tuple[Tensor, Tensor]:
-    """What is read and what is written, [token, d], at all tokens but the first of each text; of a crosscoder its sites side by side."""
+    """What is read and what is written, [token, d], at all tokens but the first of each text; those of several layers side by side."""
     attach(model, [it])  # which says what does not fit
-    reads = [Port(it.reads, layer) for layer in it.sites]
-    writes = [Port(it.writes, layer) for layer in it.sites] if it.before else [Port(it.writes, it.layer)]
+    reads, writes = reads_of(it), writes_of(it)
     trace = run(model, texts, taps=list(dict.fromkeys((*reads, *writes))), logits="last")
     real = torch.arange(trace.ids.shape[1])[None] < trace.lengths[:, None]
     real[:, 0] = False
@@ -120,25 +119,16 @@ def fvu(it: Dictionary, model: Model, texts: Any) -> float:
 
 
 def _tried(it: Dictionary, model: Model, texts: Any) -> dict[str, float]:
-    """FVU, the share of features that are silent, and at what length what is rebuilt, less its bias, is nearest to the signal."""
-    attach(model, [it])  # which says what does not fit
-    pieces = [piece.to(model.device) for piece in pieces_of(it)]
-    pairs = [signals(replace(piece, later=(), onward=None, family=""), model, texts) for piece in pieces]
-    zs = [piece.encode(read) for piece, (read, _) in zip(pieces, pairs, strict=True)]
-    own = [piece.rebuilt(z, read) for piece, z, (read, _) in zip(pieces, zs, pairs, strict=True)]
-    said = rebuilt(pieces, [read for read, _ in pairs]) if it.rest else own
-    off = [unexplained(y, found) for (_, y), found in zip(pairs, said, strict=True)]
-    moved, along = [], []
-    for (_, y), found in zip(pairs, said, strict=True):
-        means = found.double().mean(0)
-        moved.append(float((found.double() - means).pow(2).sum()))
-        along.append(float(((found.double() - means) * (y.double() - y.double().mean(0))).sum()))
-    silent = torch.cat([(z == 0).all(0) for z in zs]).double().mean()
-    return {
-        "fvu": sum(off) / len(off),
-        "silent": float(silent),
-        "length": sum(along) / sum(moved) if sum(moved) else 1.0,
-    }
+    """FVU, the mean over its sites; the share of features that are silent; at what length what is rebuilt, less its mean, is nearest to the signal."""
+    here = it.to(model.device)
+    read, written = signals(here, model, texts)
+    found, z = said(here, read)
+    pairs = [tuple(by_site(it, x)[:, s].double() for x in (written, found)) for s in range(len(writes_of(it)))]
+    off = [unexplained(*pair) for pair in pairs]
+    moved = sum(float((y - y.mean(0)).pow(2).sum()) for _, y in pairs)
+    along = sum(float(((y - y.mean(0)) * (x - x.mean(0))).sum()) for x, y in pairs)
+    silent = float((z == 0).all(0).double().mean())
+    return {"fvu": sum(off) / len(off), "silent": silent, "length": along / moved if moved else 1.0}
 
 
 def _settled(it: Dictionary, left: str, model: Model, texts: Any) -> Dictionary:

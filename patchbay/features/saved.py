@@ -29,8 +29,13 @@ def write(it: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
             raise PatchbayError(f"{target} is there and holds no dictionary: choose another folder")
         if not overwrite:
             raise PatchbayError(f"{target} holds a dictionary already; overwrite=True replaces it")
+    return write_folder(target, files_of(it))
+
+
+def files_of(it: Any) -> dict[str, bytes]:
+    """The files of a dictionary by name. Raises PatchbayError where no program has a form for it."""
     if it.rest:
-        return write_folder(target, packed_layers(it))
+        return packed_layers(it)
     if it.family:
         raise PatchbayError(
             "a layer of a cross-layer transcoder is saved with its others: save the first, which carries them"
@@ -41,7 +46,7 @@ def write(it: Any, folder: str | Path, *, overwrite: bool = False) -> Path:
     if it.density is not None:
         log = it.density.float().clamp_min(1e-10).log10().cpu()
         contents["sparsity.safetensors"] = write_tensors({"sparsity": log})
-    return write_folder(target, contents)
+    return contents
 
 
 def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,7 +59,10 @@ def packed(it: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
         kind, tensors = "crosscoder", packed_sites(it)
     elif it.transcodes:
         if it.form == "topk" or it.normalise != "none":
-            raise PatchbayError(f"a {it.form} transcoder with normalise={it.normalise!r}: SAELens has no form for it")
+            raise PatchbayError(
+                f"a {it.form} transcoder with normalise={it.normalise!r}: SAELens has no form for it (one that was trained by form='batchtopk' "
+                "is saved as jumprelu)"
+            )
         kind = ("" if it.form == "relu" else "jumprelu_") + (
             "skip_transcoder" if it.W_skip is not None else "transcoder"
         )

@@ -112,6 +112,11 @@ class KeptTrace(Trace):
         ]
 
     @property
+    def prompts_of_shards(self) -> list[list[int]]:
+        """The prompts of each shard, in the order of their rows."""
+        return [list(prompts) for prompts in self._prompts]
+
+    @property
     def n_rows(self) -> int:
         """Tokens of all prompts."""
         return int(self._ends[-1])

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.train import _together
+
 ZIPF = 0.7  # the exponent: m of the r-th densest feature is proportional to r^-ZIPF
 
 
@@ -21,18 +23,24 @@ def kept(form: str, value: Tensor, k: int, density: Tensor) -> Tensor:
         return torch.zeros_like(value, dtype=torch.bool).scatter(
             1, value.topk(min(k, n_features), dim=1).indices, True
         ) & (value > 0)
+    rank, processes = _together.world()
+    if form == "batchtopk" and processes > 1:  # the same number of the whole batch, which the processes share
+        return (value >= _together.cut(value, min(n * processes * k, value.numel() * processes))) & (value > 0)
     if form == "batchtopk":
-        flat = torch.zeros(value.numel(), dtype=torch.bool)
+        flat = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
         flat[value.flatten().topk(min(n * k, value.numel())).indices] = True
         return flat.view_as(value) & (value > 0)
-    ranks = value.argsort(dim=0, descending=True, stable=True).argsort(
+    whole = _together.columns(value) if processes > 1 else value
+    ranks = whole.argsort(dim=0, descending=True, stable=True).argsort(
         dim=0
     )  # [token, feature]: 0 is the largest of its feature
-    return (ranks < shares(density, n, k)[None]) & (value > 0)
+    found: Tensor = (ranks < shares(density, len(whole), k)[None].to(value.device))[rank * n :][:n]
+    return found & (value > 0)
 
 
 def shares(density: Tensor, n: int, k: int) -> Tensor:
     """How many tokens each feature may keep, int64 [feature]: n k in all, at most n each, by Zipf's law of its rank by density."""
+    density = density.cpu()
     weight = torch.empty(len(density), dtype=torch.float64)
     weight[density.argsort(descending=True, stable=True)] = (
         torch.arange(1, len(density) + 1, dtype=torch.float64) ** -ZIPF

@@ -1,13 +1,13 @@
 """Fitting a dictionary: its tensors, its loss, one step, and a state from which training goes on bit for bit.
 
-The signal is divided by its mean norm over sqrt(d) while it is fitted, and the tensors are then folded back. Rows of the decoder have norm
+Each signal is divided by its mean norm over sqrt(d) while it is fitted, and the tensors are then folded back. Rows of the decoder have norm
 1: the gradient along them is removed before each step, and they are put back after it. Features that were silent for `PATIENCE`
-batches rebuild what is left of the signal by the largest of their own pre-activations, with weight 1/32 (Gao et al. 2024).
+batches rebuild what is left of the signal by the largest of their own pre-activations, with weight 1/32 (Gao et al. 2024). Signals of several
+layers stand side by side; of a cross-layer transcoder the features of each layer too, and what one layer does not read or write is 0.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
-from patchbay.features import folds
 from patchbay.features.dictionary import Dictionary, gated
 from patchbay.files import write_file
 from patchbay.signal.port import PatchbayError
+from patchbay.train import _together
 from patchbay.train._allocation import Jump, kept
+from patchbay.train._finished import finished
+from patchbay.train._places import Places
 
 PATIENCE = 50  # batches
 WIDTH = 0.2  # of the pseudo-gradients of thresholds
@@ -46,87 +48,126 @@ class Plan:
 class Fitting:
     """A dictionary while it is trained, from what is read to what is written."""
 
-    def __init__(self, plan: Plan, read: Tensor, written: Tensor, *, transcodes: bool) -> None:
-        self.plan, self.transcodes, self.step = plan, transcodes, 0
-        self.scale_in, self.scale_out = (float(x.norm(dim=1).mean()) / x.shape[1] ** 0.5 for x in (read, written))
-        if not (self.scale_in > 0 and self.scale_out > 0):
-            raise PatchbayError(
-                "the signal is 0 at every token of the first batches: there is nothing to make features of"
-            )
-        d_in, d_out, n = read.shape[1], written.shape[1], plan.n_features
+    def __init__(self, plan: Plan, read: Tensor, written: Tensor, places: Places) -> None:
+        self.plan, self.places, self.step = plan, places, 0
+        self.sites, self.blocks = len(places.reads), places.blocks
+        self.subtracts = places.kind == "plain"
+        self.scale_in, self.scale_out = (_scales(x, self.sites) for x in (read, written))
+        d_in, d_out, n = read.shape[1], written.shape[1], plan.n_features * self.blocks
         draw = torch.Generator().manual_seed(plan.seed)
-        rows = torch.nn.functional.normalize(torch.randn(n, d_out, generator=draw), dim=1)
-        W_enc = (
-            rows.T.clone()
-            if not transcodes
-            else torch.nn.functional.normalize(torch.randn(d_in, n, generator=draw), dim=0)
-        )
+        self.masks = self._masks(read, d_out)
+        alike = self.sites if places.kind == "crosscoder" else 1  # one row for all sites, which training parts
+        drawn = torch.randn(n, d_out // alike, generator=draw).to(read).repeat(1, alike) * self.masks[1]
+        rows = torch.nn.functional.normalize(drawn, dim=1)
+        tied = places.kind in ("plain", "crosscoder")
+        drawn = rows.T if tied else torch.randn(d_in, n, generator=draw).to(read) * self.masks[0]
+        W_enc = drawn.clone() if tied else torch.nn.functional.normalize(drawn, dim=0)
+        zeros = read.new_zeros(n)
         self.tensors: dict[str, Tensor] = {
-            "W_enc": W_enc.contiguous(), "W_dec": rows, "b_enc": torch.zeros(n), "b_dec": written.mean(0) / self.scale_out,
+            "W_enc": W_enc.contiguous(), "W_dec": rows, "b_enc": zeros.clone(), "b_dec": (written / self.scale_out).mean(0),
         }  # fmt: skip
         if plan.form == "jumprelu":
-            self.tensors["log_theta"] = torch.full((n,), 0.3).log()
+            self.tensors["log_theta"] = torch.full_like(zeros, 0.3).log()
         if plan.form == "gated":
-            self.tensors |= {"b_gate": torch.zeros(n), "r_mag": torch.zeros(n)}
+            self.tensors |= {"b_gate": zeros.clone(), "r_mag": zeros.clone()}
         self.tensors = {name: value.requires_grad_() for name, value in self.tensors.items()}
         slow = [value for name, value in self.tensors.items() if name != "log_theta"]
         groups: list[dict[str, Any]] = [{"params": slow, "factor": 1.0}]
         if plan.form == "jumprelu":
             groups.append({"params": [self.tensors["log_theta"]], "factor": FASTER})
-        self.adam = torch.optim.Adam(groups, lr=plan.rate, betas=(0.9, 0.999))
-        self.silent = torch.zeros(n)  # batches since a feature was last active
-        self.density = torch.zeros(n)  # running share of tokens
-        self.theta = torch.full((n,), -1.0)  # running smallest kept value of each feature, -1: none yet
+        self.adam = torch.optim.Adam(groups, lr=plan.rate, betas=(0.9, 0.999), fused=True)
+        self.silent = zeros.clone()  # batches since a feature was last active
+        self.density = zeros.clone()  # running share of tokens
+        self.theta = torch.full_like(zeros, -1.0)  # running smallest kept value of each feature, -1: none yet
+
+    def _masks(self, read: Tensor, d_out: int) -> tuple[Tensor | float, Tensor | float]:
+        """Of a cross-layer transcoder what each layer's features may read and write; else all."""
+        if self.blocks == 1:
+            return 1.0, 1.0
+        n, s = self.plan.n_features, self.blocks
+        eye = torch.eye(s).repeat_interleave(read.shape[1] // s, 0).repeat_interleave(n, 1)
+        after = torch.ones(s, s).triu().repeat_interleave(n, 0).repeat_interleave(d_out // s, 1)
+        return eye.to(read), after.to(read)
 
     # ---- one step ----
 
     def advance(self, read: Tensor, written: Tensor) -> tuple[float, float]:
         """One step on a batch [token, d]: the share of its variance that is unexplained, and activations per token."""
-        x, y = read / self.scale_in, written / self.scale_out
+        x, y = _together.rows(read) / self.scale_in, _together.rows(written) / self.scale_out
         pre = self._pre(x)
         z, extra = self._activations(pre)
         t = self.tensors
-        error = y - (z @ t["W_dec"] + t["b_dec"])
+        error = y - torch.addmm(t["b_dec"], z, t["W_dec"])
         loss = error.pow(2).mean() + extra + self._revived(pre, error, y)
         left = min(1.0, 5.0 * (1 - self.step / self.plan.steps))  # the last fifth slows down
         for group in self.adam.param_groups:
             group["lr"] = self.plan.rate * group["factor"] * left
         self.adam.zero_grad()
         loss.backward()
-        rows, along = t["W_dec"], t["W_dec"].grad
-        assert along is not None
-        along -= (along * rows.detach()).sum(1, keepdim=True) * rows.detach()
-        self.adam.step()
+        self._step()
         with torch.no_grad():
-            rows.copy_(torch.nn.functional.normalize(rows, dim=1))
             self._note(z.detach())
         self.step += 1
-        spread = (y - y.mean(0)).pow(2).sum()
-        return float(error.detach().pow(2).sum() / spread), float((z > 0).float().sum(1).mean())
+        figures = torch.stack(
+            [error.detach().pow(2).sum() / (y - y.mean(0)).pow(2).sum(), (z > 0).float().sum(1).mean()]
+        )
+        _together.mean(figures)
+        return float(figures[0]), float(figures[1])
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        """Adam's step of all processes, along rows that keep their norm."""
+        rows, along, encoder = self.tensors["W_dec"], self.tensors["W_dec"].grad, self.tensors["W_enc"].grad
+        assert along is not None
+        assert encoder is not None
+        _together.mean(*(value.grad for value in self.tensors.values()))
+        if self.blocks > 1:
+            along *= self.masks[1]
+            encoder *= self.masks[0]
+        along.addcmul_(rows, torch.linalg.vecdot(along, rows)[:, None], value=-1)
+        self.adam.step()
+        rows /= torch.linalg.vector_norm(rows, dim=1, keepdim=True)
 
     def _pre(self, x: Tensor) -> Tensor:
         t = self.tensors
-        return (x if self.transcodes else x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+        return torch.addmm(t["b_enc"], x - t["b_dec"] if self.subtracts else x, t["W_enc"])
 
     def _activations(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         """Activations, and what is added to the loss for their number."""
         plan, t = self.plan, self.tensors
         none = pre.new_zeros(())
         if plan.form in BUDGETED:
-            value = pre.relu()
-            return torch.where(kept(plan.form, value.detach(), plan.k, self.density), value, 0.0), none
+            return self._chosen(pre.relu()), none
         if plan.form == "relu":
             z = pre.relu()
-            return z, plan.sparsity * (z * t["W_dec"].norm(dim=1)).sum(1).mean() / t["W_dec"].shape[1] ** 0.5
+            return z, plan.sparsity * (z * self._norms(t["W_dec"])).sum(1).mean() / t["W_dec"].shape[1] ** 0.5
         if plan.form == "jumprelu":
             z, on = Jump.apply(pre.relu(), t["log_theta"].exp(), WIDTH)  # type: ignore[no-untyped-call]
-            return z, plan.sparsity * (on.sum(1).mean() / plan.k - 1).pow(2)
+            count = on.sum(1).mean()
+            every = count.detach().clone()
+            _together.mean(every)  # the square is of the mean of all processes
+            return z, plan.sparsity * ((count + (every - count.detach())) / (plan.k * self.blocks) - 1).pow(2)
         u = pre - t["b_enc"]  # gated: b_enc is the magnitudes' bias
         gate = (u + t["b_gate"]).relu()
         z = torch.where(gate > 0, (t["r_mag"].exp() * u + t["b_enc"]).relu(), 0.0)
-        cost = plan.sparsity * (gate * t["W_dec"].detach().norm(dim=1)).sum(1).mean() / t["W_dec"].shape[1] ** 0.5
+        cost = plan.sparsity * (gate * self._norms(t["W_dec"].detach())).sum(1).mean() / t["W_dec"].shape[1] ** 0.5
         self._gate = gate  # its own rebuilding, with the decoder as it is
         return z, cost
+
+    def _chosen(self, value: Tensor) -> Tensor:
+        """Activations that the budget keeps, the others 0; of a cross-layer transcoder k of each layer, or as many of all."""
+        plan, n = self.plan, len(value)
+        if plan.form == "topk":
+            each = value.unflatten(1, (self.blocks, -1))
+            top = each.topk(min(plan.k, plan.n_features), dim=2)
+            return torch.zeros_like(each).scatter(2, top.indices, top.values).flatten(1)
+        on = kept(plan.form, value.detach(), plan.k * self.blocks, self.density)
+        assert len(on) == n
+        return torch.where(on, value, 0.0)
+
+    def _norms(self, rows: Tensor) -> Tensor:
+        """What an activation costs: the norm of its row, of several layers the sum of theirs."""
+        return rows.unflatten(1, (self.sites, -1)).norm(dim=2).sum(1)
 
     def _revived(self, pre: Tensor, error: Tensor, y: Tensor) -> Tensor:
         """What silent features leave of the error; of gated ones, what the gates leave of the signal."""
@@ -144,11 +185,15 @@ class Fitting:
     def _note(self, z: Tensor) -> None:
         """How often features were active, how long they were silent, and the smallest value that was kept of each."""
         on = z > 0
-        some = on.any(0)
+        share = on.float().mean(0)
+        _together.mean(share)
+        some = share > 0
         self.silent = torch.where(some, 0.0, self.silent + 1)
         rate = 1.0 if not self.step else 0.01
-        self.density += rate * (on.float().mean(0) - self.density)
-        least = torch.where(on, z, torch.inf).amin(0)
+        self.density += rate * (share - self.density)
+        if self.plan.form not in ("batchtopk", "feature_choice"):
+            return  # the others need no threshold of their own
+        least = _together.least(torch.where(on, z, torch.inf).amin(0))
         if self.plan.form == "batchtopk" and bool(some.any()):
             least, some = least.min().expand_as(least), torch.ones_like(some)
         fresh = some & (self.theta < 0)
@@ -158,8 +203,8 @@ class Fitting:
     # ---- what comes of it ----
 
     @torch.no_grad()
-    def dictionary(self, layer: int, reads: str, writes: str) -> Dictionary:
-        """The dictionary as it is now, for the signal as it is; what depended on the batch became thresholds."""
+    def dictionary(self) -> Dictionary:
+        """The dictionary as it is now, for the signals as they are; what depended on the batch became thresholds."""
         t, form = {name: value.detach().clone() for name, value in self.tensors.items()}, self.plan.form
         held: dict[str, Any] = {"W_enc": t["W_enc"], "b_enc": t["b_enc"], "form": "relu"}
         if form == "topk":
@@ -170,25 +215,9 @@ class Fitting:
             held |= {"form": "jumprelu", "threshold": t["log_theta"].exp()}
         elif form == "gated":
             held = gated(t["b_gate"], t["b_enc"], t["r_mag"], t["W_enc"])
-        place: dict[str, Any] = {"layer": layer, "reads": reads, "writes": writes}
-        it = Dictionary(
-            W_dec=t["W_dec"],
-            b_dec=t["b_dec"],
-            subtract=not self.transcodes,
-            density=self.density.clone(),
-            **held,
-            **place,
-        )
-        if not self.transcodes:
-            return folds.scaled_input(it, 1 / self.scale_in)
-        scaled = {
-            "W_enc": it.W_enc / self.scale_in,
-            "W_dec": it.W_dec * self.scale_out,
-            "b_dec": it.b_dec * self.scale_out,
-        }
-        return Dictionary(
-            b_enc=it.b_enc, form=it.form, threshold=it.threshold, k=it.k, density=it.density, **scaled, **place
-        )
+        held["W_enc"] = held["W_enc"] / self.scale_in[:, None]
+        held |= {"W_dec": t["W_dec"] * self.scale_out, "b_dec": t["b_dec"] * self.scale_out}
+        return finished(held, self.density.clone(), self.places)
 
     # ---- files ----
 
@@ -198,7 +227,8 @@ class Fitting:
         for name, value in self.tensors.items():
             found |= {f"{key}.{name}": self.adam.state[value][key] for key in ("exp_avg", "exp_avg_sq", "step")}
         found |= {"silent": self.silent, "density": self.density, "theta": self.theta}
-        marks = {"step": str(self.step), "request": request, "scales": json.dumps([self.scale_in, self.scale_out])}
+        found |= {"scale_in": self.scale_in, "scale_out": self.scale_out}
+        marks = {"step": str(self.step), "request": request}
         write_file(
             path, write_tensors({name: value.clone().contiguous() for name, value in found.items()}, metadata=marks)
         )
@@ -213,12 +243,22 @@ class Fitting:
                 f"{path} is of a training with other texts, model or options: give another folder, or remove it"
             )
         self.step = int(marks["step"])
-        self.scale_in, self.scale_out = json.loads(marks["scales"])
+        found = {name: value.to(self.silent.device) for name, value in found.items()}
+        self.scale_in, self.scale_out = found["scale_in"], found["scale_out"]
         with torch.no_grad():
             for name, value in self.tensors.items():
                 value.copy_(found[f"p.{name}"])
                 self.adam.state[value] = {key: found[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
         self.silent, self.density, self.theta = found["silent"], found["density"], found["theta"]
+
+
+def _scales(x: Tensor, sites: int) -> Tensor:
+    """By what each number is divided, [sites x d]: the mean norm of its signal over sqrt(d)."""
+    each = x.unflatten(1, (sites, -1))
+    found = each.norm(dim=2).mean(0) / each.shape[2] ** 0.5
+    if not bool((found > 0).all()):
+        raise PatchbayError("the signal is 0 at every token of the first batches: there is nothing to make features of")
+    return found.repeat_interleave(each.shape[2])
 
 
 def described(plan: Plan) -> dict[str, Any]:

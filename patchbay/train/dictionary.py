@@ -9,12 +9,18 @@
     jumprelu        0.1 (activations per token / k - 1)^2; thresholds learn by pseudo-gradients
     gated           penalty x sum of the gates, and the gates' own rebuilding
 
-A transcoder ("L0.mlp.in to L0.mlp.out") rebuilds what is written from what is read. Tokens but the first of each text, from a buffer that holds
-a bounded number of them (`_stream.py`); a tenth of the texts is held out: `value` is FVU, the share of their variance that is not
-rebuilt, `null` that of random rows of the same number and k. One run of the texts and 12 F d operations a token for each epoch.
+A transcoder ("L0.mlp.in to L0.mlp.out") rebuilds what is written from what is read. Of several signals, with commas, one set of features is trained for
+all (a crosscoder), or of transcoders features of each layer that write in all after it (a cross-layer transcoder). Of two models it is a
+crosscoder of one signal in both: `relative` R_i = |d_2i| / (|d_1i| + |d_2i|) is .5 for what they share, 1 for what `other` alone has; since
+training can split what is shared, `fitted` [condition, feature] says how much of each model the feature explains: the least-squares length of its
+longer row in what the others leave of that model's signal. A feature is one model's own where R and both lengths say so.
+
+Tokens but the first of each text, from a buffer that holds a bounded number of them (`_stream.py`), or from a trace on disk; a tenth of the texts
+is held out: `value` is FVU, the share of their variance that is not rebuilt, `null` that of random rows of the same number and k. One run of the
+texts and 12 F d operations a token for each epoch. Under torch.distributed every process takes an equal share of each batch.
 
 Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders" (the full text was not at hand: ranks by
-running density, exponent 0.7, no auxiliary Zipf loss). A low FVU shows that the signal is rebuilt, not that features mean something.
+running density, exponent 0.7, no auxiliary Zipf loss); Lindsey et al. 2024, "Sparse Crosscoders". A low FVU shows that the signal is rebuilt, not that features mean something.
 """
 
 from __future__ import annotations
@@ -31,15 +37,21 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.errors import one_of
 from patchbay.features import saved
+from patchbay.features.across import by_site, said
 from patchbay.features.dictionary import Dictionary
-from patchbay.model.attached import attach, width_of
+from patchbay.model.attached import attach
+from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.results.method import method
+from patchbay.results.record import is_model
 from patchbay.results.result import Result
-from patchbay.signal.port import PatchbayError, Port, parse_port
+from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
+from patchbay.train._differing import alone, compared
 from patchbay.train._fitting import Fitting, Plan, described
-from patchbay.train._stream import activations, batches, shuffled
+from patchbay.train._places import places_of
+from patchbay.train._stream import Source, batches, shuffled, source_of
+from patchbay.train._together import world
 
 Form = Literal["topk", "batchtopk", "feature_choice", "relu", "jumprelu", "gated"]
 FORMS = ("topk", "batchtopk", "feature_choice", "relu", "jumprelu", "gated")
@@ -61,52 +73,65 @@ def dictionary(
     sparsity: float | None = None,
     steps: int = 500,
     folder: str | None = None,
+    other: str | Any = None,
     seed: int = 0,
 ) -> Result:
     """FVU of held-out tokens (`value`, with ends over texts), activations per token (`l0`) and share of silent features (`dead`) of a dictionary trained on texts.
 
-    `prompts`: the texts. `at`: the signal, "L0.resid_out", or of a transcoder what is read and what is written, "L0.mlp.in to L0.mlp.out". `form`: how
-    activations are chosen. `n_features`: how many features there are. `sparsity`: active features per token, 8 without; of relu and gated, which have no
-    such number, the weight of their penalty, 0.1 without. `steps`: updates, of 256 tokens each, or as many as there are. `folder`: where the dictionary is
-    written in SAELens's form; a call that was stopped goes on from the state beside it, bit for bit. Without, it is not kept.
+    `prompts`: the texts, or the folder of a trace that holds the signals (`pb.run(model, texts, taps=[...], folder=...)`). `at`: the signal, "L0.resid_out";
+    of a transcoder what is read and what is written, "L0.mlp.in to L0.mlp.out"; of several layers with commas, "L0.resid_out, L1.resid_out". `form`: how
+    activations are chosen. `n_features`: how many features there are, of a cross-layer transcoder in each layer. `sparsity`: active features per token, 8 without; of
+    relu and gated, which have no such number, the weight of their penalty, 0.1 without. `steps`: updates, of 256 tokens each, or as many as there are. `folder`:
+    where the dictionary is written in SAELens's form; a call that was stopped goes on from the state beside it, bit for bit. Without, it is not kept. `other`: a second
+    model, such as a tuned one, or its name or folder: features of one signal in both.
     """
     one_of("form", form, FORMS)
-    ports = _ports(model, at)
-    encoded = [ids for ids in model.encode(prompts) if len(ids) > 1]
+    models = [model, *([] if other is None else [load(other) if isinstance(other, str) else other])]
+    places = places_of(model, at, models=len(models))
+    _check_other(models, folder)
+    source = source_of(models, prompts, places)
     plan = _plan(form, n_features, sparsity, steps, seed)
-    _check(plan, encoded, folder)
-    order = shuffled(len(encoded), seed, "held out")
-    held = [encoded[i] for i in order[: max(1, len(order) // 10)]]
-    seen = [encoded[i] for i in order[len(held) :]] or held
-    fitting = _begun(model, plan, seen, ports)
-    start = fitting.dictionary(ports[0].layer or 0, ports[0].signal, ports[1].signal)
-    rows = _fit(model, plan, fitting, seen, ports, folder)
-    found = fitting.dictionary(ports[0].layer or 0, ports[0].signal, ports[1].signal)
+    _check(plan, source.ids, folder)
+    order = shuffled(len(source.ids), seed, "held out")
+    held = order[: max(1, len(order) // 10)]
+    seen = order[len(held) :] or held
+    fitting = Fitting(plan, *source.of(seen[:32]), places)
+    start = fitting.dictionary()
+    if folder is not None:
+        saved.files_of(start)  # which says before the training what has no form
+    rows = _fit(plan, fitting, source, seen, model.fingerprint, folder)
     trained_on = {
         "model_name": model.source or type(model.hf).__name__,
         "prepend_bos": False,
         "patchbay_fingerprint": model.fingerprint,
     }
-    found = replace(found, trained_on=trained_on, source=folder or "")
-    written = None if folder is None else str(saved.write(found, folder))
-    if folder is not None:
+    found = replace(fitting.dictionary(), trained_on=trained_on, source=folder or "")
+    written = _written(found, folder)
+    if len(models) == 1:
+        attach(model, [found])  # what was made fits
+    return _result(found, start, source, held, rows, written, seed)
+
+
+def _written(found: Dictionary, folder: str | None) -> str | None:
+    """Where the dictionary is, written by one process."""
+    if folder is None:
+        return None
+    if world()[0] == 0:
+        saved.write(found, folder)
         _state(folder).unlink(missing_ok=True)
-    return _result(model, found, start, held, ports, rows, written, seed)
+    return str(folder)
 
 
-def _ports(model: Model, at: str) -> tuple[Port, Port]:
-    ports = [parse_port(one) for one in at.split(" to ")]
-    if (
-        not 1 <= len(ports) <= 2
-        or len({port.layer for port in ports}) > 1
-        or any(port.index is not None for port in ports)
-    ):
+def _check_other(models: list[Model], folder: str | None) -> None:
+    if len(models) == 1:
+        return
+    if not is_model(models[1]) or models[1].vocab_size != models[0].vocab_size:
+        raise PatchbayError("other: a model of the same tokens, or its name or folder")
+    if folder is not None:
         raise PatchbayError(
-            f"at={at!r}: one signal of a layer, such as 'L0.resid_out', or two, 'L0.mlp.in to L0.mlp.out'"
+            "features of two models are parts of neither, and are not written as a dictionary: leave folder out; the Result has their rows, "
+            "result['row'] [condition, feature, d_model]"
         )
-    for port in ports:
-        model.require(port)
-    return ports[0], ports[-1]
 
 
 def _plan(form: str, n_features: int, sparsity: float | None, steps: int, seed: int) -> Plan:
@@ -136,28 +161,24 @@ def _check(plan: Plan, encoded: list[list[int]], folder: str | None) -> None:
         raise PatchbayError(f"{folder} is already there; a trained dictionary goes to a new folder")
 
 
-def _begun(model: Model, plan: Plan, seen: list[list[int]], ports: tuple[Port, Port]) -> Fitting:
-    """Tensors at their start, of the signal of the first texts."""
-    read, written = activations(model, seen[:32], ports)
-    return Fitting(plan, read, written, transcodes=ports[0] != ports[1])
-
-
 def _fit(
-    model: Model, plan: Plan, fitting: Fitting, seen: list[list[int]], ports: tuple[Port, Port], folder: str | None
+    plan: Plan, fitting: Fitting, source: Source, seen: list[int], fingerprint: str, folder: str | None
 ) -> list[dict[str, Any]]:
     """All steps, or those that are left; the state goes to disk every now and then where there is a folder."""
-    told = json.dumps([described(plan), [str(port) for port in ports], model.fingerprint, seen], sort_keys=True)
+    texts = [source.ids[i] for i in seen]
+    told = json.dumps([described(plan), str(source.places), fingerprint, type(source).__name__, texts], sort_keys=True)
     request = hashlib.sha256(told.encode()).hexdigest()
     if folder is not None and _state(folder).is_file():
         fitting.resume(_state(folder), request)
     rows = []
-    size = min(plan.batch_size, sum(len(ids) - 1 for ids in seen))
-    for read, written in batches(model, seen, ports, size, BUFFER * size, plan.seed, fitting.step):
+    size = min(plan.batch_size, sum(len(ids) - 1 for ids in texts))
+    size -= size % world()[1]
+    for read, written in batches(source, seen, size, BUFFER * size, plan.seed, fitting.step):
         if fitting.step >= plan.steps:
             break
         unexplained, active = fitting.advance(read, written)
         rows.append({"step": fitting.step, "unexplained": unexplained, "active": active})
-        if folder is not None and fitting.step % EVERY == 0:
+        if folder is not None and fitting.step % EVERY == 0 and world()[0] == 0:
             fitting.save(_state(folder), request)
     return rows
 
@@ -167,22 +188,24 @@ def _state(folder: str) -> Path:
 
 
 def _sums(it: Dictionary, read: Tensor, written: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each text: squared error, squared distance to the mean; and activations [token, feature]."""
-    z = it.encode(read)
-    error = (written - it.decode(z, read)).double().pow(2).sum(1)
-    spread = (written - written.mean(0)).double().pow(2).sum(1)
+    """Of each text: squared error, squared distance to the mean; and activations [token, feature]. Each site counts by its own variance."""
+    found, z = said(it, read)
+    spread = by_site(it, (written - written.mean(0)).double().pow(2)).sum(2)  # [token, site]
+    error = by_site(it, (written - found).double().pow(2)).sum(2)
+    weight = spread.sum() / spread.sum(0) / spread.shape[1]
     texts = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    above, below = (torch.zeros(len(lengths), dtype=torch.float64).index_add(0, texts, x) for x in (error, spread))
+    above, below = (
+        torch.zeros(len(lengths), dtype=torch.float64).index_add(0, texts, (x * weight).sum(1).cpu())
+        for x in (error, spread)
+    )
     return above, below, z
 
 
 def _result(
-    model: Model, found: Dictionary, start: Dictionary, held: list[list[int]], ports: tuple[Port, Port], rows: list[dict[str, Any]],
-    written: str | None, seed: int,
+    found: Dictionary, start: Dictionary, source: Source, held: list[int], rows: list[dict[str, Any]], written: str | None, seed: int,
 ) -> Result:  # fmt: skip
-    attach(model, [found])  # what was made fits
-    read, target = activations(model, held, ports)
-    lengths = [len(ids) - 1 for ids in held]
+    read, target = source.of(held)
+    lengths = [len(source.ids[i]) - 1 for i in held]
     above, below, z = _sums(found, read, target, lengths)
     nothing = _sums(start, read, target, lengths)[0]
     low, high = (
@@ -192,7 +215,7 @@ def _result(
     )
     active = (z > 0).double().sum(1)
     total = float(below.sum())
-    n = found.n_features
+    n = z.shape[1]
     variables: dict[str, Any] = {
         "value": (float(above.sum()) / total, (), SHARE),
         "null": (float(nothing.sum()) / total, (), SHARE),
@@ -201,11 +224,16 @@ def _result(
         "dead": (1.0 - float((z > 0).any(0).double().mean()), (), "share of features"),
     }
     variables |= {name: (end, (), SHARE) for name, end in (("low", low), ("high", high)) if end == end}
+    width = by_site(found, target).shape[2]
+    place = found.place if len(source.models) == 1 else f"{source.places.reads[0]} of two models"
     notes = [
-        f"{n} features at {found.place}, {width_of(model, ports[1])} numbers wide; {len(z)} held-out tokens of {len(held)} texts: {variables['value'][0]:.3g} of their "
+        f"{n} features at {place}, {width} numbers wide; {len(z)} held-out tokens of {len(held)} texts: {variables['value'][0]:.3g} of their "
         f"variance is not rebuilt (random rows: {variables['null'][0]:.3g})",
         f"written to {written}" if written else "no folder was given: the dictionary is not kept",
     ]
+    if len(source.models) > 1:
+        variables |= compared(found, read, target)
+        notes.append(alone(variables["relative"][0], variables["fitted"][0]))
     return Result(
         variables,
         tables={"steps": rows},

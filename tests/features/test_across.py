@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import patchbay as pb
-from patchbay.features.across import cross_layer, pieces_of, rebuilt
+from patchbay.features.across import by_site, cross_layer, pieces_of, said
 from patchbay.features.load import fvu, signals
 from tests import given
 from tests.features.given import crosscoder, layers, random
@@ -45,7 +45,7 @@ def test_a_crosscoder_is_its_formula_and_comes_back(more: dict[str, Any], tmp_pa
 def test_a_cross_layer_transcoder_is_its_formula_and_comes_back(more: dict[str, Any], tmp_path: Path) -> None:
     it = layers(6, (0, 1, 2), **more)
     pieces = pieces_of(it)
-    said = rebuilt(pieces, list(X))
+    found = by_site(it, said(it, torch.cat(list(X), -1))[0]).transpose(0, 1)
     zs = [piece.encode(x) for piece, x in zip(pieces, X, strict=True)]
     for m in range(3):
         y = zs[m] @ pieces[m].W_dec + pieces[m].b_dec
@@ -53,9 +53,9 @@ def test_a_cross_layer_transcoder_is_its_formula_and_comes_back(more: dict[str, 
             rows = pieces[earlier].onward
             assert rows is not None
             y = y + zs[earlier] @ rows[m - earlier - 1]
-        assert close(said[m], y)
+        assert close(found[m], y)
     back = pb.load_dictionary(it.save(tmp_path / "a"))
-    assert all(torch.equal(a, b) for a, b in zip(rebuilt(pieces_of(back), list(X)), said, strict=True))
+    assert torch.equal(by_site(back, said(back, torch.cat(list(X), -1))[0]).transpose(0, 1), found)
     assert [one.place for one in pieces_of(back)] == [
         "L0.mlp.in to L0.mlp.out, L1.mlp.out, L2.mlp.out", "L1.mlp.in to L1.mlp.out, L2.mlp.out", "L2.mlp.in to L2.mlp.out",
     ]  # fmt: skip
@@ -82,8 +82,8 @@ def test_circuit_tracers_own_layout(tmp_path: Path) -> None:
     found = pb.load_dictionary(tmp_path / "W_enc_0.safetensors")
     assert [(one.layer, one.reads, one.writes) for one in pieces_of(found)] == [(0, "resid_mid", "mlp.out"), (1, "resid_mid", "mlp.out")]  # fmt: skip
     assert found.trained_on == {"model_name": "gpt2"}
-    for a, b in zip(rebuilt(pieces_of(found), list(X[:2])), rebuilt(pieces_of(it), list(X[:2])), strict=True):
-        assert torch.equal(a, b)
+    x = torch.cat([X[0], X[1]], -1)
+    assert torch.equal(said(found, x)[0], said(it, x)[0])
     save_file({"W_dec_1": torch.zeros(10, 2, 6)}, tmp_path / "W_dec_1.safetensors")
     with pytest.raises(pb.PatchbayError, match=r"W_dec_1 \[10, 2, 6\] are not \[feature, d\] and \[feature, 1, d\]"):
         pb.load_dictionary(tmp_path)
@@ -103,16 +103,17 @@ def test_they_are_proved_on_text() -> None:
     whole = torch.cat([eye, -eye]).unflatten(1, (2, 32)).transpose(0, 1)
     exact = pb.Dictionary(torch.cat([eye, -eye], 1), whole[1], torch.zeros(128), torch.zeros(32), layer=1, before=(0,),
                           decoders=whole[:1] * 0.7, biases=torch.zeros(1, 32))  # fmt: skip
-    wrong = (x[:, :32] * 0.3).double().pow(2).sum() / (x - x.mean(0)).double().pow(2).sum()
-    assert close(fvu(exact, model, texts), wrong)
+    first = x[:, :32].double()
+    wrong = (first * 0.3).pow(2).sum() / (first - first.mean(0)).pow(2).sum()
+    assert close(fvu(exact, model, texts), wrong / 2), "the mean over its sites, of which the last is whole"
     across = layers(32, (0, 1))
     taps = [f"L{i}.mlp.{side}" for i in range(2) for side in ("in", "out")]
     trace = pb.run(model, texts, taps=taps)
     (x0, y0), (x1, y1) = (
         tuple(trace[f"L{i}.mlp.{side}"][:, 1:].flatten(0, 1) for side in ("in", "out")) for i in (0, 1)
     )
-    said = rebuilt(pieces_of(across), [x0, x1])
-    by_layer = [float((y - s).double().pow(2).sum() / (y - y.mean(0)).double().pow(2).sum()) for y, s in zip((y0, y1), said, strict=True)]  # fmt: skip
+    found = by_site(across, said(across, torch.cat([x0, x1], 1))[0]).transpose(0, 1)
+    by_layer = [float((y - s).double().pow(2).sum() / (y - y.mean(0)).double().pow(2).sum()) for y, s in zip((y0, y1), found, strict=True)]  # fmt: skip
     assert close(fvu(across, model, texts), sum(by_layer) / 2)
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import patchbay as pb
+from patchbay.features.load import fvu
 from patchbay.measure.dictionary import one_to_one, random_rows
 from tests import given
-from tests.features.given import dictionary
+from tests.features.given import crosscoder, dictionary, layers
 from tests.tolerance import close
 
 TEXTS = [[5, 9, 7, 3, 11, 14], [8, 6, 20, 4], [9, 30, 12, 25, 17, 3, 21]]
@@ -95,6 +97,66 @@ def test_dictionaries_are_compared_row_by_row(model: pb.Model, tmp_path: Path) -
     assert one_to_one(torch.tensor([[0.95, 0.99], [0.1, 0.2]], dtype=torch.float64)) == 0.5
     shared = torch.tensor([[0.95, 0.2], [0.99, 0.1]], dtype=torch.float64)  # both rows are nearest to the first column
     assert one_to_one(shared) == 0.5
+
+
+def test_single_features_are_asked_by_labels_concepts_and_truth(model: pb.Model, tmp_path: Path) -> None:
+    """A dictionary of the embeddings' own two signs; a class that is one token, a concept that is two, directions that are coordinates."""
+    texts = [[3 + (i * 7 + j) % 30 for j in range(5)] + [35 if i % 2 else 36] for i in range(12)]
+    it = signs(1.0, "L0.resid_in")
+    table = model.embed.weight.detach()
+    truth = tmp_path / "truth.safetensors"
+    save_file({"directions": torch.eye(32), "tokens": (table > 0).to(torch.uint8)}, truth)
+    view = model.with_dictionaries(it)
+    found = pb.measure.dictionary(
+        view,
+        texts,
+        "L0.features",
+        labels=[i % 2 for i in range(12)],
+        concepts=[[35, 36], [39]],
+        truth=str(truth),
+        untrained=True,
+    )
+    assert found["best"] == found["matched"] == found["found"] == 1
+    assert float(found["chance_found"]) == 0
+    assert float(found["chance_best"]) < 0.75
+    assert float(found["support"]) > float(found["chance_support"]) + 0.1, "positions move what the tokens alone say"
+    assert (
+        found["probe"].shape
+        == found["probe_raw"].shape
+        == found["chance_probe"].shape
+        == found["probe_shuffled"].shape
+        == (3,)
+    )
+    assert float(found["probe_raw"].max()) > 0.9
+    assert float(found["absorption"][1]) != float(found["absorption"][1]), "no such token: NaN"
+    assert float(found["null_untrained"]) < 1e-9, "what rebuilds every signal rebuilds an untrained network's too"
+    with pytest.raises(pb.PatchbayError, match="labels: 2 of 2 kinds for 12 texts"):
+        pb.measure.dictionary(view, texts, "L0.features", labels=[0, 1])
+    save_file({"directions": torch.eye(4)}, truth)
+    with pytest.raises(pb.PatchbayError, match=r"needs `directions` \[direction, 32\], has \[4, 4\]"):
+        pb.measure.dictionary(view, texts, "L0.features", truth=str(truth))
+
+
+def test_dictionaries_of_several_layers_are_measured_in_all_of_them(model: pb.Model, tmp_path: Path) -> None:
+    it = layers(32, (0, 1))
+    view = model.with_dictionaries(it)
+    found = pb.measure.dictionary(view, TEXTS, "L1.mlp_features")
+    assert close(found["value"], pb.measure.dictionary(model, TEXTS, str(it.save(tmp_path / "a")))["value"])
+    assert close(found["value"], fvu(it, model, TEXTS))
+    errors = [pb.zero(f"L{i}.mlp_features.error", positions=slice(1, None)) for i in (0, 1)]
+    whole = [pb.zero(f"L{i}.mlp.out", positions=slice(1, None)) for i in (0, 1)]
+    for name, edits in (("ce_rebuilt", errors), ("ce_zero", whole)):
+        lost = n = 0.0
+        for ids in TEXTS:
+            logp = pb.run(view, [ids], edits=edits).logits[0].log_softmax(-1)
+            lost -= sum(float(logp[i - 1, ids[i]]) for i in range(2, len(ids)))
+            n += len(ids) - 2
+        assert close(found[name], lost / n), name
+    sites = crosscoder(32, (0, 1), n=40)
+    one = pb.measure.dictionary(model.with_dictionaries(sites), TEXTS, "L1.features")
+    assert close(one["value"], fvu(sites, model, TEXTS))
+    with pytest.raises(pb.PatchbayError, match="asked of a dictionary of one layer"):
+        pb.measure.dictionary(view, TEXTS, "L1.mlp_features", labels=[0, 1, 1])
 
 
 def test_what_is_no_dictionary_is_refused(model: pb.Model) -> None:

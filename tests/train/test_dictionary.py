@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 import patchbay as pb
+from patchbay.features.load import fvu
 from patchbay.train import _allocation, _fitting, _stream
+from patchbay.train._places import places_of
 from tests import given
 from tests.tolerance import close
 
@@ -194,18 +202,147 @@ def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
     assert sorted(one.name for one in tmp_path.iterdir()) == ["half", "whole"], "the state is gone"
 
 
-def test_the_stream_goes_on_from_any_step_and_serves_every_token() -> None:
+def test_the_stream_goes_on_from_any_step_and_serves_every_token(tmp_path: Path) -> None:
     model, _ = planted()
-    port = model.port("L0.resid_in")
-    whole = [x for x, _ in zip(_stream.batches(model, TEXTS, (port, port), 20, 60, 3), range(12), strict=False)]
-    later = next(_stream.batches(model, TEXTS, (port, port), 20, 60, 3, skip=7))
+    places = places_of(model, "L0.resid_in")
+    source, every = _stream.Source([model], TEXTS, places), range(24)
+    whole = [x for x, _ in zip(_stream.batches(source, every, 20, 60, 3), range(12), strict=False)]
+    later = next(_stream.batches(source, every, 20, 60, 3, skip=7))
     assert torch.equal(later[0], whole[7][0])
-    block = next(_stream.blocks([12] * 24, 60, 3))
+    block = next(source.blocks(every, 60, 3))
     assert len(block) == 6, "as many as fill the buffer"
-    seen = pb.run(model, [TEXTS[i] for i in block], taps=[port])[port][:, 1:].flatten(0, 1)
+    seen = pb.run(model, [TEXTS[i] for i in block], taps=places.ports)["L0.resid_in"][:, 1:].flatten(0, 1)
     served = torch.cat([x for x, _ in whole[:3]])
     assert all(bool((seen == row).all(1).any()) for row in served)
     assert len(served) == 60
+
+
+def test_a_trace_on_disk_gives_the_same_dictionary_signal_by_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = planted()
+    at, folder = "L0.mlp.in to L0.mlp.out", tmp_path / "trace"
+    trace = pb.run(model, TEXTS, taps=["L0.mlp.in", "L0.mlp.out"], folder=folder, logits=None)
+    stored, live = (_stream.source_of([model], given_, places_of(model, at)) for given_ in (str(folder), TEXTS))
+    for a, b in zip(stored.of([5, 2, 9]), live.of([5, 2, 9]), strict=True):
+        assert close(a, b)
+    monkeypatch.setattr(type(trace), "prompts_of_shards", [list(range(8)), list(range(8, 24))])
+    blocks = stored.blocks(range(2, 24), 60, 0)
+    assert sorted(map(len, (next(blocks), next(blocks)))) == [6, 16], "a block is what a shard has of them"
+    assert len(next(stored.blocks(range(2, 24), 70, 0))) in (16, 22), "or several, where one has too few tokens"
+    pb.train.dictionary(model, str(folder), at, form="batchtopk", folder=str(tmp_path / "a"), **SMALL)
+    assert pb.load_dictionary(tmp_path / "a").transcodes
+    with pytest.raises(pb.PatchbayError, match="a topk transcoder(?s:.)*form='batchtopk' is saved as jumprelu"):
+        pb.train.dictionary(model, TEXTS, at, folder=str(tmp_path / "b"), n_features=24, steps=10**9)
+    with pytest.raises(pb.PatchbayError, match=r"holds L0.mlp.in, L0.mlp.out, and not L1.resid_out"):
+        pb.train.dictionary(model, str(folder), "L1.resid_out", **SMALL)
+    with pytest.raises(pb.PatchbayError, match="made with another model"):
+        pb.train.dictionary(pb.load(given.gpt2(3, vocab_size=120)), str(folder), at, **SMALL)
+
+
+@pytest.mark.parametrize("form", ["batchtopk", *(pytest.param(form, marks=pytest.mark.slow) for form in ("topk", "relu", "jumprelu", "gated", "feature_choice"))])  # fmt: skip
+def test_what_several_layers_make_is_saved_and_attached(form: str, tmp_path: Path) -> None:
+    """Crosscoders and cross-layer transcoders of every form: the file computes what was measured."""
+    model, _ = planted()
+    how: dict[str, Any] = {"form": form, "n_features": 24, "steps": 30}
+    how |= {} if form in ("relu", "gated") else {"sparsity": 3}
+    for name, at in (
+        ("cross", "L0.resid_out, L1.resid_out"),
+        ("layers", "L0.mlp.in to L0.mlp.out, L1.mlp.in to L1.mlp.out"),
+    ):
+        result = pb.train.dictionary(model, TEXTS, at, folder=str(tmp_path / name), **how)
+        it = pb.load_dictionary(tmp_path / name)
+        held = [TEXTS[i] for i in _stream.shuffled(24, 0, "held out")[:2]]
+        assert close(result["value"], fvu(it, model, held)), "each site by its own variance"
+        view = model.with_dictionaries(it)
+        home = "L1.features" if name == "cross" else "L1.mlp_features"
+        assert torch.equal(pb.run(view, held, edits=[pb.scale(f"{home}.act", 1.0)]).logits, pb.run(model, held).logits)
+    assert it.onward is not None
+    assert bool((it.onward != 0).any())
+
+
+def test_identical_models_share_every_feature() -> None:
+    model, _ = planted()
+    result = pb.train.dictionary(model, TEXTS, "L0.resid_in", other=model, form="batchtopk", n_features=24, sparsity=2, steps=20)  # fmt: skip
+    assert float((result["relative"] - 0.5).abs().max()) < 1e-4
+    for name in ("the first model", "the other"):
+        assert f"0 of {name} alone (0 by" in str(result.notes)
+    with pytest.raises(pb.PatchbayError, match="features of two models are parts of neither"):
+        pb.train.dictionary(model, TEXTS, "L0.resid_in", other=model, folder="/nowhere", **SMALL)
+    with pytest.raises(pb.PatchbayError, match="one signal of one layer is read in each"):
+        pb.train.dictionary(model, TEXTS, "L0.resid_in, L1.resid_in", other=model, **SMALL)
+    with pytest.raises(pb.PatchbayError, match="a model of the same tokens"):
+        pb.train.dictionary(model, TEXTS, "L0.resid_in", other=pb.load(given.gpt2(0)), **SMALL)
+
+
+@pytest.mark.slow
+def test_a_direction_of_one_model_alone_is_the_one_feature_of_it() -> None:
+    model, _ = planted()
+    hf = copy.deepcopy(model.hf)
+    draw = torch.Generator().manual_seed(9)
+    extra = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
+    some = torch.randperm(120, generator=draw)[:40]
+    hf.transformer.wte.weight.data[some] += 1.2 * extra
+    result = pb.train.dictionary(model, TEXTS, "L0.resid_in", other=pb.load(hf), form="batchtopk", n_features=24, sparsity=3, steps=500)  # fmt: skip
+    relative, density, row = (result[name] for name in ("relative", "density", "row"))
+    active = density > 0.01
+    own = (relative > 0.9) & active
+    assert int(own.sum()) == 1
+    cosine = torch.nn.functional.cosine_similarity(row[1][own][0], extra, dim=0)
+    assert float(cosine) > 0.9
+    assert float(relative[own]) > 0.97
+    assert float((relative[active & ~own] - 0.5).abs().max()) < 0.2
+    assert "1 of the other alone" in str(result.notes)
+
+
+RUN = """
+import sys, torch, torch.distributed as dist, patchbay as pb
+from patchbay.train import dictionary
+from tests.train.test_dictionary import TEXTS, planted
+rank, world, folder, form = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.set_num_threads(1)
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"file://{folder}.meet", rank=rank, world_size=world)
+sys.modules["patchbay.train.dictionary"].EVERY = 5
+model, _ = planted()
+steps = int(sys.argv[5])
+dictionary(model, TEXTS, "L0.resid_in", form=form, n_features=24, sparsity=2, steps=steps, folder=folder)
+"""
+
+
+def started(rank: int, world: int, folder: Path, form: str, steps: int) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-c", RUN, str(rank), str(world), str(folder), form, str(steps)]
+    return subprocess.Popen(
+        words, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["batchtopk", "jumprelu"])
+def test_two_processes_make_the_dictionary_of_one(form: str, tmp_path: Path) -> None:
+    """Under gloo, within 1e-6 of the largest number, or nothing: gradients, budget and thresholds are of the whole batch."""
+    pairs = [started(rank, 2, tmp_path / "two", form, 12) for rank in (0, 1)]
+    assert [one.wait(300) for one in pairs] == [0, 0]
+    assert started(0, 1, tmp_path / "one", form, 12).wait(300) == 0
+    two, one = (load_file(tmp_path / name / "sae_weights.safetensors") for name in ("two", "one"))
+    for name, value in one.items():
+        assert float((two[name] - value).abs().max()) <= 1e-6 * float(value.abs().max()), name
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    assert started(0, 1, tmp_path / "whole", "batchtopk", 400).wait(300) == 0
+    state = tmp_path / "half.training.safetensors"
+    process = started(0, 1, tmp_path / "half", "batchtopk", 400)
+    while not state.exists() and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+    assert state.exists()
+    assert not (tmp_path / "half").exists(), "killed before its end"
+    assert started(0, 1, tmp_path / "half", "batchtopk", 400).wait(300) == 0
+    for name in ("sae_weights.safetensors", "sparsity.safetensors", "cfg.json"):
+        assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,17 @@ def ayonrinde2024(model: Model, seed: int) -> Claim:
     feature. What training makes of them is measured by `train.dictionary`; here is what the rule itself leaves without a gradient."""
     from patchbay.train._allocation import kept  # with torch, which looking up a claim does without
     from patchbay.train._fitting import Fitting, Plan
-    from patchbay.train._stream import activations
+    from patchbay.train._places import places_of
+    from patchbay.train._stream import Source
 
-    port = model.port(f"L{model.n_layers // 2}.resid_out")
+    places = places_of(model, f"L{model.n_layers // 2}.resid_out")
 
     def unused(at: int) -> float:
         task = pb.tasks.repeated_tokens(model, FEW, seed=at)
-        read, written = activations(model, model.encode(task), (port, port))
+        ids = model.encode(task)
+        read, written = Source([model], ids, places).of(range(len(ids)))
         plan = Plan("topk", WIDTH, K, 0.0, 1, 1e-3, len(read), at)
-        begun = Fitting(plan, read, written, transcodes=False)
+        begun = Fitting(plan, read, written, places)
         value = begun._pre(read / begun.scale_in).relu().detach()
         shares = [
             1 - float(kept(form, value, K, begun.density).any(0).double().mean()) for form in ("topk", "feature_choice")
