@@ -37,6 +37,9 @@ def finished(held: dict[str, Any], density: Tensor, places: Places) -> Dictionar
             "W_dec": rows[i][mine],
             "b_dec": biases[i],
         }
-        later = {"later": tuple(layers[i + 1 :]), "onward": rows[i + 1 :, mine] if i + 1 < sites else None}
+        later: dict[str, Any] = {
+            "later": tuple(layers[i + 1 :]),
+            "onward": rows[i + 1 :, mine] if i + 1 < sites else None,
+        }
         pieces.append(Dictionary(**own, **later, density=density[mine], layer=layer, **where))
     return cross_layer(pieces)
