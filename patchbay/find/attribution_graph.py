@@ -76,10 +76,9 @@ def _transcoders(model: Model) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for (layer, _), attached in model.dictionaries.items():
         it: Any = attached
-        if (it.reads, it.writes) != ("mlp.in", "mlp.out") or it.normalise != "none":
-            why = (
-                "it normalises each token" if it.normalise != "none" else f"it reads {it.reads} and writes {it.writes}"
-            )
+        if (it.reads, it.writes) != ("mlp.in", "mlp.out") or it.normalise != "none" or it.spans:
+            why = "its features are of several layers" if it.spans else f"it reads {it.reads} and writes {it.writes}"
+            why = "it normalises each token" if it.normalise != "none" else why
             raise PatchbayError(
                 f"{WHAT}: the dictionary at L{layer}.{it.writes} is no transcoder of an MLP ({why}): attach those that read mlp.in and write mlp.out "
                 "alone, or none, and neurons are the features"

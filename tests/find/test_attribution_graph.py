@@ -18,7 +18,7 @@ from patchbay.find._paths import Node, Paths, fewest, influences, pruned
 from patchbay.find.attribution_graph import attribution_graph
 from patchbay.tiny import planted, twins
 from tests import given
-from tests.features.given import dictionary
+from tests.features.given import dictionary, layers
 from tests.tolerance import close
 
 IDS = [5, 6, 7, 8, 9]
@@ -356,6 +356,8 @@ def test_bad_input() -> None:
         attribution_graph(given.lent("mixtral"), [IDS])
     with pytest.raises(pb.PatchbayError, match=r"L1.resid_out is no transcoder of an MLP \(it reads resid_out"):
         attribution_graph(model.with_dictionaries(dictionary(model, "L1.resid_out")), [IDS])
+    with pytest.raises(pb.PatchbayError, match="its features are of several layers"):
+        attribution_graph(model.with_dictionaries(layers(model.d_model, (0, 1))), [IDS])
     with pytest.raises(pb.PatchbayError, match="features=0"):
         attribution_graph(model, [IDS], features=0)
     with pytest.raises(pb.PatchbayError, match="keep_edges=1.5"):
