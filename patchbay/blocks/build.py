@@ -35,7 +35,8 @@ def build(model: Any, **blocks: Any) -> PreTrainedModel:
     """A model of a config with other blocks, in evaluation mode; of a model, one that keeps its weights where they still have a place.
 
     `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer with "softmax" for the
-    family's own. `convolution`: the width of a causal convolution of queries, keys and values. New weights are drawn from torch's global
+    family's own. `mixer`: "gla", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal convolution of queries, keys and values. `turned`: True.
+    `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias. New weights are drawn from torch's global
     random state, as transformers' are.
     """
     config = getattr(model, "config", model)
@@ -61,7 +62,7 @@ def build(model: Any, **blocks: Any) -> PreTrainedModel:
     )
     hf = known[1](made, start)
     if start is not None:
-        hf = hf.to(model.dtype)
+        hf = hf.to(device=model.device, dtype=model.dtype)
     return hf.eval()  # type: ignore[no-any-return]
 
 

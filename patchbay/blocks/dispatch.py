@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from patchbay.blocks import kinds
+from patchbay.blocks import gla, kinds
 from patchbay.jacks.attention import implement
 from patchbay.jacks.patterns import eager_of
 
@@ -24,6 +24,8 @@ def attend(
     kind = getattr(module, "attention_kind", None)
     if kind is None:
         return sdpa_attention_forward(module, query, key, value, mask, **options)
+    if kind == "gla":
+        return gla.attend(module, query, key, value, mask, **options), None
     return kinds.attend(str(kind), module, query, key, value, mask, **options), None
 
 
@@ -32,6 +34,8 @@ def row(module: nn.Module) -> Any:
     kind = getattr(module, "attention_kind", None)
     if kind is None:
         return eager_of(module)
+    if kind == "gla":
+        return gla.show
     return lambda *given, **options: kinds.show(str(kind), *given, **options)
 
 

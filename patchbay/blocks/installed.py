@@ -12,8 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchbay.blocks import kinds
+from patchbay.blocks import kinds, structured, welore
 from patchbay.blocks.convolved import Convolved
+from patchbay.blocks.gate import BIAS, GatedLayer
+from patchbay.blocks.gla import GatedLinearAttention
+from patchbay.blocks.turned import Turned, TurnedKeys
 from patchbay.errors import PatchbayError
 from patchbay.model.families import FAMILIES, Family
 from patchbay.model.linear import width_out
@@ -27,6 +30,11 @@ class Asked:
 
     dispatched: bool = False
     whole: list[str] = field(default_factory=list)
+
+    def need_whole(self, block: str) -> None:
+        """Note a block that needs its text whole."""
+        if block not in self.whole:
+            self.whole.append(block)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,10 @@ def _attention(host: Host, value: Any, asked: Asked) -> None:
                 "computes its attention itself, where no function can stand; possible: llama, mistral, qwen2, gpt2",
             )
         module = host.attention(i)
+        if hasattr(module, "attention_kind"):
+            raise PatchbayError(
+                f"attention {kind!r} and a mixer are both asked for layer {i}: give a list by layer with 'softmax' there"
+            )
         module.attention_kind = kind
         if "sigmoid" in kind:
             module.sigmoid_bias = float(given.get("bias", 0.0))
@@ -133,8 +145,126 @@ def _convolution(host: Host, value: Any, asked: Asked) -> None:
             if host.kept:
                 module.silence()
             setattr(attn, name, module)
-    asked.whole.append("convolution")
+    asked.need_whole("convolution")
 
 
-BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {"attention": _attention, "convolution": _convolution}
+def _mixer(host: Host, value: Any, asked: Asked) -> None:
+    for i, given in enumerate(by_layer(host, "mixer", value)):
+        if given["kind"] == "attention":
+            continue
+        if given["kind"] not in MIXERS:
+            raise PatchbayError(
+                f"no mixer {given['kind']!r}; mixers are attention, {', '.join(MIXERS)}"
+                + suggest(str(given["kind"]), list(MIXERS))
+            )
+        if (
+            host.family.qkv != "separate"
+            or host.family.attention != "interface"
+            or host.family.mixers
+            or host.family.attn_added
+        ):
+            raise host.refuse(
+                "mixer",
+                "does not keep queries, keys and values in three maps of one attention; possible: llama, mistral, qwen2, opt",
+            )
+        MIXERS[given["kind"]](host, i, asked)
+
+
+def _gla(host: Host, i: int, asked: Asked) -> None:
+    config = host.hf.config.get_text_config()
+    names = (*host.family.qkv_modules, host.family.attn_proj)
+    made = GatedLinearAttention(host.hf.config, i, config.num_attention_heads, names)
+    setattr(host.layers[i], host.family.attn, made)
+    asked.dispatched = True
+    asked.need_whole("gla")
+
+
+def _turned(host: Host, value: Any, asked: Asked) -> None:
+    config = host.hf.config
+    if value is not True:
+        raise PatchbayError(f"turned={value!r}: True")
+    if config.model_type.removeprefix("blocks_") not in ("llama", "mistral", "qwen2"):
+        raise host.refuse(
+            "turned",
+            "does not turn the first half of a head's channels with the second, right behind the maps; possible: llama, mistral, qwen2",
+        )
+    if config.num_key_value_heads != config.num_attention_heads:
+        raise host.refuse(
+            "turned",
+            "shares keys among heads in this config, while every head turns its own: num_key_value_heads=num_attention_heads",
+        )
+    for i in range(len(host.layers)):
+        attn = host.attention(i)
+        attn.q_proj = Turned(attn.q_proj, config.num_attention_heads, _heads(host, attn)[1])
+        attn.k_proj = TurnedKeys(attn.k_proj, attn.q_proj)
+
+
+def _feedforward(host: Host, value: Any, asked: Asked) -> None:
+    std = float(getattr(host.hf.config.get_text_config(), "initializer_range", 0.02) or 0.02)
+    for i, given in enumerate(by_layer(host, "feedforward", value)):
+        sizes = {key: size for key, size in given.items() if key != "kind"}
+        if given["kind"] == "dense":
+            continue
+        mlp = follow(host.layers[i], host.family.mlp)
+        names = [name for name in (host.family.mlp_gate, host.family.mlp_up, host.family.mlp_proj) if name]
+        if any("^" in name or not isinstance(follow(mlp, name), nn.Linear) for name in names):
+            raise host.refuse(
+                "feedforward",
+                f"has no linear layers {', '.join(names)} in its MLP; possible: llama, mistral, qwen2, gpt_neox",
+            )
+        for name in names:
+            made = structured.of(getattr(mlp, name), given["kind"], **sizes)
+            made.reset(std)
+            setattr(mlp, name, made)
+
+
+def _ranks(host: Host, value: Any, asked: Asked) -> None:
+    maps = dict(welore.matrices(host.hf))
+    if not isinstance(value, dict) or (unknown := [name for name in value if name not in maps]):
+        some = list(maps)[:4]
+        raise PatchbayError(
+            f"ranks takes a table of matrices and their ranks, as blocks.welore.ranks(model, keep) makes it; matrices are {', '.join(some)}, ..."
+            + (f" and not {unknown[0]!r}" if isinstance(value, dict) else "")
+        )
+    for name, rank in value.items():
+        linear = maps[name]
+        if not isinstance(rank, int) or not 0 < rank <= min(linear.weight.shape):
+            raise PatchbayError(f"rank {rank!r} of {name}: from 1 to {min(linear.weight.shape)}")
+        left, right = (None, None) if linear.weight.is_meta else welore.factors(linear.weight, rank)
+        if not welore.pays(tuple(linear.weight.shape), rank):
+            if left is not None and right is not None:
+                linear.weight.data.copy_(left @ right)
+            continue
+        made = structured.LowRank(linear.in_features, linear.out_features, rank, bias=linear.bias is not None)
+        if left is not None and right is not None:
+            made.V.data.copy_(left)
+            made.U.data.copy_(right)
+            if linear.bias is not None and made.bias is not None:
+                made.bias.data.copy_(linear.bias)
+        owner, _, last = name.rpartition(".")
+        setattr(host.hf.get_submodule(owner), last, made)
+
+
+def _gate(host: Host, value: Any, asked: Asked) -> None:
+    bias = BIAS if value is True else value
+    if not isinstance(bias, int | float):
+        raise PatchbayError(f"gate={value!r}: True, or the number that keeps the gates shut at the start ({BIAS:g})")
+    if host.hf.config.model_type.removeprefix("blocks_") not in ("llama", "mistral"):
+        raise host.refuse(
+            "gate", "builds its layers in another way than norm, block, sum, twice; possible: llama, mistral"
+        )
+    for i, layer in enumerate(host.layers):
+        host.layers[i] = GatedLayer(layer, host.hf.config.hidden_size, float(bias))
+
+
+MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla}
+BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
+    "mixer": _mixer,
+    "attention": _attention,
+    "turned": _turned,
+    "convolution": _convolution,
+    "feedforward": _feedforward,
+    "ranks": _ranks,
+    "gate": _gate,
+}
 """A block's name -> what puts it into a model, in the order in which they are put."""
