@@ -72,6 +72,7 @@ GPT = replace(
 )
 _LATENT = ("q_a_proj", "q_a_layernorm", "q_b_proj|q_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 _NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
+_NONE: dict[str, Any] = dict.fromkeys(["attn", "norm_attn", "norm_mlp", "mlp_proj", "mlp_up", "mlp_gate", "router", "experts"], "")
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 
 OPT = replace(
@@ -386,20 +387,13 @@ FAMILIES: tuple[Family, ...] = (
         parallel=("use_parallel_residual",),
         **_NEOX,
     ),
-    replace(  # gates behind blocks (`blocks/gate.py`): what a gate adds is no sum of heads or neurons
+    replace(  # gates behind blocks (`blocks/gate.py`): what they add is no sum of heads or neurons
         LLAMA,
         name="gated",
-        attn="",
         mixers=("gated_attn",),
-        norm_attn="",
-        norm_mlp="",
         mid="gated_mlp",
         mlp="gated_mlp",
-        mlp_proj="",
-        mlp_up="",
-        mlp_gate="",
-        router="",
-        experts="",
         opaque=True,
+        **_NONE,
     ),
 )
