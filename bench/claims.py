@@ -19,7 +19,11 @@ from patchbay.papers import catalogue, claims
 
 TOML = Path(catalogue.__file__).with_name("papers.toml")
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
-LESSONS = {"intent": "tiny", "binding": "tiny-llama"}  # what a lesson is taught to
+LESSONS = {  # a model that no wheel holds -> the module that makes it
+    "intent": "patchbay.tiny.lessons intent --base tiny",
+    "binding": "patchbay.tiny.lessons binding --base tiny-llama",
+    "domains": "patchbay.tiny.domains horizontal",
+}
 
 
 def load(name: str, folder: Path) -> pb.Model:
@@ -28,7 +32,7 @@ def load(name: str, folder: Path) -> pb.Model:
         return pb.load(name)
     out = folder / name
     if not out.is_dir():
-        command = [sys.executable, "-m", "patchbay.tiny.lessons", name, "--base", LESSONS[name], "--out", str(out)]
+        command = [sys.executable, "-m", *LESSONS[name].split(), "--out", str(out)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return pb.load(str(out))
 
@@ -67,11 +71,7 @@ def main() -> None:
                 print(f"{key} on {name}: refused: {error}", flush=True)
                 continue
             before = str(catalogue.paper(key).get("measured", "new")).split(":")[0]
-            how = (
-                f" (python -m patchbay.tiny.lessons {name} --base {LESSONS[name]} --out {name})"
-                if name in LESSONS
-                else ""
-            )
+            how = f" (python -m {LESSONS[name]} --out {name})" if name in LESSONS else ""
             row = f"{found.verdict}: {found.numbers()}. {found.first.text[0].upper()}{found.first.text[1:]}{how}"
             TOML.write_text(written(TOML.read_text(encoding="utf-8"), key, row, name), encoding="utf-8")
             print(

@@ -5,13 +5,14 @@ convolved  a causal convolution of queries, keys and values, and the cut of its 
 gate       gated residuals, and how far their gates are open
 gla        gated linear attention: recurrent, parallel, in chunks
 kinds      softmax1, K bias, KV bias, sigmoid, normalised sigmoid in the place of the softmax
+monet      feed-forward layers of E x E small experts, read by text and switched off
 register   make the class of a family's models with blocks known to transformers by name
 structured feed-forward maps in factors, with a dense guide
 turned     angles between queries and keys, times a number and plus another for each pair of channels
 welore     ranks of matrices by one threshold, and their null
 """
 
-from patchbay.blocks import convolved, gate, gla, kinds, structured, turned, welore
+from patchbay.blocks import convolved, gate, gla, kinds, monet, structured, turned, welore
 from patchbay.blocks.build import build, register
 
-__all__ = ["build", "convolved", "gate", "gla", "kinds", "register", "structured", "turned", "welore"]
+__all__ = ["build", "convolved", "gate", "gla", "kinds", "monet", "register", "structured", "turned", "welore"]

@@ -36,7 +36,8 @@ def build(model: Any, **blocks: Any) -> PreTrainedModel:
 
     `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer with "softmax" for the
     family's own. `mixer`: "gla", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal convolution of queries, keys and values. `turned`: True.
-    `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias. New weights are drawn from torch's global
+    `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias. `monet`: a
+    table of experts, heads, keep, width and form, {} for the defaults, in the place of every MLP. New weights are drawn from torch's global
     random state, as transformers' are.
     """
     config = getattr(model, "config", model)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchbay.blocks import kinds, structured, welore
+from patchbay.blocks import kinds, monet, structured, welore
 from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
@@ -258,11 +258,22 @@ def _gate(host: Host, value: Any, asked: Asked) -> None:
 
 
 MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla}
+def _monet(host: Host, value: Any, asked: Asked) -> None:
+    if not isinstance(value, dict):
+        raise PatchbayError(f"monet={value!r}: a table of experts, heads, keep, width, form; {{}} takes the defaults")
+    d = int(host.hf.config.get_text_config().hidden_size)
+    for i, one in enumerate(host.layers):
+        if "." in host.family.mlp or not isinstance(getattr(one, host.family.mlp, None), nn.Module):
+            raise host.refuse("monet", f"has no one module for the MLP of layer {i}")
+        setattr(one, host.family.mlp, monet.layer(d, value))
+
+
 BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
     "mixer": _mixer,
     "attention": _attention,
     "turned": _turned,
     "convolution": _convolution,
+    "monet": _monet,
     "feedforward": _feedforward,
     "ranks": _ranks,
     "gate": _gate,

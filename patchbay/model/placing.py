@@ -186,7 +186,12 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
             lacking.append(f"{family.layers}.{i}.{family.attn}.{family.attn_proj}")
         if family.mlp and found.mlp is None:
             lacking.append(f"{family.layers}.{i}.{family.mlp}")
-        elif found.mlp is not None and found.mlp_proj is None and found.experts is None and not family.opaque:
+        elif (
+            found.mlp is not None
+            and found.mlp_proj is None
+            and found.experts is None
+            and not (family.opaque or getattr(found.mlp, "without_neurons", False))
+        ):
             lacking.append(f"{family.layers}.{i}.{family.mlp}.{family.mlp_proj}")
     return lacking
 

@@ -1,10 +1,11 @@
-"""Claims about behaviour that no shipped model has: to be asked of one that a lesson taught it (`patchbay.tiny.lessons`)."""
+"""Claims about behaviour that no shipped model has: to be asked of one that a lesson taught it (`patchbay.tiny.lessons`, `patchbay.tiny.domains`)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import patchbay as pb
+from patchbay.maths import bootstrap_interval
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import N
 from patchbay.signal.port import PatchbayError
@@ -72,3 +73,22 @@ def gurarieh2025(model: Model, seed: int) -> Claim:
     told = ", ".join(f"{name} {share:.0%}" for name, share in zip(("place", "key", "pointer"), shares, strict=True))
     text = f"three mechanisms fit the swapped answers better than the best one, {names[alone]} ({at} token entering block {depth}: {told})"
     return Claim(text, value, low, high, WORTH, "JSS")
+
+
+@claim("park2024", "mechanism", "domains")
+def park2024(model: Model, seed: int) -> Claim:
+    """Confirmed if experts that one of four domains uses twice as much as the next, chosen on other texts, cost its texts more when they are off than as many random ones
+    do. What they cost the other domains' texts is told beside it."""
+    from patchbay.tiny import domains
+
+    if model.vocab_size != domains.N_TOKENS + domains.N_DOMAINS:
+        raise PatchbayError(
+            "this claim is asked of a model that knows the four domains: python -m patchbay.tiny.domains horizontal --out FOLDER"
+        )
+    found = domains.effects(model.hf, seed=seed)
+    value, low, high = bootstrap_interval((found.own - found.random).flatten(), seed=seed)
+    text = (
+        f"a domain's experts ({min(found.n)} to {max(found.n)} of {2 * domains.EXPERTS['experts'] ** 2}) hold it: off, its texts lose {float(found.own.mean()):.2f} nats a token "
+        f"(random ones {float(found.random.mean()):.2f}), and the other domains' {float(found.others.mean()):.3f}"
+    )
+    return Claim(text, value, low, high, 0.0, "nats a token beyond random experts")
