@@ -39,6 +39,7 @@ class Monet(nn.Module):
     def __init__(self, d: int, *, experts: int, heads: int, keep: int, width: int, form: str) -> None:
         super().__init__()
         self.heads, self.keep, self.form = heads, keep, form
+        self.heard: list[Tensor] | None = None  # who watches the gates
         self.route = nn.Parameter(torch.empty(2, heads, experts, d))
         halves = 1 if form == "horizontal" else 2
         self.read = nn.Parameter(torch.empty(halves, experts, width // halves, d))
@@ -62,7 +63,7 @@ class Monet(nn.Module):
     def gates(self, x: Tensor) -> Tensor:
         """g [side, ..., head, half], each row of which sums to 1. In training it moves the statistics."""
         z = torch.einsum("shed,...d->s...he", self.route, x)
-        over = tuple(range(1, z.ndim - 2)) + (z.ndim - 1,)
+        over = (*range(1, z.ndim - 2), z.ndim - 1)
         if self.training:
             mean, variance = z.mean(over), z.var(over, unbiased=False)
             with torch.no_grad():
@@ -78,6 +79,8 @@ class Monet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         g = self.gates(x)
+        if self.heard is not None:
+            self.heard.append(g)
         return self.mixed(x, g) if not self.off.any() else self.weighed(x, self.used(g) * ~self.off)
 
     def used(self, g: Tensor) -> Tensor:
@@ -150,26 +153,16 @@ def layers(model: nn.Module) -> list[Monet]:
 @contextmanager
 def watched(model: nn.Module) -> Iterator[list[list[Tensor]]]:
     """The gates of every layer of every run in this block, as a list by layer, with their gradients."""
-    seen: list[list[Tensor]] = [[] for _ in layers(model)]
-    handles = [
-        module.register_forward_pre_hook(lambda own, args, at=at: seen[at].append(_as_it_stands(own, args[0])))
-        for at, module in enumerate(layers(model))
-    ]
+    found = layers(model)
+    was = [module.heard for module in found]
+    seen: list[list[Tensor]] = [[] for _ in found]
+    for module, own in zip(found, seen, strict=True):
+        module.heard = own
     try:
         yield seen
     finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _as_it_stands(module: Monet, x: Tensor) -> Tensor:
-    """The gates, without moving the statistics twice."""
-    kept = module.mean.clone(), module.variance.clone()
-    g = module.gates(x)
-    with torch.no_grad():
-        module.mean.copy_(kept[0])
-        module.variance.copy_(kept[1])
-    return g
+        for module, before in zip(found, was, strict=True):
+            module.heard = before
 
 
 @torch.no_grad()

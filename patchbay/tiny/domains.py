@@ -114,7 +114,7 @@ def effects(hf: Any, *, n: int = 64, times: float = 2.0, seed: int = 0) -> Effec
         with monet.without(hf, _random(pairs, generator)):
             random.append(_each(hf, told[domain]) - plain[domain])
     counts = [sum(map(len, pairs.values())) for pairs in sets]
-    return Effects(*map(torch.stack, (own, others, random)), torch.stack(plain).mean(1), counts)
+    return Effects(torch.stack(own), torch.stack(others), torch.stack(random), torch.stack(plain).mean(1), counts)
 
 
 def _random(pairs: monet.Pairs, generator: torch.Generator) -> monet.Pairs:

@@ -146,7 +146,7 @@ def test_shares_add_up_and_losses_are_what_they_say() -> None:
     assert close(float(uniformity), float(torch.tensor(5.0).log()), of=1.0)
 
 
-def test_watching_moves_no_statistics_and_leaves_no_hook() -> None:
+def test_watching_changes_nothing_and_ends() -> None:
     hf = built(monet=SMALL).train()
     alone = {name: value.clone() for name, value in hf.state_dict().items()}
     hf(IDS)
@@ -156,7 +156,7 @@ def test_watching_moves_no_statistics_and_leaves_no_hook() -> None:
         hf(IDS)
     assert all(torch.equal(value, moved[name]) for name, value in hf.state_dict().items())
     assert [len(runs) for runs in seen] == [1] * hf.config.num_hidden_layers
-    assert not any(module._forward_pre_hooks for module in monet.layers(hf))
+    assert not any(module.heard for module in monet.layers(hf))
 
 
 def test_experts_of_a_domain_are_used_twice_as_much_there_as_in_the_next() -> None:
