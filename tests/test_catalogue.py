@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import patchbay
-from patchbay.contract.beside import KINDS, lacking
 import patchbay as pb
+from patchbay.contract.beside import KINDS, lacking
 from patchbay.papers import catalogue, claims
 from patchbay.papers.catalogue import STATES
 

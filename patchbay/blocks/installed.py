@@ -258,6 +258,8 @@ def _gate(host: Host, value: Any, asked: Asked) -> None:
 
 
 MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla}
+
+
 def _monet(host: Host, value: Any, asked: Asked) -> None:
     if not isinstance(value, dict):
         raise PatchbayError(f"monet={value!r}: a table of experts, heads, keep, width, form; {{}} takes the defaults")
