@@ -76,7 +76,6 @@ _NONE: dict[str, Any] = dict.fromkeys(
     ["attn", "norm_attn", "norm_mlp", "mlp_proj", "mlp_up", "mlp_gate", "router", "experts"], ""
 )
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
-
 OPT = replace(
     LLAMA,
     name="opt",
