@@ -19,9 +19,9 @@ def test_texts_follow_their_law_and_nobody_can_do_better_than_the_floor() -> Non
     for before, after in zip(ids[:, 1:-1].flatten().tolist(), ids[:, 2:].flatten().tolist(), strict=True):
         counts[before, after] += 1
     ordered = (counts / counts.sum(1, keepdim=True)).sort(1, descending=True).values.mean(0)
-    assert torch.allclose(ordered[:3], torch.tensor(domains.CHANCES), atol=0.03)
+    assert float((ordered[:3] - torch.tensor(domains.CHANCES)).abs().max()) < 0.03
     assert float(ordered[3:].sum()) == 0.0
-    assert pytest.approx(0.8018, abs=1e-4) == domains.FLOOR
+    assert round(domains.FLOOR, 3) == 0.802
     assert torch.equal(ids, domains.texts(2, 400, seed=3))
     other = [domains.texts(at, 400, seed=3)[:, 1:] for at in (1, 2)]
     assert not torch.equal(*other)
