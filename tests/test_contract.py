@@ -758,7 +758,11 @@ def test_train_and_grad_modes_stay(case: Case) -> None:
 def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
     name = on(case)
     alone = checks.threads_see_what_each_sees_alone(*of(case, name), returned(case, name))
-    if case.runs and isinstance(alone[1], pb.Result) and case.method != "find.retrieval_heads":  # nothing to retrieve
+    same = (
+        "find.retrieval_heads",
+        "measure.graph_planning",
+    )  # there is nothing to retrieve, and no way is found, edited or not
+    if case.runs and isinstance(alone[1], pb.Result) and case.method not in same:
         assert not checks.alike(*alone), "the edits change nothing"
 
 
