@@ -42,7 +42,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "card port channel positions",
     "edits": "probe edit apply",
     "jacks": "defaults arguments modelled hooks sites features patterns attention operators sums attach history place session",
-    "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states check",
+    "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states caches check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays graph_file maps printed result shown record given method untrained replay",

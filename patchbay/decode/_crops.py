@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from patchbay.decode._loop import Call, Rows, _cache_of, _way, within_rounding
+from patchbay.decode._loop import Call, Rows
 from patchbay.jacks.arguments import with_cache
 from patchbay.jacks.session import Session
+from patchbay.model.caches import cache_in, cache_way, within_rounding
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 
@@ -32,7 +33,7 @@ def refuse_states(model: Model, name: str) -> None:
 def crops(model: Model) -> bool:
     """Whether tokens can be taken back from this model's cache, and several be sent at once, exactly."""
     if "_cache_crops" not in model.__dict__:
-        model.__dict__["_cache_crops"] = _way(model) != "none" and _proved(model)
+        model.__dict__["_cache_crops"] = cache_way(model) != "none" and _proved(model)
     return bool(model.__dict__["_cache_crops"])
 
 
@@ -66,9 +67,9 @@ def _proved(model: Model) -> bool:
         for n, extra in ((6, 2), (1, 2), (2, 0), (1, 2), (2, 0)):
             sent = torch.cat([ids[:, held : held + n], wrong[:, :extra]], 1)
             mask = torch.ones(2, held + sent.shape[1], dtype=torch.long, device=ids.device)
-            options: dict[str, Any] = {"attention_mask": mask} if held == 0 or _way(model) == "mask" else {}
+            options: dict[str, Any] = {"attention_mask": mask} if held == 0 or cache_way(model) == "mask" else {}
             output = model.hf(sent, use_cache=True, **options, **with_cache(model.hf, cache))
-            if _cache_of(output) is not cache or not cache.is_croppable:
+            if cache_in(output) is not cache or not cache.is_croppable:
                 return False
             cache.crop(-extra)
             seen.append(output.logits[:, :n].double())

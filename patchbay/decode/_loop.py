@@ -22,10 +22,11 @@ from torch import Tensor
 
 from patchbay.edits.apply import for_prompts
 from patchbay.edits.edit import Edit
-from patchbay.jacks.arguments import CACHE_NAMES, with_cache
+from patchbay.jacks.arguments import with_cache
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import text
+from patchbay.model.caches import cache_in, cache_way, serves
 from patchbay.model.generate import NEW_TOKENS, groups
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
@@ -232,12 +233,12 @@ class Rows:
         if self.cache is not None and session.where.watched:
             session.where.hold(self.cache, self.ids[:, :-n_new], self.start)
         options = self._options(what.shape[1], keep)
-        if self.cache is None or _way(self.call.model) == "mask":
+        if self.cache is None or cache_way(self.call.model) == "mask":
             options["attention_mask"] = torch.ones_like(self.ids)
         output = self.call.model.hf(**sent, **options)
         self.call.calls, self.call.fed = self.call.calls + 1, self.call.fed + what.shape[0] * what.shape[1]
         if self.cached:
-            self.cache = _cache_of(output)
+            self.cache = cache_in(output)
         captured = {port: value[:, -n_new:] for port, value in session.captured.items()}
         return Seen(output.logits[:, -keep:].float(), captured)
 
@@ -308,53 +309,6 @@ class Rows:
             session, self._session = self._session, None
             session.here.touched.clear()  # rows are not the prompts of an enclosing block
             session.__exit__(None, None, None)
-
-
-# --- the cache ------------------------------------------------------------------------------------------
-
-
-def serves(model: Model, start: int, end: int) -> bool:
-    """Whether a cache that grows from `start` to `end` tokens gives what runs of the whole text give."""
-    return model.regime(start) == model.regime(end) and _way(model) != "none"
-
-
-def _way(model: Model) -> str:
-    """How a model's cache is believed: "mask" with the attention mask of the whole text, "plain" without one, or "none" at all."""
-    if "_cache_way" not in model.__dict__:
-        model.__dict__["_cache_way"] = next((way for way in ("mask", "plain") if _proved(model, way)), "none")
-    return str(model.__dict__["_cache_way"])
-
-
-@torch.no_grad()
-def _proved(model: Model, way: str) -> bool:
-    """A short run: two rows cached, repeated and continued by two tokens have the logits of whole runs of the four texts."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(model.vocab_size, (2, 7), generator=draw).repeat(2, 1).to(model.device)
-    more = torch.randint(model.vocab_size, (4, 2), generator=draw).to(model.device)
-    both = torch.cat([ids, more], 1)
-    seen = []
-    with Session(model, whole=True):
-        cache = _cache_of(model.hf(ids[:2], attention_mask=torch.ones_like(ids[:2]), use_cache=True))
-        if not hasattr(cache, "reorder_cache"):
-            return False
-        cache.reorder_cache(torch.tensor([0, 1, 0, 1], device=model.device))
-        for at in range(more.shape[1]):
-            mask = {"attention_mask": torch.ones_like(both[:, : 8 + at])} if way == "mask" else {}
-            output = model.hf(more[:, at : at + 1], use_cache=True, **mask, **with_cache(model.hf, cache))
-            cache = _cache_of(output)
-            seen.append(output.logits[:, -1].double())
-        whole = model.hf(both, attention_mask=torch.ones_like(both), use_cache=False).logits[:, -2:].double()
-    return within_rounding(model, torch.stack(seen, 1), whole)
-
-
-def within_rounding(model: Model, seen: Tensor, whole: Tensor) -> bool:
-    """Whether logits are those of whole runs but for the order of sums."""
-    gap = (seen - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
-    return float(gap) <= (2e-5 if model.dtype in (torch.float32, torch.float64) else 0.25)
-
-
-def _cache_of(output: Any) -> Any:
-    return next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
 # --- choosing -------------------------------------------------------------------------------------------

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from patchbay.decode._cells import cells
-from patchbay.decode._loop import within_rounding
 from patchbay.decode._spoken import spoken
 from patchbay.edits.edit import Edit
 from patchbay.files import record_of
+from patchbay.model.caches import within_rounding
 from patchbay.model.filling import edits_digest
 from patchbay.model.kept import RECORD, KeptTrace, checked, load_trace
 from patchbay.model.model import Model

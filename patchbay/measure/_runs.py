@@ -2,7 +2,7 @@
 
 A row is a prompt and what follows it; positions of edits count in the prompt, so that an edit at its last token acts there, however
 long the answer is. Rows are run in order of their lengths, as many at a time as `batch_size` and memory allow, and the
-numbers do not depend on either. Log-probabilities are float32 log-softmaxes (or better), returned in float64.
+numbers do not depend on either. What rows begin with alike is run once where that pays (`_branches.py`). Log-probabilities are float32 log-softmaxes (or better), returned in float64.
 
 `shared()` keeps the streams of every batch for a block: a meter called again under edits (`model.edited`) then starts from
 the first layer that they edit, and all that stands below is run once (`_restarted.py`).
@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.measure._branches import branched, shared_beginnings, together
 from patchbay.measure._restarted import Restarted
 from patchbay.model.model import Model
+from patchbay.model.regime import regimes
 from patchbay.model.run import run_rows
 from patchbay.signal.port import PatchbayError
 
@@ -63,7 +65,11 @@ def token_logprobs(
     reads = [[(at, row[at + 1]) for at in range(len(row) - 1)] for row in rows] if reads is None else reads
     starts = [len(row) for row in rows] if starts is None else starts
     found: list[Tensor] = [torch.zeros((0, 2) if best else 0, dtype=torch.float64)] * len(rows)
-    for some in batches(model, rows, batch_size):
+    alike, others = shared_beginnings(model, rows, batch_size) if _SHARED.get() is None else ([], range(len(rows)))
+    for branches in together(alike, batch_size):
+        for i, values in branched(model, rows, reads, branches, _read):
+            found[i] = values if best else values[:, 0]
+    for some in batches(model, rows, batch_size, others):
         logits = _logits(model, [list(rows[i]) for i in some], [starts[i] for i in some])
         flat = [(at, position, token) for at, i in enumerate(some) for position, token in reads[i]]
         if not flat:
@@ -91,18 +97,20 @@ def distributions(
     return found
 
 
-def batches(model: Model, rows: Sequence[Ids], batch_size: int) -> Iterator[list[int]]:
-    """Places of rows that run together, of like lengths and one regime."""
+def batches(
+    model: Model, rows: Sequence[Ids], batch_size: int, places: Sequence[int] | None = None
+) -> Iterator[list[int]]:
+    """Places of rows that run together, of like lengths and one regime; of all rows, or of those at `places`."""
     if batch_size < 1:
         raise PatchbayError(f"batch_size={batch_size}: at least one prompt is run at a time")
     order = sorted(
-        range(len(rows)), key=lambda i: (len(rows[i]), tuple(rows[i]))
+        range(len(rows)) if places is None else places, key=lambda i: (len(rows[i]), tuple(rows[i]))
     )  # the same rows make the same batches
-    regimes = {length: model.regime(length) for length in {len(row) for row in rows}}
+    own = regimes(model, map(len, rows))
     some: list[int] = []
     for i in order:
         full = len(some) >= batch_size or (len(some) + 1) * len(rows[i]) * model.vocab_size > ROOM
-        if some and (full or regimes[len(rows[i])] != regimes[len(rows[some[0]])]):
+        if some and (full or own[len(rows[i])] != own[len(rows[some[0]])]):
             yield some
             some = []
         some.append(i)

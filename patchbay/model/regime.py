@@ -8,7 +8,7 @@ tokens see all others, each length is a regime of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -59,6 +59,14 @@ def randomness(hf: nn.Module) -> str:
             if chance and ("drop" in key or "jitter" in key):
                 return f"{name or type(module).__name__}.{key} of {value}"
     return ""
+
+
+def regimes(model: Any, lengths: Iterable[int]) -> dict[int, int]:
+    """The regime of each of these lengths; where that of the longest is 0, so is every shorter one's."""
+    each = set(lengths)
+    if model.causal and each and not model.regime(max(each)):
+        return dict.fromkeys(each, 0)
+    return {length: model.regime(length) for length in each}
 
 
 def rope_regime(hf: nn.Module, length: int) -> int:

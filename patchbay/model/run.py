@@ -27,6 +27,7 @@ from patchbay.model.generate import check_agreement, continued
 from patchbay.model.given import flat_edits, flat_ports
 from patchbay.model.kept import load_trace
 from patchbay.model.model import Model
+from patchbay.model.regime import regimes
 from patchbay.model.trace import Trace, join, nan_padding
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.signal.positions import Batch
@@ -179,8 +180,11 @@ def _together(
     session.captured.clear()  # hooks and session name one another: what they hold stays until Python looks for such circles
     if ragged:  # with grad a masked copy would stand beside the graph: it is made when it is read
         captured = {p: v if v.requires_grad else nan_padding(v, p, lengths) for p, v in captured.items()}
-        if kept.shape[1] > 1:
+        if kept.shape[1] > 1 and (kept.requires_grad or Port("logits") in captured):
             kept = nan_padding(kept, Port("logits"), lengths)
+        elif kept.shape[1] > 1:  # a vocabulary is wide: no second copy of it
+            for row, n in zip(kept, lengths.tolist(), strict=True):
+                row[n:] = torch.nan
     return Trace(ids, lengths, kept, touched, [], captured)
 
 
@@ -188,9 +192,9 @@ def _apart(model: Model, lengths: Tensor) -> list[list[int]] | None:
     """Groups of prompts that must not share a batch, because what is computed for one would depend on the others; else None."""
     groups: dict[int, list[int]] = {}
     if int(lengths.min()) < int(lengths.max()):
-        regimes = {length: model.regime(length) for length in set(lengths.tolist())}
+        own = regimes(model, lengths.tolist())
         for i, length in enumerate(lengths.tolist()):
-            groups.setdefault(regimes[length], []).append(i)
+            groups.setdefault(own[length], []).append(i)
     return list(groups.values()) if len(groups) > 1 else None
 
 

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import cache_utils as theirs
 
-from patchbay.decode._loop import Call, Rows, serves
+from patchbay.decode._loop import Call, Rows
 from patchbay.edits.edit import Edit
 from patchbay.jacks.arguments import with_cache
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.knobs.rows import by_row
+from patchbay.model.caches import serves
 from patchbay.model.model import Model
 from patchbay.serve.prefill import Prefill
 
