@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import patchbay as pb
 
@@ -127,7 +128,14 @@ SHOWN = {  # what docs/pictures/ holds: name -> width, height, dark
 }
 
 
+ASKED = quote(PROMPT)
 PAGE = {  # those of `patchbay ui`: name -> address, what to wait for, width, height, dark
+    "ui-papers": ("papers?view=all&state=works", ".paper", 1100, 800, False),
+    "ui-knobs": (f"knobs?text={ASKED}&knobs=head-off.knob@0.1", ".sides .differs", 1100, 800, False),
+    "ui-wiring": ("results/channels", ".cable", 1100, 620, True),
+    "ui-features": ("features/L1.F3", "#part table", 1100, 1000, True),
+    "ui-prompt": (f"prompt?text={ASKED}", ".nested canvas", 1100, 1000, False),
+    "ui-compare": ("compare?a=heads&b=heads-again", ".panel .panel canvas", 1100, 1000, False),
     "ui": ("results/heads", ".bars li", 1280, 780, True),
     "ui-pattern": ("results/pattern", ".tokens button", 1280, 1130, False),
 }
@@ -140,8 +148,28 @@ def of_the_page(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as place, sync_playwright() as driver:
         model = pb.load("tiny")
         pb.find.direct_logit_attribution(model, pb.tasks.facts_in_context(model, n=48)).save(Path(place) / "heads")
+        pb.find.direct_logit_attribution(model, pb.tasks.facts_in_context(model, n=48, seed=1)).save(
+            Path(place) / "heads-again"
+        )
         pb.run(model, PROMPT, taps=["L1.attn.pattern"]).show("L1.H3.pattern").save(Path(place) / "pattern")
-        words = [sys.executable, "-m", "patchbay", "ui", "tiny", "--results", place, "--no-browser"]
+        pb.find.channels(model).save(Path(place) / "channels")
+        pb.turn.scale("L1.H1", 0.0).save(Path(place) / "head-off.knob")
+        pb.turn.steer(model, pb.tasks.facts_in_context(model, n=24)).save(Path(place) / "text-over-memory.knob")
+        texts = [model.decode(ids) for ids in pb.tasks.facts_in_context(model, n=60).clean]
+        sparse = f"{place}/.sparse"
+        pb.train.dictionary(model, texts, "L1.resid_out", n_features=128, steps=120, folder=sparse)
+        words = [
+            sys.executable,
+            "-m",
+            "patchbay",
+            "ui",
+            "tiny",
+            "--results",
+            place,
+            "--dictionary",
+            sparse,
+            "--no-browser",
+        ]
         with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             start = next(line.split()[1] for line in server.stdout if line.startswith("open "))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from patchbay.app.again import python_call
+from patchbay.app.cables import cables
 from patchbay.draw import screen
 from patchbay.results import maps, printed
 from patchbay.results.result import Result
@@ -64,6 +65,7 @@ def of_result(result: Result, *, name: str = "", inline: int = INLINE, n: int | 
         "measured": int((~result.values.isnan()).sum()),
         "rows": _rows(rows),
         "names": _cell_names(result),
+        "cables": screen.plain(cables(result, rows)),
         "tables": {key: {"rows": _rows(held[:most]), "n": len(held)} for key, held in result.tables.items() if held},
         "sections": [
             {"name": title, "rows": _rows(held[:most]), "n": len(held), "notes": said}

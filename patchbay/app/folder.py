@@ -53,6 +53,15 @@ class Results:
 
         return document(self.read(name), name=name, **options)
 
+    def turned(self, name: str, strength: float, saved: str) -> str:
+        """Save a knob of the folder at another strength, under a name that is free; returns it."""
+        knob = self.read(name)
+        if not hasattr(knob, "edits_at"):
+            raise PatchbayError(f"{name} is a Result, and no knob")
+        target = self.free(checked(saved or name).removesuffix(".knob"))
+        knob.at(strength).save(self.folder / f"{target}.knob")
+        return f"{target}.knob"
+
     def free(self, name: str, taken: Collection[str] = ()) -> str:
         """`name`, or with the next number that neither the folder nor `taken` has."""
         inside(self.folder, name)
@@ -93,6 +102,14 @@ class Results:
         except (PatchbayError, OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             said = str(error).replace(f"{path} ", "").replace(f"{path}: ", "")
             return entry | {"kind": "damaged", "method": "", "model": "", "about": "", "message": said[:300]}
+
+
+def checked(name: str) -> str:
+    """A name that a Result or a knob may have in the folder, without spaces around it."""
+    name = name.strip()
+    if not name or name.startswith(".") or "/." in name or name.endswith("/") or len(name) > 200:
+        raise PatchbayError(f"{name!r} is no name for a Result: letters, digits, - and _, and / for folders")
+    return name
 
 
 def _next(name: str) -> str:

@@ -12,23 +12,18 @@ from typing import Any
 import torch.nn.functional as F
 
 import patchbay as pb
+from patchbay.app import asked as asked_of
+from patchbay.app import features
+from patchbay.app.asked import checked_text, sections
 from patchbay.app.document import of_result
 from patchbay.errors import PatchbayError
 from patchbay.model.cards import model_card
 
-MOST_TOKENS, THUMB = 2048, 40
+THUMB = 40
 
 
 def _run(model: pb.Model, asked: Mapping[str, Any], **options: Any) -> pb.Trace:
-    text = asked.get("text")
-    if not isinstance(text, str) or not text:
-        raise PatchbayError("a prompt is a text of one letter or more")
-    n = len(model.encode(text)[0])
-    if n > MOST_TOKENS:
-        raise PatchbayError(
-            f"the page reads prompts of up to {MOST_TOKENS:,} tokens, this one has {n:,}; pb.run reads longer ones"
-        )
-    return pb.run(model, text, **options)
+    return pb.run(model, checked_text(model, asked), **options)
 
 
 def _layer(model: pb.Model, asked: Mapping[str, Any]) -> int:
@@ -58,7 +53,7 @@ def pattern(model: pb.Model, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Where one head looks."""
     layer, head = _layer(model, asked), asked.get("head")
     trace = _run(model, asked, taps=[f"L{layer}.attn.pattern"], logits="last")
-    return of_result(trace.show(f"L{layer}.H{head}.pattern"), inline=MOST_TOKENS**2)
+    return of_result(trace.show(f"L{layer}.H{head}.pattern"), inline=asked_of.MOST_TOKENS**2)
 
 
 def heads(model: pb.Model, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,12 +74,7 @@ def card(model: pb.Model, asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def part(model: pb.Model, asked: Mapping[str, Any]) -> dict[str, Any]:
     """A part's ports, and what it reads and writes as tokens."""
-    made = model.card(str(asked.get("part")))
-    sections = [
-        {"title": title, "rows": [dict(zip(columns, row, strict=True)) for row in rows]}
-        for title, columns, rows in made.sections()
-    ]
-    return {"title": made.title, "sections": sections}
+    return sections(model.card(str(asked.get("part"))))
 
 
 LOOKS: dict[str, Callable[[pb.Model, Mapping[str, Any]], dict[str, Any]]] = {
@@ -93,4 +83,7 @@ LOOKS: dict[str, Callable[[pb.Model, Mapping[str, Any]], dict[str, Any]]] = {
     "heads": heads,
     "model": card,
     "part": part,
+    "dictionaries": features.dictionaries,
+    "active": features.active,
+    "feature": features.feature,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from patchbay.app.folder import Results
@@ -20,19 +20,25 @@ def serve(
     listen: str = "127.0.0.1",
     unsafe: bool = False,
     browser: bool = True,
+    dictionaries: Sequence[str] = (),
+    store: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve until interrupted. `port` 0 takes a free one; `say` is told the start address, which works once."""
+    """Serve until interrupted. `port` 0 takes a free one; `dictionaries`: folders of sparse dictionaries of the model.
+    `store`: the store of papers, this user's without. `say` is told the start address, which works once."""
     try:
+        from patchbay.app.feed import Papers
         from patchbay.app.pages import application
         from patchbay.app.runs import Runs
         from patchbay.serve.guard import Guard, Keys
         from patchbay.serve.listen import address, bound, server
     except ModuleNotFoundError as error:
         raise PatchbayError(f"the page needs {error.name}: pip install 'patchbay-lm[ui]'") from error
+    if dictionaries and model is None:
+        raise PatchbayError("a dictionary is of a model: patchbay ui MODEL --dictionary FOLDER")
     results, keys = _folder(folder), Keys()
     with bound(listen, port, unsafe=unsafe) as listening:
-        runs = Runs(_named(model), results)
+        runs = Runs(_named(model), results, [str(_named(folder)) for folder in dictionaries])
         hosts = (listen, socket.gethostname()) if unsafe else ()
         start = address(listening, keys=keys)
         say(f"results: {results.folder}")
@@ -40,7 +46,9 @@ def serve(
         if browser:
             with contextlib.suppress(webbrowser.Error):
                 webbrowser.open(start)
-        server(Guard(application(results, runs), keys, hosts=hosts), drain=runs.leave).run(sockets=[listening])
+        server(Guard(application(results, runs, Papers(store)), keys, hosts=hosts), drain=runs.leave).run(
+            sockets=[listening]
+        )
 
 
 def _folder(folder: str | Path) -> Results:

@@ -7,9 +7,10 @@ in threads, so that a large one holds nobody up; models run in a process of thei
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from io import BytesIO
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from patchbay import __version__
-from patchbay.app import forms
+from patchbay.app import feed, forms
 from patchbay.app.folder import Results
 from patchbay.app.runs import Runs
 from patchbay.app.saved_page import STATIC
@@ -35,6 +36,8 @@ FILES = {
     "icon.svg": "image/svg+xml",
 }
 FIGURES = {"svg": "image/svg+xml", "png": "image/png", "pdf": "application/pdf"}
+LOOKS = ("prompt", "pattern", "heads", "dictionaries", "active", "feature", "knobs", "turned", "patching", "cell")
+LISTS = ("knobs", "names", "texts")
 QUIET = 15.0  # seconds after which a stream says that it is alive
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -43,8 +46,8 @@ Answer = Callable[[Request], Awaitable[Response]]
 class Pages:
     """What is answered; one for a server."""
 
-    def __init__(self, results: Results, runs: Runs) -> None:
-        self.results, self.runs = results, runs
+    def __init__(self, results: Results, runs: Runs, papers: feed.Papers) -> None:
+        self.results, self.runs, self.papers = results, runs, papers
 
     async def page(self, request: Request) -> Response:
         return _file("index.html")
@@ -118,11 +121,49 @@ class Pages:
         return JSONResponse(plain(self.runs.cancel(request.path_params["id"]).told()))
 
     async def look(self, request: Request) -> Response:
-        """Ask the model about a prompt."""
-        asked = await _body(request, {"what": str, "text": str, "layer": int, "head": int}, needed=("what", "text"))
-        if asked["what"] not in ("prompt", "pattern", "heads"):
-            raise PatchbayError(f"one looks at a prompt, a pattern or heads, got {asked['what']!r}")
-        return JSONResponse(await self.runs.look(asked["what"], asked))
+        """Ask the model something: its answer, or, where it is told in pieces, a line of JSON for each and one for the answer."""
+        known = {"what": str, "text": str, "other": str, "layer": int, "head": int, "position": int, "new": int}
+        asked = await _body(request, known | {"place": str, "part": str} | dict.fromkeys(LISTS, list), needed=("what",))
+        if asked["what"] not in LOOKS:
+            raise PatchbayError(f"one looks at {', '.join(LOOKS)}; got {asked['what']!r}")
+        heard = self.runs.looking(asked["what"], asked)
+        first = await anext(heard)
+        if "answer" in first:
+            return JSONResponse(first["answer"])
+        return StreamingResponse(_lines(first, heard), media_type="application/x-ndjson")
+
+    async def difference(self, request: Request) -> Response:
+        """One Result less another, cell by cell."""
+        made = await asyncio.to_thread(self._difference, _one(request, "a"), _one(request, "b"))
+        return JSONResponse(made)
+
+    def _difference(self, a: str, b: str) -> dict[str, Any]:
+        from patchbay.app.document import document
+        from patchbay.results.replay import diff
+
+        return document(diff(_a_result(self.results.read(a)), _a_result(self.results.read(b))), name=f"{a} less {b}")
+
+    async def keep_knob(self, request: Request) -> Response:
+        """Save a knob again at another strength."""
+        asked = await _body(request, {"name": str, "strength": float, "saved": str})
+        return JSONResponse(
+            {"name": await asyncio.to_thread(self.results.turned, asked["name"], asked["strength"], asked["saved"])}
+        )
+
+    async def papers_(self, request: Request) -> Response:
+        return JSONResponse(plain(await self.papers.ask(feed.listed, dict(request.query_params))))
+
+    async def paper(self, request: Request) -> Response:
+        return JSONResponse(plain(await self.papers.ask(feed.one, _one(request, "name"))))
+
+    async def mark(self, request: Request) -> Response:
+        asked = await _body(request, {"name": str, "marked": int})
+        return JSONResponse(await self.papers.mark(asked["name"], bool(asked["marked"])))
+
+    async def check(self, request: Request) -> Response:
+        """Put the check of a paper's claim in the queue."""
+        asked = await _body(request, {"key": str})
+        return JSONResponse(plain(self.runs.check(asked["key"]).told()))
 
     async def model(self, request: Request) -> Response:
         return JSONResponse(await self.runs.look("model", {}))
@@ -131,25 +172,38 @@ class Pages:
         return JSONResponse(await self.runs.look("part", {"part": _one(request, "part")}))
 
 
-def application(results: Results, runs: Runs) -> Starlette:
-    """The ASGI application; it is to stand behind a `Guard`."""
-    pages = Pages(results, runs)
+def application(results: Results, runs: Runs, papers: feed.Papers | None = None) -> Starlette:
+    """The ASGI application; it is to stand behind a `Guard`. `papers`: this user's, without."""
+    pages = Pages(results, runs, papers or feed.Papers())
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await runs.open()
+        warming = asyncio.create_task(_warm(runs))
         yield
+        warming.cancel()
         await runs.close()
+        pages.papers.close()
 
     get = {
         "/": pages.page, "/static/{name}": pages.static, "/api/about": pages.about, "/api/events": pages.events,
         "/api/results": pages.listed, "/api/result": pages.result, "/api/slice": pages.slice, "/api/figure": pages.figure,
         "/api/saved": pages.saved, "/api/method": pages.method, "/api/model": pages.model, "/api/part": pages.part,
+        "/api/papers": pages.papers_, "/api/paper": pages.paper, "/api/difference": pages.difference,
     }  # fmt: skip
-    post = {"/api/runs": pages.run, "/api/runs/{id}/cancel": pages.cancel, "/api/look": pages.look}
+    post = {
+        "/api/runs": pages.run, "/api/runs/{id}/cancel": pages.cancel, "/api/look": pages.look, "/api/knob": pages.keep_knob,
+        "/api/papers/mark": pages.mark, "/api/papers/check": pages.check,
+    }  # fmt: skip
     routes = [Route(path, _refusing(answer), methods=["GET"]) for path, answer in get.items()]
     routes += [Route(path, _refusing(answer), methods=["POST"]) for path, answer in post.items()]
     return Starlette(routes=routes, lifespan=lifespan)
+
+
+async def _warm(runs: Runs) -> None:
+    """Import what reads Results once the model is there, so that the first one that is opened does not wait for it."""
+    await runs.settled()
+    await asyncio.to_thread(importlib.import_module, "patchbay.results.replay")
 
 
 def _refusing(answer: Answer) -> Answer:
@@ -186,9 +240,21 @@ async def _body(request: Request, known: dict[str, type], needed: tuple[str, ...
     for name, kind in known.items():
         if name not in said and name in (known if needed is None else needed):
             raise PatchbayError(f"{request.url.path} needs {name}")
-        if name in said and (not isinstance(said[name], kind) or isinstance(said[name], bool)):
+        held = (float, int) if kind is float else kind
+        if name in said and (not isinstance(said[name], held) or isinstance(said[name], bool)):
             raise PatchbayError(f"{request.url.path}: {name} is {said[name]!r}, not {kind.__name__}")
     return said
+
+
+async def _lines(first: Mapping[str, Any], rest: AsyncGenerator[Mapping[str, Any], None]) -> AsyncIterator[str]:
+    """What is heard of a look, a line each; the last is its answer, or why there is none."""
+    async with aclosing(rest):
+        yield json.dumps(plain({"piece": first["piece"]})) + "\n"
+        try:
+            async for said in rest:
+                yield json.dumps(plain({key: said[key] for key in ("piece", "answer") if key in said})) + "\n"
+        except PatchbayError as error:
+            yield json.dumps({"error": {"message": str(error)}}) + "\n"
 
 
 async def _stream(runs: Runs) -> AsyncIterator[str]:

@@ -12,20 +12,21 @@ import itertools
 import json
 import logging
 import os
-import secrets
+import shlex
 import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
 from patchbay.app import forms
-from patchbay.app.folder import Results
+from patchbay.app.folder import Results, checked
+from patchbay.app.jobs import OPEN, Look, Run
 from patchbay.errors import PatchbayError
+from patchbay.papers import catalogue
 
 UNFINISHED = ".unfinished"  # in the folder of results: finished batches of runs that have not ended
 PATIENCE = 8.0  # seconds that a worker has to stop a job before it is ended
@@ -35,61 +36,11 @@ MOST_WAITING, MOST_ENDED = 32, 200
 log = logging.getLogger("patchbay.app")
 
 
-@dataclass
-class Run:
-    """One call of a method, from its form to its Result."""
-
-    room: str
-    method: str
-    given: dict[str, Any]
-    words: list[str]
-    name: str
-    command: str
-    id: str = field(default_factory=lambda: secrets.token_hex(6))
-    state: str = "queued"  # running, stopping, done, failed, cancelled
-    done: int = 0
-    total: int = 0
-    estimate: str = ""
-    message: str = ""
-    result: str | None = None
-    began: float | None = None
-    ended: float | None = None
-
-    def told(self) -> dict[str, Any]:
-        end = time.monotonic() if self.ended is None else self.ended
-        seconds = 0.0 if self.began is None else round(end - self.began, 1)
-        kept = (
-            "id",
-            "room",
-            "method",
-            "name",
-            "state",
-            "done",
-            "total",
-            "estimate",
-            "message",
-            "command",
-            "given",
-            "result",
-        )
-        return {key: getattr(self, key) for key in kept} | {"seconds": seconds}
-
-
-@dataclass
-class Look:
-    """A question about the model that somebody waits for."""
-
-    what: str
-    asked: Mapping[str, Any]
-    answer: asyncio.Future[dict[str, Any]]
-    id: str = field(default_factory=lambda: secrets.token_hex(6))
-
-
 class Runs:
     """The worker, its queue, and what is told of both. `open` within a running event loop, `close` before it ends."""
 
-    def __init__(self, model: str | None, results: Results) -> None:
-        self.source, self.results = model, results
+    def __init__(self, model: str | None, results: Results, dictionaries: Sequence[str] = ()) -> None:
+        self.source, self.results, self.dictionaries = model, results, dictionaries
         self.model = {"source": model, "state": "none" if model is None else "loading", "message": ""}
         self.runs: dict[str, Run] = {}
         self._looks: list[Look] = []
@@ -119,14 +70,31 @@ class Runs:
 
     def start(self, room: str, method: str, given: Mapping[str, Any], name: str) -> Run:
         """Put a call of a method in the queue; refuses what its form has not."""
-        if self.source is None or self.model["state"] == "failed":
-            raise PatchbayError(self.model["message"] or "no model is open: start `patchbay ui MODEL`")
-        waiting = sum(run.state in ("queued", "running", "stopping") for run in self.runs.values())
-        if waiting >= MOST_WAITING:
-            raise PatchbayError(f"{waiting} runs wait: wait for some, or cancel them")
+        source = self._ready()
         words = forms.arguments(room, method, given, self.results.folder)
         target = self._free(name.strip() or method)
-        run = Run(room, method, dict(given), words, target, forms.spoken(room, method, self.source, words, target))
+        return self._queue(
+            Run(room, method, dict(given), words, target, forms.spoken(room, method, source, words, target))
+        )
+
+    def check(self, key: str) -> Run:
+        """Put the check of a paper's claim in the queue; refuses a paper that has none."""
+        source = self._ready()
+        if "claim" not in catalogue.paper(key):
+            raise PatchbayError(f"{key} has no claim that can be checked")
+        command = shlex.join(["patchbay", "papers", "run", key, "--model", source])
+        return self._queue(Run("papers", key, {}, [], key, command))
+
+    def _ready(self) -> str:
+        """The model's source, where another run may wait for it."""
+        if self.source is None or self.model["state"] == "failed":
+            raise PatchbayError(self.model["message"] or "no model is open: start `patchbay ui MODEL`")
+        waiting = sum(run.state in OPEN for run in self.runs.values())
+        if waiting >= MOST_WAITING:
+            raise PatchbayError(f"{waiting} runs wait: wait for some, or cancel them")
+        return self.source
+
+    def _queue(self, run: Run) -> Run:
         self.runs[run.id] = run
         self._forget()
         self._tell()
@@ -134,10 +102,8 @@ class Runs:
 
     def _free(self, name: str) -> str:
         """A name that neither the folder nor a run that waits has."""
-        taken = {run.name for run in self.runs.values() if run.state in ("queued", "running", "stopping")}
-        if name.startswith(".") or "/." in name or name.endswith("/") or len(name) > 200:
-            raise PatchbayError(f"{name!r} is no name for a Result: letters, digits, - and _, and / for folders")
-        return self.results.free(name, taken)
+        taken = {run.name for run in self.runs.values() if run.state in OPEN}
+        return self.results.free(checked(name), taken)
 
     def cancel(self, id: str) -> Run:
         """Take a run out of the queue, or stop it; what its sweep had finished stays."""
@@ -154,18 +120,35 @@ class Runs:
 
     async def look(self, what: str, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Ask the model something; waits for its turn."""
+        async with aclosing(self.looking(what, asked)) as heard:
+            said = [one async for one in heard]
+        return dict(said[-1]["answer"])
+
+    async def looking(self, what: str, asked: Mapping[str, Any]) -> AsyncGenerator[Mapping[str, Any], None]:
+        """The same as it is heard: `{"piece": ...}` any number of times, then `{"answer": ...}`. Who goes away stops it."""
         if self.source is None or self.model["state"] == "failed":
             raise PatchbayError(self.model["message"] or "no model is open: start `patchbay ui MODEL`")
         if len(self._looks) >= MOST_WAITING:
             raise PatchbayError(f"{len(self._looks)} questions wait already")
-        look = Look(what, asked, asyncio.get_running_loop().create_future())
+        look = Look(what, asked)
         self._looks.append(look)
         self._tell()
         try:
-            return await look.answer
+            while "answer" not in (said := await look.heard.get()):
+                if said["event"] != "piece":
+                    raise PatchbayError(str(said.get("message") or "it was cancelled"))
+                yield said
+            yield said
         finally:
             if look in self._looks:
                 self._looks.remove(look)
+            elif self._at_hand is look and self._process is not None and self._process.returncode is None:
+                self._process.send_signal(signal.SIGINT)
+
+    async def settled(self) -> None:
+        """Wait until the model is there, or is known not to come."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.model["state"] != "loading")
 
     def told(self) -> dict[str, Any]:
         """What the tabs know."""
@@ -207,7 +190,7 @@ class Runs:
         self.model |= {"state": "loading", "message": ""}
         self._tell()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "patchbay.app.worker", self.source, str(self.results.folder),
+            sys.executable, "-P", "-m", "patchbay.app.worker", self.source, str(self.results.folder), *self.dictionaries,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE, start_new_session=True,
         )  # fmt: skip
         return self._process
@@ -283,13 +266,15 @@ class Runs:
             for key, value in kept.items():
                 setattr(job, key, value)
             return
-        self._at_hand = None
         if isinstance(job, Look):
-            _answer(job, said)
-        elif event == "done":
+            self._at_hand = job if event == "piece" else None
+            job.heard.put_nowait(said)
+            return
+        self._at_hand = None
+        if event == "done":
             shutil.rmtree(self._kept(job), ignore_errors=True)
-            job.result, self.made = str(said["result"]), next(self._versions)
-            self._finish(job, "done", "")
+            job.result, self.made = said["result"], next(self._versions)
+            self._finish(job, "done", str(said.get("message") or ""))
         else:
             self._finish(
                 job, event, str(said.get("message") or "what was finished is kept: the same call goes on from there")
@@ -308,13 +293,13 @@ class Runs:
                 job, "cancelled" if stopped else "failed", "it was ended; finished batches are kept" if stopped else why
             )
         elif job is not None:
-            _answer(job, {"event": "failed", "message": why})
+            job.heard.put_nowait({"event": "failed", "message": why})
         if self.model["state"] == "failed":
             for run in self.runs.values():
                 if run.state == "queued":
                     self._finish(run, "failed", why)
             for look in self._looks:
-                _answer(look, {"event": "failed", "message": why})
+                look.heard.put_nowait({"event": "failed", "message": why})
             self._looks.clear()
         self._tell()
 
@@ -363,12 +348,3 @@ class Runs:
     async def _wake(self) -> None:
         async with self._changed:
             self._changed.notify_all()
-
-
-def _answer(look: Look, said: Mapping[str, Any]) -> None:
-    if look.answer.done():
-        return
-    if said["event"] == "answer":
-        look.answer.set_result(said["answer"])
-    else:
-        look.answer.set_exception(PatchbayError(str(said.get("message") or "it was cancelled")))

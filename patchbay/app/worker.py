@@ -1,7 +1,8 @@
-"""The process that holds the model and does the page's work, one piece at a time: `python -m patchbay.app.worker MODEL FOLDER`.
+"""The process that holds the model and does the page's work, one piece at a time: `python -m patchbay.app.worker MODEL FOLDER
+DICTIONARY...`.
 
-A line of JSON on stdin is a job, `{"id", "room", "method", "words", "out", "keep"}` or `{"id", "look", ...}`; lines on stdout say how
-far it is and what came of it. SIGINT while a job runs cancels it: what a sweep had finished stays in `keep`. What methods print goes to
+A line of JSON on stdin is a job, `{"id", "room", "method", "words", "out", "keep"}` (of room "papers" the check of a claim) or
+`{"id", "look", ...}`; lines on stdout say how far it is, what a look has found so far, and what came of it. SIGINT while a job runs cancels it: what a sweep had finished stays in `keep`. What methods print goes to
 stderr. A job that fails says why and the next one is taken.
 """
 
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,15 @@ class Worker:
             self.busy = False
             raise KeyboardInterrupt
 
-    def load(self, source: str) -> None:
+    def load(self, source: str, dictionaries: Sequence[str] = ()) -> None:
+        """The model, proved, with features where dictionaries are given."""
         from patchbay.cli.commands import load_model
+        from patchbay.features.load import load_dictionary
 
         try:
             self.model = load_model(source, {}, quiet=True)
+            if dictionaries:
+                self.model = self.model.with_dictionaries(*map(load_dictionary, dictionaries))
             self.model.check  # noqa: B018  proved before it is said to be ready
         except Exception as error:
             self.tell({"event": "failed to load", "message": told(error)})
@@ -57,7 +62,7 @@ class Worker:
             end |= (
                 {"event": "answer", "answer": self.look(job)}
                 if "look" in job
-                else {"event": "done", "result": self.run(job)}
+                else {"event": "done"} | (self.check(job) if job["room"] == "papers" else {"result": self.run(job)})
             )
         except KeyboardInterrupt:
             end["event"] = "cancelled"
@@ -68,9 +73,25 @@ class Worker:
         self.tell(end)
 
     def look(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        from patchbay.app.live import LIVE
         from patchbay.app.looks import LOOKS
 
-        return LOOKS[str(job["look"])](self.model, job["asked"])
+        what, asked = str(job["look"]), job["asked"]
+        if what in LIVE:
+            return LIVE[what](
+                self.model, asked, lambda piece: self.tell({"id": job["id"], "event": "piece", "piece": piece})
+            )
+        return LOOKS[what](self.model, asked)
+
+    def check(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a paper's claim; its verdict with the numbers of every run."""
+        from patchbay.papers import claims
+
+        found = claims.check(str(job["method"]), self.model)
+        return {
+            "result": None,
+            "message": "\n".join([f"{found.verdict}: {found.first.text}", *(line.strip() for line in found.told())]),
+        }
 
     def run(self, job: Mapping[str, Any]) -> str:
         """Call the method as its command would, and save what it returns."""
@@ -132,7 +153,7 @@ def main() -> None:
     worker = Worker(folder, tell)
     signal.signal(signal.SIGINT, worker.interrupted)
     os.chdir(folder)  # names of results, as in `attribution:3`, are names in it
-    worker.load(sys.argv[1])
+    worker.load(sys.argv[1], sys.argv[3:])
     for line in sys.stdin:
         worker.do(json.loads(line))
 

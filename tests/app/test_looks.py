@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.app import looks
+from patchbay.app import asked, looks
 from patchbay.errors import PatchbayError
 from tests.tolerance import close
 
@@ -74,6 +74,6 @@ def test_what_cannot_be_is_refused_by_name(look: str, asked: dict, said: str, tr
 
 
 def test_a_prompt_that_would_be_too_much_is_refused(trained: pb.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(looks, "MOST_TOKENS", 3)
+    monkeypatch.setattr(asked, "MOST_TOKENS", 3)
     with pytest.raises(PatchbayError, match="up to 3 tokens, this one has 12"):
         looks.prompt(trained, {"text": PROMPT})

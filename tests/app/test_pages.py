@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import patchbay as pb
+from patchbay.app.feed import Papers
 from patchbay.app.folder import Results
 from patchbay.app.pages import application
 from patchbay.app.runs import Runs
+from patchbay.errors import PatchbayError
+from patchbay.papers.feed import opened
+from patchbay.papers.feed.listed import Listed
 from patchbay.results.result import Result
 from patchbay.serve.guard import POLICY, Guard, Keys
 from tests.app.asking import BEARER, ask, asked
@@ -26,8 +32,10 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ).save(folder / "deep" / "one")
     (folder / "cut").mkdir()
     (folder / "cut" / "result.json").write_text("{}")
-    results = Results(folder)
-    return Guard(application(results, Runs(None, results)), Keys(BEARER))
+    results, store = Results(folder), tmp_path_factory.mktemp("papers") / "papers.sqlite"
+    with opened.opened(store, make=True) as held:
+        held.add([Listed("Of <i>zebras</i>", arxiv="2501.00001", published=date(2025, 1, 1), likes=3)], "test")
+    return Guard(application(results, Runs(None, results), Papers(store)), Keys(BEARER))
 
 
 def told(answer: tuple[int, dict[str, str], bytes]) -> Any:
@@ -82,6 +90,10 @@ def test_a_figure_and_a_file_are_downloads(app: Any) -> None:
         ("/static/pages.py", {}, "no file"),
         ("/static/..%2fpages.py", {}, "no file"),
         ("/api/model", {}, "no model is open"),
+        ("/api/papers", {"view": "year"}, "no view"),
+        ("/api/paper", {"name": "nothing"}, "no paper"),
+        ("/api/difference", {"a": "deep/one"}, "needs b"),
+        ("/api/difference", {"a": "deep/one", "b": "cut"}, "cut"),
     ],
 )
 def test_what_cannot_be_met_is_one_sentence(app: Any, path: str, query: dict[str, str], said: str) -> None:
@@ -97,6 +109,9 @@ def test_what_cannot_be_met_is_one_sentence(app: Any, path: str, query: dict[str
 def test_bodies_that_are_none_are_refused(app: Any, body: Any) -> None:
     assert ask(app, "/api/runs", body=body)[0] == 400
     assert ask(app, "/api/look", body=body)[0] == 400
+    assert ask(app, "/api/knob", body=body)[0] == 400
+    assert ask(app, "/api/papers/mark", body=body)[0] == 400
+    assert ask(app, "/api/papers/check", body=body)[0] == 400
 
 
 def test_an_error_of_our_own_is_an_id(
@@ -165,3 +180,64 @@ def test_folder_of_the_results_is_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PatchbayError, match="is a file"):
         _folder(tmp_path / "file")
+
+
+def test_papers_are_listed_told_and_marked(app: Any) -> None:
+    assert told(ask(app, "/api/papers"))["papers"][0]["title"] == "Of <i>zebras</i>"
+    assert told(ask(app, "/api/papers/mark", body={"name": "2501.00001", "marked": 1})) == {
+        "name": "2501.00001",
+        "marked": True,
+    }
+    assert told(ask(app, "/api/paper", name="2501.00001"))["marked"]
+    status, _, body = ask(app, "/api/papers/check", body={"key": "olsson2022"})
+    assert status == 400
+    assert b"no model is open" in body
+
+
+def test_two_results_are_subtracted(tmp_path: Path) -> None:
+    for name, values in (("a", [3.0, 1.0]), ("b", [1.0, 2.0])):
+        Result(values, ("layer",), "logits").save(tmp_path / name)
+    Result([1.0], ("layer",), "logits").save(tmp_path / "short")
+    app = application(Results(tmp_path), Runs(None, Results(tmp_path)), Papers(tmp_path / "none.sqlite"))
+    made = told(ask(app, "/api/difference", a="a", b="b"))
+    assert made["main"] == "difference"
+    difference = next(one for one in made["variables"] if one["name"] == "difference")
+    assert (difference["low"], difference["high"]) == (-1.0, 2.0)
+    status, _, body = ask(app, "/api/difference", a="a", b="short")
+    assert (status, b"cannot subtract" in body) == (400, True)
+
+
+def test_a_knob_is_kept_at_another_strength_under_a_free_name(tmp_path: Path) -> None:
+    pb.turn.scale("L1.H1", 0.0).save(tmp_path / "off.knob")
+    Result([1.0], ("layer",), "logits").save(tmp_path / "result")
+    app = application(Results(tmp_path), Runs(None, Results(tmp_path)), Papers(tmp_path / "none.sqlite"))
+    made = told(ask(app, "/api/knob", body={"name": "off.knob", "strength": 0.5, "saved": ""}))
+    assert made == {"name": "off-2.knob"}
+    assert (pb.load_knob(tmp_path / "off-2.knob").strength, pb.load_knob(tmp_path / "off.knob").strength) == (0.5, 0.0)
+    for body in ({"name": "result", "strength": 1, "saved": ""}, {"name": "../off.knob", "strength": 1, "saved": ""}, {"name": "off.knob", "strength": 1, "saved": "../x"},
+                 {"name": "off.knob", "strength": True, "saved": ""}, {"name": "off.knob", "strength": 1, "saved": ".hidden"}):  # fmt: skip
+        assert ask(app, "/api/knob", body=body)[0] == 400, body
+    assert {path.name for path in tmp_path.iterdir()} == {"off.knob", "off-2.knob", "result"}
+
+
+def test_a_look_is_answered_in_lines_where_it_is_told_in_pieces(tmp_path: Path) -> None:
+    runs = Runs(None, Results(tmp_path))
+
+    async def looking(what: str, asked: Any) -> Any:
+        yield {"piece": {"side": "before", "token": "a"}}
+        if asked["text"] == "bad":
+            raise PatchbayError("it failed")
+        yield {"answer": {"kl": float("nan")}}
+
+    runs.looking = looking  # type: ignore[method-assign, assignment]
+    app = application(Results(tmp_path), runs, Papers(tmp_path / "none.sqlite"))
+    status, head, body = ask(app, "/api/look", body={"what": "turned", "text": "x"})
+    assert (status, head["content-type"]) == (200, "application/x-ndjson")
+    assert [json.loads(line) for line in body.splitlines()] == [
+        {"piece": {"side": "before", "token": "a"}},
+        {"answer": {"kl": None}},
+    ]
+    _, _, body = ask(app, "/api/look", body={"what": "turned", "text": "bad"})
+    assert json.loads(body.splitlines()[-1]) == {"error": {"message": "it failed"}}
+    status, _, body = ask(app, "/api/look", body={"what": "eval", "text": "x"})
+    assert (status, b"one looks at" in body) == (400, True)

@@ -14,6 +14,7 @@ from patchbay.app import runs as runs_file
 from patchbay.app.folder import Results
 from patchbay.app.runs import UNFINISHED, Runs
 from patchbay.errors import PatchbayError
+from patchbay.papers import catalogue
 
 FAKE = """
 import json, os, signal, sys, time
@@ -28,6 +29,17 @@ def stop(*_):
 signal.signal(signal.SIGINT, signal.SIG_IGN if name == "deaf" else stop)
 for line in sys.stdin:
     job = json.loads(line)
+    if job.get("look") == "pieces":
+        try:
+            busy = True
+            for i in range(3 if job["asked"].get("few") else 500): say(id=job["id"], event="piece", piece={"i": i}); time.sleep(0.01)
+            busy = False
+            say(id=job["id"], event="answer", answer={"n": 3})
+        except KeyboardInterrupt:
+            open(sys.argv[2] + "/stopped.txt", "a").write("stopped"); say(id=job["id"], event="cancelled")
+        finally:
+            busy = False
+        continue
     if "look" in job: say(id=job["id"], event="answer", answer={"asked": job["asked"], "what": job["look"]}); continue
     words = " ".join(job["words"])
     try:
@@ -209,3 +221,30 @@ def test_what_cannot_be_is_refused(served: Callable[..., Any]) -> None:
             await runs.look("model", {})
 
     served(None, without)
+
+
+def test_a_look_is_heard_piece_by_piece_and_who_goes_away_stops_it(served: Callable[..., Any]) -> None:
+    async def what(runs: Runs) -> None:
+        heard = [said async for said in runs.looking("pieces", {"few": True})]
+        assert [one["piece"]["i"] for one in heard[:-1]] == [0, 1, 2]
+        assert heard[-1]["answer"] == {"n": 3}
+        long = runs.looking("pieces", {})
+        await anext(long)
+        await long.aclose()
+        assert (await runs.look("prompt", {"text": "x"}))["what"] == "prompt", "the next one is answered at once"
+
+    folder = served("model", what)
+    assert (folder / "stopped.txt").read_text() == "stopped"
+
+
+def test_a_claim_is_queued_as_its_command_says(served: Callable[..., Any]) -> None:
+    async def what(runs: Runs) -> None:
+        run = runs.check("olsson2022")
+        assert run.command == "patchbay papers run olsson2022 --model model"
+        await until(runs, lambda: run.state == "done")
+        with pytest.raises(PatchbayError, match="no claim that can be checked"):
+            runs.check(next(entry["key"] for entry in catalogue.papers() if "claim" not in entry))
+        with pytest.raises(PatchbayError, match="no paper 'nothing'"):
+            runs.check("nothing")
+
+    served("model", what)

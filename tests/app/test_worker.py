@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import patchbay as pb
 from patchbay.app.worker import Worker
@@ -90,3 +91,43 @@ def test_an_interrupt_cancels_the_job_at_hand_and_no_other(
     assert told[-1]["event"] == "cancelled"
     made.do(job(tmp_path, "turn", "scale", "--parts=L1.H1", "--strength=0"))
     assert told[-1]["event"] == "done"
+
+
+def test_the_check_of_a_claim_says_its_verdict_with_the_numbers(
+    worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchbay.papers import claims
+
+    made, told = worker
+    asked: list[Any] = []
+
+    def check(key: str, model: pb.Model) -> Any:
+        asked.append((key, model))
+        one = claims.Claim("heads do", 2.0, 1.5, 2.5, 1.0, "of 1")
+        return claims.Checked(key, "comparison", (0,), (one,), ("none can be made",))
+
+    monkeypatch.setattr(claims, "check", check)
+    made.do(job(tmp_path, "papers", "olsson2022"))
+    assert asked == [("olsson2022", made.model)]
+    assert told[-1]["result"] is None
+    assert told[-1]["message"].startswith("confirmed: heads do\nmodel, seed 0: 2 of 1")
+
+
+def test_pieces_of_a_look_come_before_its_answer(worker: Any) -> None:
+    made, told = worker
+    made.do({"id": "7", "look": "turned", "asked": {"text": "The capital", "new": 2}})
+    assert [line["event"] for line in told[:-1]] == ["piece"] * (len(told) - 1)
+    assert told[-1]["event"] == "answer"
+    assert {line["id"] for line in told} == {"7"}
+
+
+def test_a_model_is_loaded_with_its_dictionaries(tmp_path: Path) -> None:
+    rows = torch.eye(128)[:8]
+    pb.Dictionary(rows.T, rows, torch.zeros(8), torch.zeros(128), layer=1, reads="resid_out").save(tmp_path / "sae")
+    told: list[dict[str, Any]] = []
+    made = Worker(tmp_path, told.append)
+    made.load("tiny", [str(tmp_path / "sae")])
+    assert told == [{"event": "ready"}]
+    assert list(made.model.dictionaries) == [(1, "features")]
+    made.load("tiny", [str(tmp_path / "none")])
+    assert told[-1]["event"] == "failed to load"

@@ -85,6 +85,61 @@ export interface Prompt {
   heads: number[];
 }
 
+export interface Next {
+  token: string;
+  before: number;
+  after: number;
+}
+
+export interface Paper {
+  name: string;
+  key: string | null;
+  arxiv: string | null;
+  title: string;
+  marked_title: string | null;
+  snippet: string;
+  year: number | null;
+  published: string | null;
+  likes: number | null;
+  comments: number | null;
+  authors: string[];
+  n_authors: number | null;
+  organization: string;
+  code: string;
+  address: string;
+  kind: string;
+  does: string;
+  headline: string;
+  methods: string[];
+  state: string;
+  model: string;
+  marked: boolean;
+  heat: number | null;
+}
+
+export interface Papers {
+  papers: Paper[];
+  view: string;
+  more: number;
+  of: number;
+  dated: number;
+  kept: string | null;
+  kinds: string[];
+  first: string | null;
+  last: string | null;
+  before: string | null;
+  after: string | null;
+}
+
+export interface WholePaper extends Paper {
+  abstract: string;
+  claim: string;
+  measured: string;
+  command: string;
+  likes_by_day: { day: string; likes: number | null; comments: number | null }[];
+  similar: Paper[];
+}
+
 export class Refused extends Error {}
 
 async function answered(response: Response): Promise<Response> {
@@ -116,6 +171,44 @@ export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
 export async function post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T> {
   const init: RequestInit = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) };
   return (await ask(path, signal ? { ...init, signal } : init)).json() as Promise<T>;
+}
+
+/** What is told piece by piece, and then the answer. A new word to the same question stops the one before it, by `signal`. */
+export async function listen<T, P>(body: unknown, heard: (piece: P) => void, signal: AbortSignal): Promise<T> {
+  const init: RequestInit = { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal };
+  const response = await ask("/api/look", init);
+  if (!response.headers.get("content-type")?.includes("ndjson") || !response.body) return (await response.json()) as T;
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let left = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    const lines = (left + (value ?? "")).split("\n");
+    left = lines.pop() ?? "";
+    for (const line of lines) {
+      const said = JSON.parse(line) as { piece?: P; answer?: T; error?: { message: string } };
+      if (said.error) throw new Refused(said.error.message);
+      if (said.answer !== undefined) return said.answer;
+      if (said.piece !== undefined) heard(said.piece);
+    }
+    if (done) throw new Refused("The server stopped before it had answered.");
+  }
+}
+
+/** What the model says of a question that runs it; null asks nothing. Pieces come to `heard`. */
+export function useLook<T, P = never>(asked: Record<string, unknown> | null, heard?: (piece: P) => void): { got: T | null; failed: string; busy: boolean } {
+  const key = asked ? JSON.stringify(asked) : "";
+  const [held, hold] = useState<{ key: string; got: T | null; failed: string }>({ key: "", got: null, failed: "" });
+  useEffect(() => {
+    if (!asked) return;
+    const stop = new AbortController();
+    const told = (piece: P) => !stop.signal.aborted && heard?.(piece);
+    listen<T, P>(asked, told, stop.signal).then(
+      (got) => hold({ key, got, failed: "" }),
+      (error: Error) => !stop.signal.aborted && hold({ key, got: null, failed: error.message }),
+    );
+    return () => stop.abort();
+  }, [key]);
+  return held.key === key ? { ...held, busy: false } : { got: null, failed: "", busy: Boolean(asked) };
 }
 
 export function address(name: string): string {

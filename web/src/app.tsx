@@ -2,11 +2,14 @@
 
 import { useEffect, useState } from "preact/hooks";
 import { useGet, useState_, type About, type State } from "./api";
+import { FeaturesPage } from "./features";
+import { KnobsPage } from "./knobs";
 import { MethodPage, RoomPage } from "./method";
 import { ModelPage } from "./model";
+import { PaperPage, PapersPage } from "./papers";
 import { Failed } from "./parts";
 import { PromptPage } from "./prompt";
-import { ResultPage, ResultsPage } from "./results";
+import { ComparePage, PageHead, ResultPage, ResultsPage } from "./results";
 import { RunLine, RunsPage } from "./runs";
 
 export interface Place {
@@ -37,14 +40,14 @@ export function App() {
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
-  const at = place.path[0] ?? "results";
+  const at = place.path[0] ?? "papers";
   useEffect(() => {
     document.title = [...place.path.slice(0, 2).reverse().map(decodeURIComponent), "Patchbay"].join(" · ");
   }, [place]);
   const rooms = about.got?.rooms.map((room) => room.name) ?? Object.keys(VERBS);
   const running = state?.runs.filter((run) => ["queued", "running", "stopping"].includes(run.state)) ?? [];
   const link = (to: string, text: string, aside?: string) => (
-    <a href={`#/${to}`} aria-current={at === to ? "page" : undefined}>
+    <a href={`#/${to}`} aria-current={at === to || (at === "paper" && to === "papers") || (at === "compare" && to === "results") ? "page" : undefined}>
       {text}
       {aside && <span class="badge num">{aside}</span>}
     </a>
@@ -57,10 +60,13 @@ export function App() {
           <Mark /> Patchbay
         </a>
         <nav aria-label="Pages">
+          {link("papers", "Papers")}
           {link("prompt", "Prompt")}
           {link("model", "Model")}
+          {link("features", "Features")}
           <span class="nav-rule" />
           {rooms.map((room) => link(room, VERBS[room] ?? room))}
+          {link("knobs", "Knobs")}
           <span class="nav-rule" />
           {link("results", "Results")}
           {link("runs", "Runs", running.length ? String(running.length) : undefined)}
@@ -80,14 +86,19 @@ export function App() {
 }
 
 function View({ place, state, about }: { place: Place; state: State | null; about: About | null }) {
-  const [first = "results", ...rest] = place.path;
+  const [first = "papers", ...rest] = place.path;
   const room = about?.rooms.find((one) => one.name === first);
   if (first === "results") return rest.length ? <ResultPage name={rest.join("/")} changed={state?.results ?? 0} /> : <ResultsPage changed={state?.results ?? 0} folder={about?.folder ?? ""} />;
+  if (first === "papers") return <PapersPage query={place.query} />;
+  if (first === "paper") return <PaperPage name={rest.join("/")} state={state} />;
+  if (first === "compare") return <ComparePage query={place.query} changed={state?.results ?? 0} />;
+  if (first === "knobs") return <KnobsPage query={place.query} state={state} />;
+  if (first === "features") return <FeaturesPage part={rest.join("/")} query={place.query} state={state} />;
   if (first === "model") return <ModelPage part={rest.join("/")} state={state} />;
   if (first === "prompt") return <PromptPage query={place.query} state={state} />;
   if (first === "runs") return <RunsPage runs={state?.runs ?? null} />;
   if (room && about) return rest[0] ? <MethodPage room={room.name} name={rest[0]} state={state} about={about} query={place.query} /> : <RoomPage room={room} />;
-  return about ? <Failed message={`There is no page ${place.path.join("/")}.`}><p><a href="#/results">To the results</a></p></Failed> : <div class="waiting" aria-busy="true">Opening …</div>;
+  return about ? <><PageHead title="No such page" /><Failed message={`There is no page ${place.path.join("/")}.`}><p><a href="#/results">To the results</a></p></Failed></> : <div class="waiting" aria-busy="true">Opening …</div>;
 }
 
 function ModelLine({ state }: { state: State | null }) {

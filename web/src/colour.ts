@@ -62,7 +62,7 @@ export function ink(colour: Rgb): string {
     const share = part / 255;
     return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
   }) as Rgb;
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#10161c" : "#ffffff";
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179 ? "#000000" : "#ffffff"; // where both give 4.6 to 1; a softer black would leave a gap below 4.5
 }
 
 /** A table of 512 colours, for pictures of many cells. */

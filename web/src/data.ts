@@ -20,6 +20,13 @@ export interface Listed {
   n: number;
 }
 
+export interface Cable {
+  from: string;
+  to: string;
+  score: number;
+  p: number | null;
+}
+
 export interface ResultDoc {
   kind: "result";
   name: string;
@@ -35,6 +42,7 @@ export interface ResultDoc {
   measured: number;
   rows: Row[];
   names: string[] | null;
+  cables: { lines: Cable[]; n: number; smallest: number | null } | null;
   tables: Record<string, Listed>;
   sections: (Listed & { name: string; notes: string[] })[];
   notes: string[];

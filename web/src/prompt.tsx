@@ -1,9 +1,11 @@
 // One prompt: its tokens by how surprising they were, what comes next, the logit lens, and where each head looks.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { go } from "./app";
-import { post, type Prompt, type State } from "./api";
+import { useLook, type Next, type Prompt, type State } from "./api";
 import { number, valuesOf, variable, visible, type ResultDoc } from "./data";
+import { Heat } from "./heat";
+import { Nexts } from "./knobs";
 import { Empty, Failed, Panel } from "./parts";
 import { PageHead } from "./results";
 import { Show } from "./result";
@@ -71,7 +73,66 @@ function Read({ got, text }: { got: Prompt; text: string }) {
         <p class="note">Why? <code>patchbay why</code> of this prompt: <a href={`#/find/logit_lens?${new URLSearchParams({ given: JSON.stringify({ prompt: text }) })}`}>logit lens</a></p>
       </Panel>
       {got.lens ? <Panel title="Logit lens" class="plain"><Show doc={got.lens} /></Panel> : <Panel title="Logit lens"><p class="note">{got.lens_message}</p></Panel>}
+      <Patching text={text} n={tokens.length} />
       {got.heads.some(Boolean) && <Heads text={text} heads={got.heads} />}
+    </>
+  );
+}
+
+interface Patched {
+  tokens: string[];
+  others: string[];
+  ours: string;
+  theirs: string;
+  n_layers: number;
+  clean: number;
+  other: number;
+}
+
+/** Patch from another prompt: the map fills layer by layer as the sweep runs; a cell that is chosen shows what comes next under its patch. */
+function Patching({ text, n }: { text: string; n: number }) {
+  const [other, setOther] = useState("");
+  const [asked, ask] = useState("");
+  useEffect(() => ask(""), [text]);
+  const submit = (event: Event) => {
+    event.preventDefault();
+    ask(other);
+  };
+  return (
+    <Panel title="Patch from another prompt">
+      <form class="patch-form" onSubmit={submit}>
+        <label class="hidden" for="other">Another prompt</label>
+        <textarea id="other" rows={2} value={other} placeholder={`A prompt of ${n} tokens with another answer: where does what differs sit?`} onInput={(event) => setOther(event.currentTarget.value)} />
+        <div class="form-foot">
+          <button type="submit" class="primary" disabled={!other.trim() || other === text}>Patch every cell</button>
+          {!other && <button type="button" class="quiet" onClick={() => setOther(text)}>Begin with this prompt</button>}
+        </div>
+      </form>
+      {asked && <PatchMap key={`${text}\n${asked}`} text={text} other={asked} n={n} />}
+    </Panel>
+  );
+}
+
+function PatchMap({ text, other, n }: { text: string; other: string; n: number }) {
+  const [rows, setRows] = useState<{ layer: number; values: number[] }[]>([]);
+  const { got, failed } = useLook<Patched, { layer: number; values: number[] }>({ what: "patching", text, other }, (row) => setRows((before) => [...before, row]));
+  const [picked, pick] = useState<[number, number] | null>(null);
+  const cell = useLook<{ next: Next[]; edit: string }>(picked ? { what: "cell", text, other, layer: picked[0], position: picked[1] } : null);
+  const values = useMemo(() => Float64Array.from(rows.flatMap((row) => row.values)), [rows]);
+  if (failed) return <Failed message={failed} />;
+  if (!rows.length) return <div class="waiting" aria-busy="true">Patching the first layer …</div>;
+  const tokens = got?.tokens ?? Array.from({ length: n }, (_, i) => String(i));
+  const named = tokens.map((token, i) => (got && got.others[i] !== token ? `${visible(token)} ← ${visible(got.others[i] ?? "")}` : visible(token)));
+  return (
+    <>
+      <p class="note" role="status">
+        {got ? <>Logit of <code>{visible(got.theirs)}</code> over <code>{visible(got.ours)}</code> with the other prompt's stream in one place; {number(got.clean)} without, {number(got.other)} in the other prompt. Choose a cell.</> : `${rows.length} layers done …`}
+      </p>
+      <Heat values={values} rows={rows.map((row) => `L${row.layer}`)} columns={named} axes={["layer", "position"]} unit="logits" label="Logit of the other answer over this one's" upward
+        {...(got ? { range: [Math.min(got.clean, got.other, ...values), Math.max(got.clean, got.other, ...values)] as [number, number] } : {})}
+        onPick={(row, column) => pick([rows[row]?.layer ?? row, column])} picked={picked ? picked[0] * n + picked[1] : null} />
+      {cell.failed && <Failed message={cell.failed} />}
+      {picked && !cell.failed && (cell.got ? <div class="cell-told"><h3><code>{cell.got.edit}</code></h3><Nexts rows={cell.got.next} before="as it was" after="patched" /></div> : <div class="waiting" aria-busy="true">Patching L{picked[0]} at {picked[1]} …</div>)}
     </>
   );
 }
@@ -120,17 +181,4 @@ function Thumb({ side, data }: { side: number; data: number[] }) {
     pen.putImageData(image, 0, 0);
   }, [data, side]);
   return <canvas ref={board} width={side} height={side} aria-hidden="true" />;
-}
-
-/** What the model says of a question that runs it; null asks nothing. */
-function useLook<T>(asked: Record<string, unknown> | null): { got: T | null; failed: string; busy: boolean } {
-  const key = asked ? JSON.stringify(asked) : "";
-  const [held, hold] = useState<{ key: string; got: T | null; failed: string }>({ key: "", got: null, failed: "" });
-  useEffect(() => {
-    if (!asked) return;
-    const stop = new AbortController();
-    post<T>("/api/look", asked, stop.signal).then((got) => hold({ key, got, failed: "" }), (error: Error) => error.name !== "AbortError" && hold({ key, got: null, failed: error.message }));
-    return () => stop.abort();
-  }, [key]);
-  return held.key === key ? { ...held, busy: false } : { got: null, failed: "", busy: Boolean(asked) };
 }

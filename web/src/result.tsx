@@ -12,10 +12,13 @@ import { Heat } from "./heat";
 import { Copy, Failed, Panel } from "./parts";
 import { Table } from "./table";
 import { Tokens } from "./tokens";
+import { Wiring } from "./wiring";
 
 const CURVED = new Set(["strength", "n_parts", "position", "query", "key", "draw", "prompt", "layer", "chunk", "offset"]);
 const PLACES = new Set(["position", "query", "key"]);
 const BARS = 24;
+
+export { Figure };
 
 export interface ShowProps {
   doc: Doc;
@@ -37,6 +40,7 @@ function Result({ doc, slices, link }: { doc: ResultDoc; slices: Slices | undefi
           {told.notes.map((note) => <p>{note}</p>)}
         </Panel>
       )}
+      {doc.cables && <Panel title={doc.cables.smallest ? "Circuit" : "Wiring"} class="figure"><Wiring doc={doc} link={link} /></Panel>}
       <Figure doc={doc} slices={slices} link={link} />
       <TokenStrip doc={doc} />
       <Singles doc={doc} />

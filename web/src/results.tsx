@@ -3,8 +3,9 @@
 import { useMemo, useState } from "preact/hooks";
 import { address, slicesOf, useGet, type Doc, type Entry } from "./api";
 import { methodName } from "./data";
-import { Empty, Failed } from "./parts";
-import { Show, titleOf } from "./result";
+import { Empty, Failed, Panel } from "./parts";
+import { go } from "./app";
+import { Figure, Show, titleOf } from "./result";
 
 export function ResultsPage({ changed, folder }: { changed: number; folder: string }) {
   const { got, failed, busy } = useGet<Entry[]>("/api/results", changed);
@@ -56,6 +57,7 @@ export function ResultPage({ name, changed }: { name: string; changed: number })
           <div class="exports">
             <span class="folder"><code>{name}</code></span>
             {got.kind === "result" && <><a href={figure("svg")} download={`${name}.svg`}>SVG</a><a href={figure("png")} download={`${name}.png`}>PNG</a><a href={figure("pdf")} download={`${name}.pdf`}>PDF</a></>}
+            {got.kind === "result" && <a href={`#/compare?${new URLSearchParams({ a: name })}`}>Compare</a>}
             <a href={`/api/saved?name=${encodeURIComponent(name)}`} download={`${name}.html`}>One file</a>
           </div>
         )}
@@ -68,6 +70,56 @@ export function ResultPage({ name, changed }: { name: string; changed: number })
       {busy && !got && <div class="waiting" aria-busy="true">Reading {name} …</div>}
       {got && <Show key={name} doc={got} slices={slices} link={(part) => (/^L\d+(\.|$)/.test(part) && !part.includes(">") ? `#/model/${part}` : undefined)} />}
     </>
+  );
+}
+
+/** Two Results side by side, and one less the other where their axes are the same. */
+export function ComparePage({ query, changed }: { query: URLSearchParams; changed: number }) {
+  const { got, failed } = useGet<Entry[]>("/api/results", changed);
+  const [a, b] = [query.get("a") ?? "", query.get("b") ?? ""];
+  const both = a && b && a !== b;
+  const less = useGet<Doc>(both ? `/api/difference?${new URLSearchParams({ a, b })}` : null);
+  const results = (got ?? []).filter((one) => one.kind === "result");
+  const choose = (name: "a" | "b", value: string) => {
+    const next = new URLSearchParams({ a, b });
+    next.set(name, value);
+    go(`compare?${next}`);
+  };
+  const pick = (name: "a" | "b", value: string, label: string) => (
+    <label class="pick"><span>{label}</span>
+      <select value={value} onChange={(event) => choose(name, event.currentTarget.value)}>
+        <option value="">choose a Result</option>
+        {results.map((one) => <option value={one.name}>{one.name}{one.method ? ` (${methodName(one.method)})` : ""}</option>)}
+      </select>
+    </label>
+  );
+  return (
+    <>
+      <PageHead title="Compare" back={{ to: "#/results", text: "Results" }} lead="Two Results side by side, and the one less the other where they have the same axes." />
+      {failed && <Failed message={failed} />}
+      {got && results.length < 2 && <Empty title="Two Results are needed"><p>This folder has {results.length}. Run a method on <a href="#/find">Find</a> or <a href="#/prove">Prove</a>.</p></Empty>}
+      <div class="choose">{pick("a", a, "Left")}{pick("b", b, "Right")}</div>
+      {both && (
+        <Panel title="Left less right">
+          {less.failed ? <p class="note">{less.failed}</p> : less.got?.kind === "result" ? <><Figure doc={less.got} slices={undefined} link={undefined} /><ul class="notes">{less.got.notes.map((note) => <li>{note}</li>)}</ul></> : <div class="waiting" aria-busy="true">Reading both …</div>}
+        </Panel>
+      )}
+      {both && <div class="beside">{[a, b].map((name) => <Side key={name} name={name} changed={changed} />)}</div>}
+    </>
+  );
+}
+
+function Side({ name, changed }: { name: string; changed: number }) {
+  const { got, failed } = useGet<Doc>(`/api/result?name=${encodeURIComponent(name)}`, changed);
+  const slices = useMemo(() => slicesOf(name), [name]);
+  if (failed) return <Failed message={failed} />;
+  if (!got) return <div class="waiting" aria-busy="true">Reading {name} …</div>;
+  return (
+    <section>
+      <h2 class="beside-name"><a href={`#/results/${address(name)}`}>{name}</a></h2>
+      <p class="note">{titleOf(got)}; {leadOf(got)}</p>
+      {got.kind === "result" ? <Figure doc={got} slices={slices} link={undefined} /> : <p class="note">A knob has no figure.</p>}
+    </section>
   );
 }
 

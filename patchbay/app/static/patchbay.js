@@ -34,7 +34,7 @@ function x(e, t) {
 }
 function S(t) {
 	var n, r = t.__v, i = r.__e, a = [], o = [], s = t.__P;
-	s && ((n = g({ constructor: u }, r)).__v = r.__v + 1, e.vnode && e.vnode(n), j(s, n, r, t.__n, s.namespaceURI, 32 & r.__u ? [i] : null, a, i || x(r), 32 & r.__u, o), n.__v = r.__v, n.__.__k[n.__i] = n, M(a, n, o), r.__ = r.__e = null, n.__e != i && C(n));
+	s && ((n = g({ constructor: u }, r)).__v = r.__v + 1, e.vnode && e.vnode(n), te(s, n, r, t.__n, s.namespaceURI, 32 & r.__u ? [i] : null, a, i || x(r), 32 & r.__u, o), n.__v = r.__v, n.__.__k[n.__i] = n, M(a, n, o), r.__ = r.__e = null, n.__e != i && C(n));
 }
 function C(e) {
 	if ((e = e.__) && e.__c && !e.props.__P) return e.__e = null, e.__k.some(function(t) {
@@ -51,14 +51,14 @@ function T() {
 		(i = n.length) && (r || queueMicrotask)(T);
 	}
 }
-function ee(e, t, n, r, i, a, o, s, c, l, u) {
+function E(e, t, n, r, i, a, o, s, c, l, u) {
 	var p, m, h, g, _, v, y = r.__k || f, b = t.length;
-	for (c = E(n, t, y, c, b), p = 0; p < b; p++) (h = n.__k[p]) != null && (m = ~h.__i && y[h.__i] || d, h.__i = p, v = j(e, h, m, i, a, o, s, c, l, u), g = h.__e, (m.ref != h.ref || 8 & m.__u) && (m.ref && ae(m.ref, null, h, m), h.ref && u.push(h.ref, h.__c || g, h)), _ ||= g, 4 & h.__u ? (c = D(h, c, e, !m.__v), m.__e && (m.__e = null)) : typeof h.type == "function" && v !== void 0 ? c = v : g && (c = g.nextSibling), h.__u &= -21);
+	for (c = D(n, t, y, c, b), p = 0; p < b; p++) (h = n.__k[p]) != null && (m = ~h.__i && y[h.__i] || d, h.__i = p, v = te(e, h, m, i, a, o, s, c, l, u), g = h.__e, (m.ref != h.ref || 8 & m.__u) && (m.ref && ae(m.ref, null, h, m), h.ref && u.push(h.ref, h.__c || g, h)), _ ||= g, 4 & h.__u ? (c = O(h, c, e, !m.__v), m.__e && (m.__e = null)) : typeof h.type == "function" && v !== void 0 ? c = v : g && (c = g.nextSibling), h.__u &= -21);
 	return n.__e = _, c;
 }
-function E(e, t, n, r, i) {
+function D(e, t, n, r, i) {
 	var a, o, s, c, l, d, f, p, h, g = n.length, _ = g, b = 0, S = 0, C = e.__k = Array(i);
-	for (a = 0; a < i; a++) (o = t[a]) != null && typeof o != "boolean" && typeof o != "function" ? (typeof o != "object" || o.constructor === String ? o = C[a] = v(null, o) : m(o) ? o = C[a] = v(y, { children: o }) : o.constructor === u && o.__b ? o = C[a] = v(o.type, o.props, o.key, o.ref, o.__v) : C[a] = o, c = a + b, o.__ = e, o.__b = e.__b + 1, s = null, ~(l = o.__i = O(o, n, c, _)) && (_--, (s = n[l]) && (s.__u |= 2)), s && s.__v ? (o.__u |= 16, l == c - 1 ? b-- : l == c + 1 ? b++ : l != c && (l > c ? b-- : b++, S = 1)) : (~l || (i > g ? b-- : i < g && b++), typeof o.type != "function" && (o.__u |= 4))) : C[a] = null;
+	for (a = 0; a < i; a++) (o = t[a]) != null && typeof o != "boolean" && typeof o != "function" ? (typeof o != "object" || o.constructor === String ? o = C[a] = v(null, o) : m(o) ? o = C[a] = v(y, { children: o }) : o.constructor === u && o.__b ? o = C[a] = v(o.type, o.props, o.key, o.ref, o.__v) : C[a] = o, c = a + b, o.__ = e, o.__b = e.__b + 1, s = null, ~(l = o.__i = k(o, n, c, _)) && (_--, (s = n[l]) && (s.__u |= 2)), s && s.__v ? (o.__u |= 16, l == c - 1 ? b-- : l == c + 1 ? b++ : l != c && (l > c ? b-- : b++, S = 1)) : (~l || (i > g ? b-- : i < g && b++), typeof o.type != "function" && (o.__u |= 4))) : C[a] = null;
 	if (S) {
 		for (d = [], f = [], a = 0; a < i; a++) if ((o = C[a]) && 16 & o.__u) {
 			for (b = 0, p = d.length; b < p;) d[h = b + p >> 1] < o.__i ? b = h + 1 : p = h;
@@ -69,18 +69,18 @@ function E(e, t, n, r, i) {
 	if (_) for (a = 0; a < g; a++) !(s = n[a]) || 2 & s.__u || (s.__e == r && (r = x(s)), oe(s, s));
 	return r;
 }
-function D(e, t, n, r) {
+function O(e, t, n, r) {
 	var i, a, o, s;
 	if (typeof e.type == "function") {
 		if (e.props.__P) return t;
-		if (i = e.__k) for (a = 0; a < i.length; a++) i[a] && (i[a].__ = e, t = D(i[a], t, n, !1));
+		if (i = e.__k) for (a = 0; a < i.length; a++) i[a] && (i[a].__ = e, t = O(i[a], t, n, !1));
 		return t;
 	}
 	for (t && !t.parentNode && (t = x(e)) && !t.parentNode && (t = null), o = e.__e, s = t; s && s.nodeType == 8;) s = s.nextSibling;
 	for (o != s && (!r && n.moveBefore && o.parentNode ? n.moveBefore(o, t) : n.insertBefore(o, t || null)), t = o; (t &&= t.nextSibling) && t.nodeType == 8 && !t.data.startsWith("$s"););
 	return t;
 }
-function O(e, t, n, r) {
+function k(e, t, n, r) {
 	var i, a = e.key, o = e.type, s = t[n], c = s && !(2 & s.__u);
 	if (s === null && a == null || c && a == s.key && o == s.type) return n;
 	if (r > +!!c) {
@@ -89,18 +89,18 @@ function O(e, t, n, r) {
 	}
 	return -1;
 }
-function k(e, t, n) {
+function A(e, t, n) {
 	n ??= "", t[0] == "-" ? e.setProperty(t, n) : e[t] = n;
 }
-function A(e, t, n, r, i) {
+function j(e, t, n, r, i) {
 	var a, o;
 	if (t == "style") {
 		if (typeof n == "string") e.style.cssText = n;
 		else {
-			if (typeof r == "string" && (e.style.cssText = r = ""), r) for (t in r) n && t in n || k(e.style, t);
-			if (n) for (t in n) r && n[t] == r[t] || k(e.style, t, n[t]);
+			if (typeof r == "string" && (e.style.cssText = r = ""), r) for (t in r) n && t in n || A(e.style, t);
+			if (n) for (t in n) r && n[t] == r[t] || A(e.style, t, n[t]);
 		}
-	} else if (t[0] == "o" && t[1] == "n") typeof n != "function" && (n = null), typeof r != "function" && (r = null), (e.__e ||= {})[t] = n, n && r || (o = l[t] || (l[t] = te(t)), (e.__a ||= {})[t] = c, a = t != (t = t.replace(s, "$1")), (t = t.slice(2))[0] < "a" && (t = t.toLowerCase()), n ? e.addEventListener(t, o, a) : e.removeEventListener(t, o, a));
+	} else if (t[0] == "o" && t[1] == "n") typeof n != "function" && (n = null), typeof r != "function" && (r = null), (e.__e ||= {})[t] = n, n && r || (o = l[t] || (l[t] = ee(t)), (e.__a ||= {})[t] = c, a = t != (t = t.replace(s, "$1")), (t = t.slice(2))[0] < "a" && (t = t.toLowerCase()), n ? e.addEventListener(t, o, a) : e.removeEventListener(t, o, a));
 	else {
 		if (i == "http://www.w3.org/2000/svg") t = t.replace(/xlink(H|:h)/, "h").replace(/sName$/, "s");
 		else if (t != "width" && t != "height" && t != "href" && t != "list" && t != "form" && t != "tabIndex" && t != "download" && t != "rowSpan" && t != "colSpan" && t != "role" && t != "popover" && t in e) try {
@@ -111,7 +111,7 @@ function A(e, t, n, r, i) {
 		n == null || !1 === n && t[4] != "-" ? e.removeAttribute(t) : e.setAttribute(t, t == "popover" && n == 1 ? "" : n);
 	}
 }
-function te(t) {
+function ee(t) {
 	return function(n) {
 		var r = this.__e;
 		if (r) {
@@ -121,31 +121,31 @@ function te(t) {
 		}
 	};
 }
-function j(t, n, r, i, a, o, s, c, l, d) {
-	var p, h, v, S, C, w, T, E, D, O, k, A, te, j, M, ae, N, P, F = n.type;
+function te(t, n, r, i, a, o, s, c, l, d) {
+	var p, h, v, S, C, w, T, D, O, k, A, j, ee, te, M, ae, N, P, F = n.type;
 	if (n.constructor !== u) return null;
 	128 & r.__u && (l = 32 & r.__u, p = r.__c.__z) && (n.__u |= l, h = o = [], p.nodeType == 8 ? c = ne(p, o) : o.push(p), c = o[0] || c), (p = e.__b) && p(n);
 	e: if (typeof F == "function") {
 		v = s.length;
 		try {
-			if (E = n.props, D = (p = F.prototype) && p.render, O = (p = F.contextType) && i[p.__c], k = p ? O ? O.props.value : p.__ : i, (S = r.__c) ? (n.__c = S, 2 & S.__g && (S.__g |= 1)) : (D ? n.__c = S = new F(E, k) : (n.__c = S = new b(E, k), S.constructor = F, S.render = se), O && O.sub(S), S.state || (S.state = {}), S.__n = i, S.__g |= 8, S.__h = [], S.__k = []), D && (S.__s || (S.__s = S.state), F.getDerivedStateFromProps && (S.__s == S.state && (S.__s = g({}, S.__s)), g(S.__s, F.getDerivedStateFromProps(E, S.__s)))), C = S.props, w = S.state, S.__v = n, r.__c) {
-				if (E !== C && D && !F.getDerivedStateFromProps && S.componentWillReceiveProps && S.componentWillReceiveProps(E, k), n.__v == r.__v && !(8 & S.__g) || !(4 & S.__g) && S.shouldComponentUpdate && !1 === S.shouldComponentUpdate(E, S.__s, k)) {
-					n.__v != r.__v && (S.props = E, S.state = S.__s, S.__g &= -9), n.__e = r.__e, n.__k = r.__k, n.__k.some(function(e) {
+			if (D = n.props, O = (p = F.prototype) && p.render, k = (p = F.contextType) && i[p.__c], A = p ? k ? k.props.value : p.__ : i, (S = r.__c) ? (n.__c = S, 2 & S.__g && (S.__g |= 1)) : (O ? n.__c = S = new F(D, A) : (n.__c = S = new b(D, A), S.constructor = F, S.render = se), k && k.sub(S), S.state || (S.state = {}), S.__n = i, S.__g |= 8, S.__h = [], S.__k = []), O && (S.__s || (S.__s = S.state), F.getDerivedStateFromProps && (S.__s == S.state && (S.__s = g({}, S.__s)), g(S.__s, F.getDerivedStateFromProps(D, S.__s)))), C = S.props, w = S.state, S.__v = n, r.__c) {
+				if (D !== C && O && !F.getDerivedStateFromProps && S.componentWillReceiveProps && S.componentWillReceiveProps(D, A), n.__v == r.__v && !(8 & S.__g) || !(4 & S.__g) && S.shouldComponentUpdate && !1 === S.shouldComponentUpdate(D, S.__s, A)) {
+					n.__v != r.__v && (S.props = D, S.state = S.__s, S.__g &= -9), n.__e = r.__e, n.__k = r.__k, n.__k.some(function(e) {
 						e && (e.__ = n);
 					}), f.push.apply(S.__h, S.__k), S.__k = [], S.__h.length && s.push(S), c = x(r);
 					break e;
 				}
-				S.componentWillUpdate && S.componentWillUpdate(E, S.__s, k), D && S.componentDidUpdate && S.__h.push(function() {
+				S.componentWillUpdate && S.componentWillUpdate(D, S.__s, A), O && S.componentDidUpdate && S.__h.push(function() {
 					S.componentDidUpdate(C, w, T);
 				});
-			} else D && !F.getDerivedStateFromProps && S.componentWillMount && S.componentWillMount(), D && S.componentDidMount && S.__h.push(S.componentDidMount);
-			S.context = k, S.props = E, S.__P = t, S.__g &= -5, A = e.__r, te = D ? 25 : 0;
+			} else O && !F.getDerivedStateFromProps && S.componentWillMount && S.componentWillMount(), O && S.componentDidMount && S.__h.push(S.componentDidMount);
+			S.context = A, S.props = D, S.__P = t, S.__g &= -5, j = e.__r, ee = O ? 25 : 0;
 			do
-				S.__g &= -9, A && A(n), p = S.render(S.props, S.state = S.__s, S.context);
-			while (8 & S.__g && ++te < 25);
-			D && (f.push.apply(S.__h, S.__k), S.__k = []), S.state = S.__s, S.getChildContext && (i = g({}, i, S.getChildContext())), D && r.__c && S.getSnapshotBeforeUpdate && (T = S.getSnapshotBeforeUpdate(C, w)), j = p && p.type === y && p.key == null ? p.props.children : p, E.__P && (p = c, a = (t = E.__P).namespaceURI, l = o = null, r.props && r.props.__P != t && (r.__k.some(function(e) {
+				S.__g &= -9, j && j(n), p = S.render(S.props, S.state = S.__s, S.context);
+			while (8 & S.__g && ++ee < 25);
+			O && (f.push.apply(S.__h, S.__k), S.__k = []), S.state = S.__s, S.getChildContext && (i = g({}, i, S.getChildContext())), O && r.__c && S.getSnapshotBeforeUpdate && (T = S.getSnapshotBeforeUpdate(C, w)), te = p && p.type === y && p.key == null ? p.props.children : p, D.__P && (p = c, a = (t = D.__P).namespaceURI, l = o = null, r.props && r.props.__P != t && (r.__k.some(function(e) {
 				e && oe(e, e);
-			}), r.__k = null), c = r.__k ? x(r, 0) : null), c = ee(t, m(j) ? j : [j], n, r, i, a, o, s, c, l, d), E.__P && (n.__e = null, c = p), n.__u &= -161, h && h.some(_), S.__h.length && s.push(S), 1 & S.__g && (S.__g &= -4);
+			}), r.__k = null), c = r.__k ? x(r, 0) : null), c = E(t, m(te) ? te : [te], n, r, i, a, o, s, c, l, d), D.__P && (n.__e = null, c = p), n.__u &= -161, h && h.some(_), S.__h.length && s.push(S), 1 & S.__g && (S.__g &= -4);
 		} catch (t) {
 			if (s.length = v, n.__v = null, l || o) {
 				if (t && t.then) {
@@ -197,23 +197,23 @@ function M(t, n, r) {
 	});
 }
 function ie(t, n, r, i, a, o, s, c, l, u) {
-	var f, g, v, y, b, S, C, w, T = r.props || d, E = n.props, D = n.type;
-	if (D == "svg" ? a = "http://www.w3.org/2000/svg" : D == "math" ? a = "http://www.w3.org/1998/Math/MathML" : a ||= "http://www.w3.org/1999/xhtml", o) {
-		for (f = 0; f < o.length; f++) if ((b = o[f]) && (D ? b.localName == D : b.nodeType == 3)) {
+	var f, g, v, y, b, S, C, w, T = r.props || d, D = n.props, O = n.type;
+	if (O == "svg" ? a = "http://www.w3.org/2000/svg" : O == "math" ? a = "http://www.w3.org/1998/Math/MathML" : a ||= "http://www.w3.org/1999/xhtml", o) {
+		for (f = 0; f < o.length; f++) if ((b = o[f]) && (O ? b.localName == O : b.nodeType == 3)) {
 			t = b, o[f] = null;
 			break;
 		}
 	}
 	if (!t) {
-		if (w = u.ownerDocument || document, !D) return w.createTextNode(E);
-		t = w.createElementNS(a, D, E.is ? E : u), c &&= (e.__m && e.__m(n, o), !1), o = null;
+		if (w = u.ownerDocument || document, !O) return w.createTextNode(D);
+		t = w.createElementNS(a, O, D.is ? D : u), c &&= (e.__m && e.__m(n, o), !1), o = null;
 	}
-	if (D) {
-		if (u = D == "template" && t.content || t, o = D == "textarea" && E.defaultValue != null ? null : o && h.call(u.childNodes), !c && o) for (T = {}, f = 0; f < t.attributes.length; f++) T[(b = t.attributes[f]).name] = b.value;
-		for (f in T) b = T[f], f == "dangerouslySetInnerHTML" ? v = b : f == "children" || f in E || f == "value" && "defaultValue" in E || f == "checked" && "defaultChecked" in E || A(t, f, null, b, a);
-		for (f in E) b = E[f], f == "children" ? y = b : f == "dangerouslySetInnerHTML" ? g = b : f == "value" ? S = b : f == "checked" ? C = b : c && typeof b != "function" || T[f] === b || A(t, f, b, T[f], a);
-		g ? (c || v && (g.__html == v.__html || g.__html == t.innerHTML) || (t.innerHTML = g.__html), n.__k = []) : (v && (t.textContent = ""), (D == "foreignObject" || a == "http://www.w3.org/1998/Math/MathML" && p.test(D)) && (a = "http://www.w3.org/1999/xhtml"), ee(u, m(y) ? y : [y], n, r, i, a, o, s, o ? o[0] : r.__k && x(r, 0), c, l), o && o.some(_)), c && D != "textarea" || (f = "value", D == "progress" && S == null ? t.removeAttribute(f) : S == null || S === t[f] && (D != "progress" || S) || A(t, f, S, T[f], a), f = "checked", C != null && C != t[f] && A(t, f, C, T[f], a));
-	} else T === E || c && t.data == E || (t.data = E);
+	if (O) {
+		if (u = O == "template" && t.content || t, o = O == "textarea" && D.defaultValue != null ? null : o && h.call(u.childNodes), !c && o) for (T = {}, f = 0; f < t.attributes.length; f++) T[(b = t.attributes[f]).name] = b.value;
+		for (f in T) b = T[f], f == "dangerouslySetInnerHTML" ? v = b : f == "children" || f in D || f == "value" && "defaultValue" in D || f == "checked" && "defaultChecked" in D || j(t, f, null, b, a);
+		for (f in D) b = D[f], f == "children" ? y = b : f == "dangerouslySetInnerHTML" ? g = b : f == "value" ? S = b : f == "checked" ? C = b : c && typeof b != "function" || T[f] === b || j(t, f, b, T[f], a);
+		g ? (c || v && (g.__html == v.__html || g.__html == t.innerHTML) || (t.innerHTML = g.__html), n.__k = []) : (v && (t.textContent = ""), (O == "foreignObject" || a == "http://www.w3.org/1998/Math/MathML" && p.test(O)) && (a = "http://www.w3.org/1999/xhtml"), E(u, m(y) ? y : [y], n, r, i, a, o, s, o ? o[0] : r.__k && x(r, 0), c, l), o && o.some(_)), c && O != "textarea" || (f = "value", O == "progress" && S == null ? t.removeAttribute(f) : S == null || S === t[f] && (O != "progress" || S) || j(t, f, S, T[f], a), f = "checked", C != null && C != t[f] && j(t, f, C, T[f], a));
+	} else T === D || c && t.data == D || (t.data = D);
 	return t;
 }
 function ae(t, n, r, i) {
@@ -241,7 +241,7 @@ function se(e, t, n) {
 }
 function N(t, n) {
 	var r, i, a, o;
-	e.__ && e.__(t, n), n.nodeType == 9 && (n = n.documentElement), i = (r = t && 32 & t.__u) ? null : n.__k, n.__k = v(y, { children: [t] }), a = [], o = [], j(n, n.__k, i || d, d, n.namespaceURI, i ? null : n.firstChild ? h.call(n.childNodes) : null, a, i ? i.__e : n.firstChild, r, o), M(a, n.__k, o), n.__k.props.children = null;
+	e.__ && e.__(t, n), n.nodeType == 9 && (n = n.documentElement), i = (r = t && 32 & t.__u) ? null : n.__k, n.__k = v(y, { children: [t] }), a = [], o = [], te(n, n.__k, i || d, d, n.namespaceURI, i ? null : n.firstChild ? h.call(n.childNodes) : null, a, i ? i.__e : n.firstChild, r, o), M(a, n.__k, o), n.__k.props.children = null;
 }
 e = { __e: function(e, t, n, r) {
 	for (var a, o, s; t = t.__;) if ((a = t.__c) && !(1 & a.__g)) {
@@ -272,11 +272,11 @@ function be(e, t) {
 	return e >= n.__.length && n.__.push({}), n.__[e];
 }
 function L(e) {
-	return de = 1, xe(je, e);
+	return de = 1, xe(Ae, e);
 }
 function xe(e, t, n) {
 	var r = be(P++, 2);
-	if (r.t = e, !r.__c && (r.__ = [n ? n(t) : je(void 0, t), function(e) {
+	if (r.t = e, !r.__c && (r.__ = [n ? n(t) : Ae(void 0, t), function(e) {
 		var t = (r.__N || r.__)[0], n = r.t(t, e);
 		ue(t, n) || (r.__N = [n, r.__[1]], r.__c.setState({}));
 	}], r.__c = F, !F.__f)) {
@@ -299,33 +299,33 @@ function xe(e, t, n) {
 }
 function R(e, t) {
 	var n = be(P++, 3);
-	!I.__s && Ae(n.__H, t) && (n.__P = !0, n.__ = e, n.u = t, F.__H.__h.push(n));
+	!I.__s && ke(n.__H, t) && (n.__P = !0, n.__ = e, n.u = t, F.__H.__h.push(n));
 }
 function Se(e, t) {
 	var n = be(P++, 4);
-	!I.__s && Ae(n.__H, t) && (n.__P = !1, n.__ = e, n.u = t, F.__h.push(n));
+	!I.__s && ke(n.__H, t) && (n.__P = !1, n.__ = e, n.u = t, F.__h.push(n));
 }
-function Ce(e) {
-	return de = 5, z(function() {
+function z(e) {
+	return de = 5, B(function() {
 		return { current: e };
 	}, []);
 }
-function z(e, t) {
+function B(e, t) {
 	var n = be(P++, 7);
-	return Ae(n.__H, t) && (n.__ = e(), n.__H = t), n.__;
+	return ke(n.__H, t) && (n.__ = e(), n.__H = t), n.__;
 }
-function we() {
+function Ce() {
 	var e;
 	do {
 		for (; e = pe.shift();) try {
-			Oe(e);
+			De(e);
 		} catch (t) {
 			I.__e(t, { __: (e = e.__P) && e.__v });
 		}
 		for (; e = fe.shift();) {
 			var t = e.__H;
 			if (e.__P && t) try {
-				t.__h.some(Oe), t.__h.some(ke), t.__h = [];
+				t.__h.some(De), t.__h.some(Oe), t.__h = [];
 			} catch (n) {
 				t.__h = [], I.__e(n, e.__v);
 			}
@@ -339,20 +339,20 @@ I.__b = function(e) {
 }, I.__r = function(e) {
 	he && he(e), P = 0;
 	var t = (F = e.__c).__H;
-	t && (ce == F ? F.__h = [] : (t.__h.some(Oe), t.__h.some(ke), P = 0), t.__h = [], t.__.some(function(e) {
+	t && (ce == F ? F.__h = [] : (t.__h.some(De), t.__h.some(Oe), P = 0), t.__h = [], t.__.some(function(e) {
 		e.__N && (e.__ = e.__N), e.u = e.__N = void 0;
 	})), ce = F;
 }, I.diffed = function(e) {
 	ge && ge(e);
 	var t = e.__c;
-	t && t.__H && (t.__H.__h.length && De(fe.push(t)), t.__H.__.some(function(e) {
+	t && t.__H && (t.__H.__h.length && Ee(fe.push(t)), t.__H.__.some(function(e) {
 		e.u && (e.__H = e.u);
 	})), ce = F = null;
 }, I.__c = function(e, t) {
 	t.some(function(e) {
 		try {
-			e.__h.some(Oe), e.__h = e.__h.filter(function(e) {
-				return !e.__ || ke(e);
+			e.__h.some(De), e.__h = e.__h.filter(function(e) {
+				return !e.__ || Oe(e);
 			});
 		} catch (t) {
 			e.__h = [function() {
@@ -370,78 +370,78 @@ I.__b = function(e) {
 					for (n = e.__; n && (!n.__c || !n.__c.__P);) n = n.__;
 					n &&= n.__c;
 				}
-				r.__P = n, De(pe.push(r));
-			} else Oe(r);
+				r.__P = n, Ee(pe.push(r));
+			} else De(r);
 		} catch (e) {
 			t = e;
 		}
 	}), r.__H = void 0, t && I.__e(t, r.__v));
 };
-var Te = typeof requestAnimationFrame == "function";
-function Ee(e) {
+var we = typeof requestAnimationFrame == "function";
+function Te(e) {
 	var t, n = function() {
-		clearTimeout(r), Te && cancelAnimationFrame(t), setTimeout(e);
+		clearTimeout(r), we && cancelAnimationFrame(t), setTimeout(e);
 	}, r = setTimeout(n, 35);
-	Te && (t = requestAnimationFrame(n));
+	we && (t = requestAnimationFrame(n));
+}
+function Ee(e) {
+	e != 1 && le == I.requestAnimationFrame || ((le = I.requestAnimationFrame) || Te)(Ce);
 }
 function De(e) {
-	e != 1 && le == I.requestAnimationFrame || ((le = I.requestAnimationFrame) || Ee)(we);
-}
-function Oe(e) {
 	var t = F, n = e.__c;
 	typeof n == "function" && (e.__c = void 0, n()), F = t;
 }
-function ke(e) {
+function Oe(e) {
 	var t = F;
 	e.__c = e.__(), F = t;
 }
-function Ae(e, t) {
+function ke(e, t) {
 	return !e || e.length != t.length || t.some(function(t, n) {
 		return !ue(t, e[n]);
 	});
 }
-function je(e, t) {
+function Ae(e, t) {
 	return typeof t == "function" ? t(e) : t;
 }
 // src/data.ts
-var Me = /* @__PURE__ */ new WeakMap();
-function B(e) {
-	let t = Me.get(e);
+var je = /* @__PURE__ */ new WeakMap();
+function V(e) {
+	let t = je.get(e);
 	if (t || e.data === null) return t ?? null;
-	let n = Ne(Uint8Array.from(atob(e.data), (e) => e.charCodeAt(0)).buffer, e.type);
-	return Me.set(e, n), n;
+	let n = Me(Uint8Array.from(atob(e.data), (e) => e.charCodeAt(0)).buffer, e.type);
+	return je.set(e, n), n;
 }
-function Ne(e, t) {
+function Me(e, t) {
 	return t === "float32" ? new Float32Array(e) : new Float64Array(e);
 }
-function V(e, t) {
+function H(e, t) {
 	return e.variables.find((e) => e.name === t);
 }
-function Pe(e, t) {
-	let n = V(e, e.main), r = V(e, t);
-	return !n || !r || r.unit !== n.unit || r.axes.join() !== n.axes.join() ? null : B(r);
-}
-function H(e) {
-	if (typeof e != "number") return e == null ? "–" : String(e);
-	if (!Number.isFinite(e)) return Number.isNaN(e) ? "–" : e > 0 ? "∞" : "−∞";
-	if (Number.isInteger(e) && Math.abs(e) < 1e7) return U(String(e));
-	let t = Math.abs(e);
-	if (t < .001 || t >= 1e5) return U(e.toExponential(2).replace("e+", "e"));
-	let n = Math.max(0, 3 - (t >= 1 ? Math.floor(Math.log10(t)) : 0));
-	return U(e.toFixed(n));
-}
-function Fe(e) {
-	if (!Number.isFinite(e)) return "";
-	let t = Math.abs(e);
-	return U(t && (t < .01 || t >= 1e4) ? e.toExponential(0).replace("e+", "e") : e.toFixed(t >= 100 ? 0 : t >= 10 ? 1 : 2));
-}
-function Ie(e) {
-	let t = e.length > 1 ? Math.abs(e[1] - e[0]) : Math.abs(e[0] ?? 1) || 1;
-	if (t < 1e-4 || t >= 1e5) return e.map((e) => e ? U(e.toExponential(1).replace("e+", "e")) : "0");
-	let n = Math.max(0, -Math.floor(Math.log10(t) + 1e-9));
-	return e.map((e) => U(e.toFixed(n)));
+function Ne(e, t) {
+	let n = H(e, e.main), r = H(e, t);
+	return !n || !r || r.unit !== n.unit || r.axes.join() !== n.axes.join() ? null : V(r);
 }
 function U(e) {
+	if (typeof e != "number") return e == null ? "–" : String(e);
+	if (!Number.isFinite(e)) return Number.isNaN(e) ? "–" : e > 0 ? "∞" : "−∞";
+	if (Number.isInteger(e) && Math.abs(e) < 1e7) return Ie(String(e));
+	let t = Math.abs(e);
+	if (t < .001 || t >= 1e5) return Ie(e.toExponential(2).replace("e+", "e"));
+	let n = Math.max(0, 3 - (t >= 1 ? Math.floor(Math.log10(t)) : 0));
+	return Ie(e.toFixed(n));
+}
+function Pe(e) {
+	if (!Number.isFinite(e)) return "";
+	let t = Math.abs(e);
+	return Ie(t && (t < .01 || t >= 1e4) ? e.toExponential(0).replace("e+", "e") : e.toFixed(t >= 100 ? 0 : t >= 10 ? 1 : 2));
+}
+function Fe(e) {
+	let t = e.length > 1 ? Math.abs(e[1] - e[0]) : Math.abs(e[0] ?? 1) || 1;
+	if (t < 1e-4 || t >= 1e5) return e.map((e) => e ? Ie(e.toExponential(1).replace("e+", "e")) : "0");
+	let n = Math.max(0, -Math.floor(Math.log10(t) + 1e-9));
+	return e.map((e) => Ie(e.toFixed(n)));
+}
+function Ie(e) {
 	return e.replace(/^-/, Number(e) === 0 ? "" : "−").replace("e-", "e−");
 }
 function W(e) {
@@ -455,23 +455,23 @@ function K(e) {
 	let t = e.replace(/\n/g, "\\n").replace(/\t/g, "\\t");
 	return t === t.trim() ? t : t.replace(/ /g, "␣");
 }
-function q(e) {
-	return e == null ? "" : Array.isArray(e) ? e.map(q).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? H(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
+function Le(e) {
+	return e == null ? "" : Array.isArray(e) ? e.map(Le).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? U(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
 }
-function Le(e, t) {
+function Re(e, t) {
 	return t.reduce((t, n, r) => t * (e[r] ?? 1) + n, 0);
 }
 // src/api.ts
-var Re = class extends Error {};
-async function ze(e) {
+var ze = class extends Error {};
+async function Be(e) {
 	if (e.ok) return e;
 	let t = `${e.status} ${e.statusText}`;
 	try {
 		t = String((await e.json()).error.message);
 	} catch {}
-	throw new Re(t);
+	throw new ze(t);
 }
-async function Be(e, t) {
+async function Ve(e, t) {
 	let n;
 	try {
 		n = await fetch(e, {
@@ -479,29 +479,77 @@ async function Be(e, t) {
 			...t
 		});
 	} catch (e) {
-		throw e.name === "AbortError" ? e : new Re("The server does not answer. Is it still running?");
+		throw e.name === "AbortError" ? e : new ze("The server does not answer. Is it still running?");
 	}
-	return ze(n);
+	return Be(n);
 }
-async function Ve(e, t) {
-	return (await Be(e, t ? { signal: t } : {})).json();
+async function He(e, t) {
+	return (await Ve(e, t ? { signal: t } : {})).json();
 }
-async function He(e, t, n) {
+async function Ue(e, t, n) {
 	let r = {
 		method: "POST",
 		headers: { "content-type": "application/json" },
 		body: JSON.stringify(t)
 	};
-	return (await Be(e, n ? {
+	return (await Ve(e, n ? {
 		...r,
 		signal: n
 	} : r)).json();
 }
-function Ue(e) {
+async function We(e, t, n) {
+	let r = await Ve("/api/look", {
+		method: "POST",
+		headers: { "content-type": "application/json" },
+		body: JSON.stringify(e),
+		signal: n
+	});
+	if (!r.headers.get("content-type")?.includes("ndjson") || !r.body) return await r.json();
+	let i = r.body.pipeThrough(new TextDecoderStream()).getReader(), a = "";
+	for (;;) {
+		let { done: e, value: n } = await i.read(), r = (a + (n ?? "")).split("\n");
+		a = r.pop() ?? "";
+		for (let e of r) {
+			let n = JSON.parse(e);
+			if (n.error) throw new ze(n.error.message);
+			if (n.answer !== void 0) return n.answer;
+			n.piece !== void 0 && t(n.piece);
+		}
+		if (e) throw new ze("The server stopped before it had answered.");
+	}
+}
+function q(e, t) {
+	let n = e ? JSON.stringify(e) : "", [r, i] = L({
+		key: "",
+		got: null,
+		failed: ""
+	});
+	return R(() => {
+		if (!e) return;
+		let r = new AbortController();
+		return We(e, (e) => !r.signal.aborted && t?.(e), r.signal).then((e) => i({
+			key: n,
+			got: e,
+			failed: ""
+		}), (e) => !r.signal.aborted && i({
+			key: n,
+			got: null,
+			failed: e.message
+		})), () => r.abort();
+	}, [n]), r.key === n ? {
+		...r,
+		busy: !1
+	} : {
+		got: null,
+		failed: "",
+		busy: !!e
+	};
+}
+function Ge(e) {
 	return e.split("/").map(encodeURIComponent).join("/");
 }
-function We(e) {
-	return async (t, n) => Ne(await (await Be(`/api/slice?${new URLSearchParams({
+function Ke(e) {
+	return async (t, n) => Me(await (await Ve(`/api/slice?${new URLSearchParams({
 		name: e,
 		variable: t.name,
 		fixed: n.join(",")
@@ -522,7 +570,7 @@ function J(e, t = 0) {
 			got: t.path === e ? t.got : null,
 			failed: "",
 			busy: !0
-		})), Ve(e, t.signal).then((t) => r({
+		})), He(e, t.signal).then((t) => r({
 			path: e,
 			got: t,
 			failed: "",
@@ -539,7 +587,7 @@ function J(e, t = 0) {
 		busy: !0
 	};
 }
-function Ge() {
+function qe() {
 	let [e, t] = L(null), [n, r] = L(!1);
 	return R(() => {
 		let e = null, n = 0, i = () => {
@@ -558,7 +606,7 @@ function Ge() {
 	};
 }
 // node_modules/preact/jsx-runtime/dist/jsxRuntime.mjs
-var Ke = Symbol.for("pv"), qe = 0;
+var Je = Symbol.for("pv"), Ye = 0;
 Array.isArray;
 function Y(t, n, r, i, a, o) {
 	n ||= {};
@@ -574,15 +622,15 @@ function Y(t, n, r, i, a, o) {
 		__b: 0,
 		__e: null,
 		__c: null,
-		constructor: Ke,
-		__v: --qe,
+		constructor: Je,
+		__v: --Ye,
 		__i: -1,
 		__u: 0
 	};
 	return (a || o) && (u.__source = a, u.__self = o), e.vnode && e.vnode(u), u;
 }
 // src/parts.tsx
-function Je(e, t = 640) {
+function Xe(e, t = 640) {
 	let [n, r] = L(t);
 	return Se(() => {
 		let t = e.current;
@@ -593,10 +641,10 @@ function Je(e, t = 640) {
 		return i.observe(t), () => i.disconnect();
 	}, []), n;
 }
-function Ye() {
-	let [e, t] = L(Xe());
+function Ze() {
+	let [e, t] = L(Qe());
 	return R(() => {
-		let e = () => t(Xe()), n = matchMedia("(prefers-color-scheme: dark)");
+		let e = () => t(Qe()), n = matchMedia("(prefers-color-scheme: dark)");
 		n.addEventListener("change", e);
 		let r = new MutationObserver(e);
 		for (let e of [document.documentElement, document.body]) r.observe(e, {
@@ -612,13 +660,13 @@ function Ye() {
 		};
 	}, []), e;
 }
-function Xe() {
+function Qe() {
 	let e = document.documentElement.dataset.theme;
 	if (e === "dark" || e === "light") return e === "dark";
 	let t = document.body?.dataset.jpThemeLight;
 	return t ? t === "false" : document.body?.classList.contains("vscode-dark") ? !0 : !document.body?.classList.contains("vscode-light") && matchMedia("(prefers-color-scheme: dark)").matches;
 }
-function Ze({ text: e, label: t = "Copy" }) {
+function $e({ text: e, label: t = "Copy" }) {
 	let [n, r] = L("");
 	return /* @__PURE__ */ Y("button", {
 		type: "button",
@@ -635,7 +683,7 @@ function Ze({ text: e, label: t = "Copy" }) {
 		children: n || t
 	});
 }
-function Qe({ text: e }) {
+function et({ text: e }) {
 	return /* @__PURE__ */ Y(y, { children: e.split(/`([^`]+)`/).map((e, t) => t % 2 ? /* @__PURE__ */ Y("code", { children: e }) : e) });
 }
 function X(e) {
@@ -651,7 +699,7 @@ function X(e) {
 		}), e.children]
 	});
 }
-function $e({ title: e, children: t }) {
+function Z({ title: e, children: t }) {
 	return /* @__PURE__ */ Y("div", {
 		class: "empty",
 		children: [
@@ -692,7 +740,7 @@ function $e({ title: e, children: t }) {
 		]
 	});
 }
-function Z({ message: e, children: t }) {
+function Q({ message: e, children: t }) {
 	return /* @__PURE__ */ Y("div", {
 		class: "failed",
 		role: "alert",
@@ -700,7 +748,7 @@ function Z({ message: e, children: t }) {
 	});
 }
 // src/colour.ts
-var et = {
+var tt = {
 	below: [
 		[
 			250,
@@ -755,7 +803,7 @@ var et = {
 		222,
 		228
 	]
-}, tt = {
+}, nt = {
 	below: [
 		[
 			74,
@@ -811,8 +859,8 @@ var et = {
 		74
 	]
 };
-function nt(e, t, n) {
-	let r = n ? tt : et, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
+function rt(e, t, n) {
+	let r = n ? nt : tt, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
 	return {
 		low: o,
 		high: s,
@@ -820,11 +868,11 @@ function nt(e, t, n) {
 		at: (e) => {
 			if (!Number.isFinite(e)) return r.none;
 			let t = i ? e / a : (e - o) / (s - o);
-			return rt([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
+			return it([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
 		}
 	};
 }
-function rt(e, t) {
+function it(e, t) {
 	let n = t * (e.length - 1), r = Math.min(e.length - 2, Math.floor(n)), i = e[r], a = e[r + 1];
 	return [
 		0,
@@ -832,17 +880,17 @@ function rt(e, t) {
 		2
 	].map((e) => Math.round(i[e] + (n - r) * (a[e] - i[e])));
 }
-function it(e) {
+function at(e) {
 	return `rgb(${e.join(" ")})`;
 }
-function at(e) {
+function ot(e) {
 	let [t, n, r] = e.map((e) => {
 		let t = e / 255;
 		return t <= .04045 ? t / 12.92 : ((t + .055) / 1.055) ** 2.4;
 	});
-	return .2126 * t + .7152 * n + .0722 * r > .18 ? "#10161c" : "#ffffff";
+	return .2126 * t + .7152 * n + .0722 * r > .179 ? "#000000" : "#ffffff";
 }
-function ot(e) {
+function st(e) {
 	let t = /* @__PURE__ */ new Uint32Array(513), n = ([e, t, n]) => (255 << 24 | n << 16 | t << 8 | e) >>> 0;
 	for (let r = 0; r < 512; r++) t[r] = n(e.at(e.low + (e.high - e.low) * r / 511));
 	t[512] = n(e.at(NaN));
@@ -853,7 +901,7 @@ function ot(e) {
 		colours: t
 	};
 }
-function st(e, t, n = 5) {
+function ct(e, t, n = 5) {
 	if (!(t > e)) return [e];
 	let r = (t - e) / n, i = 10 ** Math.floor(Math.log10(r)), a = i * ([
 		1,
@@ -865,7 +913,7 @@ function st(e, t, n = 5) {
 	return o;
 }
 // src/bars.tsx
-function ct({ bars: e, unit: t, label: n }) {
+function lt({ bars: e, unit: t, label: n }) {
 	let r = e.flatMap((e) => [
 		e.value,
 		e.low,
@@ -878,7 +926,7 @@ function ct({ bars: e, unit: t, label: n }) {
 	i === a && (a = 1);
 	let o = (a - i) * .03;
 	i -= i < 0 ? o : 0, a += a > 0 ? o : 0;
-	let s = (e) => 100 * (e - i) / (a - i), c = st(i, a, 5), l = Ie(c), u = e.some((e) => Q(e.nullMean)), d = e.some((e) => Q(e.low));
+	let s = (e) => 100 * (e - i) / (a - i), c = ct(i, a, 5), l = Fe(c), u = e.some((e) => ut(e.nullMean)), d = e.some((e) => ut(e.low));
 	return /* @__PURE__ */ Y("figure", {
 		class: "bars",
 		children: [
@@ -890,7 +938,7 @@ function ct({ bars: e, unit: t, label: n }) {
 				"aria-label": n,
 				children: e.map((e) => /* @__PURE__ */ Y("li", {
 					class: e.strong ? "strong" : "",
-					title: `${e.name}: ${H(e.value)} ${t}${e.aside ? `, ${e.aside}` : ""}`,
+					title: `${e.name}: ${U(e.value)} ${t}${e.aside ? `, ${e.aside}` : ""}`,
 					children: [
 						/* @__PURE__ */ Y("span", {
 							class: "bar-name",
@@ -907,27 +955,27 @@ function ct({ bars: e, unit: t, label: n }) {
 									class: e === 0 ? "grid zero" : "grid",
 									style: { left: `${s(e)}%` }
 								})),
-								Q(e.nullLow) && Q(e.nullHigh) && /* @__PURE__ */ Y("i", {
+								ut(e.nullLow) && ut(e.nullHigh) && /* @__PURE__ */ Y("i", {
 									class: "null",
-									style: lt(s(e.nullLow), s(e.nullHigh))
+									style: dt(s(e.nullLow), s(e.nullHigh))
 								}),
 								/* @__PURE__ */ Y("i", {
 									class: e.value < 0 ? "bar below" : "bar",
-									style: lt(s(0), s(e.value))
+									style: dt(s(0), s(e.value))
 								}),
-								Q(e.nullMean) && /* @__PURE__ */ Y("i", {
+								ut(e.nullMean) && /* @__PURE__ */ Y("i", {
 									class: "null-mean",
 									style: { left: `${s(e.nullMean)}%` }
 								}),
-								Q(e.low) && Q(e.high) && /* @__PURE__ */ Y("i", {
+								ut(e.low) && ut(e.high) && /* @__PURE__ */ Y("i", {
 									class: "whisker",
-									style: lt(s(e.low), s(e.high))
+									style: dt(s(e.low), s(e.high))
 								})
 							]
 						}),
 						/* @__PURE__ */ Y("span", {
 							class: "bar-value num",
-							children: H(e.value)
+							children: U(e.value)
 						})
 					]
 				}))
@@ -954,31 +1002,31 @@ function ct({ bars: e, unit: t, label: n }) {
 		]
 	});
 }
-function Q(e) {
+function ut(e) {
 	return typeof e == "number" && Number.isFinite(e);
 }
-function lt(e, t) {
+function dt(e, t) {
 	return {
 		left: `${Math.min(e, t)}%`,
 		width: `${Math.abs(t - e)}%`
 	};
 }
 // src/curve.tsx
-function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
-	let o = Ce(null), s = Je(o), [c, l] = L(null), [u, d, f, p] = [
+function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
+	let o = z(null), s = Xe(o), [c, l] = L(null), [u, d, f, p] = [
 		56,
 		14,
 		10,
 		40
 	], m = Math.round(Math.min(300, Math.max(190, s * .46))), h = n.flatMap((e) => [
-		...dt(e.y),
-		...dt(e.low),
-		...dt(e.high)
+		...pt(e.y),
+		...pt(e.low),
+		...pt(e.high)
 	]), [g, _] = [Math.min(...h, 0), Math.max(...h, 0)];
 	g === _ && (_ = g + 1);
 	let v = (_ - g) * .06;
 	[g, _] = [g < 0 ? g - v : g, _ + v];
-	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = st(g, _, 5), T = Ie(w), ee = t || e.length <= 9 ? e : st(b, x, 7), E = (t) => {
+	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = ct(g, _, 5), T = Fe(w), E = t || e.length <= 9 ? e : ct(b, x, 7), D = (t) => {
 		let n = o.current?.querySelector("svg")?.getBoundingClientRect();
 		if (!n) return null;
 		let r = e.map((e) => Math.abs(S(e) - (t - n.left)));
@@ -999,7 +1047,7 @@ function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 					children: [
 						r,
 						" ",
-						t?.[c] ?? H(e[c])
+						t?.[c] ?? U(e[c])
 					]
 				}), n.map((e, t) => Number.isFinite(e.y[c]) && /* @__PURE__ */ Y("span", {
 					class: `told series-${e.control ? "control" : t % 6}`,
@@ -1010,15 +1058,15 @@ function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 						" ",
 						/* @__PURE__ */ Y("b", {
 							class: "num",
-							children: H(e.y[c])
+							children: U(e.y[c])
 						}),
 						e.low && e.high && Number.isFinite(e.low[c]) && /* @__PURE__ */ Y("span", {
 							class: "num",
 							children: [
 								" (",
-								H(e.low[c]),
+								U(e.low[c]),
 								" to ",
-								H(e.high[c]),
+								U(e.high[c]),
 								")"
 							]
 						})
@@ -1037,7 +1085,7 @@ function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 					let n = t.key === "ArrowRight" ? 1 : t.key === "ArrowLeft" ? -1 : 0;
 					n && (t.preventDefault(), l(Math.max(0, Math.min(e.length - 1, (c ?? (n > 0 ? -1 : e.length)) + n))));
 				},
-				onPointerMove: (e) => l(E(e.clientX)),
+				onPointerMove: (e) => l(D(e.clientX)),
 				onPointerLeave: () => l(null),
 				children: [
 					w.map((e, t) => /* @__PURE__ */ Y("g", { children: [/* @__PURE__ */ Y("line", {
@@ -1054,7 +1102,7 @@ function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 						"dominant-baseline": "middle",
 						children: T[t]
 					})] })),
-					ee.map((e, n) => /* @__PURE__ */ Y("text", {
+					E.map((e, n) => /* @__PURE__ */ Y("text", {
 						class: "num",
 						x: S(e),
 						y: m - p + 16,
@@ -1073,11 +1121,11 @@ function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 						children: [
 							t.low && t.high && /* @__PURE__ */ Y("path", {
 								class: "band",
-								d: pt(e, t.low, t.high, S, C)
+								d: ht(e, t.low, t.high, S, C)
 							}),
 							/* @__PURE__ */ Y("path", {
 								class: "line",
-								d: ft(e, t.y, S, C)
+								d: mt(e, t.y, S, C)
 							}),
 							e.length <= 40 && e.map((e, n) => Number.isFinite(t.y[n]) && /* @__PURE__ */ Y("circle", {
 								cx: S(e),
@@ -1112,43 +1160,43 @@ function ut({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 		]
 	});
 }
-function dt(e) {
+function pt(e) {
 	return e ? Array.from(e).filter(Number.isFinite) : [];
 }
-function ft(e, t, n, r) {
+function mt(e, t, n, r) {
 	let i = "M", a = "";
 	return e.forEach((e, o) => {
 		Number.isFinite(t[o]) ? (a += `${i}${n(e).toFixed(1)} ${r(t[o]).toFixed(1)}`, i = "L") : i = "M";
 	}), a;
 }
-function pt(e, t, n, r, i) {
+function ht(e, t, n, r, i) {
 	let a = e.map((e, t) => t).filter((e) => Number.isFinite(t[e]) && Number.isFinite(n[e]));
 	if (a.length < 2) return "";
 	let o = (t, n) => `${r(e[t]).toFixed(1)} ${i(n[t]).toFixed(1)}`;
 	return `M${a.map((e) => o(e, n)).join("L")}L${a.reverse().map((e) => o(e, t)).join("L")}Z`;
 }
 // src/heat.tsx
-var mt = "12px ui-sans-serif, system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif", ht = mt.replace("12px", "11px"), gt = 620;
-function _t(e) {
-	let t = Ce(null), n = Ce(null), r = Ce(null), i = Je(t), a = Ye(), [o, s] = L(1), [c, l] = L(null), u = e.columns.length, d = z(() => {
-		let [t, n] = e.range ?? wt(e.values);
-		return nt(t, n, a);
+var gt = "12px ui-sans-serif, system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif", _t = gt.replace("12px", "11px"), vt = 620;
+function yt(e) {
+	let t = z(null), n = z(null), r = z(null), i = Xe(t), a = Ze(), [o, s] = L(1), [c, l] = L(null), u = e.columns.length, d = B(() => {
+		let [t, n] = e.range ?? Et(e.values);
+		return rt(t, n, a);
 	}, [
 		e.values,
 		a,
 		e.range?.[0],
 		e.range?.[1]
-	]), f = z(() => ({
+	]), f = B(() => ({
 		rows: e.rows.map(K),
 		columns: e.columns.map(K)
-	}), [e.rows, e.columns]), p = z(() => Ct(e, f, i, o), [
+	}), [e.rows, e.columns]), p = B(() => Tt(e, f, i, o), [
 		e,
 		f,
 		i,
 		o
-	]), m = z(() => new Tt(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
+	]), m = B(() => new Dt(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
 		let t = r.current, i = n.current;
-		t && i && Et(t, i, e, f, p, d, m);
+		t && i && Ot(t, i, e, f, p, d, m);
 	};
 	Se(h), R(() => {
 		let e = n.current, t = 0, r = () => {
@@ -1189,8 +1237,8 @@ function _t(e) {
 					"aria-live": "polite",
 					children: b === null ? /* @__PURE__ */ Y("span", {
 						class: "hint",
-						children: yt(e)
-					}) : /* @__PURE__ */ Y(vt, {
+						children: xt(e)
+					}) : /* @__PURE__ */ Y(bt, {
 						...e,
 						place: b,
 						labels: f
@@ -1264,19 +1312,19 @@ function _t(e) {
 					})]
 				})
 			}),
-			/* @__PURE__ */ Y(bt, {
+			/* @__PURE__ */ Y(St, {
 				scale: d,
 				unit: e.unit
 			})
 		]
 	});
 }
-function vt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told: o, place: s }) {
+function bt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told: o, place: s }) {
 	let c = r.length, l = t?.[s];
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y("b", {
 			class: "num",
-			children: H(e[s])
+			children: U(e[s])
 		}),
 		" ",
 		a,
@@ -1299,15 +1347,15 @@ function vt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told
 		})
 	] });
 }
-function yt(e) {
+function xt(e) {
 	return `${e.values.length.toLocaleString("en")} cells: point at one, or move with the arrow keys`;
 }
-function bt({ scale: e, unit: t }) {
-	let n = Array.from({ length: 17 }, (t, n) => it(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
+function St({ scale: e, unit: t }) {
+	let n = Array.from({ length: 17 }, (t, n) => at(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
 		e.low,
 		0,
 		e.high
-	] : st(e.low, e.high, 4), i = e.signed ? r.map(Fe) : Ie(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
+	] : ct(e.low, e.high, 4), i = e.signed ? r.map(Pe) : Fe(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
 	return /* @__PURE__ */ Y("figcaption", {
 		class: "legend",
 		children: [
@@ -1330,30 +1378,30 @@ function bt({ scale: e, unit: t }) {
 		]
 	});
 }
-var xt = null;
-function St(e, t) {
-	if (xt ??= document.createElement("canvas").getContext("2d"), !xt) return 60;
-	xt.font = t;
+var Ct = null;
+function wt(e, t) {
+	if (Ct ??= document.createElement("canvas").getContext("2d"), !Ct) return 60;
+	Ct.font = t;
 	let n = 0, r = Math.max(1, Math.floor(e.length / 200));
-	for (let t = 0; t < e.length; t += r) n = Math.max(n, xt.measureText(e[t]).width);
+	for (let t = 0; t < e.length; t += r) n = Math.max(n, Ct.measureText(e[t]).width);
 	return Math.ceil(n);
 }
-function Ct(e, t, n, r) {
-	let [i, a] = [e.rows.length, e.columns.length], o = Math.min(Math.round(n * .34), Math.max(22, St(t.rows, mt) + 12), 150), s = Math.max(60, n - o - 2), c = St(t.columns, mt), l = e.names ? 62 : 0, u = Math.max(l, s / a);
+function Tt(e, t, n, r) {
+	let [i, a] = [e.rows.length, e.columns.length], o = Math.min(Math.round(n * .34), Math.max(22, wt(t.rows, gt) + 12), 150), s = Math.max(60, n - o - 2), c = wt(t.columns, gt), l = e.names ? 62 : 0, u = Math.max(l, s / a);
 	u = Math.min(u, e.names ? 104 : 76);
-	let d = e.square ? u : Math.min(34, Math.max(Math.min(22, gt / i), 440 / i));
-	e.names && (d = 36), e.square && (u = d = Math.min(u, 30, gt / i)), u *= r, d *= r > 1 && !e.square && d >= 20 ? 1 : r;
+	let d = e.square ? u : Math.min(34, Math.max(Math.min(22, vt / i), 440 / i));
+	e.names && (d = 36), e.square && (u = d = Math.min(u, 30, vt / i)), u *= r, d *= r > 1 && !e.square && d >= 20 ? 1 : r;
 	let f = c + 10 > u, p = (f ? Math.min(110, c + 10) : 20) + 20, m = [o + u * a + 1, d * i + p], h = m[0] > n ? 14 : 0;
 	return {
 		left: o,
 		bottom: p,
 		cell: [u, d],
 		size: m,
-		window: [Math.min(n, Math.ceil(m[0])), Math.min(gt + p, Math.ceil(m[1])) + h],
+		window: [Math.min(n, Math.ceil(m[0])), Math.min(vt + p, Math.ceil(m[1])) + h],
 		turned: f
 	};
 }
-function wt(e) {
+function Et(e) {
 	let t = 1e400, n = -1e400;
 	for (let r = 0; r < e.length; r++) {
 		let i = e[r];
@@ -1361,7 +1409,7 @@ function wt(e) {
 	}
 	return t > n ? [0, 1] : [t, n];
 }
-var Tt = class {
+var Dt = class {
 	values;
 	rows;
 	columns;
@@ -1377,7 +1425,7 @@ var Tt = class {
 		[o.width, o.height] = [i, a];
 		let s = o.getContext("2d");
 		if (s) {
-			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = ot(this.scale);
+			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = st(this.scale);
 			for (let n = 0; n < a; n++) for (let a = 0; a < i; a++) r[n * i + a] = c[o(this.largest(a * e, n * t, e, t))];
 			s.putImageData(n, 0, 0);
 		}
@@ -1393,7 +1441,7 @@ var Tt = class {
 		return i;
 	}
 };
-function Et(e, t, n, r, i, a, o) {
+function Ot(e, t, n, r, i, a, o) {
 	let s = e.getContext("2d");
 	if (!s) return;
 	let c = Math.min(3, devicePixelRatio || 1), l = i.size[0] > i.window[0] ? 14 : 0, [u, d] = [i.window[0], i.window[1] - l];
@@ -1401,52 +1449,52 @@ function Et(e, t, n, r, i, a, o) {
 	let f = getComputedStyle(t).color;
 	s.setTransform(c, 0, 0, c, 0, 0), s.clearRect(0, 0, u, d);
 	let [p, m] = i.cell, [h, g] = [n.rows.length, n.columns.length], _ = d - i.bottom, [v, y] = [t.scrollLeft, t.scrollTop];
-	s.save(), s.beginPath(), s.rect(i.left, 0, u - i.left, Math.min(_, m * h)), s.clip(), p < 5 || m < 5 ? Dt(s, o, n, i, v, y, c) : Ot(s, n, i, a, v, y, u, _), s.restore(), s.fillStyle = f, s.font = mt, s.textBaseline = "middle", s.textAlign = "right";
+	s.save(), s.beginPath(), s.rect(i.left, 0, u - i.left, Math.min(_, m * h)), s.clip(), p < 5 || m < 5 ? kt(s, o, n, i, v, y, c) : At(s, n, i, a, v, y, u, _), s.restore(), s.fillStyle = f, s.font = gt, s.textBaseline = "middle", s.textAlign = "right";
 	let b = Math.max(1, Math.ceil(14 / m));
 	for (let e = 0; e < h; e++) {
 		let t = n.upward ? h - 1 - e : e, a = e * m - y + m / 2;
-		t % b || a < 0 || a > _ || s.fillText(kt(s, r.rows[t], i.left - 8), i.left - 8, a);
+		t % b || a < 0 || a > _ || s.fillText(jt(s, r.rows[t], i.left - 8), i.left - 8, a);
 	}
 	let x = Math.max(1, Math.ceil((i.turned ? 14 : 18) / p));
 	for (let e = 0; e < g; e += x) {
 		let t = i.left + e * p - v + p / 2;
-		t < i.left || t > u || (s.save(), s.translate(t, Math.min(_, m * h) + 6), i.turned ? (s.rotate(-Math.PI / 2), s.textAlign = "right", s.fillText(kt(s, r.columns[e], i.bottom - 26), 0, 0)) : (s.textAlign = "center", s.textBaseline = "top", s.fillText(r.columns[e], 0, 1)), s.restore());
+		t < i.left || t > u || (s.save(), s.translate(t, Math.min(_, m * h) + 6), i.turned ? (s.rotate(-Math.PI / 2), s.textAlign = "right", s.fillText(jt(s, r.columns[e], i.bottom - 26), 0, 0)) : (s.textAlign = "center", s.textBaseline = "top", s.fillText(r.columns[e], 0, 1)), s.restore());
 	}
-	s.fillStyle = f, s.font = ht, s.textAlign = "left", s.textBaseline = "alphabetic", s.fillText(`${n.axes[1]} →   ${n.axes[0]} ${n.upward ? "↑" : "↓"}`, i.left, d - 4);
+	s.fillStyle = f, s.font = _t, s.textAlign = "left", s.textBaseline = "alphabetic", s.fillText(`${n.axes[1]} →   ${n.axes[0]} ${n.upward ? "↑" : "↓"}`, i.left, d - 4);
 }
-function Dt(e, t, n, r, i, a, o) {
+function kt(e, t, n, r, i, a, o) {
 	let [s, c] = r.cell, l = Math.max(1, Math.ceil(1 / (s * o) - 1e-9)), u = Math.max(1, Math.ceil(1 / (c * o) - 1e-9)), d = t.pooled(l, u);
 	e.imageSmoothingEnabled = !1;
 	let f = n.rows.length;
 	n.upward ? (e.translate(0, f * c - a), e.scale(1, -1), e.drawImage(d, r.left - i, 0, d.width * l * s, d.height * u * c)) : e.drawImage(d, r.left - i, -a, d.width * l * s, d.height * u * c);
 }
-function Ot(e, t, n, r, i, a, o, s) {
+function At(e, t, n, r, i, a, o, s) {
 	let [c, l] = n.cell, [u, d] = [t.rows.length, t.columns.length], f = c > 12 && l > 10 ? 1.5 : c > 7 && l > 7 ? .5 : 0, p = c > 20 && l > 16 ? 3 : 0, m = !t.square && c >= 40 && l >= 17;
-	e.font = ht, e.textAlign = "center", e.textBaseline = "middle";
+	e.font = _t, e.textAlign = "center", e.textBaseline = "middle";
 	let h = Math.max(0, Math.floor(i / c)), g = Math.min(d, Math.ceil((i + o - n.left) / c));
 	for (let o = Math.max(0, Math.floor(a / l)); o < Math.min(u, Math.ceil((a + s) / l)); o++) {
 		let s = t.upward ? u - 1 - o : o;
 		for (let u = h; u < g; u++) {
 			let h = s * d + u, g = t.values[h], [_, v] = [n.left + u * c - i, o * l - a], y = r.at(g);
-			if (e.fillStyle = it(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = at(y), e.lineWidth = 2, e.stroke()), !m) continue;
-			e.fillStyle = at(y);
+			if (e.fillStyle = at(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = ot(y), e.lineWidth = 2, e.stroke()), !m) continue;
+			e.fillStyle = ot(y);
 			let b = t.names?.[h];
-			b && l >= 32 ? (e.fillText(kt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Fe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Fe(g), _ + c / 2, v + l / 2 + .5);
+			b && l >= 32 ? (e.fillText(jt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Pe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Pe(g), _ + c / 2, v + l / 2 + .5);
 		}
 	}
 }
-function kt(e, t, n) {
+function jt(e, t, n) {
 	if (e.measureText(t).width <= n) return t;
 	let r = t.length;
 	for (; r > 1 && e.measureText(`${t.slice(0, r)}…`).width > n;) r--;
 	return `${t.slice(0, r)}…`;
 }
 // src/table.tsx
-var At = 12;
-function jt({ rows: e, n: t, title: n, open: r, link: i }) {
-	let a = z(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = L(null), [c, l] = L(!!r), u = z(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => Pt(e[t])))), [e]), d = z(() => o ? [...e].sort((e, t) => Ft(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
+var Mt = 12;
+function Nt({ rows: e, n: t, title: n, open: r, link: i }) {
+	let a = B(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = L(null), [c, l] = L(!!r), u = B(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => It(e[t])))), [e]), d = B(() => o ? [...e].sort((e, t) => Lt(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
 	if (!e.length) return null;
-	let f = c ? d : d.slice(0, At), p = t ?? e.length;
+	let f = c ? d : d.slice(0, Mt), p = t ?? e.length;
 	return /* @__PURE__ */ Y("div", {
 		class: "table-box",
 		children: [/* @__PURE__ */ Y("div", {
@@ -1457,16 +1505,16 @@ function jt({ rows: e, n: t, title: n, open: r, link: i }) {
 					class: "count",
 					children: p > f.length ? `${f.length} of ${p.toLocaleString("en")} rows` : `${p} row${p === 1 ? "" : "s"}`
 				}),
-				e.length > At && /* @__PURE__ */ Y("button", {
+				e.length > Mt && /* @__PURE__ */ Y("button", {
 					type: "button",
 					class: "quiet",
 					"aria-expanded": c,
 					onClick: () => l(!c),
 					children: c ? "Fewer" : `All ${e.length}`
 				}),
-				/* @__PURE__ */ Y(Ze, {
+				/* @__PURE__ */ Y($e, {
 					label: "Copy as CSV",
-					text: () => It(a, d)
+					text: () => Rt(a, d)
 				})
 			]
 		}), /* @__PURE__ */ Y("div", {
@@ -1489,7 +1537,7 @@ function jt({ rows: e, n: t, title: n, open: r, link: i }) {
 					})]
 				})
 			})) }) }), /* @__PURE__ */ Y("tbody", { children: f.map((e) => /* @__PURE__ */ Y("tr", { children: a.map((t, n) => {
-				let r = Nt(e[t]), o = n === Mt(a) ? i?.(e) : void 0;
+				let r = Ft(e[t]), o = n === Pt(a) ? i?.(e) : void 0;
 				return /* @__PURE__ */ Y("td", {
 					class: u.has(t) ? "num" : r.length <= 24 ? "whole" : "",
 					children: o ? /* @__PURE__ */ Y("a", {
@@ -1501,29 +1549,29 @@ function jt({ rows: e, n: t, title: n, open: r, link: i }) {
 		})]
 	});
 }
-function Mt(e) {
+function Pt(e) {
 	let t = e.indexOf("part");
 	return t < 0 ? 0 : t;
 }
-function Nt(e) {
-	return typeof e == "string" ? K(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? K(e) : q(e)).join(", ") : q(e);
+function Ft(e) {
+	return typeof e == "string" ? K(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? K(e) : Le(e)).join(", ") : Le(e);
 }
-function Pt(e) {
+function It(e) {
 	return typeof e == "number" || e == null || e === "inf" || e === "-inf";
 }
-function Ft(e, t) {
-	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : q(e).localeCompare(q(t), "en", { numeric: !0 });
+function Lt(e, t) {
+	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : Le(e).localeCompare(Le(t), "en", { numeric: !0 });
 }
-function It(e, t) {
+function Rt(e, t) {
 	let n = (e) => {
-		let t = typeof e == "number" ? String(e) : q(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
+		let t = typeof e == "number" ? String(e) : Le(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
 		return /[",\n\r]/.test(n) ? `"${n.replace(/"/g, "\"\"")}"` : n;
 	};
 	return [e, ...t.map((t) => e.map((e) => t[e]))].map((e) => e.map((e) => n(e)).join(",")).join("\n") + "\n";
 }
 // src/tokens.tsx
-function Lt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
-	let s = Ye(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? nt(Math.min(...c, 0), Math.max(...c), s) : null;
+function zt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
+	let s = Ze(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? rt(Math.min(...c, 0), Math.max(...c), s) : null;
 	return /* @__PURE__ */ Y("div", {
 		class: "tokens-box",
 		children: [/* @__PURE__ */ Y("div", {
@@ -1531,9 +1579,9 @@ function Lt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, leg
 			role: "group",
 			"aria-label": r,
 			children: e.map((e, r) => {
-				let o = t?.[r], s = l && o !== void 0 ? l.at(o) : null, c = `${r} ${K(e)}${o === void 0 ? "" : `: ${H(o)} ${n ?? ""}`}`, u = s ? {
-					background: it(s),
-					color: at(s)
+				let o = t?.[r], s = l && o !== void 0 ? l.at(o) : null, c = `${r} ${K(e)}${o === void 0 ? "" : `: ${U(o)} ${n ?? ""}`}`, u = s ? {
+					background: at(s),
+					color: ot(s)
 				} : {}, d = /* @__PURE__ */ Y(y, { children: [e.startsWith(" ") ? /* @__PURE__ */ Y("span", {
 					class: "space",
 					children: " "
@@ -1553,14 +1601,254 @@ function Lt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, leg
 					children: d
 				});
 			})
-		}), o && l && /* @__PURE__ */ Y(bt, {
+		}), o && l && /* @__PURE__ */ Y(St, {
 			scale: l,
 			unit: n ?? ""
 		})]
 	});
 }
+// src/wiring.tsx
+var Bt = 34, Vt = 62, Ht = 34, Ut = {
+	q: "queries",
+	k: "keys",
+	v: "values"
+};
+function Wt(e) {
+	let t = /^L(\d+)\.(.+)$/.exec(e);
+	if (!t) return /^(embed|positions)/.test(e) ? {
+		part: e.split(".")[0],
+		column: "in",
+		reads: ""
+	} : {
+		part: e,
+		column: "out",
+		reads: "output"
+	};
+	let [, n, r] = t, i = /\.(q|k|v)$/.exec(r)?.[1] ?? "", a = r.replace(/\.(q|k|v)$/, "").replace(/\.(C\d+|bias|in|out)$/, "");
+	return {
+		part: `L${n}.${a}`,
+		column: n,
+		reads: i ? Ut[i] : /^(mlp|E\d|router|N\d)/.test(a) ? "MLPs" : "other"
+	};
+}
+function Gt(e) {
+	let t = /\.(H|KV|E|N|attn|mlp)(\d*)/.exec(e);
+	return [
+		"H",
+		"KV",
+		"attn",
+		"mlp",
+		"E",
+		"N"
+	].indexOf(t?.[1] ?? "") * 1e6 + Number(t?.[2] ?? 0);
+}
+function Kt(e) {
+	let t = /* @__PURE__ */ new Map();
+	for (let n of e) for (let e of [Wt(n.from), Wt(n.to)]) t.set(e.column, (t.get(e.column) ?? /* @__PURE__ */ new Set()).add(e.part));
+	let n = [...t.keys()].sort((e, t) => e === "in" ? -1 : t === "in" || e === "out" ? 1 : t === "out" ? -1 : Number(e) - Number(t)), r = /* @__PURE__ */ new Map(), i = 0;
+	n.forEach((e, n) => {
+		let a = [...t.get(e)].sort((e, t) => Gt(e) - Gt(t) || e.localeCompare(t));
+		i = Math.max(i, a.length), a.forEach((e, t) => r.set(e, {
+			part: e,
+			column: n,
+			row: t
+		}));
+	});
+	for (let e of r.values()) {
+		let t = [...r.values()].filter((t) => t.column === e.column).length;
+		e.row += (i - t) / 2;
+	}
+	return {
+		jacks: r,
+		columns: n,
+		rows: i
+	};
+}
+function qt({ doc: e, link: t }) {
+	let n = e.cables, r = z(null), i = Xe(r), [a, o] = L(Math.min(n.lines.length, n.smallest ?? 24)), [s, c] = L(""), [l, u] = L(!1), [d, f] = L(""), [p, m] = L(null), h = n.lines.some((e) => e.p !== null), g = B(() => [...new Set(n.lines.map((e) => Wt(e.to).reads).filter(Boolean))].sort(), [n]), { jacks: _, columns: v, rows: b } = B(() => Kt(n.lines), [n]), x = n.lines.map((e, t) => ({
+		cable: e,
+		i: t,
+		from: Wt(e.from),
+		to: Wt(e.to)
+	})).slice(0, a).filter(({ cable: e, from: t, to: n }) => (!s || n.reads === s) && (!l || e.p !== null && e.p <= .05) && (!d || t.part === d || n.part === d)), S = Math.max(...n.lines.map((e) => Math.abs(e.score)), 1e-12), C = Math.max(118, (i - Vt - 8) / Math.max(1, v.length - 1)), [w, T] = [C * (v.length - 1) + Vt + 8, Ht + b * Bt + 6], E = (e) => 4 + e.column * C, D = (e) => Ht + (e.row + .5) * Bt, O = new Set(x.flatMap(({ from: e, to: t }) => [e.part, t.part])), k = x.find((e) => e.i === p), A = d ? t?.(d) : void 0;
+	return /* @__PURE__ */ Y("div", {
+		class: "wiring",
+		ref: r,
+		children: [
+			/* @__PURE__ */ Y("div", {
+				class: "wiring-bar",
+				children: [
+					/* @__PURE__ */ Y("label", {
+						class: "wiring-most",
+						children: [
+							"strongest ",
+							/* @__PURE__ */ Y("input", {
+								type: "range",
+								min: 1,
+								max: n.lines.length,
+								value: a,
+								onInput: (e) => o(Number(e.currentTarget.value)),
+								"aria-valuetext": `${a} of ${n.lines.length}`
+							}),
+							" ",
+							/* @__PURE__ */ Y("b", {
+								class: "num",
+								children: a
+							}),
+							" of ",
+							n.n
+						]
+					}),
+					g.length > 1 && /* @__PURE__ */ Y("label", {
+						class: "pick",
+						children: [/* @__PURE__ */ Y("span", { children: "read by" }), /* @__PURE__ */ Y("select", {
+							value: s,
+							onChange: (e) => c(e.currentTarget.value),
+							children: [/* @__PURE__ */ Y("option", {
+								value: "",
+								children: "all"
+							}), g.map((e) => /* @__PURE__ */ Y("option", {
+								value: e,
+								children: e
+							}))]
+						})]
+					}),
+					h && /* @__PURE__ */ Y("label", {
+						class: "tick",
+						children: [/* @__PURE__ */ Y("input", {
+							type: "checkbox",
+							checked: l,
+							onChange: (e) => u(e.currentTarget.checked)
+						}), " adjusted p ≤ 0.05"]
+					}),
+					d && /* @__PURE__ */ Y("button", {
+						type: "button",
+						class: "quiet",
+						onClick: () => f(""),
+						children: [
+							"All parts (now ",
+							d,
+							")"
+						]
+					})
+				]
+			}),
+			/* @__PURE__ */ Y("output", {
+				class: "readout",
+				"aria-live": "polite",
+				children: k ? /* @__PURE__ */ Y(y, { children: [
+					/* @__PURE__ */ Y("b", {
+						class: "num",
+						children: U(k.cable.score)
+					}),
+					" ",
+					/* @__PURE__ */ Y("span", {
+						class: "where",
+						children: [
+							k.cable.from,
+							" → ",
+							k.cable.to,
+							k.cable.p === null ? "" : ` · p ${U(k.cable.p)}`,
+							" · number ",
+							k.i + 1
+						]
+					})
+				] }) : /* @__PURE__ */ Y("span", {
+					class: "hint",
+					children: [
+						x.length,
+						" cable",
+						x.length === 1 ? "" : "s",
+						": point at one, or choose a part",
+						n.smallest ? `; the first ${n.smallest} are the circuit` : ""
+					]
+				})
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "wiring-scroll",
+				tabIndex: 0,
+				role: "region",
+				"aria-label": "Wiring, layers from left to right",
+				children: /* @__PURE__ */ Y("svg", {
+					width: w,
+					height: T,
+					viewBox: `0 0 ${w} ${T}`,
+					role: "group",
+					"aria-label": `${x.length} cables between ${_.size} parts`,
+					children: [
+						v.map((e, t) => /* @__PURE__ */ Y("text", {
+							class: "wiring-layer",
+							x: 4 + t * C + Vt / 2,
+							y: 16,
+							"text-anchor": "middle",
+							children: e === "in" ? "text" : e === "out" ? "output" : `layer ${e}`
+						})),
+						[...x].reverse().map(({ cable: e, i: t, from: n, to: r }) => {
+							let [i, a] = [_.get(n.part), _.get(r.part)], [o, s, c, l] = [
+								E(i) + Vt - 3,
+								D(i),
+								E(a) + 3,
+								D(a)
+							], u = Math.max(30, (c - o) * .45), d = Math.abs(e.score) / S, f = i.column === a.column ? `M${o} ${s} C${o + 34} ${s}, ${o + 34} ${l}, ${o} ${l}` : `M${o} ${s} C${o + u} ${s}, ${c - u} ${l}, ${c} ${l}`;
+							return /* @__PURE__ */ Y("g", {
+								class: `cable ${e.score < 0 ? "below" : ""} ${e.p !== null && e.p > .05 ? "unsure" : ""} ${p === t ? "chosen" : ""}`,
+								onPointerEnter: () => m(t),
+								onPointerLeave: () => m(null),
+								children: [/* @__PURE__ */ Y("path", {
+									class: "reach",
+									d: f
+								}), /* @__PURE__ */ Y("path", {
+									d: f,
+									style: {
+										strokeWidth: `${1 + 6 * d}px`,
+										opacity: String(.3 + .7 * Math.sqrt(d))
+									}
+								})]
+							});
+						}),
+						[..._.values()].map((e) => /* @__PURE__ */ Y("g", {
+							class: `plug ${O.has(e.part) ? "lit" : ""} ${d === e.part ? "chosen" : ""}`,
+							role: "button",
+							tabindex: 0,
+							"aria-pressed": d === e.part,
+							"aria-label": `${e.part}: its cables alone`,
+							onClick: () => f(d === e.part ? "" : e.part),
+							onKeyDown: (t) => {
+								(t.key === "Enter" || t.key === " ") && (t.preventDefault(), f(d === e.part ? "" : e.part));
+							},
+							children: [/* @__PURE__ */ Y("rect", {
+								x: E(e),
+								y: D(e) - 12,
+								width: Vt,
+								height: 24,
+								rx: 12
+							}), /* @__PURE__ */ Y("text", {
+								x: E(e) + Vt / 2,
+								y: D(e) + 4,
+								"text-anchor": "middle",
+								children: e.part.replace(/^L\d+\./, "")
+							})]
+						}))
+					]
+				})
+			}),
+			/* @__PURE__ */ Y("p", {
+				class: "key",
+				children: [
+					/* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-cable" }), "above 0, as wide as its score"] }),
+					n.lines.some((e) => e.score < 0) && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-cable below" }), "below 0"] }),
+					h && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-cable unsure" }), "p above 0.05"] }),
+					A && /* @__PURE__ */ Y("a", {
+						href: A,
+						children: ["The card of ", d]
+					})
+				]
+			})
+		]
+	});
+}
 // src/result.tsx
-var Rt = /* @__PURE__ */ new Set([
+var Jt = /* @__PURE__ */ new Set([
 	"strength",
 	"n_parts",
 	"position",
@@ -1571,23 +1859,23 @@ var Rt = /* @__PURE__ */ new Set([
 	"layer",
 	"chunk",
 	"offset"
-]), zt = /* @__PURE__ */ new Set([
+]), Yt = /* @__PURE__ */ new Set([
 	"position",
 	"query",
 	"key"
-]), Bt = 24;
-function Vt({ doc: e, slices: t, link: n }) {
-	return e.kind === "knob" ? /* @__PURE__ */ Y(Ut, {
+]), Xt = 24;
+function Zt({ doc: e, slices: t, link: n }) {
+	return e.kind === "knob" ? /* @__PURE__ */ Y($t, {
 		doc: e,
 		slices: t,
 		link: n
-	}) : /* @__PURE__ */ Y(Ht, {
+	}) : /* @__PURE__ */ Y(Qt, {
 		doc: e,
 		slices: t,
 		link: n
 	});
 }
-function Ht({ doc: e, slices: t, link: n }) {
+function Qt({ doc: e, slices: t, link: n }) {
 	let r = e.sections.find((e) => e.name === "in short"), i = e.sections.filter((e) => e !== r);
 	return /* @__PURE__ */ Y(y, { children: [
 		r && /* @__PURE__ */ Y(X, {
@@ -1595,22 +1883,30 @@ function Ht({ doc: e, slices: t, link: n }) {
 			class: "lead",
 			children: r.notes.map((e) => /* @__PURE__ */ Y("p", { children: e }))
 		}),
-		/* @__PURE__ */ Y(Gt, {
+		e.cables && /* @__PURE__ */ Y(X, {
+			title: e.cables.smallest ? "Circuit" : "Wiring",
+			class: "figure",
+			children: /* @__PURE__ */ Y(qt, {
+				doc: e,
+				link: n
+			})
+		}),
+		/* @__PURE__ */ Y(tn, {
 			doc: e,
 			slices: t,
 			link: n
 		}),
-		/* @__PURE__ */ Y(ln, { doc: e }),
-		/* @__PURE__ */ Y(dn, { doc: e }),
+		/* @__PURE__ */ Y(yn, { doc: e }),
+		/* @__PURE__ */ Y(xn, { doc: e }),
 		i.length > 0 && /* @__PURE__ */ Y(X, {
 			title: "What was found",
 			children: i.map((e) => /* @__PURE__ */ Y("div", {
 				class: "told-section",
-				children: [e.rows.length ? /* @__PURE__ */ Y(jt, {
+				children: [e.rows.length ? /* @__PURE__ */ Y(Nt, {
 					rows: e.rows,
 					n: e.n,
 					title: W(e.name),
-					link: cn(n)
+					link: vn(n)
 				}) : /* @__PURE__ */ Y("h3", { children: W(e.name) }), e.notes.map((e) => /* @__PURE__ */ Y("p", {
 					class: "note",
 					children: e
@@ -1624,17 +1920,17 @@ function Ht({ doc: e, slices: t, link: n }) {
 				children: e.notes.map((e) => /* @__PURE__ */ Y("li", { children: e }))
 			})
 		}),
-		/* @__PURE__ */ Y(fn, {
+		/* @__PURE__ */ Y(Sn, {
 			doc: e,
 			link: n
 		}),
-		/* @__PURE__ */ Y(pn, {
+		/* @__PURE__ */ Y(Cn, {
 			provenance: e.provenance,
 			python: e.python
 		})
 	] });
 }
-function Ut({ doc: e, slices: t, link: n }) {
+function $t({ doc: e, slices: t, link: n }) {
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y(X, {
 			title: "What it does",
@@ -1644,10 +1940,10 @@ function Ut({ doc: e, slices: t, link: n }) {
 					" at strength ",
 					/* @__PURE__ */ Y("b", {
 						class: "num",
-						children: H(e.strength)
+						children: U(e.strength)
 					}),
 					"; neutral at ",
-					H(e.neutral),
+					U(e.neutral),
 					".",
 					" ",
 					e.n_edits,
@@ -1672,22 +1968,22 @@ function Ut({ doc: e, slices: t, link: n }) {
 		Object.entries(e.evidence).map(([e, r]) => /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("h2", {
 			class: "evidence",
 			children: ["Evidence: ", W(e)]
-		}), /* @__PURE__ */ Y(Ht, {
+		}), /* @__PURE__ */ Y(Qt, {
 			doc: r,
 			slices: t,
 			link: n
 		})] })),
-		/* @__PURE__ */ Y(pn, {
+		/* @__PURE__ */ Y(Cn, {
 			provenance: e.provenance,
 			python: ""
 		})
 	] });
 }
-function Wt(e) {
+function en(e) {
 	return e.variables.filter((e) => e.axes.length > 0 && e.shape.every((e) => e > 0));
 }
-function Gt({ doc: e, slices: t, link: n }) {
-	let r = Wt(e), [i, a] = L(e.tables.dose && V(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
+function tn({ doc: e, slices: t, link: n }) {
+	let r = en(e), [i, a] = L(e.tables.dose && H(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
 	if (!o) return null;
 	let s = r.length > 1 && /* @__PURE__ */ Y("label", {
 		class: "pick",
@@ -1706,10 +2002,10 @@ function Gt({ doc: e, slices: t, link: n }) {
 		})]
 	});
 	return /* @__PURE__ */ Y(X, {
-		title: o.unit && o.unit !== o.name ? `${Kt(W(o.name))}, ${o.unit}` : Kt(W(o.name)),
+		title: o.unit && o.unit !== o.name ? `${nn(W(o.name))}, ${o.unit}` : nn(W(o.name)),
 		aside: s,
 		class: "figure",
-		children: /* @__PURE__ */ Y(qt, {
+		children: /* @__PURE__ */ Y(rn, {
 			doc: e,
 			chosen: o,
 			slices: t,
@@ -1717,47 +2013,47 @@ function Gt({ doc: e, slices: t, link: n }) {
 		})
 	});
 }
-function Kt(e) {
+function nn(e) {
 	return e.charAt(0).toUpperCase() + e.slice(1);
 }
-function qt({ doc: e, chosen: t, slices: n, link: r }) {
+function rn({ doc: e, chosen: t, slices: n, link: r }) {
 	let i = t.name === e.main;
-	if (t.axes.length === 1) return /* @__PURE__ */ Y(Yt, {
+	if (t.axes.length === 1) return /* @__PURE__ */ Y(on, {
 		doc: e,
 		chosen: t,
 		main: i,
 		link: r
 	});
 	let [a, o] = t.axes;
-	return t.axes.length === 2 && Jt(a, o, e) ? /* @__PURE__ */ Y(Qt, {
+	return t.axes.length === 2 && an(a, o, e) ? /* @__PURE__ */ Y(ln, {
 		doc: e,
 		chosen: t
 	}) : /* @__PURE__ */ Y("div", {
 		class: i && e.ranked && t.shape[1] <= 12 ? "two" : "one",
-		children: [/* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(tn, {
+		children: [/* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(fn, {
 			doc: e,
 			chosen: t,
 			slices: n
-		}) }), i && e.ranked && /* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(sn, {
+		}) }), i && e.ranked && /* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(_n, {
 			doc: e,
 			link: r
 		}) })]
 	});
 }
-function Jt(e, t, n) {
-	let r = (e) => Rt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
+function an(e, t, n) {
+	let r = (e) => Jt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
 	return i(e) && r(t) || i(t) && r(e);
 }
-function Yt({ doc: e, chosen: t, main: n, link: r }) {
-	let i = t.axes[0], a = e.steps[i] ?? [], o = B(t);
-	if (!o) return /* @__PURE__ */ Y(en, {});
-	if (n && e.ranked) return /* @__PURE__ */ Y(sn, {
+function on({ doc: e, chosen: t, main: n, link: r }) {
+	let i = t.axes[0], a = e.steps[i] ?? [], o = V(t);
+	if (!o) return /* @__PURE__ */ Y(dn, {});
+	if (n && e.ranked) return /* @__PURE__ */ Y(_n, {
 		doc: e,
 		link: r
 	});
-	if (Rt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ Y(ut, {
+	if (Jt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ Y(ft, {
 		x: a,
-		lines: Zt(e, t),
+		lines: cn(e, t),
 		axis: W(i),
 		unit: t.unit,
 		label: `${W(t.name)} in ${t.unit}`
@@ -1765,26 +2061,26 @@ function Yt({ doc: e, chosen: t, main: n, link: r }) {
 	let s = e.labels[i] ?? [], c = Array.from(o, (n, r) => ({
 		name: s[r] ?? String(r),
 		value: n,
-		...Xt(e, t, r)
-	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, Bt), u = c.length > Bt ? c.filter((e) => l.includes(e)) : c;
+		...sn(e, t, r)
+	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, Xt), u = c.length > Xt ? c.filter((e) => l.includes(e)) : c;
 	return /* @__PURE__ */ Y(y, { children: [
-		zt.has(i) && /* @__PURE__ */ Y(Lt, {
+		Yt.has(i) && /* @__PURE__ */ Y(zt, {
 			tokens: s,
 			values: o,
 			unit: t.unit,
 			label: W(t.name),
 			legend: !0
 		}),
-		/* @__PURE__ */ Y(ct, {
+		/* @__PURE__ */ Y(lt, {
 			bars: u,
 			unit: t.unit,
 			label: W(t.name)
 		}),
-		c.length > Bt && /* @__PURE__ */ Y("p", {
+		c.length > Xt && /* @__PURE__ */ Y("p", {
 			class: "note",
 			children: [
 				"The ",
-				Bt,
+				Xt,
 				" largest of ",
 				c.length,
 				", either sign."
@@ -1792,10 +2088,10 @@ function Yt({ doc: e, chosen: t, main: n, link: r }) {
 		})
 	] });
 }
-function Xt(e, t, n) {
-	let r = (r) => (t.name === e.main ? Pe(e, r)?.[n] : null) ?? null, i = (i) => {
-		let a = V(e, `${t.name}_${i}`);
-		return a && a.axes.join() === t.axes.join() ? B(a)?.[n] ?? null : r(i);
+function sn(e, t, n) {
+	let r = (r) => (t.name === e.main ? Ne(e, r)?.[n] : null) ?? null, i = (i) => {
+		let a = H(e, `${t.name}_${i}`);
+		return a && a.axes.join() === t.axes.join() ? V(a)?.[n] ?? null : r(i);
 	};
 	return {
 		low: i("low"),
@@ -1805,10 +2101,10 @@ function Xt(e, t, n) {
 		nullLow: r("null_low")
 	};
 }
-function Zt(e, t) {
+function cn(e, t) {
 	let n = e.variables.filter((e) => e.axes.join() === t.axes.join() && e.unit === t.unit), r = (e) => {
 		let t = n.find((t) => t.name === e);
-		return t ? B(t) : null;
+		return t ? V(t) : null;
 	}, i = (e) => ({
 		low: r(`${e}_low`),
 		high: r(`${e}_high`)
@@ -1817,7 +2113,7 @@ function Zt(e, t) {
 		high: r("high")
 	} : {}, o = [{
 		name: W(t.name),
-		y: B(t) ?? [],
+		y: V(t) ?? [],
 		...a
 	}];
 	for (let e of [
@@ -1828,27 +2124,27 @@ function Zt(e, t) {
 		let n = r(`${e}_mean`) ?? r(e), a = i(e);
 		e !== t.name && (n || a.low) && o.push({
 			name: "random control",
-			y: n ?? Array.from(t.data ? B(t) ?? [] : [], () => NaN),
+			y: n ?? Array.from(t.data ? V(t) ?? [] : [], () => NaN),
 			...a,
 			control: !0
 		});
 	}
 	return o;
 }
-function Qt({ doc: e, chosen: t }) {
-	let n = B(t);
-	if (!n) return /* @__PURE__ */ Y(en, {});
-	let r = Rt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
-		let a = t.name === e.main ? Pe(e, n) : null;
-		return a && $t(a, t.shape, r, i, o);
+function ln({ doc: e, chosen: t }) {
+	let n = V(t);
+	if (!n) return /* @__PURE__ */ Y(dn, {});
+	let r = Jt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
+		let a = t.name === e.main ? Ne(e, n) : null;
+		return a && un(a, t.shape, r, i, o);
 	}, c = (e.labels[a] ?? []).map((e, i) => ({
 		name: e,
-		y: $t(n, t.shape, r, i, o),
+		y: un(n, t.shape, r, i, o),
 		low: s("low", i),
 		high: s("high", i),
 		control: a === "draw" || /random|control/.test(e)
 	}));
-	return /* @__PURE__ */ Y(ut, {
+	return /* @__PURE__ */ Y(ft, {
 		x: e.steps[i],
 		lines: c.slice(0, 24),
 		axis: W(i),
@@ -1856,17 +2152,17 @@ function Qt({ doc: e, chosen: t }) {
 		label: W(t.name)
 	});
 }
-function $t(e, t, n, r, i) {
-	return Array.from({ length: i }, (i, a) => e[n === 1 ? Le(t, [r, a]) : Le(t, [a, r])]);
+function un(e, t, n, r, i) {
+	return Array.from({ length: i }, (i, a) => e[n === 1 ? Re(t, [r, a]) : Re(t, [a, r])]);
 }
-function en() {
+function dn() {
 	return /* @__PURE__ */ Y("p", {
 		class: "note",
 		children: "These numbers are too many to be in this file; open the saved folder with patchbay ui."
 	});
 }
-function tn({ doc: e, chosen: t, slices: n }) {
-	let r = t.axes.slice(0, -2), [i, a] = L(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = rn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = z(() => an(e, t), [e, t]), f = z(() => on(e, t), [e, t]);
+function fn({ doc: e, chosen: t, slices: n }) {
+	let r = t.axes.slice(0, -2), [i, a] = L(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = mn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = B(() => hn(e, t), [e, t]), f = B(() => gn(e, t), [e, t]);
 	R(() => a(r.map(() => 0)), [t.name]);
 	let p = (t) => e.labels[t] ?? [];
 	return /* @__PURE__ */ Y(y, { children: [r.length > 0 && /* @__PURE__ */ Y("div", {
@@ -1882,7 +2178,7 @@ function tn({ doc: e, chosen: t, slices: n }) {
 				}))
 			})]
 		}))
-	}), l ? /* @__PURE__ */ Y(Z, { message: l }) : c ? /* @__PURE__ */ Y(nn, {
+	}), l ? /* @__PURE__ */ Y(Q, { message: l }) : c ? /* @__PURE__ */ Y(pn, {
 		doc: e,
 		chosen: t,
 		values: c,
@@ -1901,14 +2197,14 @@ function tn({ doc: e, chosen: t, slices: n }) {
 		]
 	})] });
 }
-function nn(e) {
+function pn(e) {
 	let { doc: t, chosen: n, values: r, row: i, column: a } = e, o = i === "query" && a === "key", s = t.labels[a] ?? [], [c, l] = L(Math.max(0, (t.labels[i]?.length ?? 1) - 1)), u = n.axes.length > 2 && n.low !== null && n.high !== null ? [n.low, n.high] : void 0;
 	return /* @__PURE__ */ Y(y, { children: [o && s.length <= 256 && /* @__PURE__ */ Y("div", {
 		class: "attended",
 		children: [/* @__PURE__ */ Y("p", {
 			class: "note",
 			children: "What the chosen token attends to; choose another one."
-		}), /* @__PURE__ */ Y(Lt, {
+		}), /* @__PURE__ */ Y(zt, {
 			tokens: s,
 			values: r.subarray(c * s.length, (c + 1) * s.length),
 			unit: n.unit,
@@ -1916,7 +2212,7 @@ function nn(e) {
 			chosen: c,
 			onPick: l
 		})]
-	}), /* @__PURE__ */ Y(_t, {
+	}), /* @__PURE__ */ Y(yt, {
 		values: r,
 		rows: t.labels[i] ?? [],
 		columns: s,
@@ -1932,8 +2228,8 @@ function nn(e) {
 		...o ? { onPick: (e) => l(e) } : {}
 	})] });
 }
-function rn(e, t, n) {
-	let r = B(e), [i, a] = L({
+function mn(e, t, n) {
+	let r = V(e), [i, a] = L({
 		key: "",
 		values: null,
 		failed: ""
@@ -1960,38 +2256,38 @@ function rn(e, t, n) {
 		values: null,
 		failed: ""
 	};
-	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = Le(e.shape.slice(0, -2), t);
+	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = Re(e.shape.slice(0, -2), t);
 	return {
 		values: r.length === s ? r : r.subarray(c * s, (c + 1) * s),
 		failed: ""
 	};
 }
-function an(e, t) {
+function hn(e, t) {
 	if (t.name !== e.main) return;
 	let n = e.variables.filter((e) => e !== t && e.axes.join() === t.axes.join() && e.data !== null);
 	if (!n.length) return;
 	let [r, i] = ["low", "high"].map((e) => n.find((t) => t.name === e));
 	return (e) => {
-		let t = r && i ? [`95 % ${H(B(r)?.[e])} to ${H(B(i)?.[e])}`] : [];
-		for (let a of n.filter((e) => e !== r && e !== i && e.unit !== "token id").slice(0, 4)) t.push(`${W(a.name)} ${H(B(a)?.[e])}`);
+		let t = r && i ? [`95 % ${U(V(r)?.[e])} to ${U(V(i)?.[e])}`] : [];
+		for (let a of n.filter((e) => e !== r && e !== i && e.unit !== "token id").slice(0, 4)) t.push(`${W(a.name)} ${U(V(a)?.[e])}`);
 		return t.join(" · ");
 	};
 }
-function on(e, t) {
+function gn(e, t) {
 	let n = /* @__PURE__ */ new Set();
 	if (!e.ranked || t.axes.length !== 2) return n;
 	let [r, i] = t.axes.map((t) => e.steps[t] ?? []);
 	for (let a of e.highlights) {
 		let e = /^L(\d+)\.[A-Z](\d+)$/.exec(a), o = e ? [r.indexOf(Number(e[1])), i.indexOf(Number(e[2]))] : [-1, -1];
-		o[0] >= 0 && o[1] >= 0 && n.add(Le(t.shape, o));
+		o[0] >= 0 && o[1] >= 0 && n.add(Re(t.shape, o));
 	}
 	return n;
 }
-function sn({ doc: e, link: t }) {
-	let n = V(e, e.main), r = (t, r) => {
+function _n({ doc: e, link: t }) {
+	let n = H(e, e.main), r = (t, r) => {
 		let i = t[r];
-		return typeof i == "number" && V(e, r)?.unit === n?.unit ? i : null;
-	}, i = e.rows.slice(0, Bt).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
+		return typeof i == "number" && H(e, r)?.unit === n?.unit ? i : null;
+	}, i = e.rows.slice(0, Xt).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
 		name: String(n.part),
 		value: Number(n.value),
 		low: r(n, "low"),
@@ -1999,11 +2295,11 @@ function sn({ doc: e, link: t }) {
 		nullMean: r(n, "null_mean"),
 		nullLow: r(n, "null_low"),
 		nullHigh: r(n, "null_high"),
-		aside: typeof n.p == "number" ? `p ${H(n.p)}` : "",
+		aside: typeof n.p == "number" ? `p ${U(n.p)}` : "",
 		strong: e.highlights.includes(String(n.part)),
 		link: t?.(String(n.part))
 	}));
-	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(ct, {
+	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(lt, {
 		bars: i,
 		unit: n?.unit ?? "",
 		label: `Parts by ${W(e.main)}`
@@ -2018,10 +2314,10 @@ function sn({ doc: e, link: t }) {
 		]
 	})] });
 }
-function cn(e) {
+function vn(e) {
 	return (t) => typeof t.part == "string" ? e?.(t.part) : void 0;
 }
-function ln({ doc: e }) {
+function yn({ doc: e }) {
 	let t = e.tables.tokens?.rows ?? [], n = e.labels.position, r = e.variables.filter((e) => e.axes.join() === "position" && e.data !== null && e.name !== "token_id"), [i, a] = L(""), o = r.find((e) => e.name === i) ?? r[0];
 	return !t.length || !n || !o || e.main === o.name ? null : /* @__PURE__ */ Y(X, {
 		title: "Tokens",
@@ -2036,22 +2332,22 @@ function ln({ doc: e }) {
 				}))
 			})]
 		}),
-		children: /* @__PURE__ */ Y(Lt, {
-			tokens: (e.steps.position ?? []).map((e) => un(String(e))),
-			values: B(o) ?? void 0,
+		children: /* @__PURE__ */ Y(zt, {
+			tokens: (e.steps.position ?? []).map((e) => bn(String(e))),
+			values: V(o) ?? void 0,
 			unit: o.unit,
 			label: W(o.name),
 			legend: !0
 		})
 	});
 }
-function un(e) {
+function bn(e) {
 	return /^-?\d+ (['"])(.*)\1$/s.exec(e)?.[2] ?? e;
 }
-function dn({ doc: e }) {
+function xn({ doc: e }) {
 	let t = e.variables.filter((e) => e.axes.length === 0), n = (e) => {
 		let n = t.find((t) => t.name === e);
-		return n ? B(n)?.[0] ?? NaN : NaN;
+		return n ? V(n)?.[0] ?? NaN : NaN;
 	}, r = new Set(t.map((e) => e.name).filter((e) => /_(low|high)$/.test(e) && !Number.isNaN(n(e.replace(/_(low|high)$/, "")))));
 	e.variables[0]?.axes.length === 0 && ["low", "high"].forEach((e) => r.add(e));
 	let i = t.filter((e) => !r.has(e.name) && !Number.isNaN(n(e.name)));
@@ -2066,7 +2362,7 @@ function dn({ doc: e }) {
 					children: [/* @__PURE__ */ Y("dt", { children: W(t.name) }), /* @__PURE__ */ Y("dd", { children: [
 						/* @__PURE__ */ Y("b", {
 							class: "num",
-							children: H(n(t.name))
+							children: U(n(t.name))
 						}),
 						" ",
 						/* @__PURE__ */ Y("span", { children: t.unit }),
@@ -2074,9 +2370,9 @@ function dn({ doc: e }) {
 							class: "num",
 							children: [
 								"95 % ",
-								H(i),
+								U(i),
 								" to ",
-								H(a)
+								U(a)
 							]
 						})
 					] })]
@@ -2085,23 +2381,23 @@ function dn({ doc: e }) {
 		})
 	}) : null;
 }
-function fn({ doc: e, link: t }) {
+function Sn({ doc: e, link: t }) {
 	let n = new Set(e.sections.map((e) => e.name)), r = Object.entries(e.tables).filter(([e]) => !n.has(e) && e !== "cells" && e !== "tokens" && e !== "names");
 	return !r.length && !e.rows.length ? null : /* @__PURE__ */ Y(X, {
 		title: "Numbers",
-		children: [e.rows.length > 0 && /* @__PURE__ */ Y(jt, {
+		children: [e.rows.length > 0 && /* @__PURE__ */ Y(Nt, {
 			rows: e.rows,
 			n: e.measured,
 			title: "parts, largest first",
-			link: cn(t)
-		}), r.map(([e, t]) => /* @__PURE__ */ Y(jt, {
+			link: vn(t)
+		}), r.map(([e, t]) => /* @__PURE__ */ Y(Nt, {
 			rows: t.rows,
 			n: t.n,
 			title: W(e)
 		}))]
 	});
 }
-function pn({ provenance: e, python: t }) {
+function Cn({ provenance: e, python: t }) {
 	return /* @__PURE__ */ Y(X, {
 		title: "Where the numbers came from",
 		class: "whence",
@@ -2111,7 +2407,7 @@ function pn({ provenance: e, python: t }) {
 				tabIndex: 0,
 				"aria-label": "Python that makes it again",
 				children: /* @__PURE__ */ Y("code", { children: t })
-			}), /* @__PURE__ */ Y(Ze, {
+			}), /* @__PURE__ */ Y($e, {
 				text: () => t,
 				label: "Copy Python"
 			})]
@@ -2124,12 +2420,12 @@ function pn({ provenance: e, python: t }) {
 		})]
 	});
 }
-function mn(e) {
+function wn(e) {
 	return e.method ? G(e.method) : e.kind === "knob" ? e.name : "Result";
 }
 // src/results.tsx
-function hn({ changed: e, folder: t }) {
-	let { got: n, failed: r, busy: i } = J("/api/results", e), [a, o] = L(""), s = z(() => {
+function Tn({ changed: e, folder: t }) {
+	let { got: n, failed: r, busy: i } = J("/api/results", e), [a, o] = L(""), s = B(() => {
 		let e = a.toLowerCase().split(/\s+/).filter(Boolean);
 		return (n ?? []).filter((t) => e.every((e) => `${t.name} ${t.method} ${t.model} ${t.about}`.toLowerCase().includes(e)));
 	}, [n, a]);
@@ -2138,7 +2434,7 @@ function hn({ changed: e, folder: t }) {
 			title: "Results",
 			lead: t ? `Folders of ${t}; the command line and the library read and write the same ones.` : ""
 		}),
-		r && /* @__PURE__ */ Y(Z, { message: r }),
+		r && /* @__PURE__ */ Y(Q, { message: r }),
 		n && n.length > 6 && /* @__PURE__ */ Y("label", {
 			class: "search",
 			children: [/* @__PURE__ */ Y("span", {
@@ -2151,7 +2447,7 @@ function hn({ changed: e, folder: t }) {
 				onInput: (e) => o(e.currentTarget.value)
 			})]
 		}),
-		n && !n.length && /* @__PURE__ */ Y($e, {
+		n && !n.length && /* @__PURE__ */ Y(Z, {
 			title: "No results here yet",
 			children: /* @__PURE__ */ Y("p", { children: [
 				"Run a method on ",
@@ -2187,7 +2483,7 @@ function hn({ changed: e, folder: t }) {
 			children: s.map((e) => /* @__PURE__ */ Y("li", {
 				class: e.kind,
 				children: /* @__PURE__ */ Y("a", {
-					href: `#/results/${Ue(e.name)}`,
+					href: `#/results/${Ge(e.name)}`,
 					children: [
 						/* @__PURE__ */ Y("b", { children: e.name }),
 						/* @__PURE__ */ Y("span", {
@@ -2203,19 +2499,19 @@ function hn({ changed: e, folder: t }) {
 				})
 			}))
 		}),
-		n && n.length > 0 && !s.length && /* @__PURE__ */ Y($e, { title: `Nothing here matches “${a}”` })
+		n && n.length > 0 && !s.length && /* @__PURE__ */ Y(Z, { title: `Nothing here matches “${a}”` })
 	] });
 }
-function gn({ name: e, changed: t }) {
-	let { got: n, failed: r, busy: i } = J(`/api/result?name=${encodeURIComponent(e)}`, t), a = z(() => We(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
+function En({ name: e, changed: t }) {
+	let { got: n, failed: r, busy: i } = J(`/api/result?name=${encodeURIComponent(e)}`, t), a = B(() => Ke(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
-			title: n ? mn(n) : e,
+			title: n ? wn(n) : e,
 			back: {
 				to: "#/results",
 				text: "Results"
 			},
-			lead: n ? _n(n) : "",
+			lead: n ? kn(n) : "",
 			children: n && /* @__PURE__ */ Y("div", {
 				class: "exports",
 				children: [
@@ -2240,6 +2536,10 @@ function gn({ name: e, changed: t }) {
 							children: "PDF"
 						})
 					] }),
+					n.kind === "result" && /* @__PURE__ */ Y("a", {
+						href: `#/compare?${new URLSearchParams({ a: e })}`,
+						children: "Compare"
+					}),
 					/* @__PURE__ */ Y("a", {
 						href: `/api/saved?name=${encodeURIComponent(e)}`,
 						download: `${e}.html`,
@@ -2248,7 +2548,7 @@ function gn({ name: e, changed: t }) {
 				]
 			})
 		}),
-		r && /* @__PURE__ */ Y(Z, {
+		r && /* @__PURE__ */ Y(Q, {
 			message: r,
 			children: /* @__PURE__ */ Y("p", { children: ["The other results are not touched by it. ", /* @__PURE__ */ Y("a", {
 				href: "#/results",
@@ -2264,14 +2564,133 @@ function gn({ name: e, changed: t }) {
 				" …"
 			]
 		}),
-		n && /* @__PURE__ */ Y(Vt, {
+		n && /* @__PURE__ */ Y(Zt, {
 			doc: n,
 			slices: a,
 			link: (e) => /^L\d+(\.|$)/.test(e) && !e.includes(">") ? `#/model/${e}` : void 0
 		}, e)
 	] });
 }
-function _n(e) {
+function Dn({ query: e, changed: t }) {
+	let { got: n, failed: r } = J("/api/results", t), [i, a] = [e.get("a") ?? "", e.get("b") ?? ""], o = i && a && i !== a, s = J(o ? `/api/difference?${new URLSearchParams({
+		a: i,
+		b: a
+	})}` : null), c = (n ?? []).filter((e) => e.kind === "result"), l = (e, t) => {
+		let n = new URLSearchParams({
+			a: i,
+			b: a
+		});
+		n.set(e, t), Dr(`compare?${n}`);
+	}, u = (e, t, n) => /* @__PURE__ */ Y("label", {
+		class: "pick",
+		children: [/* @__PURE__ */ Y("span", { children: n }), /* @__PURE__ */ Y("select", {
+			value: t,
+			onChange: (t) => l(e, t.currentTarget.value),
+			children: [/* @__PURE__ */ Y("option", {
+				value: "",
+				children: "choose a Result"
+			}), c.map((e) => /* @__PURE__ */ Y("option", {
+				value: e.name,
+				children: [e.name, e.method ? ` (${G(e.method)})` : ""]
+			}))]
+		})]
+	});
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: "Compare",
+			back: {
+				to: "#/results",
+				text: "Results"
+			},
+			lead: "Two Results side by side, and the one less the other where they have the same axes."
+		}),
+		r && /* @__PURE__ */ Y(Q, { message: r }),
+		n && c.length < 2 && /* @__PURE__ */ Y(Z, {
+			title: "Two Results are needed",
+			children: /* @__PURE__ */ Y("p", { children: [
+				"This folder has ",
+				c.length,
+				". Run a method on ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/find",
+					children: "Find"
+				}),
+				" or ",
+				/* @__PURE__ */ Y("a", {
+					href: "#/prove",
+					children: "Prove"
+				}),
+				"."
+			] })
+		}),
+		/* @__PURE__ */ Y("div", {
+			class: "choose",
+			children: [u("a", i, "Left"), u("b", a, "Right")]
+		}),
+		o && /* @__PURE__ */ Y(X, {
+			title: "Left less right",
+			children: s.failed ? /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: s.failed
+			}) : s.got?.kind === "result" ? /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(tn, {
+				doc: s.got,
+				slices: void 0,
+				link: void 0
+			}), /* @__PURE__ */ Y("ul", {
+				class: "notes",
+				children: s.got.notes.map((e) => /* @__PURE__ */ Y("li", { children: e }))
+			})] }) : /* @__PURE__ */ Y("div", {
+				class: "waiting",
+				"aria-busy": "true",
+				children: "Reading both …"
+			})
+		}),
+		o && /* @__PURE__ */ Y("div", {
+			class: "beside",
+			children: [i, a].map((e) => /* @__PURE__ */ Y(On, {
+				name: e,
+				changed: t
+			}, e))
+		})
+	] });
+}
+function On({ name: e, changed: t }) {
+	let { got: n, failed: r } = J(`/api/result?name=${encodeURIComponent(e)}`, t), i = B(() => Ke(e), [e]);
+	return r ? /* @__PURE__ */ Y(Q, { message: r }) : n ? /* @__PURE__ */ Y("section", { children: [
+		/* @__PURE__ */ Y("h2", {
+			class: "beside-name",
+			children: /* @__PURE__ */ Y("a", {
+				href: `#/results/${Ge(e)}`,
+				children: e
+			})
+		}),
+		/* @__PURE__ */ Y("p", {
+			class: "note",
+			children: [
+				wn(n),
+				"; ",
+				kn(n)
+			]
+		}),
+		n.kind === "result" ? /* @__PURE__ */ Y(tn, {
+			doc: n,
+			slices: i,
+			link: void 0
+		}) : /* @__PURE__ */ Y("p", {
+			class: "note",
+			children: "A knob has no figure."
+		})
+	] }) : /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: [
+			"Reading ",
+			e,
+			" …"
+		]
+	});
+}
+function kn(e) {
 	if (e.kind === "knob") return e.origin;
 	let t = e.provenance.find(([e]) => e === "model source")?.[1];
 	return [
@@ -2298,8 +2717,592 @@ function $(e) {
 		]
 	});
 }
+// src/features.tsx
+var An = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function jn({ part: e, query: t, state: n }) {
+	let r = n?.model.state, { got: i, failed: a } = q(r === "ready" ? { what: "dictionaries" } : null), [o, s] = L(t.get("text") ?? An), [c, l] = L(o), u = t.get("place") ?? e.replace(/\.F\d+$/, ""), d = /* @__PURE__ */ Y($, {
+		title: "Features",
+		lead: "What a sparse dictionary finds in the model's signals, as parts that can be looked at, patched and turned."
+	});
+	if (r === "none") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+		title: "No model is open",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"Start ",
+			/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL --dictionary FOLDER" }),
+			"."
+		] })
+	})] });
+	if (r === "failed") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: n?.model.message ?? "" })] });
+	if (a) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: a })] });
+	if (!i) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: r === "ready" ? "Reading the dictionaries …" : "The model is loading …"
+	})] });
+	if (!i.dictionaries.length) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+		title: "No dictionary is attached",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"Start ",
+			/* @__PURE__ */ Y("code", { children: [
+				"patchbay ui ",
+				n?.model.source,
+				" --dictionary FOLDER"
+			] }),
+			" with one that SAELens, sparsify or Patchbay wrote; ",
+			/* @__PURE__ */ Y("a", {
+				href: "#/train/dictionary",
+				children: "Train"
+			}),
+			" makes one."
+		] })
+	})] });
+	let f = i.dictionaries.find((e) => e.place === u) ?? i.dictionaries[0];
+	return /* @__PURE__ */ Y(y, { children: [
+		d,
+		/* @__PURE__ */ Y(X, {
+			title: `${f.n.toLocaleString("en")} features of ${f.writes} in layer ${f.place.replace(/^L(\d+).*/, "$1")}`,
+			aside: i.dictionaries.length > 1 && /* @__PURE__ */ Y("label", {
+				class: "pick",
+				children: [/* @__PURE__ */ Y("span", { children: "dictionary" }), /* @__PURE__ */ Y("select", {
+					value: f.place,
+					onChange: (e) => Dr(`features?place=${e.currentTarget.value}`),
+					children: i.dictionaries.map((e) => /* @__PURE__ */ Y("option", {
+						value: e.place,
+						children: [
+							e.place,
+							" (",
+							e.n,
+							")"
+						]
+					}))
+				})]
+			}),
+			children: [/* @__PURE__ */ Y("form", {
+				class: "feature-ask",
+				onSubmit: (e) => {
+					e.preventDefault(), l(o);
+				},
+				children: [
+					/* @__PURE__ */ Y("label", {
+						class: "hidden",
+						for: "feature-text",
+						children: "Texts, one to a line"
+					}),
+					/* @__PURE__ */ Y("textarea", {
+						id: "feature-text",
+						rows: 3,
+						value: o,
+						onInput: (e) => s(e.currentTarget.value),
+						placeholder: "Texts, one to a line: the first is shown token by token, all of them are searched for contexts"
+					}),
+					/* @__PURE__ */ Y("div", {
+						class: "form-foot",
+						children: [/* @__PURE__ */ Y("button", {
+							type: "submit",
+							class: "primary",
+							disabled: !o.trim(),
+							children: "Read"
+						}), /* @__PURE__ */ Y(Nn, {
+							place: f.place,
+							n: f.n
+						})]
+					})
+				]
+			}), /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: /* @__PURE__ */ Y(et, { text: [f.source, ...f.notes].filter(Boolean).join("; ") })
+			})]
+		}),
+		c.trim() && /* @__PURE__ */ Y(Pn, {
+			text: Mn(c)[0],
+			place: f.place,
+			part: e
+		}),
+		e && /* @__PURE__ */ Y(Fn, {
+			part: e,
+			texts: Mn(c)
+		})
+	] });
+}
+function Mn(e) {
+	return e.split("\n").filter((e) => e.trim()).slice(0, 64);
+}
+function Nn({ place: e, n: t }) {
+	let [n, r] = L(""), i = () => /^\d+$/.test(n) && Number(n) < t && Dr(`features/${e}.F${n}`);
+	return /* @__PURE__ */ Y("span", {
+		class: "jump",
+		children: [
+			/* @__PURE__ */ Y("label", {
+				for: "jump",
+				children: "Feature"
+			}),
+			/* @__PURE__ */ Y("input", {
+				id: "jump",
+				type: "text",
+				inputMode: "numeric",
+				value: n,
+				placeholder: `0 to ${t - 1}`,
+				onInput: (e) => r(e.currentTarget.value),
+				onKeyDown: (e) => {
+					e.key === "Enter" && (e.preventDefault(), i());
+				}
+			}),
+			/* @__PURE__ */ Y("button", {
+				type: "button",
+				class: "quiet",
+				disabled: !/^\d+$/.test(n) || Number(n) >= t,
+				onClick: i,
+				children: "Open"
+			})
+		]
+	});
+}
+function Pn({ text: e, place: t, part: n }) {
+	let { got: r, failed: i } = q({
+		what: "active",
+		text: e,
+		place: t,
+		...n ? { part: n } : {}
+	}), [a, o] = L("");
+	if (R(() => o(""), [n, e]), i) return /* @__PURE__ */ Y(Q, { message: i });
+	if (!r) return /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: "Reading the text …"
+	});
+	let s = r.rows.find((e) => e.feature === (a || n)) ?? r.rows[0], c = r.active.reduce((e, t) => e + t, 0) / Math.max(1, r.active.length), l = r.rows[0]?.most ?? 1;
+	return /* @__PURE__ */ Y(X, {
+		title: "On this text",
+		aside: /* @__PURE__ */ Y("span", {
+			class: "note num",
+			children: [
+				U(Math.round(c * 10) / 10),
+				" of ",
+				r.n,
+				" active at a token"
+			]
+		}),
+		children: s ? /* @__PURE__ */ Y(y, { children: [
+			/* @__PURE__ */ Y(zt, {
+				tokens: r.tokens,
+				values: s.values,
+				unit: "activation",
+				label: `Activation of ${s.feature}`,
+				legend: !0
+			}),
+			/* @__PURE__ */ Y("p", {
+				class: "note",
+				children: [
+					s.feature,
+					", highest ",
+					U(s.most)
+				]
+			}),
+			/* @__PURE__ */ Y("ol", {
+				class: "actives",
+				children: r.rows.map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y("a", {
+					href: `#/features/${e.feature}`,
+					"aria-current": e.feature === n ? "true" : void 0,
+					onPointerEnter: () => o(e.feature),
+					onPointerLeave: () => o(""),
+					onFocus: () => o(e.feature),
+					onBlur: () => o(""),
+					children: [
+						/* @__PURE__ */ Y("code", { children: e.feature }),
+						/* @__PURE__ */ Y("span", {
+							class: "next-bar",
+							children: /* @__PURE__ */ Y("i", { style: { width: `${100 * e.most / l}%` } })
+						}),
+						/* @__PURE__ */ Y("span", {
+							class: "num",
+							children: U(e.most)
+						})
+					]
+				}) }))
+			})
+		] }) : /* @__PURE__ */ Y("p", {
+			class: "note",
+			children: "No feature is active on it."
+		})
+	});
+}
+function Fn({ part: e, texts: t }) {
+	let { got: n, failed: r } = q({
+		what: "feature",
+		part: e,
+		texts: t
+	}), i = new URLSearchParams({
+		given: JSON.stringify({
+			parts: e,
+			strength: "0"
+		}),
+		name: e.replace(/\./g, "-").toLowerCase()
+	});
+	return /* @__PURE__ */ Y(X, {
+		title: n?.title ?? e,
+		id: "part",
+		aside: /* @__PURE__ */ Y("a", {
+			class: "quiet",
+			href: `#/turn/scale?${i}`,
+			children: "Make a knob of it"
+		}),
+		children: [
+			r && /* @__PURE__ */ Y(Q, { message: r }),
+			!n && !r && /* @__PURE__ */ Y("div", {
+				class: "waiting",
+				"aria-busy": "true",
+				children: [
+					"Reading ",
+					e,
+					" …"
+				]
+			}),
+			n?.sections.map((e) => /* @__PURE__ */ Y(Nt, {
+				title: e.title,
+				rows: e.rows,
+				open: !0
+			}))
+		]
+	});
+}
+// src/knobs.tsx
+var In = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is", Ln = 24;
+function Rn(e) {
+	return Object.fromEntries((e.get("knobs") ?? "").split("+").filter(Boolean).map((e) => {
+		let t = e.lastIndexOf("@");
+		return [e.slice(0, t), Number(e.slice(t + 1))];
+	}).filter(([e, t]) => e && Number.isFinite(t)));
+}
+function zn({ query: e, state: t }) {
+	let n = J("/api/results", t?.results ?? 0), r = t?.model.state, i = B(() => (n.got ?? []).filter((e) => e.kind === "knob").map((e) => e.name).slice(0, 64), [n.got]), a = q(r === "ready" && i.length ? {
+		what: "knobs",
+		names: i
+	} : null), [o, s] = L(e.get("text") ?? In), [c, l] = L(() => Rn(e)), u = z(0);
+	R(() => (clearTimeout(u.current), u.current = window.setTimeout(() => {
+		let e = Object.entries(c).map(([e, t]) => `${e}@${Number(t.toFixed(4))}`).join("+");
+		history.replaceState(null, "", `#/knobs?${new URLSearchParams({
+			text: o,
+			...e ? { knobs: e } : {}
+		})}`);
+	}, 250), () => clearTimeout(u.current)), [o, c]);
+	let d = /* @__PURE__ */ Y($, {
+		title: "Knobs",
+		lead: "Turn a knob and see what it does to a text, as it turns."
+	});
+	if (r === "none") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+		title: "No model is open",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"Start ",
+			/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+			", such as ",
+			/* @__PURE__ */ Y("code", { children: "patchbay ui tiny" }),
+			"."
+		] })
+	})] });
+	if (r === "failed") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: t?.model.message ?? "" })] });
+	if (n.failed) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: n.failed })] });
+	if (n.got && !i.length) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+		title: "No knobs here yet",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"Make one on ",
+			/* @__PURE__ */ Y("a", {
+				href: "#/turn",
+				children: "Turn"
+			}),
+			": ",
+			/* @__PURE__ */ Y("a", {
+				href: `#/turn/scale?${new URLSearchParams({
+					given: JSON.stringify({
+						parts: "L1.H1",
+						strength: "0"
+					}),
+					name: "head-off"
+				})}`,
+				children: "turn one head off"
+			}),
+			" is the shortest. A ",
+			/* @__PURE__ */ Y("code", { children: ".knob" }),
+			" file that is copied into ",
+			/* @__PURE__ */ Y("code", { children: "results" }),
+			" is here too."
+		] })
+	})] });
+	let f = a.got?.knobs ?? [], p = f.filter((e) => !e.message), m = p.map((e) => ({
+		name: e.name,
+		strength: c[e.name] ?? e.neutral
+	}));
+	return /* @__PURE__ */ Y(y, { children: [
+		d,
+		a.failed && /* @__PURE__ */ Y(Q, { message: a.failed }),
+		/* @__PURE__ */ Y("div", {
+			class: "turn-page",
+			children: [/* @__PURE__ */ Y(X, {
+				title: `${f.length || i.length} knob${i.length === 1 ? "" : "s"}`,
+				aside: /* @__PURE__ */ Y("button", {
+					type: "button",
+					class: "quiet",
+					disabled: !m.some((e) => e.strength !== p.find((t) => t.name === e.name)?.neutral),
+					onClick: () => l({}),
+					children: "All neutral"
+				}),
+				children: [!a.got && !a.failed && /* @__PURE__ */ Y("div", {
+					class: "waiting",
+					"aria-busy": "true",
+					children: r === "loading" ? "The model is loading …" : "Reading the knobs …"
+				}), f.map((e) => /* @__PURE__ */ Y(Bn, {
+					knob: e,
+					value: c[e.name] ?? e.neutral,
+					turn: (t) => l((n) => ({
+						...n,
+						[e.name]: t
+					}))
+				}, e.name))]
+			}), /* @__PURE__ */ Y("div", {
+				class: "turn-side",
+				children: [/* @__PURE__ */ Y(X, { children: [/* @__PURE__ */ Y("label", {
+					class: "turn-label",
+					for: "turn-text",
+					children: "Prompt"
+				}), /* @__PURE__ */ Y("textarea", {
+					id: "turn-text",
+					rows: 3,
+					value: o,
+					onInput: (e) => s(e.currentTarget.value)
+				})] }), o && a.got && /* @__PURE__ */ Y(Hn, {
+					text: o,
+					given: m,
+					neutral: p.every((e) => (c[e.name] ?? e.neutral) === e.neutral)
+				})]
+			})]
+		})
+	] });
+}
+function Bn({ knob: e, value: t, turn: n }) {
+	let r = `knob-${e.name}`, [i, a] = L("");
+	if (e.message) return /* @__PURE__ */ Y("div", {
+		class: "slider",
+		children: [/* @__PURE__ */ Y("b", { children: e.name }), /* @__PURE__ */ Y("p", {
+			class: "failed",
+			role: "alert",
+			children: e.message
+		})]
+	});
+	let o = (e.high - e.low) / 200, s = e.high - e.low, c = (t) => `${100 * (t - e.low) / s}%`;
+	return /* @__PURE__ */ Y("div", {
+		class: `slider ${t === e.neutral ? "" : "turned"}`,
+		children: [
+			/* @__PURE__ */ Y("div", {
+				class: "slider-head",
+				children: [/* @__PURE__ */ Y("label", {
+					for: r,
+					children: e.name.replace(/\.knob$/, "")
+				}), /* @__PURE__ */ Y("input", {
+					class: "num",
+					type: "number",
+					step: "any",
+					value: Number(t.toFixed(3)),
+					"aria-label": `Strength of ${e.name}`,
+					onChange: (e) => Number.isFinite(e.currentTarget.valueAsNumber) && n(e.currentTarget.valueAsNumber)
+				})]
+			}),
+			/* @__PURE__ */ Y("input", {
+				id: r,
+				type: "range",
+				min: Math.min(e.low, t),
+				max: Math.max(e.high, t),
+				step: o,
+				value: t,
+				"aria-valuetext": `${U(t)}${t === e.neutral ? ", neutral" : ""}`,
+				onInput: (t) => n(Vn(Number(t.currentTarget.value), e, o))
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "slider-marks num",
+				"aria-hidden": "true",
+				children: [/* @__PURE__ */ Y("span", {
+					style: { left: c(e.neutral) },
+					children: [U(e.neutral), " neutral"]
+				}), e.strength !== e.neutral && Math.abs(e.strength - e.neutral) > .24 * s && /* @__PURE__ */ Y("span", {
+					style: { left: c(e.strength) },
+					children: [U(e.strength), " saved"]
+				})]
+			}),
+			/* @__PURE__ */ Y("div", {
+				class: "slider-foot",
+				children: [/* @__PURE__ */ Y("code", {
+					title: e.edits.join("\n"),
+					children: [e.edits[0], e.n_edits > 1 ? ` and ${e.n_edits - 1} more` : ""]
+				}), /* @__PURE__ */ Y("span", {
+					class: "slider-does",
+					children: [
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: t === e.neutral,
+							onClick: () => n(e.neutral),
+							children: "Neutral"
+						}),
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: t === e.strength,
+							onClick: () => Ue("/api/knob", {
+								name: e.name,
+								strength: t,
+								saved: ""
+							}).then((e) => a(`saved as ${e.name}`), (e) => a(e.message)),
+							children: "Save here"
+						}),
+						/* @__PURE__ */ Y("a", {
+							class: "quiet",
+							href: `#/results/${Ge(e.name)}`,
+							children: "Evidence"
+						}),
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							onClick: () => Dr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
+							children: "Dose-response"
+						})
+					]
+				})]
+			}),
+			i && /* @__PURE__ */ Y("p", {
+				class: "note",
+				role: "status",
+				children: i
+			})
+		]
+	});
+}
+function Vn(e, t, n) {
+	return Math.abs(e - t.neutral) < 1.5 * n ? t.neutral : Number(e.toFixed(6));
+}
+function Hn({ text: e, given: t, neutral: n }) {
+	let r = q({
+		what: "turned",
+		text: e,
+		knobs: t
+	}), i = z(null);
+	r.got && (i.current = r.got);
+	let a = r.got ?? i.current, [o, s] = L({
+		text: e,
+		given: t
+	});
+	return R(() => {
+		let n = window.setTimeout(() => s({
+			text: e,
+			given: t
+		}), 400);
+		return () => clearTimeout(n);
+	}, [JSON.stringify([e, t])]), /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(X, {
+		title: "What comes next",
+		aside: a && /* @__PURE__ */ Y("span", {
+			class: "note num",
+			children: [
+				"KL ",
+				U(a.kl),
+				" nats"
+			]
+		}),
+		children: [
+			r.failed && /* @__PURE__ */ Y(Q, { message: r.failed }),
+			!a && !r.failed && /* @__PURE__ */ Y("div", {
+				class: "waiting",
+				"aria-busy": "true",
+				children: "The model is reading …"
+			}),
+			a && /* @__PURE__ */ Y(Un, {
+				rows: a.next,
+				before: "without",
+				after: n ? "all neutral" : "with the knobs"
+			}),
+			a?.notes.map((e) => /* @__PURE__ */ Y("p", {
+				class: "note",
+				children: e
+			}))
+		]
+	}), /* @__PURE__ */ Y(Wn, { ...o }, JSON.stringify(o))] });
+}
+function Un({ rows: e, before: t, after: n }) {
+	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("ol", {
+		class: "nexts",
+		children: e.map((e) => /* @__PURE__ */ Y("li", { children: [
+			/* @__PURE__ */ Y("code", { children: K(e.token) }),
+			/* @__PURE__ */ Y("span", {
+				class: "nexts-bars",
+				children: [/* @__PURE__ */ Y("i", {
+					class: "was",
+					style: { width: `${100 * e.before}%` }
+				}), /* @__PURE__ */ Y("i", {
+					class: "is",
+					style: { width: `${100 * e.after}%` }
+				})]
+			}),
+			/* @__PURE__ */ Y("span", {
+				class: "num",
+				children: U(e.before)
+			}),
+			/* @__PURE__ */ Y("span", {
+				class: "num strong",
+				children: U(e.after)
+			})
+		] }))
+	}), /* @__PURE__ */ Y("p", {
+		class: "key",
+		children: [/* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-was" }), t] }), /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-is" }), n] })]
+	})] });
+}
+function Wn({ text: e, given: t }) {
+	let [n, r] = L({
+		before: [],
+		after: []
+	}), { got: i, failed: a } = q({
+		what: "turned",
+		text: e,
+		knobs: t,
+		new: Ln
+	}, (e) => r((t) => ({
+		...t,
+		[e.side]: [...t[e.side], e.token]
+	}))), o = n.before.findIndex((e, t) => n.after[t] !== e), s = (e, t) => /* @__PURE__ */ Y("div", { children: [/* @__PURE__ */ Y("h3", { children: t }), /* @__PURE__ */ Y("p", {
+		class: "text",
+		"aria-live": "polite",
+		children: [
+			n[e].map((t, n) => /* @__PURE__ */ Y("span", {
+				class: e === "after" && o >= 0 && n >= o ? "differs" : "",
+				children: t
+			})),
+			!i && !a && /* @__PURE__ */ Y("span", {
+				class: "caret",
+				"aria-hidden": "true"
+			}),
+			i && !n[e].length && /* @__PURE__ */ Y("span", {
+				class: "note",
+				children: i[e] || "The model ends the text here."
+			})
+		]
+	})] });
+	return /* @__PURE__ */ Y(X, {
+		title: "How the text goes on",
+		aside: /* @__PURE__ */ Y("span", {
+			class: "note",
+			children: [
+				"greedy, up to ",
+				Ln,
+				" tokens"
+			]
+		}),
+		children: [a ? /* @__PURE__ */ Y(Q, { message: a }) : /* @__PURE__ */ Y("div", {
+			class: "sides",
+			children: [s("before", "Without"), s("after", "With the knobs")]
+		}), i && /* @__PURE__ */ Y($e, {
+			label: "Copy both",
+			text: () => `without: ${e}${i.before ?? ""}\nwith: ${e}${i.after ?? ""}\n`
+		})]
+	});
+}
 // src/runs.tsx
-var vn = {
+var Gn = {
 	queued: "waits",
 	running: "running",
 	stopping: "stopping",
@@ -2307,13 +3310,13 @@ var vn = {
 	failed: "failed",
 	cancelled: "cancelled"
 };
-function yn({ runs: e }) {
+function Kn({ runs: e }) {
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
 			title: "Runs",
 			lead: "One at a time, in their order. What a cancelled sweep had finished is kept: the same call goes on from there."
 		}),
-		e && !e.length && /* @__PURE__ */ Y($e, {
+		e && !e.length && /* @__PURE__ */ Y(Z, {
 			title: "Nothing has run since the server started",
 			children: /* @__PURE__ */ Y("p", { children: [
 				"Choose a method on ",
@@ -2331,11 +3334,11 @@ function yn({ runs: e }) {
 		}),
 		/* @__PURE__ */ Y("ul", {
 			class: "runs",
-			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(bn, { run: e }) }, e.id))
+			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(qn, { run: e }) }, e.id))
 		})
 	] });
 }
-function bn({ run: e }) {
+function qn({ run: e }) {
 	let t = new URLSearchParams({
 		given: JSON.stringify(e.given),
 		name: e.name
@@ -2349,15 +3352,15 @@ function bn({ run: e }) {
 					/* @__PURE__ */ Y("b", { children: G(e.method) }),
 					/* @__PURE__ */ Y("span", {
 						class: `state ${e.state}`,
-						children: vn[e.state]
+						children: Gn[e.state]
 					}),
 					/* @__PURE__ */ Y("span", {
 						class: "num run-time",
-						children: e.seconds > 0 ? wn(e.seconds) : ""
+						children: e.seconds > 0 ? Zn(e.seconds) : ""
 					})
 				]
 			}),
-			["running", "stopping"].includes(e.state) && /* @__PURE__ */ Y(Sn, { run: e }),
+			["running", "stopping"].includes(e.state) && /* @__PURE__ */ Y(Yn, { run: e }),
 			e.message && /* @__PURE__ */ Y("p", {
 				class: e.state === "failed" ? "failed" : "note",
 				role: e.state === "failed" ? "alert" : void 0,
@@ -2368,19 +3371,19 @@ function bn({ run: e }) {
 				children: [/* @__PURE__ */ Y("pre", {
 					tabIndex: 0,
 					children: /* @__PURE__ */ Y("code", { children: e.command })
-				}), /* @__PURE__ */ Y(Ze, { text: () => e.command })]
+				}), /* @__PURE__ */ Y($e, { text: () => e.command })]
 			})] }),
 			/* @__PURE__ */ Y("div", {
 				class: "run-foot",
 				children: [
 					e.result && /* @__PURE__ */ Y("a", {
 						class: "button",
-						href: `#/results/${Ue(e.result)}`,
+						href: `#/results/${Ge(e.result)}`,
 						children: ["Open ", e.result]
 					}),
 					["running", "queued"].includes(e.state) && /* @__PURE__ */ Y("button", {
 						type: "button",
-						onClick: () => void He(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
+						onClick: () => void Ue(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
 						children: "Cancel"
 					}),
 					["failed", "cancelled"].includes(e.state) && /* @__PURE__ */ Y("a", {
@@ -2393,45 +3396,45 @@ function bn({ run: e }) {
 		]
 	});
 }
-function xn({ run: e, waiting: t }) {
+function Jn({ run: e, waiting: t }) {
 	return /* @__PURE__ */ Y("a", {
 		class: "run-line",
 		href: "#/runs",
 		children: [/* @__PURE__ */ Y("span", { children: [
 			G(e.method),
 			": ",
-			vn[e.state],
+			Gn[e.state],
 			e.total ? `, ${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")}` : "",
 			t ? `; ${t} more wait` : ""
-		] }), /* @__PURE__ */ Y(Cn, { run: e })]
+		] }), /* @__PURE__ */ Y(Xn, { run: e })]
 	});
 }
-function Sn({ run: e }) {
+function Yn({ run: e }) {
 	let t = e.done > 0 && e.total > e.done ? e.seconds * (e.total - e.done) / e.done : null;
 	return /* @__PURE__ */ Y("div", {
 		class: "progress",
-		children: [/* @__PURE__ */ Y(Cn, { run: e }), /* @__PURE__ */ Y("span", {
+		children: [/* @__PURE__ */ Y(Xn, { run: e }), /* @__PURE__ */ Y("span", {
 			class: "note num",
 			children: [
 				e.total ? `${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")} cells` : "working",
-				t !== null && t > 1 ? `, about ${wn(t)} left` : "",
+				t !== null && t > 1 ? `, about ${Zn(t)} left` : "",
 				e.estimate ? ` · ${e.estimate}` : ""
 			]
 		})]
 	});
 }
-function Cn({ run: e }) {
+function Xn({ run: e }) {
 	return e.total ? /* @__PURE__ */ Y("progress", {
 		value: e.done,
 		max: e.total,
 		"aria-label": `${G(e.method)}: ${Math.round(100 * e.done / e.total)} %`
 	}) : /* @__PURE__ */ Y("progress", { "aria-label": `${G(e.method)}: working` });
 }
-function wn(e) {
+function Zn(e) {
 	return e < 60 ? `${e < 10 ? e.toFixed(1) : Math.round(e)} s` : `${Math.floor(e / 60)} min ${Math.round(e % 60)} s`;
 }
 // src/method.tsx
-function Tn({ room: e }) {
+function Qn({ room: e }) {
 	let [t, n] = L(""), r = t.toLowerCase().split(/\s+/).filter(Boolean), i = e.methods.filter((e) => r.every((t) => `${e.name.replace(/_/g, " ")} ${e.doc}`.toLowerCase().includes(t)));
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
@@ -2459,7 +3462,7 @@ function Tn({ room: e }) {
 		})
 	] });
 }
-function En({ room: e, name: t, state: n, about: r, query: i }) {
+function $n({ room: e, name: t, state: n, about: r, query: i }) {
 	let { got: a, failed: o } = J(`/api/method?room=${e}&name=${t}`), s = `patchbay-form-${e}-${t}`, [c, l] = L({}), [u, d] = L(""), [f, p] = L(""), [m, h] = L(!1), [g, _] = L(null);
 	R(() => {
 		let e = i.get("given") ?? sessionStorage.getItem(s);
@@ -2478,7 +3481,7 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 	}, b = async (n) => {
 		n.preventDefault(), p(""), h(!0);
 		try {
-			_((await He("/api/runs", {
+			_((await Ue("/api/runs", {
 				room: e,
 				method: t,
 				given: c,
@@ -2489,7 +3492,7 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 		}
 		h(!1);
 	};
-	if (o) return /* @__PURE__ */ Y(Z, {
+	if (o) return /* @__PURE__ */ Y(Q, {
 		message: o,
 		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
 			href: `#/${e}`,
@@ -2505,7 +3508,7 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 			" …"
 		]
 	});
-	let x = n?.runs.find((e) => e.id === g) ?? Dn(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
+	let x = n?.runs.find((e) => e.id === g) ?? er(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
 	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, {
 		title: G(t),
 		lead: a.head.replace(/`/g, ""),
@@ -2519,7 +3522,7 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 			class: "panel form",
 			onSubmit: b,
 			children: [
-				C.map((e) => /* @__PURE__ */ Y(On, {
+				C.map((e) => /* @__PURE__ */ Y(tr, {
 					field: e,
 					value: c[e.name],
 					tasks: r.tasks,
@@ -2531,7 +3534,7 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 						w.length,
 						" option",
 						w.length === 1 ? "" : "s"
-					] }), w.map((e) => /* @__PURE__ */ Y(On, {
+					] }), w.map((e) => /* @__PURE__ */ Y(tr, {
 						field: e,
 						value: c[e.name],
 						tasks: r.tasks,
@@ -2560,7 +3563,7 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 						})
 					]
 				}),
-				f && /* @__PURE__ */ Y(Z, { message: f }),
+				f && /* @__PURE__ */ Y(Q, { message: f }),
 				/* @__PURE__ */ Y("div", {
 					class: "form-foot",
 					children: [/* @__PURE__ */ Y("button", {
@@ -2576,21 +3579,21 @@ function En({ room: e, name: t, state: n, about: r, query: i }) {
 			]
 		}), /* @__PURE__ */ Y("div", {
 			class: "form-side",
-			children: [x && /* @__PURE__ */ Y(bn, { run: x }), /* @__PURE__ */ Y("details", {
+			children: [x && /* @__PURE__ */ Y(qn, { run: x }), /* @__PURE__ */ Y("details", {
 				class: "panel help",
 				open: !x,
 				children: [/* @__PURE__ */ Y("summary", { children: "What it measures" }), a.help.split("\n\n").map((e) => e.startsWith("    ") ? /* @__PURE__ */ Y("pre", {
 					tabIndex: 0,
 					children: e.replace(/^ {4}/gm, "")
-				}) : /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y(Qe, { text: e }) }))]
+				}) : /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y(et, { text: e }) }))]
 			})]
 		})]
 	})] });
 }
-function Dn(e, t, n) {
+function er(e, t, n) {
 	return [...e?.runs ?? []].reverse().find((e) => e.room === t && e.method === n);
 }
-function On({ field: e, value: t, tasks: n, change: r }) {
+function tr({ field: e, value: t, tasks: n, change: r }) {
 	let i = `field-${e.name}`, a = `${i}-word`, o = typeof t == "string" ? t : "", s = (t) => r(e.name, t.currentTarget.value), c = e.name === "task" ? "tasks" : void 0;
 	return e.kind === "flag" ? /* @__PURE__ */ Y("div", {
 		class: "field flag",
@@ -2606,7 +3609,7 @@ function On({ field: e, value: t, tasks: n, change: r }) {
 		] }), /* @__PURE__ */ Y("p", {
 			class: "word",
 			id: a,
-			children: /* @__PURE__ */ Y(Qe, { text: e.word })
+			children: /* @__PURE__ */ Y(et, { text: e.word })
 		})]
 	}) : /* @__PURE__ */ Y("div", {
 		class: "field",
@@ -2654,15 +3657,15 @@ function On({ field: e, value: t, tasks: n, change: r }) {
 			/* @__PURE__ */ Y("p", {
 				class: "word",
 				id: a,
-				children: /* @__PURE__ */ Y(Qe, { text: e.word })
+				children: /* @__PURE__ */ Y(et, { text: e.word })
 			})
 		]
 	});
 }
 // src/model.tsx
-function kn({ part: e, state: t }) {
+function nr({ part: e, state: t }) {
 	let n = t?.model.state, r = J(n === "ready" ? "/api/model" : null);
-	if (n === "none") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y($e, {
+	if (n === "none") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Z, {
 		title: "No model is open",
 		children: /* @__PURE__ */ Y("p", { children: [
 			"Start ",
@@ -2672,8 +3675,8 @@ function kn({ part: e, state: t }) {
 			". Results can be read without one."
 		] })
 	})] });
-	if (n === "failed") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Z, { message: t?.model.message ?? "" })] });
-	if (r.failed) return /* @__PURE__ */ Y(Z, { message: r.failed });
+	if (n === "failed") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Q, { message: t?.model.message ?? "" })] });
+	if (r.failed) return /* @__PURE__ */ Y(Q, { message: r.failed });
 	if (!r.got) return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y("div", {
 		class: "waiting",
 		"aria-busy": "true",
@@ -2683,16 +3686,16 @@ function kn({ part: e, state: t }) {
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
 			title: i.source,
-			lead: `${i.family} · ${Nn(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
+			lead: `${i.family} · ${or(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
 		}),
 		/* @__PURE__ */ Y(X, {
 			title: "Patch bay",
-			aside: /* @__PURE__ */ Y(An, { check: i.check }),
+			aside: /* @__PURE__ */ Y(rr, { check: i.check }),
 			children: [/* @__PURE__ */ Y("div", {
 				class: "bay",
 				role: "list",
 				"aria-label": "Layers, the last on top",
-				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ Y(jn, {
+				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ Y(ir, {
 					layer: t,
 					chosen: e
 				}))
@@ -2701,24 +3704,24 @@ function kn({ part: e, state: t }) {
 				children: ["Choose a jack to see its ports, and what it reads and writes in tokens. ", i.carried.join("; ")]
 			})]
 		}),
-		e && /* @__PURE__ */ Y(Mn, { part: e })
+		e && /* @__PURE__ */ Y(ar, { part: e })
 	] });
 }
-function An({ check: e }) {
+function rr({ check: e }) {
 	return /* @__PURE__ */ Y("span", {
 		class: e.passed ? "good" : "bad",
 		children: [
 			e.passed ? "self-check passed" : "self-check FAILED",
 			": stream ",
-			H(e.stream),
+			U(e.stream),
 			", logits ",
-			H(e.logits),
+			U(e.logits),
 			", heads ",
-			H(e.heads)
+			U(e.heads)
 		]
 	});
 }
-function jn({ layer: e, chosen: t }) {
+function ir({ layer: e, chosen: t }) {
 	let n = `L${e.layer}`, r = (e, n, r) => /* @__PURE__ */ Y("a", {
 		class: `jack ${r}`,
 		href: `#/model/${e}`,
@@ -2743,13 +3746,13 @@ function jn({ layer: e, chosen: t }) {
 		})]
 	});
 }
-function Mn({ part: e }) {
+function ar({ part: e }) {
 	let { got: t, failed: n, busy: r } = J(`/api/part?part=${encodeURIComponent(e)}`);
 	return /* @__PURE__ */ Y(X, {
 		title: t?.title ?? e,
 		id: "part",
 		children: [
-			n && /* @__PURE__ */ Y(Z, { message: n }),
+			n && /* @__PURE__ */ Y(Q, { message: n }),
 			r && !t && /* @__PURE__ */ Y("div", {
 				class: "waiting",
 				"aria-busy": "true",
@@ -2759,7 +3762,7 @@ function Mn({ part: e }) {
 					" …"
 				]
 			}),
-			t?.sections.map((e) => /* @__PURE__ */ Y(jt, {
+			t?.sections.map((e) => /* @__PURE__ */ Y(Nt, {
 				title: e.title,
 				rows: e.rows,
 				open: !0
@@ -2767,19 +3770,451 @@ function Mn({ part: e }) {
 		]
 	});
 }
-function Nn(e) {
+function or(e) {
 	return e >= 1e9 ? `${(e / 1e9).toFixed(1)} billion` : e >= 1e6 ? `${(e / 1e6).toFixed(1)} million` : e.toLocaleString("en");
 }
+// src/papers.tsx
+var sr = [
+	["trending", "Trending"],
+	["day", "Day"],
+	["week", "Week"],
+	["month", "Month"],
+	["all", "All"]
+], cr = [
+	["", "any state"],
+	["runs here", "runs here"],
+	["works", "works"],
+	["partly", "partly"],
+	["not yet", "not yet"],
+	["not a system", "not a system"]
+], lr = {
+	works: "runs here",
+	partly: "runs in part",
+	"not yet": "not yet",
+	"not a system": "nothing to run",
+	"": "not in the catalogue"
+};
+function ur(e, t) {
+	let [n, r] = L(e);
+	return R(() => {
+		let n = window.setTimeout(() => r(e), t);
+		return () => clearTimeout(n);
+	}, [e]), n;
+}
+function dr({ query: e }) {
+	let [t, n] = L(e.get("words") ?? ""), [r, i] = L(60), a = ur(t, 90), o = z(null), s = (t, n) => {
+		let r = new URLSearchParams(e);
+		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), Dr(`papers${r.size ? `?${r}` : ""}`);
+	};
+	R(() => {
+		if (a !== (e.get("words") ?? "")) {
+			let t = new URLSearchParams(e);
+			a ? t.set("words", a) : t.delete("words"), history.replaceState(null, "", `#/papers${t.size ? `?${t}` : ""}`);
+		}
+	}, [a]);
+	let c = new URLSearchParams([...e].filter(([e]) => e !== "words"));
+	a.trim() && c.set("words", a), r > 60 && c.set("rows", String(r));
+	let { got: l, failed: u } = J(`/api/papers?${c}`);
+	l && (o.current = l);
+	let d = l ?? o.current, f = e.get("view") ?? d?.view ?? "", p = [
+		"day",
+		"week",
+		"month"
+	].includes(f) && !a.trim();
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: "Papers",
+			lead: d ? `${d.of.toLocaleString("en")} papers, each beside what of it runs here.` : ""
+		}),
+		/* @__PURE__ */ Y("div", {
+			class: "papers-bar",
+			children: [
+				/* @__PURE__ */ Y("label", {
+					class: "search",
+					children: [/* @__PURE__ */ Y("span", {
+						class: "hidden",
+						children: "Search papers"
+					}), /* @__PURE__ */ Y("input", {
+						type: "search",
+						placeholder: "Search titles, abstracts, authors, methods",
+						value: t,
+						onInput: (e) => {
+							n(e.currentTarget.value), i(60);
+						}
+					})]
+				}),
+				/* @__PURE__ */ Y(fr, {
+					label: "State",
+					value: e.get("state") ?? "",
+					options: cr,
+					change: (e) => s("state", e)
+				}),
+				/* @__PURE__ */ Y(fr, {
+					label: "Kind",
+					value: e.get("kind") ?? "",
+					options: [["", "any kind"], ...(d?.kinds ?? []).map((e) => [e, e])],
+					change: (e) => s("kind", e)
+				}),
+				/* @__PURE__ */ Y("label", {
+					class: "tick",
+					children: [/* @__PURE__ */ Y("input", {
+						type: "checkbox",
+						checked: e.has("marked"),
+						onChange: (e) => s("marked", e.currentTarget.checked ? "1" : "")
+					}), " marked"]
+				})
+			]
+		}),
+		/* @__PURE__ */ Y("div", {
+			class: "tabs",
+			role: "group",
+			"aria-label": "Which papers",
+			children: [
+				sr.map(([e, t]) => /* @__PURE__ */ Y("button", {
+					type: "button",
+					"aria-pressed": f === e && !a.trim(),
+					onClick: () => {
+						n(""), s("view", e);
+					},
+					children: t
+				})),
+				p && d && /* @__PURE__ */ Y("span", {
+					class: "moving",
+					children: [
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: !d.before,
+							onClick: () => s("day", d.before ?? ""),
+							children: "← earlier"
+						}),
+						/* @__PURE__ */ Y("b", {
+							class: "num",
+							children: d.first === d.last ? d.first : `${d.first} to ${d.last}`
+						}),
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "quiet",
+							disabled: !d.after,
+							onClick: () => s("day", d.after ?? ""),
+							children: "later →"
+						})
+					]
+				}),
+				f === "trending" && !a.trim() && /* @__PURE__ */ Y("span", {
+					class: "note",
+					children: "likes / (1 + days since publication)"
+				})
+			]
+		}),
+		u && /* @__PURE__ */ Y(Q, { message: u }),
+		!d && !u && /* @__PURE__ */ Y("div", {
+			class: "waiting",
+			"aria-busy": "true",
+			children: "Opening the store of papers …"
+		}),
+		d && !d.papers.length && /* @__PURE__ */ Y(pr, {
+			shown: d,
+			words: a.trim(),
+			dated: f !== "all"
+		}),
+		/* @__PURE__ */ Y("ul", {
+			class: "papers",
+			"aria-label": "Papers",
+			children: d?.papers.map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(gr, { paper: e }) }, e.name))
+		}),
+		d && d.more > 0 && /* @__PURE__ */ Y("button", {
+			type: "button",
+			class: "more",
+			onClick: () => i(r + 120),
+			children: "More papers"
+		})
+	] });
+}
+function fr({ label: e, value: t, options: n, change: r }) {
+	return /* @__PURE__ */ Y("label", {
+		class: "pick",
+		children: [/* @__PURE__ */ Y("span", {
+			class: "hidden",
+			children: e
+		}), /* @__PURE__ */ Y("select", {
+			"aria-label": e,
+			value: t,
+			onChange: (e) => r(e.currentTarget.value),
+			children: n.map(([e, t]) => /* @__PURE__ */ Y("option", {
+				value: e,
+				children: t
+			}))
+		})]
+	});
+}
+function pr({ shown: e, words: t, dated: n }) {
+	return n && !t && !e.dated ? /* @__PURE__ */ Y(Z, {
+		title: "No feed has been read yet",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"What is published comes from a feed: ",
+			/* @__PURE__ */ Y("code", { children: "patchbay papers sync hugging-face" }),
+			", ",
+			/* @__PURE__ */ Y("code", { children: "arxiv" }),
+			", or a saved Daily Papers page. The catalogue's ",
+			e.of,
+			" papers are under ",
+			/* @__PURE__ */ Y("a", {
+				href: "#/papers?view=all",
+				children: "All"
+			}),
+			"."
+		] })
+	}) : /* @__PURE__ */ Y(Z, {
+		title: t ? `No paper has all of “${t}”` : "No papers here",
+		children: /* @__PURE__ */ Y("p", { children: [
+			"Fewer words or filters find more of ",
+			e.of.toLocaleString("en"),
+			"."
+		] })
+	});
+}
+function mr({ text: e }) {
+	return /* @__PURE__ */ Y(y, { children: e.split(/\x02([^\x03]*)\x03/).map((e, t) => t % 2 ? /* @__PURE__ */ Y("mark", { children: e }) : e) });
+}
+function hr(e) {
+	let t = e.authors.slice(0, 3).join(", "), n = Math.max(e.n_authors ?? 0, e.authors.length);
+	return t ? n > 3 ? `${t} and ${n - 3} more` : t : e.organization || (n ? `${n} author${n === 1 ? "" : "s"}` : "");
+}
+function gr({ paper: e }) {
+	return /* @__PURE__ */ Y("article", {
+		class: "paper",
+		children: [/* @__PURE__ */ Y("div", {
+			class: "paper-side num",
+			children: e.likes !== null && /* @__PURE__ */ Y("span", {
+				class: "likes",
+				title: "likes",
+				children: [/* @__PURE__ */ Y("b", { children: e.likes.toLocaleString("en") }), /* @__PURE__ */ Y("small", { children: "likes" })]
+			})
+		}), /* @__PURE__ */ Y("div", {
+			class: "paper-body",
+			children: [
+				/* @__PURE__ */ Y("h2", { children: /* @__PURE__ */ Y("a", {
+					href: `#/paper/${encodeURIComponent(e.name)}`,
+					children: /* @__PURE__ */ Y(mr, { text: e.marked_title ?? e.title })
+				}) }),
+				/* @__PURE__ */ Y("p", {
+					class: "paper-line",
+					children: [
+						/* @__PURE__ */ Y("span", {
+							class: `state ${e.state === "works" ? "done" : e.state === "partly" ? "running" : ""}`,
+							children: lr[e.state] ?? e.state
+						}),
+						e.marked && /* @__PURE__ */ Y("span", {
+							class: "state",
+							children: "marked"
+						}),
+						/* @__PURE__ */ Y("span", { children: [
+							hr(e),
+							e.published ?? e.year,
+							e.kind
+						].filter(Boolean).join(" · ") })
+					]
+				}),
+				e.snippet && /* @__PURE__ */ Y("p", {
+					class: "snippet",
+					children: /* @__PURE__ */ Y(mr, { text: e.snippet })
+				}),
+				/* @__PURE__ */ Y(_r, { methods: e.methods })
+			]
+		})]
+	});
+}
+function _r({ methods: e }) {
+	return e.length ? /* @__PURE__ */ Y("ul", {
+		class: "chips",
+		children: e.map((e) => /* @__PURE__ */ Y("li", { children: /^(find|prove|turn|decode|train|measure)\./.test(e) ? /* @__PURE__ */ Y("a", {
+			href: `#/${e.replace(".", "/")}`,
+			children: e
+		}) : /* @__PURE__ */ Y("span", { children: e }) }))
+	}) : null;
+}
+function vr({ name: e, state: t }) {
+	let [n, r] = L(0), { got: i, failed: a } = J(`/api/paper?name=${encodeURIComponent(e)}`, n), [o, s] = L("");
+	if (a) return /* @__PURE__ */ Y(Q, {
+		message: a,
+		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
+			href: "#/papers",
+			children: "All papers"
+		}) })
+	});
+	if (!i) return /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: "Reading the paper …"
+	});
+	let c = [...t?.runs ?? []].reverse().find((e) => e.room === "papers" && e.method === i.key), l = c && [
+		"queued",
+		"running",
+		"stopping"
+	].includes(c.state), u = () => Ue("/api/papers/check", { key: i.key }).then(() => s(""), (e) => s(e.message)), d = () => Ue("/api/papers/mark", {
+		name: e,
+		marked: +!i.marked
+	}).then(() => r(n + 1), (e) => s(e.message)), f = i.likes_by_day.filter((e) => e.likes !== null);
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y($, {
+			title: i.title,
+			back: {
+				to: "#/papers",
+				text: "Papers"
+			},
+			lead: [i.authors.length ? i.authors.slice(0, 12).join(", ") + (i.authors.length > 12 ? ` and ${i.authors.length - 12} more` : "") : hr(i), i.published ?? i.year].filter(Boolean).join(" · "),
+			children: /* @__PURE__ */ Y("div", {
+				class: "exports",
+				children: [
+					i.address && /* @__PURE__ */ Y("a", {
+						href: i.address,
+						target: "_blank",
+						rel: "noreferrer",
+						children: ["arXiv ", i.arxiv]
+					}),
+					/^https:\/\//.test(i.code) && /* @__PURE__ */ Y("a", {
+						href: i.code,
+						target: "_blank",
+						rel: "noreferrer",
+						children: "Code"
+					}),
+					i.likes !== null && /* @__PURE__ */ Y("span", {
+						class: "num",
+						children: [i.likes, " likes"]
+					}),
+					/* @__PURE__ */ Y("button", {
+						type: "button",
+						class: "quiet",
+						"aria-pressed": i.marked,
+						onClick: d,
+						children: i.marked ? "Take the mark away" : "Mark"
+					})
+				]
+			})
+		}),
+		o && /* @__PURE__ */ Y(Q, { message: o }),
+		/* @__PURE__ */ Y(X, {
+			title: "What of it runs here",
+			aside: /* @__PURE__ */ Y("span", {
+				class: `state ${i.state === "works" ? "done" : i.state === "partly" ? "running" : ""}`,
+				children: lr[i.state] ?? i.state
+			}),
+			children: [
+				i.does && /* @__PURE__ */ Y("p", { children: [i.does, "."] }),
+				i.headline && /* @__PURE__ */ Y("p", {
+					class: "note",
+					children: i.headline
+				}),
+				/* @__PURE__ */ Y(_r, { methods: i.methods }),
+				!i.key && /* @__PURE__ */ Y("p", {
+					class: "note",
+					children: [
+						"The catalogue has no entry for it. In a checkout, ",
+						/* @__PURE__ */ Y("code", { children: [
+							"patchbay papers add ",
+							i.arxiv ?? "TITLE",
+							" --name METHOD"
+						] }),
+						" begins one."
+					]
+				}),
+				i.claim && /* @__PURE__ */ Y("dl", {
+					class: "claim",
+					children: [
+						/* @__PURE__ */ Y("dt", { children: "Claim" }),
+						/* @__PURE__ */ Y("dd", { children: i.claim }),
+						i.measured && /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("dt", { children: ["Measured", i.model ? ` on ${i.model}` : ""] }), /* @__PURE__ */ Y("dd", { children: i.measured })] })
+					]
+				}),
+				i.claim && /* @__PURE__ */ Y("div", {
+					class: "form-foot",
+					children: [
+						/* @__PURE__ */ Y("button", {
+							type: "button",
+							class: "primary",
+							disabled: t?.model.state !== "ready" || l,
+							onClick: u,
+							children: ["Check the claim", t?.model.source ? ` on ${t.model.source}` : ""]
+						}),
+						t?.model.state === "none" && /* @__PURE__ */ Y("span", {
+							class: "note",
+							children: [
+								"Start ",
+								/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+								" to check it."
+							]
+						}),
+						i.command && /* @__PURE__ */ Y("span", {
+							class: "note",
+							children: [
+								/* @__PURE__ */ Y("code", { children: i.command }),
+								" ",
+								/* @__PURE__ */ Y($e, { text: () => i.command })
+							]
+						})
+					]
+				}),
+				c && /* @__PURE__ */ Y(qn, { run: c })
+			]
+		}),
+		i.abstract && /* @__PURE__ */ Y(X, {
+			title: "Abstract",
+			children: /* @__PURE__ */ Y("p", {
+				class: "abstract",
+				children: i.abstract
+			})
+		}),
+		f.length > 1 && /* @__PURE__ */ Y(X, {
+			title: "Likes",
+			children: /* @__PURE__ */ Y(ft, {
+				x: f.map((e) => Date.parse(e.day) / 864e5 - Date.parse(f[0].day) / 864e5),
+				lines: [{
+					name: "likes",
+					y: f.map((e) => e.likes)
+				}],
+				axis: `days since ${f[0].day}`,
+				unit: "likes",
+				label: "Likes by day"
+			})
+		}),
+		i.similar.length > 0 && /* @__PURE__ */ Y(X, {
+			title: "Papers like it",
+			aside: /* @__PURE__ */ Y("span", {
+				class: "note",
+				children: "by the words that mark them (tf-idf)"
+			}),
+			children: /* @__PURE__ */ Y("ul", {
+				class: "near",
+				children: i.similar.map((e) => /* @__PURE__ */ Y("li", { children: [
+					/* @__PURE__ */ Y("a", {
+						href: `#/paper/${encodeURIComponent(e.name)}`,
+						children: e.title
+					}),
+					" ",
+					/* @__PURE__ */ Y("span", {
+						class: "note",
+						children: [
+							e.year,
+							lr[e.state] ?? e.state,
+							e.heat ? U(e.heat) : ""
+						].filter(Boolean).join(" · ")
+					})
+				] }))
+			})
+		})
+	] });
+}
 // src/prompt.tsx
-var Pn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
-function Fn({ query: e, state: t }) {
-	let n = e.get("text") ?? "", [r, i] = L(n), a = t?.model.state, { got: o, failed: s, busy: c } = zn(a === "ready" && n ? {
+var yr = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function br({ query: e, state: t }) {
+	let n = e.get("text") ?? "", [r, i] = L(n), a = t?.model.state, { got: o, failed: s, busy: c } = q(a === "ready" && n ? {
 		what: "prompt",
 		text: n
 	} : null);
 	R(() => i(n), [n]);
 	let l = (e) => {
-		e.preventDefault(), r && Vn(`prompt?${new URLSearchParams({ text: r })}`);
+		e.preventDefault(), r && Dr(`prompt?${new URLSearchParams({ text: r })}`);
 	};
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, { title: "Prompt" }),
@@ -2814,7 +4249,7 @@ function Fn({ query: e, state: t }) {
 						!r && /* @__PURE__ */ Y("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => i(Pn),
+							onClick: () => i(yr),
 							children: "An example"
 						}),
 						/* @__PURE__ */ Y("span", {
@@ -2825,7 +4260,7 @@ function Fn({ query: e, state: t }) {
 				})
 			]
 		}),
-		a === "none" && /* @__PURE__ */ Y($e, {
+		a === "none" && /* @__PURE__ */ Y(Z, {
 			title: "No model is open",
 			children: /* @__PURE__ */ Y("p", { children: [
 				"Start ",
@@ -2835,21 +4270,21 @@ function Fn({ query: e, state: t }) {
 				"."
 			] })
 		}),
-		a === "failed" && /* @__PURE__ */ Y(Z, { message: t?.model.message ?? "" }),
-		s && /* @__PURE__ */ Y(Z, { message: s }),
+		a === "failed" && /* @__PURE__ */ Y(Q, { message: t?.model.message ?? "" }),
+		s && /* @__PURE__ */ Y(Q, { message: s }),
 		n && !o && !s && (c || a === "loading") && /* @__PURE__ */ Y("div", {
 			class: "waiting",
 			"aria-busy": "true",
 			children: a === "loading" ? "The model is loading …" : t?.runs.some((e) => e.state === "running") ? "Waiting for the run to end …" : "The model is reading …"
 		}),
-		o && n && /* @__PURE__ */ Y(In, {
+		o && n && /* @__PURE__ */ Y(xr, {
 			got: o,
 			text: n
 		})
 	] });
 }
-function In({ got: e, text: t }) {
-	let n = e.tokens, r = V(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
+function xr({ got: e, text: t }) {
+	let n = e.tokens, r = H(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y(X, {
 			title: `${n.length} tokens`,
@@ -2860,9 +4295,9 @@ function In({ got: e, text: t }) {
 			children: /* @__PURE__ */ Y("div", {
 				class: n.length > 160 ? "tokens-scroll" : "",
 				tabIndex: n.length > 160 ? 0 : void 0,
-				children: /* @__PURE__ */ Y(Lt, {
+				children: /* @__PURE__ */ Y(zt, {
 					tokens: n,
-					values: r ? B(r) ?? void 0 : void 0,
+					values: r ? V(r) ?? void 0 : void 0,
 					unit: r?.unit ?? "",
 					label: "Tokens of the prompt; choose one to see what comes after it",
 					chosen: o,
@@ -2883,7 +4318,7 @@ function In({ got: e, text: t }) {
 					}),
 					/* @__PURE__ */ Y("span", {
 						class: "num",
-						children: H(e.probability)
+						children: U(e.probability)
 					})
 				] }))
 			}) : /* @__PURE__ */ Y("p", {
@@ -2905,7 +4340,7 @@ function In({ got: e, text: t }) {
 		e.lens ? /* @__PURE__ */ Y(X, {
 			title: "Logit lens",
 			class: "plain",
-			children: /* @__PURE__ */ Y(Vt, { doc: e.lens })
+			children: /* @__PURE__ */ Y(Zt, { doc: e.lens })
 		}) : /* @__PURE__ */ Y(X, {
 			title: "Logit lens",
 			children: /* @__PURE__ */ Y("p", {
@@ -2913,18 +4348,134 @@ function In({ got: e, text: t }) {
 				children: e.lens_message
 			})
 		}),
-		e.heads.some(Boolean) && /* @__PURE__ */ Y(Ln, {
+		/* @__PURE__ */ Y(Sr, {
+			text: t,
+			n: n.length
+		}),
+		e.heads.some(Boolean) && /* @__PURE__ */ Y(wr, {
 			text: t,
 			heads: e.heads
 		})
 	] });
 }
-function Ln({ text: e, heads: t }) {
-	let [n, r] = L(t.findIndex(Boolean)), [i, a] = L(0), o = zn({
+function Sr({ text: e, n: t }) {
+	let [n, r] = L(""), [i, a] = L("");
+	return R(() => a(""), [e]), /* @__PURE__ */ Y(X, {
+		title: "Patch from another prompt",
+		children: [/* @__PURE__ */ Y("form", {
+			class: "patch-form",
+			onSubmit: (e) => {
+				e.preventDefault(), a(n);
+			},
+			children: [
+				/* @__PURE__ */ Y("label", {
+					class: "hidden",
+					for: "other",
+					children: "Another prompt"
+				}),
+				/* @__PURE__ */ Y("textarea", {
+					id: "other",
+					rows: 2,
+					value: n,
+					placeholder: `A prompt of ${t} tokens with another answer: where does what differs sit?`,
+					onInput: (e) => r(e.currentTarget.value)
+				}),
+				/* @__PURE__ */ Y("div", {
+					class: "form-foot",
+					children: [/* @__PURE__ */ Y("button", {
+						type: "submit",
+						class: "primary",
+						disabled: !n.trim() || n === e,
+						children: "Patch every cell"
+					}), !n && /* @__PURE__ */ Y("button", {
+						type: "button",
+						class: "quiet",
+						onClick: () => r(e),
+						children: "Begin with this prompt"
+					})]
+				})
+			]
+		}), i && /* @__PURE__ */ Y(Cr, {
+			text: e,
+			other: i,
+			n: t
+		}, `${e}\n${i}`)]
+	});
+}
+function Cr({ text: e, other: t, n }) {
+	let [r, i] = L([]), { got: a, failed: o } = q({
+		what: "patching",
+		text: e,
+		other: t
+	}, (e) => i((t) => [...t, e])), [s, c] = L(null), l = q(s ? {
+		what: "cell",
+		text: e,
+		other: t,
+		layer: s[0],
+		position: s[1]
+	} : null), u = B(() => Float64Array.from(r.flatMap((e) => e.values)), [r]);
+	if (o) return /* @__PURE__ */ Y(Q, { message: o });
+	if (!r.length) return /* @__PURE__ */ Y("div", {
+		class: "waiting",
+		"aria-busy": "true",
+		children: "Patching the first layer …"
+	});
+	let d = (a?.tokens ?? Array.from({ length: n }, (e, t) => String(t))).map((e, t) => a && a.others[t] !== e ? `${K(e)} ← ${K(a.others[t] ?? "")}` : K(e));
+	return /* @__PURE__ */ Y(y, { children: [
+		/* @__PURE__ */ Y("p", {
+			class: "note",
+			role: "status",
+			children: a ? /* @__PURE__ */ Y(y, { children: [
+				"Logit of ",
+				/* @__PURE__ */ Y("code", { children: K(a.theirs) }),
+				" over ",
+				/* @__PURE__ */ Y("code", { children: K(a.ours) }),
+				" with the other prompt's stream in one place; ",
+				U(a.clean),
+				" without, ",
+				U(a.other),
+				" in the other prompt. Choose a cell."
+			] }) : `${r.length} layers done …`
+		}),
+		/* @__PURE__ */ Y(yt, {
+			values: u,
+			rows: r.map((e) => `L${e.layer}`),
+			columns: d,
+			axes: ["layer", "position"],
+			unit: "logits",
+			label: "Logit of the other answer over this one's",
+			upward: !0,
+			...a ? { range: [Math.min(a.clean, a.other, ...u), Math.max(a.clean, a.other, ...u)] } : {},
+			onPick: (e, t) => c([r[e]?.layer ?? e, t]),
+			picked: s ? s[0] * n + s[1] : null
+		}),
+		l.failed && /* @__PURE__ */ Y(Q, { message: l.failed }),
+		s && !l.failed && (l.got ? /* @__PURE__ */ Y("div", {
+			class: "cell-told",
+			children: [/* @__PURE__ */ Y("h3", { children: /* @__PURE__ */ Y("code", { children: l.got.edit }) }), /* @__PURE__ */ Y(Un, {
+				rows: l.got.next,
+				before: "as it was",
+				after: "patched"
+			})]
+		}) : /* @__PURE__ */ Y("div", {
+			class: "waiting",
+			"aria-busy": "true",
+			children: [
+				"Patching L",
+				s[0],
+				" at ",
+				s[1],
+				" …"
+			]
+		}))
+	] });
+}
+function wr({ text: e, heads: t }) {
+	let [n, r] = L(t.findIndex(Boolean)), [i, a] = L(0), o = q({
 		what: "heads",
 		text: e,
 		layer: n
-	}), s = zn({
+	}), s = q({
 		what: "pattern",
 		text: e,
 		layer: n,
@@ -2946,7 +4497,7 @@ function Ln({ text: e, heads: t }) {
 			})]
 		}),
 		children: [
-			o.failed && /* @__PURE__ */ Y(Z, { message: o.failed }),
+			o.failed && /* @__PURE__ */ Y(Q, { message: o.failed }),
 			/* @__PURE__ */ Y("div", {
 				class: "thumbs",
 				role: "group",
@@ -2956,7 +4507,7 @@ function Ln({ text: e, heads: t }) {
 					"aria-pressed": e.head === i,
 					onClick: () => a(e.head),
 					children: [
-						/* @__PURE__ */ Y(Rn, {
+						/* @__PURE__ */ Y(Tr, {
 							side: o.got?.side ?? 1,
 							data: e.data
 						}),
@@ -2967,10 +4518,10 @@ function Ln({ text: e, heads: t }) {
 					]
 				}))
 			}),
-			s.failed && /* @__PURE__ */ Y(Z, { message: s.failed }),
+			s.failed && /* @__PURE__ */ Y(Q, { message: s.failed }),
 			s.got ? /* @__PURE__ */ Y("div", {
 				class: "nested",
-				children: /* @__PURE__ */ Y(Vt, { doc: s.got })
+				children: /* @__PURE__ */ Y(Zt, { doc: s.got })
 			}) : !s.failed && /* @__PURE__ */ Y("div", {
 				class: "waiting",
 				"aria-busy": "true",
@@ -2985,8 +4536,8 @@ function Ln({ text: e, heads: t }) {
 		]
 	});
 }
-function Rn({ side: e, data: t }) {
-	let n = Ce(null);
+function Tr({ side: e, data: t }) {
+	let n = z(null);
 	return R(() => {
 		let r = n.current?.getContext("2d");
 		if (!r) return;
@@ -3004,45 +4555,18 @@ function Rn({ side: e, data: t }) {
 		"aria-hidden": "true"
 	});
 }
-function zn(e) {
-	let t = e ? JSON.stringify(e) : "", [n, r] = L({
-		key: "",
-		got: null,
-		failed: ""
-	});
-	return R(() => {
-		if (!e) return;
-		let n = new AbortController();
-		return He("/api/look", e, n.signal).then((e) => r({
-			key: t,
-			got: e,
-			failed: ""
-		}), (e) => e.name !== "AbortError" && r({
-			key: t,
-			got: null,
-			failed: e.message
-		})), () => n.abort();
-	}, [t]), n.key === t ? {
-		...n,
-		busy: !1
-	} : {
-		got: null,
-		failed: "",
-		busy: !!e
-	};
-}
 // src/app.tsx
-function Bn() {
+function Er() {
 	let [e, t] = location.hash.replace(/^#\/?/, "").split("?");
 	return {
 		path: (e ?? "").split("/").filter(Boolean).map(decodeURIComponent),
 		query: new URLSearchParams(t ?? "")
 	};
 }
-function Vn(e) {
+function Dr(e) {
 	location.hash = `#/${e}`;
 }
-var Hn = {
+var Or = {
 	find: "Find",
 	prove: "Prove",
 	turn: "Turn",
@@ -3050,25 +4574,25 @@ var Hn = {
 	train: "Train",
 	measure: "Measure"
 };
-function Un() {
-	let [e, t] = L(Bn), { state: n, lost: r } = Ge(), i = J("/api/about");
+function kr() {
+	let [e, t] = L(Er), { state: n, lost: r } = qe(), i = J("/api/about");
 	R(() => {
 		let e = () => {
-			t(Bn()), document.getElementById("main")?.scrollIntoView({ block: "start" });
+			t(Er()), document.getElementById("main")?.scrollIntoView({ block: "start" });
 		};
 		return addEventListener("hashchange", e), () => removeEventListener("hashchange", e);
 	}, []);
-	let a = e.path[0] ?? "results";
+	let a = e.path[0] ?? "papers";
 	R(() => {
 		document.title = [...e.path.slice(0, 2).reverse().map(decodeURIComponent), "Patchbay"].join(" · ");
 	}, [e]);
-	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Hn), s = n?.runs.filter((e) => [
+	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Or), s = n?.runs.filter((e) => [
 		"queued",
 		"running",
 		"stopping"
 	].includes(e.state)) ?? [], c = (e, t, n) => /* @__PURE__ */ Y("a", {
 		href: `#/${e}`,
-		"aria-current": a === e ? "page" : void 0,
+		"aria-current": a === e || a === "paper" && e === "papers" || a === "compare" && e === "results" ? "page" : void 0,
 		children: [t, n && /* @__PURE__ */ Y("span", {
 			class: "badge num",
 			children: n
@@ -3091,22 +4615,25 @@ function Un() {
 					/* @__PURE__ */ Y("a", {
 						class: "brand",
 						href: "#/",
-						children: [/* @__PURE__ */ Y(qn, {}), " Patchbay"]
+						children: [/* @__PURE__ */ Y(Nr, {}), " Patchbay"]
 					}),
 					/* @__PURE__ */ Y("nav", {
 						"aria-label": "Pages",
 						children: [
+							c("papers", "Papers"),
 							c("prompt", "Prompt"),
 							c("model", "Model"),
+							c("features", "Features"),
 							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
-							o.map((e) => c(e, Hn[e] ?? e)),
+							o.map((e) => c(e, Or[e] ?? e)),
+							c("knobs", "Knobs"),
 							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
 							c("results", "Results"),
 							c("runs", "Runs", s.length ? String(s.length) : void 0)
 						]
 					}),
-					/* @__PURE__ */ Y(Gn, { state: n }),
-					/* @__PURE__ */ Y(Kn, {})
+					/* @__PURE__ */ Y(jr, { state: n }),
+					/* @__PURE__ */ Y(Mr, {})
 				]
 			}),
 			/* @__PURE__ */ Y("div", {
@@ -3121,14 +4648,14 @@ function Un() {
 							" and open its new address."
 						]
 					}),
-					s[0] && a !== "runs" && /* @__PURE__ */ Y(xn, {
+					s[0] && a !== "runs" && /* @__PURE__ */ Y(Jn, {
 						run: s[0],
 						waiting: s.length - 1
 					}),
 					/* @__PURE__ */ Y("main", {
 						id: "main",
 						tabIndex: -1,
-						children: i.failed ? /* @__PURE__ */ Y(Z, { message: i.failed }) : /* @__PURE__ */ Y(Wn, {
+						children: i.failed ? /* @__PURE__ */ Y(Q, { message: i.failed }) : /* @__PURE__ */ Y(Ar, {
 							place: e,
 							state: n,
 							about: i.got
@@ -3139,39 +4666,52 @@ function Un() {
 		]
 	});
 }
-function Wn({ place: e, state: t, about: n }) {
-	let [r = "results", ...i] = e.path, a = n?.rooms.find((e) => e.name === r);
-	return r === "results" ? i.length ? /* @__PURE__ */ Y(gn, {
+function Ar({ place: e, state: t, about: n }) {
+	let [r = "papers", ...i] = e.path, a = n?.rooms.find((e) => e.name === r);
+	return r === "results" ? i.length ? /* @__PURE__ */ Y(En, {
 		name: i.join("/"),
 		changed: t?.results ?? 0
-	}) : /* @__PURE__ */ Y(hn, {
+	}) : /* @__PURE__ */ Y(Tn, {
 		changed: t?.results ?? 0,
 		folder: n?.folder ?? ""
-	}) : r === "model" ? /* @__PURE__ */ Y(kn, {
-		part: i.join("/"),
+	}) : r === "papers" ? /* @__PURE__ */ Y(dr, { query: e.query }) : r === "paper" ? /* @__PURE__ */ Y(vr, {
+		name: i.join("/"),
 		state: t
-	}) : r === "prompt" ? /* @__PURE__ */ Y(Fn, {
+	}) : r === "compare" ? /* @__PURE__ */ Y(Dn, {
+		query: e.query,
+		changed: t?.results ?? 0
+	}) : r === "knobs" ? /* @__PURE__ */ Y(zn, {
 		query: e.query,
 		state: t
-	}) : r === "runs" ? /* @__PURE__ */ Y(yn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ Y(En, {
+	}) : r === "features" ? /* @__PURE__ */ Y(jn, {
+		part: i.join("/"),
+		query: e.query,
+		state: t
+	}) : r === "model" ? /* @__PURE__ */ Y(nr, {
+		part: i.join("/"),
+		state: t
+	}) : r === "prompt" ? /* @__PURE__ */ Y(br, {
+		query: e.query,
+		state: t
+	}) : r === "runs" ? /* @__PURE__ */ Y(Kn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ Y($n, {
 		room: a.name,
 		name: i[0],
 		state: t,
 		about: n,
 		query: e.query
-	}) : /* @__PURE__ */ Y(Tn, { room: a }) : n ? /* @__PURE__ */ Y(Z, {
+	}) : /* @__PURE__ */ Y(Qn, { room: a }) : n ? /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "No such page" }), /* @__PURE__ */ Y(Q, {
 		message: `There is no page ${e.path.join("/")}.`,
 		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
 			href: "#/results",
 			children: "To the results"
 		}) })
-	}) : /* @__PURE__ */ Y("div", {
+	})] }) : /* @__PURE__ */ Y("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: "Opening …"
 	});
 }
-function Gn({ state: e }) {
+function jr({ state: e }) {
 	let t = e?.model;
 	if (!t) return /* @__PURE__ */ Y("p", {
 		class: "model-line",
@@ -3196,7 +4736,7 @@ function Gn({ state: e }) {
 		]
 	});
 }
-function Kn() {
+function Mr() {
 	let [e, t] = L(localStorage.getItem("patchbay-theme") ?? "system");
 	return R(() => {
 		e === "system" ? delete document.documentElement.dataset.theme : document.documentElement.dataset.theme = e, localStorage.setItem("patchbay-theme", e);
@@ -3222,7 +4762,7 @@ function Kn() {
 		})]
 	});
 }
-function qn() {
+function Nr() {
 	return /* @__PURE__ */ Y("svg", {
 		class: "mark",
 		viewBox: "0 0 32 32",
@@ -3255,7 +4795,7 @@ function qn() {
 	});
 }
 // src/saved.tsx
-function Jn({ doc: e, bare: t }) {
+function Pr({ doc: e, bare: t }) {
 	return /* @__PURE__ */ Y("div", {
 		class: t ? "alone bare" : "alone",
 		children: [
@@ -3263,13 +4803,13 @@ function Jn({ doc: e, bare: t }) {
 				class: "alone-head",
 				children: [t ? /* @__PURE__ */ Y("p", {
 					class: "alone-title",
-					children: mn(e)
-				}) : /* @__PURE__ */ Y("h1", { children: mn(e) }), /* @__PURE__ */ Y("p", {
+					children: wn(e)
+				}) : /* @__PURE__ */ Y("h1", { children: wn(e) }), /* @__PURE__ */ Y("p", {
 					class: "lead-line",
 					children: e.kind === "result" ? (e.asked ? `${e.asked} · ` : "") + e.title.replace(/^[^:]*: /, "") : G(e.method)
 				})]
 			}),
-			t ? /* @__PURE__ */ Y(Vt, { doc: e }) : /* @__PURE__ */ Y("main", { children: /* @__PURE__ */ Y(Vt, { doc: e }) }),
+			t ? /* @__PURE__ */ Y(Zt, { doc: e }) : /* @__PURE__ */ Y("main", { children: /* @__PURE__ */ Y(Zt, { doc: e }) }),
 			!t && /* @__PURE__ */ Y("footer", {
 				class: "foot",
 				children: ["Made by patchbay. ", e.origin]
@@ -3278,13 +4818,13 @@ function Jn({ doc: e, bare: t }) {
 	});
 }
 // src/main.tsx
-function Yn({ model: e, el: t }) {
-	let n = () => N(/* @__PURE__ */ Y(Jn, {
+function Fr({ model: e, el: t }) {
+	let n = () => N(/* @__PURE__ */ Y(Pr, {
 		doc: JSON.parse(String(e.get("document"))),
 		bare: !0
 	}), t);
-	t.classList.add("pb", "pb-cell"), t.dataset.dark = String(Xe());
-	let r = new MutationObserver(() => t.dataset.dark = String(Xe()));
+	t.classList.add("pb", "pb-cell"), t.dataset.dark = String(Qe());
+	let r = new MutationObserver(() => t.dataset.dark = String(Qe()));
 	return r.observe(document.body, {
 		attributes: !0,
 		attributeFilter: ["data-jp-theme-light", "class"]
@@ -3292,10 +4832,10 @@ function Yn({ model: e, el: t }) {
 		r.disconnect(), e.off("change:document", n), N(null, t);
 	};
 }
-var Xn = document.getElementById("patchbay-page");
-if (Xn) {
+var Ir = document.getElementById("patchbay-page");
+if (Ir) {
 	let e = document.getElementById("patchbay-data");
-	N(e ? /* @__PURE__ */ Y(Jn, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ Y(Un, {}), Xn);
+	N(e ? /* @__PURE__ */ Y(Pr, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ Y(kr, {}), Ir);
 }
-var Zn = { render: Yn };
-export { Zn as default };
+var Lr = { render: Fr };
+export { Lr as default };
