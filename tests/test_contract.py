@@ -542,6 +542,12 @@ CASES = [
         lambda m, t, **o: pb.find.logit_lens(m, t, **{"positions": 2, **o}),
         ("probability", "logit", "rank", "kl", "logit_diff"),
     ),
+    Case(
+        "find.features",
+        lambda m, t, **o: pb.find.features(m, t, saved(NAMES[id(m)]), **{"draws": 1, **o}),
+        ("effect", "error", "total", "score"),
+        on=FEW_TWINS,
+    ),
     Case("find.previous_token_heads", pb.find.previous_token_heads, ("score", "uniform"), needs="attn.pattern"),
     Case("find.concept_depth", depth),
     Case(

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from patchbay.features import files, folds, formats
-from patchbay.features.across import by_site, reads_of, said, writes_of
+from patchbay.features.across import by_site, cross_layer, reads_of, said, writes_of
 from patchbay.features.dictionary import Dictionary, placed
-from patchbay.model.attached import attach
+from patchbay.model.attached import HOME, attach
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.signal.port import PatchbayError, Port
+from patchbay.signal.port import HOMES, PatchbayError, Port, parse_part
 
 WORST = 0.5  # of the variance, unexplained: a dictionary of another model, site or scale leaves more
 LENGTH = 0.1  # how far from 1 the best length of what is rebuilt may be unsaid
@@ -129,6 +129,25 @@ def _tried(it: Dictionary, model: Model, texts: Any) -> dict[str, float]:
     along = sum(float(((y - y.mean(0)) * (x - x.mean(0))).sum()) for x, y in pairs)
     silent = float((z == 0).all(0).double().mean())
     return {"fvu": sum(off) / len(off), "silent": silent, "length": along / moved if moved else 1.0}
+
+
+def named(model: Model, features: str) -> tuple[Model, Dictionary, str]:
+    """The model with a dictionary attached, the dictionary whole, and where it is: of a folder, or of one that is attached, "L1.features"."""
+    try:
+        part = parse_part(features)
+    except PatchbayError:
+        it = load_dictionary(features)
+        return attach(model, [it]), it, HOME[it.writes]
+    if part.kind not in HOMES or part.layer is None:
+        raise PatchbayError(
+            f"features={features!r}: the folder of a dictionary, or all of one that is attached, such as L1.features, L1.mlp_features, L1.attn_features"
+        )
+    model.require(part.port("act"))
+    found: Any = model.dictionaries[part.layer, part.kind]
+    if found.family:  # the others of a cross-layer transcoder write here too
+        held: dict[tuple[int, str], Any] = dict(model.dictionaries)
+        found = cross_layer([one for (_, kind), one in sorted(held.items()) if kind == part.kind])
+    return model, found, part.kind
 
 
 def _settled(it: Dictionary, left: str, model: Model, texts: Any) -> Dictionary:

@@ -35,17 +35,16 @@ from patchbay.edits import edit
 from patchbay.features.across import cross_layer, pieces_of, writes_of
 from patchbay.features.dictionary import Dictionary
 from patchbay.features.files import tensors
-from patchbay.features.load import load_dictionary
+from patchbay.features.load import load_dictionary, named
 from patchbay.measure._features import FOUND, absorbed, probed, recovered, unit
 from patchbay.measure._meter import reading
 from patchbay.measure._rebuilt import Seen, everything, look
-from patchbay.model.attached import HOME, attach
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.results.untrained import untrained as made_new
-from patchbay.signal.port import HOMES, PatchbayError, Port, parse_part
+from patchbay.signal.port import PatchbayError, Port
 from patchbay.tasks.task import Task
 
 TOKEN, SHARE = "nats per token", "share of the variance"
@@ -74,7 +73,7 @@ def dictionary(
     safetensors file with planted `directions` [direction, d], and `tokens` [vocab, direction], where each is present. `untrained`: also measure the
     dictionary on an untrained network of this form.
     """
-    model, it, home = _attached(model, features)
+    model, it, home = named(model, features)
     encoded = [ids for ids in model.encode(prompts) if len(ids) > 2]
     if not encoded:
         raise PatchbayError(
@@ -109,25 +108,6 @@ def dictionary(
         ],
         seed=seed,
     )
-
-
-def _attached(model: Model, features: str) -> tuple[Model, Dictionary, str]:
-    """The model with the dictionary attached, the dictionary whole, and where it is attached."""
-    try:
-        part = parse_part(features)
-    except PatchbayError:
-        it = load_dictionary(features)
-        return attach(model, [it]), it, HOME[it.writes]
-    if part.kind not in HOMES or part.layer is None:
-        raise PatchbayError(
-            f"features={features!r}: the folder of a dictionary, or all of one that is attached, such as L1.features, L1.mlp_features, L1.attn_features"
-        )
-    model.require(part.port("act"))
-    found: Any = model.dictionaries[part.layer, part.kind]
-    if found.family:  # the others of a cross-layer transcoder write here too
-        held: dict[tuple[int, str], Any] = dict(model.dictionaries)
-        found = cross_layer([one for (_, kind), one in sorted(held.items()) if kind == part.kind])
-    return model, found, part.kind
 
 
 def _alike(it: Dictionary, path: str) -> Dictionary:

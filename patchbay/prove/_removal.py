@@ -20,12 +20,14 @@ from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.result import Result
-from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.signal.port import FEATURES, Part, PatchbayError, Port
 from patchbay.tasks.task import Task
 
 By = Literal["zero", "mean", "resample"]
 WAYS = ("zero", "mean", "resample")
 Set = tuple[Part, ...]
+Activity = dict[tuple[str, int], Tensor]  # (kind, layer) -> share of tokens [feature]
+NEAREST = 8  # features from which one that is active about as often is drawn
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -69,8 +71,35 @@ def _alive(model: Model, kind: str, layer: int, index: int) -> bool:
     return density is None or float(density[index]) > 1e-9
 
 
-def random_sets(model: Model, chosen: list[Part], draws: int, seed: int) -> list[Set]:
-    """Up to `draws` different sets of as many other parts, of the same kinds, of the same layers where these have enough."""
+def activity(model: Model, task: Task, parts: Sequence[Part], size: int) -> Activity:
+    """Of the dictionaries that features among the parts belong to: the share of the task's tokens at which each feature is active."""
+    places = sorted({(part.kind, part.layer or 0) for part in parts if part.kind in FEATURES})
+    found: dict[tuple[str, int], Tensor] = {}
+    for start in range(0, len(task), size) if places else ():
+        ports = [Part(layer, kind, 0).port() for kind, layer in places]
+        wholes = [Port(port.signal, port.layer) for port in ports]
+        trace = run(model, [list(ids) for ids in task.clean[start : start + size]], taps=wholes, logits="last")
+        for place, port in zip(places, wholes, strict=True):
+            on = (trace[port].nan_to_num() != 0).double().sum((0, 1)).cpu() / sum(map(len, task.clean))
+            found[place] = found.get(place, torch.zeros_like(on)) + on
+    return found
+
+
+def _alike(model: Model, chosen: list[Part], without: set[Part], share: Tensor, rng: random.Random) -> list[Part]:
+    """For each feature another that is active, drawn from those that are so about as often; fewer where there are too few."""
+    drawn: list[Part] = []
+    for part in chosen:
+        pool = others(model, part.kind, part.layer or 0, without | set(drawn))
+        pool = [one for one in pool if float(share[one.index or 0]) > 0]
+        size = share.clamp_min(float(share[share > 0].min()) / 2 if bool((share > 0).any()) else 1.0).log()
+        pool.sort(key=lambda one: abs(float(size[one.index or 0] - size[part.index or 0])))
+        drawn += [rng.choice(pool[:NEAREST])] if pool else []
+    return drawn
+
+
+def random_sets(model: Model, chosen: list[Part], draws: int, seed: int, active: Activity | None = None) -> list[Set]:
+    """Up to `draws` different sets of as many other parts, of the same kinds, of the same layers where these have enough; of features,
+    where `active` says how often each is active, ones that are so about as often."""
     rng, without = random.Random(f"ablation-{seed}"), set(chosen)
     places = sorted({(part.kind, part.layer or 0) for part in chosen})
     sets: dict[Set, None] = {}
@@ -78,6 +107,15 @@ def random_sets(model: Model, chosen: list[Part], draws: int, seed: int) -> list
         drawn: list[Part] = []
         for kind, layer in places:
             n = sum((part.kind, part.layer) == (kind, layer) for part in chosen)
+            if active and (kind, layer) in active:
+                mine = [part for part in chosen if (part.kind, part.layer) == (kind, layer)]
+                found = _alike(model, mine, without | set(drawn), active[kind, layer], rng)
+                if len(found) < n:
+                    raise PatchbayError(
+                        f"{n} features of layer {layer} were given, and too few others are active on these prompts for a random control of as many"
+                    )
+                drawn += found
+                continue
             pool = others(model, kind, layer, without | set(drawn))
             if len(pool) < n:
                 pool = [part for i in range(model.n_layers) for part in others(model, kind, i, without | set(drawn))]

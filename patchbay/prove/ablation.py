@@ -12,7 +12,8 @@ attention or of an MLP; values of a key/value group):
   another of its prompts, the two lined up at their ends (before its start, its first position again).
 
 The parts are taken away together, and one by one. A draw of the control takes away as many other parts of the same kinds
-in the same layers; where a layer has too few others, they come from any layer. No two draws are the same, so a small model
+in the same layers; where a layer has too few others, they come from any layer; for features, others of their dictionary that are active on these
+prompts about as often. No two draws are the same, so a small model
 may have fewer than were asked. `p` = (1 + draws that cost as much or more) / (1 + draws): with 20 it is at least 0.048. Intervals are 95 % bootstraps over prompts; `difference` is the joint effect
 minus the mean of the draws, prompt by prompt, and its interval is against one more random draw: prompts and draws both vary. All runs go through the model as rows of shared batches:
 (2 + n_parts + draws) forward passes.
@@ -30,7 +31,7 @@ from patchbay import maths
 from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.prove._cells import check_draws, ends, listed
-from patchbay.prove._removal import WAYS, By, Set, given_parts, measured, random_sets, too_few
+from patchbay.prove._removal import WAYS, By, Set, activity, given_parts, measured, random_sets, too_few
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part
@@ -64,7 +65,8 @@ def ablation(
     chosen = given_parts(parts, top, "take away")
     for part in chosen:
         model.require(part.port())
-    sets = random_sets(model, chosen, draws, seed)
+    active = activity(model, task, chosen, batch_size)
+    sets = random_sets(model, chosen, draws, seed, active)
     conditions: list[Set] = [(), tuple(chosen), *((part,) for part in chosen), *sets]
     scores, right = measured(model, task, conditions, by, batch_size, seed)  # each [condition, prompt]
     lost = task.sign * (scores[0] - scores[1:])  # [condition, prompt]: together, one by one, drawn
@@ -87,7 +89,8 @@ def ablation(
             "accuracy_random": (right[2 + len(chosen) :].mean(1), ("draw",), "share of prompts"),
         },
         parts=chosen,
-        notes=_notes(task, chosen, sets, draws, joint, difference, means, p),
+        notes=_notes(task, chosen, sets, draws, joint, difference, means, p)
+        + ["random features are active on these prompts, about as often as those given"] * bool(active),
         tables={"random_parts": [{"draw": i, "parts": [str(p) for p in drawn]} for i, drawn in enumerate(sets)]},
     )
 

@@ -79,6 +79,7 @@ OTHERS: dict[str, str] = {  # finders of other parts
 }
 LEAST = {"successor": 64}  # its prompts are split among series and folds
 NEEDS = {  # finders that ask for what no built-in task holds
+    "features": "needs a dictionary: find.features(model.with_dictionaries(...), task, 'L1.features')",
     "language_similarity": "needs texts in several languages: find.language_similarity(model, prompts, translations)",
     "channel_changes": "needs a second model: find.channel_changes(model, other)",
 }

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
+from patchbay.prove._removal import activity
 from patchbay.tiny import planted
+from tests import given
+from tests.features.given import dictionary
 from tests.given import lent
 from tests.shares import by_turns
 from tests.tolerance import NOISE, close
@@ -223,3 +226,27 @@ def test_errors_name_what_is_possible() -> None:
         pb.prove.ablation(model, task, heads, draws=0)
     with pytest.raises(pb.PatchbayError, match="not a part"):
         pb.prove.ablation(model, task, "head 3")  # type: ignore[arg-type]
+
+
+def test_random_features_are_active_about_as_often_as_those_that_are_given() -> None:
+    """Twelve features are always active, eighteen now and then, and ten never: for two of the first, others of them."""
+    model, task = given.lent("gpt2"), given.pairs(n=4)
+    x = pb.run(model, task, taps=["L1.resid_out"])["L1.resid_out"].flatten(0, 1)
+    it = dictionary(model, "L1.resid_out", n=40)
+    pre = x @ it.W_enc
+    bias = torch.cat([1.0 - pre[:, :12].amin(0), -pre[:, 12:30].quantile(0.9, dim=0), -1.0 - pre[:, 30:].amax(0)])
+    it = pb.Dictionary(it.W_enc, it.W_dec, bias, it.b_dec, layer=1)
+    view = model.with_dictionaries(it)
+    share = activity(view, task, [view.part("L1.F0")], 3)["feature", 1]
+    assert close(share, (it.encode(x) > 0).double().mean(0))
+    found = pb.prove.ablation(view, task, [view.part("L1.F0"), view.part("L1.F1")], by="zero", draws=6)
+    drawn = {name for row in found.tables["random_parts"] for name in row["parts"]}
+    assert drawn <= {f"L1.F{i}" for i in range(2, 12)}
+    assert any("about as often" in note for note in found.notes)
+    rare = pb.prove.ablation(view, task, [view.part("L1.F14")], by="zero", draws=6)
+    assert {row["parts"][0] for row in rare.tables["random_parts"]} <= {f"L1.F{i}" for i in range(12, 30)}
+    few = pb.Dictionary(it.W_enc, it.W_dec, bias.index_fill(0, torch.arange(2, 40), -1e4), it.b_dec, layer=1)
+    with pytest.raises(pb.PatchbayError, match="too few others are active on these prompts"):
+        pb.prove.ablation(
+            model.with_dictionaries(few), task, [pb.Part(1, "feature", 0), pb.Part(1, "feature", 1)], draws=2
+        )
