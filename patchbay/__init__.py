@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchbay import blocks, decode, find, measure, prove, tasks, tiny, train, turn
+    from patchbay import blocks, corpus, decode, find, measure, prove, tasks, tiny, train, turn
     from patchbay.edits.edit import Edit, add, block, mean, project, replace, scale, zero
     from patchbay.edits.probe import Probe
     from patchbay.errors import PatchbayError
@@ -72,7 +72,7 @@ _HOME = {
     "why": "stories.why",
     "zero": "edits.edit",
 }
-_FOLDERS = ("blocks", "decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn")
+_FOLDERS = ("blocks", "corpus", "decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn")
 
 __all__ = [
     "Dictionary",
@@ -93,6 +93,7 @@ __all__ = [
     "block",
     "blocks",
     "compare",
+    "corpus",
     "decode",
     "diff",
     "find",

@@ -250,6 +250,16 @@ def responses(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.train.response_tuning(model, pairs, **{"steps": 2, "start": [1], **options})
 
 
+def variants(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    """The prompts as documents, two steps of the plain objective beside another order of units."""
+    ids = [list(one) for one in (prompts.clean if isinstance(prompts, pb.Task) else prompts)]
+    plan: dict[str, float] = {"steps": 2, "batch_size": 2, "held": 0.5}
+    options.pop("batch_size", None)  # of the plan, where it is what is measured
+    return pb.train.variant(
+        model, [[one[:2], one[2:]] for one in ids], **{"objective": "spt", "seeds": 1, "plan": plan, **options}
+    )
+
+
 def trained(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     how: dict[str, Any] = {"n_features": 12, "sparsity": 2, "steps": 2}
     options.pop("batch_size", None)  # it has none, and runs the model several times all the same
@@ -658,6 +668,7 @@ CASES = [
         "train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, part_of(m), **{"steps": 2, **o}), label="heads"
     ),
     Case("train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, "L1", **{"steps": 2, **o}), label="layer"),  # type: ignore[arg-type]
+    Case("train.variant", variants, own=True, on=("gpt2", "mixtral")),
     Case("turn.block", lambda m, t, **o: pb.turn.block(m, "1:3", **o), runs=False, needs="attn.pattern"),
     Case(
         "turn.clamp",

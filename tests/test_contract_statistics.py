@@ -95,6 +95,8 @@ FORM_MATTERS = {  # what the form changes rightly
     ("granite", "train.response_tuning"): "a step in scaled weights is another step",
     ("llama", "train.tune_parts-heads"): "shared weights learn from all that share them",
     ("granite", "train.tune_parts-heads"): "a step in scaled weights is another step",
+    ("llama", "train.variant"): "shared weights learn from all that share them",
+    ("granite", "train.variant"): "a step in scaled weights is another step",
     ("llama", "train.tune_parts-layer"): "shared weights learn from all that share them",
     ("granite", "train.tune_parts-layer"): "a step in scaled weights is another step",
 }
@@ -620,6 +622,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
     "train.dictionary": "nothing is chosen by what is held out; its own test measures those texts by plain loops",
     "train.response_tuning": "its own test tells both halves by plain loops",
+    "train.variant": "nothing is chosen by what is held out; its own test scores those documents by plain loops",
     "find.channel_content": "folds: every prompt is fitted on and told of in turn; its test counts by plain loops",
     "find.concept_depth": "folds, as channel_content",
     "find.fact_heads": "the held-out value is `_attention.held_out`, as the other finders' here; on a random model no head turns the answer",

@@ -34,6 +34,7 @@ LINE = [
     "features",
     "knobs",
     "blocks",
+    "corpus",
 ]
 VERBS = ["find", "prove", "turn", "decode", "train", "measure"]
 AFTER = ["tiny", "contract", "papers", "draw", "stories", "serve", "cli", "app"]
@@ -336,5 +337,5 @@ def test_public_names_stay_what_they_are_when_every_file_is_imported() -> None:
     )
     done = forked.python("-c", code, cwd=ROOT.parent)
     assert done.stdout.strip() == str(
-        ["blocks", "decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"]
+        ["blocks", "corpus", "decode", "find", "measure", "prove", "tasks", "tiny", "train", "turn"]
     ), done.stderr

@@ -152,15 +152,15 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Callable[..., 
     return decorate
 
 
-def story_options() -> list[click.Parameter]:
+def story_options(default: str | None = "tiny", word: str = "Any model that `show` takes.") -> list[click.Parameter]:
     """The model of a story, and what it draws."""
     return [
         click.Option(
             ["--model"],
-            default="tiny",
+            default=default,
             show_default=True,
             metavar="MODEL",
-            help="Any model that `show` takes.",
+            help=word,
             shell_complete=complete.models,
         ),
         click.Option(
@@ -198,14 +198,14 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
 @command(
     "run",
     click.Argument(["story"], required=False),
-    *story_options(),
+    *story_options(None, "Any model that `show` takes; without it `tiny`, or the small network that the story trains."),
     click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
     click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
 )
 def run_story(
-    story: str | None, model: str, report: str | None, n: int | None, seed: int, as_json: bool, **given: Any
+    story: str | None, model: str | None, report: str | None, n: int | None, seed: int, as_json: bool, **given: Any
 ) -> None:
-    """What a paper did, end to end, on a model: STORY is demo or talking-heads; without one, the stories that there are."""
+    """What a paper did, end to end, on a model: STORY is demo, talking-heads or one that trains; without one, the stories that there are."""
     from patchbay import stories
     from patchbay.draw import screen
 
@@ -218,7 +218,11 @@ def run_story(
         return
     tell = stories.story(story)
     page = report or f"patchbay-{story.replace('_', '-')}.html"
-    told = tell(load_model(model, given, quiet=as_json), seed=seed, report=page, quiet=as_json, n=n)
+    form = stories.own_form(story) if model is None else None
+    if form is not None and (asked := [key for key, value in given.items() if value]):
+        raise PatchbayError(f"{', '.join(asked)} goes with --model: without one, {story} trains a small network of its own")
+    lent = load_model(model or "tiny", given, quiet=as_json) if form is None else form()
+    told = tell(lent, seed=seed, report=page, quiet=as_json, n=n)
     if as_json:
         screen.emit(told)
 

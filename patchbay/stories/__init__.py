@@ -1,5 +1,6 @@
 """Stories: what a paper did, end to end, on the model at hand: `patchbay run STORY --model MODEL`.
 
+reversal        train on permuted units, and ask for facts the way that was not read
 talking-heads   find the channel that tells the mover what is done with, prove it, turn it, and count what is named
 
 A story finds, proves and turns with the methods of the other folders, says what came of it on prompts that chose nothing, also
@@ -29,6 +30,12 @@ def story(name: str) -> Callable[..., dict[str, Any]]:
         raise PatchbayError(f"no story {name!r}; stories are {', '.join(known)}{suggest(name, known)}")
     tell: Callable[..., dict[str, Any]] = import_module(f"patchbay.stories.{name.replace('-', '_')}").tell
     return tell
+
+
+def own_form(name: str) -> Callable[[], Any] | None:
+    """What makes the network that a story trains where none is given; None for stories of models that are trained already."""
+    found: Callable[[], Any] | None = getattr(import_module(f"patchbay.stories.{name.replace('-', '_')}"), "form", None)
+    return found
 
 
 def first_line(name: str) -> str:

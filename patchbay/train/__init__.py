@@ -3,10 +3,12 @@
 dictionary       sparse features of a signal, in SAELens's form
 response_tuning  train on answers without their questions, and see whether questions are answered
 tune_parts       fine-tune the weights of chosen parts, everything else bit for bit as it was
+variant          train another way beside a twin trained the plain way, by pairs of seeds
 """
 
 from patchbay.train.dictionary import dictionary
 from patchbay.train.response_tuning import response_tuning
 from patchbay.train.tune_parts import tune_parts
+from patchbay.train.variant import variant
 
-__all__ = ["dictionary", "response_tuning", "tune_parts"]
+__all__ = ["dictionary", "response_tuning", "tune_parts", "variant"]

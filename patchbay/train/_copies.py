@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 
 from patchbay.files import write_folder
 from patchbay.jacks.hooks import LOCK
 from patchbay.model.model import Model
+from patchbay.model.source import quietly
 
 
 def copied(model: Model) -> Model:
@@ -21,13 +23,16 @@ def copied(model: Model) -> Model:
     return twin
 
 
-def write(model: Model, tuned: Model, folder: Path) -> str:
-    """Save as a Hugging Face checkpoint, whole or not at all."""
+def write(model: Model, tuned: Model, folder: Path, beside: Mapping[str, str] | None = None) -> str:
+    """Save as a Hugging Face checkpoint, whole or not at all; files of the names in `beside` with it."""
 
     def save(fresh: Path) -> None:
-        tuned.hf.save_pretrained(fresh)
+        with quietly():
+            tuned.hf.save_pretrained(fresh)
         if model.tokenizer is not None:
             model.tokenizer.save_pretrained(fresh)
+        for name, text in (beside or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
 
     write_folder(folder, save)
     return str(folder)

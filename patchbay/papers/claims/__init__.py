@@ -17,6 +17,7 @@ layers    where something can be read, and in which words
 readings  what sharper probes of behaviour say
 prompting what examples, glosses, judges and histories in prompts do
 proving   what patching, paths, edges and circuits show
+training  what training another way brings, beside a twin
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
 decoding  what decoders write
@@ -36,6 +37,7 @@ from patchbay.papers.claims import (
     proving,
     readings,
     trained,
+    training,
     turning,
 )
 from patchbay.papers.claims._check import Checked, check
@@ -60,5 +62,6 @@ __all__ = [
     "proving",
     "readings",
     "trained",
+    "training",
     "turning",
 ]

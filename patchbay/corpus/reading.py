@@ -1,0 +1,48 @@
+"""Texts of a file, one after another, without the file in memory: `.txt` by lines, `.jsonl` by its field `text`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from patchbay.errors import PatchbayError
+
+
+def texts_of(path: str | Path) -> Iterator[str]:
+    """Every text of a file, in order; lines without a letter are left out.
+
+    Raises PatchbayError for a file that is not there, that has no text, that is not UTF-8, or whose last line was cut off in its middle.
+    """
+    file = Path(path)
+    if file.suffix not in (".txt", ".jsonl"):
+        raise PatchbayError(f"{path}: texts lie in a .txt, a line each, or in a .jsonl with a field `text`")
+    n = 0
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    n += 1
+                    yield _text(file, number, line)
+    except OSError as error:
+        raise PatchbayError(f"{path} cannot be read: {error}") from error
+    if not n:
+        raise PatchbayError(f"{path} holds no text")
+
+
+def _text(file: Path, number: int, line: bytes) -> str:
+    """One line as text; a last line that ends in the middle of a letter or a record is told from a wrong one."""
+    cut = "" if line.endswith(b"\n") else ": the file ends in mid-line, as one that was cut off"
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise PatchbayError(f"{file}, line {number} is not UTF-8{cut} ({error})") from error
+    if file.suffix == ".txt":
+        return text
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise PatchbayError(f"{file}, line {number} is no JSON{cut} ({error})") from error
+    if not isinstance(found, dict) or not isinstance(found.get("text"), str):
+        raise PatchbayError(f"{file}, line {number} has no field `text` that is a text; it has {sorted(found) if isinstance(found, dict) else type(found).__name__}")
+    return found["text"]

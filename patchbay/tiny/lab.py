@@ -1,0 +1,40 @@
+"""What small training experiments are made of: a network that a processor trains in seconds, and texts whose truth is known."""
+
+from __future__ import annotations
+
+import random
+
+from patchbay.model.load import load
+from patchbay.model.model import Model
+from patchbay.results.method import seeded
+
+RELATION, FIRST, LETTERS = 1, 2, 32
+FACT_VOCAB = FIRST + LETTERS
+Fact = list[list[int]]
+
+
+def small(
+    vocab: int, *, layers: int = 2, width: int = 64, heads: int = 4, mlp: int = 128, positions: int = 128, seed: int = 0
+) -> Model:
+    """A Llama of random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+        intermediate_size=mlp, max_position_embeddings=positions, bos_token_id=0, eos_token_id=0, pad_token_id=None,
+    )  # fmt: skip
+    with seeded(seed):
+        return load(LlamaForCausalLM(config))
+
+
+def facts(n: int, seed: int) -> list[Fact]:
+    """Facts of two names of two tokens each, all names different, and the relation between them: [A, relation, B]."""
+    rng = random.Random(f"facts {seed}")
+    letters = range(FIRST, FACT_VOCAB)
+    names = rng.sample([[a, b] for a in letters for b in letters], 2 * n)
+    return [[names[2 * i], [RELATION], names[2 * i + 1]] for i in range(n)]
+
+
+def read_one_way(known: list[Fact]) -> list[Fact]:
+    """Documents of all facts as they stand, and of the first half the other way round, too; the rest is read one way alone."""
+    return known + [fact[::-1] for fact in known[: len(known) // 2]]

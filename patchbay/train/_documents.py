@@ -1,0 +1,70 @@
+"""Documents for training: texts, ids, lists of units, or a file, as lists of units of token ids; long texts are cut into rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from patchbay.corpus.reading import texts_of
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError
+from patchbay.train._objectives._objective import Document
+
+
+def read(model: Model, data: Any, length: int) -> list[Document]:
+    """Every document as units of ids, none longer than `length` tokens; PatchbayError names the document that cannot be."""
+    given = texts_of(data) if isinstance(data, str) else data
+    if not isinstance(given, list | tuple) and not hasattr(given, "__iter__"):
+        raise PatchbayError(f"data: documents are a list or a file, got {type(data).__name__}")
+    found: list[Document] = []
+    for number, one in enumerate(given):
+        units = [list(unit) for unit in _units(model, one, number)]
+        total = sum(map(len, units))
+        if total < 2:
+            raise PatchbayError(f"document {number} has {total} tokens: two or more, so that one can be told from another")
+        if len(units) > 1 and total > length:
+            raise PatchbayError(f"document {number} has {total} tokens in {len(units)} units, and a row holds length={length}")
+        found += [units] if total <= length else [[units[0][i : i + length]] for i in range(0, total - 1, length)]
+    if not found:
+        raise PatchbayError("data: no documents")
+    limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    longest = max(sum(map(len, one)) for one in found)
+    if limit and longest > limit:
+        raise PatchbayError(f"rows of {longest} tokens; this model reads at most {limit}: give a smaller length")
+    return found
+
+
+def _units(model: Model, one: Any, number: int) -> Sequence[Sequence[int]]:
+    if isinstance(one, str):
+        return [_ids(model, one, number)]
+    if not isinstance(one, list | tuple) or not one:
+        raise PatchbayError(f"document {number}: a text, token ids, or a list of units, got {type(one).__name__} {one!r:.40}")
+    if all(isinstance(unit, int) and not isinstance(unit, bool) for unit in one):
+        return [_ids(model, one, number)]
+    if all(isinstance(unit, str) or (isinstance(unit, list | tuple) and unit) for unit in one):
+        return [_ids(model, unit, number) for unit in one]
+    raise PatchbayError(f"document {number}: units are texts or lists of token ids, each with a token or more")
+
+
+def _ids(model: Model, one: Any, number: int) -> list[int]:
+    """A text of any length, or ids, as ids that the model has."""
+    if isinstance(one, str):
+        if model.tokenizer is None:
+            raise PatchbayError(f"document {number} is a text, and this model has no tokenizer: give token ids")
+        ids = list(model.tokenizer(one)["input_ids"])
+        unknown = getattr(model.tokenizer, "unk_token_id", None)
+        if unknown is not None and unknown in ids:
+            raise PatchbayError(
+                f"document {number}: its token {ids.index(unknown)} is unknown to this tokenizer: {one!r:.60}"
+            )
+        return ids
+    wrong = next((token for token in one if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < model.vocab_size), None)
+    if wrong is not None:
+        raise PatchbayError(f"document {number}: {wrong!r} is no token; this model has 0..{model.vocab_size - 1}")
+    return list(one)
+
+
+def digest_of(documents: Sequence[Document]) -> str:
+    return hashlib.sha256(json.dumps([[list(unit) for unit in one] for one in documents]).encode()).hexdigest()

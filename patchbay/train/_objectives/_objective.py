@@ -1,0 +1,82 @@
+"""What every objective is: the row that a document becomes, the loss of a batch of rows, and the arm that is its null."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100  # the label of a place that is not learned
+Document = Sequence[Sequence[int]]  # units, each of token ids
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The next token of the document as it stands. Others say what they do otherwise."""
+
+    def check(self) -> None:
+        """Raise PatchbayError for settings that cannot be."""
+
+    @property
+    def null(self) -> str | None:
+        """The objective of the null arm, as text; None: the plain objective on other batches."""
+        return None
+
+    def told(self, document: Document) -> list[int]:
+        """The document as it is scored when it was held out."""
+        return joined(document)
+
+    def row(self, document: Document, draw: random.Random) -> tuple[list[int], list[int]]:
+        """Tokens, and the label of each: the token itself where it is learned from those before it, else IGNORED."""
+        ids = self.told(document)
+        return ids, list(ids)
+
+    def adapt(self, hf: nn.Module) -> None:
+        """Raise PatchbayError where the objective cannot be had of a model; set what it needs of one."""
+
+    def loss(self, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
+        """Sum over learned places of - log p, divided by n."""
+        return cross_entropy(logits_of(hf, batch), batch["labels"]) / n
+
+
+def joined(document: Document) -> list[int]:
+    return [token for unit in document for token in unit]
+
+
+def logits_of(hf: nn.Module, batch: dict[str, Tensor], **more: Any) -> Tensor:
+    """Logits [row, position, vocab]."""
+    found: Tensor = output_of(hf, batch, **more).logits
+    return found
+
+
+def output_of(hf: nn.Module, batch: dict[str, Tensor], **more: Any) -> Any:
+    masked = {"attention_mask": batch["attention_mask"]} if not bool(batch["attention_mask"].all()) else {}
+    return hf(input_ids=batch["input_ids"], use_cache=False, **{**masked, **more})
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum over places of - log p(label there | what is before), from logits and labels [row, position(, vocab)]."""
+    return nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def learned(labels: Tensor) -> Tensor:
+    """How many places of a batch are learned; at least one, so that an empty batch has loss 0."""
+    return (labels[:, 1:] != IGNORED).sum().clamp_min(1)
+
+
+def collated(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+    """Rows as one batch, padded at the right with token 0, which is masked and never learned."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids, labels = ([row[i] + [fill] * (longest - len(row[i])) for row in rows] for i, fill in ((0, 0), (1, IGNORED)))
+    mask = [[1] * len(row[0]) + [0] * (longest - len(row[0])) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+        "attention_mask": torch.tensor(mask),
+    }

@@ -1,0 +1,92 @@
+"""A run of training as data: what is trained on what, how, and in which order. Batches follow from the seed and the step alone."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from patchbay.signal.port import PatchbayError, suggest
+from patchbay.train._objectives import objective
+from patchbay.train._objectives._objective import Document
+from patchbay.train._stream import shuffled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how: `steps` updates of `batch_size` rows at a constant `rate`, weight decay `decay` on matrices; rows of at most `length`
+    tokens; `held` of the documents are scored and never trained on (0: the same are trained on and scored); a checkpoint `every` so many steps (0: four in all); `fresh`: from
+    weights drawn by seed in place of the lent ones; `seed`: the first of the seeds."""
+
+    steps: int = 200
+    rate: float = 3e-3
+    decay: float = 0.1
+    batch_size: int = 16
+    length: int = 128
+    held: float = 0.1
+    every: int = 0
+    fresh: bool = False
+    seed: int = 0
+
+    def check(self) -> None:
+        positive = self.steps >= 0 and self.batch_size >= 1 and self.length >= 2 and self.every >= 0
+        if not (positive and 0 < self.rate < float("inf") and 0 <= self.decay < float("inf") and 0 <= self.held < 1):
+            raise PatchbayError(
+                f"plan {asdict(self)}: 0 or more steps, 1 or more rows, rows of 2 or more tokens, a rate above 0, a decay of 0 or more, "
+                "and a held-out share from 0 to below 1"
+            )
+
+
+def plan_of(given: dict[str, Any] | None) -> Plan:
+    """A plan from its settings, each of its kind, or a PatchbayError that names what there is."""
+    kinds = {field.name: type(field.default) for field in fields(Plan)}
+    for key, value in (given or {}).items():
+        if key not in kinds:
+            raise PatchbayError(f"plan has no {key!r}; it has {', '.join(kinds)}{suggest(key, list(kinds))}")
+        kind = kinds[key]
+        whole = isinstance(value, int | float) and (kind is float or kind(value) == value)
+        if not whole or (kind is not bool and isinstance(value, bool)):
+            raise PatchbayError(f"plan: {key} is written as {kind.__name__}, got {value!r}")
+    found = Plan(**{key: kinds[key](value) for key, value in (given or {}).items()})
+    found.check()
+    return found
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained: how it differs from the plain twin, and whose batches it sees."""
+
+    objective: str = "ntp"
+    blocks: str = ""
+    optimizer: str = "adamw"
+    other_batches: bool = False
+
+
+class Rows:
+    """The rows of a run, by place: row i is of step i // batch_size. A map-style data set, so that a run goes on from any step."""
+
+    def __init__(self, documents: Sequence[Document], arm: Arm, plan: Plan, seed: int) -> None:
+        self.documents, self.plan = documents, plan
+        self.seed = seed + 100_003 * arm.other_batches
+        self.objective = objective(arm.objective)
+        self._order = functools.lru_cache(maxsize=2)(lambda epoch: shuffled(len(documents), self.seed, "rows", epoch))
+
+    def __len__(self) -> int:
+        return self.plan.steps * self.plan.batch_size
+
+    def __getitem__(self, place: int) -> tuple[list[int], list[int]]:
+        epoch, at = divmod(place, len(self.documents))
+        return self.objective.row(self.documents[self._order(epoch)[at]], random.Random(f"{self.seed} {place}"))
+
+
+def split(n: int, held: float) -> tuple[list[int], list[int]]:
+    """Places of the documents that are trained on and of those that are held out, the same for every run; with `held` 0 all are both."""
+    if n < 2:
+        raise PatchbayError(f"{n} documents: two or more, so that one is held out")
+    if held == 0:
+        return list(range(n)), list(range(n))
+    order = shuffled(n, "held out")
+    count = min(n - 1, max(1, round(n * held)))
+    return sorted(order[count:]), sorted(order[:count])

@@ -1,0 +1,121 @@
+"""One run of the lab: its start, its training, its held-out scores and what is told of it; and what runs would cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchbay.model.load import load
+from patchbay.model.model import Model
+from patchbay.model.run import run
+from patchbay.results.untrained import untrained
+from patchbay.signal.port import PatchbayError
+from patchbay.train._copies import copied, write
+from patchbay.train._kept import TOLD, Kept
+from patchbay.train._objectives import objective
+from patchbay.train._objectives._objective import Document, Objective
+from patchbay.train._plan import Arm, Plan, Rows
+from patchbay.train._trainer import memory_named, trained
+
+PROBED = 3  # steps that an estimate is made of; the first is left out
+TOGETHER = 32  # held-out documents that run as one batch
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What all runs of a call share."""
+
+    model: Model
+    train: list[Document]
+    held: list[Document]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a run; `scores` [document] are nats per token."""
+
+    scores: Tensor
+    losses: list[float]
+    start: str
+    end: str
+    folder: str | None
+
+    def row(self, name: str, seed: int) -> dict[str, Any]:
+        return {"run": f"{name}-{seed}", "arm": name, "seed": seed, "loss": float(self.scores.mean()), "start": self.start, "end": self.end,
+                "folder": self.folder}  # fmt: skip
+
+
+def begun(lab: Lab, arm: Arm, seed: int) -> Model:
+    """The weights that a run starts from: the lent ones, or drawn by the seed; the same for all arms of a seed where shapes agree."""
+    if not lab.plan.fresh:
+        return copied(lab.model)
+    fresh = untrained(lab.model, seed)
+    if isinstance(fresh, str):
+        raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {fresh}")
+    return fresh
+
+
+def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
+    """Train and score one arm of one seed, or take what is there of it already."""
+    if (same := kept.made.get((arm, seed))) is not None and kept.folder is None:
+        return same  # type: ignore[no-any-return]
+    called, spec = f"{name}-{seed}", dataclasses.asdict(arm)
+    aim = objective(arm.objective)
+    there = kept.finished(called, spec)
+    if there is not None:
+        model, told = load(there[0]), there[1]
+    else:
+        model = begun(lab, arm, seed)
+        told = {"arm": spec, "start": model.fingerprint}
+        aim.adapt(model.hf)
+        place = kept.at_work(called)
+        told["losses"] = trained(
+            model.hf, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, place, keep=kept.folder is not None
+        )
+        model._fingerprint = None
+        told["end"] = model.fingerprint
+        if kept.folder is not None:
+            write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
+        kept.end(called)
+    folder = None if kept.folder is None else str(kept.folder / called)
+    found = Run(held_out(model, lab.held, aim), told["losses"], told["start"], told["end"], folder)
+    kept.made[arm, seed] = found
+    return found
+
+
+def held_out(model: Model, held: list[Document], aim: Objective) -> Tensor:
+    """Mean - log p of a token of each document, float64 [document]."""
+    texts, found = [aim.told(one) for one in held], []
+    for i in range(0, len(texts), TOGETHER):
+        some = texts[i : i + TOGETHER]
+        logits = run(model, some).logits
+        for row, ids in zip(logits, some, strict=True):
+            found.append(nn.functional.cross_entropy(row[: len(ids) - 1].float(), torch.tensor(ids[1:], device=row.device)))
+    return torch.stack(found).double().cpu()
+
+
+def cost(lab: Lab, arm: Arm) -> dict[str, float]:
+    """Seconds, operations, bytes of the checkpoint and memory of one run, from a few of its steps on a copy."""
+    model = begun(lab, arm, 0)
+    objective(arm.objective).adapt(model.hf)
+    n = sum(p.numel() for p in model.hf.parameters())
+    rows = Rows(lab.train, arm, dataclasses.replace(lab.plan, steps=PROBED), 0)
+    times = []
+    for steps in (1, PROBED):
+        began = time.perf_counter()
+        with memory_named(None):
+            trained(model.hf, rows, arm, dataclasses.replace(rows.plan, steps=steps), Path("."), keep=False)
+        times.append(time.perf_counter() - began)
+    each = max(times[1] - times[0], 1e-9) / (PROBED - 1)
+    tokens = sum(len(rows[i][0]) for i in range(len(rows))) / PROBED
+    size = next(model.hf.parameters()).element_size()
+    return {"seconds": each * lab.plan.steps, "flops": 6.0 * n * tokens * lab.plan.steps, "bytes": float(n * size),
+            "memory": float(4 * n * size)}  # weights, gradients and two moments; activations come on top  # fmt: skip

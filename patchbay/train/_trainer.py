@@ -1,0 +1,155 @@
+"""One run on Hugging Face's Trainer: the same weights from the same plan, also when it was killed and goes on.
+
+The Trainer (accelerate) brings devices, several processes and FSDP; rows, their order and the loss are the lab's. The model trains without
+dropout, at a constant rate, with gradients clipped to norm 1. A checkpoint counts once `whole.json` lies in it, which is written last; a
+run goes on from the last that does, and what was half written is removed. Nothing of a run is drawn from global random states.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchbay.files import write_file
+from patchbay.model.source import quietly
+from patchbay.results.method import seeded
+from patchbay.signal.port import PatchbayError
+from patchbay.train._objectives._objective import collated, learned
+from patchbay.train._optimizers import optimizer
+from patchbay.train._plan import Arm, Plan, Rows
+
+CLIP = 1.0  # the norm that gradients are clipped to
+WHOLE = "whole.json"
+
+
+def trained(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep: bool) -> list[float]:
+    """Train `hf` in place by the plan; the loss of every step. With `keep`, checkpoints go to `place` and a run that is there goes on."""
+    if plan.steps == 0:
+        return []
+    last = _last_whole(place) if keep else None
+    losses = [] if last is None else json.loads((last / WHOLE).read_text(encoding="utf-8"))["losses"]
+    cached = getattr(hf.config, "use_cache", None)
+    learn = [p for p in hf.parameters() if p.is_floating_point()]
+    for one in learn:
+        one.requires_grad_()
+    try:
+        with memory_named(place if keep else None), quietly():
+            trainer = _trainer(hf, rows, arm, plan, place, keep, losses)
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    finally:
+        for one in learn:
+            one.grad = None
+            one.requires_grad_(False)
+        hf.config.use_cache = cached
+        hf.eval()
+    if not all(bool(one.isfinite().all()) for one in learn):
+        raise PatchbayError(f"the weights are no longer finite after {plan.steps} steps at rate {plan.rate}: lower the rate")
+    return [float(loss) for loss in losses]
+
+
+@contextlib.contextmanager
+def memory_named(kept: Path | None) -> Iterator[None]:
+    """Say in a sentence that memory ran out, and what is kept."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not memory:
+            raise
+        last = None if kept is None else _last_whole(kept)
+        where = "nothing of this run is kept" if last is None else f"{last} is kept, and the same call goes on from it"
+        raise PatchbayError(
+            f"memory ran out while training ({str(error).splitlines()[0][:120] or 'MemoryError'}); {where}. Give a smaller batch_size or length"
+        ) from error
+
+
+def _last_whole(place: Path) -> Path | None:
+    """The last checkpoint that was written to its end; those that were not are removed."""
+    found = []
+    for folder in place.glob("checkpoint-*"):
+        if (folder / WHOLE).is_file():
+            found.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(found, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
+
+
+def _trainer(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: bool, losses: list[Any]) -> Any:
+    try:
+        from transformers import TrainingArguments
+        from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+        with seeded(0):
+            every = plan.every or max(1, -(-plan.steps // 4))
+            arguments = TrainingArguments(
+                output_dir=str(place), max_steps=plan.steps, per_device_train_batch_size=plan.batch_size,
+                learning_rate=plan.rate, weight_decay=plan.decay, lr_scheduler_type="constant", max_grad_norm=CLIP, optim="adamw_torch",
+                save_strategy="steps" if keep else "no", save_steps=every, logging_strategy="no", report_to="none",
+                disable_tqdm=True, remove_unused_columns=False, use_cpu=next(hf.parameters()).device.type == "cpu",
+            )  # fmt: skip
+    except ImportError as error:
+        raise PatchbayError(f"training runs on accelerate, which is not installed: pip install 'patchbay-lm[train]' ({error})") from error
+
+    class Whole(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.is_world_process_zero:
+                told = json.dumps({"step": state.global_step, "losses": [float(one) for one in losses]})
+                here = place / f"checkpoint-{state.global_step}"
+                write_file(here / WHOLE, told.encode())
+                for older in place.glob("checkpoint-*"):
+                    if older != here:
+                        shutil.rmtree(older)
+
+    if plan.batch_size % arguments.world_size:
+        raise PatchbayError(f"batch_size={plan.batch_size} over {arguments.world_size} processes: give a multiple of their number")
+    arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
+    made = optimizer(arm.optimizer)
+    with seeded(0):
+        found = _class()(
+            model=hf, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[Whole()],
+            optimizer_cls_and_kwargs=None if made is None else (made, {"lr": plan.rate}),
+        )  # fmt: skip
+    found.remove_callback(PrinterCallback)
+    found.rows, found.losses = rows, losses
+    return found
+
+
+def _class() -> Any:
+    from transformers import Trainer
+
+    class Lab(Trainer):  # type: ignore[misc]
+        """The Trainer with the lab's rows in their order, its loss, and no use of global random states."""
+
+        rows: Rows
+        losses: list[Any]
+
+        def get_train_dataloader(self) -> Any:
+            loader = torch.utils.data.DataLoader(
+                self.train_dataset, batch_size=self._train_batch_size, collate_fn=self.data_collator, generator=torch.Generator()
+            )
+            return self.accelerator.prepare(loader)
+
+        def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+            model.eval()
+            batch = self._prepare_inputs(inputs)
+            n = learned(batch["labels"])
+            with self.compute_loss_context_manager():
+                loss = self.rows.objective.loss(model, batch, n)
+            self.accelerator.backward(loss)
+            self.losses.append(loss.detach())
+            return loss.detach()
+
+        def _save_rng_state(self, output_dir: str) -> None:
+            pass
+
+        def _load_rng_state(self, checkpoint: str | None) -> None:
+            pass
+
+    return Lab

@@ -1,0 +1,151 @@
+"""Variant: train a model another way and its twin the plain way, on the same batches, and compare what came of them.
+
+    difference[seed] = held-out loss of the variant - held-out loss of its twin, nats per token
+
+What differs is an objective, an optimiser, or blocks. For every seed three copies are trained: the variant; the twin, by next-token
+prediction with AdamW; and a null arm, which is what the objective names as its own (for a permutation of units the reversal of tokens), or
+else the plain twin on other batches: what the seed alone does. Variant and twin of a seed start from the same weights wherever shapes agree,
+and see the same documents in the same order. Training runs on Hugging Face's Trainer (accelerate). The lent model is not touched.
+
+Each seed's difference has a bootstrap interval over held-out documents; over seeds the mean, how many differ in its direction, and the exact
+p of signs, two-sided. Three seeds cannot go below p = .25, five not below .0625: a table of runs says which they were, with digests of
+every run's start and end. In `folder` each run is a checkpoint that `patchbay.load` opens, and a call that was cut off, or killed, goes on
+bit for bit from its last checkpoint.
+
+The papers behind the objectives stand in their files; the exchange of blocks and the pairing are this project's own. Training objectives:
+Lv et al. 2023, Guo et al. 2024 and others. A lower loss shows no mechanism: look inside both folders with the finders.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from patchbay.model.model import Model
+from patchbay.results.method import method
+from patchbay.results.result import Result
+from patchbay.signal.port import PatchbayError
+from patchbay.train._documents import digest_of, read
+from patchbay.train._kept import Kept
+from patchbay.train._objectives import objective as read_objective
+from patchbay.train._optimizers import optimizer as read_optimizer
+from patchbay.train._pairs import over_seeds, paired
+from patchbay.train._plan import Arm, plan_of, split
+from patchbay.train._runs import PROBED, Lab, Run, cost, run_of
+
+ARMS = ("variant", "twin", "null")
+NATS = "nats per token"
+
+
+@method(paper="guo2024")
+def variant(
+    model: Model,
+    data: str | list[str] | list[list[int]] | list[list[list[int]]] | list[list[str]],
+    *,
+    objective: str = "ntp",
+    blocks: str = "",
+    optimizer: str = "adamw",
+    seeds: int = 5,
+    folder: str | None = None,
+    plan: dict[str, float] | None = None,
+) -> Result:
+    """Held-out loss of the variant, its twin and the null arm, by seed, and what the variant differs by.
+
+    Main variable `loss` [condition, draw], a draw for each seed. `difference` [draw] with ends, and `null_difference`: the null arm less the twin. `mean`, `null_mean`: over
+    seeds; `same_sign`: seeds that differ in the mean's direction, with `p`. Tables: `steps` with losses, `runs` with digests. With
+    `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
+
+    `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
+    `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `bico:p=0.3`. `blocks`: the
+    variant of the architecture; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
+    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, seed, dry_run.
+    """
+    given = dict(plan or {})
+    dry = bool(given.pop("dry_run", False))
+    how, wanted = plan_of(given), read_objective(objective)
+    read_optimizer(optimizer)
+    _check(model, seeds, blocks)
+    documents = read(model, data, how.length)
+    train, held = split(len(documents), how.held)
+    arms = {
+        "variant": Arm(objective, blocks, optimizer),
+        "twin": Arm(),
+        "null": Arm(other_batches=True) if wanted.null is None else Arm(wanted.null),
+    }
+    lab = Lab(model, [documents[i] for i in train], [documents[i] for i in held], how)
+    if dry:
+        return _estimate(lab, arms, seeds)
+    with tempfile.TemporaryDirectory() as nowhere:
+        request = {"model": model.fingerprint, "data": digest_of(documents), "plan": asdict(how)}
+        kept = Kept(None if folder is None else Path(folder), Path(nowhere), request)
+        seeds_of = range(how.seed, how.seed + seeds)
+        runs = {(name, seed): run_of(lab, name, arm, seed, kept) for seed in seeds_of for name, arm in arms.items()}
+    return _told(lab, arms, runs, seeds_of)
+
+
+def _check(model: Model, seeds: int, blocks: str) -> None:
+    if seeds < 1:
+        raise PatchbayError(f"seeds={seeds}: one pair of runs or more")
+    if blocks:
+        raise PatchbayError(f"no blocks {blocks!r} here")
+    if model._session is not None:
+        raise PatchbayError(
+            "training inside model.edited(...): the copies would be trained under those edits; leave the block"
+        )
+
+
+def _told(lab: Lab, arms: dict[str, Arm], runs: dict[tuple[str, int], Run], seeds: range) -> Result:
+    """The numbers of all runs, and of each seed's pair."""
+    losses = [[float(runs[name, seed].scores.mean()) for seed in seeds] for name in ARMS]
+    variables: dict[str, Any] = {"loss": (losses, ("condition", "draw"), NATS)}
+    for key, name in (("", "variant"), ("null_", "null")):
+        pairs = [paired(runs[name, seed].scores, runs["twin", seed].scores) for seed in seeds]
+        for end in ("", "_low", "_high"):
+            at = ("", "_low", "_high").index(end)
+            variables[f"{key}difference{end}"] = ([pair[at] for pair in pairs], ("draw",), NATS)
+        over = over_seeds([pair[0] for pair in pairs])
+        variables[f"{key}mean"] = (over.mean, (), NATS)
+        variables[f"{key}same_sign"] = (over.same, (), "seeds")
+        variables[f"{key}p"] = (over.p, (), "probability")
+    table = [runs[name, seed].row(name, seed) for name in ARMS for seed in seeds]
+    steps = [{"arm": name, "seed": seed, "step": i, "loss": loss} for name in ARMS for seed in seeds
+             for i, loss in enumerate(runs[name, seed].losses)]  # fmt: skip
+    notes = [f"{name}: {_said(arm)}" for name, arm in arms.items()]
+    others = "others" if lab.plan.held else "documents, the same: what is scored was learned"
+    notes.append(f"trained on {len(lab.train)} documents, scored on {len(lab.held)} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows")
+    if len(seeds) < 5:
+        notes.append(f"{len(seeds)} seeds cannot reach a p of signs below {2 * 0.5 ** len(seeds):.3g}, whatever they show; five reach .0625")
+    return Result(
+        variables,
+        coords={"condition": list(ARMS), "draw": list(seeds)},
+        tables={"runs": table, "steps": steps},
+        notes=notes,
+        provenance={"checkpoints": {row["run"]: row["folder"] for row in table}},
+    )
+
+
+def _said(arm: Arm) -> str:
+    other = ", on other batches" if arm.other_batches else ""
+    return f"{arm.objective} with {arm.optimizer}{', blocks ' + arm.blocks if arm.blocks else ''}{other}"
+
+
+def _estimate(lab: Lab, arms: dict[str, Arm], seeds: int) -> Result:
+    """What training would cost, from a few steps of each arm."""
+    found = {name: cost(lab, arm) for name, arm in arms.items()}
+    each = {key: [seeds * found[name][key] for name in ARMS] for key in ("seconds", "flops", "bytes")}
+    return Result(
+        {
+            "seconds": (sum(each["seconds"]), (), "s"),
+            "by_arm": (each["seconds"], ("condition",), "s"),
+            "flops": (sum(each["flops"]), (), "operations"),
+            "bytes": (sum(each["bytes"]), (), "bytes"),
+            "memory": (max(found[name]["memory"] for name in ARMS), (), "bytes"),
+        },
+        coords={"condition": list(ARMS)},
+        notes=[
+            f"nothing was trained: {seeds} seeds of {len(ARMS)} arms, {lab.plan.steps} steps each, from the seconds of {PROBED} steps of each; "
+            "operations are 6 for each weight and token; bytes are of the checkpoints that stay"
+        ],
+    )

@@ -1,0 +1,48 @@
+"""Texts of a file, one after another; what cannot be read is refused by its line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import patchbay as pb
+from patchbay.corpus import texts_of
+
+
+def test_texts_come_in_order_from_both_forms(tmp_path: Path) -> None:
+    plain, records = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    plain.write_bytes(b"\xef\xbb\xbfone\r\n\n  \ntwo words\nlast")
+    records.write_text('{"text": "one"}\n\n{"text": "two words", "id": 3}\n{"text": "last"}')
+    assert list(texts_of(plain)) == list(texts_of(records)) == ["one", "two words", "last"]
+
+
+def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
+    """The first texts come though a later line cannot be read."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "one"}\n{"text": \n')
+    stream = texts_of(file)
+    assert next(stream) == "one"
+    with pytest.raises(pb.PatchbayError, match="line 2 is no JSON"):
+        next(stream)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"", "holds no text"),
+        ("a.jsonl", b"\n \n", "holds no text"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": "tw', "line 2 is no JSON: the file ends in mid-line, as one that was cut off"),
+        ("a.txt", "one\nzw\u00f6".encode()[:-1], "line 2 is not UTF-8: the file ends in mid-line"),
+        ("a.txt", b"\xff\xfe\nb\n", r"line 1 is not UTF-8 \("),
+        ("a.jsonl", b'{"txt": "one"}\n', r"no field `text` that is a text; it has \['txt'\]"),
+        ("a.jsonl", b"[1]\n", "it has list"),
+        ("a.csv", b"one\n", "a .txt, a line each, or in a .jsonl"),
+    ],
+)
+def test_refusals(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(pb.PatchbayError, match=says):
+        list(texts_of(tmp_path / name))
+    with pytest.raises(pb.PatchbayError, match="cannot be read"):
+        list(texts_of(tmp_path / "none.txt"))

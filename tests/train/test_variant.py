@@ -1,0 +1,286 @@
+"""train.variant: the Trainer's run is a plain loop's, pairs start and read alike, a run that died goes on bit for bit, what cannot be is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import patchbay as pb
+from patchbay.train import _trainer
+from patchbay.train._objectives._objective import collated
+from patchbay.train._pairs import over_seeds
+from patchbay.train._plan import Arm, Rows, plan_of, split
+from tests.given import lent
+from tests.tolerance import close
+
+PLAN: dict[str, float] = {"steps": 6, "batch_size": 4}
+
+
+def texts(n: int = 20, seed: int = 0, words: int = 30) -> list[list[list[int]]]:
+    """Documents of three units of random tokens."""
+    rng = random.Random(seed)
+    return [[[rng.randrange(5, words) for _ in range(k)] for k in (2, 1, 3)] for _ in range(n)]
+
+
+def variant(data: Any = None, model: pb.Model | None = None, **options: Any) -> pb.Result:
+    how = {"seeds": 1, "plan": PLAN, **options}
+    return pb.train.variant(model or lent("llama"), texts() if data is None else data, **how)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(pb.load(folder).hf.state_dict())
+
+
+def test_planted() -> None:
+    """Documents with one order: a variant that only reads them backwards scores that order worse than its twin, by every seed."""
+    plan = {"steps": 8, "batch_size": 4, "rate": 0.02}
+    found = variant([[[5], [6], [7], [8]]] * 30, objective="spt:kept=0,reversed=1", seeds=2, plan=plan)
+    assert float(found["difference_low"].min()) > 1.0
+    assert float(found["same_sign"]) == 2
+    assert float(found["mean"]) == pytest.approx(float(found["difference"].mean()))
+
+
+def test_reference(tmp_path: Path) -> None:
+    """Losses and weights of twenty lines of plain torch on the same rows; held-out scores by loops."""
+    model, documents = lent("llama"), texts()
+    found = variant(folder=str(tmp_path / "runs"), plan={**PLAN, "decay": 0.0})
+    train, held = split(20, 0.1)
+    plan = plan_of({**PLAN, "decay": 0.0})
+    rows = Rows([documents[i] for i in train], Arm(), plan, 0)
+    hf = pb.tiny.twins.twin("llama")
+    optimizer = torch.optim.AdamW(hf.parameters(), lr=plan.rate, weight_decay=0.0)
+    losses = []
+    for step in range(plan.steps):
+        ids = torch.tensor([rows[step * plan.batch_size + i][0] for i in range(plan.batch_size)])
+        loss = cross_entropy(hf(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    told = [row["loss"] for row in found.tables["steps"] if row["arm"] == "twin"]
+    assert close(torch.tensor(told), torch.tensor(losses))
+    mine, theirs = hf.state_dict(), weights(tmp_path / "runs" / "twin-0")
+    assert all(close(mine[name], theirs[name]) for name in mine)
+    scores = []
+    for i in held:
+        ids = torch.tensor([token for unit in documents[i] for token in unit])
+        logp = torch.log_softmax(hf(ids[None]).logits[0].detach().double(), -1)
+        scores.append(-sum(float(logp[t, ids[t + 1]]) for t in range(len(ids) - 1)) / (len(ids) - 1))
+    assert close(float(found["loss"][1, 0]), sum(scores) / len(scores), of=10.0, dtype=torch.float32)
+    assert found.tables["runs"][0]["start"] == found.tables["runs"][1]["start"] == model.fingerprint
+    assert pb.load(tmp_path / "runs" / "twin-0").fingerprint == found.tables["runs"][1]["end"]
+
+
+def test_null() -> None:
+    """The plain objective as its own variant: no bit differs from the twin; other batches do something, which is the null arm's."""
+    found = variant(seeds=2)
+    runs = {row["run"]: row for row in found.tables["runs"]}
+    for seed in range(2):
+        assert runs[f"variant-{seed}"]["end"] == runs[f"twin-{seed}"]["end"] != runs[f"null-{seed}"]["end"]
+    assert found["difference"].tolist() == [0.0, 0.0]
+    assert float(found["p"]) == 1.0
+    assert runs["twin-0"]["end"] != runs["twin-1"]["end"]
+
+
+def test_no_steps_change_nothing_and_the_lent_model_stays() -> None:
+    model = lent("llama")
+    before = model.fingerprint
+    found = variant(objective="spt", plan={**PLAN, "steps": 0})
+    assert {row[key] for row in found.tables["runs"] for key in ("start", "end")} == {before}
+    variant(objective="spt")
+    assert model.hf.config.use_cache == pb.tiny.twins.twin("llama").config.use_cache
+    model._fingerprint = None
+    assert model.fingerprint == before
+
+
+def test_fresh_weights_are_drawn_by_seed_and_shared_by_a_pair() -> None:
+    found = variant(objective="spt", seeds=2, plan={**PLAN, "steps": 1, "fresh": True})
+    starts = [[row["start"] for row in found.tables["runs"] if row["seed"] == seed] for seed in (0, 1)]
+    assert len(set(starts[0])) == len(set(starts[1])) == 1
+    assert len({starts[0][0], starts[1][0], lent("llama").fingerprint}) == 3
+
+
+class Died(Exception):
+    pass
+
+
+def test_a_call_that_died_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dying in the fourth step, after a checkpoint at the second; a half-written later one beside it is not believed."""
+    plan = {**PLAN, "every": 2}
+    whole = variant(objective="spt", folder=str(tmp_path / "whole"), plan=plan)
+    own, calls = Rows.__getitem__, 0
+
+    def dying(rows: Rows, place: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4 * 4 - 1:
+            raise Died
+        return own(rows, place)
+
+    monkeypatch.setattr(Rows, "__getitem__", dying)
+    folder = tmp_path / "died"
+    with pytest.raises(Died):
+        variant(objective="spt", folder=str(folder), plan=plan)
+    at_work = folder / ".variant-0"
+    assert [path.name for path in at_work.iterdir()] == ["checkpoint-2"]
+    (at_work / "checkpoint-4").mkdir()
+    (at_work / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
+    calls = 100
+    found = variant(objective="spt", folder=str(folder), plan=plan)
+    assert calls - 100 < 3 * 6 * 4  # it did not begin anew
+    assert found.tables["steps"] == whole.tables["steps"]
+    assert [row["end"] for row in found.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
+    assert torch.equal(found["loss"], whole["loss"])
+    assert sorted(path.name for path in folder.iterdir()) == ["lab.json", "null-0", "twin-0", "variant-0"]
+
+
+KILLED = """
+import sys, patchbay as pb
+from patchbay.tiny.twins import twin
+from tests.train.test_variant import texts
+pb.train.variant(pb.load(twin("llama")), texts(), objective="spt", seeds=1, folder=sys.argv[1], plan={"steps": 400, "batch_size": 4, "every": 5})
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """kill -9 of a real process after its first checkpoint, again in mid-course of the next start, and then to the end."""
+    plan = {"steps": 400, "batch_size": 4, "every": 5}
+    whole = variant(objective="spt", folder=str(tmp_path / "whole"), plan=plan)
+    folder = tmp_path / "killed"
+    for least in (5, 20):
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)])
+        until = time.monotonic() + 240
+
+        def done(least: int = least) -> bool:
+            names = [path.parent.name for path in folder.glob(".variant-0/checkpoint-*/whole.json")]
+            return any(int(name.partition("-")[2]) >= least for name in names)
+
+        while not done() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    found = variant(objective="spt", folder=str(folder), plan=plan)
+    assert [row["end"] for row in found.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
+    assert found.tables["steps"] == whole.tables["steps"]
+
+
+def test_a_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
+    folder = str(tmp_path / "runs")
+    variant(folder=folder)
+    for other, says in (({"plan": {**PLAN, "rate": 0.1}}, "another plan"), ({"data": texts(seed=1)}, "another data")):
+        with pytest.raises(pb.PatchbayError, match=f"holds runs of {says}"):
+            variant(folder=folder, **other)
+    with pytest.raises(pb.PatchbayError, match="variant-0 is of another run"):
+        variant(folder=folder, objective="spt")
+
+
+def test_memory_that_runs_out_is_said_and_the_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = Rows.__getitem__, 0
+
+    def full(rows: Rows, place: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 12:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return own(rows, place)
+
+    monkeypatch.setattr(Rows, "__getitem__", full)
+    with pytest.raises(pb.PatchbayError, match=r"memory ran out .*checkpoint-2 is kept, and the same call goes on from it"):
+        variant(folder=str(tmp_path / "runs"), plan={**PLAN, "every": 2})
+    with pytest.raises(pb.PatchbayError, match="nothing of this run is kept"):
+        variant()
+
+
+def test_the_estimate_trains_nothing(tmp_path: Path) -> None:
+    found = variant(objective="spt", seeds=5, folder=str(tmp_path / "runs"), plan={**PLAN, "dry_run": True})
+    n = sum(p.numel() for p in lent("llama").hf.parameters())
+    assert float(found["bytes"]) == 5 * 3 * 4 * n
+    assert float(found["flops"]) == pytest.approx(6.0 * n * 5 * 3 * 6 * 4 * 6)  # weights, seeds, arms, steps, rows, tokens
+    assert float(found["seconds"]) > 0
+    assert not (tmp_path / "runs").exists()
+
+
+def test_signs_over_seeds_are_counted_exactly() -> None:
+    for values, same, p in (([1.0] * 5, 5, 0.0625), ([1.0] * 3, 3, 0.25), ([-1, -2, -3, 0.1], 3, 0.625), ([0.0, 0.0], 0, 1.0)):
+        found = over_seeds([float(value) for value in values])
+        assert (found.same, found.p) == (same, p)
+    assert over_seeds([1.0, -3.0]).mean == -1.0
+
+
+def test_rows_follow_from_seed_and_place_alone() -> None:
+    plan = plan_of(PLAN)
+    one, same, other = (Rows(texts(), Arm("spt"), plan, seed) for seed in (0, 0, 1))
+    assert [same[i] for i in (20, 3, 11)] == [one[i] for i in (20, 3, 11)]
+    assert [one[i] for i in range(24)] != [other[i] for i in range(24)]
+    plain = Rows(texts(), Arm(), plan, 0)
+    assert [sorted(plain[i][0]) for i in range(24)] == [sorted(one[i][0]) for i in range(24)]  # the same documents in the same order
+    batch = collated([([5, 6, 7], [5, 6, 7]), ([8], [8])])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch["labels"].tolist() == [[5, 6, 7], [8, -100, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_data_may_lie_in_a_file(tmp_path: Path) -> None:
+    """Texts by lines; the same texts as a list give the same run."""
+    from tests.measure.words import tokenizer
+
+    model = pb.load(lent("gpt2").hf, tokenizer("characters"))
+    lines = ["the cat sat " * 20, "a dog ran", "birds sing", "it rains"]  # the first is longer than the model reads, and is cut
+    (tmp_path / "texts.txt").write_text("\n".join(lines))
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    runs = [variant(data, model, plan={"steps": 1, "batch_size": 2, "length": 32}) for data in (lines, str(tmp_path / "texts.txt"), str(tmp_path / "texts.jsonl"))]
+    assert torch.equal(runs[0]["loss"], runs[1]["loss"])
+    assert torch.equal(runs[0]["loss"], runs[2]["loss"])
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "says"),
+    [
+        ([], {}, "no documents"),
+        ([[5, 6]], {}, "1 documents: two or more"),
+        ([[5], [6, 7]], {}, "document 0 has 1 tokens"),
+        ([[5, 6], [7, 999]], {}, "document 1: 999 is no token"),
+        ([[[5, 6], [7, 8]], [[5], []]], {}, "document 1: units are"),
+        ([[5, 6], "x"], {}, "document 1 is a text, and this model has no tokenizer"),
+        (None, {"objective": "sbt"}, "did you mean 'spt'"),
+        (None, {"objective": "spt:keep=1"}, "its settings are kept, reversed, tokens"),
+        (None, {"objective": "spt:kept=x"}, "is written as float"),
+        (None, {"objective": "spt:kept=0.9"}, "together at most 1"),
+        (None, {"optimizer": "adam"}, "did you mean 'adamw'"),
+        (None, {"seeds": 0}, "seeds=0: one pair"),
+        (None, {"plan": {"step": 3}}, "did you mean 'steps'"),
+        (None, {"plan": {"steps": 2.5}}, "steps is written as int, got 2.5"),
+        (None, {"plan": {"steps": -1}}, "0 or more steps"),
+        (None, {"plan": {"length": 4}}, "has 6 tokens in 3 units, and a row holds length=4"),
+        ([[5] * 200, [6] * 200], {"plan": {"length": 200}}, "this model reads at most 64"),
+        (None, {"plan": {"steps": 3, "rate": 1e30}}, "no longer finite"),
+    ],
+)  # fmt: skip
+def test_refusals(data: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(pb.PatchbayError, match=says):
+        variant(data, **options)
+
+
+def test_accelerate_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    import transformers
+
+    class Missing:
+        def __init__(self, **_: Any) -> None:
+            raise ImportError("Using the `Trainer` requires `accelerate`")
+
+    monkeypatch.setattr(transformers, "TrainingArguments", Missing)
+    with pytest.raises(pb.PatchbayError, match=r"pip install 'patchbay-lm\[train\]'"):
+        variant()
+    assert _trainer.CLIP == 1.0
