@@ -220,7 +220,9 @@ def run_story(
     page = report or f"patchbay-{story.replace('_', '-')}.html"
     form = stories.own_form(story) if model is None else None
     if form is not None and (asked := [key for key, value in given.items() if value]):
-        raise PatchbayError(f"{', '.join(asked)} goes with --model: without one, {story} trains a small network of its own")
+        raise PatchbayError(
+            f"{', '.join(asked)} goes with --model: without one, {story} trains a small network of its own"
+        )
     lent = load_model(model or "tiny", given, quiet=as_json) if form is None else form()
     told = tell(lent, seed=seed, report=page, quiet=as_json, n=n)
     if as_json:

@@ -44,5 +44,7 @@ def _text(file: Path, number: int, line: bytes) -> str:
     except ValueError as error:
         raise PatchbayError(f"{file}, line {number} is no JSON{cut} ({error})") from error
     if not isinstance(found, dict) or not isinstance(found.get("text"), str):
-        raise PatchbayError(f"{file}, line {number} has no field `text` that is a text; it has {sorted(found) if isinstance(found, dict) else type(found).__name__}")
+        raise PatchbayError(
+            f"{file}, line {number} has no field `text` that is a text; it has {sorted(found) if isinstance(found, dict) else type(found).__name__}"
+        )
     return found["text"]

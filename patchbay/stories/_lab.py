@@ -9,16 +9,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 import patchbay as pb
-from patchbay import maths
 from patchbay.draw import report, screen
 from patchbay.draw.report import BAD, GOOD, INK, Picture, Section, Table, _axes
 from patchbay.model.model import Model
 from patchbay.results.record import versions
 from patchbay.signal.port import PatchbayError
-from patchbay.train._pairs import over_seeds
+from patchbay.train._kept import Kept
+from patchbay.train._paired import paired
+from patchbay.train._plan import Arm
+from patchbay.train._runs import Lab, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,28 +45,58 @@ class Telling:
         return pb.load(self.folder / run)
 
 
+def runs_of(
+    telling: Telling, arms: Mapping[str, tuple[Lab, Arm]], quiet: bool, what: str = "training"
+) -> dict[str, list[Tensor]]:
+    """Train every arm with every seed into the story's folder, as `NAME-SEED`: held-out scores by arm, for each seed [document]."""
+    found: dict[str, list[Tensor]] = {arm: [] for arm in arms}
+    with screen.progress(what, quiet=quiet) as bar:
+        kept = Kept(telling.folder, telling.folder, {"story": what})
+        for seed in range(telling.seed, telling.seed + telling.seeds):
+            for name, (lab, arm) in arms.items():
+                found[name].append(run_of(lab, name.replace(" ", "-"), arm, seed, kept).scores)
+                bar(sum(map(len, found.values())), telling.seeds * len(arms))
+    return found
+
+
 def needs(model: Model, vocab: int, what: str) -> None:
     """Raise PatchbayError for a model with fewer tokens than the story's own text has."""
     if model.vocab_size < vocab:
         raise PatchbayError(f"{what} is told in {vocab} tokens; this {model.family.name} model has {model.vocab_size}")
 
 
-def arms_section(title: str, text: Sequence[str], values: Mapping[str, Sequence[Tensor]], unit: str, against: str, key: str) -> Section:
+def arms_section(
+    title: str, text: Sequence[str], values: Mapping[str, Sequence[Tensor]], unit: str, against: str, key: str
+) -> Section:
     """Values of arms by seed, each a mean over items: a table, a figure, and each arm's difference from the arm `against` with its signs.
 
     `values`: arm -> for each seed one number for each item [item].
     """
+    stacked = {arm: torch.stack([one.double() for one in by_seed]) for arm, by_seed in values.items()}  # [seed, item]
+    found = paired(stacked, twin=against, unit=unit)
     rows, data = [], {}
-    for arm, by_seed in values.items():
-        means = [float(one.double().mean()) for one in by_seed]
-        gaps = [maths.paired_interval(one.double(), other.double()) for one, other in zip(by_seed, values[against], strict=True)]
-        over = over_seeds([gap.mean for gap in gaps])
-        ends = "" if arm == against else f"{min(gap.low for gap in gaps):+.3f} to {max(gap.high for gap in gaps):+.3f}"
-        told = "" if arm == against else f"{over.same} of {len(gaps)}, p = {over.p:.3g}"
-        rows.append([arm, sum(means) / len(means), min(means), max(means), "" if arm == against else over.mean, ends, told])
-        data[arm] = {"by_seed": means, "difference": over.mean, "gaps": [[g.mean, g.low, g.high] for g in gaps], "same": over.same, "p": over.p}
-    columns = ("arm", f"mean, {unit}", "least seed", "largest seed", f"less {against}", "ends over seeds", "signs")
-    picture = Picture(partial(dots, {arm: row["by_seed"] for arm, row in data.items()}, unit), f"{title}: a dot is a seed, the bar their mean.")
+    for arm, by_seed in stacked.items():
+        means = by_seed.mean(1).tolist()
+        data[arm] = {"by_seed": means}
+        rows.append([arm, sum(means) / len(means), min(means), max(means), "", "", ""])
+        if arm != against:
+            at = found.labels_of("condition").index(f"{arm} - {against}")
+            ends = [float(found[name][at]) for name in ("effect", "low", "high")]
+            signs = [int(found["above"][at]), int(found["below"][at])]
+            data[arm] |= {
+                "difference": ends,
+                "above": signs[0],
+                "below": signs[1],
+                "p": float(found["p"][at]),
+                "runs": found["by_run"][at].tolist(),
+            }
+            said = f"{signs[0]} above, {signs[1]} below" + (f", p {data[arm]['p']:.3g}" if sum(signs) else "")
+            rows[-1][4:] = [f"{ends[0]:+.3f}", f"{ends[1]:+.3f} to {ends[2]:+.3f}", said]
+    columns = ("arm", f"mean, {unit}", "least seed", "largest seed", f"less {against}", "95 %", "seeds")
+    picture = Picture(
+        partial(dots, {arm: row["by_seed"] for arm, row in data.items()}, unit),
+        f"{title}: a dot is a seed, the bar their mean.",
+    )
     return Section(title, list(text), [Table(columns, rows)], [picture], {key: data})
 
 
@@ -81,7 +114,9 @@ def dots(values: Mapping[str, Sequence[float]], unit: str) -> Figure:
     return drawn
 
 
-def tell(telling: Telling, name: str, title: str, lead: str, steps: Sequence[Step], page: Path, quiet: bool) -> dict[str, Any]:
+def tell(
+    telling: Telling, name: str, title: str, lead: str, steps: Sequence[Step], page: Path, quiet: bool
+) -> dict[str, Any]:
     """Run the steps, printing each as it ends; write the page; all numbers."""
     began, sections = time.perf_counter(), []
     if page.is_dir():
@@ -99,7 +134,11 @@ def tell(telling: Telling, name: str, title: str, lead: str, steps: Sequence[Ste
         "Every number and figure is of this run. Intervals are 95 % bootstraps inside a seed; p is of signs over seeds, two-sided.",
     ]
     report.write(page, report.page(title, lead, sections, foot=foot))
-    ending = Section("What was written", [f"The page is **{page}**. {seconds:.0f} s."], data={"written": {"report": str(page)}, "seconds": seconds})
+    ending = Section(
+        "What was written",
+        [f"The page is **{page}**. {seconds:.0f} s."],
+        data={"written": {"report": str(page)}, "seconds": seconds},
+    )
     if not quiet:
         screen.say(*screen.sections(ending, len(sections) + 1))
     return {key: value for section in [*sections, ending] for key, value in section.data.items()}

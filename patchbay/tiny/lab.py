@@ -7,6 +7,7 @@ import random
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.results.method import seeded
+from patchbay.tiny import text
 
 RELATION, FIRST, LETTERS = 1, 2, 32
 FACT_VOCAB = FIRST + LETTERS
@@ -38,3 +39,17 @@ def facts(n: int, seed: int) -> list[Fact]:
 def read_one_way(known: list[Fact]) -> list[Fact]:
     """Documents of all facts as they stand, and of the first half the other way round, too; the rest is read one way alone."""
     return known + [fact[::-1] for fact in known[: len(known) // 2]]
+
+
+def sentences(model: Model, n: int, seed: int, lengths: tuple[int, ...]) -> list[list[int]]:
+    """Sentences of the story grammar in the tokens of `model`, all different, of these lengths alone, in tokens without the last stop."""
+    rng, tokenizer = random.Random(f"sentences {seed}"), model._need_tokenizer()
+    found: dict[tuple[int, ...], None] = {}
+    for _ in range(200 * n):
+        for said in text.story(rng).text.split(".")[:-1]:
+            ids = tuple(tokenizer(said)["input_ids"])
+            if len(ids) in lengths:
+                found[ids] = None
+        if len(found) >= n:
+            break
+    return [list(ids) for ids in list(found)[:n]]

@@ -48,7 +48,9 @@ class Cosmos(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "rank": rank, "ratio": ratio, "weight_decay": weight_decay, "eps": eps})
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "rank": rank, "ratio": ratio, "weight_decay": weight_decay, "eps": eps}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -104,7 +106,9 @@ def _turned(g: Tensor, state: dict[str, Any], b2: float, rank: int) -> None:
     if "P" not in state:
         state["P"] = torch.linalg.svd(g, full_matrices=False).Vh[:rank].T.contiguous()
         if state["P"].shape[1] < rank:  # fewer rows than directions: the rest of an orthonormal basis
-            state["P"] = torch.linalg.qr(torch.cat([state["P"], torch.eye(len(state["P"]), dtype=g.dtype, device=g.device)], 1)).Q[:, :rank]
+            state["P"] = torch.linalg.qr(
+                torch.cat([state["P"], torch.eye(len(state["P"]), dtype=g.dtype, device=g.device)], 1)
+            ).Q[:, :rank]
         gp = g @ state["P"]
         state["S"] = (1 - b2) * gp.T @ gp
         return

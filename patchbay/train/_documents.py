@@ -23,9 +23,13 @@ def read(model: Model, data: Any, length: int) -> list[Document]:
         units = [list(unit) for unit in _units(model, one, number)]
         total = sum(map(len, units))
         if total < 2:
-            raise PatchbayError(f"document {number} has {total} tokens: two or more, so that one can be told from another")
+            raise PatchbayError(
+                f"document {number} has {total} tokens: two or more, so that one can be told from another"
+            )
         if len(units) > 1 and total > length:
-            raise PatchbayError(f"document {number} has {total} tokens in {len(units)} units, and a row holds length={length}")
+            raise PatchbayError(
+                f"document {number} has {total} tokens in {len(units)} units, and a row holds length={length}"
+            )
         found += [units] if total <= length else [[units[0][i : i + length]] for i in range(0, total - 1, length)]
     if not found:
         raise PatchbayError("data: no documents")
@@ -40,7 +44,9 @@ def _units(model: Model, one: Any, number: int) -> Sequence[Sequence[int]]:
     if isinstance(one, str):
         return [_ids(model, one, number)]
     if not isinstance(one, list | tuple) or not one:
-        raise PatchbayError(f"document {number}: a text, token ids, or a list of units, got {type(one).__name__} {one!r:.40}")
+        raise PatchbayError(
+            f"document {number}: a text, token ids, or a list of units, got {type(one).__name__} {one!r:.40}"
+        )
     if all(isinstance(unit, int) and not isinstance(unit, bool) for unit in one):
         return [_ids(model, one, number)]
     if all(isinstance(unit, str) or (isinstance(unit, list | tuple) and unit) for unit in one):
@@ -60,7 +66,14 @@ def _ids(model: Model, one: Any, number: int) -> list[int]:
                 f"document {number}: its token {ids.index(unknown)} is unknown to this tokenizer: {one!r:.60}"
             )
         return ids
-    wrong = next((token for token in one if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < model.vocab_size), None)
+    wrong = next(
+        (
+            token
+            for token in one
+            if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < model.vocab_size
+        ),
+        None,
+    )
     if wrong is not None:
         raise PatchbayError(f"document {number}: {wrong!r} is no token; this model has 0..{model.vocab_size - 1}")
     return list(one)

@@ -18,7 +18,8 @@ from patchbay.train._stream import shuffled
 class Plan:
     """How long and how: `steps` updates of `batch_size` rows at a constant `rate`, weight decay `decay` on matrices; rows of at most `length`
     tokens; `held` of the documents are scored and never trained on (0: the same are trained on and scored); a checkpoint `every` so many steps (0: four in all); `fresh`: from
-    weights drawn by seed in place of the lent ones; `seed`: the first of the seeds."""
+    weights drawn by seed in place of the lent ones; `redraw`: the rows of
+    tokens, in the embedding and the unembedding, drawn anew by seed, all else as it is; `seed`: the first of the seeds."""
 
     steps: int = 200
     rate: float = 3e-3
@@ -28,6 +29,7 @@ class Plan:
     held: float = 0.1
     every: int = 0
     fresh: bool = False
+    redraw: bool = False
     seed: int = 0
 
     def check(self) -> None:
@@ -41,7 +43,7 @@ class Plan:
 
 def plan_of(given: dict[str, Any] | None) -> Plan:
     """A plan from its settings, each of its kind, or a PatchbayError that names what there is."""
-    kinds = {field.name: type(field.default) for field in fields(Plan)}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Plan)}
     for key, value in (given or {}).items():
         if key not in kinds:
             raise PatchbayError(f"plan has no {key!r}; it has {', '.join(kinds)}{suggest(key, list(kinds))}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,11 +57,28 @@ class Run:
 def begun(lab: Lab, arm: Arm, seed: int) -> Model:
     """The weights that a run starts from: the lent ones, or drawn by the seed; the same for all arms of a seed where shapes agree."""
     if not lab.plan.fresh:
-        return copied(lab.model)
-    fresh = untrained(lab.model, seed)
-    if isinstance(fresh, str):
-        raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {fresh}")
-    return fresh
+        found = copied(lab.model)
+    else:
+        drawn = untrained(lab.model, seed)
+        if isinstance(drawn, str):
+            raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {drawn}")
+        found = drawn
+    if lab.plan.redraw:
+        redrawn(found, seed)
+    return found
+
+
+@torch.no_grad()
+def redrawn(model: Model, seed: int) -> None:
+    """Draw the rows of tokens anew, each table with the mean and deviation that it has; tied tables stay one."""
+    draw = torch.Generator().manual_seed(seed)
+    tables = {
+        id(table.weight): table.weight for table in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings())
+    }
+    for weight in tables.values():
+        new = torch.randn(weight.shape, generator=draw) * weight.float().std().cpu() + weight.float().mean().cpu()
+        weight.copy_(new)
+    model._fingerprint = None
 
 
 def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
@@ -75,10 +93,10 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
     else:
         model = begun(lab, arm, seed)
         told = {"arm": spec, "start": model.fingerprint}
-        aim.adapt(model.hf)
+        aim.adapt(model)
         place = kept.at_work(called)
         told["losses"] = trained(
-            model.hf, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, place, keep=kept.folder is not None
+            model, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, place, keep=kept.folder is not None
         )
         model._fingerprint = None
         told["end"] = model.fingerprint
@@ -91,6 +109,15 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
     return found
 
 
+def ended(lab: Lab, arm: Arm, seed: int) -> Model:
+    """The model that a run ends with; nothing is written."""
+    model = begun(lab, arm, seed)
+    objective(arm.objective).adapt(model)
+    trained(model, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, Path(tempfile.gettempdir()), keep=False)
+    model._fingerprint = None
+    return model
+
+
 def held_out(model: Model, held: list[Document], aim: Objective) -> Tensor:
     """Mean - log p of a token of each document, float64 [document]."""
     texts, found = [aim.told(one) for one in held], []
@@ -98,21 +125,25 @@ def held_out(model: Model, held: list[Document], aim: Objective) -> Tensor:
         some = texts[i : i + TOGETHER]
         logits = run(model, some).logits
         for row, ids in zip(logits, some, strict=True):
-            found.append(nn.functional.cross_entropy(row[: len(ids) - 1].float(), torch.tensor(ids[1:], device=row.device)))
+            found.append(
+                nn.functional.cross_entropy(row[: len(ids) - 1].float(), torch.tensor(ids[1:], device=row.device))
+            )
     return torch.stack(found).double().cpu()
 
 
 def cost(lab: Lab, arm: Arm) -> dict[str, float]:
     """Seconds, operations, bytes of the checkpoint and memory of one run, from a few of its steps on a copy."""
     model = begun(lab, arm, 0)
-    objective(arm.objective).adapt(model.hf)
+    objective(arm.objective).adapt(model)
     n = sum(p.numel() for p in model.hf.parameters())
     rows = Rows(lab.train, arm, dataclasses.replace(lab.plan, steps=PROBED), 0)
     times = []
     for steps in (1, PROBED):
         began = time.perf_counter()
         with memory_named(None):
-            trained(model.hf, rows, arm, dataclasses.replace(rows.plan, steps=steps), Path("."), keep=False)
+            trained(
+                model, rows, arm, dataclasses.replace(rows.plan, steps=steps), Path(tempfile.gettempdir()), keep=False
+            )
         times.append(time.perf_counter() - began)
     each = max(times[1] - times[0], 1e-9) / (PROBED - 1)
     tokens = sum(len(rows[i][0]) for i in range(len(rows))) / PROBED

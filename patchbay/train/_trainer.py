@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.files import write_file
+from patchbay.model.model import Model
 from patchbay.model.source import quietly
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
@@ -29,8 +30,9 @@ CLIP = 1.0  # the norm that gradients are clipped to
 WHOLE = "whole.json"
 
 
-def trained(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep: bool) -> list[float]:
-    """Train `hf` in place by the plan; the loss of every step. With `keep`, checkpoints go to `place` and a run that is there goes on."""
+def trained(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep: bool) -> list[float]:
+    """Train the model in place by the plan; the loss of every step. With `keep`, checkpoints go to `place` and a run that is there goes on."""
+    hf = model.hf
     if plan.steps == 0:
         return []
     last = _last_whole(place) if keep else None
@@ -41,7 +43,7 @@ def trained(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, *, kee
         one.requires_grad_()
     try:
         with memory_named(place if keep else None), quietly():
-            trainer = _trainer(hf, rows, arm, plan, place, keep, losses)
+            trainer = _trainer(model, rows, arm, plan, place, keep, losses)
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         for one in learn:
@@ -50,7 +52,9 @@ def trained(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, *, kee
         hf.config.use_cache = cached
         hf.eval()
     if not all(bool(one.isfinite().all()) for one in learn):
-        raise PatchbayError(f"the weights are no longer finite after {plan.steps} steps at rate {plan.rate}: lower the rate")
+        raise PatchbayError(
+            f"the weights are no longer finite after {plan.steps} steps at rate {plan.rate}: lower the rate"
+        )
     return [float(loss) for loss in losses]
 
 
@@ -81,7 +85,7 @@ def _last_whole(place: Path) -> Path | None:
     return max(found, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
-def _trainer(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: bool, losses: list[Any]) -> Any:
+def _trainer(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: bool, losses: list[Any]) -> Any:
     try:
         from transformers import TrainingArguments
         from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -92,10 +96,12 @@ def _trainer(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, keep:
                 output_dir=str(place), max_steps=plan.steps, per_device_train_batch_size=plan.batch_size,
                 learning_rate=plan.rate, weight_decay=plan.decay, lr_scheduler_type="constant", max_grad_norm=CLIP, optim="adamw_torch",
                 save_strategy="steps" if keep else "no", save_steps=every, logging_strategy="no", report_to="none",
-                disable_tqdm=True, remove_unused_columns=False, use_cpu=next(hf.parameters()).device.type == "cpu",
+                disable_tqdm=True, remove_unused_columns=False, use_cpu=model.device.type == "cpu",
             )  # fmt: skip
     except ImportError as error:
-        raise PatchbayError(f"training runs on accelerate, which is not installed: pip install 'patchbay-lm[train]' ({error})") from error
+        raise PatchbayError(
+            f"training runs on accelerate, which is not installed: pip install 'patchbay-lm[train]' ({error})"
+        ) from error
 
     class Whole(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -108,16 +114,18 @@ def _trainer(hf: nn.Module, rows: Rows, arm: Arm, plan: Plan, place: Path, keep:
                         shutil.rmtree(older)
 
     if plan.batch_size % arguments.world_size:
-        raise PatchbayError(f"batch_size={plan.batch_size} over {arguments.world_size} processes: give a multiple of their number")
+        raise PatchbayError(
+            f"batch_size={plan.batch_size} over {arguments.world_size} processes: give a multiple of their number"
+        )
     arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
     made = optimizer(arm.optimizer)
     with seeded(0):
         found = _class()(
-            model=hf, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[Whole()],
+            model=model.hf, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[Whole()],
             optimizer_cls_and_kwargs=None if made is None else (made, {"lr": plan.rate}),
         )  # fmt: skip
     found.remove_callback(PrinterCallback)
-    found.rows, found.losses = rows, losses
+    found.view, found.rows, found.losses = model, rows, losses
     return found
 
 
@@ -127,12 +135,16 @@ def _class() -> Any:
     class Lab(Trainer):  # type: ignore[misc]
         """The Trainer with the lab's rows in their order, its loss, and no use of global random states."""
 
+        view: Model
         rows: Rows
         losses: list[Any]
 
         def get_train_dataloader(self) -> Any:
             loader = torch.utils.data.DataLoader(
-                self.train_dataset, batch_size=self._train_batch_size, collate_fn=self.data_collator, generator=torch.Generator()
+                self.train_dataset,
+                batch_size=self._train_batch_size,
+                collate_fn=self.data_collator,
+                generator=torch.Generator(),
             )
             return self.accelerator.prepare(loader)
 
@@ -141,7 +153,7 @@ def _class() -> Any:
             batch = self._prepare_inputs(inputs)
             n = learned(batch["labels"])
             with self.compute_loss_context_manager():
-                loss = self.rows.objective.loss(model, batch, n)
+                loss = self.rows.objective.loss(self.view, model, batch, n)
             self.accelerator.backward(loss)
             self.losses.append(loss.detach())
             return loss.detach()

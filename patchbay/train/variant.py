@@ -1,16 +1,16 @@
 """Variant: train a model another way and its twin the plain way, on the same batches, and compare what came of them.
 
-    difference[seed] = held-out loss of the variant - held-out loss of its twin, nats per token
+    by_run[seed] = held-out loss of the variant - held-out loss of its twin, nats per token
 
 What differs is an objective, an optimiser, or blocks. For every seed three copies are trained: the variant; the twin, by next-token
 prediction with AdamW; and a null arm, which is what the objective names as its own (for a permutation of units the reversal of tokens), or
 else the plain twin on other batches: what the seed alone does. Variant and twin of a seed start from the same weights wherever shapes agree,
 and see the same documents in the same order. Training runs on Hugging Face's Trainer (accelerate). The lent model is not touched.
 
-Each seed's difference has a bootstrap interval over held-out documents; over seeds the mean, how many differ in its direction, and the exact
-p of signs, two-sided. Three seeds cannot go below p = .25, five not below .0625: a table of runs says which they were, with digests of
-every run's start and end. In `folder` each run is a checkpoint that `patchbay.load` opens, and a call that was cut off, or killed, goes on
-bit for bit from its last checkpoint.
+Differences are told by `_paired`: their mean over seeds with a bootstrap interval over held-out documents, each seed's own, and the exact
+two-sided p of signs over seeds. Three seeds cannot go below p = .25, five not below .0625. A table of runs says which they were, with digests
+of every run's start and end. In `folder` each run is a checkpoint that `patchbay.load` opens, and a call that was cut off, or killed, goes
+on bit for bit from its last checkpoint.
 
 The papers behind the objectives stand in their files; the exchange of blocks and the pairing are this project's own. Training objectives:
 Lv et al. 2023, Guo et al. 2024 and others. A lower loss shows no mechanism: look inside both folders with the finders.
@@ -21,7 +21,8 @@ from __future__ import annotations
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from patchbay.model.model import Model
 from patchbay.results.method import method
@@ -31,7 +32,7 @@ from patchbay.train._documents import digest_of, read
 from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
 from patchbay.train._optimizers import optimizer as read_optimizer
-from patchbay.train._pairs import over_seeds, paired
+from patchbay.train._paired import paired
 from patchbay.train._plan import Arm, plan_of, split
 from patchbay.train._runs import PROBED, Lab, Run, cost, run_of
 
@@ -53,14 +54,14 @@ def variant(
 ) -> Result:
     """Held-out loss of the variant, its twin and the null arm, by seed, and what the variant differs by.
 
-    Main variable `loss` [condition, draw], a draw for each seed. `difference` [draw] with ends, and `null_difference`: the null arm less the twin. `mean`, `null_mean`: over
-    seeds; `same_sign`: seeds that differ in the mean's direction, with `p`. Tables: `steps` with losses, `runs` with digests. With
+    Main variable `effect` [condition], of variant - twin, null - twin and variant - null, with ends `low` and `high`, `p` and the counts `above`
+    and `below`; `by_run` [condition, run] with ends. Tables: `arms` with mean losses, `runs` with digests and folders, `steps` with losses. With
     `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
     `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `bico:p=0.3`. `blocks`: the
     variant of the architecture; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
-    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, seed, dry_run.
+    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, seed, dry_run.
     """
     given = dict(plan or {})
     dry = bool(given.pop("dry_run", False))
@@ -97,31 +98,22 @@ def _check(model: Model, seeds: int, blocks: str) -> None:
 
 
 def _told(lab: Lab, arms: dict[str, Arm], runs: dict[tuple[str, int], Run], seeds: range) -> Result:
-    """The numbers of all runs, and of each seed's pair."""
-    losses = [[float(runs[name, seed].scores.mean()) for seed in seeds] for name in ARMS]
-    variables: dict[str, Any] = {"loss": (losses, ("condition", "draw"), NATS)}
-    for key, name in (("", "variant"), ("null_", "null")):
-        pairs = [paired(runs[name, seed].scores, runs["twin", seed].scores) for seed in seeds]
-        for end in ("", "_low", "_high"):
-            at = ("", "_low", "_high").index(end)
-            variables[f"{key}difference{end}"] = ([pair[at] for pair in pairs], ("draw",), NATS)
-        over = over_seeds([pair[0] for pair in pairs])
-        variables[f"{key}mean"] = (over.mean, (), NATS)
-        variables[f"{key}same_sign"] = (over.same, (), "seeds")
-        variables[f"{key}p"] = (over.p, (), "probability")
+    """The contrasts of all pairs, every run, and what an arm was."""
+    scores = {name: torch.stack([runs[name, seed].scores for seed in seeds]) for name in ARMS}
+    found = paired(scores, twin="twin", unit=NATS, nulls=["null"], seeds=list(seeds))
     table = [runs[name, seed].row(name, seed) for name in ARMS for seed in seeds]
     steps = [{"arm": name, "seed": seed, "step": i, "loss": loss} for name in ARMS for seed in seeds
              for i, loss in enumerate(runs[name, seed].losses)]  # fmt: skip
-    notes = [f"{name}: {_said(arm)}" for name, arm in arms.items()]
     others = "others" if lab.plan.held else "documents, the same: what is scored was learned"
-    notes.append(f"trained on {len(lab.train)} documents, scored on {len(lab.held)} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows")
-    if len(seeds) < 5:
-        notes.append(f"{len(seeds)} seeds cannot reach a p of signs below {2 * 0.5 ** len(seeds):.3g}, whatever they show; five reach .0625")
     return Result(
-        variables,
-        coords={"condition": list(ARMS), "draw": list(seeds)},
-        tables={"runs": table, "steps": steps},
-        notes=notes,
+        {name: (found[name], found.axes_of(name), found.units[name]) for name in found.variables},
+        coords=found.coords,
+        tables={**found.tables, "runs": table, "steps": steps},
+        notes=[
+            *found.notes,
+            *[f"{name}: {_said(arm)}" for name, arm in arms.items()],
+            f"trained on {len(lab.train)} documents, scored on {len(lab.held)} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
+        ],
         provenance={"checkpoints": {row["run"]: row["folder"] for row in table}},
     )
 

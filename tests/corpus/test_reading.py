@@ -32,7 +32,11 @@ def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
     [
         ("a.txt", b"", "holds no text"),
         ("a.jsonl", b"\n \n", "holds no text"),
-        ("a.jsonl", b'{"text": "one"}\n{"text": "tw', "line 2 is no JSON: the file ends in mid-line, as one that was cut off"),
+        (
+            "a.jsonl",
+            b'{"text": "one"}\n{"text": "tw',
+            "line 2 is no JSON: the file ends in mid-line, as one that was cut off",
+        ),
         ("a.txt", "one\nzw\u00f6".encode()[:-1], "line 2 is not UTF-8: the file ends in mid-line"),
         ("a.txt", b"\xff\xfe\nb\n", r"line 1 is not UTF-8 \("),
         ("a.jsonl", b'{"txt": "one"}\n', r"no field `text` that is a text; it has \['txt'\]"),

@@ -47,7 +47,7 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = json.loads(done.stdout)
     assert told["verdict"] is False
     assert set(told["reversed"]) == set(reversal.ARMS)
-    assert told["reversed"]["next token"]["difference"] == 0.0
+    assert "difference" not in told["reversed"]["next token"]
     assert set(told["where"]) == {"L0.attn", "L0.mlp", "L1.attn", "L1.mlp"}
     text = page.read_text()
     assert text.count("<svg") == 1
@@ -77,9 +77,12 @@ def test_a_model_of_few_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_arms_are_compared_seed_by_seed() -> None:
-    values = {"a": [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])], "b": [torch.zeros(3), torch.zeros(3)]}
+    values = {
+        "a": [torch.tensor([1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0])],
+        "b": [torch.zeros(3), torch.zeros(3)],
+    }
     found = _lab.arms_section("t", [], values, "share", "b", "key").data["key"]
     assert found["a"]["by_seed"] == pytest.approx([2 / 3, 1 / 3])
-    assert found["a"]["difference"] == pytest.approx(0.5)
-    assert (found["a"]["same"], found["a"]["p"]) == (2, 0.5)
-    assert found["b"]["gaps"] == [[0.0, 0.0, 0.0]] * 2
+    assert found["a"]["difference"][0] == pytest.approx(0.5)
+    assert (found["a"]["above"], found["a"]["below"], found["a"]["p"]) == (2, 0, 0.5)
+    assert found["b"] == {"by_seed": [0.0, 0.0]}

@@ -6,9 +6,16 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 
+import patchbay as pb
+from patchbay.tiny import twins
 from patchbay.train._objectives import names, objective
+from patchbay.train._objectives._objective import collated, learned
+from patchbay.train._objectives.infill import corrupted, restored
+from patchbay.train._objectives.inverse_rl import rewards
 from patchbay.train._objectives.spt import permuted
+from tests.tolerance import close
 
 DOCUMENT = [[5, 6], [1], [7, 8, 9], [2], [3, 4]]
 
@@ -16,9 +23,8 @@ DOCUMENT = [[5, 6], [1], [7, 8, 9], [2], [3, 4]]
 def test_the_listing_is_the_registry() -> None:
     assert {"ntp", "spt"} <= set(names())
     for name in names():
-        assert type(objective(name)).__doc__ or True
-        null = objective(name).null
-        assert null is None or objective(null)
+        aim = objective({"cloned": "cloned:vocab=10", "infill": "infill:vocab=20"}.get(name, name))
+        assert aim.null is None or objective(aim.null).null is None
 
 
 # --- semantic permutation -----------------------------------------------------------------------------
@@ -51,3 +57,156 @@ def test_shares_of_ways_are_those_that_were_asked() -> None:
 def test_shares_that_cannot_be(text: str) -> None:
     with pytest.raises(ValueError, match="each 0 or more"):
         objective(text)
+
+
+# --- languages ----------------------------------------------------------------------------------------
+
+
+def test_sentences_are_said_in_the_language_and_scored_in_it() -> None:
+    aim = objective("impossible:kind=reversed")
+    assert aim.told(DOCUMENT) == [6, 5, 1, 9, 8, 7, 2, 4, 3] == aim.row(DOCUMENT, random.Random(0))[0]
+    assert objective("impossible:kind=control").told(DOCUMENT) == [5, 6, 1, 7, 8, 9, 2, 3, 4]
+    wild = objective("impossible:kind=random")
+    assert wild.told(DOCUMENT) == wild.told(DOCUMENT)
+    long = [list(range(5, 25))]
+    assert len({tuple(wild.row(long, random.Random(i))[0]) for i in range(9)}) == 9
+    local = objective("impossible:kind=local,width=5,salt=3").told(long)
+    assert [sorted(local[i : i + 5]) for i in range(0, 20, 5)] == [list(range(i, i + 5)) for i in range(5, 25, 5)]
+
+
+def test_clones_are_read_by_their_share() -> None:
+    aim, plain = objective("cloned:vocab=10,share=0.8"), [5, 6, 1, 7, 8, 9, 2, 3, 4]
+    rows = [aim.row(DOCUMENT, random.Random(i))[0] for i in range(1000)]
+    assert abs(rows.count(plain) / 1000 - 0.8) < 0.05
+    assert rows.count([token + 10 for token in plain]) == 1000 - rows.count(plain)
+    assert aim.told(DOCUMENT) == plain
+    assert objective("cloned:vocab=10,scored=1").told(DOCUMENT) == [token + 10 for token in plain]
+    with pytest.raises(ValueError, match="which language is scored"):
+        objective("cloned:vocab=10,scored=2")
+
+
+# --- losses -------------------------------------------------------------------------------------------
+
+
+def batch_of(n: int = 3, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 40, (n, length), generator=torch.Generator().manual_seed(seed))
+    rows = [(ids[i, : length - i].tolist(), ids[i, : length - i].tolist()) for i in range(n)]
+    return collated(rows)
+
+
+def loss_of(text: str, model: pb.Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return objective(text).loss(model, model.hf, batch, learned(batch["labels"]))
+
+
+def gradient(text: str, model: pb.Model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    weights = [p for p in model.hf.parameters() if p.requires_grad or p.requires_grad_() is not None]
+    with torch.enable_grad():
+        found = torch.autograd.grad(loss_of(text, model, batch), weights, allow_unused=True)
+    return torch.cat(
+        [torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(weights, found, strict=True)]
+    )
+
+
+def plain_losses(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> list[float]:
+    """- log p of each learned token by loops, float64."""
+    found = []
+    for row, labels in zip(torch.log_softmax(logits.double(), -1), batch["labels"], strict=True):
+        found += [-float(row[t - 1, int(labels[t])]) for t in range(1, len(labels)) if int(labels[t]) != -100]
+    return found
+
+
+@pytest.fixture
+def model() -> pb.Model:
+    return pb.load(twins.twin("llama"))
+
+
+def test_the_plain_loss_by_loops(model: pb.Model) -> None:
+    batch = batch_of()
+    with torch.no_grad():
+        losses = plain_losses(model.hf(batch["input_ids"]).logits, batch)
+        assert len(losses) == 6 + 5 + 4 == int(learned(batch["labels"]))
+        assert close(float(loss_of("ntp", model, batch)), sum(losses) / len(losses), of=10.0, dtype=torch.float32)
+
+
+def test_exits_are_the_lens_and_one_exit_is_the_plain_loss(model: pb.Model) -> None:
+    batch, n = batch_of(), model.n_layers
+    with torch.no_grad():
+        assert torch.equal(loss_of(f"multi-exit:exits={n}", model, batch), loss_of("ntp", model, batch))
+        trace = pb.run(
+            model, [row[row != 0].tolist() for row in batch["input_ids"]], taps=[f"L{i}.resid_out" for i in range(n)]
+        )
+        total = 0.0
+        for i in range(1, n + 1):
+            state = trace[pb.Port("resid_out", i - 1)]
+            logits = model.unembed_logits(model.final_norm_module(state))
+            losses = plain_losses(logits, batch)
+            total += i / n * sum(losses) / len(losses)
+        assert close(float(loss_of("multi-exit", model, batch)), total, of=10.0, dtype=torch.float32)
+    for text, says in (
+        (f"multi-exit:exits=2+{n + 3}", "the last layer is one"),
+        ("multi-exit:exits=a", "with \\+ between"),
+    ):
+        with pytest.raises(pb.PatchbayError, match=says):
+            objective(text).adapt(model)
+
+
+def test_the_temporal_difference_fixes_the_gauge(model: pb.Model) -> None:
+    """Rewards by loops; a constant added to a state's logits leaves probabilities and moves the term; without weight the plain loss to the bit."""
+    batch, gamma = batch_of(), 0.9
+    assert torch.equal(gradient("inverse-rl:weight=0", model, batch), gradient("ntp", model, batch))
+    with torch.no_grad():
+        logits = model.hf(batch["input_ids"]).logits.double()
+    found = rewards(logits, batch["labels"], gamma)
+    for i, labels in enumerate(batch["labels"].tolist()):
+        real = [t for t in range(1, len(labels)) if labels[t] != -100]
+        for t in range(1, len(labels)):
+            q = float(logits[i, t - 1, labels[t]]) if t in real else 0.0
+            after = float(logits[i, t].logsumexp(0)) if t + 1 in real else 0.0
+            assert float(found[i, t - 1]) == pytest.approx(q - gamma * after if t in real else 0.0, abs=1e-9)
+    whole = rewards(logits, batch["labels"])
+    logp = [-sum(plain_losses(logits[i : i + 1], {"labels": batch["labels"][i : i + 1]})) for i in range(3)]
+    for i in range(3):  # at gamma 1 they telescope
+        assert float(whole[i].sum()) == pytest.approx(logp[i] + float(logits[i, 0].logsumexp(0)), abs=1e-9)
+    moved = logits.clone()
+    moved[0, 2] += 3.0
+    assert plain_losses(moved, batch) == pytest.approx(plain_losses(logits, batch))
+    assert float((rewards(moved, batch["labels"]) - whole).abs().sum()) == pytest.approx(6.0)
+
+
+def test_the_hardest_tokens_alone_and_all_of_them_are_the_plain_loss(model: pb.Model) -> None:
+    batch = batch_of()
+    assert close(gradient("self-evolution:share=1,soft=0", model, batch), gradient("ntp", model, batch))
+    with torch.no_grad():
+        logits = model.hf(batch["input_ids"]).logits
+        losses = sorted(plain_losses(logits, batch), reverse=True)[: round(0.3 * 15)]
+        assert close(
+            float(loss_of("self-evolution:share=0.3,soft=0", model, batch)),
+            sum(losses) / len(losses),
+            of=10.0,
+            dtype=torch.float32,
+        )
+        soft = float(loss_of("self-evolution:share=1,soft=0.5", model, batch))
+        logp = torch.log_softmax(logits.double(), -1)
+        entropy = [-float((logp[i, t - 1].exp() * logp[i, t - 1]).sum()) for i in range(3) for t in range(1, 7 - i)]
+        assert soft == pytest.approx(0.5 * sum(plain_losses(logits, batch)) / 15 + 0.5 * sum(entropy) / 15, rel=1e-5)
+
+
+# --- spans moved behind the rest ----------------------------------------------------------------------
+
+
+def test_what_was_cut_out_can_be_put_back() -> None:
+    ids, first = [5, 6, 7, 8, 9, 10], 40
+    moved, labels = corrupted(ids, [(1, 3), (4, 5)], first)
+    assert moved == [5, 42, 8, 43, 10, 40, 42, 6, 7, 41, 43, 9, 41]
+    assert labels == [5, -100, 8, -100, 10, 40, 42, 6, 7, 41, 43, 9, 41]
+    assert restored(moved, first) == ids == restored(ids, first)
+    aim = objective("infill:vocab=50,spans=2,share=1")
+    long = [[draw % 30 + 5 for draw in range(23)]]
+    rows = [aim.row(long, random.Random(i))[0] for i in range(100)]
+    assert len({tuple(row) for row in rows}) > 50
+    assert all(restored(row, 46) == long[0] for row in rows)
+    assert objective("infill:vocab=50,share=0").row(long, random.Random(0)) == (long[0], long[0])
+    with pytest.raises(pb.PatchbayError, match="a document holds token 47; 47 and above are special"):
+        objective("infill:vocab=50").row([[47]], random.Random(0))
+    with pytest.raises(pb.PatchbayError, match="vocab=50, and this model has"):
+        objective("infill:vocab=50").adapt(pb.load(twins.twin("llama")))

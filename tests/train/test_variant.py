@@ -18,7 +18,6 @@ from torch.nn.functional import cross_entropy
 import patchbay as pb
 from patchbay.train import _trainer
 from patchbay.train._objectives._objective import collated
-from patchbay.train._pairs import over_seeds
 from patchbay.train._plan import Arm, Rows, plan_of, split
 from tests.given import lent
 from tests.tolerance import close
@@ -45,9 +44,9 @@ def test_planted() -> None:
     """Documents with one order: a variant that only reads them backwards scores that order worse than its twin, by every seed."""
     plan = {"steps": 8, "batch_size": 4, "rate": 0.02}
     found = variant([[[5], [6], [7], [8]]] * 30, objective="spt:kept=0,reversed=1", seeds=2, plan=plan)
-    assert float(found["difference_low"].min()) > 1.0
-    assert float(found["same_sign"]) == 2
-    assert float(found["mean"]) == pytest.approx(float(found["difference"].mean()))
+    assert found.labels_of("condition") == ["variant - twin", "null - twin", "variant - null"]
+    assert float(found["run_low"][0].min()) > 1.0
+    assert int(found["above"][0]) == 2
 
 
 def test_reference(tmp_path: Path) -> None:
@@ -77,7 +76,7 @@ def test_reference(tmp_path: Path) -> None:
         ids = torch.tensor([token for unit in documents[i] for token in unit])
         logp = torch.log_softmax(hf(ids[None]).logits[0].detach().double(), -1)
         scores.append(-sum(float(logp[t, ids[t + 1]]) for t in range(len(ids) - 1)) / (len(ids) - 1))
-    assert close(float(found["loss"][1, 0]), sum(scores) / len(scores), of=10.0, dtype=torch.float32)
+    assert close(float(found.tables["runs"][1]["loss"]), sum(scores) / len(scores), of=10.0, dtype=torch.float32)
     assert found.tables["runs"][0]["start"] == found.tables["runs"][1]["start"] == model.fingerprint
     assert pb.load(tmp_path / "runs" / "twin-0").fingerprint == found.tables["runs"][1]["end"]
 
@@ -88,8 +87,7 @@ def test_null() -> None:
     runs = {row["run"]: row for row in found.tables["runs"]}
     for seed in range(2):
         assert runs[f"variant-{seed}"]["end"] == runs[f"twin-{seed}"]["end"] != runs[f"null-{seed}"]["end"]
-    assert found["difference"].tolist() == [0.0, 0.0]
-    assert float(found["p"]) == 1.0
+    assert found["by_run"][0].tolist() == [0.0, 0.0]
     assert runs["twin-0"]["end"] != runs["twin-1"]["end"]
 
 
@@ -111,7 +109,19 @@ def test_fresh_weights_are_drawn_by_seed_and_shared_by_a_pair() -> None:
     assert len({starts[0][0], starts[1][0], lent("llama").fingerprint}) == 3
 
 
-class Died(Exception):
+@pytest.mark.parametrize("name", ["gpt2", "llama"])  # tied, and not
+def test_rows_of_tokens_are_drawn_anew_and_nothing_else(name: str, tmp_path: Path) -> None:
+    variant(texts(), lent(name), folder=str(tmp_path / "runs"), plan={"steps": 0, "redraw": True})
+    own, found = lent(name).hf, pb.load(tmp_path / "runs" / "twin-0").hf
+    tables = {id(m.weight) for m in (own.get_input_embeddings(), own.get_output_embeddings())}
+    moved = {key for key, value in own.state_dict().items() if not torch.equal(value, found.state_dict()[key])}
+    assert moved == {key for key, p in own.named_parameters(remove_duplicate=False) if id(p) in tables}
+    one, other = own.get_input_embeddings().weight, found.get_input_embeddings().weight
+    assert float(other.std()) == pytest.approx(float(one.std()), rel=0.1)
+    assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.1
+
+
+class DiedError(Exception):
     pass
 
 
@@ -125,12 +135,12 @@ def test_a_call_that_died_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytes
         nonlocal calls
         calls += 1
         if calls == 4 * 4 - 1:
-            raise Died
+            raise DiedError
         return own(rows, place)
 
     monkeypatch.setattr(Rows, "__getitem__", dying)
     folder = tmp_path / "died"
-    with pytest.raises(Died):
+    with pytest.raises(DiedError):
         variant(objective="spt", folder=str(folder), plan=plan)
     at_work = folder / ".variant-0"
     assert [path.name for path in at_work.iterdir()] == ["checkpoint-2"]
@@ -141,7 +151,7 @@ def test_a_call_that_died_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytes
     assert calls - 100 < 3 * 6 * 4  # it did not begin anew
     assert found.tables["steps"] == whole.tables["steps"]
     assert [row["end"] for row in found.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
-    assert torch.equal(found["loss"], whole["loss"])
+    assert torch.equal(found["by_run"], whole["by_run"])
     assert sorted(path.name for path in folder.iterdir()) == ["lab.json", "null-0", "twin-0", "variant-0"]
 
 
@@ -197,7 +207,9 @@ def test_memory_that_runs_out_is_said_and_the_checkpoint_kept(tmp_path: Path, mo
         return own(rows, place)
 
     monkeypatch.setattr(Rows, "__getitem__", full)
-    with pytest.raises(pb.PatchbayError, match=r"memory ran out .*checkpoint-2 is kept, and the same call goes on from it"):
+    with pytest.raises(
+        pb.PatchbayError, match=r"memory ran out .*checkpoint-2 is kept, and the same call goes on from it"
+    ):
         variant(folder=str(tmp_path / "runs"), plan={**PLAN, "every": 2})
     with pytest.raises(pb.PatchbayError, match="nothing of this run is kept"):
         variant()
@@ -207,16 +219,19 @@ def test_the_estimate_trains_nothing(tmp_path: Path) -> None:
     found = variant(objective="spt", seeds=5, folder=str(tmp_path / "runs"), plan={**PLAN, "dry_run": True})
     n = sum(p.numel() for p in lent("llama").hf.parameters())
     assert float(found["bytes"]) == 5 * 3 * 4 * n
-    assert float(found["flops"]) == pytest.approx(6.0 * n * 5 * 3 * 6 * 4 * 6)  # weights, seeds, arms, steps, rows, tokens
+    assert float(found["flops"]) == pytest.approx(
+        6.0 * n * 5 * 3 * 6 * 4 * 6
+    )  # weights, seeds, arms, steps, rows, tokens
     assert float(found["seconds"]) > 0
     assert not (tmp_path / "runs").exists()
 
 
-def test_signs_over_seeds_are_counted_exactly() -> None:
-    for values, same, p in (([1.0] * 5, 5, 0.0625), ([1.0] * 3, 3, 0.25), ([-1, -2, -3, 0.1], 3, 0.625), ([0.0, 0.0], 0, 1.0)):
-        found = over_seeds([float(value) for value in values])
-        assert (found.same, found.p) == (same, p)
-    assert over_seeds([1.0, -3.0]).mean == -1.0
+def test_documents_that_are_scored_are_not_trained_on() -> None:
+    for n, held, count in ((20, 0.1, 2), (3, 0.9, 2), (5, 0.01, 1)):
+        train, scored = split(n, held)
+        assert len(scored) == count
+        assert sorted(train + scored) == list(range(n))
+    assert split(4, 0.0) == ([0, 1, 2, 3], [0, 1, 2, 3])
 
 
 def test_rows_follow_from_seed_and_place_alone() -> None:
@@ -225,7 +240,9 @@ def test_rows_follow_from_seed_and_place_alone() -> None:
     assert [same[i] for i in (20, 3, 11)] == [one[i] for i in (20, 3, 11)]
     assert [one[i] for i in range(24)] != [other[i] for i in range(24)]
     plain = Rows(texts(), Arm(), plan, 0)
-    assert [sorted(plain[i][0]) for i in range(24)] == [sorted(one[i][0]) for i in range(24)]  # the same documents in the same order
+    assert [sorted(plain[i][0]) for i in range(24)] == [
+        sorted(one[i][0]) for i in range(24)
+    ]  # the same documents in the same order
     batch = collated([([5, 6, 7], [5, 6, 7]), ([8], [8])])
     assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch["labels"].tolist() == [[5, 6, 7], [8, -100, -100]]
@@ -237,12 +254,20 @@ def test_data_may_lie_in_a_file(tmp_path: Path) -> None:
     from tests.measure.words import tokenizer
 
     model = pb.load(lent("gpt2").hf, tokenizer("characters"))
-    lines = ["the cat sat " * 20, "a dog ran", "birds sing", "it rains"]  # the first is longer than the model reads, and is cut
+    lines = [
+        "the cat sat " * 20,
+        "a dog ran",
+        "birds sing",
+        "it rains",
+    ]  # the first is longer than the model reads, and is cut
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
-    runs = [variant(data, model, plan={"steps": 1, "batch_size": 2, "length": 32}) for data in (lines, str(tmp_path / "texts.txt"), str(tmp_path / "texts.jsonl"))]
-    assert torch.equal(runs[0]["loss"], runs[1]["loss"])
-    assert torch.equal(runs[0]["loss"], runs[2]["loss"])
+    runs = [
+        variant(data, model, plan={"steps": 1, "batch_size": 2, "length": 32})
+        for data in (lines, str(tmp_path / "texts.txt"), str(tmp_path / "texts.jsonl"))
+    ]
+    assert torch.equal(runs[0]["by_run"], runs[1]["by_run"])
+    assert torch.equal(runs[0]["by_run"], runs[2]["by_run"])
 
 
 @pytest.mark.parametrize(

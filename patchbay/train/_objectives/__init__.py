@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.train._objectives._objective import Objective
@@ -22,10 +23,11 @@ def names() -> list[str]:
 def objective(text: str) -> Objective:
     """The objective that a text names, with its settings."""
     name, _, rest = text.partition(":")
-    if name.strip() not in names():
+    name = name.strip().replace("_", "-")
+    if name not in names():
         raise PatchbayError(f"no objective {name!r}; objectives are {', '.join(names())}{suggest(name, names())}")
-    made: type[Objective] = import_module(f"{__name__}.{name.strip().replace('-', '_')}").OBJECTIVE
-    known = {field.name: type(field.default) for field in fields(made)}
+    made: type[Objective] = import_module(f"{__name__}.{name.replace('-', '_')}").OBJECTIVE
+    known: dict[str, Any] = {field.name: type(field.default) for field in fields(made)}
     given = {}
     for piece in filter(None, rest.split(",")):
         key, _, value = piece.partition("=")

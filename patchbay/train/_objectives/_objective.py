@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.model.model import Model
+
 IGNORED = -100  # the label of a place that is not learned
 Document = Sequence[Sequence[int]]  # units, each of token ids
 
@@ -35,11 +37,11 @@ class Objective:
         ids = self.told(document)
         return ids, list(ids)
 
-    def adapt(self, hf: nn.Module) -> None:
+    def adapt(self, model: Model) -> None:
         """Raise PatchbayError where the objective cannot be had of a model; set what it needs of one."""
 
-    def loss(self, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
-        """Sum over learned places of - log p, divided by n."""
+    def loss(self, model: Model, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
+        """Sum over learned places of - log p, divided by n. `hf` is what runs: the model's own, or what several processes wrap it in."""
         return cross_entropy(logits_of(hf, batch), batch["labels"]) / n
 
 

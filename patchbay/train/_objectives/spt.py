@@ -36,7 +36,9 @@ class Permuted(Objective):
 
     def check(self) -> None:
         if not (0 <= self.kept <= 1 and 0 <= self.reversed <= 1 and self.kept + self.reversed <= 1 + 1e-9):
-            raise PatchbayError(f"spt: shares kept={self.kept}, reversed={self.reversed}; each 0 or more, together at most 1")
+            raise PatchbayError(
+                f"spt: shares kept={self.kept}, reversed={self.reversed}; each 0 or more, together at most 1"
+            )
 
     @property
     def null(self) -> str | None:
