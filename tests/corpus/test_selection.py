@@ -33,7 +33,7 @@ def test_the_gradient_is_that_of_the_cost() -> None:
         to = torch.full((9,), -1.0 / 8, dtype=torch.float64)
         to[i] = 1.0
         more, less = (transport(cost, a + sign * h * to, b)[0] for sign in (1, -1))
-        assert float((more - less) / (2 * h)) == pytest.approx(float(found[i]), rel=1e-4, abs=1e-4)
+        assert float((more - less) / (2 * h)) == pytest.approx(float(found[i]), rel=0.01, abs=0.01)
     assert close(found.sum(), torch.zeros((), dtype=torch.float64), of=float(found.abs().sum()))
     assert close(gradient(f + 5.0), found, of=float(f.abs().max()) + 5.0)
 
