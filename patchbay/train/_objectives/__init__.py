@@ -1,23 +1,27 @@
 """Objectives: what a document becomes, and what is minimised. One file is one objective; its name is the file's.
 
-An objective is written as text, `NAME` or `NAME:key=value,key=value`; the keys are the fields of its class. The listing is the registry.
+An objective is written as text, `NAME` or `NAME:key=value,key=value`; the keys are the fields of its class. One table lists them.
 A document is a list of units, each a list of token ids; most objectives read the units one after another.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from patchbay.signal.port import PatchbayError, suggest
+from patchbay.train._objectives import cloned, impossible, infill, inverse_rl, multi_exit, ntp, self_evolution, spt
 from patchbay.train._objectives._objective import Objective
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    file.__name__.rpartition(".")[2].replace("_", "-"): file.OBJECTIVE
+    for file in (cloned, impossible, infill, inverse_rl, multi_exit, ntp, self_evolution, spt)
+}
 
 
 def names() -> list[str]:
     """The objectives that there are, as they are written."""
-    return [path.stem.replace("_", "-") for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))]
+    return sorted(OBJECTIVES)
 
 
 def objective(text: str) -> Objective:
@@ -26,7 +30,7 @@ def objective(text: str) -> Objective:
     name = name.strip().replace("_", "-")
     if name not in names():
         raise PatchbayError(f"no objective {name!r}; objectives are {', '.join(names())}{suggest(name, names())}")
-    made: type[Objective] = import_module(f"{__name__}.{name.replace('-', '_')}").OBJECTIVE
+    made = OBJECTIVES[name]
     known: dict[str, Any] = {field.name: type(field.default) for field in fields(made)}
     given = {}
     for piece in filter(None, rest.split(",")):
