@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from patchbay.blocks import dispatch, kinds
+from patchbay.blocks import dispatch, kinds, lexinvariant
 from patchbay.blocks.dispatch import NAME
 from patchbay.blocks.installed import BLOCKS, Asked, install
 from patchbay.errors import PatchbayError
@@ -35,9 +36,15 @@ def build(model: Any, **blocks: Any) -> PreTrainedModel:
     """A model of a config with other blocks, in evaluation mode; of a model, one that keeps its weights where they still have a place.
 
     `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer with "softmax" for the
+<<<<<<< HEAD
     family's own. `mixer`: "gla", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal convolution of queries, keys and values. `turned`: True.
     `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias. `monet`: a
     table of experts, heads, keep, width and form, {} for the defaults, in the place of every MLP. New weights are drawn from torch's global
+=======
+    family's own. `mixer`: "gla", "h3", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal convolution of queries, keys and values. `turned`: True.
+    `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias.
+    `meta_tokens`: a table of `id`, `layers`, `masked`. `lexinvariant`: True. New weights are drawn from torch's global
+>>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
     random state, as transformers' are.
     """
     config = getattr(model, "config", model)
@@ -148,9 +155,30 @@ def _forward(base: Any) -> Callable[..., Any]:
         if asked.whole:
             refuse_pieces(asked, attention_mask, options)
             options["use_cache"], options["past_key_values"] = False, None
+        if asked.meta is not None:
+            if input_ids is None:
+                raise PatchbayError(
+                    "meta_tokens: where the token stands is read off input_ids; embeddings alone do not say"
+                )
+            options["meta"] = input_ids == asked.meta
+        if asked.drawn and self.training and input_ids is not None:
+            return _drawn(self, input_ids, attention_mask, options)
         return base.forward(self, input_ids, attention_mask=attention_mask, **options)
 
     return forward
+
+
+def _drawn(hf: Any, ids: Tensor, mask: Tensor | None, options: dict[str, Any]) -> CausalLMOutputWithPast:
+    """A training step under a fresh table for each text."""
+    labels = options.pop("labels", None)
+    keep = {name: options[name] for name in ("position_ids", "use_cache") if name in options}
+    weight = hf.get_input_embeddings().weight
+    made = lexinvariant.logits(
+        hf, ids, lexinvariant.fresh(len(ids), *weight.shape, weight), attention_mask=mask, **keep
+    )
+    counted = {"num_items_in_batch": options["num_items_in_batch"]} if "num_items_in_batch" in options else {}
+    loss = None if labels is None else hf.loss_function(logits=made, labels=labels, vocab_size=len(weight), **counted)
+    return CausalLMOutputWithPast(loss=loss, logits=made)
 
 
 def _generate(base: Any) -> Callable[..., Any]:

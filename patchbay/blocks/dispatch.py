@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from patchbay.blocks import gla, kinds
+from patchbay.blocks import gla, kinds, meta_tokens
 from patchbay.jacks.attention import implement
 from patchbay.jacks.patterns import eager_of
 
@@ -26,6 +26,8 @@ def attend(
         return sdpa_attention_forward(module, query, key, value, mask, **options)
     if kind == "gla":
         return gla.attend(module, query, key, value, mask, **options), None
+    if kind == "meta":
+        return meta_tokens.attend(module, query, key, value, mask, **options), None
     return kinds.attend(str(kind), module, query, key, value, mask, **options), None
 
 
@@ -36,6 +38,8 @@ def row(module: nn.Module) -> Any:
         return eager_of(module)
     if kind == "gla":
         return gla.show
+    if kind == "meta":
+        return meta_tokens.show
     return lambda *given, **options: kinds.show(str(kind), *given, **options)
 
 

@@ -12,10 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+<<<<<<< HEAD
 from patchbay.blocks import kinds, monet, structured, welore
+=======
+from patchbay.blocks import kinds, lexinvariant, structured, welore
+>>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
 from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
+from patchbay.blocks.meta_tokens import MetaLayer
+from patchbay.blocks.state_space import H3
 from patchbay.blocks.turned import Turned, TurnedKeys
 from patchbay.errors import PatchbayError
 from patchbay.model.families import FAMILIES, Family
@@ -30,6 +36,8 @@ class Asked:
 
     dispatched: bool = False
     whole: list[str] = field(default_factory=list)
+    meta: int | None = None  # the meta-token, whose places attention is told
+    drawn: bool = False  # a table of embeddings for each text in training
 
     def need_whole(self, block: str) -> None:
         """Note a block that needs its text whole."""
@@ -179,6 +187,52 @@ def _gla(host: Host, i: int, asked: Asked) -> None:
     asked.need_whole("gla")
 
 
+def _h3(host: Host, i: int, asked: Asked) -> None:
+    if host.family.attn != "self_attn":
+        raise host.refuse("mixer", f"keeps its attention under {host.family.attn}; possible: llama, mistral, qwen2")
+    host.layers[i].self_attn = H3(host.hf.config.get_text_config())
+    asked.need_whole("h3")
+
+
+def _meta_tokens(host: Host, value: Any, asked: Asked) -> None:
+    given = dict(value) if isinstance(value, dict) else {}
+    token, layers, masked = given.pop("id", None), given.pop("layers", None), given.pop("masked", True)
+    if (
+        given
+        or not isinstance(token, int)
+        or not isinstance(layers, list | tuple)
+        or not all(isinstance(i, int) and 0 <= i < len(host.layers) for i in layers)
+    ):
+        raise PatchbayError(
+            f"meta_tokens={value!r}: a table of the token's id, the layers (of 0 to {len(host.layers) - 1}) that become meta layers, and masked, True or False"
+        )
+    if host.hf.config.model_type.removeprefix("blocks_") not in ("llama", "mistral"):
+        raise host.refuse(
+            "meta_tokens", "builds its layers in another way than norm, attention, sum; possible: llama, mistral"
+        )
+    if not 0 <= token < host.hf.config.vocab_size:
+        raise PatchbayError(f"meta token {token}: ids are 0 to {host.hf.config.vocab_size - 1}")
+    for i in layers:
+        host.layers[i] = MetaLayer(host.layers[i])
+        if masked:
+            host.layers[i].self_attn.attention_kind = "meta"
+    if masked:
+        asked.meta, asked.dispatched = token, True
+        asked.need_whole("meta_tokens")
+
+
+def _lexinvariant(host: Host, value: Any, asked: Asked) -> None:
+    config = host.hf.config
+    if value is not True or not config.tie_word_embeddings or host.hf.get_output_embeddings() is None:
+        raise PatchbayError(
+            f"lexinvariant={value!r}: True, on a config with tie_word_embeddings=True, since the table that embeds is the one that reads"
+        )
+    if not host.kept and not host.hf.get_input_embeddings().weight.is_meta:
+        lexinvariant.freeze(host.hf)
+    host.hf.get_input_embeddings().weight.requires_grad_(False)
+    asked.drawn = True
+
+
 def _turned(host: Host, value: Any, asked: Asked) -> None:
     config = host.hf.config
     if value is not True:
@@ -257,6 +311,7 @@ def _gate(host: Host, value: Any, asked: Asked) -> None:
         host.layers[i] = GatedLayer(layer, host.hf.config.hidden_size, float(bias))
 
 
+<<<<<<< HEAD
 MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla}
 
 
@@ -270,7 +325,11 @@ def _monet(host: Host, value: Any, asked: Asked) -> None:
         setattr(one, host.family.mlp, monet.layer(d, value))
 
 
+=======
+MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla, "h3": _h3}
+>>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
 BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
+    "meta_tokens": _meta_tokens,
     "mixer": _mixer,
     "attention": _attention,
     "turned": _turned,
@@ -279,5 +338,6 @@ BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
     "feedforward": _feedforward,
     "ranks": _ranks,
     "gate": _gate,
+    "lexinvariant": _lexinvariant,
 }
 """A block's name -> what puts it into a model, in the order in which they are put."""

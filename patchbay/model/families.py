@@ -46,6 +46,7 @@ class Family:
     )
     residual_scale: str = ""  # config attribute that multiplies what attention and MLP add
     opaque: bool = False  # an MLP may hold no projection of its own: its input and output are all that it offers
+    sparse: bool = False  # some layers have no MLP
     overwrites: bool = False  # the layer adds in place into what attention or MLP returned: captures must be copies
 
     def is_parallel(self, config: Any) -> bool:
@@ -72,7 +73,13 @@ GPT = replace(
 )
 _LATENT = ("q_a_proj", "q_a_layernorm", "q_b_proj|q_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 _NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
+<<<<<<< HEAD
 _NONE: dict[str, Any] = dict.fromkeys(["attn", "norm_attn", "norm_mlp", "mlp_proj", "mlp_up", "mlp_gate", "router", "experts"], "")  # fmt: skip
+=======
+_NONE: dict[str, Any] = dict.fromkeys(
+    ["attn", "norm_attn", "norm_mlp", "mlp_proj", "mlp_up", "mlp_gate", "router", "experts"], ""
+)
+>>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 OPT = replace(
     LLAMA,
@@ -134,12 +141,7 @@ FAMILIES: tuple[Family, ...] = (
         mixers=("linear_attn",),
         qkv="gated",
     ),
-    replace(
-        LLAMA,
-        name="granite",
-        model_types=("granite", "granite_swa"),
-        residual_scale="residual_multiplier",
-    ),
+    replace(LLAMA, name="granite", model_types=("granite", "granite_swa"), residual_scale="residual_multiplier"),
     replace(
         LLAMA,
         name="phi3",
@@ -395,4 +397,5 @@ FAMILIES: tuple[Family, ...] = (
         opaque=True,
         **_NONE,
     ),
+    replace(LLAMA, name="mixed", mixers=("self_attn",), sparse=True),  # mixers without heads, layers without MLP
 )

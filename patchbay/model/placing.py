@@ -184,7 +184,7 @@ def missing(family: Family, hf: nn.Module) -> list[str]:
             lacking.append(f"{family.layers}.{i}.{family.attn}" + "".join(f" or .{m}" for m in family.mixers))
         elif found.attn is not None and found.attn_proj is None:
             lacking.append(f"{family.layers}.{i}.{family.attn}.{family.attn_proj}")
-        if family.mlp and found.mlp is None:
+        if family.mlp and found.mlp is None and not family.sparse:
             lacking.append(f"{family.layers}.{i}.{family.mlp}")
         elif (
             found.mlp is not None
