@@ -7,7 +7,7 @@ which is what stands in `embed_tokens`: in training mode each row of a batch dra
 
 Huang et al. 2023, "Lexinvariant Language Models": approaches an ordinary model with context, deciphers substitution ciphers, four times as good at synthetic in-context reasoning.
 
-A table that is drawn for a row would make a batch another thing than its prompts: `tables` seeds each by the prompt's own tokens. Loss is to be read by position: at the first one it is ln(vocab).
+A table that is drawn for a row would make a batch another thing than its prompts: `tables` seeds each by the prompt's own tokens. Loss is to be read by position: at the first one nothing is known, and it is ln(vocab) at best.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_a_batch_equals_its_prompts() -> None:
 
 
 def test_training_draws_a_table_for_each_text() -> None:
-    """The loss of each step is another; the fixed table has no gradient, all else has; the first token is worth ln(vocab)."""
+    """The loss of each step is another; the fixed table has no gradient, all else has; at the first token nothing is known."""
     hf = made().train()
     ids = IDS[:1].repeat(64, 1)
     out = hf(ids, labels=ids)
@@ -73,7 +73,7 @@ def test_training_draws_a_table_for_each_text() -> None:
     for name, weight in hf.named_parameters():
         assert (weight.grad is None) == ("embed" in name or "lm_head" in name), name
     first = torch.nn.functional.cross_entropy(out.logits[:, 0], ids[:, 1])
-    assert abs(float(first.detach()) - math.log(96)) < 0.7
+    assert float(first.detach()) > math.log(95)  # no table tells the second token from any other
     hf.eval()
     with torch.no_grad():
         assert torch.equal(hf(IDS).logits, hf(IDS).logits)
