@@ -1,31 +1,22 @@
 """Blocks: other attention, mixers, feed-forward maps and embeddings in a Hugging Face model, which trains, saves, loads and is looked into like any other.
 
-build      a model of a config, or of a model, with blocks in the places of its own
-convolved  a causal convolution of queries, keys and values, and the cut of its taps
-gate       gated residuals, and how far their gates are open
-gla        gated linear attention: recurrent, parallel, in chunks
-kinds      softmax1, K bias, KV bias, sigmoid, normalised sigmoid in the place of the softmax
-<<<<<<< HEAD
-monet      feed-forward layers of E x E small experts, read by text and switched off
-=======
-lexinvariant  embeddings that are drawn for each text
-meta_tokens   a token whose places look at one another, put among others
-prefix_bag    a term of the logits that knows which words came before, and not in which order
->>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
-register   make the class of a family's models with blocks known to transformers by name
-state_space   recurrences as long convolutions: H3, LSSL, HiPPO
-structured feed-forward maps in factors, with a dense guide
-trees      trees from heights and distances, and from any attention pattern
-turned     angles between queries and keys, times a number and plus another for each pair of channels
-welore     ranks of matrices by one threshold, and their null
+build          a model of a config, or of a model, with blocks in the places of its own
+convolved      a causal convolution of queries, keys and values, and the cut of its taps
+gate           gated residuals, and how far their gates are open
+gla            gated linear attention: recurrent, parallel, in chunks
+kinds          softmax1, K bias, KV bias, sigmoid, normalised sigmoid in the place of the softmax
+lexinvariant   embeddings that are drawn for each text
+meta_tokens    a token whose places look at one another, put among others
+monet          feed-forward layers of E x E small experts, read by text and switched off
+prefix_bag     a term of the logits that knows which words came before, and not in which order
+register       make the class of a family's models with blocks known to transformers by name
+state_space    recurrences as long convolutions: H3, LSSL, HiPPO
+structured     feed-forward maps in factors, with a dense guide
+trees          trees from heights and distances, and from any attention pattern
+turned         angles between queries and keys, times a number and plus another for each pair of channels
+welore         ranks of matrices by one threshold, and their null
 """
 
-<<<<<<< HEAD
-from patchbay.blocks import convolved, gate, gla, kinds, monet, structured, turned, welore
-from patchbay.blocks.build import build, register
-
-__all__ = ["build", "convolved", "gate", "gla", "kinds", "monet", "register", "structured", "turned", "welore"]
-=======
 from patchbay.blocks import (
     convolved,
     gate,
@@ -33,6 +24,7 @@ from patchbay.blocks import (
     kinds,
     lexinvariant,
     meta_tokens,
+    monet,
     prefix_bag,
     state_space,
     structured,
@@ -50,6 +42,7 @@ __all__ = [
     "kinds",
     "lexinvariant",
     "meta_tokens",
+    "monet",
     "prefix_bag",
     "register",
     "state_space",
@@ -58,4 +51,3 @@ __all__ = [
     "turned",
     "welore",
 ]
->>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
