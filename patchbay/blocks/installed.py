@@ -12,11 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-<<<<<<< HEAD
-from patchbay.blocks import kinds, monet, structured, welore
-=======
-from patchbay.blocks import kinds, lexinvariant, structured, welore
->>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
+from patchbay.blocks import kinds, lexinvariant, monet, structured, welore
 from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
@@ -311,8 +307,7 @@ def _gate(host: Host, value: Any, asked: Asked) -> None:
         host.layers[i] = GatedLayer(layer, host.hf.config.hidden_size, float(bias))
 
 
-<<<<<<< HEAD
-MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla}
+MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla, "h3": _h3}
 
 
 def _monet(host: Host, value: Any, asked: Asked) -> None:
@@ -325,9 +320,6 @@ def _monet(host: Host, value: Any, asked: Asked) -> None:
         setattr(one, host.family.mlp, monet.layer(d, value))
 
 
-=======
-MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla, "h3": _h3}
->>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
 BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
     "meta_tokens": _meta_tokens,
     "mixer": _mixer,

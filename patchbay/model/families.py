@@ -73,13 +73,7 @@ GPT = replace(
 )
 _LATENT = ("q_a_proj", "q_a_layernorm", "q_b_proj|q_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
 _NEOX: dict[str, Any] = dict(qkv="interleaved", qkv_modules=("query_key_value",), attn_proj="dense")
-<<<<<<< HEAD
 _NONE: dict[str, Any] = dict.fromkeys(["attn", "norm_attn", "norm_mlp", "mlp_proj", "mlp_up", "mlp_gate", "router", "experts"], "")  # fmt: skip
-=======
-_NONE: dict[str, Any] = dict.fromkeys(
-    ["attn", "norm_attn", "norm_mlp", "mlp_proj", "mlp_up", "mlp_gate", "router", "experts"], ""
-)
->>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
 _NEOX |= dict(mlp_proj="dense_4h_to_h", mlp_up="dense_h_to_4h")
 OPT = replace(
     LLAMA,
