@@ -173,9 +173,8 @@ def _drawn(hf: Any, ids: Tensor, mask: Tensor | None, options: dict[str, Any]) -
     labels = options.pop("labels", None)
     keep = {name: options[name] for name in ("position_ids", "use_cache") if name in options}
     weight = hf.get_input_embeddings().weight
-    made = lexinvariant.logits(
-        hf, ids, lexinvariant.fresh(len(ids), *weight.shape, weight), attention_mask=mask, **keep
-    )
+    drawn = lexinvariant.fresh(len(ids), weight.shape[0], weight.shape[1], weight)
+    made = lexinvariant.logits(hf, ids, drawn, attention_mask=mask, **keep)
     counted = {"num_items_in_batch": options["num_items_in_batch"]} if "num_items_in_batch" in options else {}
     loss = None if labels is None else hf.loss_function(logits=made, labels=labels, vocab_size=len(weight), **counted)
     return CausalLMOutputWithPast(loss=loss, logits=made)
