@@ -44,7 +44,7 @@ SHOWN = 50  # cells of the table
 def features(
     model: Model,
     task: Task,
-    dictionary: str,
+    features: str,
     *,
     steps: int = 1,
     exact: int = 0,
@@ -57,10 +57,10 @@ def features(
     Main variable `effect` [part] with `low` and `high`, `p`, `p_adjusted`, `active` (share of tokens); scalars `error`, `bias`, `total`, `score`, `null_high`,
     with steps above 1 also `gap`, with `exact` also `removed` [part] and `spearman`. The table `cells` has the largest effects of single positions.
 
-    `dictionary`: the folder of one, or all of one that the model has attached: "L1.features", "L1.mlp_features", "L1.attn_features". `steps`: runs in which all
+    `features`: the folder of a dictionary, or all of one that the model has attached: "L1.features", "L1.mlp_features", "L1.attn_features". `steps`: runs in which all
     features are scaled up from 0; 1 is the plain gradient. `exact`: for how many features the true loss of leaving them out is measured. `draws`: shuffles of the rows.
     """
-    view, it, home = named(model, dictionary)
+    view, it, home = named(model, features)
     _check(task, it, steps, exact, draws)
     seen = _Sums(view, task, it, home, steps, batch_size)
     effect, low, high = maths.intervals(seen.effects, seed=seed)

@@ -31,7 +31,8 @@ def test_planted(model: pb.Model) -> None:
     result = pb.find.features(view, task, "L1.features", draws=10)
     assert str(result.top(1)[0]) == "L1.F7"
     assert float(result["effect"][7]) > float(result["effect"].abs().sort().values[-2]) * 1.2
-    assert result.tables["cells"][0]["part"] == "L1.F7"
+    cells = result.tables["cells"]
+    assert [abs(row["effect"]) for row in cells] == sorted((abs(row["effect"]) for row in cells), reverse=True)
     assert {row["position"] for row in result.tables["cells"] if row["part"] == "L1.F7"} == {3}, (
         "the answer is read there"
     )
