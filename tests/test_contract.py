@@ -26,6 +26,7 @@ import patchbay as pb
 from patchbay.contract import checks
 from patchbay.contract.checks import Case
 from patchbay.contract.every import TWINS, prompts_of
+from patchbay.features import lens as lenses
 from patchbay.knobs.knob import Knob
 from patchbay.model.filling import edits_digest
 from patchbay.tiny import twins
@@ -273,6 +274,29 @@ def saved(name: str) -> str:
     return str(dictionary(lent(name), "L1.resid_out", form="topk", k=4).save(folder))
 
 
+def trained_lens(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    """It reads the stream alone, which needs no hook on the last layer but for an edit around it."""
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        return pb.train.tuned_lens(model, prompts, **{"steps": 2, **options})
+
+
+@functools.cache
+def kept_lens(name: str) -> str:
+    """A folder with a random lens for a model."""
+    model, folder = lent(name), Path(tempfile.mkdtemp()) / name
+    size = model.n_layers, model.d_model, model.d_model
+    weight = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(0))
+    return lenses.save(lenses.Lens(weight, torch.zeros(size[:2]), adds=True), folder)
+
+
+def tuned_lens(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    return pb.find.tuned_lens(model, prompts, kept_lens(NAMES[id(model)]), **{"positions": 2, **options})
+
+
+def jacobian_lens(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    return pb.find.jacobian_lens(model, prompts, **{"positions": 2, "texts": TEXTS[:1], "skip": 3, **options})
+
+
 def measured(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.measure.dictionary(model, prompts, saved(NAMES[id(model)]), **options)
 
@@ -462,6 +486,7 @@ METERS = [
 ]
 
 PATCHED = ("effect", "clean", "corrupted")
+LENS = ("probability", "logit", "rank", "kl", "logit_diff")
 DLA = ("attribution", "mlp", "attn_bias", "embed", "bias", "total")
 SHARES = ("score", "right", "wrong", "other")
 CASES = [
@@ -550,7 +575,7 @@ CASES = [
     Case(
         "find.logit_lens",
         lambda m, t, **o: pb.find.logit_lens(m, t, **{"positions": 2, **o}),
-        ("probability", "logit", "rank", "kl", "logit_diff"),
+        LENS,
     ),
     Case(
         "find.features",
@@ -558,6 +583,13 @@ CASES = [
         ("effect", "error", "total", "score"),
         on=FEW_TWINS,
     ),
+    Case(
+        "find.relevance",
+        lambda m, t, **o: pb.find.relevance(m, t, **{"site": "attn_out", **o}),
+        ("relevance", "score", "biases"),
+    ),
+    Case("find.tuned_lens", tuned_lens, (*LENS, "aligned")),
+    Case("find.jacobian_lens", jacobian_lens, LENS),
     Case("find.previous_token_heads", pb.find.previous_token_heads, ("score", "uniform"), needs="attn.pattern"),
     Case("find.concept_depth", depth),
     Case(
@@ -653,6 +685,12 @@ CASES = [
         ("effect", "exact", "clean", "corrupted"),
         needs="attn.z",
     ),
+    Case(
+        "prove.atp_star",
+        lambda m, t, **o: pb.prove.atp_star(m, t, **{"site": "query", **o}),
+        ("score", "effect", "plain", "clean", "corrupted"),
+        needs="attn.pattern",
+    ),
     Case("prove.edge_attribution", pb.prove.edge_attribution, ("effect", "from_embed", "gap", "clean", "corrupted")),
     Case("prove.circuit", lambda m, t, **o: pb.prove.circuit(m, t, **{"scores": part_of(m), "draws": 2, **o})),
     Case(
@@ -663,6 +701,7 @@ CASES = [
     ),
     Case("turn.set_prompt", set_prompt, ("score", "plain_score"), needs="attn.mask"),
     Case("train.dictionary", trained, own=True, on=FEW_TWINS),
+    Case("train.tuned_lens", trained_lens, own=True, on=FEW_TWINS),
     Case("train.response_tuning", responses, own=True, on=("gpt2", "llama", "mixtral")),
     Case(
         "train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, part_of(m), **{"steps": 2, **o}), label="heads"

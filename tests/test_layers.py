@@ -49,7 +49,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "results": "described outside saved letters arrays graph_file maps printed result shown record given method untrained replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
-    "features": "hooks saved shapes dictionary folds files across formats load contexts reading",
+    "features": "hooks saved shapes dictionary folds files across formats load contexts reading lens",
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
     "blocks": "kinds convolved gla gate turned structured welore monet state_space lexinvariant meta_tokens trees prefix_bag dispatch installed build",
     "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",

@@ -21,6 +21,7 @@ head_importance            how much each head writes, and what its removal reall
 induction_heads            heads that look at what followed this token the last time
 inhibition_heads           heads that tell the movers' queries what not to look at
 isotropy                   how evenly the states of a text spread over directions, by layer
+jacobian_lens              what a stream is disposed to make the model say later, by mean Jacobians
 key_clusters               how the tokens below the top crowd around it in the unembedding
 language_similarity        how alike states of a text and its translations are, by layer
 latent_language            which language's or class's tokens the layers say
@@ -34,8 +35,10 @@ observable_propagation     what each head writes towards an observable, and the 
 previous_token_heads       heads that look one position back
 prior_layers               layers whose read-out follows the answer's prior probability
 relation_neurons           neurons that tell one relation's prompts from all others'
+relevance                  what each token or part has of the answer by rules that conserve: RelP, AttnLRP
 retrieval_heads            heads that look at the needle's token that is being said
 successor_heads            heads that send a word to the next one of its class
+tuned_lens                 what the stream would answer at each layer, read by learned maps
 word_classes               layers at which states cluster by the next word's class
 
 A rank says where to look. Whether the model uses a part is for `patchbay.prove` to say.
@@ -62,6 +65,7 @@ from patchbay.find.head_importance import head_importance
 from patchbay.find.induction_heads import induction_heads
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.find.isotropy import isotropy
+from patchbay.find.jacobian_lens import jacobian_lens
 from patchbay.find.key_clusters import key_clusters
 from patchbay.find.language_similarity import language_similarity
 from patchbay.find.latent_language import latent_language
@@ -75,8 +79,10 @@ from patchbay.find.observable_propagation import observable_propagation
 from patchbay.find.previous_token_heads import previous_token_heads
 from patchbay.find.prior_layers import prior_layers
 from patchbay.find.relation_neurons import relation_neurons
+from patchbay.find.relevance import relevance
 from patchbay.find.retrieval_heads import retrieval_heads
 from patchbay.find.successor_heads import successor_heads
+from patchbay.find.tuned_lens import tuned_lens
 from patchbay.find.word_classes import word_classes
 
 __all__ = [
@@ -101,6 +107,7 @@ __all__ = [
     "induction_heads",
     "inhibition_heads",
     "isotropy",
+    "jacobian_lens",
     "key_clusters",
     "language_similarity",
     "latent_language",
@@ -114,7 +121,9 @@ __all__ = [
     "previous_token_heads",
     "prior_layers",
     "relation_neurons",
+    "relevance",
     "retrieval_heads",
     "successor_heads",
+    "tuned_lens",
     "word_classes",
 ]

@@ -94,7 +94,7 @@ def refuse_gradients(hf: nn.Module, tried: set[Any]) -> None:
         )
     for name, module in hf.named_modules():
         kind = (type(module), type(getattr(module, "weight", None)))
-        if kind in tried or not hasattr(module, "in_features") or is_plain(module):
+        if kind in tried or not hasattr(module, "in_features") or is_plain(module) or _written_out(module):
             continue
         if not hasattr(module, "base_layer") and not passes_gradients(module):
             raise PatchbayError(
@@ -102,6 +102,14 @@ def refuse_gradients(hf: nn.Module, tried: set[Any]) -> None:
                 "come out wrong. Load the model unquantised, or quantise its weights alone (not what they are given)"
             )
         tried.add(kind)
+
+
+def _written_out(module: nn.Module) -> bool:
+    """Whether it is a step of transformers' own model code on plain numbers (a router that is a Linear and more), through which autograd goes."""
+    numbers = (
+        _floats(getattr(module, "weight", None)) is not None and not overridden(module) and _normed(module) is None
+    )
+    return numbers and type(module).__module__.startswith("transformers.models.")
 
 
 def is_plain(module: Any) -> bool:

@@ -2,6 +2,7 @@
 
 ablation              what is lost without the parts, against as many random parts of the same layers
 activation_patching   what one run's signals, put into the other run of a pair, bring back or take away
+atp_star              attribution patching with exact softmax and without cancelling: AtP*
 attention_knockout    in which layers the answer needs what some tokens tell others by attention
 attribution_patching  the effect of patching every site at once, estimated from one gradient
 causal_tracing        which clean states bring the answer back to a run whose subject is noise
@@ -19,6 +20,7 @@ path_patching         what a part tells another part, or the logits, by the path
 
 from patchbay.prove.ablation import ablation
 from patchbay.prove.activation_patching import activation_patching
+from patchbay.prove.atp_star import atp_star
 from patchbay.prove.attention_knockout import attention_knockout
 from patchbay.prove.attribution_patching import attribution_patching
 from patchbay.prove.causal_tracing import causal_tracing
@@ -36,6 +38,7 @@ from patchbay.prove.path_patching import path_patching
 __all__ = [
     "ablation",
     "activation_patching",
+    "atp_star",
     "attention_knockout",
     "attribution_patching",
     "causal_tracing",

@@ -65,6 +65,7 @@ OTHERS: dict[str, str] = {  # finders of other parts
     "expert_specialisation": "facts_in_context",
     "head_importance": "indirect_object",
     "logit_lens": "indirect_object",
+    "relevance": "indirect_object",
     "prior_layers": "arithmetic",
     "isotropy": "indirect_object",
     "key_clusters": "indirect_object",
@@ -80,6 +81,8 @@ OTHERS: dict[str, str] = {  # finders of other parts
 LEAST = {"successor": 64}  # its prompts are split among series and folds
 NEEDS = {  # finders that ask for what no built-in task holds
     "features": "needs a dictionary: find.features(model.with_dictionaries(...), task, 'L1.features')",
+    "tuned_lens": "needs a trained lens: train.tuned_lens(model, texts, folder=FOLDER), then find.tuned_lens(model, task, FOLDER)",
+    "jacobian_lens": "needs texts that its Jacobians are means over: find.jacobian_lens(model, task, texts=texts)",
     "language_similarity": "needs texts in several languages: find.language_similarity(model, prompts, translations)",
     "channel_changes": "needs a second model: find.channel_changes(model, other)",
 }

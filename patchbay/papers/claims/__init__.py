@@ -18,6 +18,7 @@ readings  what sharper probes of behaviour say
 prompting what examples, glosses, judges and histories in prompts do
 proving   what patching, paths, edges and circuits show
 training  what training another way brings, beside a twin
+relations maps between layers, subspaces and relations that are learned or derived
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
 decoding  what decoders write
@@ -36,6 +37,7 @@ from patchbay.papers.claims import (
     prompting,
     proving,
     readings,
+    relations,
     trained,
     training,
     turning,
@@ -61,6 +63,7 @@ __all__ = [
     "prompting",
     "proving",
     "readings",
+    "relations",
     "trained",
     "training",
     "turning",

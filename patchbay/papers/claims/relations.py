@@ -1,0 +1,81 @@
+"""Claims about what is learned or derived between two places of a model: maps between layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import patchbay as pb
+from patchbay import maths
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._shared import FEW, over_sets, stories
+
+if TYPE_CHECKING:
+    from patchbay.model.model import Model
+
+STEPS = 40
+AHEAD = 3  # tokens
+
+
+@claim("belrose2023", "comparison")
+def belrose2023(model: Model, seed: int) -> Claim:
+    """Confirmed if, at half depth, a trained lens is nearer to what the model says on texts it was not trained on than the logit lens is."""
+    half = model.n_layers // 2
+
+    def nearer(at: int) -> float:
+        found = pb.train.tuned_lens(model, stories(FEW, at), steps=STEPS, rate=0.01, batch_size=4, seed=at)
+        return float(found["kl_logit_lens"][half] - found["kl"][half])
+
+    text = "at half depth a tuned lens is nearer to what the model says, on texts that it was not trained on, than the logit lens"
+    return Claim(text, *over_sets(nearer, seed), 0.0, "nats")
+
+
+@claim("gurnee2026", "comparison")
+def gurnee2026(model: Model, seed: int) -> Claim:
+    """Confirmed if, at half depth, the lens ranks the token that is said three places later higher than the logit lens does."""
+    half = model.n_layers // 2
+
+    def higher(at: int) -> float:
+        encoded = [ids for ids in model.encode(stories(FEW, at)) if len(ids) > 12]
+        cut = [ids[:10] for ids in encoded[4:]]
+        later = [ids[9 + AHEAD] for ids in encoded[4:]]
+        task = pb.Task("later", cut, later, [[]] * len(cut), metric="log_probability")  # type: ignore[arg-type]
+        found = pb.find.jacobian_lens(model, task, texts=encoded[:4], skip=2, positions=1)
+        return float(pb.find.logit_lens(model, task, positions=1)["rank"][half, -1] - found["rank"][half, -1])
+
+    text = f"at half depth the Jacobian lens ranks the token that is said {AHEAD} places later higher than the logit lens does"
+    return Claim(text, *over_sets(higher, seed), 0.0, "ranks")
+
+
+@claim("kramar2024", "comparison")
+def kramar2024(model: Model, seed: int) -> Claim:
+    """Confirmed if effects of keys with exact softmax correlate with exact patching further than those of one gradient."""
+
+    def further(at: int) -> float:
+        task = pb.tasks.indirect_object(model, FEW, seed=at)
+        found = pb.prove.atp_star(model, task, site="key", exact=True)
+        ours, plain = (maths.spearman(found[name], found["exact"]) for name in ("effect", "plain"))
+        return ours - plain
+
+    text = "effects of keys rank as patching them one by one does, further with exact softmax than by one gradient"
+    return Claim(text, *over_sets(further, seed), 0.0, "Spearman's correlation")
+
+
+def _patched(model: Model, at: int) -> tuple[float, float]:
+    """How far MLP outputs' relevance against the twin, and attribution patching, correlate with exact patching."""
+    task = pb.tasks.indirect_object(model, FEW // 2, seed=at)
+    exact = pb.prove.activation_patching(model, task, site="mlp_out", positions="all", way="noising")["effect"]
+    plain = pb.prove.attribution_patching(model, task, site="mlp_out", positions="all").values
+    ours = pb.find.relevance(model, task, site="mlp_out", against="twin").values
+    return maths.spearman(ours, exact), maths.spearman(plain, exact)
+
+
+@claim("jafari2025", "comparison")
+def jafari2025(model: Model, seed: int) -> Claim:
+    """Confirmed if relevance patching ranks MLP outputs as exact patching does, further than attribution patching; the paper's case is GPT-2 large."""
+
+    def further(at: int) -> float:
+        ours, plain = _patched(model, at)
+        return ours - plain
+
+    text = "relevance patching ranks MLP outputs as patching them one by one does, further than attribution patching"
+    return Claim(text, *over_sets(further, seed), 0.0, "Spearman's correlation")
