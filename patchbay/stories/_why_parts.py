@@ -120,7 +120,7 @@ def neurons(asked: Asked, known: Written) -> Section:
     model = asked.model
     layers, said = neuron_layers(model, "this section")
     chosen = [part.layer or 0 for part in known.of("mlp") if part.layer in layers][:MLPS]
-    trace, towards = _opened(asked, [Port(signal, layer) for layer in chosen for signal in ("mlp.act", "mlp.out")])
+    trace, towards = opened(asked, [Port(signal, layer) for layer in chosen for signal in ("mlp.act", "mlp.out")])
     given = {
         Part(layer, "neuron", n): float(value)
         for layer in chosen
@@ -159,7 +159,7 @@ def experts(asked: Asked, known: Written) -> Section:
         raise PatchbayError(
             f"the outputs of all experts at all {len(asked.ids)} positions would take {held / 1e9:.1f} GB"
         )
-    trace, towards = _opened(asked, [Port(s, layer) for layer in order for s in ("experts.out", "router.weights")])
+    trace, towards = opened(asked, [Port(s, layer) for layer in order for s in ("experts.out", "router.weights")])
     rows, reader, said = [], Reader(model, True), []
     for layer in order:
         given = inside_mlp(model, trace, Port("experts.out", layer), towards)[0]
@@ -182,7 +182,7 @@ def experts(asked: Asked, known: Written) -> Section:
     return Section("experts", rows, said, values, {"expert": [str(row["expert"]) for row in rows]})
 
 
-def _opened(asked: Asked, taps: list[Port]) -> tuple[Trace, Tensor]:
+def opened(asked: Asked, taps: list[Port]) -> tuple[Trace, Tensor]:
     """One run with these taps, and the direction in the stream that reads the difference."""
     model = asked.model
     base = [Port("resid_out", model.n_layers - 1), Port("final_norm")]
@@ -261,7 +261,7 @@ def _by_token(asked: Asked, layers: list[int]) -> tuple[Mapping[int, Tensor], Ma
     """layer -> what each key gives through each head at the last position, and the attention it gets: [head, key]."""
     model = asked.model
     wanted = [Port(signal, layer) for layer in layers for signal in ("attn.z", "attn.v", "attn.out")]
-    trace, towards = _opened(asked, [*wanted, *(Port("attn.pattern", layer, None, (-1,)) for layer in layers)])
+    trace, towards = opened(asked, [*wanted, *(Port("attn.pattern", layer, None, (-1,)) for layer in layers)])
     found = {layer: by_source(model, trace, layer, read_at_z(model, trace, layer, towards)) for layer in layers}
     return {i: pair[0][0] for i, pair in found.items()}, {i: precise(pair[1])[0] for i, pair in found.items()}
 

@@ -7,7 +7,7 @@
    last position and from all later ones (exact runs); and gradient . embedding, a first-order estimate. That the two agree
    over positions is compared with shuffled positions.
 3. parts: direct attribution of every head, mixer and MLP, and the sum of all beside the model's own difference: the remainder is
-   rounding. Of the strongest MLPs the neurons or experts, with the tokens that their writes raise.
+   rounding. Of the strongest MLPs the neurons or experts, and of dictionaries the features, with the tokens that their writes raise.
 4. the lens: what the stream would say after each layer. And what the strongest heads read: their attention from the last
    position, and what each token gives through them.
 5. the causal check: the parts that write the answer are taken away together, beside random sets of the same kinds and layers,
@@ -39,6 +39,7 @@ from patchbay.stories import _why_causal as causal
 from patchbay.stories import _why_parts as inside
 from patchbay.stories import _why_tokens as read
 from patchbay.stories._asked import Asked, asked
+from patchbay.stories._why_features import features, with_features
 from patchbay.stories._why_told import HEARD, Section
 
 PASSES = 10  # the prompt itself, attribution, opened MLPs and experts, heads, the lens, the sweeps' base, a gradient (3 passes)
@@ -64,6 +65,7 @@ def why(
     *,
     answer: str | int | None = None,
     against: str | int | None = None,
+    dictionaries: list[str] | None = None,
     draws: int = 39,
     seed: int = 0,
 ) -> Result:
@@ -73,11 +75,13 @@ def why(
     those that were taken away. The tables are the sections in their order, and print.
 
     `prompt`: a text, chat messages or token ids; one. `answer`: the token that is explained, as text or id; of a text of
-    several tokens the first. `against`: the token that it is held against. Without them, the two most likely. `draws`: random
-    sets of parts in the causal check.
+    several tokens the first. `against`: the token that it is held against. Without them, the two most likely. `dictionaries`:
+    folders of sparse dictionaries, or FOLDER@PLACE such as sae@L1.mlp.out, whose features are shown beside those of a model that has
+    some (`model.with_dictionaries`). `draws`: random sets of parts in the causal check.
     """
     if draws < 1:
         raise PatchbayError(f"draws={draws}: a check needs random controls, at least 1")
+    model = with_features(model, dictionaries or [])
     question = asked(model, prompt, answer, against)
     told = Told(question, [])
     known = inside.written(question)
@@ -89,6 +93,8 @@ def why(
     opened = [told.add("neurons", lambda: inside.neurons(question, known))]
     if inside.has_experts(model):
         opened.append(told.add("experts", lambda: inside.experts(question, known)))
+    if model.dictionaries:
+        told.add("features", lambda: features(question))
     told.add("lens", lambda: inside.lens(question))
     told.add("heads read", lambda: inside.reads(question, known))
     lost = _checked(question, told, known, opened, draws, seed)
