@@ -73,6 +73,7 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "cli/output": "what leaves them: encodings, refusals",
     "cli/outside": "methods that lie outside the package",
     "decode/every_decoder": "what is true of every decoder",
+    "draw/same_numbers": "every drawing, and every other form of its numbers",
     "jacks/calls": "sessions of threads, tasks and generators",
     "jacks/properties": "random splits, masks, interleavings, caches and options",
     "jacks/touched": "what edits touched, through masks, caches and chunks",
