@@ -45,7 +45,8 @@ def features(asked: Asked) -> Section:
     """The strongest features of the model's dictionaries, the tokens that they write, and what the dictionaries leave out."""
     model, rows, said = asked.model, [], []
     reader = Reader(model, True)
-    for (layer, home), one in sorted(model.dictionaries.items()):
+    held: dict[tuple[int, str], Any] = dict(model.dictionaries)
+    for (layer, home), one in sorted(held.items()):
         if one.spans or one.later:
             raise PatchbayError(
                 f"the dictionary at L{layer} reads or writes several layers, which no direction at one of them reads: find.attribution_graph"
