@@ -393,6 +393,12 @@ def functions(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
         return pb.measure.boolean_functions(model, **{"bits": 2, "pairs": 3, "functions": 6, **options})
 
 
+def described(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    options.pop("batch_size", None)  # the model goes on from prompts of one length at a time
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        return pb.measure.function_descriptions(model, **{"functions": 3, "queries": 2, **options})
+
+
 def with_another(name: str, **chosen: Any) -> Callable[..., pb.Result]:
     """A meter of two models: the second is as small as the first."""
     return lambda m, t, **o: meter(name, ANSWERED if name == "score_convergence" else [row["prompt"] for row in ANSWERED], other=second(m), **chosen)(m, t, **o)  # fmt: skip
@@ -465,6 +471,7 @@ METERS = [
     Case("measure.concurrence", meter("concurrence", CLAIMED), own=True, on=TWO_TWINS),
     Case("measure.head_risk", meter("head_risk", TARGETS, sizes=[0, 2], draws=2), own=True, on=TWO_TWINS),
     Case("measure.predictive_geometry", meter("predictive_geometry"), on=TWO_TWINS),
+    Case("measure.function_descriptions", described, own=True, on=TWO_TWINS),
     Case("measure.novel_word", meter("novel_word", NOVEL, steps=2, draws=1), own=True, on=TWO_TWINS),
     Case("measure.task_probability", meter("task_probability", ANSWERED), own=True, on=TWO_TWINS),
     Case("measure.cross_task", meter("cross_task", ANSWERED, source=SHOWN), own=True, on=TWO_TWINS),
@@ -608,6 +615,11 @@ CASES = [
     Case(
         "find.attribution_graph",
         graphs,
+        needs="mlp.act",
+    ),
+    Case(
+        "find.feature_names",
+        lambda m, t, **o: pb.find.feature_names(m, t, ["L0.N3", "L1.N5"], **{"draws": 1, **o}),
         needs="mlp.act",
     ),
     Case("find.prior_layers", priors),

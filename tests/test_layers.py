@@ -46,7 +46,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states caches check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
-    "results": "described outside saved letters arrays graph_file maps printed result shown record given method untrained replay",
+    "results": "described outside saved letters arrays graph_file dashboards maps printed result shown record given method untrained replay",
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
     "features": "hooks saved shapes dictionary folds files across formats load contexts reading lens",

@@ -16,6 +16,7 @@ direct_logit_attribution   what each head, neuron, expert or layer writes toward
 duplicate_token_heads      heads that look at earlier occurrences of their own token
 expert_specialisation      which experts of a mixture fire for which behaviour
 fact_heads                 heads that tip a contradicted fact towards the text or the memory
+feature_names              when features and neurons fire, in words held to other texts
 features                   what each feature of a dictionary adds to a task's score, estimated from one gradient
 head_importance            how much each head writes, and what its removal really costs
 induction_heads            heads that look at what followed this token the last time
@@ -60,6 +61,7 @@ from patchbay.find.direct_logit_attribution import direct_logit_attribution
 from patchbay.find.duplicate_token_heads import duplicate_token_heads
 from patchbay.find.expert_specialisation import expert_specialisation
 from patchbay.find.fact_heads import fact_heads
+from patchbay.find.feature_names import feature_names
 from patchbay.find.features import features
 from patchbay.find.head_importance import head_importance
 from patchbay.find.induction_heads import induction_heads
@@ -102,6 +104,7 @@ __all__ = [
     "duplicate_token_heads",
     "expert_specialisation",
     "fact_heads",
+    "feature_names",
     "features",
     "head_importance",
     "induction_heads",

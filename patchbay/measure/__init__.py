@@ -16,6 +16,7 @@ dose_response        answers, and harm to unrelated text, at each strength of a 
 doubtful_tokens      whether a guess's wrong tokens are those the model was unsure of
 evaluation_card      accuracy, calibration, robustness, fairness and more of the same items in one table
 expected_rating      words rated by the probability of a scale's numbers, beside people's norms
+function_descriptions  how much of black boxes is explained, beside a table of the same queries
 graph_planning       whether ways through a graph told in a prompt exist, arrive and are shortest
 head_risk            the error of a linear head on states by how many directions it reads
 incoherence          how often a question and its reverse are not answered as opposites
@@ -51,6 +52,7 @@ from patchbay.measure.dose_response import dose_response
 from patchbay.measure.doubtful_tokens import doubtful_tokens
 from patchbay.measure.evaluation_card import evaluation_card
 from patchbay.measure.expected_rating import expected_rating
+from patchbay.measure.function_descriptions import function_descriptions
 from patchbay.measure.graph_planning import graph_planning
 from patchbay.measure.head_risk import head_risk
 from patchbay.measure.incoherence import incoherence
@@ -86,6 +88,7 @@ __all__ = [
     "doubtful_tokens",
     "evaluation_card",
     "expected_rating",
+    "function_descriptions",
     "graph_planning",
     "head_risk",
     "incoherence",

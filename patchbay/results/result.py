@@ -26,6 +26,7 @@ from patchbay.files import write_file, write_folder
 from patchbay.late import late
 from patchbay.results import printed
 from patchbay.results.arrays import Arrays
+from patchbay.results.dashboards import batch
 from patchbay.results.graph_file import as_file, read_file
 from patchbay.results.saved import FILES, FORMAT, VERSION, packed, read_saved, unpacked
 from patchbay.signal.port import PatchbayError
@@ -108,6 +109,11 @@ class Result(Arrays):
     def save_graph(self, path: str | Path, *, prompt: int = 0, overwrite: bool = False) -> Path:
         """Write one prompt's attribution graph as circuit-tracer's JSON, which its viewer opens and `pb.load_result` reads back."""
         return _write_json(path, as_file(self, prompt), overwrite)
+
+    @by_kind
+    def save_dashboards(self, path: str | Path, *, set_name: str = "patchbay", overwrite: bool = False) -> Path:
+        """Write the contexts of features as a batch of Neuronpedia's; `set_name`: the set that they belong to there."""
+        return _write_json(path, batch(self, set_name), overwrite)
 
     def origin(self) -> str:
         """One line on where the numbers came from."""

@@ -57,3 +57,35 @@ def ameisen2025(model: Model, seed: int) -> Claim:
     text = "the neurons of attribution graphs matter more than as many others of their layers that write as much"
     interval = ends_of(found, "difference", "difference_low", "difference_high")
     return beyond_random(text, interval, float(found["p"]), DRAWS, "nats")
+
+
+@claim("schwettmann2023", "comparison")
+def schwettmann2023(model: Model, seed: int) -> Claim:
+    """Confirmed if a table of 17 values, read between its rows, passes the published score on more than half of the functions: passing it is then no
+    sign of having understood one. Of black boxes and of no model; what a table explains is the null of `measure.function_descriptions`."""
+    import numpy as np
+
+    from patchbay.measure._black_boxes import HIGH, LOW, baselines, make, score
+
+    del model
+    asked, told = np.linspace(LOW, HIGH, 17), {"constant": [], "blind": [], "fvu": []}  # type: ignore[var-annotated]
+
+    def passed(at: int) -> float:
+        found = []
+        for i in range(40):
+            box = make("composed", 1000 * at + i, 0.0, 0.15)
+            rivals = {name: score(box, said, asked, None) for name, said in baselines(asked, box(asked)).items()}
+            found.append(rivals["table"].passes)
+            told["constant"].append(rivals["constant"].passes)
+            told["fvu"].append(float(rivals["constant"].fvu < 0.1))
+            if box.interval is not None:
+                told["blind"].append(score(box, lambda x, box=box: np.nan_to_num(box.rule(x)), asked, None).passes)  # type: ignore[misc]
+        return float(np.mean(found))
+
+    value, low, high = over_sets(passed, seed)
+    share = {name: float(np.mean(row)) for name, row in told.items()}
+    text = (
+        "a table of 17 values passes the published score on most composed functions "
+        f"(a constant on {share['constant']:.2f}, by FVU on {share['fvu']:.2f}; answers blind to a corrupted interval on {share['blind']:.2f})"
+    )
+    return Claim(text, value, low, high, 0.5, "of the functions")

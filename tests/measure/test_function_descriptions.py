@@ -1,0 +1,184 @@
+"""Function descriptions: the truth scores 1, scores are plain loops, a constant explains nothing whatever it passes, and no text is run."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+import patchbay as pb
+from patchbay.measure._black_boxes import HIGH, LOW, baselines, make, overlap, score
+from patchbay.measure._expressions import FUNCTIONS, parse
+from patchbay.measure.function_descriptions import function_descriptions
+from tests.measure.words import reader
+from tests.tolerance import close
+
+
+def truths(result: pb.Result, seed: int) -> list[str]:
+    """The rules that were drawn, with their intervals, as answers."""
+    values = [make("composed", 10_000 * seed + i, 0.0, 1.0).value for i in range(len(result.tables["functions"]))]
+    return [
+        f"{value} if {row['low']} <= x <= {row['high']} else {row['rule']}"
+        for row, value in zip(result.tables["functions"], values, strict=True)
+    ]
+
+
+def test_planted() -> None:
+    """The true rules explain all, also where an interval is corrupted; answers blind to it lose what is inside; a table stands between."""
+    model = reader()
+    how = {"kind": "composed", "functions": 6, "queries": 65, "corruption": 1.0, "seed": 3}
+    drawn = function_descriptions(model, answers=["x"] * 6, **how)  # type: ignore[arg-type]
+    told = function_descriptions(model, answers=truths(drawn, 3), **how)  # type: ignore[arg-type]
+    assert float(told["per_item"].min()) > 0.99
+    assert close(told["overlap"].min(), 1.0)
+    assert float(told["official"].mean()) == 1.0
+    blind = function_descriptions(model, answers=[row["rule"] for row in drawn.tables["functions"]], **how)  # type: ignore[arg-type]
+    assert float(blind["overlap"].max()) == 0.0
+    assert float(blind["corrupted"].mean()) < 0.3 < 0.9 < float(told["corrupted"].mean())
+    assert float(blind["value"]) < float(told["null"]) < float(told["value"])
+
+
+def test_reference() -> None:
+    """One answer scored by plain loops: the published error at half integers, FVU and agreement at fresh points, the table of the same queries."""
+    result = function_descriptions(reader(), answers=["0.5*x + 3"] * 2, functions=2, queries=5, corruption=0.5, seed=1)
+    for i, row in enumerate(result.tables["functions"]):
+        box = make("atomic", 10_000 + i, 0.0, 0.5)
+        assert row["rule"] == box.rule.text
+        truth = lambda x, box=box: float(box.clean(np.array([x]))[0])  # noqa: E731
+        half = [k + 0.5 for k in range(-128, 128)]
+        wrong, size = sum((truth(x) - 0.5 * x - 3) ** 2 for x in half), sum(truth(x) ** 2 for x in half)
+        assert float(result["official"][i]) == float(wrong / size < 0.1)
+        fresh = np.random.default_rng(1).uniform(-128, 128, 1000).tolist()
+        mean = sum(map(truth, fresh)) / 1000
+        spread = sum((truth(x) - mean) ** 2 for x in fresh)
+        assert close(
+            result["per_item"][i], max(0.0, 1 - sum((truth(x) - 0.5 * x - 3) ** 2 for x in fresh) / spread), of=1.0
+        )
+        near = sum(abs(truth(x) - 0.5 * x - 3) <= 0.1 * math.sqrt(spread / 1000) for x in fresh) / 1000
+        assert float(result["agreement"][i]) == near
+        xs = [-128.0, -64.0, 0.0, 64.0, 128.0]
+
+        def table(x: float, xs: list[float] = xs, row: dict[str, list[float]] = row) -> float:
+            at = min(int((x + 128) // 64), 3)
+            low, high = row["values"][at], row["values"][at + 1]
+            return low + (high - low) * (x - xs[at]) / 64
+
+        explained = max(0.0, 1 - sum((truth(x) - table(x)) ** 2 for x in fresh) / spread)
+        rival = score(box, baselines(np.array(xs), np.array(row["values"]))["table"], np.array(xs), None, 1)
+        assert close(rival.explained, explained, of=1.0)
+    assert close(
+        result["null"],
+        np.mean(
+            [
+                score(
+                    make("atomic", 10_000 + i, 0.0, 0.5),
+                    baselines(np.array(xs), np.array(row["values"]))["table"],
+                    np.array(xs),
+                    None,
+                    1,
+                ).explained
+                for i, row in enumerate(result.tables["functions"])
+            ]
+        ),
+    )
+    assert overlap((0.0, 4.0), (2.0, 6.0)) == 2.0 / 6.0
+    assert overlap((0.0, 1.0), (2.0, 6.0)) == overlap(None, (2.0, 6.0)) == 0.0
+    assert math.isnan(overlap(None, None))
+
+
+def test_null() -> None:
+    """A constant explains nothing, though it passes the published score where functions stand far from 0; answers of other functions are at chance."""
+    how = {"functions": 12, "queries": 9, "kind": "composed", "seed": 0}
+    model = reader()
+    drawn = function_descriptions(model, answers=["x"] * 12, **how)  # type: ignore[arg-type]
+    constant = function_descriptions(
+        model, answers=[f"{np.mean(row['values'])}" for row in drawn.tables["functions"]], **how
+    )  # type: ignore[arg-type]
+    assert float(constant["value"]) < 0.02
+    assert float(constant["official"].mean()) > 0.05
+    rules = [row["rule"] for row in drawn.tables["functions"]]
+    shuffled = function_descriptions(model, answers=[*rules[1:], rules[0]], **how)  # type: ignore[arg-type]
+    right = function_descriptions(model, answers=rules, **how)  # type: ignore[arg-type]
+    assert float(shuffled["value"]) < 0.15 < 0.8 < float(right["value"])
+    baseline = {row["baseline"]: row for row in drawn.tables["baselines"]}
+    assert baseline["constant"]["official"] > baseline["constant"]["fvu_below_.1"]
+    assert baseline["table"]["explained"] == pytest.approx(float(drawn["null"]))
+
+
+def test_a_model_that_writes_no_expression_explains_nothing() -> None:
+    result = function_descriptions(reader(), functions=3, queries=2)
+    assert float(result["value"]) == 0.0
+    assert "overlap" not in result or result["overlap"].isfinite().any()
+    assert "0 of 3 answers are expressions" in result.notes[-1]
+    assert result.tables["functions"][0]["prompt"].startswith("f(-128) is ")
+
+
+def test_functions_are_drawn_by_their_seed_with_noise_and_corruption() -> None:
+    first, second = (make("composed", 5, 0.0, 0.5) for _ in range(2))
+    assert (first.rule.text, first.interval, first.value) == (second.rule.text, second.interval, second.value)
+    boxes = [make("atomic", i, 0.0, 0.3) for i in range(300)]
+    assert 60 < sum(box.interval is not None for box in boxes) < 120
+    assert len({box.rule.text for box in boxes}) == 300
+    noisy = make("atomic", 7, 0.2, 0.0)
+    x = np.linspace(LOW, HIGH, 400)
+    assert np.array_equal(noisy(x), noisy(x))
+    spread = float(noisy.clean(np.linspace(LOW, HIGH, 257)).std())
+    assert 0.16 * spread < float((noisy(x) - noisy.clean(x)).std()) < 0.24 * spread
+
+
+def test_expressions_are_parsed_and_never_run() -> None:
+    x = np.array([-2.0, 0.5, 4.0])
+    for text, by_hand in {
+        "2*x + 1": lambda at: 2 * at + 1,
+        "-x**2 % 3": lambda at: -(at**2) % 3,
+        "5 if 0 <= x < 1 else abs(x)": lambda at: 5 if 0 <= at < 1 else abs(at),
+        "rect(x, -3, 1) + step(x)": lambda at: float(-3 <= at <= 1) + float(at >= 0),
+        "max(x, 1) * (x > 0 and not x > 3)": lambda at: max(at, 1) * (at > 0 and not at > 3),
+        "erf(x)": math.erf,
+        "pi": lambda at: math.pi,
+    }.items():
+        assert np.allclose(parse(text)(x), [by_hand(float(at)) for at in x], atol=2e-7), text
+    assert parse("1 + 2*x").length == 5
+    assert parse("0 if 3 <= x <= 9 else x").interval == (3.0, 9.0)
+    assert parse("0 if x < 9 else x").interval is None
+    for text in (
+        "__import__('os')",
+        "x.real",
+        "[x]",
+        "lambda: x",
+        "y",
+        "f(x)",
+        "(x := 3)",
+        "x if x else 'a'",
+        "abs(x, x)",
+        "abs(*[x])",
+        "x @ x",
+        "True",
+        "1e400",
+        "print",
+        "x;x",
+        "",
+    ):
+        with pytest.raises(pb.PatchbayError):
+            parse(text)
+    with pytest.raises(pb.PatchbayError, match="at most 2000"):
+        parse("x+" * 2000 + "x")
+    with pytest.raises(pb.PatchbayError):
+        parse("-" * 900 + "x")
+    assert np.isfinite(np.nan_to_num(parse("9**9**9**9")(x))).all()
+    rng = random.Random(0)
+    for name, (n, _) in FUNCTIONS.items():
+        assert parse(f"{name}({', '.join(['x'] * n)})")(np.array([rng.uniform(-3, 3)])).shape == (1,)
+
+
+def test_bad_input() -> None:
+    model = reader()
+    with pytest.raises(pb.PatchbayError, match="2 answers for 20 functions"):
+        function_descriptions(model, answers=["x", "x"])
+    for wrong in ({"kind": "strings"}, {"functions": 0}, {"queries": 1}, {"corruption": 1.5}):
+        with pytest.raises(pb.PatchbayError, match=r"atomic|corruption"):
+            function_descriptions(model, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="ask fewer queries"):
+        function_descriptions(model, functions=1, queries=200)
