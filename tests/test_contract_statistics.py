@@ -626,6 +626,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "train.variant": "nothing is chosen by what is held out; its own test scores those documents by plain loops",
     "find.channel_content": "folds: every prompt is fitted on and told of in turn; its test counts by plain loops",
     "find.concept_depth": "folds, as channel_content",
+    "find.feature_names": "its own test counts hits and misses by plain loops on the half of the texts that did not choose",
     "find.fact_heads": "the held-out value is `_attention.held_out`, as the other finders' here; on a random model no head turns the answer",
     "measure.minimal_pairs": "a threshold is fitted on half of the sentences: its own test gives labels at random",
     "find.mod_features": "halves of numbers, read from weights: no prompt",
