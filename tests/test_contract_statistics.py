@@ -157,6 +157,7 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "measure.worst_of_k",
     "find.activation_sparsity",
     "find.concept_depth",
+    "find.feature_names",
     "find.key_clusters",
     "find.mod_features",
     "find.relation_neurons",
