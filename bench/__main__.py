@@ -8,7 +8,19 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-SECTIONS = ("foundation", "sweeps", "finders", "knobs", "neurons", "channels", "decode", "volume", "papers", "serve")
+SECTIONS = (
+    "foundation",
+    "sweeps",
+    "finders",
+    "knobs",
+    "neurons",
+    "channels",
+    "decode",
+    "volume",
+    "papers",
+    "serve",
+    "app",
+)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "blocks": "kinds convolved gla gate turned structured welore monet state_space lexinvariant meta_tokens trees prefix_bag dispatch installed build",
     "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
-    "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas schema instrument agents",
+    "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas outside schema instrument agents",
     "app": "again cables document saved_page widget folder forms jobs asked features looks live worker runs feed pages opened",
     "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method harness_command serve_command ui_command",
 }

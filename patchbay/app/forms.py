@@ -7,7 +7,6 @@ Nothing is imported for it: commands are read from the methods' text. Options th
 from __future__ import annotations
 
 import inspect
-import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from patchbay.cli import options
 from patchbay.cli.commands import method_command
 from patchbay.cli.signatures import parameters_of, source
 from patchbay.errors import PatchbayError
+from patchbay.serve.outside import refuse_outside
 from patchbay.signal.port import suggest
 
 ELSEWHERE = {
@@ -27,7 +27,6 @@ ELSEWHERE = {
 }
 ACTS_ON = ("typed", "task", "prompts", "prompt", "items", "n", "metric", "parts", "part", "heads", "knob", "knobs")
 LONGEST = 100_000  # letters of one field
-WRITTEN = re.compile(r"""[,:;=@()\[\]{}'"\n]""")  # around what an option's text may hold
 
 
 def about() -> list[dict[str, Any]]:
@@ -111,7 +110,7 @@ def arguments(room: str, name: str, given: Mapping[str, Any], folder: Path) -> l
         if isinstance(value, bool):
             flags += _flag(one, key, value)
             continue
-        _stay_inside(str(value), key, folder)
+        refuse_outside(str(value), folder, folder)  # where the worker stands
         if isinstance(one, click.Argument):
             typed += [line for line in str(value).splitlines() if line]
         else:
@@ -126,28 +125,6 @@ def _flag(one: click.Parameter, key: str, value: bool) -> list[str]:
         return []
     names = one.opts if value else one.secondary_opts
     return [names[0]] if names else []
-
-
-def _stay_inside(text: str, key: str, folder: Path) -> None:
-    """Refuse a text that names a file outside the folder of results: a page reads none of them, whoever asks."""
-    for piece in [text, *text.split(","), *WRITTEN.split(text)]:  # a task's table, a decoder's option, fields by name
-        for path in {
-            piece.strip(),
-            piece.strip().lstrip("@"),
-            piece.strip().lstrip("@").rpartition(":")[0],
-            piece.strip().rpartition("@")[0],
-        }:
-            if not path or "\0" in path or not ("/" in path or "\\" in path or path.startswith((".", "~"))):
-                continue
-            try:
-                found = (folder / Path(path).expanduser()).resolve()
-                outside = found != folder and folder not in found.parents and found.exists()
-            except (OSError, RuntimeError):
-                continue
-            if outside:
-                raise PatchbayError(
-                    f"{key}: {path} lies outside the results folder {folder}; copy it there, or use the command line"
-                )
 
 
 def spoken(room: str, name: str, model: str, words: list[str], target: str) -> str:

@@ -7,7 +7,6 @@ A task is {"name": "facts_in_context", "n": 40} (a built-in one with its options
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import types
 import typing
@@ -20,6 +19,7 @@ from patchbay.errors import PatchbayError, suggest
 from patchbay.results.described import words
 from patchbay.results.given import has_default, kinds_of
 from patchbay.serve.guard import inside
+from patchbay.serve.outside import refuse_outside
 
 PLAIN = {int: "integer", float: "number", bool: "boolean", str: "string", type(None): "null"}
 TASK = {
@@ -142,6 +142,7 @@ class Giver:
     def _text(self, text: str) -> str:
         """A text as it may be a file, `FILE:field=name`, or `method(option='FILE')`."""
         _refuse_written(text)
+        refuse_outside(text, self.folder, Path.cwd())
         file, _, fields = text.rpartition(":")
         if file and re.fullmatch(r"\s*\w+\s*=.*", fields, re.DOTALL) and (own := self._own(file)) is not None:
             return f"{own}:{fields}"
@@ -157,18 +158,12 @@ class Giver:
         return f"{name}({', '.join([*map(repr, placed), *(f'{key}={one!r}' for key, one in called.items())])})"
 
     def _own(self, text: str) -> str | None:
-        """The path of a file in the folder, None where no file has that name. Raises PatchbayError for one outside."""
-        if not text.strip():
-            return None
+        """The path of a file in the folder, None where no file has that name."""
         try:
             found = inside(self.folder, text)
-            if found != self.folder.resolve() and os.path.exists(found):
-                return str(found)
+            return str(found) if found != self.folder.resolve() and found.exists() else None
         except (PatchbayError, OSError, ValueError, RuntimeError):  # leads out, or is no path at all
-            pass
-        if os.path.exists(os.path.expanduser(Path(text))):
-            raise PatchbayError(f"{text!r:.200} is a file outside the folder {self.folder}")
-        return None
+            return None
 
     def task(self, given: Mapping[str, Any]) -> Any:
         import patchbay as pb

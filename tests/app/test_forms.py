@@ -92,7 +92,7 @@ def test_a_field_reads_no_file_outside_the_results(text: str, tmp_path: Path) ->
     folder.mkdir()
     (folder / "link").symlink_to(tmp_path / "secret.txt")
     (folder / "own.txt").write_text("mine")
-    with pytest.raises(PatchbayError, match="outside the results folder"):
+    with pytest.raises(PatchbayError, match="outside the folder"):
         forms.arguments("prove", "ablation", {"prompts": text.format(tmp_path)}, folder)
     assert forms.arguments("prove", "ablation", {"prompts": f"{folder}/own.txt"}, folder) == [
         f"--prompts={folder}/own.txt"

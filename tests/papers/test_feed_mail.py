@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -124,6 +125,46 @@ def test_a_server_that_hangs_is_left_and_the_letter_keeps_its_name(server: tuple
         assert mail.digest(store, post) == [("a@example.org", 1, "")]
         assert mail.digest(store, post) == []
     assert len({one["Message-ID"] for one in box.got}) == 1  # so that a reader's program sees one letter
+
+
+@pytest.mark.parametrize("after", ["connect", "EHLO", "MAIL", "RCPT", "DATA", "."])
+def test_a_server_that_dies_in_the_middle_is_said_and_the_letter_goes_again(
+    after: str, server: tuple[Box, mail.Post]
+) -> None:
+    box, post = server
+    dying = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        line, _ = dying.accept()
+        with line, line.makefile("rwb") as file:
+            if after == "connect":
+                return
+            file.write(b"220 here\r\n")
+            file.flush()
+            reading = False
+            for said in file:
+                verb = "." if said == b".\r\n" else said[:4].decode("ascii", "replace").strip()
+                if verb == after and (after == "." or not reading):
+                    return
+                if not reading or verb == ".":
+                    file.write(b"354 go on\r\n" if verb == "DATA" else b"250 OK\r\n")
+                    file.flush()
+                reading = verb == "DATA" or (reading and verb != ".")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    with Store() as store:
+        mail.subscribe(store, "a@example.org")
+        filled(store, 1)
+        away = mail.Post.of(f"smtp://127.0.0.1:{dying.getsockname()[1]}", "papers@example.org")
+        ((address, papers, failed),) = mail.digest(store, away, timeout=5)
+        assert (address, papers) == ("a@example.org", 1)
+        assert failed, "it is said that it was not sent"
+        thread.join(5)
+        dying.close()
+        assert mail.digest(store, post) == [("a@example.org", 1, "")]
+        assert mail.digest(store, post) == []
+    assert len(box.got) == 1
 
 
 SENDER = """
