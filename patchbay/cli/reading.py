@@ -1,6 +1,6 @@
 """Text to values: what is written on a command line, read as the parameter's annotation asks, or refused with what is possible.
 
-Numbers, choices, lists (comma between items, a JSON list, or `@FILE` of lines), mappings (JSON, or `@FILE` of it), Parts (`L3.H5,L2.H1`, or `FOLDER:3` for the best of a saved
+Numbers, choices, lists (comma between items, calls such as `beam(beams=4, length_penalty=1)` whole, a JSON list, or `@FILE` of lines), mappings (JSON, or `@FILE` of it), Parts (`L3.H5,L2.H1`, or `FOLDER:3` for the best of a saved
 Result), Ports, Tasks (`laundry_list:n=50,objects=8`, or a file of prompts), texts (a file of them, or one as it stands), Results (their
 folder), knobs (`x.knob@2`), edits (`scale(L3.H5.z, 0)`).
 """
@@ -61,12 +61,30 @@ def _read_list(text: str, item: Any, hint: Any, what: str, model: Model | None) 
             if not whole or (not plain and item is not Any and not all(isinstance(one, list) for one in listed)):
                 raise PatchbayError(f"{what}: {text!r} is not {shown_type(hint)}")
             return [read(str(one), item, what, model) for one in listed] if plain and item is not str else listed
-    pieces = _lines(text[1:], what) if text.startswith("@") else [one.strip() for one in text.split(",") if one.strip()]
+    pieces = _lines(text[1:], what) if text.startswith("@") else _items(text)
     if not pieces:
         raise PatchbayError(f"{what}: nothing in {text!r}; one or more are written {shown_type(hint)}")
     if item is Any and text.startswith("@"):
         return pieces
     return pieces if item is str else [read(piece, item, what, model) for piece in pieces]
+
+
+def _items(text: str) -> list[str]:
+    """What stands between commas, those inside a call's brackets left: `beam(beams=4, length_penalty=1),greedy` are two."""
+    try:
+        found = ast.parse(f"[{text}]", mode="eval").body
+    except (SyntaxError, ValueError):
+        found = None
+    if (
+        isinstance(found, ast.List)
+        and any(isinstance(one, ast.Call) for one in found.elts)
+        and all(
+            isinstance(one, ast.Name) or (isinstance(one, ast.Call) and isinstance(one.func, ast.Name))
+            for one in found.elts
+        )
+    ):
+        return [ast.get_source_segment(f"[{text}]", one) or "" for one in found.elts]
+    return [one.strip() for one in text.split(",") if one.strip()]
 
 
 def _read_mapping(text: str, value: Any, what: str, model: Model | None) -> dict[str, Any]:

@@ -353,6 +353,21 @@ def test_a_whole_result_and_several_tasks_are_given_by_folder_and_by_repetition(
     assert dose["provenance"]["options"]["others"]["again"]
 
 
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("greedy,beam(beams=4)", ["greedy", "beam(beams=4)"]),
+        ("diverse_beam(beams=6, groups=3), greedy", ["diverse_beam(beams=6, groups=3)", "greedy"]),
+        ("samplers(chain=['top_p(0.9)', \"regex('a,b')\"])", ["samplers(chain=['top_p(0.9)', \"regex('a,b')\"])"]),
+        ("temperature(0.9),top_p(0.9)", ["temperature(0.9)", "top_p(0.9)"]),
+        ("one, two", ["one", "two"]),
+        ("he said (a, b), she", ["he said (a", "b)", "she"]),  # no calls
+    ],
+)
+def test_calls_in_a_list_keep_their_commas(text: str, items: list[str]) -> None:
+    assert reading.read(text, list[str], "--decoders") == items
+
+
 def test_lists_as_json_and_from_a_file(tmp_path: Path) -> None:
     """Texts that hold commas or begin with a space; a label for each line."""
     (tmp_path / "lines").write_text("a\nb, c\n")
