@@ -16,6 +16,7 @@ SECTIONS = (
     "neurons",
     "channels",
     "decode",
+    "meters",
     "volume",
     "papers",
     "serve",

@@ -67,6 +67,7 @@ def forms() -> dict[str, Callable[[], str]]:
         "dose": lambda: result_page.page_of(dose(knob())),
         "compare": lambda: result_page.page_of(compared()),
         "knob": lambda: result_page.page_of(knob()),
+        "side-effects": lambda: result_page.page_of(_side_effects(model)),
         "demo": _demo,
         "notebook-model": lambda: view(
             model, model.layers[1].heads[3], pb.Port("attn.z", 1, 3), model.tokens(PROMPT[:40]), trace(), task
@@ -79,6 +80,16 @@ def forms() -> dict[str, Callable[[], str]]:
         ),
         "notebook-card": lambda: view(model.card("L1.N5", texts=texts), pb.load("tiny-moe").card("L1.E2", texts=texts)),
     }
+
+
+def _side_effects(model: pb.Model) -> pb.Result:
+    """What the demo's knob, one head silenced, does to three meters."""
+    meters = {
+        "facts_in_context": {"meter": "answer_choices", "items": "facts_in_context:n=300"},
+        "arithmetic": {"meter": "answer_choices", "items": "arithmetic:n=300"},
+        "text_loss": {"items": [model.decode(ids) for ids in pb.tasks.laundry_list(model, n=60).clean]},
+    }
+    return pb.measure.side_effects(model, pb.turn.scale(["L1.H1"], 0.0, model=model), meters, draws=19)
 
 
 def _demo() -> str:
@@ -124,6 +135,8 @@ SHOWN = {  # what docs/pictures/ holds: name -> width, height, dark
     "why": (900, 1000, True),
     "compare": (900, 900, False),
     "lens": (320, 900, False),
+    "knob": (900, 900, False),
+    "side-effects": (1150, 840, False),
     "notebook-results": (900, 900, False),
 }
 
