@@ -21,6 +21,7 @@ SECTIONS = (
     "papers",
     "serve",
     "app",
+    "blocks",
 )
 
 

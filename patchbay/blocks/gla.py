@@ -9,8 +9,8 @@ sum inside one. With L the running sum of log a, from the start of the text or o
     P_ij = sum_c q_ic k_jc exp(L_ic - L_jc),  i >= j,   o = P v
     o_chunk = (q e^L) S_in + P_chunk v,   S_out = e^(L_C) S_in + (k e^(L_C - L))^T v
 
-in T d_key d_value + T C d products. exp(L_ic) and exp(-L_jc) apart overflow where decay is strong (NaN in float32 at T = 256); only differences are taken here, and a
-chunk's P is made in pieces of 16 rows against a decay common to the piece, whose factors are at most 1. With a = 1 this is linear attention, with constant a a retentive network.
+in T d_key d_value + T C d products. exp(L_ic) and exp(-L_jc) apart overflow where decay is strong (NaN in float32 at T = 256); factors apart are taken
+inside one chunk and only where its whole decay leaves them far from overflow; elsewhere a chunk's P is made in pieces of 16 rows against a decay common to the piece, whose factors are at most 1. With a = 1 this is linear attention, with constant a a retentive network.
 
 Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient Training".
 
@@ -20,6 +20,7 @@ gate come after the port z: what they make is the input of `o_proj`, so that z W
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from patchbay.jacks.patterns import to_heads
 
 CHUNK, PIECE = 64, 16
+EXPONENT = 0.45  # of the largest exponent of a dtype: decays within it are taken in factors apart, inside one chunk
 TEMPER = 16.0  # the root that is taken of the gate: decays near 1 at the start
 
 
@@ -70,15 +72,21 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor, *, chunk: int = CHUN
         q, k, v, log_a = (nn.functional.pad(t, (0, 0, 0, pad)) for t in (q, k, v, log_a))
     q, k, v, log_a = (t.unflatten(2, (-1, chunk)) for t in (q, k, v, log_a))  # [prompt, head, chunk, place, d]
     running = log_a.cumsum(3)
-    whole = running[..., -1:, :]  # [prompt, head, chunk, 1, d_key]
-    brought = (k * (whole - running).exp().to(k)).transpose(-1, -2) @ v  # [prompt, head, chunk, d_key, d_value]
-    kept = whole[..., 0, :, None].exp().to(v)
-    state, states = q.new_zeros(*q.shape[:2], q.shape[-1], d_value), []
+    whole = running[..., -1, :, None]  # [prompt, head, chunk, d_key, 1]
+    q_begun = q * running.exp().to(q)
+    most = EXPONENT * math.log(torch.finfo(q.dtype).max)
+    if float(running.detach().min()) > -most:  # k e^(-L) is a number, with room for sums
+        k_back = k * (-running).exp().to(k)
+        inside = (q_begun @ k_back.transpose(-1, -2)).tril()
+        brought = whole.exp().to(v) * (k_back.transpose(-1, -2) @ v)  # [prompt, head, chunk, d_key, d_value]
+    else:
+        inside = _inside(q, k, running)
+        brought = (k * (running[..., -1:, :] - running).exp().to(k)).transpose(-1, -2) @ v
+    kept, state, states = whole.exp().to(v), q.new_zeros(*q.shape[:2], q.shape[-1], d_value), []
     for i in range(q.shape[2]):
         states.append(state)
         state = kept[:, :, i] * state + brought[:, :, i]
-    out = (q * running.exp().to(q)) @ torch.stack(states, 2) + _inside(q, k, running) @ v
-    return out.flatten(2, 3)[:, :, :n]
+    return (q_begun @ torch.stack(states, 2) + inside @ v).flatten(2, 3)[:, :, :n]
 
 
 def _inside(q: Tensor, k: Tensor, running: Tensor) -> Tensor:

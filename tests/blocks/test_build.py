@@ -70,7 +70,7 @@ def test_a_model_with_blocks_trains() -> None:
 
 def test_what_cannot_be_built_is_refused() -> None:
     config = twins.twin("llama").config
-    with pytest.raises(PatchbayError, match=r"no block 'atention'; blocks are mixer, .*did you mean 'attention'"):
+    with pytest.raises(PatchbayError, match=r"no block 'atention'; blocks are .*did you mean 'attention'"):
         pb.blocks.build(config, atention="sigmoid")
     with pytest.raises(PatchbayError, match="build needs a block"):
         pb.blocks.build(config, attention=None)

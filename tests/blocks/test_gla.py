@@ -29,18 +29,22 @@ def given(n: int, *, temper: float = 16.0, dtype: torch.dtype = torch.float64, s
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("n", [1, 16, 70, 150])
-def test_reference_three_forms_agree(n: int, dtype: torch.dtype) -> None:
-    """Values and gradients of all four inputs, relative to the largest; 70 and 150 leave a ragged last chunk."""
-    inputs = given(n, dtype=dtype)
+@pytest.mark.parametrize(("n", "temper"), [(1, 16.0), (16, 1.0), (70, 16.0), (70, 0.1), (150, 16.0)])
+def test_reference_three_forms_agree(n: int, temper: float, dtype: torch.dtype) -> None:
+    """Values and gradients of all four inputs, relative to the largest; 70 and 150 leave a ragged last chunk. At a temper of 0.1 decay is too strong for
+    factors apart, also inside a chunk."""
+    inputs = given(n, dtype=dtype, temper=temper)
     found = []
     for form in (gla.recurrent, gla.parallel, gla.chunked, lambda *t: gla.chunked(*t, chunk=32)):
         leaves = [t.clone().requires_grad_() for t in inputs]
         out = form(*leaves)
         found.append([out, *torch.autograd.grad((out * out.detach().cos()).sum(), leaves)])
+    size = max(
+        float(t.detach().abs().max()) for t in found[0]
+    )  # gradients of decays are differences of terms of this size
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
-            assert close(a.detach(), b.detach(), dtype=dtype)
+            assert close(a.detach(), b.detach(), of=size, dtype=dtype)
 
 
 def test_decays_of_1_are_linear_attention_and_constant_ones_a_retentive_network() -> None:
