@@ -37,7 +37,7 @@ def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, 
             plain, ours = _step(None, device, dtype), _step(asked, device, dtype)
             found = compare(plain, ours, seconds=seconds, least=5, warm=2)
             yield timed(
-                f"training step, {next(iter(asked.values()))}",
+                f"training step, {' '.join(map(str, next(iter(asked.items()))))}",
                 "llama 2 x 64",
                 "8 x 64",
                 found,
