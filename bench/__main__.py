@@ -22,6 +22,7 @@ SECTIONS = (
     "serve",
     "app",
     "blocks",
+    "features",
 )
 
 

@@ -24,12 +24,14 @@ def kept(form: str, value: Tensor, k: int, density: Tensor) -> Tensor:
             1, value.topk(min(k, n_features), dim=1).indices, True
         ) & (value > 0)
     rank, processes = _together.world()
-    if form == "batchtopk" and processes > 1:  # the same number of the whole batch, which the processes share
-        return (value >= _together.cut(value, min(n * processes * k, value.numel() * processes))) & (value > 0)
-    if form == "batchtopk":
-        flat = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
-        flat[value.flatten().topk(min(n * k, value.numel())).indices] = True
-        return flat.view_as(value) & (value > 0)
+    if form == "batchtopk":  # of the whole batch, which the processes share; of equal ones the first
+        budget = min(n * k, value.numel()) * processes
+        least = _together.cut(value, budget)
+        above, equal = value > least, value == least
+        total, _ = _together.counted(above.sum())
+        _, before = _together.counted(equal.sum())
+        order = equal.flatten().cumsum(0).view_as(value) + before
+        return (above | (equal & (order <= budget - total))) & (value > 0)
     whole = _together.columns(value) if processes > 1 else value
     ranks = whole.argsort(dim=0, descending=True, stable=True).argsort(
         dim=0

@@ -95,9 +95,8 @@ class Fitting:
         """One step on a batch [token, d]: the share of its variance that is unexplained, and activations per token."""
         x, y = _together.rows(read) / self.scale_in, _together.rows(written) / self.scale_out
         pre = self._pre(x)
-        z, extra = self._activations(pre)
-        t = self.tensors
-        error = y - torch.addmm(t["b_dec"], z, t["W_dec"])
+        found, z, extra, active = self._said(pre)
+        error = y - found
         loss = error.pow(2).mean() + extra + self._revived(pre, error, y)
         left = min(1.0, 5.0 * (1 - self.step / self.plan.steps))  # the last fifth slows down
         for group in self.adam.param_groups:
@@ -106,11 +105,9 @@ class Fitting:
         loss.backward()
         self._step()
         with torch.no_grad():
-            self._note(z.detach())
+            self._note(z)
         self.step += 1
-        figures = torch.stack(
-            [error.detach().pow(2).sum() / (y - y.mean(0)).pow(2).sum(), (z > 0).float().sum(1).mean()]
-        )
+        figures = torch.stack([error.detach().pow(2).sum() / (y - y.mean(0)).pow(2).sum(), active])
         _together.mean(figures)
         return float(figures[0]), float(figures[1])
 
@@ -130,7 +127,21 @@ class Fitting:
 
     def _pre(self, x: Tensor) -> Tensor:
         t = self.tensors
-        return torch.addmm(t["b_enc"], x - t["b_dec"] if self.subtracts else x, t["W_enc"])
+        bias = t["b_enc"] - t["b_dec"] @ t["W_enc"] if self.subtracts else t["b_enc"]  # no gradient of x is needed so
+        return torch.addmm(bias, x, t["W_enc"])
+
+    def _said(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is rebuilt, activations without a graph, what their number adds to the loss, and how many there are per token."""
+        t = self.tensors
+        if self.plan.form == "topk" and self.blocks == 1:  # k rows a token, not all of them
+            top = pre.topk(min(self.plan.k, self.plan.n_features), dim=1)
+            value = top.values.relu()
+            found = torch.nn.functional.embedding_bag(top.indices, t["W_dec"], mode="sum", per_sample_weights=value)
+            z = torch.zeros_like(pre).scatter(1, top.indices, value.detach())
+            return found + t["b_dec"], z, pre.new_zeros(()), (value.detach() > 0).float().sum(1).mean()
+        z, extra = self._activations(pre)
+        active = (z.detach() > 0).float().sum(1).mean()
+        return torch.addmm(t["b_dec"], z, t["W_dec"]), z.detach(), extra, active
 
     def _activations(self, pre: Tensor) -> tuple[Tensor, Tensor]:
         """Activations, and what is added to the loss for their number."""

@@ -68,9 +68,22 @@ def cut(value: Tensor, n: int) -> Tensor:
     """The `n`-th largest of all numbers of all processes: each sends no more than its own `n` largest."""
     flat = value.flatten()
     own = flat.topk(min(n, len(flat))).values
+    if world()[1] == 1:
+        return own[-1]
     held = [torch.empty_like(own) for _ in range(world()[1])]
     dist.all_gather(held, own)
     return torch.cat(held).topk(n).values[-1]
+
+
+def counted(n: Tensor) -> tuple[int, int]:
+    """A number over all processes, and over those before this one."""
+    rank, processes = world()
+    if processes == 1:
+        return int(n), 0
+    held = [torch.empty_like(n) for _ in range(processes)]
+    dist.all_gather(held, n)
+    each = [int(one) for one in held]
+    return sum(each), sum(each[:rank])
 
 
 def columns(value: Tensor) -> Tensor:
