@@ -82,7 +82,7 @@ def _harness(name: str, model: pb.Model, part: str, seconds: float) -> Iterator[
     found = compare(
         lambda: theirs.loglikelihood(asked, disable_tqdm=True),
         lambda: ours.loglikelihood(asked, disable_tqdm=True),
-        seconds=seconds, least=3, warm=0,
+        seconds=seconds, least=3, warm=1,
     )  # fmt: skip
     what = "choices (8 prompts, 4 answers)" if part == "choices" else "pairs (24, a third alike)"
     yield timed(f"{what}, beside the harness's backend", name, f"{len(asked)} requests", found, TARGETS[part])
@@ -100,5 +100,5 @@ def _survey(name: str, model: pb.Model, seconds: float) -> Iterator[Row]:
             n = min(BATCH, len(prompts) - at)
             run_rows(model, [list(longest)] * n, [len(longest)] * n)
 
-    found = compare(alone, lambda: scores(model, prompts, labels, batch_size=BATCH), seconds=seconds, least=3, warm=0)
+    found = compare(alone, lambda: scores(model, prompts, labels, batch_size=BATCH), seconds=seconds, least=3, warm=1)
     yield timed("a survey question in all 120 orders", name, f"120 x {len(longest)}", found, TARGETS["survey"])

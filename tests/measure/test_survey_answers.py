@@ -102,6 +102,18 @@ def test_each_order_costs_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(len(row) <= start + 1 for row, start in rows)
 
 
+def test_all_orders_cost_little_more_than_the_longest_prompt_run_as_often() -> None:
+    """Counted in token positions that the model was sent, padding too: at most 1.3 times 120 of the longest."""
+    model, sent = reader("pairs"), []
+    choices = ["a", "be", "a cat", "no man", "it is"]
+    handle = model.hf.get_input_embeddings().register_forward_hook(lambda _, args, __: sent.append(args[0].numel()))
+    pb.measure.survey_answers(model, [{"question": "on?", "choices": choices}])
+    handle.remove()
+    prompts = [module.written("on?", order) for order in itertools.permutations(choices)]
+    longest = max(map(len, model.encode(prompts)))
+    assert 0 < sum(sent) <= 1.3 * 120 * longest
+
+
 @pytest.mark.parametrize(
     ("item", "said"),
     [
