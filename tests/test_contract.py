@@ -274,6 +274,12 @@ def saved(name: str) -> str:
     return str(dictionary(lent(name), "L1.resid_out", form="topk", k=4).save(folder))
 
 
+def searched(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    """It reads and edits the first layer alone, so that hooks of the second are there for an edit around it."""
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        return pb.prove.das(model, prompts, pb.Port("resid_out", 0), **{"dims": 4, "steps": 2, **options})
+
+
 def trained_lens(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     """It reads the stream alone, which needs no hook on the last layer but for an edit around it."""
     with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
@@ -664,6 +670,12 @@ CASES = [
         lambda m, t, **o: pb.prove.causal_tracing(m, asked_of(t), **{"draws": 1, "positions": "subject", **o}),
     ),
     Case("prove.cross_model_patching", across, ("effect", "joint", "gap", "score_base", "random"), second="tuned"),
+    Case(
+        "prove.das",
+        searched,
+        own=True,
+        on=FEW_TWINS,
+    ),
     Case(
         "prove.desiderata_mask",
         lambda m, t, **o: pb.prove.desiderata_mask(m, t, **{"steps": 6, "draws": 2, **o}),

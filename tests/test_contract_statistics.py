@@ -622,6 +622,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "decode.knn_parts": "its own test adds up the half that chooses and the half that is told of by plain loops",
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
     "train.dictionary": "nothing is chosen by what is held out; its own test measures those texts by plain loops",
+    "prove.das": "its own test tells the half that is held out by hooks of its own",
     "train.tuned_lens": "nothing is chosen by what is held out; its own test measures those texts by plain loops",
     "train.response_tuning": "its own test tells both halves by plain loops",
     "train.variant": "nothing is chosen by what is held out; its own test scores those documents by plain loops",

@@ -9,6 +9,7 @@ causal_tracing        which clean states bring the answer back to a run whose su
 channel               what one component of a head tells one reader: taken away, put back, on that path alone, and how low its rank is
 circuit               how much of the answer the best edges or heads carry alone, and what is left without them
 cross_model_patching  what signals of a tuned model, copied into its base, bring over
+das                   a learned subspace of a signal that brings a variable of another run over
 desiderata_mask       the fewest heads that, taken from another run, do what is asked of them, by a learned mask
 edge_attribution      the effect of corrupting every edge between two parts, estimated from gradients
 fit_mechanisms        how far place, key and pointer explain the answers after an interchange
@@ -27,6 +28,7 @@ from patchbay.prove.causal_tracing import causal_tracing
 from patchbay.prove.channel import channel
 from patchbay.prove.circuit import circuit
 from patchbay.prove.cross_model_patching import cross_model_patching
+from patchbay.prove.das import das
 from patchbay.prove.desiderata_mask import desiderata_mask
 from patchbay.prove.edge_attribution import edge_attribution
 from patchbay.prove.fit_mechanisms import fit_mechanisms
@@ -45,6 +47,7 @@ __all__ = [
     "channel",
     "circuit",
     "cross_model_patching",
+    "das",
     "desiderata_mask",
     "edge_attribution",
     "fit_mechanisms",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import patchbay as pb
 from patchbay import maths
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import FEW, over_sets, stories
+from patchbay.papers.claims._shared import FEW, ends_of, over_sets, stories
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -79,3 +79,13 @@ def jafari2025(model: Model, seed: int) -> Claim:
 
     text = "relevance patching ranks MLP outputs as patching them one by one does, further than attribution patching"
     return Claim(text, *over_sets(further, seed), 0.0, "Spearman's correlation")
+
+
+@claim("geiger2024", "mechanism")
+def geiger2024(model: Model, seed: int) -> Claim:
+    """Confirmed if a learned subspace of the last token's stream brings the twin's answer over on held-out prompts, further than one
+    learned on answers dealt anew."""
+    task = pb.tasks.indirect_object(model, 2 * FEW, seed=seed)
+    found = pb.prove.das(model, task, pb.Port("resid_out", model.n_layers - 1), dims=8, steps=60, seed=seed)
+    text = "eight learned dimensions of the last stream bring the other run's answer over, further than eight learned on answers dealt anew"
+    return Claim(text, *ends_of(found, "difference", "difference_low", "difference_high"), 0.0, "share of prompts")
