@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -16,6 +17,8 @@ import patchbay as pb
 from patchbay.contract.beside import KINDS, lacking
 from patchbay.papers import catalogue, claims
 from patchbay.papers.catalogue import STATES
+from patchbay.train._objectives import names as objectives
+from patchbay.train._optimizers import NAMES as OPTIMIZERS
 
 PACKAGE = Path(patchbay.__file__).parent
 TESTS = Path(__file__).parent
@@ -99,6 +102,21 @@ def test_every_claim_is_of_a_paper_that_works_and_says_what_was_measured() -> No
         assert set(entry) >= {"claim", "measured", "model", "command"}, key
     for entry in PAPERS:
         assert ("claim" in entry) == (entry["key"] in claims.CLAIMS), entry["key"]
+
+
+def test_what_was_not_measured_is_here_and_names_a_command() -> None:
+    """Each tool is a name of the package; an objective or optimiser that it names is one."""
+    rows = [entry for entry in PAPERS if entry["state"] == "unmeasured"]
+    for entry in PAPERS:
+        assert ("tools" in entry) == (entry["state"] == "unmeasured"), entry["key"]
+    for entry in rows:
+        assert len(entry["command"]) > 20
+        for tool in entry["tools"]:
+            name, _, given = tool.partition("(")
+            found = functools.reduce(getattr, name.split("."), patchbay)
+            assert found is not None
+            if named := re.fullmatch(r'(objective|optimizer)="([\w-]+)"\)', given):
+                assert named[2] in {"objective": objectives(), "optimizer": OPTIMIZERS}[named[1]], tool
 
 
 def test_every_paper_that_works_has_a_claim_that_can_be_run() -> None:

@@ -51,7 +51,7 @@ def of_papers(name: str, *parameters: click.Parameter) -> Callable[[Callable[...
 def filters() -> list[click.Parameter]:
     return [
         click.Option(["--kind"], metavar="KIND", help="Only of this kind, such as mechanism or evaluation."),
-        click.Option(["--state"], metavar="STATE", help='Only in this state: "runs here", works, partly, "not yet", "not a system".'),
+        click.Option(["--state"], metavar="STATE", help='Only in this state: "runs here", works, partly, unmeasured, "not yet", "not a system".'),
         click.Option(["--method"], metavar="ROOM.NAME", help="Only those that this method implements."),
         click.Option(["--measured-on", "on"], metavar="MODEL", help="Only those whose claim was measured on this model."),
         click.Option(["--marked"], is_flag=True, help="Only marked ones."),

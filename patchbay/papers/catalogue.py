@@ -16,6 +16,7 @@ from patchbay.signal.port import PatchbayError, suggest
 STATES = {
     "works": "its methods are here, and find what was planted, equal the formula, and find nothing where there is nothing",
     "partly": "some of it is here",
+    "unmeasured": "its code is here and equals the formula; its claim was not measured, and the command that would is named",
     "not yet": "could be here and is not",
     "not a system": "nothing in it can be run on a language model here: surveys, positions, other modalities",
 }
@@ -77,6 +78,8 @@ def _entry(entry: Paper) -> Sequence[str]:
     head = f"- **{entry['title']}** ({entry['year']}, `{entry['key']}`): {entry['does']}."
     methods = ", ".join(f"`{name}`" for name in entry["methods"])
     more = [f"  {methods}."] if methods else []
+    if entry["state"] == "unmeasured":
+        more = [f"  {', '.join(f'`{tool}`' for tool in entry['tools'])}. To measure: `{entry['command']}`."]
     if "claim" in entry:
         from patchbay.papers import claims
 

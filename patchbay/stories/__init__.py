@@ -1,5 +1,6 @@
 """Stories: what a paper did, end to end, on the model at hand: `patchbay run STORY --model MODEL`.
 
+one-layer-induction   convolve keys, and one layer repeats what it has read; cut one tap, and it does not
 reversal        train on permuted units, and ask for facts the way that was not read
 talking-heads   find the channel that tells the mover what is done with, prove it, turn it, and count what is named
 

@@ -53,3 +53,36 @@ def sentences(model: Model, n: int, seed: int, lengths: tuple[int, ...]) -> list
         if len(found) >= n:
             break
     return [list(ids) for ids in list(found)[:n]]
+
+
+def repeats(n: int, seed: int, *, vocab: int, length: int = 32, least: int = 4, most: int = 12) -> list[list[int]]:
+    """Strings of random tokens that repeat with a random period of `least` to `most` tokens."""
+    rng, found = random.Random(f"repeats {seed}"), []
+    for _ in range(n):
+        said = [rng.randrange(vocab) for _ in range(rng.randint(least, most))]
+        found.append([said[i % len(said)] for i in range(length)])
+    return found
+
+
+def backcopies(
+    n: int, seed: int, *, length: int = 32, vocab: int = 64, triggers: int = 3, share: float = 0.15
+) -> list[list[int]]:
+    """Bigram-backcopy: a start token 0, then a chain of fixed bigram chances; after a trigger comes the token before the trigger.
+
+    Triggers are tokens 1..triggers and come by chance `share`; Guo et al. 2024 describe the task, on which sinks form.
+    """
+    rng = random.Random("bigrams")  # one language for every seed
+    plain = range(1 + triggers, vocab)
+    chances = {token: [rng.random() ** 4 for _ in plain] for token in plain}
+    draw, found = random.Random(f"backcopies {seed}"), []
+    for _ in range(n):
+        ids = [0, draw.choice(plain)]
+        while len(ids) < length:
+            if ids[-1] <= triggers:
+                ids.append(ids[-2])
+            elif draw.random() < share and ids[-2] > 0:
+                ids.append(draw.randint(1, triggers))
+            else:
+                ids.append(draw.choices(plain, chances[ids[-1]])[0])
+        found.append(ids)
+    return found

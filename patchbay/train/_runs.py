@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.blocks import build
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.run import run
+from patchbay.results.method import seeded
 from patchbay.results.untrained import untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.train._copies import copied, write
@@ -65,6 +67,9 @@ def begun(lab: Lab, arm: Arm, seed: int) -> Model:
         found = drawn
     if lab.plan.redraw:
         redrawn(found, seed)
+    if arm.blocks:
+        with seeded(seed):  # of what is new; what has its place still keeps the plain start
+            found = load(build(found.hf, **json.loads(arm.blocks)), lab.model.tokenizer)
     return found
 
 

@@ -18,9 +18,11 @@ Lv et al. 2023, Guo et al. 2024 and others. A lower loss shows no mechanism: loo
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,7 +48,7 @@ def variant(
     data: str | list[str] | list[list[int]] | list[list[list[int]]] | list[list[str]],
     *,
     objective: str = "ntp",
-    blocks: str = "",
+    blocks: dict[str, Any] | None = None,
     optimizer: str = "adamw",
     seeds: int = 5,
     folder: str | None = None,
@@ -59,19 +61,19 @@ def variant(
     `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
-    `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `bico:p=0.3`. `blocks`: the
-    variant of the architecture; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
+    `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `bico:p=0.3`. `blocks`: what
+    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
     written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, seed, dry_run.
     """
     given = dict(plan or {})
     dry = bool(given.pop("dry_run", False))
     how, wanted = plan_of(given), read_objective(objective)
     read_optimizer(optimizer)
-    _check(model, seeds, blocks)
+    _check(model, seeds)
     documents = read(model, data, how.length)
     train, held = split(len(documents), how.held)
     arms = {
-        "variant": Arm(objective, blocks, optimizer),
+        "variant": Arm(objective, json.dumps(blocks, sort_keys=True) if blocks else "", optimizer),
         "twin": Arm(),
         "null": Arm(other_batches=True) if wanted.null is None else Arm(wanted.null),
     }
@@ -86,11 +88,9 @@ def variant(
     return _told(lab, arms, runs, seeds_of)
 
 
-def _check(model: Model, seeds: int, blocks: str) -> None:
+def _check(model: Model, seeds: int) -> None:
     if seeds < 1:
         raise PatchbayError(f"seeds={seeds}: one pair of runs or more")
-    if blocks:
-        raise PatchbayError(f"no blocks {blocks!r} here")
     if model._session is not None:
         raise PatchbayError(
             "training inside model.edited(...): the copies would be trained under those edits; leave the block"

@@ -121,6 +121,20 @@ def test_rows_of_tokens_are_drawn_anew_and_nothing_else(name: str, tmp_path: Pat
     assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.1
 
 
+def test_blocks_start_from_the_plain_weights_and_load_again(tmp_path: Path) -> None:
+    """What is new is drawn by the seed, all else starts as the twin does; the folder opens, and a second call takes what is there."""
+    own, blocks = dict(lent("llama").hf.state_dict()), {"attention": "sigmoid", "convolution": 3}
+    told = [variant(blocks=blocks, folder=str(tmp_path / "runs"), plan={**PLAN, "steps": 0}) for _ in range(2)]
+    assert float(told[0]["by_run"][0].abs().max()) > 0
+    assert torch.equal(told[0]["by_run"], told[1]["by_run"])
+    there = weights(tmp_path / "runs" / "variant-0")
+    kept = {key.replace(".inner", ""): value for key, value in there.items()}
+    assert all(torch.equal(own[key], kept[key]) for key in own)
+    assert len(there) > len(own)
+    with pytest.raises(pb.PatchbayError, match="no block 'attn'"):
+        variant(blocks={"attn": "sigmoid"})
+
+
 class DiedError(Exception):
     pass
 

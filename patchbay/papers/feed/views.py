@@ -25,7 +25,7 @@ from patchbay.signal.port import suggest
 
 WEIGHTS = (8.0, 1.0, 1.0, 2.0, 6.0, 3.0, 1.0, 3.0, 1.0)  # of the index's columns, in their order
 OPEN, CLOSE = "\x02", "\x03"  # around words that were searched for
-STATES = ("works", "partly", "not yet", "not a system")
+STATES = ("works", "partly", "unmeasured", "not yet", "not a system")
 PERIODS = ("day", "week", "month")
 Paper = dict[str, Any]
 
