@@ -45,8 +45,8 @@ def _long(option: click.Option) -> str:
 
 
 def _keyed(name: str) -> re.Pattern[str]:
-    """`name=value`, not where it is part of `FILE:name=value` or of another word."""
-    return re.compile(rf"(?<![\w:,.+-]){re.escape(name)}=(?!=){QUOTED}")
+    """`name=value`, not where it is part of `FILE:name=value` or of another word, nor quoted: that is what was typed."""
+    return re.compile(rf"(?<![\w:,.+'\"-]){re.escape(name)}=(?!=){QUOTED}")
 
 
 def _written(text: str, name: str, flag: str, option: click.Option) -> str:

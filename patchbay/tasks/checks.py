@@ -73,7 +73,7 @@ def _twins(task: Any) -> None:
         if other:
             raise PatchbayError(
                 f"task {task.name}: {len(other)} corrupted twins differ from their prompts in length: "
-                f"{', '.join(other[:5])}; give twins of equal length, or say options={{'aligned': False}}"
+                f"{', '.join(other[:5])}; give twins of equal length, or say aligned=False to Task.from_prompts (options={{'aligned': False}} to Task itself)"
             )
 
 

@@ -46,6 +46,7 @@ def test_values_are_written_as_a_command_takes_them() -> None:
         ("make the task with corrupted=, or", "make the task with the column corrupted (of --prompts FILE), or"),
         ("takes another: task.with_metric(...)", "takes another: --metric NAME"),
         ("asked for n=0", "asked for --n 0"),
+        ("'batch_size=20' is not a part", "'batch_size=20' is not a part"),  # as it was typed
         ("FILE:prompt=question,n=b+c", "FILE:prompt=question,n=b+c"),  # as it is written
         ("task x: has no option 'y'; its options are n=100, seed=0", "task x: has no option 'y'; its options are n=100, seed=0"),
         ("pb.load(model, family=patchbay.Family(...))", "pb.load(model, family=patchbay.Family(...))"),

@@ -317,7 +317,7 @@ def test_from_prompts_other_errors():
         Task.from_prompts(Fake(None, 10), ["The sky is"], [" blue"])
     with pytest.raises(PatchbayError, match="2 prompts, 1 right and 2 wrong"):
         Task.from_prompts(model, ["The sky is", "The sea is"], [" blue"])
-    with pytest.raises(PatchbayError, match="twins differ"):
+    with pytest.raises(PatchbayError, match="twins differ .* or say aligned=False to Task.from_prompts"):
         Task.from_prompts(model, ["The sky is"], [" blue"], corrupted=["The sky is is"])
     loose = Task.from_prompts(model, ["The sky is"], [" blue"], corrupted=["The sky is is"], aligned=False)
     assert len(loose.corrupted[0]) == len(loose.clean[0]) + 1
