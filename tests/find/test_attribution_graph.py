@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.features.given import dictionary, layers
 from tests.tolerance import close
 
 IDS = [5, 6, 7, 8, 9]
+gelu = functools.partial(torch.nn.functional.gelu, approximate="tanh")
 EXACT = {"keep_nodes": 1.0, "keep_edges": 1.0}
 
 
@@ -73,6 +75,13 @@ def test_weights_into_a_node_sum_to_its_pre_activation(name: str, exact_norms: N
     for lent, more in ((model, {"features": 40}), (view, {}), (view, {"features": 5})):
         result = attribution_graph(lent, [IDS], **EXACT, **more)  # type: ignore[arg-type]
         assert float(result["sum_error"]) < 1e-10
+        if lent is model:  # a gated neuron sums to its activation, a plain one to what its activation function is given
+            gated = name in ("llama", "gemma2")
+            neurons = list(rows_of(result, "feature").values())
+            assert neurons
+            for row in neurons:
+                made = row["pre"] if gated else float(gelu(torch.tensor(row["pre"], dtype=torch.float64)))
+                assert abs(made - row["activation"]) < 1e-10
     nodes = rows_of(result, "feature")
     assert len(nodes) == 5 == int(result["n_followed"])
     trace = pb.run(view, [IDS], taps=[f"L{i}.mlp.in" for i in range(view.n_layers)])

@@ -123,24 +123,26 @@ def test_reference() -> None:
 
 
 def test_random_graphs_are_of_other_active_features_of_the_same_layers() -> None:
-    """By hand: of a layer with three active features one is in the graph, and draws are of the two others; their mean is told."""
+    """By hand: of a layer with five active features one is in the graph, and draws are of the four others; their mean is told."""
     model = given.lent("gpt2")
-    it = dictionary(model, "L1.mlp.in to L1.mlp.out", n=12, form="topk", k=1, seed=3)
+    it = dictionary(model, "L0.mlp.in to L0.mlp.out", n=12, form="topk", k=1, seed=3)
     view = model.with_dictionaries(it)
-    acts = pb.run(view, [IDS], taps=["L1.mlp_features.act"])["L1.mlp_features.act"][0]
+    acts = pb.run(view, [IDS], taps=["L0.mlp_features.act"])["L0.mlp_features.act"][0]
     active = acts.nonzero().tolist()
     (at, feature), others = active[0], active[1:]
     assert len(others) == 4
     alone = [
-        float(graph_ablation(view, graph_of(view, [(f"L1.mlp.F{i}", p)], IDS, {11: 1.0}), draws=1)["effect"][0])
+        float(graph_ablation(view, graph_of(view, [(f"L0.mlp.F{i}", p)], IDS, {11: 1.0}), draws=1)["effect"][0])
         for p, i in others
     ]
-    proof = graph_ablation(view, graph_of(view, [(f"L1.mlp.F{feature}", at)], IDS, {11: 1.0}), draws=40)
+    proof = graph_ablation(view, graph_of(view, [(f"L0.mlp.F{feature}", at)], IDS, {11: 1.0}), draws=40)
     drawn = {round(value, 9) for value in proof["random"].tolist()}
     assert drawn == {round(value, 9) for value in alone}
     own = float(proof["effect"][0])
+    assert len(drawn) == 4
+    assert round(own, 9) not in drawn
     slack = 1e-6 * max(own, *alone)
-    assert float(proof["p"]) == (1 + sum(value >= own - slack for value in proof["random"].tolist())) / 41
+    assert close(proof["p"], (1 + sum(value >= own - slack for value in proof["random"].tolist())) / 41)
     assert close(proof["difference"], own - float(proof["random"].mean()), of=1.0)
 
 
