@@ -8,6 +8,7 @@ too few parts for its random controls to reach p = .05. What a claim shows holds
 built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small
 analogue, and says so.
 
+blocks    the identities that other architectures stand on
 behaviour what models say, where most papers need larger ones
 features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 from patchbay.papers.claims import (
     behaviour,
+    blocks,
     decoding,
     features,
     heads,
@@ -51,6 +53,7 @@ __all__ = [
     "Checked",
     "Claim",
     "behaviour",
+    "blocks",
     "check",
     "claim",
     "decoding",
