@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 
 import patchbay as pb
-from bench.clock import now, use
 from bench.report import describe, put_section
 
 RULES = ("topk", "batchtopk", "feature_choice")
-HEAD = "| rule | FVU (random rows) | L0 (sd) | dead | CE | recovered from zero / mean | CPU s |\n|---|---|---|---|---|---|---|"
+HEAD = "| rule | FVU (random rows) | L0 (sd) | dead | CE | recovered from zero / mean |\n|---|---|---|---|---|---|"
 
 
 def sampled(model: pb.Model, n: int, length: int) -> list[list[int]]:
@@ -37,27 +36,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1600)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    use("cpu")
     model = pb.load(given.model)
     texts = sampled(model, 480, 128)
     seen, held = texts[:400], texts[400:440]
     rows = []
     for rule in RULES:
         with tempfile.TemporaryDirectory() as folder:
-            place, began = str(Path(folder) / "d"), now()
+            place = str(Path(folder) / "d")
             pb.train.dictionary(
                 model, seen, given.at, form=rule, n_features=512, sparsity=8, steps=given.steps, folder=place
             )  # type: ignore[arg-type]
-            spent = now() - began
             result = pb.measure.dictionary(model, held, place)
             found = {name: float(result[name]) for name in result.variables if torch.as_tensor(result[name]).ndim == 0}
         rows.append(
             f"| {rule} | {found['value']:.3f} ({found['null']:.2f}) | {found['l0']:.2f} ({found['l0_sd']:.1f}) | {found['dead']:.3f} | "
-            f"{found['ce_rebuilt']:.3f} | {found['recovered_zero']:.3f} / {found['recovered_mean']:.3f} | {spent:.0f} |"
+            f"{found['ce_rebuilt']:.3f} | {found['recovered_zero']:.3f} / {found['recovered_mean']:.3f} |"
         )
         print(rows[-1], flush=True)
     losses = f"CE {found['ce']:.3f} as it is, {found['ce_zero']:.3f} zeroed, {found['ce_mean']:.3f} at the mean"
-    said = f"{model.source or given.model}, {given.at}: 512 features, 8 a token, {given.steps} steps of 256 tokens, one seed. {losses}."
+    said = f"{Path(given.model).name}, {given.at}: 512 features, 8 a token, {given.steps} steps of 256 tokens, one seed. {losses}."
     setting = describe("cpu", torch.float32, "cpu", 0.0)
     put_section("dictionaries of a small model", "\n".join([setting, "", said, "", HEAD, *rows]))
 

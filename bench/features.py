@@ -3,7 +3,7 @@
 "train" steps a TopK dictionary on the same random batches by SAELens's own trainer (where it is installed) and by ours: the ratio is of seconds, so that
 0.67 is 1.5 times its tokens per second. "site" runs a prompt with every feature of a dictionary of 16 d features at one layer encoded, one of them set,
 and the change decoded, against the forward alone. "attribution" is all features of a 64-token prompt by one backward pass (pb.find.features) against
-forward and backward of the plain model. "sweep" zeroes 1,000 features one at a time in one pb.sweep; its "Hugging Face" side is pb.run with one edit, of
+forward and backward of the plain model. "sweep" zeroes 1,000 features one at a time in one pb.sweep, at all positions of the prompt or at its last; its "Hugging Face" side is pb.run with one edit, of
 which 20 are timed and scaled.
 """
 
@@ -36,7 +36,8 @@ def rows(folder: Path, parts: tuple[str, ...], device: str, dtype: torch.dtype, 
         view = model.with_dictionaries(_dictionary(model.d_model))
         yield from _site(model, view, seconds) if "site" in parts else ()
         yield from _attribution(model, view, seconds) if "attribution" in parts else ()
-        yield from _sweep(view) if "sweep" in parts else ()
+        for positions in (None, -1) if "sweep" in parts else ():
+            yield _sweep(view, positions)
 
 
 def _dictionary(d: int, k: int = 32) -> pb.Dictionary:
@@ -94,11 +95,11 @@ def _attribution(model: pb.Model, view: pb.Model, seconds: float) -> Iterator[Ro
     yield timed("attribution of 12,288 features", "gpt2-small", "1 x 64", found, None)
 
 
-def _sweep(view: pb.Model, few: int = 20, many: int = 1000) -> Iterator[Row]:
+def _sweep(view: pb.Model, positions: int | None, few: int = 20, many: int = 1000) -> Row:
     ids = torch.randint(0, 50000, (1, 16), generator=torch.Generator().manual_seed(1)).tolist()
     task = pb.Task("one", ids, [5], [[6]])
     active = pb.run(view, ids, taps=["L6.features.act"])["L6.features.act"][0].amax(0).topk(many).indices.tolist()
-    edits = [pb.zero(f"L6.F{i}.act") for i in active]
+    edits = [pb.zero(f"L6.F{i}.act", positions=positions) for i in active]
     began = now()
     swept = pb.sweep(view, task, edits)["value"][:few, 0]
     ours = now() - began
@@ -106,4 +107,8 @@ def _sweep(view: pb.Model, few: int = 20, many: int = 1000) -> Iterator[Row]:
     alone = torch.stack([task.score(pb.run(view, ids, edits=[one]).last_logits)[0] for one in edits[:few]])
     base = (now() - began) * many / few
     gap = float((swept - alone).abs().max())
-    yield timed(f"sweep over {many:,} features", "gpt2-small", "1 x 16", Comparison((base,), (ours,)), 1 / 15, f"{base / ours:.1f}x; scores within {gap:.0e}")  # fmt: skip
+    where = "at all positions" if positions is None else "at the last position"
+    note = f"{base / ours:.1f}x; scores within {gap:.0e}"
+    return timed(
+        f"sweep over {many:,} features {where}", "gpt2-small", "1 x 16", Comparison((base,), (ours,)), 1 / 15, note
+    )
