@@ -26,6 +26,7 @@ TASK = {
     "type": "object",
     "description": 'a built-in task, {"name": ..., "n": ...}, or {"prompts": [...], "right": [...], "wrong": [...]}',
 }
+ADDRESSES = ("endpoint", "unsafe_endpoint")  # names of parameters that say who is asked over a wire
 FILES = ("folder", "path", "file")  # names of parameters that say where something is written
 MOST_PROMPTS = 256
 
@@ -111,6 +112,10 @@ class Giver:
             if name not in known:
                 raise PatchbayError(
                     f"there is no input {name!r}; inputs are {', '.join(known)}{suggest(name, list(known))}"
+                )
+            if name in ADDRESSES and given[name]:
+                raise PatchbayError(
+                    f"{name}: nothing outside the folder is asked for an agent; call the method in Python"
                 )
         for name, parameter in known.items():
             if "Model" in kinds_of(parameter).split(" | ") and not has_default(parameter):

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import patchbay as pb
 from patchbay.errors import PatchbayError
 from patchbay.serve.outside import refuse_outside
+from patchbay.serve.schema import Giver
+from tests import given
 
 FORMS = ["FILE", "@FILE", "FILE:prompt=q", "a,FILE", "FILE@2", "facts_in_memory:table=FILE", "speculative(kept='FILE')", "text_loss=FILE", '{"table": "FILE"}', "a\nFILE"]  # fmt: skip
 
@@ -47,3 +50,13 @@ def test_a_file_of_where_the_reader_stands_is_refused_unless_the_folder_has_it(f
 )  # fmt: skip
 def test_what_names_no_file_passes(text: str, folder: Path) -> None:
     refuse_outside(text, folder, folder.parent)
+
+
+def test_no_address_is_asked_for_an_agent(tmp_path: Path) -> None:
+    """An address that a method would ask over a wire is refused, also one of this machine; none at all is as ever."""
+    giver = Giver(given.lent("gpt2"), tmp_path)
+    told = {"prompts": [[3, 4], [5, 6]], "features": ["L0.N1"]}
+    for more in ({"endpoint": "http://127.0.0.1:1/v1"}, {"unsafe_endpoint": True}):
+        with pytest.raises(PatchbayError, match="nothing outside the folder is asked for an agent"):
+            giver.arguments(pb.find.feature_names, told | more)
+    assert giver.arguments(pb.find.feature_names, told | {"endpoint": "", "draws": 1})["draws"] == 1
