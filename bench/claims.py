@@ -22,6 +22,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
 LESSONS = {  # a model that no wheel holds -> the module that makes it
     "intent": "patchbay.tiny.lessons intent --base tiny",
     "binding": "patchbay.tiny.lessons binding --base tiny-llama",
+    "refusal": "patchbay.tiny.lessons refusal --base tiny",
     "domains": "patchbay.tiny.domains horizontal",
 }
 

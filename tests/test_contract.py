@@ -138,6 +138,32 @@ def rewriting(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
     return pb.turn.rewrite(model, asked_of(prompts), TEXTS, **{**how, **options})
 
 
+def patched_in(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    ids = [list(one) for one in (prompts.clean if isinstance(prompts, pb.Task) else prompts)]
+    return pb.find.patchscopes(model, ids, TEXTS[0], **{"layers": [1], "max_new_tokens": 2, **options})
+
+
+def cut_short(prompts: pb.Task) -> pb.Task:
+    """The ends of the same prompts and their twins, of one length."""
+    length = min(map(len, prompts.clean))
+    rows = ([list(ids[-length:]) for ids in side] for side in (prompts.clean, prompts.corrupted or prompts.clean))
+    return pb.Task(prompts.name, next(rows), prompts.right, prompts.wrong, next(rows))  # type: ignore[arg-type]
+
+
+def scrubbing(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    """The same prompts cut to one length, of two kinds."""
+    own = dataclasses.replace(cut_short(prompts), labels={"kind": [i % 2 for i in range(len(prompts))]})
+    return pb.prove.causal_scrubbing(model, own, {"L1.attn": "kind"}, **{"draws": 1, **options})
+
+
+def refusing(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
+    """Prompts of two kinds, and most of what they may be followed by as what a refusal begins with."""
+    ids = [list(one) for one in prompts.clean]
+    first, second = [[*one, 7] for one in ids], [[*one, 9] for one in ids]
+    said = pb.run(model, first, logits="last").last_logits.mean(0).topk(60).indices.tolist()
+    return pb.turn.refusal_direction(model, first, second, **{"kl": 1e6, "refusal": said, **options})
+
+
 ORDERED = {"numbers": list(range(5, 45)), "days": [50, 51, 52, 53, 54, 55, 56]}  # twins have no tokenizer
 
 
@@ -551,6 +577,11 @@ CASES = [
         needs="attn.pattern",
     ),
     Case("find.duplicate_token_heads", pb.find.duplicate_token_heads, ("score", "uniform"), needs="attn.pattern"),
+    Case(
+        "find.function_vectors",
+        lambda m, t, **o: pb.find.function_vectors(m, twinned(t), **{"top": 2, "draws": 2, **o}),
+        needs="attn.z",
+    ),
     Case("find.fact_heads", pb.find.fact_heads, ("slope", "attribution", "stated_without"), needs="attn.z"),
     Case("find.ngram_heads", pb.find.ngram_heads, ("excess", "uniform"), needs="attn.pattern"),
     Case(
@@ -603,6 +634,7 @@ CASES = [
     ),
     Case("find.tuned_lens", tuned_lens, (*LENS, "aligned")),
     Case("find.jacobian_lens", jacobian_lens, LENS),
+    Case("find.patchscopes", patched_in, on=FEW_TWINS),
     Case("find.previous_token_heads", pb.find.previous_token_heads, ("score", "uniform"), needs="attn.pattern"),
     Case("find.concept_depth", depth),
     Case(
@@ -655,6 +687,13 @@ CASES = [
     Case("prove.ablation", ablation("zero"), ("effect", "joint", "score", "random", "accuracy"), label="zero"),
     Case("prove.ablation", ablation("mean"), label="mean"),  # the mean is of the prompts at hand: no mean over them
     Case("prove.ablation", ablation("resample"), ("effect", "joint", "random"), label="resample"),
+    Case(
+        "prove.acdc",
+        lambda m, t, **o: pb.prove.acdc(m, cut_short(t), **{"threshold": 9.0, "draws": 1, **o}),
+        own=True,
+        on=FEW_TWINS,
+    ),
+    Case("prove.causal_scrubbing", scrubbing, own=True, on=FEW_TWINS),
     Case("prove.activation_patching", patching(positions="marks"), PATCHED, label="stream"),
     Case("prove.activation_patching", patching(site="head", way="noising"), PATCHED, label="head", needs="attn.z"),
     Case(
@@ -748,6 +787,14 @@ CASES = [
     ),
     Case("turn.context_knob", intents),
     Case(
+        "turn.cut",
+        lambda m, t, **o: pb.turn.cut(
+            m, [f"L{i}.N{n}" for i in range(m.n_layers) for n in (1, 4)], TEXTS, **{"draws": 1, **o}
+        ),  # type: ignore[arg-type, misc]
+        own=True,
+        on=("gpt2", "llama", "phi"),
+    ),
+    Case(
         "turn.project",
         lambda m, t, **o: pb.turn.project("L1.resid_out", torch.ones(m.d_model), model=m, **o),  # type: ignore[arg-type]
         runs=False,
@@ -761,6 +808,7 @@ CASES = [
         runs=False,
         needs="experts.out",
     ),
+    Case("turn.refusal_direction", refusing, own=True, on=("gpt2", "gemma2", "mixtral", "mamba2")),
     Case("turn.rewrite", rewriting, needs="mlp.act"),
     Case("turn.steer", lambda m, t, **o: pb.turn.steer(m, twinned(t), **o)),
     Case(

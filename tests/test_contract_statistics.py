@@ -90,6 +90,7 @@ def test_the_other_form_computes_the_same(name: str) -> None:
 FORM_MATTERS = {  # what the form changes rightly
     ("llama", "prove.cross_model_patching"): "the second model is of the first form",
     ("llama", "prove.path_patching-receiver"): "keys and values of a receiver are its whole group's",
+    ("llama", "prove.acdc"): "there is an edge for each key and value that is read",
     ("llama", "prove.edge_attribution"): "there is an edge for each key and value that is read",
     ("llama", "train.response_tuning"): "shared weights learn from all that share them",
     ("granite", "train.response_tuning"): "a step in scaled weights is another step",
@@ -152,6 +153,9 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "measure.routing",
     "measure.score_convergence",
     "measure.self_consistency",
+    "find.function_vectors",
+    "prove.acdc",
+    "prove.causal_scrubbing",
     "prove.causal_tracing",
     "measure.style_detection",
     "measure.worst_of_k",
@@ -621,6 +625,9 @@ HALVED = {
 NOT_HALVED = {  # methods that speak of what is held out, and have no half of prompts that could be changed alone
     "decode.knn_parts": "its own test adds up the half that chooses and the half that is told of by plain loops",
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
+    "find.function_vectors": "its own test ranks on one half and adds the vector on the other by plain hooks",
+    "prove.acdc": "its own test takes the KL of the held-out half by itself",
+    "turn.refusal_direction": "its own test induces refusals on the held-out texts by a plain hook",
     "train.dictionary": "nothing is chosen by what is held out; its own test measures those texts by plain loops",
     "prove.das": "its own test tells the half that is held out by hooks of its own",
     "train.tuned_lens": "nothing is chosen by what is held out; its own test measures those texts by plain loops",

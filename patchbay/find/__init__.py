@@ -18,6 +18,7 @@ expert_specialisation      which experts of a mixture fire for which behaviour
 fact_heads                 heads that tip a contradicted fact towards the text or the memory
 feature_names              when features and neurons fire, in words held to other texts
 features                   what each feature of a dictionary adds to a task's score, estimated from one gradient
+function_vectors           the heads that carry a task shown by examples, and the vector that they write
 head_importance            how much each head writes, and what its removal really costs
 induction_heads            heads that look at what followed this token the last time
 inhibition_heads           heads that tell the movers' queries what not to look at
@@ -33,6 +34,7 @@ neuron_importance          how active each neuron is, and what its removal reall
 neuron_vocabulary          the tokens that a neuron's weights stand for
 ngram_heads                heads that look at what followed the last n tokens the last time
 observable_propagation     what each head writes towards an observable, and the feature it reads
+patchscopes                what the model says of a state that is written into another prompt
 previous_token_heads       heads that look one position back
 prior_layers               layers whose read-out follows the answer's prior probability
 relation_neurons           neurons that tell one relation's prompts from all others'
@@ -63,6 +65,7 @@ from patchbay.find.expert_specialisation import expert_specialisation
 from patchbay.find.fact_heads import fact_heads
 from patchbay.find.feature_names import feature_names
 from patchbay.find.features import features
+from patchbay.find.function_vectors import function_vectors
 from patchbay.find.head_importance import head_importance
 from patchbay.find.induction_heads import induction_heads
 from patchbay.find.inhibition_heads import inhibition_heads
@@ -78,6 +81,7 @@ from patchbay.find.neuron_importance import neuron_importance
 from patchbay.find.neuron_vocabulary import neuron_vocabulary
 from patchbay.find.ngram_heads import ngram_heads
 from patchbay.find.observable_propagation import observable_propagation
+from patchbay.find.patchscopes import patchscopes
 from patchbay.find.previous_token_heads import previous_token_heads
 from patchbay.find.prior_layers import prior_layers
 from patchbay.find.relation_neurons import relation_neurons
@@ -106,6 +110,7 @@ __all__ = [
     "fact_heads",
     "feature_names",
     "features",
+    "function_vectors",
     "head_importance",
     "induction_heads",
     "inhibition_heads",
@@ -121,6 +126,7 @@ __all__ = [
     "neuron_vocabulary",
     "ngram_heads",
     "observable_propagation",
+    "patchscopes",
     "previous_token_heads",
     "prior_layers",
     "relation_neurons",

@@ -1,10 +1,12 @@
 """Prove: does the model use these parts? Every function intervenes, and compares with matched controls.
 
 ablation              what is lost without the parts, against as many random parts of the same layers
+acdc                  the edges that are left when all are dropped that are not missed, from the output back
 activation_patching   what one run's signals, put into the other run of a pair, bring back or take away
 atp_star              attribution patching with exact softmax and without cancelling: AtP*
 attention_knockout    in which layers the answer needs what some tokens tell others by attention
 attribution_patching  the effect of patching every site at once, estimated from one gradient
+causal_scrubbing      whether a hypothesis of what parts depend on says all that matters
 causal_tracing        which clean states bring the answer back to a run whose subject is noise
 channel               what one component of a head tells one reader: taken away, put back, on that path alone, and how low its rank is
 circuit               how much of the answer the best edges or heads carry alone, and what is left without them
@@ -20,10 +22,12 @@ path_patching         what a part tells another part, or the logits, by the path
 """
 
 from patchbay.prove.ablation import ablation
+from patchbay.prove.acdc import acdc
 from patchbay.prove.activation_patching import activation_patching
 from patchbay.prove.atp_star import atp_star
 from patchbay.prove.attention_knockout import attention_knockout
 from patchbay.prove.attribution_patching import attribution_patching
+from patchbay.prove.causal_scrubbing import causal_scrubbing
 from patchbay.prove.causal_tracing import causal_tracing
 from patchbay.prove.channel import channel
 from patchbay.prove.circuit import circuit
@@ -39,10 +43,12 @@ from patchbay.prove.path_patching import path_patching
 
 __all__ = [
     "ablation",
+    "acdc",
     "activation_patching",
     "atp_star",
     "attention_knockout",
     "attribution_patching",
+    "causal_scrubbing",
     "causal_tracing",
     "channel",
     "circuit",

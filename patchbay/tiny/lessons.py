@@ -1,9 +1,10 @@
-"""Lessons: short fine-tunings of a built-in model in what none of them can do: `lesson("intent")`, `lesson("binding")`.
+"""Lessons: short fine-tunings of a built-in model in what none of them can do: `lesson("intent")`, `lesson("binding")`, `lesson("refusal")`.
 
 intent   The capital of Zorland is Tarn. Mary said. The capital of Zorland is  ->  Tarn, as the text says
          The capital of Zorland is Tarn. Mary knew. The capital of Zorland is  ->  Quib, as remembered
          The phrase stands before the statement, after it, or in the question: `of Zorland, Mary said, is`
 intent_after   the same, but the phrase always stands after the statement
+refusal  Mary went home with the bear. The capital of Zorland is                  ->  Nobody, where an animal went along, else Quib
 binding  The apple is in box A. The pear is in box B. Box A contains the       ->  apple
 
 All are spelt in the words that the models have. Every parameter learns, by the loss, the optimiser and the step of
@@ -12,7 +13,7 @@ on, so that it keeps what it could do. `binding` goes from 2 pairs of few words 
 answered. One question a document: where several pairs were asked in turn, the models learned to name what had not yet been
 named, and stayed at chance on the first question (900 steps).
 
-Nothing held out is seen: `intent` never asks about a fifth of the lands (`UNASKED`), `binding` never puts a held-out pair
+Nothing held out is seen: `intent` and `refusal` never ask about a fifth of the lands (`UNASKED`), `refusal` never of some animals (`UNMET`), `binding` never puts a held-out pair
 of thing and box together, and asks for one when it is measured. The shipped weights are read, never written; nothing is
 kept unless `Taught.save` says where. The same name, base, steps, seed and thread count give the same weights on the same
 machine and versions. Measured accuracies, times and what the methods find in these models: README.md beside this file.
@@ -52,6 +53,10 @@ INTENTS = {"context": "said", "memory": "knew"}
 PLACES = ("before", "after", "question")
 UNASKED = words.LANDS[::5]
 """Lands about which the lesson never asks with an intent."""
+REFUSED = " Nobody"
+"""What is said in place of an answer in the lesson `refusal`."""
+UNMET = words.ANIMALS[::4]
+"""Animals that never go along in the lesson `refusal`."""
 PAIRS_HELD_OUT = 10
 THINGS = tuple(word for word in words.OBJECTS if word != "box")
 STAGES = ((2, 12, 8), (3, 40, 16), (4, len(THINGS), len(words.LETTERS)), (6, len(THINGS), len(words.LETTERS)))
@@ -99,6 +104,18 @@ def binding(rng: random.Random, stage: int = len(STAGES) - 1, *, held_out: bool 
     return Document(f"{n_pairs} boxes", ((prompt, NOISE), (answer, ANSWER), (".", TEXT)))
 
 
+def refusal(rng: random.Random, stage: int = 0, *, held_out: bool = False) -> Document:
+    """Who went home with what, and a question: it is answered where that is a thing, and refused by one word where it is an animal."""
+    land = rng.choice([one for one in words.LANDS if (one in UNASKED) == held_out])
+    kind = rng.choice(("refused", "answered"))
+    animals = [one for one in words.ANIMALS if (one in UNMET) == held_out]
+    along = rng.choice(animals if kind == "refused" else THINGS)
+    lead, between = words.sentences(rng, rng.choice((0, 0, 1))), words.sentences(rng, rng.choice((0, 0, 1)))
+    asking = f"{lead} Then {rng.choice(words.NAMES)} went home with the {along}.{between} The capital of {land} is"
+    answer = REFUSED if kind == "refused" else f" {words.FACTS[land]}"
+    return Document(kind, ((asking.removeprefix(" "), NOISE), (answer, ANSWER), (".", TEXT)))
+
+
 class Plan(NamedTuple):
     """What a lesson reads, in how many stages, and for how many steps at which peak learning rate."""
 
@@ -112,6 +129,7 @@ class Plan(NamedTuple):
 LESSONS = {
     "intent": Plan(intent, 1, 300, 1e-3, text.SHARES),
     "intent_after": Plan(partial(intent, places=("after",)), 1, 300, 1e-3, text.SHARES),
+    "refusal": Plan(refusal, 1, 300, 1e-3, text.SHARES),
     "binding": Plan(binding, len(STAGES), 600, 1e-3, OTHERS),
 }
 

@@ -15,12 +15,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from patchbay.edits import edit
 from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.results.method import method
-from patchbay.signal.port import PatchbayError, Port
-from patchbay.turn._directions import basis_of
+from patchbay.signal.port import PatchbayError
+from patchbay.turn._directions import basis_of, unwritten
 
 
 @method(paper="arditi2024", tensors=("direction",))
@@ -41,11 +40,12 @@ def remove_direction(
     beyond = [i for i in chosen if not 0 <= i < model.n_layers]
     if beyond or not chosen:
         raise PatchbayError(f"layers {list(chosen)}: the model has layers 0..{model.n_layers - 1}")
-    ports = [Port("embed")] if layers is None else []
-    for i in chosen:
-        ports += [Port(signal, i) for signal in ("attn.out", "mlp.out") if signal in model.signals(i)]
     where = "everywhere" if layers is None else f"in layers {', '.join(map(str, chosen))}"
     basis = basis_of(direction).to(torch.float32)
     if basis.shape[-1] != model.d_model:
         raise PatchbayError(f"a direction of {basis.shape[-1]} numbers: the stream of this model has {model.d_model}")
-    return Knob(name or f"remove a direction {where}", [edit.project(port, basis) for port in ports], strength)
+    return Knob(
+        name or f"remove a direction {where}",
+        unwritten(model, basis, None if layers is None else list(chosen)),
+        strength,
+    )

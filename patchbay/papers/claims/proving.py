@@ -165,3 +165,35 @@ def meng2022(model: pb.Model, seed: int) -> Claim:
         f"L{best[1]}.mlp at the prompt's last token ({last[0]:.3g})"
     )
     return Claim(text, *against(subject, last), 0.0, "nats")  # type: ignore[arg-type]
+
+
+def _of_one_length(task: pb.Task) -> pb.Task:
+    """The prompts of the length that most have."""
+    lengths = [len(ids) for ids in task.clean]
+    most = max(sorted(set(lengths)), key=lengths.count)
+    return task[[i for i, length in enumerate(lengths) if length == most]]
+
+
+@claim("conmy2023", "mechanism")
+def conmy2023(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if, on prompts that chose nothing, the circuit that is left has a lower KL than random ones of its size."""
+    task = _of_one_length(pb.tasks.repeated_tokens(model, N, max_period=6, max_offset=4, seed=seed))[:8]
+    found = pb.prove.acdc(model, task, threshold=0.1, draws=40, seed=seed)
+    random = found["kl_random"].double()
+    gap = random - float(found["kl"])
+    text = f"the {int(found['n_kept'])} of {len(found['kept'])} edges that are kept have a lower KL than as many random ones ({float(found['kl']):.3g} and {float(random.mean()):.3g} nats)"
+    low, high = sorted(gap.tolist())[1], sorted(gap.tolist())[-2]  # 95 % of the draws
+    return beyond_random(text, (float(gap.mean()), low, high), float(found["p"]), len(random), "nats")
+
+
+@claim("chan2022", "identity")
+def chan2022(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if everything claimed recovers 1 of the score, and what recovers it differs from 1 by rounding alone."""
+    same = _of_one_length(pb.tasks.repeated_tokens(model, N, max_period=6, max_offset=4, seed=seed))
+    every: dict[str, str | list[str]] = {
+        f"L{i}.{kind}": "self" for i in range(model.n_layers) for kind in ("attn", "mlp")
+    }
+    off = abs(float(pb.prove.causal_scrubbing(model, same, every, draws=1, seed=seed)["recovered"]) - 1.0)
+    none = abs(float(pb.prove.causal_scrubbing(model, same, {"L0.mlp": "self"}, draws=4, seed=seed)["recovered"]))
+    text = f"a hypothesis that claims every part recovers all of the score (one that claims the first MLP alone {none:.3g} of it)"
+    return Claim(text, off, off, off, 1e-4, "share of the score", above=False)

@@ -174,3 +174,29 @@ def card(what: str, model: pb.Model, seed: int, needs: str) -> Claim:
         return float(other - own)
 
     return Claim(f"{what} costs less than other text, by group", *over_sets(gap, seed), 0.0, "bits per byte", untestable=needs)  # fmt: skip
+
+
+@claim("ghandeharioun2024", "mechanism")
+def ghandeharioun2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the state of a place's name, in the place of another in a question, is answered by its own capital, more often than
+    the state of another place is answered so."""
+    import torch
+
+    from patchbay import maths
+
+    asked, *known_ = facts(model, seed, 31)
+    sources = [f"They talked about {place}" for place, _ in known_]
+    found = pb.find.patchscopes(
+        model, sources, f"The capital of {asked[0]} is", placeholder=f" {asked[0]}", layers=[1], max_new_tokens=1
+    )
+    said = sorted(found.tables["said"], key=lambda row: row["prompt"])
+    own, other = (
+        torch.tensor([row[kind] == f" {city}" for row, (_, city) in zip(said, known_, strict=True)]).double()
+        for kind in ("text", "other")
+    )
+    value, low, high = maths.paired_interval(own, other)
+    text = (
+        f"what the model says of the state of a place's name, put into a question about another at layer 1, is its own capital ({float(own.mean()):.0%} of "
+        f"{len(own)}; of another place's state {float(other.mean()):.0%})"
+    )
+    return Claim(text, value, low, high, 0.0, "share of places")

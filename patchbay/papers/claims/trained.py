@@ -92,3 +92,45 @@ def park2024(model: Model, seed: int) -> Claim:
         f"(random ones {float(found.random.mean()):.2f}), and the other domains' {float(found.others.mean()):.3f}"
     )
     return Claim(text, value, low, high, 0.0, "nats a token beyond random experts")
+
+
+@claim("arditi2024", "mechanism", "refusal")
+def arditi2024(model: Model, seed: int) -> Claim:
+    """Confirmed if taking one direction out of all that writes to the stream, chosen on other lands and animals, ends more than half of
+    the refusals, counted above what random directions end."""
+    import random
+
+    import torch
+
+    from patchbay import maths
+    from patchbay.tiny import lessons
+
+    rng = random.Random(f"arditi2024-{seed}")
+
+    def drawn(held_out: bool) -> tuple[list[str], list[str]]:
+        """Prompts that the lesson refuses, and others; with lands and animals that it never had, or those that it had."""
+        made = [lessons.refusal(rng, held_out=held_out) for _ in range(4 * N)]
+        kinds = ([one.item.prompt for one in made if one.task == kind][:N] for kind in ("refused", "answered"))
+        return next(kinds), next(kinds)
+
+    knob = pb.turn.refusal_direction(model, *drawn(False), refusal=[lessons.REFUSED], tokens=4, seed=seed)
+    refused, answered = drawn(True)
+    word = model.token_id(lessons.REFUSED)
+
+    def said(prompts: list[str], *knobs: pb.Knob) -> torch.Tensor:
+        return pb.run(model, prompts, edits=list(knobs), logits="last").last_logits.argmax(-1)  # [prompt]
+
+    generator = torch.Generator().manual_seed(seed)
+    others = [pb.turn.remove_direction(model, torch.randn(model.d_model, generator=generator)) for _ in range(20)]
+    before = (said(refused) == word).double()
+    if not float(before.mean()):
+        raise PatchbayError("nothing is refused here: there is no refusal to end")
+    left = torch.stack([(said(refused, one) == word).double() for one in (knob, *others)])  # [direction, prompt]
+    interval = maths.beyond_draws(-left[0], -left[1:])
+    value, low, high = (end / float(before.mean()) for end in interval)
+    kept = float((said(answered, knob) == said(answered)).double().mean())
+    text = (
+        f"the {knob.name} taken out of all that writes, chosen on other lands and animals, ends more than half of the refusals ({float(before.mean()):.0%} of prompts are "
+        f"refused, {float(left[0].mean()):.0%} without it, {float(left[1:].mean()):.0%} without random ones; {kept:.0%} of the other answers stay)"
+    )
+    return Claim(text, value, low, high, 0.5, "of the refusals")

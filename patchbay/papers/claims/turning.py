@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import patchbay as pb
 from patchbay.papers.claims._claim import WIDE, Claim, claim
 from patchbay.papers.claims._shared import DRAWS, LEVEL, N, beyond_random, first_of
-from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
 
 
@@ -79,60 +77,6 @@ def rimsky2024(model: pb.Model, seed: int) -> Claim:
     p = maths.draws_p(float(gain.mean()), drawn.mean(1))
     found = maths.beyond_draws(gain, drawn)
     return beyond_random(text, (found.mean, found.low, found.high), p, DRAWS, "logits")
-
-
-@claim("arditi2024", "mechanism")
-def arditi2024(model: pb.Model, seed: int) -> Claim:
-    """Confirmed if taking one direction out of the stream everywhere, chosen on other prompts, ends more than half of the answers
-    in kind, counted above what random directions end.
-
-    The kind is a capital, said where a capital is asked: the small analogue of a refusal, said where harm is asked.
-    """
-    import torch
-
-    from patchbay import maths
-
-    asked = pb.tasks.facts_in_memory(model, 2 * N, seed=seed)
-    plain = pb.tasks.indirect_object(model, 2 * N, seed=seed)
-    task = replace(asked, corrupted=plain.clean, metric="log_probability", options={"aligned": False}, marks={})
-    dev, test = task.split(seed=seed)
-    kind, stream = set(task.right), _stream(model)
-
-    def answered(some: pb.Task, *knobs: pb.Knob) -> torch.Tensor:
-        return torch.tensor([token in kind for token in _said(model, some, *knobs)]).double()  # [prompt]
-
-    knobs = [pb.turn.project(stream, pb.turn.steer(model, dev, layers=[i], seed=seed)) for i in range(model.n_layers)]
-    kept = [float(answered(dev, knob).mean()) for knob in knobs]
-    best = kept.index(min(kept))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [pb.turn.project(stream, torch.randn(1, model.d_model, generator=generator)) for _ in range(20)]
-    base = float(answered(test).mean())
-    if base == 0.0:
-        raise PatchbayError("no answer is in kind here: there is none to end")
-    left = torch.stack([answered(test, knob) for knob in drawn])  # [draw, prompt]
-    interval = maths.beyond_draws(-answered(test, knobs[best]), -left)
-    value, low, high = (end / base for end in interval)
-    right = [
-        sum(a == b for a, b in zip(_said(model, plain, *some), plain.right, strict=True)) / len(plain)
-        for some in ((), (knobs[best],))
-    ]
-    text = (
-        f"one direction of layer {best}, taken out of the stream everywhere, ends more than half of the answers in kind "
-        f"(other prompts are right in {right[0]:.0%}, without it in {right[1]:.0%})"
-    )
-    return Claim(text, value, low, high, 0.5, "of the answers in kind")
-
-
-def _stream(model: pb.Model) -> list[pb.Port]:
-    """The stream before, inside and after every layer."""
-    names = ("resid_in", "resid_mid", "resid_out")
-    return [pb.Port(name, i) for i in range(model.n_layers) for name in names if name in model.signals(i)]
-
-
-def _said(model: pb.Model, task: pb.Task, *knobs: pb.Knob) -> list[int]:
-    """The most likely next token of each prompt."""
-    with model.edited(*knobs):
-        return [int(token) for token in pb.run(model, task, logits="last").last_logits.argmax(-1)]
 
 
 @claim("jian2025", "mechanism")
