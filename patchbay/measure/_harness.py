@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from patchbay.knobs.knob import Knob, load_knob
 from patchbay.model.load import load
 from patchbay.model.model import Model
@@ -15,6 +17,15 @@ from patchbay.signal.port import PatchbayError
 def lacking(extra: str, error: ModuleNotFoundError) -> PatchbayError:
     """What to say where a package of others is not installed."""
     return PatchbayError(f"{error.name} is not installed: pip install 'patchbay-lm[{extra}]'")
+
+
+def device_there(device: str | None) -> str | None:
+    """The device to load to. lm-evaluation-harness names "cuda:0" where nobody named one: without CUDA that is none; others are refused."""
+    if device is None or not str(device).startswith("cuda") or torch.cuda.is_available():
+        return device
+    if device == "cuda:0":
+        return None
+    raise PatchbayError(f"device={device!r}: there is no CUDA here; leave it out, or cpu")
 
 
 class Turned:

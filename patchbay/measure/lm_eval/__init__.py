@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from patchbay.measure._answers import Spelled, score
-from patchbay.measure._harness import Turned, lacking
+from patchbay.measure._harness import Turned, device_there, lacking
 from patchbay.measure._runs import token_logprobs
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
@@ -54,7 +54,7 @@ class PatchbayLM(_api.TemplateLM):  # type: ignore[misc,name-defined]
         import torch
 
         how = {
-            "device": device,
+            "device": device_there(device),
             "dtype": None if dtype in (None, "auto") else getattr(torch, str(dtype)),
             "trust_remote_code": trust_remote_code,
         }
