@@ -7,7 +7,7 @@
 
 CE is the loss of the texts' tokens, from the third on, in nats per token. `null` is the FVU of random rows: the same form, k and thresholds with a
 decoder of random directions and its transpose as the encoder; `null_untrained` that of the dictionary itself on the signal of a network of the
-same form that was never trained. `other`: dictionaries of the same signal, by folder, for which `similar` is the mean over features of the
+same form that was never trained, where `other` names it. `other`: dictionaries of the same signal, by folder, for which `similar` is the mean over features of the
 largest cosine to a row of the other, and `matched` the share of features that are nearest to one another with a cosine above 0.9; `chance` is
 `similar` of random rows. `labels`, `concepts` and `truth` ask what single features are worth (`_features.py`): sparse probes beside the
 signal's own numbers and shuffled labels, absorption, and how planted directions are recovered, each beside random rows.
@@ -47,6 +47,7 @@ from patchbay.results.untrained import untrained as made_new
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.tasks.task import Task
 
+UNTRAINED = "untrained"
 TOKEN, SHARE = "nats per token", "share of the variance"
 RECOVERED = {"best": "cosine", "matched": "cosine", "found": "share of directions", "support": "F1"}
 
@@ -61,17 +62,16 @@ def dictionary(
     labels: list[int] | list[str] | None = None,
     concepts: list[list[int]] | None = None,
     truth: str | None = None,
-    untrained: bool = False,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Result:
     """FVU of the texts' tokens with its interval over texts, cross-entropy with the signal rebuilt and without, and what else is above.
 
     `prompts`: the texts. `features`: the folder of a dictionary, or all of one that the model has attached: "L1.features", "L1.mlp_features" or
-    "L1.attn_features". `other`: folders of dictionaries of the same signal, such as ones trained with other seeds. `labels`: one for each text, for sparse
+    "L1.attn_features". `other`: folders of dictionaries of the same signal, such as ones trained with other seeds; "untrained" among them also measures this one on an
+    untrained network of the model's form. `labels`: one for each text, for sparse
     probes of 1, 2 and 5 features. `concepts`: lists of token ids, each a concept such as the words with one first letter, for absorption. `truth`: a
-    safetensors file with planted `directions` [direction, d], and `tokens` [vocab, direction], where each is present. `untrained`: also measure the
-    dictionary on an untrained network of this form.
+    safetensors file with planted `directions` [direction, d], and `tokens` [vocab, direction], where each is present.
     """
     model, it, home = named(model, features)
     encoded = [ids for ids in model.encode(prompts) if len(ids) > 2]
@@ -83,7 +83,7 @@ def dictionary(
         raise PatchbayError(
             f"labels: {len(labels)} of {len(set(labels))} kinds for {len(encoded)} texts of three tokens or more; one for each, of two kinds or more"
         )
-    compared = [_alike(it, path) for path in other or ()]
+    compared = [_alike(it, path) for path in other or () if path != UNTRAINED]
     seen = look(model, it, encoded, batch_size)
     more: dict[str, Any] = _losses(model, it, home, encoded, seen, batch_size)
     more |= {"l0": (float(seen.active.mean()), (), "features")}
@@ -93,7 +93,7 @@ def dictionary(
         more |= {"shrinkage": (seen.squared / seen.across, (), "ratio")}
     more |= _similar(it, compared, seed)
     more |= _single(model, it, encoded, labels, concepts, truth, batch_size, seed)
-    more |= _untrained(model, it, encoded, batch_size, seed) if untrained else {}
+    more |= _untrained(model, it, encoded, batch_size, seed) if UNTRAINED in (other or ()) else {}
     return reading(
         {"unexplained": seen.above, "variance": seen.below},
         SHARE,
@@ -188,7 +188,7 @@ def random_rows(it: Dictionary, seed: int) -> Dictionary:
 def _untrained(model: Model, it: Dictionary, encoded: list[list[int]], size: int, seed: int) -> dict[str, Any]:
     new = made_new(model, seed)
     if isinstance(new, str):
-        raise PatchbayError(f"untrained=True: no untrained network of this form can be made here ({new})")
+        raise PatchbayError(f"other={UNTRAINED!r}: no untrained network of this form can be made here ({new})")
     return {"null_untrained": (look(new, it, encoded, size).fvu, (), SHARE)}
 
 

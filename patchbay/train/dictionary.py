@@ -11,7 +11,7 @@
 
 A transcoder ("L0.mlp.in to L0.mlp.out") rebuilds what is written from what is read. Of several signals, with commas, one set of features is trained for
 all (a crosscoder), or of transcoders features of each layer that write in all after it (a cross-layer transcoder). Of two models it is a
-crosscoder of one signal in both: `relative` R_i = |d_2i| / (|d_1i| + |d_2i|) is .5 for what they share, 1 for what `other` alone has; since
+crosscoder of one signal in both: `relative` R_i = |d_2i| / (|d_1i| + |d_2i|) is .5 for what they share, 1 for what the second alone has; since
 training can split what is shared, `fitted` [condition, feature] says how much of each model the feature explains: the least-squares length of its
 longer row in what the others leave of that model's signal. A feature is one model's own where R and both lengths say so.
 
@@ -43,7 +43,6 @@ from patchbay.model.attached import attach
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.results.method import method
-from patchbay.results.record import is_model
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
@@ -55,6 +54,7 @@ from patchbay.train._together import world
 
 Form = Literal["topk", "batchtopk", "feature_choice", "relu", "jumprelu", "gated"]
 FORMS = ("topk", "batchtopk", "feature_choice", "relu", "jumprelu", "gated")
+WITH = " with "  # between a place and a second model
 PENALISED = ("relu", "gated")
 BATCH = 256  # tokens
 BUFFER = 16  # batches that are in memory
@@ -73,20 +73,20 @@ def dictionary(
     sparsity: float | None = None,
     steps: int = 500,
     folder: str | None = None,
-    other: str | Any = None,
     seed: int = 0,
 ) -> Result:
     """FVU of held-out tokens (`value`, with ends over texts), activations per token (`l0`) and share of silent features (`dead`) of a dictionary trained on texts.
 
     `prompts`: the texts, or the folder of a trace that holds the signals (`pb.run(model, texts, taps=[...], folder=...)`). `at`: the signal, "L0.resid_out";
-    of a transcoder what is read and what is written, "L0.mlp.in to L0.mlp.out"; of several layers with commas, "L0.resid_out, L1.resid_out". `form`: how
+    of a transcoder what is read and what is written, "L0.mlp.in to L0.mlp.out"; of several layers with commas, "L0.resid_out, L1.resid_out"; of a second model too, such as a
+    tuned one, by its name or folder, "L1.resid_out with FOLDER". `form`: how
     activations are chosen. `n_features`: how many features there are, of a cross-layer transcoder in each layer. `sparsity`: active features per token, 8 without; of
     relu and gated, which have no such number, the weight of their penalty, 0.1 without. `steps`: updates, of 256 tokens each, or as many as there are. `folder`:
-    where the dictionary is written in SAELens's form; a call that was stopped goes on from the state beside it, bit for bit. Without, it is not kept. `other`: a second
-    model, such as a tuned one, or its name or folder: features of one signal in both.
+    where the dictionary is written in SAELens's form; a call that was stopped goes on from the state beside it, bit for bit. Without, it is not kept.
     """
     one_of("form", form, FORMS)
-    models = [model, *([] if other is None else [load(other) if isinstance(other, str) else other])]
+    at, _, other = at.partition(WITH)
+    models = [model, *([load(other)] if other else [])]
     places = places_of(model, at, models=len(models))
     _check_other(models, folder)
     source = source_of(models, prompts, places)
@@ -125,8 +125,10 @@ def _written(found: Dictionary, folder: str | None) -> str | None:
 def _check_other(models: list[Model], folder: str | None) -> None:
     if len(models) == 1:
         return
-    if not is_model(models[1]) or models[1].vocab_size != models[0].vocab_size:
-        raise PatchbayError("other: a model of the same tokens, or its name or folder")
+    if models[1].vocab_size != models[0].vocab_size:
+        raise PatchbayError(
+            f"at: a second model of the same tokens; {models[1].source} has {models[1].vocab_size} and this one {models[0].vocab_size}"
+        )
     if folder is not None:
         raise PatchbayError(
             "features of two models are parts of neither, and are not written as a dictionary: leave folder out; the Result has their rows, "

@@ -114,7 +114,7 @@ def test_single_features_are_asked_by_labels_concepts_and_truth(model: pb.Model,
         labels=[i % 2 for i in range(12)],
         concepts=[[35, 36], [39]],
         truth=str(truth),
-        untrained=True,
+        other=["untrained"],
     )
     assert found["best"] == found["matched"] == found["found"] == 1
     assert float(found["chance_found"]) == 0

@@ -265,30 +265,35 @@ def test_what_several_layers_make_is_saved_and_attached(form: str, tmp_path: Pat
     assert bool((it.onward != 0).any())
 
 
-def test_identical_models_share_every_feature() -> None:
+def test_identical_models_share_every_feature(tmp_path: Path) -> None:
     model, _ = planted()
-    result = pb.train.dictionary(model, TEXTS, "L0.resid_in", other=model, form="batchtopk", n_features=24, sparsity=2, steps=20)  # fmt: skip
+    model.hf.save_pretrained(tmp_path / "same")
+    at = f"L0.resid_in with {tmp_path / 'same'}"
+    result = pb.train.dictionary(model, TEXTS, at, form="batchtopk", n_features=24, sparsity=2, steps=20)  # fmt: skip
     half = torch.full((24,), 0.5)
     assert close(result["relative"], half, dtype=torch.float32, noise=256), "20 steps of two equal halves"
     for name in ("the first model", "the other"):
         assert f"0 of {name} alone (0 by" in str(result.notes)
     with pytest.raises(pb.PatchbayError, match="features of two models are parts of neither"):
-        pb.train.dictionary(model, TEXTS, "L0.resid_in", other=model, folder="/nowhere", **SMALL)
+        pb.train.dictionary(model, TEXTS, at, folder="/nowhere", **SMALL)
     with pytest.raises(pb.PatchbayError, match="one signal of one layer is read in each"):
-        pb.train.dictionary(model, TEXTS, "L0.resid_in, L1.resid_in", other=model, **SMALL)
-    with pytest.raises(pb.PatchbayError, match="a model of the same tokens"):
-        pb.train.dictionary(model, TEXTS, "L0.resid_in", other=pb.load(given.gpt2(0)), **SMALL)
+        pb.train.dictionary(model, TEXTS, at.replace("L0.resid_in", "L0.resid_in, L1.resid_in"), **SMALL)
+    given.gpt2(0).save_pretrained(tmp_path / "other")
+    with pytest.raises(pb.PatchbayError, match="a second model of the same tokens; .* has 40 and this one 120"):
+        pb.train.dictionary(model, TEXTS, f"L0.resid_in with {tmp_path / 'other'}", **SMALL)
 
 
 @pytest.mark.slow
-def test_a_direction_of_one_model_alone_is_the_one_feature_of_it() -> None:
+def test_a_direction_of_one_model_alone_is_the_one_feature_of_it(tmp_path: Path) -> None:
     model, _ = planted()
     hf = copy.deepcopy(model.hf)
     draw = torch.Generator().manual_seed(9)
     extra = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
     some = torch.randperm(120, generator=draw)[:40]
     hf.transformer.wte.weight.data[some] += 1.2 * extra
-    result = pb.train.dictionary(model, TEXTS, "L0.resid_in", other=pb.load(hf), form="batchtopk", n_features=24, sparsity=3, steps=500)  # fmt: skip
+    hf.save_pretrained(tmp_path / "tuned")
+    at = f"L0.resid_in with {tmp_path / 'tuned'}"
+    result = pb.train.dictionary(model, TEXTS, at, form="batchtopk", n_features=24, sparsity=3, steps=500)
     relative, density, row = (result[name] for name in ("relative", "density", "row"))
     active = density > 0.01
     own = (relative > 0.9) & active
