@@ -13,7 +13,7 @@ of every run's start and end. In `folder` each run is a checkpoint that `patchba
 on bit for bit from its last checkpoint.
 
 The papers behind the objectives stand in their files; the exchange of blocks and the pairing are this project's own. Training objectives:
-Lv et al. 2023, Guo et al. 2024 and others. A lower loss shows no mechanism: look inside both folders with the finders.
+Guo et al. 2024 and others. A lower loss shows no mechanism: look inside both folders with the finders.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def variant(
     `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
-    `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `bico:p=0.3`. `blocks`: what
+    `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`. `blocks`: what
     `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
     written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, seed, dry_run.
     """

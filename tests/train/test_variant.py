@@ -173,14 +173,14 @@ KILLED = """
 import sys, patchbay as pb
 from patchbay.tiny.twins import twin
 from tests.train.test_variant import texts
-pb.train.variant(pb.load(twin("llama")), texts(), objective="spt", seeds=1, folder=sys.argv[1], plan={"steps": 400, "batch_size": 4, "every": 5})
+pb.train.variant(pb.load(twin("llama")), texts(), objective="spt", seeds=1, folder=sys.argv[1], plan={"steps": 120, "batch_size": 4, "every": 5})
 """
 
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """kill -9 of a real process after its first checkpoint, again in mid-course of the next start, and then to the end."""
-    plan = {"steps": 400, "batch_size": 4, "every": 5}
+    plan = {"steps": 120, "batch_size": 4, "every": 5}
     whole = variant(objective="spt", folder=str(tmp_path / "whole"), plan=plan)
     folder = tmp_path / "killed"
     for least in (5, 20):
