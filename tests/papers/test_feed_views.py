@@ -117,3 +117,18 @@ def test_a_paper_is_named_by_key_id_or_title() -> None:
             views.one(store, "olson2022")
         with pytest.raises(PatchbayError, match="no paper"):
             views.one(store, "")
+
+
+def test_the_first_of_many_hits_are_those_of_all_with_their_words_marked() -> None:
+    with Store() as store:
+        store.add(
+            [Listed(f"Zebra {'stripes ' * (i % 7)}{i}", f"A zebra, the {i}-th.", likes=i % 3) for i in range(60)], "a"
+        )
+        everything = views.search(store, "zebra")
+        first = views.search(store, "zebra", limit=7)
+        assert [one["id"] for one in first] == [one["id"] for one in everything][:7]
+        assert [one["marked_title"] for one in first] == [one["marked_title"] for one in everything][:7]
+        assert all(views.OPEN in one["snippet"] for one in first)
+        store.mark(everything[50]["id"])
+        (marked,) = views.search(store, "zebra", views.Filters(marked=True), limit=7)
+        assert marked["id"] == everything[50]["id"], "what is filtered is filtered before the first are taken"

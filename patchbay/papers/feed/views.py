@@ -78,13 +78,16 @@ def search(store: Store, words: str = "", filters: Filters = Filters(), *, limit
             (*values, count),
         )
     match = " AND ".join(f'"{term}"' if len(term) < 3 else f'"{term}"*' for term in terms)
+    beside = "JOIN papers ON papers.id = words.rowid" if where else ""
     asked = f"""
+        WITH hits AS MATERIALIZED (
+            SELECT words.rowid AS found, bm25(words, {", ".join(map(str, WEIGHTS))}) AS rank FROM words {beside}
+            WHERE words MATCH ? {where} ORDER BY rank, found LIMIT ?)
         SELECT papers.*, highlight(words, 0, '{OPEN}', '{CLOSE}') AS marked_title,
             snippet(words, 1, '{OPEN}', '{CLOSE}', '…', 24) AS snippet
-        FROM (SELECT rowid AS found, bm25(words, {", ".join(map(str, WEIGHTS))}) AS rank FROM words WHERE words MATCH ?) AS hits
-        JOIN papers ON papers.id = hits.found JOIN words ON words.rowid = hits.found AND words MATCH ?
-        WHERE 1 {where} ORDER BY hits.rank, papers.id LIMIT ?"""
-    return _papers(store, asked, (match, match, *values, count))
+        FROM hits JOIN papers ON papers.id = hits.found JOIN words ON words.rowid = hits.found AND words MATCH ?
+        ORDER BY hits.rank, papers.id"""
+    return _papers(store, asked, (match, *values, count, match))
 
 
 def between(store: Store, first: date, last: date, filters: Filters = Filters()) -> list[Paper]:
