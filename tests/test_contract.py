@@ -300,6 +300,11 @@ def saved(name: str) -> str:
     return str(dictionary(lent(name), "L1.resid_out", form="topk", k=4).save(folder))
 
 
+def related_by(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    twice = pb.Task.joined([prompts] * 2)
+    return pb.find.relation_embedding(model, twice, pb.Port("resid_out", 0), **{"examples": 2, **options})
+
+
 def searched(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     """It reads and edits the first layer alone, so that hooks of the second are there for an edit around it."""
     with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
@@ -632,6 +637,7 @@ CASES = [
         lambda m, t, **o: pb.find.relevance(m, t, **{"site": "attn_out", **o}),
         ("relevance", "score", "biases"),
     ),
+    Case("find.relation_embedding", related_by, own=True, on=FEW_TWINS),
     Case("find.tuned_lens", tuned_lens, (*LENS, "aligned")),
     Case("find.jacobian_lens", jacobian_lens, LENS),
     Case("find.patchscopes", patched_in, on=FEW_TWINS),

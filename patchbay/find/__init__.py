@@ -37,6 +37,7 @@ observable_propagation     what each head writes towards an observable, and the 
 patchscopes                what the model says of a state that is written into another prompt
 previous_token_heads       heads that look one position back
 prior_layers               layers whose read-out follows the answer's prior probability
+relation_embedding         a relation as one affine map from a subject to its answer, and its edit
 relation_neurons           neurons that tell one relation's prompts from all others'
 relevance                  what each token or part has of the answer by rules that conserve: RelP, AttnLRP
 retrieval_heads            heads that look at the needle's token that is being said
@@ -84,6 +85,7 @@ from patchbay.find.observable_propagation import observable_propagation
 from patchbay.find.patchscopes import patchscopes
 from patchbay.find.previous_token_heads import previous_token_heads
 from patchbay.find.prior_layers import prior_layers
+from patchbay.find.relation_embedding import relation_embedding
 from patchbay.find.relation_neurons import relation_neurons
 from patchbay.find.relevance import relevance
 from patchbay.find.retrieval_heads import retrieval_heads
@@ -129,6 +131,7 @@ __all__ = [
     "patchscopes",
     "previous_token_heads",
     "prior_layers",
+    "relation_embedding",
     "relation_neurons",
     "relevance",
     "retrieval_heads",

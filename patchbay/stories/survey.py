@@ -81,6 +81,7 @@ OTHERS: dict[str, str] = {  # finders of other parts
 LEAST = {"successor": 64}  # its prompts are split among series and folds
 NEEDS = {  # finders that ask for what no built-in task holds
     "features": "needs a dictionary: find.features(model.with_dictionaries(...), task, 'L1.features')",
+    "relation_embedding": "needs prompts of one relation and a stream: find.relation_embedding(model, task, 'L1.resid_out', subject='subject')",
     "tuned_lens": "needs a trained lens: train.tuned_lens(model, texts, folder=FOLDER), then find.tuned_lens(model, task, FOLDER)",
     "jacobian_lens": "needs texts that its Jacobians are means over: find.jacobian_lens(model, task, texts=texts)",
     "language_similarity": "needs texts in several languages: find.language_similarity(model, prompts, translations)",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import patchbay as pb
 from patchbay import maths
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import FEW, ends_of, over_sets, stories
+from patchbay.papers.claims._shared import FEW, against, ends_of, over_sets, stories
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -89,3 +89,16 @@ def geiger2024(model: Model, seed: int) -> Claim:
     found = pb.prove.das(model, task, pb.Port("resid_out", model.n_layers - 1), dims=8, steps=60, seed=seed)
     text = "eight learned dimensions of the last stream bring the other run's answer over, further than eight learned on answers dealt anew"
     return Claim(text, *ends_of(found, "difference", "difference_low", "difference_high"), 0.0, "share of prompts")
+
+
+@claim("hernandez2023", "comparison")
+def hernandez2023(model: Model, seed: int) -> Claim:
+    """Confirmed if the map says what the model says on held-out prompts more often than the map of another prompt's subject does."""
+    task = pb.tasks.facts_in_memory(model, 2 * FEW, seed=seed)
+    found = pb.find.relation_embedding(model, task, pb.Port("resid_out", 0), subject="subject", seed=seed)
+    cells = {name: at for at, name in enumerate(found.labels_of("condition"))}
+    ours, theirs = (
+        tuple(float(found[end][cells[name]]) for end in ("accuracy", "low", "high")) for name in ("faithful", "other")
+    )
+    text = "an affine map of the subject's stream says what the model says, more often than that of another prompt's subject"
+    return Claim(text, *against(ours, theirs), 0.0, "share of prompts")  # type: ignore[arg-type]
