@@ -35,17 +35,12 @@ PREFIX = "blocks_"
 def build(model: Any, **blocks: Any) -> PreTrainedModel:
     """A model of a config with other blocks, in evaluation mode; of a model, one that keeps its weights where they still have a place.
 
-        `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer with "softmax" for the
-    <<<<<<< HEAD
-        family's own. `mixer`: "gla", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal convolution of queries, keys and values. `turned`: True.
-        `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias. `monet`: a
-        table of experts, heads, keep, width and form, {} for the defaults, in the place of every MLP. New weights are drawn from torch's global
-    =======
-        family's own. `mixer`: "gla", "h3", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal convolution of queries, keys and values. `turned`: True.
-        `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks` makes of it. `gate`: True, or its bias.
-        `meta_tokens`: a table of `id`, `layers`, `masked`. `lexinvariant`: True. New weights are drawn from torch's global
-    >>>>>>> 22e6c93 (H3 and LSSL, meta-tokens, lexinvariant training, trees from patterns and a prefix bag of words, each by its formula)
-        random state, as transformers' are.
+    `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer
+    with "softmax" for the family's own. `mixer`: "gla", "h3", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal
+    convolution of queries, keys and values. `turned`: True. `monet`: a table of experts, heads, keep, width and form, {} for the defaults, in the place of every
+    MLP. `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks`
+    makes of it. `gate`: True, or its bias. `meta_tokens`: a table of `id`, `layers`, `masked`. `lexinvariant`: True. New weights are drawn from torch's
+    global random state, as transformers' are.
     """
     config = getattr(model, "config", model)
     if not hasattr(config, "to_dict") or not hasattr(config, "model_type"):
