@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,22 @@ def test_an_architecture_without_such_a_size_is_refused_by_name(name: str) -> No
     parts = [f"L{i}.H0" for i in range(model.n_layers)] if name == "mamba2" else heads_of(model)
     with pytest.raises(pb.PatchbayError, match=f"{model.config.model_type}|{model.family.name}|this {name}"):
         pb.turn.cut(model, parts, TEXTS, draws=1)  # type: ignore[arg-type]
+
+
+def test_a_small_model_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("patchbay.turn.cut")
+    made = module._small
+
+    def off(model: pb.Model, plan: Any) -> Any:
+        small = made(model, plan)
+        with torch.no_grad():
+            small.lm_head.weight *= 1.01
+        return small
+
+    monkeypatch.setattr(module, "_small", off)
+    model = given.lent("mistral")
+    with pytest.raises(pb.PatchbayError, match="computes something else than this model .*logits differ by"):
+        pb.turn.cut(model, heads_of(model), TEXTS, draws=1)  # type: ignore[arg-type]
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
