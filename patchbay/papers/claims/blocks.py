@@ -6,16 +6,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 import patchbay as pb
-from patchbay import maths
-from patchbay.blocks import gate, gla, lexinvariant, prefix_bag, state_space, structured, trees, turned, welore
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.results.method import seeded
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from patchbay.model.model import Model
 
 DRAWS = 8
@@ -24,6 +21,10 @@ ON = "tiny-llama"
 
 def _within(text: str, errors: list[float], bound: float, unit: str = "relative error") -> Claim:
     """An identity: the mean error over draws, with its interval, below the bound."""
+    import torch
+
+    from patchbay import maths
+
     value, low, high = maths.bootstrap_interval(torch.tensor(errors, dtype=torch.float64))
     return Claim(text, value, low, high, bound, unit, above=False)
 
@@ -34,35 +35,45 @@ def _off(found: Tensor, expected: Tensor) -> float:
 
 
 def _draws(seed: int) -> list[torch.Generator]:
+    import torch
+
     return [torch.Generator().manual_seed(1000 * seed + i) for i in range(DRAWS)]
 
 
 def _ids(model: Model, seed: int) -> Tensor:
+    import torch
+
     return torch.randint(3, model.vocab_size - 1, (4, 24), generator=torch.Generator().manual_seed(seed))
 
 
 @claim("yang2023", "identity", ON)
 def yang2023(model: Model, seed: int) -> Claim:
     """Recurrent, parallel and chunked gated linear attention on 150 tokens, float32."""
+    import torch
+
     errors = []
     for generator in _draws(seed):
         q, k, v, a = (torch.randn(1, 2, 150, 16, generator=generator) for _ in range(4))
-        log_a = torch.nn.functional.logsigmoid(a) / gla.TEMPER
-        exact = gla.recurrent(q, k, v, log_a)
-        errors.append(max(_off(gla.parallel(q, k, v, log_a), exact), _off(gla.chunked(q, k, v, log_a), exact)))
+        log_a = torch.nn.functional.logsigmoid(a) / pb.blocks.gla.TEMPER
+        exact = pb.blocks.gla.recurrent(q, k, v, log_a)
+        errors.append(
+            max(_off(pb.blocks.gla.parallel(q, k, v, log_a), exact), _off(pb.blocks.gla.chunked(q, k, v, log_a), exact))
+        )
     return _within("the three forms of gated linear attention agree", errors, 1e-4)
 
 
 @claim("shao2025", "identity", ON)
 def shao2025(model: Model, seed: int) -> Claim:
     """The dot product of turned queries and keys against the explicit cosine, float64."""
+    import torch
+
     errors = []
     for generator in _draws(seed):
         q, k, D, b = (
             torch.randn(*shape, generator=generator, dtype=torch.float64)
             for shape in ((9, 2, 8), (9, 2, 8), (2, 4), (2, 4))
         )
-        made = (turned.turned(q, D, b) * turned.turned(k, D, None)).sum(-1)
+        made = (pb.blocks.turned.turned(q, D, b) * pb.blocks.turned.turned(k, D, None)).sum(-1)
         z_q, z_k = (torch.complex(*t.chunk(2, -1)) for t in (q, k))
         expected = (z_q.abs() * z_k.abs() * torch.cos(D * (z_q.angle() - z_k.angle()) + b)).sum(-1)
         errors.append(_off(made, expected))
@@ -72,9 +83,11 @@ def shao2025(model: Model, seed: int) -> Claim:
 @claim("parisotto2019", "identity", ON)
 def parisotto2019(model: Model, seed: int) -> Claim:
     """A gate of zero weights keeps 1 - sigma(-2) = 0.8808 of the stream, exactly."""
+    import torch
+
     errors = []
     for generator in _draws(seed):
-        one, x = gate.ResidualGate(16), torch.randn(5, 16, generator=generator)
+        one, x = pb.blocks.gate.ResidualGate(16), torch.randn(5, 16, generator=generator)
         with torch.no_grad():
             for weight in one.parameters():
                 weight.zero_()
@@ -85,6 +98,10 @@ def parisotto2019(model: Model, seed: int) -> Claim:
 @claim("wei2024", "identity", ON)
 def wei2024(model: Model, seed: int) -> Claim:
     """Each structured map against its dense product, guided at half share too."""
+    import torch
+
+    from patchbay.results.method import seeded
+
     errors = []
     for generator in _draws(seed):
         x = torch.randn(5, 32, generator=generator)
@@ -94,9 +111,9 @@ def wei2024(model: Model, seed: int) -> Claim:
             ("block_shuffle", {"blocks": 4}),
         ):
             with seeded(seed):
-                made = structured.of(torch.nn.Linear(32, 48), form, guided=True, **sizes)
+                made = pb.blocks.structured.of(torch.nn.Linear(32, 48), form, guided=True, **sizes)
             dense = x @ made.dense().T
-            structured.set_share(made, 0.5)
+            pb.blocks.structured.set_share(made, 0.5)
             errors.append(_off(made(x), dense))
     return _within("structured maps, guided from the start or not, are their dense product", errors, 1e-4)
 
@@ -104,9 +121,13 @@ def wei2024(model: Model, seed: int) -> Claim:
 @claim("jaiswal2024", "comparison", ON)
 def jaiswal2024(model: Model, seed: int) -> Claim:
     """What a cut to three quarters of the full ranks costs by one threshold, against the same ranks dealt anew among matrices of one shape."""
+    import torch
+
+    from patchbay import maths
+
     rows = [list(row) for row in pb.tasks.facts_in_context(model, 48, seed=seed).clean]
     ids = torch.tensor([row[: min(map(len, rows))] for row in rows])
-    ranks = welore.ranks(model.hf, 0.75)
+    ranks = pb.blocks.welore.ranks(model.hf, 0.75)
 
     def loss(asked: dict[str, int]) -> float:
         hf: Any = pb.blocks.build(model.hf, ranks=asked)
@@ -114,7 +135,7 @@ def jaiswal2024(model: Model, seed: int) -> Claim:
             return float(hf(ids, labels=ids).loss)
 
     own = loss(ranks)
-    lost = [loss(welore.shuffled(model.hf, ranks, seed + i)) - own for i in range(DRAWS)]
+    lost = [loss(pb.blocks.welore.shuffled(model.hf, ranks, seed + i)) - own for i in range(DRAWS)]
     value, low, high = maths.bootstrap_interval(torch.tensor(lost, dtype=torch.float64))
     return Claim(
         "ranks by one threshold keep more than the same ranks dealt anew", value, low, high, 0.0, "nats per token"
@@ -124,6 +145,8 @@ def jaiswal2024(model: Model, seed: int) -> Claim:
 @claim("huang2023", "identity", ON)
 def huang2023(model: Model, seed: int) -> Claim:
     """Tokens renamed and rows of the table moved with them, through the model's own layers."""
+    import torch
+
     errors, d = [], model.d_model
     for i, generator in enumerate(_draws(seed)[:3]):
         ids, table = _ids(model, seed + i), torch.randn(model.vocab_size, d, generator=generator) * d**-0.5
@@ -131,7 +154,10 @@ def huang2023(model: Model, seed: int) -> Claim:
         moved = torch.empty_like(table)
         moved[names] = table
         with torch.no_grad():
-            plain, renamed = lexinvariant.logits(model.hf, ids, table), lexinvariant.logits(model.hf, names[ids], moved)
+            plain, renamed = (
+                pb.blocks.lexinvariant.logits(model.hf, ids, table),
+                pb.blocks.lexinvariant.logits(model.hf, names[ids], moved),
+            )
         errors.append(_off(renamed[:, :, names], plain))
     return _within("under a table of its own a text's tokens have no meaning but their matches", errors, 1e-4)
 
@@ -150,28 +176,35 @@ def shah2025(model: Model, seed: int) -> Claim:
 @claim("fu2022", "identity", ON)
 def fu2022(model: Model, seed: int) -> Claim:
     """The FFT of a random kernel against the sum over the past, float64."""
+    import torch
+
     errors = []
     for generator in _draws(seed):
         kernel, u = (torch.randn(40, 3, generator=generator, dtype=torch.float64) for _ in range(2))
         summed = torch.stack([sum((kernel[t - j] * u[j] for j in range(t + 1)), torch.zeros(3)) for t in range(40)])
-        errors.append(_off(state_space.convolve(kernel, u), summed))
+        errors.append(_off(pb.blocks.state_space.convolve(kernel, u), summed))
     return _within("a state space along the text is a convolution of the past alone", errors, 1e-9)
 
 
 @claim("gu2021", "identity", ON)
 def gu2021(model: Model, seed: int) -> Claim:
     """LegS, discretised three ways: the convolution against state after state, float64."""
+    import torch
+
     errors = []
     for generator in _draws(seed):
-        A, B = state_space.hippo(6)
+        A, B = pb.blocks.state_space.hippo(6)
         C, u = (
             torch.randn(2, 6, generator=generator, dtype=torch.float64),
             torch.randn(48, 2, generator=generator, dtype=torch.float64),
         )
         for a in (0.0, 0.5, 1.0):
-            Ab, Bb = state_space.discretised(A, B, 1 / 48, a)
+            Ab, Bb = pb.blocks.state_space.discretised(A, B, 1 / 48, a)
             errors.append(
-                _off(state_space.convolve(state_space.kernel(Ab, Bb, C, 48), u), state_space.scan(Ab, Bb, C, u))
+                _off(
+                    pb.blocks.state_space.convolve(pb.blocks.state_space.kernel(Ab, Bb, C, 48), u),
+                    pb.blocks.state_space.scan(Ab, Bb, C, u),
+                )
             )
     return _within("a linear state-space layer is a recurrence and a convolution", errors, 1e-9)
 
@@ -179,18 +212,24 @@ def gu2021(model: Model, seed: int) -> Claim:
 @claim("momen2024", "identity", ON)
 def momen2024(model: Model, seed: int) -> Claim:
     """Both boundary distributions of random heights and distances sum to 1."""
+    import torch
+
     errors = []
     for generator in _draws(seed):
         heights, distances = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (12, 11))
-        errors.append(max(_off(part.sum(1), torch.ones(12)) for part in trees.boundaries(heights, distances)))
+        errors.append(max(_off(part.sum(1), torch.ones(12)) for part in pb.blocks.trees.boundaries(heights, distances)))
     return _within("heights and distances give each token one constituent in all", errors, 1e-9)
 
 
 @claim("gupta2018", "identity", ON)
 def gupta2018(model: Model, seed: int) -> Claim:
     """A prefix bag's logits after a permuted prefix, without the language model's state."""
+    import torch
+
+    from patchbay.results.method import seeded
+
     with seeded(seed):
-        bag = prefix_bag.PrefixBag(model.vocab_size, 8)
+        bag = pb.blocks.prefix_bag.PrefixBag(model.vocab_size, 8)
     errors, ids = [], _ids(model, seed)
     for generator in _draws(seed):
         permuted = ids.clone()
