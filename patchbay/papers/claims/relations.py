@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import patchbay as pb
-from patchbay import maths
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import FEW, against, ends_of, over_sets, stories
 
@@ -49,6 +48,7 @@ def gurnee2026(model: Model, seed: int) -> Claim:
 @claim("kramar2024", "comparison")
 def kramar2024(model: Model, seed: int) -> Claim:
     """Confirmed if effects of keys with exact softmax correlate with exact patching further than those of one gradient."""
+    from patchbay import maths
 
     def further(at: int) -> float:
         task = pb.tasks.indirect_object(model, FEW, seed=at)
@@ -62,6 +62,8 @@ def kramar2024(model: Model, seed: int) -> Claim:
 
 def _patched(model: Model, at: int) -> tuple[float, float]:
     """How far MLP outputs' relevance against the twin, and attribution patching, correlate with exact patching."""
+    from patchbay import maths
+
     task = pb.tasks.indirect_object(model, FEW // 2, seed=at)
     exact = pb.prove.activation_patching(model, task, site="mlp_out", positions="all", way="noising")["effect"]
     plain = pb.prove.attribution_patching(model, task, site="mlp_out", positions="all").values

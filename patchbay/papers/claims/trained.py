@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import patchbay as pb
-from patchbay.maths import bootstrap_interval
 from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import N
 from patchbay.signal.port import PatchbayError
@@ -79,6 +78,7 @@ def gurarieh2025(model: Model, seed: int) -> Claim:
 def park2024(model: Model, seed: int) -> Claim:
     """Confirmed if experts that one of four domains uses twice as much as the next, chosen on other texts, cost its texts more when they are off than as many random ones
     do. What they cost the other domains' texts is told beside it."""
+    from patchbay.maths import bootstrap_interval
     from patchbay.tiny import domains
 
     if model.vocab_size != domains.N_TOKENS + domains.N_DOMAINS:

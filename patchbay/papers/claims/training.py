@@ -8,21 +8,16 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 import patchbay as pb
-from patchbay import maths
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.tiny import lab
-from patchbay.train._documents import read
-from patchbay.train._plan import Arm, plan_of
-from patchbay.train._runs import Lab, ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from torch import Tensor
+
     from patchbay.model.model import Model
+    from patchbay.train._plan import Arm
 
 FACTS = 24
 
@@ -31,6 +26,10 @@ def pair(
     network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arms: tuple[Arm, Arm], **plan: float
 ) -> tuple[Tensor, Tensor]:
     """A number for each item, of a variant and of its twin, both trained from weights drawn by the seed on all of the data."""
+    from patchbay.train._documents import read
+    from patchbay.train._plan import plan_of
+    from patchbay.train._runs import Lab, ended
+
     how = plan_of({"fresh": True, "held": 0.0, **plan})
     documents = read(network, data, how.length)
     share = Lab(network, documents, documents, how)
@@ -42,6 +41,8 @@ def pair(
 def guo2024(model: Model, seed: int) -> Claim:
     """Confirmed if, of facts that were read one way alone, more are known the other way after units were permuted than after plain
     training, by more than half of the facts."""
+    from patchbay import maths
+
     one, other = _reversal(seed)
     text = (
         f"in networks of 50,000 weights, facts read one way alone are known the other way by {float(one.mean()):.0%} after units were permuted "
@@ -52,6 +53,11 @@ def guo2024(model: Model, seed: int) -> Claim:
 
 @functools.cache
 def _reversal(seed: int) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
     known = lab.facts(FACTS, seed)
     unread = known[FACTS // 2 :]
 
@@ -67,6 +73,8 @@ def _reversal(seed: int) -> tuple[Tensor, Tensor]:
 def yusuf2023(model: Model, seed: int) -> Claim:
     """Confirmed if one attention layer whose queries, keys and values are convolved repeats what it has read more often than a plain one, by
     more than 0.3 of the tokens. The paper's own claim is of accuracy on other tasks, and its sentence on memory contradicts itself."""
+    from patchbay import maths
+
     one, other = _one_layer(seed)
     text = (
         f"in networks of one layer, convolved queries, keys and values repeat a random string with {float(one.mean()):.0%} of tokens right, and plain ones "
@@ -77,6 +85,11 @@ def yusuf2023(model: Model, seed: int) -> Claim:
 
 @functools.cache
 def _one_layer(seed: int) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
     strings = {"vocab": 24, "length": 24, "most": 8}
     held = lab.repeats(40, seed + 1000, **strings)
 
