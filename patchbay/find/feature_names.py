@@ -48,7 +48,7 @@ def feature_names(
     prompts: Task | list[str] | list[list[int]] | Any,
     features: list[Part] | Part,
     *,
-    n: int = 10,
+    contexts: int = 10,
     draws: int = 5,
     endpoint: str = "",
     unsafe_endpoint: bool = False,
@@ -57,14 +57,14 @@ def feature_names(
 ) -> Result:
     """A predicate for each part with its F1 on texts that did not choose it; main variable `f1` [part].
 
-    `prompts`: the texts, one half to choose by, the other to score. `features`: features or neurons, such as "L1.mlp.F3,L2.N77". `n`: highest contexts
-    that are told. `draws`: how often the firing is moved along the texts, as the null. `endpoint`: an OpenAI-compatible address,
+    `prompts`: the texts, one half to choose by, the other to score. `features`: features or neurons, such as "L1.mlp.F3,L2.N77". `contexts`: how
+    many of the highest are told. `draws`: how often the firing is moved along the texts, as the null. `endpoint`: an OpenAI-compatible address,
     such as http://127.0.0.1:8000/v1, that is asked for a sentence of each part; "" asks none. `unsafe_endpoint`: the address may be another machine's,
     which is sent contexts of the texts.
     """
     parts = list(dict.fromkeys([features] if isinstance(features, Part) else features))
-    if not parts or n < 1 or draws < 1:
-        raise PatchbayError(f"{WHAT}: {len(parts)} parts, n={n}, draws={draws}: one or more of each")
+    if not parts or contexts < 1 or draws < 1:
+        raise PatchbayError(f"{WHAT}: {len(parts)} parts, contexts={contexts}, draws={draws}: one or more of each")
     check_parts(model, parts, WHAT)
     check_endpoint(endpoint, unsafe_endpoint)
     texts = [list(ids) for ids in model.encode(prompts)]
@@ -74,7 +74,7 @@ def feature_names(
         raise PatchbayError(
             f"{WHAT}: {sum(map(len, texts)):,} tokens times {len(parts)} parts are too many at once (at most {ROOM:,}): give fewer of either"
         )
-    seen, values = _read(model, texts, parts, n, batch_size, seed)
+    seen, values = _read(model, texts, parts, contexts, batch_size, seed)
     tokens = Tokens(texts, _spelled(model))
     chooses = _half(texts, seed)
     named = [_named(tokens, values[:, i], part, chooses, draws, seed) for i, part in enumerate(parts)]

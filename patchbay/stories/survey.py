@@ -80,6 +80,10 @@ OTHERS: dict[str, str] = {  # finders of other parts
 }
 LEAST = {"successor": 64}  # its prompts are split among series and folds
 NEEDS = {  # finders that ask for what no built-in task holds
+    "attribution_graph": "needs one prompt to tell of: find.attribution_graph(model, prompt)",
+    "feature_names": "needs texts and features or neurons to name: find.feature_names(model, texts, 'L1.N5')",
+    "function_vectors": "needs a task shown by examples, with twins that do not show it: find.function_vectors(model, task)",
+    "patchscopes": "needs a prompt that tells what is put into it: find.patchscopes(model, prompts, target)",
     "features": "needs a dictionary: find.features(model.with_dictionaries(...), task, 'L1.features')",
     "relation_embedding": "needs prompts of one relation and a stream: find.relation_embedding(model, task, 'L1.resid_out', subject='subject')",
     "tuned_lens": "needs a trained lens: train.tuned_lens(model, texts, folder=FOLDER), then find.tuned_lens(model, task, FOLDER)",
