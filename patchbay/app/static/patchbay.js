@@ -3785,11 +3785,13 @@ var sr = [
 	["runs here", "runs here"],
 	["works", "works"],
 	["partly", "partly"],
+	["unmeasured", "not measured"],
 	["not yet", "not yet"],
 	["not a system", "not a system"]
 ], lr = {
 	works: "runs here",
 	partly: "runs in part",
+	unmeasured: "runs, not measured",
 	"not yet": "not yet",
 	"not a system": "nothing to run",
 	"": "not in the catalogue"
