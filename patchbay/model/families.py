@@ -385,11 +385,14 @@ FAMILIES: tuple[Family, ...] = (
     replace(  # gates behind blocks (`blocks/gate.py`): what they add is no sum of heads or neurons
         LLAMA,
         name="gated",
+        model_types=(),
         mixers=("gated_attn",),
         mid="gated_mlp",
         mlp="gated_mlp",
         opaque=True,
         **_NONE,
     ),
-    replace(LLAMA, name="mixed", mixers=("self_attn",), sparse=True),  # mixers without heads, layers without MLP
+    replace(
+        LLAMA, name="mixed", model_types=(), mixers=("self_attn",), sparse=True
+    ),  # mixers without heads, layers without MLP
 )
