@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -68,10 +69,23 @@ REFUSED |= {  # neurons of the first layer alone: the cases name one of the seco
     for case in ("prove.activation_patching-neuron", "turn.clamp-neuron")
 }
 REFUSED |= {("turn.set_prompt", name): "ALiBi" for name in ("bloom", "falcon alibi")}
+REFUSED |= {("turn.cut", name): "layer 0 offers" for name in ("mixtral", "mamba2")}
+REFUSED[("turn.cut", "bloom")] = "does not name how many neurons"
 REFUSED[("turn.set_prompt", "gpt_neo")] = "its local layers see 6 tokens back"
 for name in LATENT:
     REFUSED |= {(f"find.observable_propagation{path}", name): "a compressed latent" for path in ("", "-path")}
     REFUSED |= {(f"prove.channel-{to}", name): "numbers of components, each 1 to 6" for to in ("key", "logits")}
+
+
+SOME = {  # cases that families outside the contract's own may refuse, and what they say then, as a pattern
+    "find.attribution_graph": "so that it is not affine in the stream|no neurons that are its parts",
+    "find.feature_names": "layer 1 offers",
+    "find.features": "so they run apart; give prompts of one length",
+    "measure.benchmark_signal": "could not load",  # an earlier checkpoint is loaded by the class of causal models, which has no vision
+    "prove.graph_ablation": "so that it is not affine in the stream|no neurons that are its parts",
+    "turn.cut": r"pb.turn.scale\(parts, 0.0\)|layer [01] offers",
+    "turn.rewrite": "have no down projection here",
+}
 
 
 @functools.cache
@@ -107,6 +121,8 @@ def test_finite_numbers_or_what_is_missing(family: str, case: Any) -> None:
         assert said, f"{case} ran on {family}, which lacks {case.needs}"
         assert model.family.name in said
         assert case.needs.split(".")[1] in said
+        return
+    if said and family not in TWINS and str(case) in SOME and re.search(SOME[str(case)], said):
         return
     expected = next((text for (method, name), text in REFUSED.items() if method == str(case) and name == family), "")
     assert bool(said) == bool(expected), said or f"{case} ran on {family}; it was to be refused: {expected}"

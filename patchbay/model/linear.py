@@ -105,11 +105,13 @@ def refuse_gradients(hf: nn.Module, tried: set[Any]) -> None:
 
 
 def _written_out(module: nn.Module) -> bool:
-    """Whether it is a step of transformers' own model code on plain numbers (a router that is a Linear and more), through which autograd goes."""
-    numbers = (
-        _floats(getattr(module, "weight", None)) is not None and not overridden(module) and _normed(module) is None
-    )
-    return numbers and type(module).__module__.startswith("transformers.models.")
+    """Whether it is a step of transformers' own model code on plain numbers (a router that is a Linear and more) or made of other modules,
+    through which autograd goes."""
+    if not type(module).__module__.startswith("transformers.models."):
+        return False
+    if next(module.children(), None) is not None:
+        return True
+    return _floats(getattr(module, "weight", None)) is not None and not overridden(module) and _normed(module) is None
 
 
 def is_plain(module: Any) -> bool:

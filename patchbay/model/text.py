@@ -187,7 +187,10 @@ def _checked(model: Model, prompts: Prompts, shown: Sequence[Any]) -> Prompts:
 
 def longest_prompt(config: Any) -> int | None:
     """How many tokens a model takes: `max_position_embeddings`, and without end (None) where positions are scaled as a prompt
-    grows (rotary positions of a type other than the default) or are distances (ALiBi)."""
+    grows (rotary positions of a type other than the default) or are distances (ALiBi), but for MPT, whose table of distances is
+    made for `max_seq_len` tokens."""
+    if _distances(config) and getattr(config, "max_seq_len", None):
+        return int(config.max_seq_len)
     longest = getattr(config, "max_position_embeddings", None)
     if not longest or _distances(config) or _scaled(config):
         return None

@@ -64,7 +64,7 @@ def _for_rows(base: Base, module: nn.Module, call: Call, start: int, x: Tensor, 
             place = torch.arange(n, device=x.device)
             value = (place[None, :] <= place[:, None])[None, None]  # causal
             value = value if base.model.hf.config._attn_implementation == "sdpa" else numbers(value, x)
-        return _some(value, prompts, n_prompts)[:, :, start:]
+        return _some(value, prompts, n_prompts)[:, :, start:].expand(len(x), -1, -1, -1)  # XGLM asks for a row each
 
     def alibi(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -255,3 +255,7 @@ def test_other_positions_end_where_the_config_says():
         model.generate([[9] * 14], 4)
     assert longest_prompt(twin("falcon", alibi=True, max_position_embeddings=16).config) is None
     assert longest_prompt(twin("gpt2", n_positions=16).config) == 16
+    mpt = pb.load(twin("mpt"))  # distances again, but from a table
+    assert mpt.longest_prompt == mpt.config.max_seq_len
+    with pytest.raises(PatchbayError, match=f"{mpt.config.max_seq_len}"):
+        pb.run(mpt, [[5] * (mpt.config.max_seq_len + 1)])
