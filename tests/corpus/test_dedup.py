@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -46,15 +44,9 @@ def test_a_filter_errs_as_often_as_it_says() -> None:
 
 
 def test_digests_are_the_same_in_every_process() -> None:
-    code = "from patchbay.corpus.dedup import digests, MinHash; print(digests(['a b c']).tolist(), MinHash(2, 2).signature('a b c').tolist())"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert done.stdout.strip() == f"{digests(['a b c']).tolist()} {MinHash(2, 2).signature('a b c').tolist()}"
+    """Whatever Python's own hashes are: the numbers of another process, written down."""
+    assert digests(["a b c"]).tolist() == [[649925216409816346, 1680821759285069737]]
+    assert MinHash(2, 2).signature("a b c").tolist() == [1005877836, 1773530834, 3787164674, 3156131293]
 
 
 def test_minima_agree_as_often_as_shingles_are_shared() -> None:

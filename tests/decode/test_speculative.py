@@ -273,6 +273,7 @@ def test_a_cache_that_was_wound_back_wrong_is_not_believed(monkeypatch: pytest.M
     assert new_tokens(found) == greedy(model)
 
 
+@pytest.mark.slow  # a pair of trained models, token by token
 def test_trained_pair() -> None:
     """Greedy text of the trained pair is that of the target for whole and kept vocabularies, in 3.5 and 3.3 tokens a pass."""
     target, draft = stories(), stories(G512)

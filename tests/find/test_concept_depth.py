@@ -51,6 +51,7 @@ def test_planted(layer: int, form: Any) -> None:
     assert depth["converge"] == (1.0 if layer < 3 else None)
 
 
+@pytest.mark.slow  # probes at every depth, several times
 def test_planted_under_noise_and_rounding() -> None:
     """Noise as large as the signal hides the concept, a little does not; eight bits keep it, four lose it; the lent model is not touched."""
     model, prompts, labels = flagged(1, d_model=256, noise=0.02)

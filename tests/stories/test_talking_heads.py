@@ -185,6 +185,7 @@ def test_null(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.slow  # the whole story of a trained model
 def test_a_trained_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in model: the judged numbers are those of plain runs on prompts that chose nothing; the page is of this run."""
     name = "tiny"

@@ -164,6 +164,7 @@ def short_lessons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "LOOKING_BACK", ((20, 8, 4, 16, 2, 2.0),))
 
 
+@pytest.mark.slow  # it trains twice
 @pytest.mark.usefixtures("short_lessons")
 def test_training_is_repeatable_and_lowers_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "BATCH", 4)
