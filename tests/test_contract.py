@@ -884,7 +884,7 @@ def test_also_when_hooks_cannot_all_be_put_on(case: Case) -> None:
     assert checks.also_when_hooks_fail(*of(case, on(case))), "it puts no hook on the second layer"
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
+@pytest.mark.parametrize("case", by_turns([c for c in CASES if c.runs], of=2, start=1), ids=str)
 def test_train_and_grad_modes_stay(case: Case) -> None:
     checks.modes_stay(*of(case, on(case, "llama")))
 
@@ -904,7 +904,7 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
 # --- what comes back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), turns(FEW, 4))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=2))
 def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
     checks.same_again(*of(case, name), returned(case, name))
 

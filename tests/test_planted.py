@@ -72,6 +72,7 @@ def _tree(root: Path) -> tuple[str, str]:
     return "patchbay/__init__.py", "tests/test_size.py"
 
 
+@pytest.mark.slow  # it plants bugs in a copy and runs tests in it; `make planted` does so in CI
 def test_planting_tells_noticed_from_survived_and_goes_on(tmp_path: Path) -> None:
     """A bug that a test sees, one that it does not, one that never ends, and what is no planted bug at all."""
     root, results = tmp_path / "root", tmp_path / "results.jsonl"

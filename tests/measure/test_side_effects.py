@@ -18,6 +18,7 @@ from patchbay.measure._meter import MADE
 from patchbay.tiny import planted, twins
 from tests.measure.test_text_loss import constant
 from tests.measure.words import reader
+from tests.shares import by_turns
 from tests.tolerance import close
 
 module: Any = importlib.import_module("patchbay.measure.side_effects")
@@ -90,7 +91,7 @@ def test_null() -> None:
     assert flagged >= 5  # and it is no test that never finds
 
 
-@pytest.mark.parametrize("made", sorted(MADE))
+@pytest.mark.parametrize("made", by_turns(sorted(MADE), of=2))
 def test_a_difference_is_that_of_the_two_values(made: str) -> None:
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(40, 2, generator=generator, dtype=torch.float64)

@@ -99,7 +99,7 @@ def assert_equals_recomputation(
     return (everywhere - pb.run(model, text[:, :-1]).logits).abs().amax(dim=(1, 2))
 
 
-@pytest.mark.parametrize(("name", "op"), by_turns(MAIN, [op for op in OPS if op != "block"], of=6))
+@pytest.mark.parametrize(("name", "op"), by_turns(MAIN, [op for op in OPS if op != "block"], of=10))
 def test_generation_with_the_cache_equals_one_run_without_it(name: str, op: str) -> None:
     model = lent(name)
     base = pb.run(model, prompt_ids(), taps=model.ports())

@@ -21,6 +21,7 @@ from patchbay.papers.claims._claim import CLAIMS, Entry
 from patchbay.papers.claims._shared import against, beyond_random, one_more, student, untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
+from tests.shares import by_turns
 
 
 def ask(*words: str) -> tuple[int, str]:
@@ -79,7 +80,7 @@ def test_a_row_holds_what_its_command_finds(key: str) -> None:
     assert float(row.split(": ")[1].split()[0]) == pytest.approx(found.value, rel=0.02)
 
 
-@pytest.mark.parametrize("key", ["nostalgebraist2020", "olsson2022"])
+@pytest.mark.parametrize("key", by_turns(["nostalgebraist2020", "olsson2022"], of=2, start=1))
 def test_an_untrained_network_confirms_nothing_that_is_learned(key: str) -> None:
     assert claims.check(key, untrained(pb.load("tiny"), 1)).verdict != "confirmed"
 

@@ -42,6 +42,7 @@ def told(induction: pb.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple
 # --- the whole story, where the truth is known --------------------------------------------------------
 
 
+@pytest.mark.slow  # the whole demo once more
 def test_it_takes_the_question_that_the_model_can_answer(told: tuple[dict[str, Any], Path]) -> None:
     question = told[0]["question"]
     assert question["task"] == "repeated_tokens"

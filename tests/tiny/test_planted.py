@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from patchbay.tiny import planted
 from patchbay.tiny.planted import Planted
-from tests.shares import WHOLE
+from tests.shares import WHOLE, by_turns
 from tests.tolerance import close
 
 FORMS = ["gpt2", "llama"]
@@ -117,7 +117,7 @@ def repeated(n_prompts: int, length: int, seed: int) -> Tensor:
 
 
 # ---- what holds for all --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("name", "options"), CASES)
+@pytest.mark.parametrize(("name", "options"), by_turns(CASES, of=2))
 def test_same_seed_same_model_and_another_seed_another(name: str, options: dict[str, str]) -> None:
     state = torch.random.get_rng_state()
     first, again, other = (getattr(planted, name)(seed=seed, **options) for seed in (3, 3, 4))

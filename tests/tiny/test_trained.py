@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from patchbay.tasks import words
 from patchbay.tiny import text, train
+from tests.shares import by_turns
 
 NAMES = ("tiny", "tiny-wide", "tiny-llama", "tiny-moe")
 MEGABYTE = 1_000_000
@@ -80,7 +81,7 @@ def test_the_stored_tokenizer_is_the_one_that_training_builds(name: str) -> None
     assert json.loads(stored.backend_tokenizer.to_str()) == json.loads(built.backend_tokenizer.to_str())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", by_turns(NAMES, of=2))
 def test_accuracies_and_losses_are_reproduced_on_fresh_prompts(name: str) -> None:
     """A fresh sample of 60 lies within four standard errors of the recorded share (and its own error)."""
     model, tokenizer = load(name)
