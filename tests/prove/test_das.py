@@ -122,6 +122,18 @@ def test_null() -> None:
     assert found["p"] > 0.05
 
 
+def test_what_is_told_is_of_the_half_that_was_not_searched_on() -> None:
+    """Answers that the plain base run gives in the half to search on, and never in the other: none of them is told."""
+    model, task = lent("llama"), pairs(12, n_wrong=1)
+    said = pb.run(model, task.corrupted, logits="last").last_logits.argmax(-1).tolist()
+    first = {tuple(ids) for ids in task.split(0.5, 0)[0].clean}
+    right = [token if tuple(ids) in first else (token + 1) % 60 for ids, token in zip(task.clean, said, strict=True)]
+    wrong = [[(token + 2) % 60] for token in said]
+    asked = pb.Task("halves", task.clean, right, wrong, task.corrupted)  # type: ignore[arg-type]
+    found = pb.prove.das(model, asked, "L0.resid_out", dims=2, steps=1)  # type: ignore[arg-type]
+    assert at(found, "base") == 0.0
+
+
 def test_what_cannot_be_searched_is_refused() -> None:
     model, task = lent("llama"), pairs(6)
     cases: list[tuple[str, dict[str, Any], pb.Task]] = [
