@@ -80,17 +80,17 @@ def changed_key(pattern: Tensor, q: Tensor, old: Tensor, new: Tensor, t: int) ->
 @pytest.mark.parametrize("site", ["key", "query"])
 def test_reference(site: Any) -> None:
     """Closed softmax, times the pattern's gradient with the additions of each layer held in turn, prompt by prompt."""
-    hf = twin("gpt2")
+    hf, n = twin("gpt2", n_layer=3), 3
     with torch.no_grad():
         for layer in hf.transformer.h:
             layer.attn.c_attn.weight[:, :64] *= 2  # uneven patterns
     task, own = pairs(2, 5), Gpt2(hf)
     found = pb.prove.atp_star(pb.load(hf), task, site=site, positions="each")
-    effect, score = torch.zeros(8, 5), torch.zeros(8, 5)
+    effect, score = torch.zeros(4 * n, 5), torch.zeros(4 * n, 5)
     for ids, other, right, wrong in zip(task.clean, task.corrupted or (), task.right, task.wrong, strict=True):
         there, here = own.run(other)[1], own.run(ids)
         changes = {}
-        for layer, head, t in itertools.product(range(2), range(4), range(5)):
+        for layer, head, t in itertools.product(range(n), range(4), range(5)):
             (q, k, _), pattern = (x.detach()[head] for x in here[1][layer]), here[2][layer].detach()[head]
             other_q, other_k, _ = (x.detach()[head] for x in there[layer])
             after = pattern.double().clone()
@@ -99,7 +99,7 @@ def test_reference(site: Any) -> None:
             else:
                 after[t, : t + 1] = (other_q[t] @ k[: t + 1].mT / q.shape[-1] ** 0.5).softmax(-1)
             changes[layer, head, t] = after - pattern
-        for held in (None, 0, 1):
+        for held in (None, *range(n)):
             logits, _, patterns = own.run(ids, held)
             gradients = torch.autograd.grad(logits[right] - logits[list(wrong)].mean(), patterns, allow_unused=True)
             for (layer, head, t), change in changes.items():
@@ -108,7 +108,7 @@ def test_reference(site: Any) -> None:
                 if held is None:
                     effect[layer * 4 + head, t] += term
                 else:
-                    score[layer * 4 + head, t] += abs(term)
+                    score[layer * 4 + head, t] += abs(term) / (n - 1)
     assert close(found["effect"], effect, noise=256)
     assert close(found["score"], score, noise=256)
     assert effect.abs().max() > 0.01

@@ -52,6 +52,11 @@ def test_what_names_no_file_passes(text: str, folder: Path) -> None:
     refuse_outside(text, folder, folder.parent)
 
 
+def test_a_file_of_the_folder_keeps_its_named_fields(folder: Path) -> None:
+    giver = Giver(given.lent("gpt2"), folder)
+    assert giver.checked("own.txt:prompt=q") == f"{folder.resolve() / 'own.txt'}:prompt=q"
+
+
 def test_no_address_is_asked_for_an_agent(tmp_path: Path) -> None:
     """An address that a method would ask over a wire is refused, also one of this machine; none at all is as ever."""
     giver = Giver(given.lent("gpt2"), tmp_path)
