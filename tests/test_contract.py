@@ -874,7 +874,7 @@ def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> 
     RETURNED[case, name] = checks.leaves_all_as_it_was(*of(case, name))
 
 
-@pytest.mark.parametrize(("case", "name"), turns([p for p in FEW if p.values[0].runs], 4))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns([p for p in FEW if p.values[0].runs], 4), of=2))
 def test_also_after_an_exception(case: Case, name: str) -> None:
     checks.also_after_an_exception(*of(case, name))
 
@@ -914,7 +914,7 @@ def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
     checks.a_batch_is_its_prompts(*of(case, name), returned(case, name), nearly)
 
 
-@pytest.mark.parametrize(("case", "name"), turns(FEW, 4))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=2, start=1))
 def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path) -> None:
     model, found = lent(name), returned(case, name)
     checks.saves_loads_replays(case, model, found, tmp_path, second(model) if case.second else None)

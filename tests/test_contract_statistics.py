@@ -109,7 +109,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(SAME, 2), of=2))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(SAME, 2), of=3))
 def test_a_method_says_the_same_of_the_same_function(case: Case, name: str) -> None:
     """Heads that share keys, and a stream that is scaled, are the model's form and no finding."""
     one, same = (case(model, task("llama"), **ALONE.get(case.method, {})) for model in both(name))

@@ -1,7 +1,7 @@
 """Everywhere: every finder on every kind of model gives finite numbers, or says in a PatchbayError what is missing.
 
 The calls are the contract's cases (`test_contract.CASES`), with its smallest prompts, on random twins, one model for each family.
-Here runs a quarter of the pairs with the families of `KINDS`, one for each build that the contract's own families do not have: every
+Here runs a fifth of the pairs with the families of `KINDS`, one for each build that the contract's own families do not have: every
 family and every finder by turns; all families, with the methods of every folder:
 
     PATCHBAY_EVERYWHERE=1 pytest tests/test_everywhere.py
@@ -105,7 +105,7 @@ def finite(result: pb.Result) -> None:
         assert all(math.isfinite(row["value"]) for row in result.table(10))
 
 
-@pytest.mark.parametrize(("family", "case"), by_turns(FAMILIES, CALLED, of=4), ids=str)
+@pytest.mark.parametrize(("family", "case"), by_turns(FAMILIES, CALLED, of=5), ids=str)
 def test_finite_numbers_or_what_is_missing(family: str, case: Any) -> None:
     model, prompts = lent(family), task(family)
     try:

@@ -73,7 +73,7 @@ def test_tokenizer_is_word_level_and_round_trips(name: str) -> None:
         assert train.encode(document.pieces, tokenizer.get_vocab())[0] == ids
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", by_turns(NAMES, of=2, start=1))
 def test_the_stored_tokenizer_is_the_one_that_training_builds(name: str) -> None:
     built = train.build_tokenizer()
     assert built.decode(built.encode("In May, Mary gave an egg to John.")) == "In May, Mary gave an egg to John."
