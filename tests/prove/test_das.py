@@ -54,7 +54,7 @@ def at(found: pb.Result, condition: str) -> float:
 def test_planted(dims: Any) -> None:
     """Four dimensions carry the first variable: found, told apart from everything else, and turned by a knob."""
     model, truth = model_and_truth()
-    found = pb.prove.das(model, first_variable(), "L0.resid_out", dims=dims, steps=80)  # type: ignore[arg-type]
+    found = pb.prove.das(model, first_variable(120), "L0.resid_out", dims=dims, steps=200)  # type: ignore[arg-type]
     basis = found["direction"]
     assert at(found, "swapped") > 0.9
     assert max(at(found, name) for name in ("base", "whole", "shuffled", "untrained", "random")) < 0.6
