@@ -36,6 +36,8 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 from patchbay.train._stream import shuffled
 
+ALIKE = 1e-4  # of a KL: what rounding in another order may differ by
+
 
 @method(paper="belrose2023", unit="nats")
 def tuned_lens(
@@ -159,7 +161,8 @@ def _result(
     variables: dict[str, Any] = {"kl": mean, "kl_logit_lens": plain, "null": null}
     variables |= {} if len(held) < 2 else {"low": low, "high": high}
     names = depths(model)[:-1]
-    blind = [name for name, value, chance in zip(names, mean.tolist(), null.tolist(), strict=True) if value >= chance]
+    least = (null * (1 - ALIKE)).tolist()  # nearer than rounding tells apart is not below
+    blind = [name for name, value, chance in zip(names, mean.tolist(), least, strict=True) if value >= chance]
     tokens = int(told[0][1].sum())
     notes = [
         f"{tokens} held-out tokens of {len(held)} texts: KL at {names[0]} {float(mean[0]):.3g} nats (logit lens {float(plain[0]):.3g}, "
