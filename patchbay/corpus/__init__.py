@@ -6,9 +6,10 @@ languages    the same text in orders that no people speak, or in a second vocabu
 mixer        what a text is like, which stay, and from which source the next one comes
 reading      texts of a file, one after another
 selection    the texts of a pool that bring it nearest to a target
+synthetic    languages that mean nothing, in which one thing alone can be learned
 """
 
-from patchbay.corpus import compression, dedup, languages, mixer, selection
+from patchbay.corpus import compression, dedup, languages, mixer, selection, synthetic
 from patchbay.corpus.reading import texts_of
 
-__all__ = ["compression", "dedup", "languages", "mixer", "selection", "texts_of"]
+__all__ = ["compression", "dedup", "languages", "mixer", "selection", "synthetic", "texts_of"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from patchbay.corpus.synthetic import repeats
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.results.method import seeded
@@ -12,6 +13,7 @@ from patchbay.tiny import text
 RELATION, FIRST, LETTERS = 1, 2, 32
 FACT_VOCAB = FIRST + LETTERS
 Fact = list[list[int]]
+__all__ = ["backcopies", "facts", "read_one_way", "repeats", "sentences", "small"]
 
 
 def small(
@@ -53,15 +55,6 @@ def sentences(model: Model, n: int, seed: int, lengths: tuple[int, ...]) -> list
         if len(found) >= n:
             break
     return [list(ids) for ids in list(found)[:n]]
-
-
-def repeats(n: int, seed: int, *, vocab: int, length: int = 32, least: int = 4, most: int = 12) -> list[list[int]]:
-    """Strings of random tokens that repeat with a random period of `least` to `most` tokens."""
-    rng, found = random.Random(f"repeats {seed}"), []
-    for _ in range(n):
-        said = [rng.randrange(vocab) for _ in range(rng.randint(least, most))]
-        found.append([said[i % len(said)] for i in range(length)])
-    return found
 
 
 def backcopies(

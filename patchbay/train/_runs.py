@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.blocks import build
+from patchbay.corpus.synthetic import texts
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -23,11 +24,12 @@ from patchbay.signal.port import PatchbayError
 from patchbay.train._copies import copied, write
 from patchbay.train._kept import TOLD, Kept
 from patchbay.train._objectives import objective
-from patchbay.train._objectives._objective import Document, Objective
+from patchbay.train._objectives._objective import Before, Document, Objective
 from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._trainer import memory_named, trained
 
 PROBED = 3  # steps that an estimate is made of; the first is left out
+TEXTS = 8192  # of a synthetic language; beyond that they are read again
 TOGETHER = 32  # held-out documents that run as one batch
 
 
@@ -39,6 +41,9 @@ class Lab:
     train: list[Document]
     held: list[Document]
     plan: Plan
+    parents: dict[Any, dict[str, Tensor]] | None = (
+        None  # weights after pre-training, where several runs begin with the same
+    )
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,19 @@ class Run:
                 "folder": self.folder}  # fmt: skip
 
 
-def begun(lab: Lab, arm: Arm, seed: int) -> Model:
+def begun(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
     """The weights that a run starts from: the lent ones, or drawn by the seed; the same for all arms of a seed where shapes agree."""
+    found = parent_of(lab, arm, seed, pretrain=pretrain)
+    if lab.plan.redraw:
+        redrawn(found, seed)
+    if arm.blocks:
+        with seeded(seed):  # of what is new; what has its place still keeps the plain start
+            found = load(build(found.hf, **json.loads(arm.blocks)), lab.model.tokenizer)
+    return found
+
+
+def parent_of(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
+    """The weights before the rows of tokens are drawn anew: lent or drawn, and trained on the language that the objective reads before its data."""
     if not lab.plan.fresh:
         found = copied(lab.model)
     else:
@@ -65,12 +81,32 @@ def begun(lab: Lab, arm: Arm, seed: int) -> Model:
         if isinstance(drawn, str):
             raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {drawn}")
         found = drawn
-    if lab.plan.redraw:
-        redrawn(found, seed)
-    if arm.blocks:
-        with seeded(seed):  # of what is new; what has its place still keeps the plain start
-            found = load(build(found.hf, **json.loads(arm.blocks)), lab.model.tokenizer)
+    before = objective(arm.objective).before
+    if before is not None and not lab.plan.redraw:
+        raise PatchbayError(
+            f"{arm.objective} draws the rows of tokens anew: give the plan redraw=1, so that those of the twin are drawn alike"
+        )
+    if before is not None and before.steps and pretrain:
+        _pretrained(found, before, lab, seed)
     return found
+
+
+def _pretrained(model: Model, before: Before, lab: Lab, seed: int) -> None:
+    """Train in place on texts that mean nothing, or put the weights there that another run of the lab began with."""
+    plan = dataclasses.replace(lab.plan, steps=before.steps)
+    key = (before, seed, plan.rate, plan.decay, plan.batch_size, plan.fresh, lab.model.fingerprint)
+    if lab.parents is not None and key in lab.parents:
+        model.hf.load_state_dict(lab.parents[key])
+    else:
+        n = min(before.steps * plan.batch_size, TEXTS)
+        said: list[Document] = [
+            [text] for text in texts(before.source, n, seed, vocab=model.vocab_size, length=before.length)
+        ]
+        nowhere = Path(tempfile.gettempdir())
+        trained(model, Rows(said, Arm(), plan, seed), Arm(), plan, nowhere, keep=False)
+        if lab.parents is not None:
+            lab.parents[key] = {name: value.clone() for name, value in model.hf.state_dict().items()}
+    model._fingerprint = None
 
 
 @torch.no_grad()
@@ -125,9 +161,9 @@ def ended(lab: Lab, arm: Arm, seed: int) -> Model:
 
 def held_out(model: Model, held: list[Document], aim: Objective) -> Tensor:
     """Mean - log p of a token of each document, float64 [document]."""
-    texts, found = [aim.told(one) for one in held], []
-    for i in range(0, len(texts), TOGETHER):
-        some = texts[i : i + TOGETHER]
+    rows, found = [aim.told(one) for one in held], []
+    for i in range(0, len(rows), TOGETHER):
+        some = rows[i : i + TOGETHER]
         logits = run(model, some).logits
         for row, ids in zip(logits, some, strict=True):
             found.append(
@@ -138,8 +174,8 @@ def held_out(model: Model, held: list[Document], aim: Objective) -> Tensor:
 
 def cost(lab: Lab, arm: Arm) -> dict[str, float]:
     """Seconds, operations, bytes of the checkpoint and memory of one run, from a few of its steps on a copy."""
-    model = begun(lab, arm, 0)
-    objective(arm.objective).adapt(model)
+    model, aim = begun(lab, arm, 0, pretrain=False), objective(arm.objective)
+    aim.adapt(model)
     n = sum(p.numel() for p in model.hf.parameters())
     rows = Rows(lab.train, arm, dataclasses.replace(lab.plan, steps=PROBED), 0)
     times = []
@@ -152,6 +188,7 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
         times.append(time.perf_counter() - began)
     each = max(times[1] - times[0], 1e-9) / (PROBED - 1)
     tokens = sum(len(rows[i][0]) for i in range(len(rows))) / PROBED
+    steps = lab.plan.steps + (aim.before.steps if aim.before is not None else 0)
     size = next(model.hf.parameters()).element_size()
-    return {"seconds": each * lab.plan.steps, "flops": 6.0 * n * tokens * lab.plan.steps, "bytes": float(n * size),
+    return {"seconds": each * steps, "flops": 6.0 * n * tokens * steps, "bytes": float(n * size),
             "memory": float(4 * n * size)}  # weights, gradients and two moments; activations come on top  # fmt: skip

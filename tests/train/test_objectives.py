@@ -61,6 +61,14 @@ def test_shares_that_cannot_be(text: str) -> None:
         objective(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [("transfer:source=dyck", "no source 'dyck'"), ("transfer:length=2", "4 tokens or more")]
+)
+def test_pretraining_that_cannot_be(text: str, says: str) -> None:
+    with pytest.raises(pb.PatchbayError, match=says):
+        objective(text)
+
+
 # --- languages ----------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,22 @@ from dataclasses import fields
 from typing import Any
 
 from patchbay.signal.port import PatchbayError, suggest
-from patchbay.train._objectives import cloned, impossible, infill, inverse_rl, multi_exit, ntp, self_evolution, spt
+from patchbay.train._objectives import (
+    cloned,
+    impossible,
+    infill,
+    inverse_rl,
+    multi_exit,
+    ntp,
+    self_evolution,
+    spt,
+    transfer,
+)
 from patchbay.train._objectives._objective import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     file.__name__.rpartition(".")[2].replace("_", "-"): file.OBJECTIVE
-    for file in (cloned, impossible, infill, inverse_rl, multi_exit, ntp, self_evolution, spt)
+    for file in (cloned, impossible, infill, inverse_rl, multi_exit, ntp, self_evolution, spt, transfer)
 }
 
 

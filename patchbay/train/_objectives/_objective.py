@@ -17,6 +17,15 @@ Document = Sequence[Sequence[int]]  # units, each of token ids
 
 
 @dataclass(frozen=True)
+class Before:
+    """What a run reads before its data: so many updates on texts of so many tokens in a language of `corpus.synthetic`."""
+
+    source: str
+    steps: int
+    length: int
+
+
+@dataclass(frozen=True)
 class Objective:
     """The next token of the document as it stands. Others say what they do otherwise."""
 
@@ -26,6 +35,11 @@ class Objective:
     @property
     def null(self) -> str | None:
         """The objective of the null arm, as text; None: the plain objective on other batches."""
+        return None
+
+    @property
+    def before(self) -> Before | None:
+        """What is read before the data, after which the rows of tokens are drawn anew; None: nothing."""
         return None
 
     def told(self, document: Document) -> list[int]:

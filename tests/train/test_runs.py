@@ -1,0 +1,77 @@
+"""Runs that begin with another language: what its parent learned stays in the body, the rows of tokens are the twin's draw, the estimate counts all steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.corpus.synthetic import texts
+from patchbay.train._objectives._objective import collated, cross_entropy
+from patchbay.train._plan import Arm, Rows, plan_of
+from patchbay.train._runs import Lab, begun, cost, parent_of
+from tests.given import lent
+from tests.tolerance import close
+
+DOCUMENTS = [[[i % 7 + 5, 6, 7, 8]] for i in range(12)]
+ARM = Arm("transfer:source=repeats,steps=3,length=8")
+PLAN = {"steps": 2, "batch_size": 4, "redraw": True}
+
+
+def share(**more: object) -> Lab:
+    return Lab(lent("llama"), DOCUMENTS, DOCUMENTS, plan_of({**PLAN, **more}))
+
+
+def test_the_parent_is_trained_on_the_language_and_only_rows_of_tokens_are_drawn_anew() -> None:
+    parent, child, twin = parent_of(share(), ARM, 1), begun(share(), ARM, 1), begun(share(), Arm(), 1)
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}
+    own, there, plain = parent.hf.state_dict(), child.hf.state_dict(), twin.hf.state_dict()
+    assert {name for name in own if not torch.equal(own[name], there[name])} == tables
+    lent_ = lent("llama").hf.state_dict()
+    assert {name for name in own if torch.equal(own[name], lent_[name])} <= {n for n in own if "rotary" in n}
+    for name in tables:  # the twin's rows are the same draw, at the scale of its own table
+        one, other = there[name] - there[name].mean(), plain[name] - plain[name].mean()
+        assert float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) > 0.999
+        assert close(there[name].std(), own[name].std(), of=1.0, dtype=torch.float16)
+
+
+def test_the_parent_by_plain_steps() -> None:
+    """Three updates of plain torch on the same texts."""
+    model, plan = lent("llama"), plan_of({**PLAN, "decay": 0.0})
+    said = [[text] for text in texts("repeats", 12, 1, vocab=model.vocab_size, length=8)]
+    rows = Rows(said, Arm(), plan_of({**PLAN, "steps": 3}), 1)
+    hf = pb.tiny.twins.twin("llama")
+    optimizer = torch.optim.AdamW(hf.parameters(), lr=plan.rate, weight_decay=0.0)
+    for step in range(3):
+        batch = collated([rows[4 * step + i] for i in range(4)])
+        with torch.enable_grad():
+            (cross_entropy(hf(batch["input_ids"]).logits, batch["labels"]) / 28).backward()
+        torch.nn.utils.clip_grad_norm_(hf.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    found = parent_of(Lab(model, DOCUMENTS, DOCUMENTS, plan), ARM, 1).hf.state_dict()
+    assert all(close(found[name], value) for name, value in hf.state_dict().items())
+
+
+def test_a_parent_is_trained_once_for_several_runs() -> None:
+    kept: dict[object, dict[str, torch.Tensor]] = {}
+    labs = [Lab(lent("llama"), DOCUMENTS[:n], DOCUMENTS, plan_of(PLAN), kept) for n in (6, 12)]
+    starts = [begun(lab, ARM, 1).fingerprint for lab in labs]
+    assert starts[0] == starts[1] == begun(share(), ARM, 1).fingerprint
+    assert len(kept) == 1
+    assert begun(labs[0], ARM, 2).fingerprint != starts[0]
+    assert len(kept) == 2
+
+
+def test_what_pretraining_asks_and_costs() -> None:
+    with pytest.raises(pb.PatchbayError, match="give the plan redraw=1"):
+        begun(share(redraw=False), ARM, 0)
+    plain, longer = cost(share(), Arm()), cost(share(), Arm("transfer:steps=98,length=8"))
+    assert longer["flops"] == plain["flops"] * 50
+    found = pb.train.variant(lent("llama"), DOCUMENTS, objective=ARM.objective, seeds=1, plan=PLAN)
+    starts = [row["start"] for row in found.tables["runs"]]
+    assert len(set(starts)) == 3
+    assert "null: transfer:source=independent,steps=3,length=8" in " ".join(found.notes)
+    assert all(math.isfinite(row["loss"]) for row in found.tables["runs"])
