@@ -1,12 +1,14 @@
 """Rows that join a walk: the base run's values at the positions that their edits touch, with the edits made.
 
 What is edited before the MLP joins as the stream and what attention adds to it; an edit of heads' z, or of what they write, changes
-that by a product with the heads' own rows of W_O, so that no attention is run again.
+that by a product with the heads' own rows of W_O, so that no attention is run again. Features and neurons are silent at most tokens: a
+row joins where its edit first changes an activation of the base run, and one that changes none is the base run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +30,23 @@ class Joins:
         self.base, self.model = base, base.model
         lengths = torch.full((len(base.ids),), base.n_positions)
         self.touched = Touched(Batch(base.ids, lengths, lengths, base.model))
+
+    def moving(self, cells: Sequence[Cell]) -> Iterator[Cell]:
+        """The cells that change something, each from the first position on where it does; of what is not sparse, as they are."""
+        for cell in cells:
+            port = cell.edits[0].port
+            signal = Port(port.signal, port.layer)
+            if cell.inside or not (by_home(port) or port.signal == "mlp.act") or signal not in self.base.taps:
+                yield cell
+                continue
+            before, span = self.base.taps[signal], slice(cell.start, cell.stop)
+            before = (before if port.index is None else before[:, :, port.index])[:, span]
+            changed = self._apply(cell.edits[0], before, span) != before
+            places = changed.flatten(2).any(2).any(0) if changed.ndim > 2 else changed.any(0)
+            at = places.nonzero()[:, 0].tolist()
+            if at:
+                stop = cell.start + at[-1] + 1 if self.base.narrow else cell.stop
+                yield replace(cell, start=cell.start + at[0], stop=stop)
 
     def before_mlp(self, layer: int, span: slice, signal: str, cells: Sequence[Cell]) -> tuple[Tensor, Tensor]:
         """The stream of rows that join after attention, and what attention adds: [cell * prompt, position, d_model]."""

@@ -35,6 +35,7 @@ from patchbay.sweeps import ray_executor
 from patchbay.sweeps.batch import by_walk, by_whole_runs
 from patchbay.sweeps.calls import Base
 from patchbay.sweeps.difference import Difference
+from patchbay.sweeps.joins import Joins
 from patchbay.sweeps.kept import Kept
 from patchbay.sweeps.plan import Cell, Touched, changed_by, plan, spanning
 from patchbay.sweeps.ranking import effects, ranking
@@ -322,8 +323,14 @@ class Sweep:
         base, cells = ready.base, ready.batches[place]
         if base.refusal is not None:
             return by_whole_runs(base, cells, ready.prompts, self.scorer)
-        bf16 = self.precision == "bf16"
-        return by_walk(base, cells, ready.prompts, self.scorer, bf16=bf16, difference=self._difference(base))
+        moved = sorted(Joins(base).moving(cells), key=lambda cell: cell.key)
+        block = ready.base_values.repeat(len(cells), 1)  # of cells that change nothing
+        if moved:
+            places = {cell.index: i for i, cell in enumerate(cells)}
+            bf16, difference = self.precision == "bf16", self._difference(base)
+            found = by_walk(base, moved, ready.prompts, self.scorer, bf16=bf16, difference=difference)
+            block[[places[cell.index] for cell in moved]] = found
+        return block
 
     def _blocks(self, number: int, kept: Kept | None, executor: str, workers: int) -> Iterator[tuple[int, Tensor]]:
         """Every batch of a group as it ends: from the folder where it is there, else computed and kept."""

@@ -9,7 +9,9 @@ import torch
 
 import patchbay as pb
 from patchbay.model.attached import HOME
+from patchbay.sweeps.joins import Joins
 from patchbay.sweeps.plan import changed_by
+from patchbay.sweeps.sweep import Sweep
 from tests import given
 from tests.features.given import crosscoder, dictionary, layers
 from tests.tolerance import close
@@ -75,3 +77,30 @@ def test_features_of_several_layers_are_swept_by_whole_runs() -> None:
     whole = [task.score(pb.run(view, task, edits=[e]).last_logits) for e in entries]
     assert close(swept["value"], torch.stack(whole))
     assert any("read or written in several layers" in note for note in swept.notes)
+
+
+@pytest.mark.parametrize("place", ["L0.resid_out", "L0.mlp.in to L0.mlp.out"])
+def test_rows_join_where_a_feature_is_first_active_and_silent_ones_are_the_base_run(place: str) -> None:
+    model, task = given.lent("llama"), given.pairs()
+    it = dictionary(model, place, n=40, form="topk", k=3, subtract="to" not in place)
+    view = model.with_dictionaries(it)
+    home = f"L{it.layer}.{HOME[it.writes]}"
+    part = str(view.part(f"L{it.layer}.F0")).removesuffix("0")
+    entries = [pb.zero(f"{part}{i}.act") for i in range(40)] + [pb.add(f"{home}.act", torch.zeros(40))]
+    planned = Sweep(view, task, entries)
+    base, [cells] = planned.ready(0).base, planned.ready(0).batches
+    moving = {cell.index: cell for cell in Joins(base).moving(cells)}
+    z = pb.run(view, task, taps=[f"{home}.act"])[f"{home}.act"]
+    for i in range(40):
+        active = (z[:, :, i] != 0).any(0).nonzero()[:, 0].tolist()
+        assert (i in moving) == bool(active)
+        if active:
+            assert (moving[i].start, moving[i].stop) == (active[0], active[-1] + 1)
+    assert 40 not in moving
+    assert 0 < len(moving) < 40
+    assert any(cell.start for cell in moving.values())
+    swept = planned.run()
+    whole = torch.stack([task.score(pb.run(view, task, edits=[one]).last_logits) for one in entries])
+    assert close(swept["value"], whole)
+    silent = [i for i in range(41) if i not in moving]
+    assert torch.equal(torch.as_tensor(swept["value"][silent]), torch.as_tensor(swept["base"]).expand(len(silent), -1))
