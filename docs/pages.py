@@ -7,6 +7,7 @@ formula, paper and caveat, what it returns, and a word on every option. Nothing 
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import inspect
 import sys
@@ -86,17 +87,18 @@ def api_page() -> str:
     return "\n".join(lines)
 
 
+@functools.cache
 def refusals() -> dict[str, list[tuple[str, int, str]]]:
     """Room -> (file, line, message) of every PatchbayError that the package makes, read from its text."""
     found: dict[str, list[tuple[str, int, str]]] = {}
     for path in sorted((ROOT / "patchbay").rglob("*.py")):
         file = path.relative_to(ROOT / "patchbay")
-        tree = source(path).tree
+        nodes = list(ast.walk(source(path).tree))
         names: dict[str, list[ast.expr]] = {}
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 names.setdefault(node.targets[0].id, []).append(node.value)
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in REFUSALS:
                 room = file.parts[0].removesuffix(".py")
                 found.setdefault(room, []).append((file.as_posix(), node.lineno, message(node.args[0], names)))

@@ -26,7 +26,7 @@ from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_context import context
 from tests.find.test_inhibition_heads import with_twins
 from tests.measure.words import tokenizer
-from tests.shares import by_turns
+from tests.shares import WHOLE, by_turns
 from tests.test_contract import CASES, METHODS, NAMES, Case, drawn_for, lent, marked, returned, task, turns, twinned
 from tests.tolerance import close
 
@@ -179,7 +179,7 @@ def seeded(case: Case, seed: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    "case", [c for c in CASES if "seed" in inspect.signature(METHODS[c.method]).parameters], ids=str
+    "case", by_turns([c for c in CASES if "seed" in inspect.signature(METHODS[c.method]).parameters], of=2), ids=str
 )
 def test_a_seed_matters_where_something_is_drawn_and_only_there(case: Case) -> None:
     """Some of three other seeds moves something; the number that ranks moves only where the seed draws what it is made of."""
@@ -239,7 +239,7 @@ def test_a_score_that_is_better_when_lower_gives_the_same(name: str, monkeypatch
 
 # --- p values and intervals -------------------------------------------------------------------------
 
-RUNS = 200
+RUNS = 200  # of a method, half as many in `make test`
 
 
 def too_small(ps: list[float]) -> float:
@@ -354,7 +354,7 @@ NULLS = {  # method -> one null run, the step of its p, and whether it is unifor
 @pytest.mark.parametrize("name", NULLS)
 def test_a_method_finds_nothing_where_nothing_is_more_often_than_it_says(name: str) -> None:
     run, step, whole = NULLS[name]
-    ps = [run(seed) for seed in range(RUNS)]
+    ps = [run(seed) for seed in range(RUNS if WHOLE else RUNS // 2)]
     assert too_small(ps) < 1.95 / len(ps) ** 0.5
     assert not whole or uniform(ps, step)
 
@@ -660,16 +660,20 @@ def test_every_method_that_holds_prompts_out_is_asked() -> None:
 
 @pytest.mark.parametrize("name", HALVED)
 def test_prompts_that_choose_are_not_those_that_report(name: str) -> None:
-    """Which prompts move the report while the choice stays: some, and not most. All of them changed at once, the choice stays too."""
+    """Which prompts move the report while the choice stays, tried until each number has moved and three have moved
+    none: some of each. All of them changed at once, the choice stays too."""
     model, prompts = MADE.get(name, random_prompts)()
     call = HALVED[name]
     chosen, report = call(model, prompts)
-    report_only = set()
+    report_only, others, moved = set(), set(), set()
     for place in range(len(prompts)):
         now, told = call(model, poisoned(prompts, {place}, model.vocab_size))
-        if now == chosen and told != report:
-            report_only.add(place)
-    assert 1 <= len(report_only) <= 9, sorted(report_only)
+        (report_only if now == chosen and told != report else others).add(place)
+        moved |= {i for i, number in enumerate(told) if now == chosen and number != report[i]}
+        if len(report_only) > 2 and len(others) > 2 and len(moved) == len(report):
+            break
+    assert report_only
+    assert len(others) > 2, sorted(report_only)
     now, told = call(model, poisoned(prompts, report_only, model.vocab_size))
     assert now == chosen
     assert all(new != old for new, old in zip(told, report, strict=True))  # each number that is reported, by itself

@@ -94,6 +94,7 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
 }
 
 
+@cache
 def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -109,8 +110,13 @@ def modules() -> dict[str, Path]:
     return {name_of(path): path for path in sorted(ROOT.rglob("*.py")) if path.name != "__main__.py"}
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
+@cache
+def imports(tree: ast.AST) -> tuple[str, ...]:
     """Files of the package that are imported, wherever the import stands; the package itself is ""."""
+    return tuple(_imports(tree))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"relative import at line {node.lineno}"
