@@ -379,10 +379,10 @@ def test_intervals_hold_the_truth_in_95_of_100() -> None:
     assert abs(float(((low <= 3.0) & (high >= 3.0)).double().mean()) - 0.95) <= 0.03
 
 
-@pytest.mark.parametrize("draws", [3, 5, 10, 20])
-@pytest.mark.parametrize(("spread", "own_noise"), [(1.0, 1.0), (0.05, 1.0), (0.3, 3.0)])
-def test_the_difference_to_one_more_draw_lies_in_the_interval(draws: int, spread: float, own_noise: float) -> None:
+@pytest.mark.parametrize(("draws", "noises"), by_turns([3, 5, 10, 20], [(1.0, 1.0), (0.05, 1.0), (0.3, 3.0)], of=2))
+def test_the_difference_to_one_more_draw_lies_in_the_interval(draws: int, noises: tuple[float, float]) -> None:
     """Draws with means of their own, prompts that are hard for all, and noise of its own at each; 400 times, within 3 points, few or many."""
+    spread, own_noise = noises
     generator = torch.Generator().manual_seed(3)
     held = 0
     for trial in range(400):

@@ -15,6 +15,7 @@ from patchbay import maths
 from patchbay.find.activation_sparsity import Cut, Measured, Text, bracketed
 from patchbay.tiny import text, twins
 from tests.given import gpt2
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -69,7 +70,7 @@ def test_planted() -> None:
     assert float(result["ratio"]) <= 1.01
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-llama"])
+@pytest.mark.parametrize("name", by_turns(["tiny", "tiny-llama"], of=2, start=1))
 def test_reference(name: str) -> None:
     """Thresholds, errors, sparsity and both ratios, with hooks on the plain model and sums over neurons."""
     model, prompts = trained(name)

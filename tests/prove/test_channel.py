@@ -19,6 +19,7 @@ from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import TOKEN_IDS, tokenizer
 from patchbay.tiny.twins import twin
 from patchbay.wiring.components import components
+from tests.shares import by_turns
 from tests.tolerance import close
 
 N_JUNK = 11
@@ -60,7 +61,7 @@ def question(truth: dict[str, Any], n: int = 12, seed: int = 0) -> pb.Task:
     return pb.Task("flag", put, [said[at] for said, at, _ in rows], [[said[other]] for said, _, other in rows])
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", by_turns(["gpt2", "llama"], of=2, start=1))
 def test_planted(form: Any) -> None:
     """The small component is proved with the key that reads it; another reader, another input and other components are not."""
     model, truth = flagged(form)

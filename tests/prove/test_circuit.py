@@ -19,6 +19,7 @@ from patchbay.prove.edge_attribution import estimate
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from tests import given
+from tests.shares import by_turns
 from tests.tolerance import close
 
 KINDS = [
@@ -44,7 +45,7 @@ def units(result: pb.Result, n: int) -> set[str]:
     return {row["unit"] for row in result.tables["circuit"][:n]}
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", by_turns(["gpt2", "llama"], of=2, start=1))
 def test_planted(form: Any) -> None:
     """Embedding, first head's values, second head's keys, logits: these three edges and no fewer."""
     model, truth, task = given.chain(form, 8, length=7)

@@ -15,6 +15,7 @@ import patchbay as pb
 from patchbay.tiny import planted, twins
 from patchbay.tiny.planted_canvas import Canvas
 from patchbay.tiny.planted_vocabulary import ids, tokenizer
+from tests.shares import by_turns
 from tests.tolerance import close
 
 desiderata_mask: Any = importlib.import_module("patchbay.prove.desiderata_mask")  # the file; the name is its method
@@ -63,7 +64,7 @@ def pairs(n: int = 16, seed: int = 0) -> pb.Task:
     return pb.Task("pairs", clean, right, wrong, corrupted)
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", by_turns(["gpt2", "llama"], of=2, start=1))
 def test_planted(form: Any) -> None:
     """Exactly the two heads, at three seeds of the split and of the model, with the paper's settings."""
     for seed in (0, 1, 2):

@@ -112,7 +112,7 @@ def nothing() -> pb.Model:
 def told_of_nothing(nothing: pb.Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
     page, said = tmp_path_factory.mktemp("null") / "page.html", StringIO()
     with redirect_stdout(said):
-        data = demo.tell(nothing, report=page, n=40)
+        data = demo.tell(nothing, report=page, n=24)
     return data, page, " ".join(said.getvalue().split())
 
 
@@ -133,7 +133,7 @@ def test_judged_numbers_are_those_of_the_half_that_chose_nothing(
 ) -> None:
     """Recomputed here by one plain run per number."""
     data, page, said = told_of_nothing
-    dev, test = _demo_task.ask(nothing, n=40, seed=0).task.split(0.5, 0)
+    dev, test = _demo_task.ask(nothing, n=24, seed=0).task.split(0.5, 0)
     assert not set(dev.clean) & set(test.clean)
     head, strength = nothing.part(data["knob"]["part"]).port(), data["knob"]["strength"]
     name, at = (

@@ -13,6 +13,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tiny import compiled, toys
 from patchbay.tiny.compiler import Compiled, compile_program
 from patchbay.tiny.programs import count, mapped, pick, positions, same, tokens
+from tests.shares import by_turns
 
 NAMES = list(compiled.PROGRAMS)
 BY_HAND = {
@@ -45,8 +46,7 @@ def test_the_interpreter_by_hand(name: str) -> None:
     assert compiled.PROGRAMS[name].answer().at(list(words), len(words) - 1) == answer
 
 
-@pytest.mark.parametrize("superposed", [1.0, 0.9])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "superposed"), by_turns(NAMES, [1.0, 0.9], of=2))
 def test_weights_answer_as_the_program_does(name: str, superposed: float) -> None:
     made = compiled.make(name, superposed=superposed, seed=1)
     assert made.check(prompts(name, made, 150, 2)) == 1.0

@@ -14,6 +14,7 @@ from patchbay.tiny import planted
 from patchbay.tiny.planted_context import context
 from patchbay.turn._intent import attention_range, items, swapped
 from patchbay.turn.context_knob import _by_prompt, _found
+from tests.shares import by_turns
 from tests.tolerance import close
 
 
@@ -30,7 +31,7 @@ def asked(form: Any, funnelled: bool, n: int = 48) -> tuple[pb.Model, pb.Task, A
     return model, task[:n], truth
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", by_turns(["gpt2", "llama"], of=2))
 def test_planted(form: Any) -> None:
     model, task, truth = asked(form, True)
     knob = pb.turn.context_knob(model, task, steps=10)
