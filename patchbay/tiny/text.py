@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from patchbay.corpus.stories import told
 from patchbay.tasks.words import (
     CAPITALS,
     CHORES,
@@ -28,14 +29,12 @@ from patchbay.tasks.words import (
     MAX_SUM_TERM,
     NAMES,
     OBJECTS,
-    OPENINGS,
     ORDERED,
     PLACES,
     POOL,
     WRAPPING,
     Item,
     enumerate_words,
-    fresh_words,
     render_binding,
     render_contradiction,
     render_fact,
@@ -69,20 +68,8 @@ class Document(NamedTuple):
 
 
 def story(rng: random.Random) -> Document:
-    """An opening, then sentences about the same two people; about a third are indirect-object sentences."""
-    names = rng.sample(NAMES, 2)
-    pieces = [(rng.choice(OPENINGS).format(**fresh_words(rng, names)), TEXT)]
-    for _ in range(rng.randint(2, 6)):
-        if rng.random() < 0.3:
-            slots = fresh_words(rng, names)
-            pieces += [
-                (" Then {first} gave the {thing} to".format(**slots), TEXT),
-                (f" {slots['second']}", ANSWER),
-                (".", TEXT),
-            ]
-        else:
-            pieces.append((sentences(rng, 1, names), TEXT))
-    return Document("story", tuple(pieces))
+    """A story of `corpus.stories`; what the story so far determines is an answer."""
+    return Document("story", tuple((text, ANSWER if sure else TEXT) for text, sure in told(rng)))
 
 
 def _closed(task: str, item: Item) -> Document:

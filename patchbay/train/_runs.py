@@ -81,12 +81,14 @@ def parent_of(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
         if isinstance(drawn, str):
             raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {drawn}")
         found = drawn
-    before = objective(arm.objective).before
+    aim = objective(arm.objective)
+    before = aim.before
     if before is not None and not lab.plan.redraw:
         raise PatchbayError(
             f"{arm.objective} draws the rows of tokens anew: give the plan redraw=1, so that those of the twin are drawn alike"
         )
     if before is not None and before.steps and pretrain:
+        aim.adapt(found)
         _pretrained(found, before, lab, seed)
     return found
 
@@ -100,7 +102,7 @@ def _pretrained(model: Model, before: Before, lab: Lab, seed: int) -> None:
     else:
         n = min(before.steps * plan.batch_size, TEXTS)
         said: list[Document] = [
-            [text] for text in texts(before.source, n, seed, vocab=model.vocab_size, length=before.length)
+            [text] for text in texts(before.source, n, seed, vocab=before.vocab, length=before.length)
         ]
         nowhere = Path(tempfile.gettempdir())
         trained(model, Rows(said, Arm(), plan, seed), Arm(), plan, nowhere, keep=False)

@@ -16,7 +16,7 @@ from tests.given import lent
 from tests.tolerance import close
 
 DOCUMENTS = [[[i % 7 + 5, 6, 7, 8]] for i in range(12)]
-ARM = Arm("transfer:source=repeats,steps=3,length=8")
+ARM = Arm("transfer:source=repeats,steps=3,vocab=20,length=8")
 PLAN = {"steps": 2, "batch_size": 4, "redraw": True}
 
 
@@ -40,7 +40,7 @@ def test_the_parent_is_trained_on_the_language_and_only_rows_of_tokens_are_drawn
 def test_the_parent_by_plain_steps() -> None:
     """Three updates of plain torch on the same texts."""
     model, plan = lent("llama"), plan_of({**PLAN, "decay": 0.0})
-    said = [[text] for text in texts("repeats", 12, 1, vocab=model.vocab_size, length=8)]
+    said = [[text] for text in texts("repeats", 12, 1, vocab=20, length=8)]
     rows = Rows(said, Arm(), plan_of({**PLAN, "steps": 3}), 1)
     hf = pb.tiny.twins.twin("llama")
     optimizer = torch.optim.AdamW(hf.parameters(), lr=plan.rate, weight_decay=0.0)
@@ -68,10 +68,12 @@ def test_a_parent_is_trained_once_for_several_runs() -> None:
 def test_what_pretraining_asks_and_costs() -> None:
     with pytest.raises(pb.PatchbayError, match="give the plan redraw=1"):
         begun(share(redraw=False), ARM, 0)
+    with pytest.raises(pb.PatchbayError, match="vocab=9000, and this model has"):
+        begun(share(), Arm("transfer:vocab=9000"), 0)
     plain, longer = cost(share(), Arm()), cost(share(), Arm("transfer:steps=98,length=8"))
     assert longer["flops"] == plain["flops"] * 50
     found = pb.train.variant(lent("llama"), DOCUMENTS, objective=ARM.objective, seeds=1, plan=PLAN)
     starts = [row["start"] for row in found.tables["runs"]]
     assert len(set(starts)) == 3
-    assert "null: transfer:source=independent,steps=3,length=8" in " ".join(found.notes)
+    assert "null: transfer:source=independent,steps=3,vocab=20,length=8" in " ".join(found.notes)
     assert all(math.isfinite(row["loss"]) for row in found.tables["runs"])

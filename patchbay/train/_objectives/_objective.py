@@ -18,10 +18,11 @@ Document = Sequence[Sequence[int]]  # units, each of token ids
 
 @dataclass(frozen=True)
 class Before:
-    """What a run reads before its data: so many updates on texts of so many tokens in a language of `corpus.synthetic`."""
+    """What a run reads before its data: so many updates on texts of `length` tokens out of `vocab` in a language of `corpus.synthetic`."""
 
     source: str
     steps: int
+    vocab: int
     length: int
 
 
