@@ -3,13 +3,27 @@
 compression  a text as as many bits as a model finds it surprising, and back
 dedup        each text, or each paragraph, once; near copies by MinHash
 languages    the same text in orders that no people speak, or in a second vocabulary
+mixture      from the order of a tokenizer's merges, how much of which text it was trained on
 mixer        what a text is like, which stay, and from which source the next one comes
 reading      texts of a file, one after another
+recovery     texts that bring back what a cut took, by where the cut model differs from the whole one
 selection    the texts of a pool that bring it nearest to a target
+stories      short stories from a grammar, and a grader of any text
 synthetic    languages that mean nothing, in which one thing alone can be learned
 """
 
-from patchbay.corpus import compression, dedup, languages, mixer, selection, synthetic
+from patchbay.corpus import compression, dedup, languages, mixer, mixture, recovery, selection, stories, synthetic
 from patchbay.corpus.reading import texts_of
 
-__all__ = ["compression", "dedup", "languages", "mixer", "selection", "synthetic", "texts_of"]
+__all__ = [
+    "compression",
+    "dedup",
+    "languages",
+    "mixer",
+    "mixture",
+    "recovery",
+    "selection",
+    "stories",
+    "synthetic",
+    "texts_of",
+]

@@ -92,7 +92,11 @@ def parsed(sentence: str) -> Sentence | None:
 
 def _agrees(slots: dict[str, str]) -> bool:
     """Different words where two of a kind are named, and the article of the word that follows it."""
-    twice = [(one, two) for one, two in (("first", "second"), ("thing", "thing2"), ("adjective", "adjective2")) if two in slots]
+    twice = [
+        (one, two)
+        for one, two in (("first", "second"), ("thing", "thing2"), ("adjective", "adjective2"))
+        if two in slots
+    ]
     if any(slots.get(one) == slots[two] for one, two in twice):
         return False
     return "article" not in slots or slots["article"] == words.article(slots["thing"])

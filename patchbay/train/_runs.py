@@ -64,8 +64,8 @@ class Run:
 def begun(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
     """The weights that a run starts from: the lent ones, or drawn by the seed; the same for all arms of a seed where shapes agree."""
     found = parent_of(lab, arm, seed, pretrain=pretrain)
-    if lab.plan.redraw:
-        redrawn(found, seed)
+    if lab.plan.redraw:  # to the bit the rows of an arm that reads nothing before its data
+        redrawn(found, seed, found if objective(arm.objective).before is None else _start(lab, seed))
     if arm.blocks:
         with seeded(seed):  # of what is new; what has its place still keeps the plain start
             found = load(build(found.hf, **json.loads(arm.blocks)), lab.model.tokenizer)
@@ -74,13 +74,7 @@ def begun(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
 
 def parent_of(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
     """The weights before the rows of tokens are drawn anew: lent or drawn, and trained on the language that the objective reads before its data."""
-    if not lab.plan.fresh:
-        found = copied(lab.model)
-    else:
-        drawn = untrained(lab.model, seed)
-        if isinstance(drawn, str):
-            raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {drawn}")
-        found = drawn
+    found = _start(lab, seed)
     aim = objective(arm.objective)
     before = aim.before
     if before is not None and not lab.plan.redraw:
@@ -91,6 +85,15 @@ def parent_of(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
         aim.adapt(found)
         _pretrained(found, before, lab, seed)
     return found
+
+
+def _start(lab: Lab, seed: int) -> Model:
+    if not lab.plan.fresh:
+        return copied(lab.model)
+    drawn = untrained(lab.model, seed)
+    if isinstance(drawn, str):
+        raise PatchbayError(f"no fresh weights of this {lab.model.family.name} model: {drawn}")
+    return drawn
 
 
 def _pretrained(model: Model, before: Before, lab: Lab, seed: int) -> None:
@@ -112,16 +115,23 @@ def _pretrained(model: Model, before: Before, lab: Lab, seed: int) -> None:
 
 
 @torch.no_grad()
-def redrawn(model: Model, seed: int) -> None:
-    """Draw the rows of tokens anew, each table with the mean and deviation that it has; tied tables stay one."""
+def redrawn(model: Model, seed: int, own: Model) -> None:
+    """Draw the rows of tokens anew, each table with the mean and deviation that it has in `own`; tied tables stay one."""
     draw = torch.Generator().manual_seed(seed)
-    tables = {
-        id(table.weight): table.weight for table in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings())
-    }
-    for weight in tables.values():
-        new = torch.randn(weight.shape, generator=draw) * weight.float().std().cpu() + weight.float().mean().cpu()
-        weight.copy_(new)
+    drawn: dict[int, Tensor] = {}
+    for table, scale in zip(_tables(model), _tables(own), strict=True):
+        if id(table) not in drawn:
+            drawn[id(table)] = (
+                torch.randn(table.shape, generator=draw) * scale.float().std().cpu() + scale.float().mean().cpu()
+            )
+    for table in _tables(model):
+        table.copy_(drawn[id(table)])
     model._fingerprint = None
+
+
+def _tables(model: Model) -> list[Tensor]:
+    """The embedding's and the unembedding's weights, which may be one."""
+    return [table.weight for table in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings())]
 
 
 def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:

@@ -3,7 +3,7 @@
     drawn or lent weights -> `steps` updates on texts of `source` -> rows of the embedding and unembedding drawn anew -> the data
 
 What comes of it is what the body has learned of order alone. `source`: repeats, nested or independent (`corpus.synthetic`), in the first `vocab`
-tokens of the model; `steps` updates with the plan's rate and rows; `length` tokens a text. The plan redraws the twin's rows too (`redraw`), which is asked for. Its null is
+tokens of the model; `steps` updates with the plan's rate and rows; `length` tokens a text. The plan redraws the twin's rows too (`redraw`), which is asked for, so that they are the same to the bit. Its null is
 `independent`, in which as many updates teach nothing; the twin is the fresh start.
 
 Yao et al. 2022, "Linking Emergent and Natural Languages via Corpus Transfer", whose source is a language of playing agents.
