@@ -13,9 +13,9 @@ import torch
 from transformers import DynamicCache
 
 from patchbay.decode._loop import Call, Rows
-from patchbay.jacks.arguments import with_cache
+from patchbay.jacks.arguments import cache_of, with_cache
 from patchbay.jacks.session import Session
-from patchbay.model.caches import cache_in, cache_way, within_rounding
+from patchbay.model.caches import cache_way, within_rounding
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 
@@ -69,7 +69,7 @@ def _proved(model: Model) -> bool:
             mask = torch.ones(2, held + sent.shape[1], dtype=torch.long, device=ids.device)
             options: dict[str, Any] = {"attention_mask": mask} if held == 0 or cache_way(model) == "mask" else {}
             output = model.hf(sent, use_cache=True, **options, **with_cache(model.hf, cache))
-            if cache_in(output) is not cache or not cache.is_croppable:
+            if cache_of(output) is not cache or not cache.is_croppable:
                 return False
             cache.crop(-extra)
             seen.append(output.logits[:, :n].double())

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from patchbay.edits.apply import for_prompts
 from patchbay.edits.edit import Edit
-from patchbay.jacks.arguments import with_cache
+from patchbay.jacks.arguments import cache_of, with_cache
 from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import text
-from patchbay.model.caches import cache_in, cache_way, serves
+from patchbay.model.caches import cache_way, serves
 from patchbay.model.generate import NEW_TOKENS, groups
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
@@ -238,7 +238,7 @@ class Rows:
         output = self.call.model.hf(**sent, **options)
         self.call.calls, self.call.fed = self.call.calls + 1, self.call.fed + what.shape[0] * what.shape[1]
         if self.cached:
-            self.cache = cache_in(output)
+            self.cache = cache_of(output)
         captured = {port: value[:, -n_new:] for port, value in session.captured.items()}
         return Seen(output.logits[:, -keep:].float(), captured)
 

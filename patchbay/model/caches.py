@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.jacks.arguments import CACHE_NAMES, with_cache
+from patchbay.jacks.arguments import cache_of, with_cache
 from patchbay.jacks.session import Session
 from patchbay.model.model import Model
 
@@ -37,14 +37,14 @@ def _proved(model: Model, way: str) -> bool:
     both = torch.cat([ids, more], 1)
     seen = []
     with Session(model, whole=True):
-        cache = cache_in(model.hf(ids[:2], attention_mask=torch.ones_like(ids[:2]), use_cache=True))
+        cache = cache_of(model.hf(ids[:2], attention_mask=torch.ones_like(ids[:2]), use_cache=True))
         if not hasattr(cache, "reorder_cache"):
             return False
         cache.reorder_cache(torch.tensor([0, 1, 0, 1], device=model.device))
         for at in range(more.shape[1]):
             mask = {"attention_mask": torch.ones_like(both[:, : 8 + at])} if way == "mask" else {}
             output = model.hf(more[:, at : at + 1], use_cache=True, **mask, **with_cache(model.hf, cache))
-            cache = cache_in(output)
+            cache = cache_of(output)
             seen.append(output.logits[:, -1].double())
         whole = model.hf(both, attention_mask=torch.ones_like(both), use_cache=False).logits[:, -2:].double()
     return within_rounding(model, torch.stack(seen, 1), whole)
@@ -54,11 +54,6 @@ def within_rounding(model: Model, seen: Tensor, whole: Tensor) -> bool:
     """Whether logits are those of whole runs but for the order of sums."""
     gap = (seen - whole).square().mean().sqrt() / whole.std().clamp(min=1e-30)
     return float(gap) <= (2e-5 if model.dtype in (torch.float32, torch.float64) else 0.25)
-
-
-def cache_in(output: Any) -> Any:
-    """The cache that a model returned, by its name."""
-    return next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
 def branches(model: Model) -> bool:
@@ -86,7 +81,7 @@ def started(model: Model, ids: Tensor, keep: int) -> tuple[Tensor, Any]:
     """Logits after each of the last `keep` tokens of rows of one length [row, keep, vocab], and the cache that they leave."""
     few = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(model.hf.forward).parameters else {}
     output = model.hf(ids, attention_mask=torch.ones_like(ids), use_cache=True, **few)
-    return output.logits[:, -keep:], cache_in(output)
+    return output.logits[:, -keep:], cache_of(output)
 
 
 def continued_from(model: Model, cache: Any, of: Tensor, ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchbay.edits.edit import Edit
-from patchbay.jacks.arguments import CACHE_NAMES, with_cache
+from patchbay.jacks.arguments import cache_of, with_cache
 from patchbay.jacks.session import Session
 from patchbay.knobs.rows import by_row
 from patchbay.model.model import Model
@@ -18,11 +18,6 @@ from patchbay.model.model import Model
 Heard = Callable[
     [Tensor, int], None
 ]  # logits [token, vocab] of a chunk, and the place of its first token in the prompt
-
-
-def cache_of(output: Any) -> Any:
-    """The cache that a model returned; None without one."""
-    return next((found for name in CACHE_NAMES if (found := getattr(output, name, None)) is not None), None)
 
 
 class Prefill:
