@@ -7,7 +7,7 @@ of rows of many starts at once, where transformers' attention interface tells th
 attention and MLP called apart, start by start; whole layers. A way is believed only after it reproduced the base run.
 The first way is narrow, too, where it then still reproduces the base run: it asks the model for queries, keys and values only of
 the tokens whose stream changed, takes the base run's for all others, and projects back only the tokens that are read later.
-Models whose layers carry a state instead of keys and values cannot restart: `Base.refusal` says so.
+Models whose layers carry a state instead of keys and values, or hold their attention within a gate, cannot restart: `Base.refusal` says so.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def base_run(model: Model, ids: Tensor, signals: Sequence[Port]) -> Base:
     model.check_mode()
     lacking = [i for i, at in enumerate(model.modules) if at.attn is None]
     if lacking or not model.causal:
-        why = f"layers {lacking[:6]} carry a state, not keys and values" if lacking else "tokens see those after them"
+        why = "tokens see those after them"
+        if lacking:
+            why = f"layers {lacking[:6]} carry a state, or hold their attention within another map, and have no keys and values to start from"
         return Base(model, ids, [], [], [], {}, [], [], refusal=why)
     base = _recorded(model, ids, signals)
     if base.refusal is None:
