@@ -24,7 +24,7 @@ ROOMS = {
     "prove": "Prove causally that parts do it, against controls.",
     "turn": "Turn parts like knobs, and save the knob.",
     "decode": "Continue prompts by a decoder, under knobs.",
-    "train": "Train chosen parts only.",
+    "train": "Train parts, dictionaries and lenses, or a variant beside its twin.",
     "measure": "Measure what a knob does, and what else it does.",
 }
 LATER = ("Task", "Result", "Knob", "Model")  # read with the model at hand

@@ -65,7 +65,9 @@ def find_method(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(f"patchbay.{room}.{short}")
     except ModuleNotFoundError as error:
-        raise PatchbayError(f"this Patchbay has no method {name!r}: {error}") from error
+        own = importlib.import_module(f"patchbay.{room}")
+        known = ", ".join(getattr(own, "__all__", ())) or "none"
+        raise PatchbayError(f"this Patchbay has no method {name!r}; {room} has {known}") from error
     function = getattr(module, short, None)
     if getattr(function, "method_name", None) != name or not callable(function):
         raise PatchbayError(f"patchbay.{name} is not a method")

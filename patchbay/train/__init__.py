@@ -1,4 +1,4 @@
-"""Train: change weights, and only those of chosen parts. Every function returns a Result, and leaves the lent model as it was.
+"""Train: change the weights of chosen parts or of a whole variant, or fit what reads a model. Every function returns a Result, and leaves the lent model as it was.
 
 dictionary       sparse features of a signal, in SAELens's form
 response_tuning  train on answers without their questions, and see whether questions are answered

@@ -163,7 +163,7 @@ def test_stories_beside_what_a_person_wrote() -> None:
         (["greedy", "greedy"], "one or more, each under a name of its own"),
         (["beam(4)"], r"in 'beam\(4\)' options have no names"),
         (["beam(beams=4"], "is not written as a name with its options"),
-        (["beem"], "this Patchbay has no method 'decode.beem'"),
+        (["beem"], "this Patchbay has no method 'decode.beem'; decode has beam, "),
         ({"x": 3.0}, "x is a text, .text, knob. or the Result of a decoder"),
         ({"references": "greedy"}, "'references' is the row of the references"),
         ({"x": said([[1], [2]])}, "x has texts of 2 prompts, here are 3"),
