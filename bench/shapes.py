@@ -27,6 +27,7 @@ SHAPES = {
         },
     ),
 }
+SHARED = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).resolve().parents[2] / "shared"))  # checkpoints, data
 SIZES = ((1, 16), (8, 64), (1, 512))  # (prompts, positions)
 
 
@@ -43,10 +44,9 @@ def save_shapes(folder: Path, dtype: torch.dtype) -> dict[str, Path]:
 
 def checkpoints() -> dict[str, Path]:
     """Trained checkpoints: the folders of PATCHBAY_SHARED/models, or of ../shared/models beside the repository."""
-    shared = Path(os.environ.get("PATCHBAY_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    found = sorted(path.parent for path in (shared / "models").glob("*/config.json"))
+    found = sorted(path.parent for path in (SHARED / "models").glob("*/config.json"))
     if not found:
-        print(f"no checkpoints under {shared / 'models'}: their rows are left out (set PATCHBAY_SHARED)")
+        print(f"no checkpoints under {SHARED / 'models'}: their rows are left out (set PATCHBAY_SHARED)")
     return {path.name: path for path in found}
 
 

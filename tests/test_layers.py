@@ -43,7 +43,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "signal": "card port channel positions",
     "edits": "probe edit apply",
     "jacks": "defaults arguments modelled hooks sites features patterns attention operators sums attach history place session",
-    "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states caches check",
+    "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states caches packed check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",
     "results": "described outside saved letters arrays graph_file dashboards maps printed result shown record given method untrained replay",
@@ -52,7 +52,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "features": "hooks saved shapes dictionary folds files across formats load contexts reading lens",
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
     "blocks": "kinds convolved gla gate turned structured welore monet state_space lexinvariant meta_tokens trees prefix_bag dispatch installed build",
-    "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_meter plot report result_page coloured screen papers_shown result_lines",
+    "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_meter plot_effects plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas outside schema instrument agents",
     "app": "again cables document saved_page widget folder forms jobs asked features looks live worker runs feed pages opened",

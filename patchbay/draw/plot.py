@@ -2,7 +2,8 @@
 
 Two axes: a map of cells (layer by head, layer by position, ...), written into the cells where they are few. One axis of
 parts, or a grid too wide to see: bars with whiskers, highest first. One axis of numbers (strength, n_parts, ...):
-curves with bands from `low` and `high`. One number of a meter: a point with its whisker, beside its null. Signed values get a diverging scale centred at 0 (blue above, red below);
+curves with bands from `low` and `high`. One number of a meter: a point with its whisker, beside its null. Differences of several
+meters: a panel for each, in its own unit. Signed values get a diverging scale centred at 0 (blue above, red below);
 others a sequential one (viridis); neither needs red told from green. Grey cells have no value. No window, no global state.
 """
 
@@ -23,6 +24,7 @@ from patchbay.draw.graph import is_wiring
 from patchbay.draw.plot_attribution import attribution
 from patchbay.draw.plot_compare import comparison, is_comparison
 from patchbay.draw.plot_dose import dose, is_dose
+from patchbay.draw.plot_effects import effects, is_effects
 from patchbay.draw.plot_meter import is_meter, meter
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
@@ -72,6 +74,8 @@ def _figure(result: Result) -> Figure:
         return dose(result)
     if is_comparison(result):
         return comparison(result)
+    if is_effects(result):
+        return effects(result)
     if is_meter(result):
         return meter(result)
     axes = result.axes

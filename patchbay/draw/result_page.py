@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from patchbay.draw import plot, plot_circuit, plot_compare, report
+from patchbay.draw import plot, plot_circuit, plot_compare, plot_effects, report
 from patchbay.draw.report import Picture, Section, Table
 from patchbay.results import letters, maps, printed
 from patchbay.results.result import Result
@@ -25,7 +25,7 @@ def page_of(returned: Any, n: int = 20) -> str:
     if isinstance(returned, Result) and returned.shown:
         sections, lead = _own_figure(returned) + of_shown(returned), _asked(returned)
     elif isinstance(returned, Result):
-        sections, lead = [of_result(returned, n), *_tables(returned)], printed.title(returned)
+        sections, lead = [of_result(returned, n), *_tables(returned, n)], printed.title(returned)
     else:
         lead = f"{returned.name} at strength {returned.strength:g}, neutral at {returned.neutral:g}"
         edits = [f"{edit}" for edit in returned.edits]
@@ -56,7 +56,9 @@ def of_result(result: Result, n: int = 20) -> Section:
     text = [f"{result.name} in {result.unit or 'no unit'}", *result.notes, result.origin()]
     pictures = []
     if plot.drawable(result):
-        pictures.append(Picture(partial(plot.figure, result), f"{result.name} by {', '.join(result.axes)}"))
+        caption = f"{result.name} by {', '.join(result.axes)}"
+        caption = plot_effects.CAPTION if plot_effects.is_effects(result) else caption
+        pictures.append(Picture(partial(plot.figure, result), caption))
     if any(" -> " in str(row.get("unit")) for row in result.tables.get("circuit", [])):
         pictures.append(Picture(partial(plot_circuit.circuit, result), "the circuit's first edges"))
     drawn = None if {"effects", "texts"} & set(result.tables) else maps.map_of(result)
@@ -112,9 +114,13 @@ def _said(cell: Any) -> Any:
     return cell if isinstance(cell, int | float) else letters.visible(cell, 60)
 
 
-def _tables(result: Result) -> list[Section]:
-    """The further tables that a Result holds, one section for all."""
-    held = {name: rows for name, rows in result.tables.items() if rows and name not in ("cells", "tokens")}
+def _tables(result: Result, n: int) -> list[Section]:
+    """The further tables that a Result holds, one section for all; not the one whose rows stand in its own section."""
+    there = ["cells", "tokens"]
+    if len(result.axes) == 1 and not result.ranked:
+        name, told = printed.table_of(result), printed.shown(result, n)[1]
+        there += [name] if len(told) >= min(ROWS, len(result.tables.get(name, []))) else []
+    held = {name: rows for name, rows in result.tables.items() if rows and name not in there}
     tables = []
     for name, rows in held.items():
         left = f"{name}: the first {ROWS} of {len(rows)} rows" if len(rows) > ROWS else name

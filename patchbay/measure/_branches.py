@@ -47,7 +47,7 @@ def shared_beginnings(model: Model, rows: Sequence[Ids], batch_size: int) -> tup
         for at in range(0, len(branch.rows), batch_size)
     ]
     found = [one for one in found if one.n and len(one.rows) > 1]
-    saved = sum(one.n * (len(one.rows) - 1) for one in found)
+    saved = saving(found)
     size = sum(parameter.numel() for parameter in model.hf.parameters())
     calls = sum(1 for _ in together(found, batch_size)) + 1  # but for those that other rows need anyway
     lengths = [len(rows[i]) for one in found for i in one.rows]
@@ -59,11 +59,16 @@ def shared_beginnings(model: Model, rows: Sequence[Ids], batch_size: int) -> tup
     return found, [i for i in everything if i not in inside]
 
 
+def saving(found: Sequence[Branch]) -> int:
+    """How many tokens branches save."""
+    return sum(one.n * (len(one.rows) - 1) for one in found)
+
+
 def _split(rows: Sequence[Ids], order: list[int], depth: int) -> list[Branch]:
     """The branches of sorted rows that save most."""
     if len(order) == 1:
         return [Branch(0, order)]
-    alike = [_common(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
+    alike = [common(rows[a], rows[b]) for a, b in itertools.pairwise(order)]
     least = min(alike)
     whole = Branch(min(least, min(len(rows[i]) for i in order) - 1), order)
     if depth == DEEPEST:
@@ -74,10 +79,11 @@ def _split(rows: Sequence[Ids], order: list[int], depth: int) -> list[Branch]:
             pieces.append([])
         pieces[-1].append(i)
     parts = [branch for piece in pieces for branch in _split(rows, piece, depth + 1)]
-    return [whole] if whole.n * (len(order) - 1) >= sum(one.n * (len(one.rows) - 1) for one in parts) else parts
+    return [whole] if whole.n * (len(order) - 1) >= saving(parts) else parts
 
 
-def _common(a: Ids, b: Ids) -> int:
+def common(a: Ids, b: Ids) -> int:
+    """How many first tokens two rows share."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -97,7 +103,8 @@ def together(found: Sequence[Branch], batch_size: int) -> Iterator[list[Branch]]
 def branched(
     model: Model, rows: Sequence[Ids], reads: Sequence[Reads], some: Sequence[Branch], read: Read
 ) -> Iterator[tuple[int, Tensor]]:
-    """(place, what is read of that row [read, 2]) of branches of one n; `read` takes logits, (row, position, token) and names of rows."""
+    """(place, what is read of that row [read, 2]) of branches of one n; `read` takes logits, (row, position, token) and the
+    place of each one's row."""
     n, places = some[0].n, [i for one in some for i in one.rows]
     of = [at for at, one in enumerate(some) for _ in one.rows]
     first = min((position for i in places for position, _ in reads[i] if position < n), default=n - 1)
@@ -116,7 +123,8 @@ def branched(
         (after, n, [(at, at, k, p, token) for at, k, p, token in asked if p >= n]),
     ):
         if there:
-            values = read(logits, [(row, p - start, token) for row, _, _, p, token in there], places)
+            flat = [(row, p - start, token) for row, _, _, p, token in there]
+            values = read(logits, flat, [places[at] for _, at, *_ in there])
             for (_, at, k, _, _), value in zip(there, values, strict=True):
                 found[at][k] = value
     yield from zip(places, found, strict=True)

@@ -2,7 +2,7 @@
 
 A row is a prompt and what follows it; positions of edits count in the prompt, so that an edit at its last token acts there, however
 long the answer is. Rows are run in order of their lengths, as many at a time as `batch_size` and memory allow, and the
-numbers do not depend on either. What rows begin with alike is run once where that pays (`_branches.py`). Log-probabilities are float32 log-softmaxes (or better), returned in float64.
+numbers do not depend on either. What rows begin with alike is run once where that pays (`_packed.py`, `_branches.py`). Log-probabilities are float32 log-softmaxes (or better), returned in float64.
 
 `shared()` keeps the streams of every batch for a block: a meter called again under edits (`model.edited`) then starts from
 the first layer that they edit, and all that stands below is run once (`_restarted.py`).
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.measure._branches import branched, shared_beginnings, together
+from patchbay.measure._branches import branched, together
+from patchbay.measure._packed import packed, ways
 from patchbay.measure._restarted import Restarted
 from patchbay.model.model import Model
 from patchbay.model.regime import regimes
@@ -65,7 +66,10 @@ def token_logprobs(
     reads = [[(at, row[at + 1]) for at in range(len(row) - 1)] for row in rows] if reads is None else reads
     starts = [len(row) for row in rows] if starts is None else starts
     found: list[Tensor] = [torch.zeros((0, 2) if best else 0, dtype=torch.float64)] * len(rows)
-    alike, others = shared_beginnings(model, rows, batch_size) if _SHARED.get() is None else ([], range(len(rows)))
+    trees, alike, others = ways(model, rows, reads, batch_size) if _SHARED.get() is None else ([], [], range(len(rows)))
+    room = min(batch_size * max(map(len, rows), default=1), ROOM // model.vocab_size)
+    for i, values in packed(model, reads, trees, room, _read):
+        found[i] = values if best else values[:, 0]
     for branches in together(alike, batch_size):
         for i, values in branched(model, rows, reads, branches, _read):
             found[i] = values if best else values[:, 0]
@@ -74,7 +78,7 @@ def token_logprobs(
         flat = [(at, position, token) for at, i in enumerate(some) for position, token in reads[i]]
         if not flat:
             continue
-        values = _read(logits, flat, some)  # [read, 2]
+        values = _read(logits, flat, [some[at] for at, *_ in flat])  # [read, 2]
         values = values if best else values[:, 0]
         for i, own in zip(some, values.split([len(reads[i]) for i in some]), strict=True):
             found[i] = own
@@ -145,23 +149,24 @@ def _logits(model: Model, rows: list[list[int]], starts: list[int]) -> Tensor:
     return ready.logits(edits)
 
 
-def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], some: Sequence[int]) -> Tensor:
-    """Log-probabilities [read, 2] of (row of the batch, position, token) and of the likeliest token there, a block at a time."""
-    where = torch.tensor(flat, device=logits.device)
+def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], of: Sequence[int]) -> Tensor:
+    """Log-probabilities [read, 2] of (row of the batch, position, token) and of the likeliest token there, a block at a time; `of`: the
+    place of each one's row, for messages. A place that several tokens are read at is gone over once."""
+    row, position, token = torch.tensor(flat, device=logits.device).T
+    spots, at = torch.stack([row, position], 1).unique(dim=0, return_inverse=True)
     step = max(1, 2**24 // logits.shape[-1])
-    pieces = []
-    for start in range(0, len(flat), step):
-        row, position, token = where[start : start + step].T
-        seen = logits[row, position]  # [read, vocab]
+    highest, totals = [], []
+    for start in range(0, len(spots), step):
+        seen = logits[tuple(spots[start : start + step].T)]  # [spot, vocab]
         seen = seen if seen.dtype == torch.float64 else seen.float()
         best = seen.amax(-1)
-        own = seen.gather(1, token[:, None])[:, 0]
-        total = best + (seen - best[:, None]).exp_().sum(-1).log()  # [read]; NaN where any logit is
-        _refuse_nan(total[:, None], [some[at] for at in row.tolist()])
-        pieces.append(
-            torch.stack([own - total, best - total], 1).double().cpu()
-        )  # equal where the token is the likeliest
-    return torch.cat(pieces)
+        highest.append(best)
+        totals.append(best + (seen - best[:, None]).exp_().sum(-1).log())  # [spot]; NaN where any logit is
+    best, total = torch.cat(highest)[at], torch.cat(totals)[at]
+    _refuse_nan(total[:, None], of)
+    own = logits[row, position, token]
+    own = own if own.dtype == torch.float64 else own.float()
+    return torch.stack([own - total, best - total], 1).double().cpu()  # equal where the token is the likeliest
 
 
 def _refuse_nan(seen: Tensor, rows: Sequence[int]) -> None:

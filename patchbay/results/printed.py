@@ -112,16 +112,20 @@ def _units(result: Arrays, columns: Sequence[str]) -> str:
     return ", ".join(f"{column} in {unit}" for column, unit in known.items() if unit)
 
 
+def table_of(result: Arrays) -> str:
+    """The table whose rows are printed in place of a Result's variables, or nothing."""
+    return next((name for name in ("dose", "meters", "texts") if result.tables.get(name)), "")
+
+
 def shown(result: Arrays, n: int) -> tuple[list[str], list[list[Any]], str]:
     """Columns and rows to print, and a word on what they leave out."""
     if result.ranked:
         return _ranked_rows(result, n)
-    if doses := result.tables.get("dose") or result.tables.get("meters"):
-        return list(doses[0]), [list(row.values()) for row in doses], _units(result, list(doses[0]))
-    if texts := result.tables.get("texts"):
-        cut = f"{4 * n} of {len(texts)} texts; " if len(texts) > 4 * n else ""
-        units = _units(result, list(texts[0]))
-        return list(texts[0]), [list(row.values()) for row in texts[: 4 * n]], cut + units
+    if held := table_of(result):
+        table = result.tables[held]
+        first = table[: 4 * n] if held == "texts" else table
+        cut = f"{len(first)} of {len(table)} texts; " if len(first) < len(table) else ""
+        return list(table[0]), [list(row.values()) for row in first], cut + _units(result, list(table[0]))
     if len(result.axes) == 1:
         beside = [name for name in result.columns[3:] if not result[name].isnan().all()]
         columns = [result.axes[0], result.name, *beside]

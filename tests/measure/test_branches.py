@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.measure import _branches, _runs
+from patchbay.measure import _branches, _packed, _runs
 from patchbay.measure._answers import scores
 from patchbay.measure._branches import Branch, shared_beginnings
 from patchbay.model import caches
@@ -30,7 +30,8 @@ FAMILIES = [
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call costs nothing, so that the smallest saving pays."""
+    """A call costs nothing, so that the smallest saving pays; and no row is run as a tree."""
+    monkeypatch.setattr(_packed, "_pays", lambda model, rows, found: False)
     monkeypatch.setattr(_branches, "CALL", 0.0)
     monkeypatch.setattr(_branches, "WEIGHTS", 0)
 
@@ -57,7 +58,7 @@ def test_rows_that_begin_alike_read_as_whole_rows(name: str, free: None, monkeyp
         with model.edited(*edits):
             edited = scores(model, PROMPTS, ANSWERS)
         found[way] = (plain, edited, sum(sizes))
-        monkeypatch.setattr(_runs, "shared_beginnings", lambda m, rows, size: ([], range(len(rows))))
+        monkeypatch.setattr(_runs, "ways", lambda m, rows, reads, size: ([], [], range(len(rows))))
     for one, other in zip(*(found[way][:2] for way in ("branches", "whole")), strict=True):
         assert close(one.logp, other.logp, of=10.0, dtype=torch.float32)
         assert torch.equal(one.greedy, other.greedy)
