@@ -21,6 +21,9 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from patchbay.errors import PatchbayError, suggest
 
 KINDS = ("control", "reversed", "local", "even-odd", "shuffled", "random")
@@ -72,6 +75,29 @@ def cloned(ids: Sequence[int], vocab: int, *, second: bool = True) -> list[int]:
             f"ids outside 0..{vocab - 1}: two languages of {vocab} tokens each stand one behind the other"
         )
     return [one + vocab if second else one % vocab for one in ids]
+
+
+def clone(ids: Sequence[int], vocab: int, which: int, n: int) -> list[int]:
+    """A text in clone `which` of `n`, id + which * vocab, from any clone."""
+    if any(not 0 <= one < n * vocab for one in ids) or not 0 <= which < n:
+        raise PatchbayError(
+            f"ids outside 0..{n * vocab - 1}, or clone {which}: {n} clones of {vocab} tokens each stand one behind the other"
+        )
+    return [one % vocab + which * vocab for one in ids]
+
+
+def retrieved(one: Tensor, other: Tensor) -> Tensor:
+    """Whether each text's nearest state in the other language (cosine, each less its language's mean) is its own translation's: bool [text].
+
+    States [text, d] of the same texts in two languages, as `corpus.selection.states` gives them.
+    """
+    if one.shape != other.shape or one.ndim != 2 or len(one) < 2:
+        raise PatchbayError(
+            f"states {tuple(one.shape)} and {tuple(other.shape)}: the same two texts or more in both languages"
+        )
+    a, b = (states.double() - states.double().mean(0) for states in (one, other))
+    alike = torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
+    return alike.argmax(1) == torch.arange(len(alike))
 
 
 def ngram_loss(train: Sequence[Sequence[int]], held: Sequence[Sequence[int]], vocab: int, n: int = 2) -> list[float]:

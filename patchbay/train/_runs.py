@@ -151,6 +151,7 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
         told["losses"] = trained(
             model, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, place, keep=kept.folder is not None
         )
+        aim.leave(model)
         model._fingerprint = None
         told["end"] = model.fingerprint
         if kept.folder is not None:
@@ -164,9 +165,10 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
 
 def ended(lab: Lab, arm: Arm, seed: int) -> Model:
     """The model that a run ends with; nothing is written."""
-    model = begun(lab, arm, seed)
-    objective(arm.objective).adapt(model)
+    model, aim = begun(lab, arm, seed), objective(arm.objective)
+    aim.adapt(model)
     trained(model, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, Path(tempfile.gettempdir()), keep=False)
+    aim.leave(model)
     model._fingerprint = None
     return model
 

@@ -25,7 +25,13 @@ DOCUMENT = [[5, 6], [1], [7, 8, 9], [2], [3, 4]]
 def test_each_file_is_an_objective_of_its_name() -> None:
     assert names() == sorted(path.stem.replace("_", "-") for path in Path(folder.__file__).parent.glob("[a-z]*.py"))
     for name in names():
-        aim = objective({"cloned": "cloned:vocab=10", "infill": "infill:vocab=20"}.get(name, name))
+        aim = objective(
+            {
+                "cloned": "cloned:vocab=10",
+                "infill": "infill:vocab=20",
+                **{n: f"{n}:vocab=10" for n in ("langsamp", "translico")},
+            }.get(name, name)
+        )
         assert aim.null is None or objective(aim.null).null is None
 
 
@@ -62,7 +68,7 @@ def test_shares_that_cannot_be(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("transfer:source=dyck", "no source 'dyck'"), ("transfer:length=2", "4 tokens or more")]
+    ("text", "says"), [("transfer:source=dyck", "no source 'dyck'"), ("transfer:length=2", "texts of 4 or more")]
 )
 def test_pretraining_that_cannot_be(text: str, says: str) -> None:
     with pytest.raises(pb.PatchbayError, match=says):

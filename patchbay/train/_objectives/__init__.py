@@ -15,17 +15,31 @@ from patchbay.train._objectives import (
     impossible,
     infill,
     inverse_rl,
+    langsamp,
     multi_exit,
     ntp,
     self_evolution,
     spt,
     transfer,
+    translico,
 )
 from patchbay.train._objectives._objective import Objective
 
 OBJECTIVES: dict[str, type[Objective]] = {
     file.__name__.rpartition(".")[2].replace("_", "-"): file.OBJECTIVE
-    for file in (cloned, impossible, infill, inverse_rl, multi_exit, ntp, self_evolution, spt, transfer)
+    for file in (
+        cloned,
+        impossible,
+        infill,
+        inverse_rl,
+        langsamp,
+        multi_exit,
+        ntp,
+        self_evolution,
+        spt,
+        transfer,
+        translico,
+    )
 }
 
 

@@ -55,6 +55,9 @@ class Objective:
     def adapt(self, model: Model) -> None:
         """Raise PatchbayError where the objective cannot be had of a model; set what it needs of one."""
 
+    def leave(self, model: Model) -> None:
+        """Take away, after training, what `adapt` gave the model."""
+
     def loss(self, model: Model, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
         """Sum over learned places of - log p, divided by n. `hf` is what runs: the model's own, or what several processes wrap it in."""
         return cross_entropy(logits_of(hf, batch), batch["labels"]) / n
