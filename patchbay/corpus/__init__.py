@@ -2,6 +2,7 @@
 
 compression  a text as as many bits as a model finds it surprising, and back
 dedup        each text, or each paragraph, once; near copies by MinHash
+diachronic   which words changed between slices of time, by models of each
 languages    the same text in orders that no people speak, or in a second vocabulary
 mixture      from the order of a tokenizer's merges, how much of which text it was trained on
 mixer        what a text is like, which stay, and from which source the next one comes
@@ -10,14 +11,28 @@ recovery     texts that bring back what a cut took, by where the cut model diffe
 selection    the texts of a pool that bring it nearest to a target
 stories      short stories from a grammar, and a grader of any text
 synthetic    languages that mean nothing, in which one thing alone can be learned
+transtokens  a model under another vocabulary, its rows from those of aligned tokens
 """
 
-from patchbay.corpus import compression, dedup, languages, mixer, mixture, recovery, selection, stories, synthetic
+from patchbay.corpus import (
+    compression,
+    dedup,
+    diachronic,
+    languages,
+    mixer,
+    mixture,
+    recovery,
+    selection,
+    stories,
+    synthetic,
+    transtokens,
+)
 from patchbay.corpus.reading import texts_of
 
 __all__ = [
     "compression",
     "dedup",
+    "diachronic",
     "languages",
     "mixer",
     "mixture",
@@ -26,4 +41,5 @@ __all__ = [
     "stories",
     "synthetic",
     "texts_of",
+    "transtokens",
 ]
