@@ -2,7 +2,9 @@
 
     attention   adds  post(sum over heads of P (norm(x) W_V + b_V) W_O + b_O)
     MLP         adds  post(z W_dec) + what it adds whatever its features are (biases, a skip) + error
-    feature     reads its encoder's column of norm(x); of plain MLPs the neurons are the features, and nothing is left for the error
+    feature     reads its encoder's column of norm(x), or of x; of plain MLPs the neurons are the features, and nothing is left for the error
+
+A cross-layer transcoder's features write z W_dec[m] in every layer m from their own on, so that a layer's error is what they all leave.
 
 A gated neuron, act(g) u, is bilinear: with act(g) / g held it is read half through its gate and half through its value, so that what
 arrives sums to its activation. All is float64 on the CPU, and each map is held to what the model's own run gave: what is not affine there (a gate
@@ -11,8 +13,8 @@ on attention, an inner norm, experts) is refused by the layer's name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,7 +51,8 @@ class Reads:
 
 @dataclass
 class Block:
-    """One layer, frozen: `attn`, `read` and `through` are maps of the stream that attention, or the MLP, reads; `post` is linear."""
+    """One layer, frozen: `attn`, `read` and `through` are maps of the stream that attention, or the MLP, reads; `post` is linear. `onward`: what
+    its features write in later layers."""
 
     attn: Map
     read: Map
@@ -63,10 +66,7 @@ class Block:
     stream: Tensor  # what the MLP reads before its norm, [position, d_model]
     added: Tensor  # what the MLP added
     rest: Tensor  # of it, what is no feature's: biases, a skip
-
-    def error(self, kept: Tensor) -> Tensor:
-        """What the MLP added beyond its biases, a skip and the features in `kept` [position, feature]."""
-        return self.added - self.rest - self.post(torch.where(kept, self.acts, 0.0) @ self.rows)
+    onward: dict[int, Tensor] = field(default_factory=dict)  # layer: [feature, d_model]
 
 
 @dataclass
@@ -81,6 +81,18 @@ class Frozen:
     logits: Tensor  # [vocab]
     columns: Tensor  # [d_model, vocab], times the logits' frozen scale and cap
     bias: Tensor  # [vocab], likewise
+
+    def writers(self, layer: int) -> list[tuple[int, Tensor]]:
+        """The layers whose features write in one, with their rows there, [feature, d_model]."""
+        earlier = [(i, block.onward[layer]) for i, block in enumerate(self.blocks) if layer in block.onward]
+        return [*earlier, (layer, self.blocks[layer].rows)]
+
+    def error(self, layer: int, kept: Sequence[Tensor]) -> Tensor:
+        """What an MLP added beyond its biases, a skip and what the features in `kept` [position, feature], by layer, write there."""
+        block, said = self.blocks[layer], torch.zeros_like(self.embed)
+        for i, rows in self.writers(layer):
+            said = said + torch.where(kept[i], self.blocks[i].acts, 0.0) @ rows
+        return block.added - block.rest - block.post(said)
 
     def centred(self, tokens: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Of some tokens: directions [token, d_model] after the final norm that read their centred logits, their biases, the logits."""
@@ -162,6 +174,8 @@ def _block(model: Model, trace: Trace, layer: int, dictionary: Any) -> Block:
     x = _seen(trace, "resid_mid", layer) if sequential else stream
     read, normed = affine_norm(at.norm_mlp, x, model), _seen(trace, "mlp.in", layer)
     _hold(model, f"what the MLP of layer {layer} reads is", read(x), normed, "the norm of the stream")
+    if dictionary is not None and dictionary.reads == "resid_mid":
+        read, normed = (lambda y: y), x
     out = _seen(trace, "mlp.out", layer)
     _hold(
         model,
@@ -210,7 +224,7 @@ def _linear(affine: Map) -> Map:
 
 
 def _transcoded(it: Any, normed: Tensor, read: Map) -> dict[str, Any]:
-    """A transcoder's features; it writes what is added, whatever norm the family has there."""
+    """A transcoder's features; they write what is added, whatever norm the family has there, of a cross-layer one in later layers too."""
     here = it.to("cpu").double()
     skip = None if here.W_skip is None else precise(here.W_skip)
 
@@ -227,6 +241,7 @@ def _transcoded(it: Any, normed: Tensor, read: Map) -> dict[str, Any]:
         "rows": precise(here.W_dec),
         "reads": Reads([(columns, bias, None)]),
         "kind": "mlp_feature",
+        "onward": {} if here.onward is None else dict(zip(here.later, precise(here.onward), strict=True)),
     }
 
 

@@ -65,6 +65,8 @@ class Paths:
     def __init__(self, run: Frozen) -> None:
         self.run, self.zero = run, torch.zeros_like(run.embed)
         self.n_layers, self.n_positions = len(run.blocks), len(run.embed)
+        self.active = [block.acts != 0 for block in run.blocks]
+        self.missed = [run.error(i, self.active) for i in range(self.n_layers)]
         self.constants = {
             (what, i): getattr(block, name)(self.zero)
             for i, block in enumerate(run.blocks)
@@ -123,11 +125,11 @@ class Paths:
                 continue
             total += (towards * self.constants[what, i]).sum((1, 2)).abs()
             if what == "mlp":
-                block = self.run.blocks[i]
-                found[i] = back(block.post, towards) @ block.rows.T * block.acts
-                error = block.error(block.acts != 0)
-                total += found[i].abs().sum((1, 2)) + (towards * error).sum(2).abs().sum(1)
-        return found, total
+                read = back(self.run.blocks[i].post, towards)
+                for source, rows in self.run.writers(i):
+                    found[source] += read @ rows.T * self.run.blocks[source].acts
+                total += (towards * self.missed[i]).sum(2).abs().sum(1)
+        return found, total + sum(one.abs().sum((1, 2)) for one in found)
 
     def sent(self, targets: Targets, kept: list[Tensor]) -> Tensor:
         """Weights [n, source] of the sources that `sources` names."""
@@ -143,10 +145,11 @@ class Paths:
                 continue
             biases[:, 2 * i + (what == "mlp")] = (towards * self.constants[what, i]).sum((1, 2))
             if what == "mlp":
-                block = self.run.blocks[i]
-                at, which = kept[i].nonzero().T
-                errors[i] = (towards * block.error(kept[i])).sum(2)
-                features[i] = (back(block.post, towards)[:, at] * block.rows[which]).sum(2) * block.acts[at, which]
+                errors[i] = (towards * self.run.error(i, kept)).sum(2)
+                read = back(self.run.blocks[i].post, towards)
+                for source, rows in self.run.writers(i):
+                    at, which = kept[source].nonzero().T
+                    features[source] += (read[:, at] * rows[which]).sum(2) * self.run.blocks[source].acts[at, which]
         return torch.cat([*features, *errors, embed, biases, targets.own[:, None]], 1)
 
     def sources(self, kept: list[Tensor]) -> list[Node]:
@@ -165,7 +168,7 @@ class Paths:
     def chosen(self, logits: Targets, weights: Tensor, n: int) -> list[Tensor]:
         """Masks [position, feature] by layer of the `n` features that are followed: all active ones where these are no more, else of each
         layer, from the last one down, as many as its share, by influence on the logits through those chosen above it."""
-        active = [block.acts != 0 for block in self.run.blocks]
+        active = self.active
         if sum(int(mask.sum()) for mask in active) <= n:
             return active
         influence = [torch.zeros_like(block.acts) for block in self.run.blocks]

@@ -1,7 +1,7 @@
 """Attribution graph: which features of a prompt make which others, from its tokens to the logits, through the model as it was on this prompt.
 
 MLPs are features and an error: those of transcoders that are attached (`model.with_dictionaries`; `L3.mlp.F12`), elsewhere the MLP's own neurons
-(`L3.N12`), which leave no error. Attention patterns and the scales of norms are held as they were, so that all else is affine, and
+(`L3.N12`), which leave no error. A cross-layer transcoder's features send what they write in all layers from their own on. Attention patterns and the scales of norms are held as they were, so that all else is affine, and
 
     weight(s -> t) = a_s d_s . grad(w_t . read_t)       of feature s at its position to feature t at its own
 
@@ -76,12 +76,12 @@ def _transcoders(model: Model) -> dict[int, Any]:
     found: dict[int, Any] = {}
     for (layer, _), attached in model.dictionaries.items():
         it: Any = attached
-        if (it.reads, it.writes) != ("mlp.in", "mlp.out") or it.normalise != "none" or it.spans:
-            why = "its features are of several layers" if it.spans else f"it reads {it.reads} and writes {it.writes}"
+        if it.reads not in ("mlp.in", "resid_mid") or it.writes != "mlp.out" or it.normalise != "none":
+            why = f"it reads {it.reads} and writes {it.writes}"
             why = "it normalises each token" if it.normalise != "none" else why
             raise PatchbayError(
-                f"{WHAT}: the dictionary at L{layer}.{it.writes} is no transcoder of an MLP ({why}): attach those that read mlp.in and write mlp.out "
-                "alone, or none, and neurons are the features"
+                f"{WHAT}: the dictionary at L{layer}.{it.writes} is no transcoder of an MLP ({why}): attach those that read mlp.in, or "
+                "resid_mid, and write mlp.out alone, or none, and neurons are the features"
             )
         found[layer] = it
     return found

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from patchbay.train import _together
 
-ZIPF = 0.7  # the exponent: m of the r-th densest feature is proportional to r^-ZIPF
+ZIPF = 0.7  # s, where none is given
+STEEPEST = 20.0  # that a law is fitted
 
 
-def kept(form: str, value: Tensor, k: int, density: Tensor) -> Tensor:
-    """Of activations [token, feature] those that the form keeps, bool; `density` [feature]: how often each was kept so far."""
+def kept(form: str, value: Tensor, k: int, density: Tensor, zipf: float = ZIPF) -> Tensor:
+    """Of activations [token, feature] those that the form keeps, bool; `density` [feature]: how often each was kept so far; `zipf`: s."""
     n, n_features = value.shape
     if form == "topk":
         return torch.zeros_like(value, dtype=torch.bool).scatter(
@@ -36,19 +37,24 @@ def kept(form: str, value: Tensor, k: int, density: Tensor) -> Tensor:
     ranks = whole.argsort(dim=0, descending=True, stable=True).argsort(
         dim=0
     )  # [token, feature]: 0 is the largest of its feature
-    found: Tensor = (ranks < shares(density, len(whole), k)[None].to(value.device))[rank * n :][:n]
+    found: Tensor = (ranks < shares(density, len(whole), k, zipf)[None].to(value.device))[rank * n :][:n]
     return found & (value > 0)
 
 
-def shares(density: Tensor, n: int, k: int) -> Tensor:
-    """How many tokens each feature may keep, int64 [feature]: n k in all, at most n each, by Zipf's law of its rank by density."""
+def law(density: Tensor, zipf: float) -> Tensor:
+    """Zipf's law of each feature's rank by density, float64 [feature], of sum 1; the same for all where `zipf` is 0."""
     density = density.cpu()
     weight = torch.empty(len(density), dtype=torch.float64)
-    weight[density.argsort(descending=True, stable=True)] = (
-        torch.arange(1, len(density) + 1, dtype=torch.float64) ** -ZIPF
-    )
-    budget = min(n * k, n * len(density))
-    counts = (weight / weight.sum() * budget).floor().clamp(max=n)
+    rank = torch.arange(1, len(density) + 1, dtype=torch.float64)
+    weight[density.argsort(descending=True, stable=True)] = rank**-zipf
+    return weight / weight.sum()
+
+
+def shares(density: Tensor, n: int, k: int, zipf: float = ZIPF) -> Tensor:
+    """How many tokens each feature may keep, int64 [feature]: n k in all, at most n each, by Zipf's law of its rank by density."""
+    weight = law(density, zipf)
+    budget = min(n * k, n * len(weight))
+    counts = (weight * budget).floor().clamp(max=n)
     left = int(budget - counts.sum())
     while left > 0:
         room = (counts < n).nonzero()[:, 0]
@@ -56,6 +62,25 @@ def shares(density: Tensor, n: int, k: int) -> Tensor:
         counts[first] += 1
         left -= len(first)
     return counts.long()
+
+
+def shortfall(density: Tensor, k: int, zipf: float) -> Tensor:
+    """By how much of it each feature is below its density under the law, where all are k a token: 0 to 1, [feature]."""
+    target = (law(density, zipf) * k).clamp(max=1.0).to(density)
+    return (1 - density / target).clamp_min(0.0)
+
+
+def exponent(counts: Tensor) -> float:
+    """s of the law r^-s by which features are used `counts` [feature] times, by maximum likelihood: the mean log rank of a use is the law's."""
+    ranked = counts.double().sort(descending=True).values
+    place = torch.arange(1, len(ranked) + 1, dtype=torch.float64).log()
+    seen = float((ranked * place).sum() / ranked.sum())
+    low, high = 0.0, STEEPEST
+    for _ in range(60):
+        s = (low + high) / 2
+        said = float(((-s * place).softmax(0) * place).sum())
+        low, high = (s, high) if said > seen else (low, s)
+    return (low + high) / 2
 
 
 class Jump(torch.autograd.Function):

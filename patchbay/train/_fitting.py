@@ -2,7 +2,8 @@
 
 Each signal is divided by its mean norm over sqrt(d) while it is fitted, and the tensors are then folded back. Rows of the decoder have norm
 1: the gradient along them is removed before each step, and they are put back after it. Features that were silent for `PATIENCE`
-batches rebuild what is left of the signal by the largest of their own pre-activations, with weight 1/32 (Gao et al. 2024). Signals of several
+batches rebuild what is left of the signal by the largest of their own pre-activations, with weight 1/32 (Gao et al. 2024); where a law is given,
+so do all features that are used less than it says, each as far as it lacks (aux_zipf, Ayonrinde 2024, read as the sum of both). Signals of several
 layers stand side by side; of a cross-layer transcoder the features of each layer too, and what one layer does not read or write is 0.
 """
 
@@ -21,7 +22,7 @@ from patchbay.features.dictionary import Dictionary, gated
 from patchbay.files import write_file
 from patchbay.signal.port import PatchbayError
 from patchbay.train import _together
-from patchbay.train._allocation import Jump, kept
+from patchbay.train._allocation import ZIPF, Jump, kept, shortfall
 from patchbay.train._finished import finished
 from patchbay.train._places import Places
 
@@ -43,6 +44,11 @@ class Plan:
     rate: float
     batch_size: int
     seed: int
+    zipf: float | None = None  # the exponent of the law that features are to be used by; None: feature_choice's own, and no loss
+
+    @property
+    def law(self) -> float:
+        return ZIPF if self.zipf is None else self.zipf
 
 
 class Fitting:
@@ -172,7 +178,7 @@ class Fitting:
             each = value.unflatten(1, (self.blocks, -1))
             top = each.topk(min(plan.k, plan.n_features), dim=2)
             return torch.zeros_like(each).scatter(2, top.indices, top.values).flatten(1)
-        on = kept(plan.form, value.detach(), plan.k * self.blocks, self.density)
+        on = kept(plan.form, value.detach(), plan.k * self.blocks, self.density, plan.law)
         assert len(on) == n
         return torch.where(on, value, 0.0)
 
@@ -181,17 +187,25 @@ class Fitting:
         return rows.unflatten(1, (self.sites, -1)).norm(dim=2).sum(1)
 
     def _revived(self, pre: Tensor, error: Tensor, y: Tensor) -> Tensor:
-        """What silent features leave of the error; of gated ones, what the gates leave of the signal."""
+        """What silent features, or those used too little, leave of the error; of gated ones, what the gates leave of the signal."""
         t = self.tensors
         if self.plan.form == "gated":
             return (y - (self._gate @ t["W_dec"].detach() + t["b_dec"].detach())).pow(2).mean()
-        dead = self.silent > PATIENCE
-        if self.plan.form not in BUDGETED or not bool(dead.any()):
+        lack = self._lack()
+        some = lack > 0
+        if self.plan.form not in BUDGETED or not bool(some.any()):
             return pre.new_zeros(())
-        among = pre[:, dead].relu()
+        among = pre[:, some].relu()
         top = among.topk(min(max(y.shape[1] // 2, 1), among.shape[1]), dim=1)
-        z = torch.zeros_like(among).scatter(1, top.indices, top.values)
-        return (error.detach() - z @ t["W_dec"][dead]).pow(2).mean() / 32
+        z = torch.zeros_like(among).scatter(1, top.indices, top.values) * lack[some]
+        return (error.detach() - z @ t["W_dec"][some]).pow(2).mean() / 32
+
+    def _lack(self) -> Tensor:
+        """How much each feature is to rebuild of the error, 0 to 1: where it is silent, or by what it is used less than the law says."""
+        silent = (self.silent > PATIENCE).to(self.silent)
+        if self.plan.zipf is None or not self.step:
+            return silent
+        return silent.maximum(shortfall(self.density, self.plan.k * self.blocks, self.plan.zipf))
 
     def _note(self, z: Tensor) -> None:
         """How often features were active, how long they were silent, and the smallest value that was kept of each."""

@@ -4,7 +4,7 @@
 
     topk            the k largest activations of each token
     batchtopk       the n k largest of a batch of n tokens (Mutual Choice); used with one threshold, the running smallest kept
-    feature_choice  each feature keeps its own number of tokens, n k in all, by Zipf's law of its rank; used with thresholds of its own
+    feature_choice  each feature keeps its own number of tokens, n k in all, by Zipf's law of its rank r, r^-s; used with thresholds of its own
     relu            penalty x sum z_i |d_i|, which also shrinks what is rebuilt
     jumprelu        0.1 (activations per token / k - 1)^2; thresholds learn by pseudo-gradients
     gated           penalty x sum of the gates, and the gates' own rebuilding
@@ -19,8 +19,12 @@ Tokens but the first of each text, from a buffer that holds a bounded number of 
 is held out: `value` is FVU, the share of their variance that is not rebuilt, `null` that of random rows of the same number and k. One run of the
 texts and 12 F d operations a token for each epoch. Under torch.distributed every process takes an equal share of each batch.
 
+Features of the first three forms that were silent for 50 batches also rebuild the error (aux_k); with a law, `zipf=s`, so do all that are used less than
+it says, each by the share that it lacks (aux_zipf). `zipf` of the Result is the exponent that fits how often features are used on held-out tokens.
+
 Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders" (the full text was not at hand: ranks by
-running density, exponent 0.7, no auxiliary Zipf loss); Lindsey et al. 2024, "Sparse Crosscoders". A low FVU shows that the signal is rebuilt, not that features mean something.
+running density, no offset of ranks, and aux_zipf as its abstract can be read, as what becomes aux_k where features are dead or in full use); Lindsey et al. 2024, "Sparse
+Crosscoders". A low FVU shows that the signal is rebuilt, not that features mean something.
 """
 
 from __future__ import annotations
@@ -46,8 +50,9 @@ from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
+from patchbay.train._allocation import STEEPEST, exponent
 from patchbay.train._differing import alone, compared
-from patchbay.train._fitting import Fitting, Plan, described
+from patchbay.train._fitting import BUDGETED, Fitting, Plan, described
 from patchbay.train._places import places_of
 from patchbay.train._stream import Source, batches, shuffled, source_of
 from patchbay.train._together import world
@@ -71,6 +76,7 @@ def dictionary(
     form: Form = "topk",
     n_features: int = 256,
     sparsity: float | None = None,
+    zipf: float | None = None,
     steps: int = 500,
     folder: str | None = None,
     seed: int = 0,
@@ -81,7 +87,8 @@ def dictionary(
     of a transcoder what is read and what is written, "L0.mlp.in to L0.mlp.out"; of several layers with commas, "L0.resid_out, L1.resid_out"; of a second model too, such as a
     tuned one, by its name or folder, "L1.resid_out with FOLDER". `form`: how
     activations are chosen. `n_features`: how many features there are, of a cross-layer transcoder in each layer. `sparsity`: active features per token, 8 without; of
-    relu and gated, which have no such number, the weight of their penalty, 0.1 without. `steps`: updates, of 256 tokens each, or as many as there are. `folder`:
+    relu and gated, which have no such number, the weight of their penalty, 0.1 without. `zipf`: s of the law r^-s that features are to be used by, 0 for all alike, of
+    the forms that keep a number (topk, batchtopk, feature_choice): feature_choice's shares (0.7 without), and the loss aux_zipf (none without). `steps`: updates, of 256 tokens each, or as many as there are. `folder`:
     where the dictionary is written in SAELens's form; a call that was stopped goes on from the state beside it, bit for bit. Without, it is not kept.
     """
     one_of("form", form, FORMS)
@@ -90,7 +97,7 @@ def dictionary(
     places = places_of(model, at, models=len(models))
     _check_other(models, folder)
     source = source_of(models, prompts, places)
-    plan = _plan(form, n_features, sparsity, steps, seed)
+    plan = _plan(form, n_features, sparsity, zipf, steps, seed)
     _check(plan, source.ids, folder)
     order = shuffled(len(source.ids), seed, "held out")
     held = order[: max(1, len(order) // 10)]
@@ -136,15 +143,20 @@ def _check_other(models: list[Model], folder: str | None) -> None:
         )
 
 
-def _plan(form: str, n_features: int, sparsity: float | None, steps: int, seed: int) -> Plan:
+def _plan(form: str, n_features: int, sparsity: float | None, zipf: float | None, steps: int, seed: int) -> Plan:
     """Adam's rate follows from the number of features, as in Gao et al. 2024."""
+    if zipf is not None and (form not in BUDGETED or not 0 <= zipf < STEEPEST):
+        raise PatchbayError(
+            f"zipf={zipf}: the exponent, 0 to {STEEPEST:g}, of the law by which features of {', '.join(BUDGETED)} are to be used; {form} "
+            + ("keeps no number of activations: leave it out" if form not in BUDGETED else "has one of these")
+        )
     rate = 2e-4 / (max(n_features, 1) / 2**14) ** 0.5
     if form in PENALISED:
         return Plan(form, n_features, 1, 0.1 if sparsity is None else float(sparsity), steps, rate, BATCH, seed)
     k = 8 if sparsity is None else sparsity
     if k != int(k):
         raise PatchbayError(f"sparsity={sparsity}: {form} has a whole number of active features per token")
-    return Plan(form, n_features, int(k), 0.1, steps, rate, BATCH, seed)
+    return Plan(form, n_features, int(k), 0.1, steps, rate, BATCH, seed, None if zipf is None else float(zipf))
 
 
 def _check(plan: Plan, encoded: list[list[int]], folder: str | None) -> None:
@@ -224,6 +236,7 @@ def _result(
         "l0": (float(active.mean()), (), "features"),
         "l0_sd": (float(active.std(correction=0)), (), "features"),
         "dead": (1.0 - float((z > 0).any(0).double().mean()), (), "share of features"),
+        "zipf": (exponent((z > 0).double().sum(0).cpu()), (), "exponent"),
     }
     variables |= {name: (end, (), SHARE) for name, end in (("low", low), ("high", high)) if end == end}
     width = by_site(found, target).shape[2]

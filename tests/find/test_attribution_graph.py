@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 from typing import Any
@@ -14,12 +15,13 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.llama import modeling_llama
 
 import patchbay as pb
+from patchbay.features.across import cross_layer, pieces_of
 from patchbay.find._frozen import frozen
 from patchbay.find._paths import Node, Paths, fewest, influences, pruned
 from patchbay.find.attribution_graph import attribution_graph
 from patchbay.tiny import planted, twins
 from tests import given
-from tests.features.given import dictionary, layers
+from tests.features.given import crosscoder, dictionary, layers
 from tests.tolerance import close
 
 IDS = [5, 6, 7, 8, 9]
@@ -72,7 +74,8 @@ def test_weights_into_a_node_sum_to_its_pre_activation(name: str, exact_norms: N
     model's: the dictionary's own, and the centred logits of a plain run."""
     model = double(name)
     view = transcoded(model)
-    for lent, more in ((model, {"features": 40}), (view, {}), (view, {"features": 5})):
+    across = model.with_dictionaries(layers(model.d_model, tuple(range(model.n_layers)), n=16).double())
+    for lent, more in ((model, {"features": 40}), (across, {}), (across, {"features": 5}), (view, {}), (view, {"features": 5})):
         result = attribution_graph(lent, [IDS], **EXACT, **more)  # type: ignore[arg-type]
         assert float(result["sum_error"]) < 1e-10
         if lent is model:  # a gated neuron sums to its activation, a plain one to what its activation function is given
@@ -98,20 +101,21 @@ def test_weights_into_a_node_sum_to_its_pre_activation(name: str, exact_norms: N
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi"])
 def test_features_and_error_are_the_whole_mlp(name: str, exact_norms: None) -> None:
     model = double(name)
-    for lent in (model, transcoded(model)):
+    across = model.with_dictionaries(layers(model.d_model, tuple(range(model.n_layers))).double())
+    for lent in (model, transcoded(model), across):
         run = frozen(lent, IDS, {layer: it for (layer, _), it in lent.dictionaries.items()})
         for i, block in enumerate(run.blocks):
             out = pb.run(lent, [IDS], taps=[f"L{i}.mlp.out"])[f"L{i}.mlp.out"][0]
-            half = block.acts > block.acts.median()
-            for kept in (block.acts != 0, half):
-                whole = (
-                    block.post(torch.where(kept, block.acts, 0.0) @ block.rows)
-                    + block.through(block.stream)
-                    + block.error(kept)
-                )
-                assert close(whole, out)
+            every, half = ([rule(one.acts) for one in run.blocks] for rule in (lambda a: a != 0, lambda a: a > a.median()))
+            for kept in (every, half):
+                said: Any = 0.0
+                for j in range(i + 1) if lent is across else [i]:
+                    it: Any = lent.dictionaries.get((j, "mlp_features"))
+                    rows = block.rows if it is None or j == i else it.onward[i - j - 1]
+                    said = said + torch.where(kept[j], run.blocks[j].acts, 0.0) @ rows.double()
+                assert close(block.post(said) + block.through(block.stream) + run.error(i, kept), out)
             if lent is model:
-                assert float(block.error(block.acts != 0).abs().max()) < 1e-12  # neurons leave nothing
+                assert float(run.error(i, every).abs().max()) < 1e-12  # neurons leave nothing
 
 
 def test_reference() -> None:
@@ -179,6 +183,54 @@ def test_reference() -> None:
             reach = through(1, streams[1], u, 2, mid_key) + (u if mid_key == 2 else 0)
             token += float(x0[1] @ (through(0, x0, reach, mid_key, 1) + (reach if mid_key == 1 else 0)))
         assert close(weights["embed@1", "logit 11"], token, of=1.0)
+
+
+def test_what_a_cross_layer_feature_sends_is_carried_forward_from_all_layers_it_writes_in() -> None:
+    """Weights, each by one contribution carried forwards through the frozen layers; beside per-layer transcoders, whose rows do not go on."""
+    model = pb.load(given.gpt2(0, n_layer=3).double())
+    it = layers(model.d_model, (0, 1, 2), n=6).double()
+    view = model.with_dictionaries(it)
+    result = attribution_graph(view, [IDS], **EXACT)  # type: ignore[arg-type]
+    weights = {(row["source"], row["target"]): row["weight"] for row in result.tables["edges"]}
+    run = frozen(view, IDS, {layer: one for (layer, _), one in view.dictionaries.items()})
+    zero, logit = torch.zeros_like(run.embed), rows_of(result, "logit")
+    for row in [row for row in rows_of(result, "feature").values() if row["layer"] < 2][:12]:
+        moved, piece = zero, view.dictionaries[row["layer"], "mlp_features"]
+        for layer, block in enumerate(run.blocks):
+            middle = moved + block.attn(moved) - block.attn(zero)
+            read = block.read(middle) - block.read(zero)
+            for other in rows_of(result, "feature").values():
+                if other["layer"] == layer > row["layer"]:
+                    column = view.dictionaries[layer, "mlp_features"].W_enc[:, other["index"]]
+                    expected = float(read[other["position"]] @ column)
+                    assert close(weights.get((row["node"], other["node"]), 0.0), expected, of=1.0)
+            moved = middle
+            if layer >= row["layer"]:
+                rows: Any = piece.W_dec if layer == row["layer"] else piece.onward[layer - row["layer"] - 1]
+                moved = moved.clone()
+                moved[row["position"]] += row["activation"] * rows[row["index"]]
+        end = (run.final(moved) - run.final(zero))[-1]
+        for name, target in logit.items():
+            columns, _, _ = run.centred([target["index"]])
+            assert close(weights.get((row["node"], name), 0.0), float(end @ columns[0]), of=1.0)
+    alone = [dataclasses.replace(one, later=(), onward=None, family="", rest=()) for one in pieces_of(it)]
+    apart = attribution_graph(model.with_dictionaries(*alone), [IDS], **EXACT)  # type: ignore[arg-type]
+    pieces = [one if one.onward is None else dataclasses.replace(one, onward=0 * one.onward) for one in pieces_of(it)]
+    none = attribution_graph(model.with_dictionaries(cross_layer(pieces)), [IDS], **EXACT)  # type: ignore[arg-type]
+    assert none.tables["edges"] == apart.tables["edges"]
+    assert apart.tables["edges"] != result.tables["edges"]
+
+
+def test_transcoders_that_read_before_the_norm(exact_norms: None) -> None:
+    model = double("llama")
+    found = [dictionary(model, f"L{i}.resid_mid to L{i}.mlp.out", n=16, seed=i).double() for i in range(model.n_layers)]
+    view = model.with_dictionaries(*found)
+    result = attribution_graph(view, [IDS], **EXACT)  # type: ignore[arg-type]
+    assert float(result["sum_error"]) < 1e-10
+    trace = pb.run(view, [IDS], taps=[f"L{i}.resid_mid" for i in range(model.n_layers)])
+    for row in rows_of(result, "feature").values():
+        pre = found[row["layer"]].pre(trace[f"L{row['layer']}.resid_mid"][0, row["position"]])[row["index"]]
+        assert abs(row["pre"] - float(pre)) < 1e-10
 
 
 def test_planted() -> None:
@@ -303,8 +355,10 @@ def test_a_mean_over_prompts_is_that_of_their_graphs() -> None:
         assert close(value, sum(apart) / 2, of=1.0)
 
 
-def test_a_graph_is_written_as_circuit_tracer_does_and_read_back(tmp_path: Any) -> None:
-    view = transcoded(double("gpt2"))
+@pytest.mark.parametrize("kind", ["transcoders", "cross-layer"])
+def test_a_graph_is_written_as_circuit_tracer_does_and_read_back(kind: str, tmp_path: Any) -> None:
+    model = double("gpt2")
+    view = transcoded(model) if kind == "transcoders" else model.with_dictionaries(layers(model.d_model, (0, 1), n=16))
     result = attribution_graph(view, [IDS], **EXACT)
     path = result.save_graph(tmp_path / "graph.json")
     held = json.loads(path.read_text())
@@ -365,8 +419,8 @@ def test_bad_input() -> None:
         attribution_graph(given.lent("mixtral"), [IDS])
     with pytest.raises(pb.PatchbayError, match=r"L1.resid_out is no transcoder of an MLP \(it reads resid_out"):
         attribution_graph(model.with_dictionaries(dictionary(model, "L1.resid_out")), [IDS])
-    with pytest.raises(pb.PatchbayError, match="its features are of several layers"):
-        attribution_graph(model.with_dictionaries(layers(model.d_model, (0, 1))), [IDS])
+    with pytest.raises(pb.PatchbayError, match="L1.mlp.out is no transcoder of an MLP"):
+        attribution_graph(model.with_dictionaries(crosscoder(model.d_model, (0, 1), reads="mlp.out")), [IDS])
     with pytest.raises(pb.PatchbayError, match="features=0"):
         attribution_graph(model, [IDS], features=0)
     with pytest.raises(pb.PatchbayError, match="keep_edges=1.5"):

@@ -13,7 +13,7 @@ from patchbay.prove.graph_ablation import graph_ablation
 from patchbay.signal.port import parse_part
 from patchbay.tiny import planted, twins
 from tests import given
-from tests.features.given import dictionary
+from tests.features.given import dictionary, layers
 from tests.tolerance import close
 
 IDS = [5, 6, 7, 8, 9]
@@ -120,6 +120,36 @@ def test_reference() -> None:
     kl = sum(float(p) * (float(p.log()) - float(q)) for p, q in zip(base.softmax(0), gone.log_softmax(0), strict=True))
     assert close(proof["effect"][0], kl, of=1.0)
     assert close(proof["written"][0], float(acts[at, feature] * it.W_dec[feature].norm()))
+
+
+def test_a_cross_layer_feature_is_taken_from_every_layer_that_it_writes_in() -> None:
+    hf = copy.deepcopy(twins.twin("gpt2"))
+    model = pb.load(hf)
+    it = layers(model.d_model, (0, 1), n=12)
+    view = model.with_dictionaries(it)
+    acts = pb.run(view, [IDS], taps=["L0.mlp_features.act"])["L0.mlp_features.act"][0]
+    at, feature = acts.nonzero()[0].tolist()
+    proof = graph_ablation(view, graph_of(view, [(f"L0.mlp.F{feature}", at)], IDS, {11: 1.0}), draws=2)
+    assert it.onward is not None
+    rows = torch.stack([it.W_dec[feature], it.onward[0, feature]])
+
+    def without(block: int) -> Any:
+        def change(_: Any, __: Any, out: torch.Tensor) -> torch.Tensor:
+            out = out.clone()
+            out[0, at] -= acts[at, feature] * rows[block]
+            return out
+
+        return hf.transformer.h[block].mlp.register_forward_hook(change)
+
+    with torch.no_grad():
+        base = hf(torch.tensor([IDS])).logits[0, -1].double()
+        hooks = [without(block) for block in (0, 1)]
+        gone = hf(torch.tensor([IDS])).logits[0, -1].double()
+    for hook in hooks:
+        hook.remove()
+    kl = sum(float(p) * (float(p.log()) - float(q)) for p, q in zip(base.softmax(0), gone.log_softmax(0), strict=True))
+    assert close(proof["effect"][0], kl, of=1.0)
+    assert close(proof["written"][0], float(acts[at, feature] * rows.norm()))
 
 
 def test_random_graphs_are_of_other_active_features_of_the_same_layers() -> None:

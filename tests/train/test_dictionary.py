@@ -94,6 +94,7 @@ def test_reference(tmp_path: Path) -> None:
     mean = sum(tokens) / len(tokens)
     off = spread = active = 0.0
     ever = set()
+    used = torch.zeros(24)
     for x in tokens:
         pre = (x - it.b_dec) @ it.W_enc + it.b_enc
         kept = [i for i in pre.argsort(descending=True).tolist()[:2] if pre[i] > 0]
@@ -104,9 +105,13 @@ def test_reference(tmp_path: Path) -> None:
             active + len(kept),
         )
         ever |= set(kept)
+        used[kept] += 1
     assert close(result["value"], off / spread)
     assert close(result["l0"], active / len(tokens))
     assert close(result["dead"], 1 - len(ever) / 24)
+    assert close(result["zipf"], _allocation.exponent(used))
+    told = [pb.train.dictionary(model, TEXTS, "L1.resid_out", zipf=zipf, **SMALL) for zipf in (None, 0.0)]
+    assert told[0].provenance["dictionary"]["digest"] == it.digest != told[1].provenance["dictionary"]["digest"]
 
 
 def test_budgets_are_shared_out_as_each_form_says() -> None:
@@ -133,6 +138,52 @@ def test_budgets_are_shared_out_as_each_form_says() -> None:
     order = torch.tensor([3, 1, 0, 2, 6, 5, 4])
     assert torch.equal(_allocation.kept("feature_choice", value[order], 2, density), by_feature[order])
     assert _allocation.shares(density, 3, 5).tolist() == [3] * 5, "no feature keeps more than there are tokens"
+
+
+def test_features_are_to_be_used_by_zipfs_law() -> None:
+    """Shares, shortfalls and the fitted exponent, as plain loops."""
+    density = torch.tensor([0.1, 0.9, 0.2, 0.0, 0.6])
+    weight = {i: (rank + 1) ** -0.7 for rank, i in enumerate([1, 4, 2, 0, 3])}
+    total = sum(weight.values())
+    targets = [min(2 * weight[i] / total, 1.0) for i in range(5)]
+    lack = [max(0.0, 1 - float(density[i]) / targets[i]) for i in range(5)]
+    assert close(_allocation.shortfall(density, 2, 0.7), torch.tensor(lack))
+    assert lack[3] == 1.0 > lack[0] > 0.0 == lack[1]
+    assert _allocation.shares(density, 10, 2, 0.0).tolist() == [4] * 5, "an exponent of 0 is the same for all"
+    assert _allocation.shares(density, 10, 2, 3.0).tolist()[1] == 10
+    used = 1e6 * torch.arange(1, 65).double() ** -1.3
+    assert close(_allocation.exponent(used[torch.randperm(64)]), 1.3)
+    assert close(_allocation.exponent(torch.ones(64)), 0.0, of=1.0)
+
+
+def test_what_is_used_too_little_rebuilds_the_error_and_silent_features_do_as_without_a_law() -> None:
+    model, _ = planted()
+    places = places_of(model, "L0.resid_in")
+    x = pb.run(model, TEXTS, taps=["L0.resid_in"])["L0.resid_in"][:, 1:].flatten(0, 1)
+    made = [
+        _fitting.Fitting(_fitting.Plan("batchtopk", 24, 2, 0.0, 9, 1e-3, 64, 0, zipf), x, x, places) for zipf in (None, 0.7)
+    ]
+    losses = []
+    for fitting in made:
+        fitting.step, fitting.density = 5, torch.full((24,), 1.0)
+        fitting.density[20:] = 0.0
+        fitting.silent[20:] = _fitting.PATIENCE + 1.0
+        pre = fitting._pre(x / fitting.scale_in)
+        error = x / fitting.scale_out - fitting._said(pre)[0]
+        losses.append(fitting._revived(pre, error, x))
+    assert torch.equal(losses[0], losses[1]), "dead ones and ones in full use: aux_k"
+    it = made[1]
+    it.silent.zero_()
+    it.density[:20] = 0.01
+    lack = _allocation.shortfall(it.density, 2, 0.7)
+    assert 0 < float(lack[:20].min()) < float(lack[20:].min()) == 1.0
+    expected = 0.0
+    with torch.no_grad():
+        for row, left in zip(pre.relu(), error, strict=True):
+            best = row.argsort(descending=True, stable=True)[:16].tolist()
+            rebuilt = sum(((row[i] * lack[i]) * it.tensors["W_dec"][i] for i in best), torch.zeros(32))
+            expected += float((left - rebuilt).pow(2).mean()) / len(error) / 32
+    assert close(it._revived(pre, error, x), expected)
 
 
 def test_thresholds_learn_by_the_papers_pseudo_gradients() -> None:
@@ -373,6 +424,8 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         ({"form": "best"}, "form='best'"),
         ({"at": "L0.H1.z"}, "one signal of a layer"),
         ({"at": "L9.resid_out"}, "layers 0..1"),
+        ({"form": "gated", "sparsity": 0.1, "zipf": 0.7}, "gated keeps no number of activations"),
+        ({"zipf": -0.5}, "the exponent, 0 to 20"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(more: dict[str, Any], said: str) -> None:
