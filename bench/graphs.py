@@ -27,7 +27,9 @@ HEAD = (
 FEATURES, K = 512, 16
 
 
-def trained(model: pb.Model, texts: list[list[int]], steps: int, folder: Path) -> dict[str, tuple[pb.Model, list[float]]]:
+def trained(
+    model: pb.Model, texts: list[list[int]], steps: int, folder: Path
+) -> dict[str, tuple[pb.Model, list[float]]]:
     """Views of the model by what stands for its MLPs, with what they leave of the variance."""
     places = [f"L{i}.mlp.in to L{i}.mlp.out" for i in range(model.n_layers)]
     how = {"form": "topk", "n_features": FEATURES, "sparsity": K, "steps": steps}
@@ -51,7 +53,9 @@ def row(name: str, view: pb.Model, left: list[float], prompt: list[int], folder:
     seconds = time.process_time() - began
     proof = pb.prove.graph_ablation(view, graph, draws=20, matched="length")
     assert pb.load_result(graph.save_graph(folder / f"{name}.json")).tables["edges"]
-    shares = " / ".join(f"{100 * float(graph[one][0]):.1f} %" for one in ("through_error", "through_tokens", "through_bias"))
+    shares = " / ".join(
+        f"{100 * float(graph[one][0]):.1f} %" for one in ("through_error", "through_tokens", "through_bias")
+    )
     counts = [int(graph[one][0]) for one in ("n_active", "n_followed", "n_nodes", "n_edges")]
     beside = f"{float(proof['joint']):.3g} nats, {float(proof['random'].mean()):.3g}"
     return (
@@ -73,7 +77,9 @@ def main() -> None:
     texts = sampled(model, 160, 64)
     with tempfile.TemporaryDirectory() as folder:
         views = trained(model, texts[:140], given.steps, Path(folder))
-        rows = [row(name, view, left, texts[150][: given.positions], Path(folder)) for name, (view, left) in views.items()]
+        rows = [
+            row(name, view, left, texts[150][: given.positions], Path(folder)) for name, (view, left) in views.items()
+        ]
     print("\n".join([HEAD, *rows]))
     name = Path(given.model).name
     said = (

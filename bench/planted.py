@@ -83,7 +83,9 @@ def main() -> None:
         )
         print(rows[-1], flush=True)
     said = f"{FEATURES} features, {ON} a token, {given.steps} steps of 256 tokens, mean of {given.seeds} seeds. {(__doc__ or '').split(chr(10) * 2, 1)[1].replace(chr(10), ' ').strip()}"
-    put_section("planted dictionaries", "\n".join([describe("cpu", torch.float32, "cpu", 0.0), "", said, "", HEAD, *rows]))
+    put_section(
+        "planted dictionaries", "\n".join([describe("cpu", torch.float32, "cpu", 0.0), "", said, "", HEAD, *rows])
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 A task's prompts are the clean ones, its corrupted twins the same questions after examples with shuffled labels. Heads are ranked on half
 of the prompts; v, their mean outputs, is made there too, and added to the stream leaving `layer` at the last token of the other half's
-twins: `gain` with ends, beside as many other random heads (`random`, `p_gain`; of all, where fewer others are left). The null puts in the means of the shuffled prompts
+twins: `gain` with ends, beside as many other random heads (`random`, `p_gain`; of all, where fewer others are left), and at every other layer
+(`gain_by_layer`, `random_by_layer`: the paper adds it near a third of the depth, and shows that later layers read it no more). The null puts in the means of the shuffled prompts
 themselves (`null`): what a head's mean does without the task. Means of one head are exact: z by head, W_O by head, whatever the width
 of a head is (nothing assumes d_model / heads). The factor by which a family scales what enters the stream is in v.
 
@@ -17,6 +18,8 @@ that raises the answer need not be the task: raise its strength and watch other 
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +33,8 @@ from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
 from patchbay.sweeps.sweep import sweep
 from patchbay.tasks.task import Task
+
+FEW = 5  # of the draws, at all layers
 
 
 @method(paper="todd2023")
@@ -46,11 +51,40 @@ def function_vectors(
     """The gain of each head's mean output in prompts that do not show the task, and the sum of those of the best heads.
 
     Main variable `effect` [layer, head] with `low`, `high`, `p`, `p_adjusted` and `null`; `vector` [d_model]; `gain`, `gain_low`,
-    `gain_high`, `random` [draw], `p_gain`.
+    `gain_high`, `random` [draw], `p_gain`, `gain_by_layer` and `random_by_layer` [layer].
 
     `top`: how many heads make the vector (all, where there are fewer). `layer`: where it is added; without, a third of the way up.
     `draws`: sums of as many random heads, as the control.
     """
+    heads, at = _asked(model, task, top, layer, draws)
+    task.check(model.vocab_size)
+    dev, test = task.split(seed=seed)
+    means = _means(model, [list(ids) for ids in dev.clean], heads, batch_size)
+    effects = _effects(model, dev, heads, means)  # [prompt, head]
+    null = _effects(model, dev, heads, _means(model, [list(ids) for ids in dev.corrupted or ()], heads, batch_size))
+    outs = torch.stack([_out(model, head, z) for head, z in zip(heads, means, strict=True)])  # [head, d_model]
+    order = effects.mean(0).argsort(descending=True, stable=True).tolist()
+    chosen = [heads[i] for i in order[:top]]
+    vectors = outs[torch.tensor(_sets(order, min(top, len(heads)), draws, seed))].sum(
+        1
+    )  # the best heads', then the draws'
+    gains = _gains(model, test, [at], vectors)[0]  # [set, prompt]
+    every = _gains(model, test, list(range(model.n_layers)), vectors[: 1 + FEW])  # [layer, set, prompt]
+    added = _of_vector(gains, every, task.unit)
+    said = (
+        f"{', '.join(map(str, chosen[:6]))}{', ...' if len(chosen) > 6 else ''}: their mean outputs, added at L{at}, move {len(test)} other prompts by "
+        f"{added['gain'][0]:.3g} {task.unit}{maths.between(added['gain_low'][0], added['gain_high'][0])}, random heads by {float(gains[1:].mean()):.3g} "
+        f"(p = {added['p_gain'][0]:.2g}); most at L{int(every[:, 0].mean(1).argmax())} ({float(every[:, 0].mean(1).max()):.3g})"
+    )
+    return Result(
+        _of_heads(model, heads, effects, null, task.unit) | {"vector": (vectors[0], ("d_model",), "stream")} | added,
+        highlights=chosen,
+        notes=[said, *_normed(model, chosen)],
+    )
+
+
+def _asked(model: Model, task: Task, top: int, layer: int | None, draws: int) -> tuple[list[Part], int]:
+    """All heads, and the layer where the vector is added; refuses what cannot be asked."""
     heads = [
         Part(i, "head", h)
         for i in range(model.n_layers)
@@ -68,44 +102,38 @@ def function_vectors(
         raise PatchbayError(
             f"top={top}, draws={draws}, layer={layer}: at least one of both, and layers are 0 to {model.n_layers - 1}"
         )
-    task.check(model.vocab_size)
-    dev, test = task.split(seed=seed)
-    means = _means(model, [list(ids) for ids in dev.clean], heads, batch_size)
-    effects = _effects(model, dev, heads, means)  # [prompt, head]
-    null = _effects(model, dev, heads, _means(model, [list(ids) for ids in dev.corrupted or ()], heads, batch_size))
+    return heads, at
+
+
+def _sets(order: list[int], n: int, draws: int, seed: int) -> list[list[int]]:
+    """The n best heads, and as many other random ones for each draw; of all, where fewer others are left."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.tensor(order[n:] if len(order) >= 2 * n else order)
+    return [order[:n], *(pool[torch.randperm(len(pool), generator=generator)[:n]].tolist() for _ in range(draws))]
+
+
+def _of_heads(model: Model, heads: list[Part], effects: Tensor, null: Tensor, unit: str) -> dict[str, Any]:
+    """What is told of each head: effect with its ends, null and p."""
     p = maths.sign_flip_p(effects, floor=1e-6)
     mean, low, high = maths.intervals(effects)
-    order = mean.argsort(descending=True, stable=True).tolist()
-    outs = torch.stack([_out(model, head, z) for head, z in zip(heads, means, strict=True)])  # [head, d_model]
-    n = min(top, len(heads))
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.tensor(order[n:] if len(order) >= 2 * n else order)  # other heads, where there are as many
-    sets = [order[:n], *(pool[torch.randperm(len(pool), generator=generator)[:n]].tolist() for _ in range(draws))]
-    gains = _gains(model, test, at, outs[torch.tensor(sets)].sum(1))  # [set, prompt]
-    gain = [float(end) for end in maths.intervals(gains[0][:, None])]
-    p_gain = maths.draws_p(gain[0], gains[1:].mean(1))
-    named = {
-        "effect": mean,
-        "low": low,
-        "high": high,
-        "null": null.mean(0),
-        "p": p,
-        "p_adjusted": maths.benjamini_hochberg(p),
+    named = {"effect": mean, "low": low, "high": high, "null": null.mean(0), "p": p}
+    named["p_adjusted"] = maths.benjamini_hochberg(p)
+    units = {"p": "probability", "p_adjusted": "probability"}
+    return {
+        name: (_grid(model, heads, value), ("layer", "head"), units.get(name, unit)) for name, value in named.items()
     }
-    grid, units = ("layer", "head"), {"p": "probability", "p_adjusted": "probability"}
-    chosen = [heads[i] for i in order[:n]]
-    said = (
-        f"{', '.join(map(str, chosen[:6]))}{', ...' if n > 6 else ''}: their mean outputs, added at L{at}, move {len(test)} other prompts by {gain[0]:.3g} "
-        f"{task.unit}{maths.between(gain[1], gain[2])}, random heads by {float(gains[1:].mean()):.3g} (p = {p_gain:.2g})"
-    )
-    return Result(
-        {name: (_grid(model, heads, value), grid, units.get(name, task.unit)) for name, value in named.items()}
-        | {"vector": (outs[torch.tensor(order[:n])].sum(0), ("d_model",), "stream")}
-        | {name: (value, (), task.unit) for name, value in zip(("gain", "gain_low", "gain_high"), gain, strict=True)}
-        | {"random": (gains[1:].mean(1), ("draw",), task.unit), "p_gain": (p_gain, (), "probability")},
-        highlights=chosen,
-        notes=[said, *_normed(model, chosen)],
-    )
+
+
+def _of_vector(gains: Tensor, every: Tensor, unit: str) -> dict[str, Any]:
+    """What is told of the vector, [set, prompt] at its layer and [layer, set, prompt] at each: gain with its ends beside random heads."""
+    gain = [float(end) for end in maths.intervals(gains[0][:, None])]
+    drawn = gains[1:].mean(1)
+    found: dict[str, Any] = {
+        name: (value, (), unit) for name, value in zip(("gain", "gain_low", "gain_high"), gain, strict=True)
+    }
+    found |= {"random": (drawn, ("draw",), unit), "p_gain": (maths.draws_p(gain[0], drawn), (), "probability")}
+    found["gain_by_layer"] = (every[:, 0].mean(1), ("layer",), unit)
+    return found | {"random_by_layer": (every[:, 1:].mean((1, 2)), ("layer",), unit)}
 
 
 def _means(model: Model, prompts: list[list[int]], heads: list[Part], batch_size: int) -> list[Tensor]:
@@ -139,10 +167,10 @@ def _effects(model: Model, task: Task, heads: list[Part], means: list[Tensor]) -
     return _moved(model, task, entries).T
 
 
-def _gains(model: Model, task: Task, layer: int, vectors: Tensor) -> Tensor:
-    """Gain of each twin when a vector is added at its last token, [vector, prompt]."""
-    port = Port("resid_out", layer)
-    return _moved(model, task, [edit.add(port, vector.float(), positions=-1) for vector in vectors])
+def _gains(model: Model, task: Task, layers: list[int], vectors: Tensor) -> Tensor:
+    """Gain of each twin when a vector is added at its last token, leaving each layer: [layer, vector, prompt]."""
+    entries = [edit.add(Port("resid_out", i), vector.float(), positions=-1) for i in layers for vector in vectors]
+    return _moved(model, task, entries).unflatten(0, (len(layers), -1))
 
 
 def _moved(model: Model, task: Task, entries: list[edit.Edit]) -> Tensor:

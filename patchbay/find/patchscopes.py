@@ -19,7 +19,7 @@ shows what the model makes of a state at a place where it never stood, not what 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ def patchscopes(
     *,
     placeholder: str | int | list[int] = -1,
     layers: list[int] | None = None,
-    into: int | None = None,
+    into: int | list[int] | None = None,
     way: Way = "replace",
     max_new_tokens: int = 8,
     batch_size: int = 32,
@@ -56,19 +56,16 @@ def patchscopes(
     `kl_other`; the table "said" holds the text of each prompt and layer, and those of its controls.
 
     `placeholder`: a token of the target by its text (each place where it stands), or positions; the last one without. `layers`: of the
-    source, whose input is read; all without. `into`: the layer of the target whose input is written; without, the layer that was read.
+    source, whose input is read; all without. `into`: the layer of the target whose input is written; without, the layer that was read; of a list
+    each, with each layer that is read (`kl` [prompt, layer, into]), as the paper sweeps them.
     `way`: put the state in the token's place ("replace"), or "add" it, as long as what is there. `max_new_tokens`: how many.
     """
     one_of("way", way, ("replace", "add"))
     sources = model.encode(prompts)
     [aim] = model.encode([target])
-    tried = list(range(model.n_layers)) if layers is None else sorted(set(layers))
-    beyond = [i for i in [*tried, *([] if into is None else [into])] if not 0 <= i < model.n_layers]
-    if beyond or not tried or max_new_tokens < 1:
-        raise PatchbayError(
-            f"layers={layers}, into={into}, max_new_tokens={max_new_tokens}: layers are 0 to {model.n_layers - 1}, and at least one token"
-        )
+    pairs = _pairs(model, layers, into, max_new_tokens)
     places = _places(model, aim, placeholder)
+    tried = sorted({layer for layer, _ in pairs})
     states = _states(model, sources, tried, batch_size)  # [layer, prompt, d_model]
     generator = torch.Generator().manual_seed(0)
     random = torch.randn(states.shape, generator=generator).to(states)
@@ -76,33 +73,59 @@ def patchscopes(
     kinds = {"text": states, "random": random, "other": states.roll(-1, 1)}
     laws: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
     texts: dict[str, list[list[list[int]]]] = {kind: [] for kind in kinds}
-    for i, layer in enumerate(tried):
-        at = layer if into is None else into
+    for layer, at in pairs:
         for kind, values in kinds.items():
-            law, ids = _said(model, aim, places, at, values[i], way, max_new_tokens, batch_size)
+            law, ids = _said(model, aim, places, at, values[tried.index(layer)], way, max_new_tokens, batch_size)
             laws[kind].append(law)
             texts[kind].append(ids)
+    swept = isinstance(into, list)
     shown = [
-        {"prompt": n, "layer": layer} | {kind: _text(model, ids[i][n]) for kind, ids in texts.items()}
+        {"prompt": n, "layer": layer}
+        | ({"into": at} if swept else {})
+        | {kind: _text(model, ids[i][n]) for kind, ids in texts.items()}
         for n in range(len(sources))
-        for i, layer in enumerate(tried)
+        for i, (layer, at) in enumerate(pairs)
     ]
-    numbers = {
-        name: _grid(model, tried, laws["text"], laws[kind]) for name, kind in (("kl", "random"), ("kl_other", "other"))
-    }
-    if len(sources) == 1:
-        numbers["kl_other"] = torch.full_like(numbers["kl"], torch.nan)  # there is no other
-        del numbers["kl_other"]
-    least = min(int((numbers["kl"][:, tried] < 0.01).sum()), len(shown))
+    others = {"kl": "random"} | ({"kl_other": "other"} if len(sources) > 1 else {})  # one prompt has no other
+    numbers = {name: _grid(model, pairs, laws["text"], laws[kind], swept) for name, kind in others.items()}
+    return _result(model, aim, places, numbers, shown, swept)
+
+
+def _pairs(model: Model, layers: list[int] | None, into: int | list[int] | None, n: int) -> list[tuple[int, int]]:
+    """Layers that are read, each with one that is written."""
+    tried = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    written = [] if into is None else sorted(set(into)) if isinstance(into, list) else [into]
+    beyond = [i for i in (*tried, *written) if not 0 <= i < model.n_layers]
+    if beyond or not tried or into == [] or n < 1:
+        raise PatchbayError(
+            f"layers={layers}, into={into}, max_new_tokens={n}: layers are 0 to {model.n_layers - 1}, and at least one token"
+        )
+    return [(layer, at) for layer in tried for at in (written or [layer])]
+
+
+def _result(
+    model: Model,
+    aim: list[int],
+    places: list[int],
+    numbers: dict[str, Tensor],
+    shown: list[dict[str, Any]],
+    swept: bool,
+) -> Result:
+    """What `patchscopes` returns."""
+    least = int((numbers["kl"] < 0.01).sum())  # NaN where nothing was asked
     said = (
         f"{len(shown)} states were written into token{'s' * (len(places) > 1)} {', '.join(map(str, places))} of {_text(model, aim)!r}; {least} of them say less "
         "than 0.01 nats more than a random direction of their length; the table holds what each control says"
     )
-    return Result(
-        {name: (value, ("prompt", "layer"), "nats") for name, value in numbers.items()},
-        notes=[said],
-        tables={"said": shown},
-    )
+    notes = [said]
+    if swept:
+        mean = numbers["kl"].mean(0).nan_to_num(-torch.inf)
+        layer, at = divmod(int(mean.argmax()), model.n_layers)
+        notes.append(
+            f"most is said of the input of layer {layer} written into layer {at}: {float(mean.max()):.3g} nats"
+        )
+    axes = ("prompt", "layer", "into") if swept else ("prompt", "layer")
+    return Result({name: (value, axes, "nats") for name, value in numbers.items()}, notes=notes, tables={"said": shown})
 
 
 def _places(model: Model, aim: list[int], placeholder: str | int | list[int]) -> list[int]:
@@ -158,9 +181,10 @@ def _said(
     return torch.cat(laws), texts
 
 
-def _grid(model: Model, layers: list[int], own: list[Tensor], other: list[Tensor]) -> Tensor:
-    """KL of the laws [prompt, layer], NaN at layers that were not read."""
-    grid = torch.full((len(own[0]), model.n_layers), torch.nan, dtype=torch.float64)
-    for layer, a, b in zip(layers, own, other, strict=True):
-        grid[:, layer] = maths.kl(a, b).double().cpu()
-    return grid
+def _grid(model: Model, pairs: list[tuple[int, int]], own: list[Tensor], other: list[Tensor], swept: bool) -> Tensor:
+    """KL of the laws [prompt, layer], or [prompt, layer, into] where several were written; NaN where nothing was."""
+    n = model.n_layers
+    grid = torch.full((len(own[0]), n, n), torch.nan, dtype=torch.float64)
+    for (layer, at), a, b in zip(pairs, own, other, strict=True):
+        grid[:, layer, at if swept else 0] = maths.kl(a, b).double().cpu()
+    return grid if swept else grid[:, :, 0]

@@ -8,8 +8,8 @@ subjects' embeddings, and one cell (layer, position) of that run is given its cl
 The control gives the same cell what it holds under another draw of the noise: a state of the same kind that does not know the
 subject. `p` flips, prompt by prompt, the signs of the effect less its control; `p_adjusted` holds the share of false finds over
 all cells (Benjamini and Hochberg). Noise is drawn by seed, prompt and draw, so that neither batches nor neighbours change it. Every
-cell is exact, through `sweep`. One layer is put back at a time; the paper puts ten of 48 back together for attention and MLPs.
-Cost: 2 x draws x cells short runs.
+cell is exact, through `sweep`. In a window of w (`site="mlp_out x 10"`) a cell is w neighbouring layers put back together, from layer - w // 2 on, those
+that there are; the paper takes ten of 48 for attention and MLPs, whose single outputs bring little back. Cost: 2 x draws x cells short runs.
 
 Meng, Bau, Andonian and Belinkov 2022, "Locating and Editing Factual Associations in GPT", section 2. A cell that brings the answer
 back carries what is needed from there on; it does not say that the fact is stored there, nor where a change of the weights works
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
+from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.prove._cells import batches, check_draws, doubtful, intervals, p_values, rounding
@@ -39,7 +39,8 @@ from patchbay.sweeps.sweep import sweep
 from patchbay.tasks.checks import marked
 from patchbay.tasks.task import Task
 
-State = Literal["resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out"]
+STATES = ("resid_in", "resid_mid", "resid_out", "attn_out", "mlp_out")
+TIMES = " x "  # between a state and its window
 EMBED = Port("embed")
 
 
@@ -48,7 +49,7 @@ def causal_tracing(
     model: Model,
     task: Task,
     *,
-    site: State = "resid_out",
+    site: str = "resid_out",
     positions: str | None = None,
     noise: float = 3.0,
     draws: int = 10,
@@ -62,9 +63,10 @@ def causal_tracing(
     [layer, position] with `low` and `high`; `effect` and its ends in the task's unit, `control`, `p`, `p_adjusted`, and the scores
     `clean` and `noised`. The paper's metric is "probability".
 
-    `site`: which state: resid_in, resid_mid, resid_out, attn_out or mlp_out. `noise`: how much, in standard deviations of the
+    `site`: which state: resid_in, resid_mid, resid_out, attn_out or mlp_out, of one layer, or of several neighbours put back together, "mlp_out x 10". `noise`: how much, in standard deviations of the
     subjects' embeddings. `draws`: of the noise, for every prompt.
     """
+    site, window = _window(model, site)
     layers = layers_of(model, site, "denoising")
     spans = marked(task, "subject")
     check_draws(draws)
@@ -74,7 +76,7 @@ def causal_tracing(
     ports = [Port(SIGNAL[site], layer) for layer in layers]
     columns = columns_of(model, task, site, positions)
     sd = _spread(model, task, spans, batch_size)
-    found = _traced(model, task, ports, columns, spans, noise * sd, draws, batch_size, seed)
+    found = _traced(model, task, ports, columns, spans, noise * sd, draws, batch_size, seed, window)
     effects, control, clean, noised = found
     gap = task.sign * (clean - noised)
     p, adjusted = p_values(effects - control, rounding(clean, noised))
@@ -89,7 +91,8 @@ def causal_tracing(
         | {"clean": (clean.mean(), (), task.unit), "noised": (noised.mean(), (), task.unit)}
         | {"sd": (sd, (), "standard deviation")},
         coords=layout.coords,
-        notes=_notes(task, layout, named["share"], named["control"] / gap.mean(), adjusted, gap),
+        notes=_notes(task, layout, named["share"], named["control"] / gap.mean(), adjusted, gap)
+        + ([f"each layer is put back with its neighbours, {window} together"] if window > 1 else []),
     )
 
 
@@ -114,7 +117,25 @@ def _noise(task: Task, prompts: list[int], draw: int, size: tuple[int, ...], see
     return torch.stack(rows)
 
 
+def _window(model: Model, site: str) -> tuple[str, int]:
+    """A state, and of how many layers: "mlp_out x 10"."""
+    name, _, said = site.partition(TIMES)
+    one_of("site", name, STATES)
+    window = 1 if TIMES not in site else int(said) if said.isdecimal() else 0
+    if not 1 <= window <= model.n_layers:
+        raise PatchbayError(
+            f"site={site!r}: a state, and after{TIMES}how many neighbouring layers are put back together, 1 to {model.n_layers}"
+        )
+    return name, window
+
+
 # --- the runs -------------------------------------------------------------------------------------------
+
+
+def together(ports: list[Port], at: int, window: int) -> list[Port]:
+    """The ports of the layers that are put back with one of them."""
+    first = (ports[at].layer or 0) - window // 2
+    return [port for port in ports if first <= (port.layer or 0) < first + window]
 
 
 def _traced(
@@ -127,6 +148,7 @@ def _traced(
     draws: int,
     batch_size: int,
     seed: int,
+    window: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Effects and their controls [prompt, port, column], and the scores of the clean and the noised run [prompt]."""
     effects = torch.full((2, len(task), len(ports), len(columns)), torch.nan, dtype=torch.float64)
@@ -152,11 +174,10 @@ def _traced(
             other = run(model, some, taps=ports, edits=[noises[draw + 1]], logits="last")
             entries: list[list[Edit]] = [[noises[draw]]]
             for donor in (clean, other):
-                values = [donor[port] for port in ports]
-                entries += [
-                    [noises[draw], placed(ports[i], values[i], [columns[j].spans[prompt] for prompt in prompts])]
-                    for i, j in cells
-                ]
+                for i, j in cells:
+                    spots = [columns[j].spans[prompt] for prompt in prompts]
+                    near = together(ports, i, window)
+                    entries.append([noises[draw], *(placed(port, donor[port], spots) for port in near)])
             swept = sweep(model, some, entries, metric)["value"].double()  # [edit, prompt]
             noised += swept[0] / draws
             total += task.sign * (swept[1:] - swept[0]).view(2, len(cells), -1) / draws

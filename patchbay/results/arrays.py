@@ -42,6 +42,7 @@ MADE_AXES = {
     "reader": "inputs of parts that read from the stream",
     "offset": "distances between a query and the key it looks at",
     "run": "trainings of one recipe, each from a seed of its own",
+    "into": "layers that a state of another layer is written into",
 }
 RANKED_GRIDS: dict[tuple[str, ...], str] = {("layer", kind): kind for kind in ("head", "neuron", "expert")} | {
     ("layer",): "layer"

@@ -44,7 +44,9 @@ class Plan:
     rate: float
     batch_size: int
     seed: int
-    zipf: float | None = None  # the exponent of the law that features are to be used by; None: feature_choice's own, and no loss
+    zipf: float | None = (
+        None  # the exponent of the law that features are to be used by; None: feature_choice's own, and no loss
+    )
 
     @property
     def law(self) -> float:

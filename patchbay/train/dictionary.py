@@ -19,7 +19,7 @@ Tokens but the first of each text, from a buffer that holds a bounded number of 
 is held out: `value` is FVU, the share of their variance that is not rebuilt, `null` that of random rows of the same number and k. One run of the
 texts and 12 F d operations a token for each epoch. Under torch.distributed every process takes an equal share of each batch.
 
-Features of the first three forms that were silent for 50 batches also rebuild the error (aux_k); with a law, `zipf=s`, so do all that are used less than
+Features of the first three forms that were silent for 50 batches also rebuild the error (aux_k); with a law, `form="batchtopk zipf 0.7"`, so do all that are used less than
 it says, each by the share that it lacks (aux_zipf). `zipf` of the Result is the exponent that fits how often features are used on held-out tokens.
 
 Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders" (the full text was not at hand: ranks by
@@ -33,7 +33,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,8 +57,8 @@ from patchbay.train._places import places_of
 from patchbay.train._stream import Source, batches, shuffled, source_of
 from patchbay.train._together import world
 
-Form = Literal["topk", "batchtopk", "feature_choice", "relu", "jumprelu", "gated"]
 FORMS = ("topk", "batchtopk", "feature_choice", "relu", "jumprelu", "gated")
+LAW = " zipf "
 WITH = " with "  # between a place and a second model
 PENALISED = ("relu", "gated")
 BATCH = 256  # tokens
@@ -73,10 +73,9 @@ def dictionary(
     prompts: Task | list[str] | list[list[int]] | Any,
     at: str,
     *,
-    form: Form = "topk",
+    form: str = "topk",
     n_features: int = 256,
     sparsity: float | None = None,
-    zipf: float | None = None,
     steps: int = 500,
     folder: str | None = None,
     seed: int = 0,
@@ -86,12 +85,12 @@ def dictionary(
     `prompts`: the texts, or the folder of a trace that holds the signals (`pb.run(model, texts, taps=[...], folder=...)`). `at`: the signal, "L0.resid_out";
     of a transcoder what is read and what is written, "L0.mlp.in to L0.mlp.out"; of several layers with commas, "L0.resid_out, L1.resid_out"; of a second model too, such as a
     tuned one, by its name or folder, "L1.resid_out with FOLDER". `form`: how
-    activations are chosen. `n_features`: how many features there are, of a cross-layer transcoder in each layer. `sparsity`: active features per token, 8 without; of
-    relu and gated, which have no such number, the weight of their penalty, 0.1 without. `zipf`: s of the law r^-s that features are to be used by, 0 for all alike, of
-    the forms that keep a number (topk, batchtopk, feature_choice): feature_choice's shares (0.7 without), and the loss aux_zipf (none without). `steps`: updates, of 256 tokens each, or as many as there are. `folder`:
+    activations are chosen, of the first three also with the exponent s of a law that features are to be used by, "feature_choice zipf 0" for all alike (without, feature_choice
+    shares by s = 0.7, and there is no loss aux_zipf). `n_features`: how many features there are, of a cross-layer transcoder in each layer. `sparsity`: active features per token, 8 without; of
+    relu and gated, which have no such number, the weight of their penalty, 0.1 without. `steps`: updates, of 256 tokens each, or as many as there are. `folder`:
     where the dictionary is written in SAELens's form; a call that was stopped goes on from the state beside it, bit for bit. Without, it is not kept.
     """
-    one_of("form", form, FORMS)
+    form, zipf = _law(form)
     at, _, other = at.partition(WITH)
     models = [model, *([load(other)] if other else [])]
     places = places_of(model, at, models=len(models))
@@ -143,20 +142,31 @@ def _check_other(models: list[Model], folder: str | None) -> None:
         )
 
 
+def _law(form: str) -> tuple[str, float | None]:
+    """A form, and the exponent of its law where it has one: "batchtopk zipf 0.7"."""
+    name, _, said = form.partition(LAW)
+    one_of("form", name, FORMS)
+    try:
+        zipf = float(said) if said else None
+    except ValueError:
+        zipf = -1.0
+    if LAW in form and (zipf is None or name not in BUDGETED or not 0 <= zipf < STEEPEST):
+        raise PatchbayError(
+            f"form={form!r}: zipf is followed by the exponent, 0 to {STEEPEST:g}, of the law by which features of {', '.join(BUDGETED)} are to be used"
+            + ("" if name in BUDGETED else f"; {name} keeps no number of activations")
+        )
+    return name, zipf
+
+
 def _plan(form: str, n_features: int, sparsity: float | None, zipf: float | None, steps: int, seed: int) -> Plan:
     """Adam's rate follows from the number of features, as in Gao et al. 2024."""
-    if zipf is not None and (form not in BUDGETED or not 0 <= zipf < STEEPEST):
-        raise PatchbayError(
-            f"zipf={zipf}: the exponent, 0 to {STEEPEST:g}, of the law by which features of {', '.join(BUDGETED)} are to be used; {form} "
-            + ("keeps no number of activations: leave it out" if form not in BUDGETED else "has one of these")
-        )
     rate = 2e-4 / (max(n_features, 1) / 2**14) ** 0.5
     if form in PENALISED:
         return Plan(form, n_features, 1, 0.1 if sparsity is None else float(sparsity), steps, rate, BATCH, seed)
     k = 8 if sparsity is None else sparsity
     if k != int(k):
         raise PatchbayError(f"sparsity={sparsity}: {form} has a whole number of active features per token")
-    return Plan(form, n_features, int(k), 0.1, steps, rate, BATCH, seed, None if zipf is None else float(zipf))
+    return Plan(form, n_features, int(k), 0.1, steps, rate, BATCH, seed, zipf)
 
 
 def _check(plan: Plan, encoded: list[list[int]], folder: str | None) -> None:

@@ -75,7 +75,13 @@ def test_weights_into_a_node_sum_to_its_pre_activation(name: str, exact_norms: N
     model = double(name)
     view = transcoded(model)
     across = model.with_dictionaries(layers(model.d_model, tuple(range(model.n_layers)), n=16).double())
-    for lent, more in ((model, {"features": 40}), (across, {}), (across, {"features": 5}), (view, {}), (view, {"features": 5})):
+    for lent, more in (
+        (model, {"features": 40}),
+        (across, {}),
+        (across, {"features": 5}),
+        (view, {}),
+        (view, {"features": 5}),
+    ):
         result = attribution_graph(lent, [IDS], **EXACT, **more)  # type: ignore[arg-type]
         assert float(result["sum_error"]) < 1e-10
         if lent is model:  # a gated neuron sums to its activation, a plain one to what its activation function is given
@@ -106,7 +112,9 @@ def test_features_and_error_are_the_whole_mlp(name: str, exact_norms: None) -> N
         run = frozen(lent, IDS, {layer: it for (layer, _), it in lent.dictionaries.items()})
         for i, block in enumerate(run.blocks):
             out = pb.run(lent, [IDS], taps=[f"L{i}.mlp.out"])[f"L{i}.mlp.out"][0]
-            every, half = ([rule(one.acts) for one in run.blocks] for rule in (lambda a: a != 0, lambda a: a > a.median()))
+            every, half = (
+                [rule(one.acts) for one in run.blocks] for rule in (lambda a: a != 0, lambda a: a > a.median())
+            )
             for kept in (every, half):
                 said: Any = 0.0
                 for j in range(i + 1) if lent is across else [i]:

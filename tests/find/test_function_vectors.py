@@ -104,8 +104,12 @@ def test_reference() -> None:
         x[0, -1] += vector
         return (x, *out[1:]) if isinstance(out, tuple) else x
 
-    gain = sum(score(test, i, blocks[1], add, before=False) - score(test, i) for i in range(3)) / 3
-    assert close(float(found["gain"]), gain, of=1.0)
+    def gain(layer: int) -> float:
+        return sum(score(test, i, blocks[layer], add, before=False) - score(test, i) for i in range(3)) / 3
+
+    assert close(float(found["gain"]), gain(1), of=1.0)
+    assert close(found["gain_by_layer"], torch.tensor([gain(0), gain(1)]).double(), of=1.0)
+    assert close(found["random_by_layer"][1], found["random"].mean(), of=1.0)
 
 
 def test_null() -> None:

@@ -57,13 +57,13 @@ def by_hand(hf: Any, layer: int, places: list[int], value: Tensor | None, way: s
     return laws[0].double().log_softmax(-1), ids[len(TARGET) :]
 
 
-@pytest.mark.parametrize("way", ["replace", "add"])
-def test_reference(way: Any) -> None:
+@pytest.mark.parametrize(("way", "into"), [("replace", [0, 1]), ("add", 1)])
+def test_reference(way: Any, into: Any) -> None:
     """Text and numbers of every state, and of a random direction and another prompt's state, by plain hooks."""
     model = given.lent("gpt2")
     hf: Any = model.hf
     found = pb.find.patchscopes(
-        model, SOURCES, TARGET, placeholder=[1, 2], layers=[0, 1], into=1, way=way, max_new_tokens=3
+        model, SOURCES, TARGET, placeholder=[1, 2], layers=[0, 1], into=into, way=way, max_new_tokens=3
     )
     with torch.no_grad():
         states = torch.stack(
@@ -77,16 +77,19 @@ def test_reference(way: Any) -> None:
     random = random / random.norm(dim=-1, keepdim=True) * states.norm(dim=-1, keepdim=True)
     for row in found.tables["said"]:
         n, layer = int(row["prompt"]), int(row["layer"])
-        other = states[layer, (n + 1) % 3]
+        other, at = states[layer, (n + 1) % 3], int(row.get("into", 1))
         said = {
-            kind: by_hand(hf, 1, [1, 2], value, way, 3)
+            kind: by_hand(hf, at, [1, 2], value, way, 3)
             for kind, value in (("text", states[layer, n]), ("random", random[layer, n]), ("other", other))
         }
         for kind, (_, ids) in said.items():
             assert row[kind] == " ".join(map(str, ids)), kind
         own = said["text"][0]
         for name, kind in (("kl", "random"), ("kl_other", "other")):
-            assert close(float(found[name][n, layer]), float((own.exp() * (own - said[kind][0])).sum()), of=1.0)
+            grid = found[name][n, layer]
+            asked = grid[at] if isinstance(into, list) else grid
+            assert close(float(asked), float((own.exp() * (own - said[kind][0])).sum()), of=1.0)
+    assert len(found.tables["said"]) == 3 * 2 * (2 if isinstance(into, list) else 1)
 
 
 def test_a_state_in_its_own_place_changes_nothing() -> None:
@@ -112,5 +115,8 @@ def test_what_is_refused() -> None:
             pb.find.patchscopes(model, SOURCES, TARGET, placeholder=wrong)  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="layers are 0 to 1"):
         pb.find.patchscopes(model, SOURCES, TARGET, into=2)
+    for beyond in ([0, 2], []):
+        with pytest.raises(pb.PatchbayError, match="layers are 0 to 1"):
+            pb.find.patchscopes(model, SOURCES, TARGET, into=beyond)
     with pytest.raises(pb.PatchbayError, match="replace"):
         pb.find.patchscopes(model, SOURCES, TARGET, way="mix")  # type: ignore[arg-type]

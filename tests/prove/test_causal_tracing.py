@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
+from patchbay.prove.causal_tracing import together
 from patchbay.tiny import planted
 from tests import given
 from tests.tolerance import close
@@ -46,11 +47,13 @@ def drawn(ids: Any, draw: int, seed: int, d: int) -> Tensor:
     return torch.randn(len(ids), d, generator=torch.Generator().manual_seed(own))
 
 
-def test_reference() -> None:
-    """Every cell by plain hooks on GPT-2, prompt by prompt and draw by draw, and the control likewise."""
+@pytest.mark.parametrize("window", [1, 2])
+def test_reference(window: int) -> None:
+    """Every cell by plain hooks on GPT-2, prompt by prompt and draw by draw, and the control likewise; a window puts back the layer before too."""
     model, task = given.lent("gpt2"), marked(2)
     hf: Any = model.hf
-    found = pb.prove.causal_tracing(model, task, site="mlp_out", draws=2, noise=2.0, seed=3)
+    site = "mlp_out" if window == 1 else f"mlp_out x {window}"
+    found = pb.prove.causal_tracing(model, task, site=site, draws=2, noise=2.0, seed=3)
     blocks = list(hf.transformer.h)
 
     def score(
@@ -98,9 +101,20 @@ def test_reference() -> None:
             for layer in range(2):
                 for at in range(8):
                     for into, donor in ((effect, clean), (control, other)):
-                        into[i, layer, at] += (score(i, noises[0], {layer: donor[layer]}, at) - base) / 2
+                        put = {one: donor[one] for one in range(max(0, layer - window + 1), layer + 1)}
+                        into[i, layer, at] += (score(i, noises[0], put, at) - base) / 2
     assert close(found["effect"], effect.mean(0), of=1.0)
     assert close(found["control"], control.mean(0), of=1.0)
+
+
+def test_windows_are_those_of_the_papers_code() -> None:
+    """range(max(0, layer - window // 2), min(n, layer - (-window // 2))) of the layers that have the signal."""
+    ports = [pb.Port("mlp.out", layer) for layer in (0, 1, 2, 3, 5, 6, 7)]
+    for window in (1, 2, 3, 4, 8):
+        for at, port in enumerate(ports):
+            layer = port.layer or 0
+            expected = range(max(0, layer - window // 2), min(8, layer - (-window // 2)))
+            assert [one.layer for one in together(ports, at, window)] == [i for i in expected if i != 4]
 
 
 def test_null() -> None:
@@ -128,3 +142,8 @@ def test_what_is_refused() -> None:
         pb.prove.causal_tracing(model, replace(given.pairs(2), marks={"subject": [[1], []]}))
     with pytest.raises(pb.PatchbayError, match="above 0"):
         pb.prove.causal_tracing(model, marked(2), noise=0.0)
+    for site in ("mlp_out x 3", "mlp_out x 0", "mlp_out x ", "mlp_out x two"):
+        with pytest.raises(pb.PatchbayError, match="neighbouring layers are put back together, 1 to 2"):
+            pb.prove.causal_tracing(model, marked(2), site=site)
+    with pytest.raises(pb.PatchbayError, match="site='head'"):
+        pb.prove.causal_tracing(model, marked(2), site="head")

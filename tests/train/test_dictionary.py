@@ -110,7 +110,7 @@ def test_reference(tmp_path: Path) -> None:
     assert close(result["l0"], active / len(tokens))
     assert close(result["dead"], 1 - len(ever) / 24)
     assert close(result["zipf"], _allocation.exponent(used))
-    told = [pb.train.dictionary(model, TEXTS, "L1.resid_out", zipf=zipf, **SMALL) for zipf in (None, 0.0)]
+    told = [pb.train.dictionary(model, TEXTS, "L1.resid_out", form=form, **SMALL) for form in ("topk", "topk zipf 0")]
     assert told[0].provenance["dictionary"]["digest"] == it.digest != told[1].provenance["dictionary"]["digest"]
 
 
@@ -161,7 +161,8 @@ def test_what_is_used_too_little_rebuilds_the_error_and_silent_features_do_as_wi
     places = places_of(model, "L0.resid_in")
     x = pb.run(model, TEXTS, taps=["L0.resid_in"])["L0.resid_in"][:, 1:].flatten(0, 1)
     made = [
-        _fitting.Fitting(_fitting.Plan("batchtopk", 24, 2, 0.0, 9, 1e-3, 64, 0, zipf), x, x, places) for zipf in (None, 0.7)
+        _fitting.Fitting(_fitting.Plan("batchtopk", 24, 2, 0.0, 9, 1e-3, 64, 0, zipf), x, x, places)
+        for zipf in (None, 0.7)
     ]
     losses = []
     for fitting in made:
@@ -424,8 +425,10 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
         ({"form": "best"}, "form='best'"),
         ({"at": "L0.H1.z"}, "one signal of a layer"),
         ({"at": "L9.resid_out"}, "layers 0..1"),
-        ({"form": "gated", "sparsity": 0.1, "zipf": 0.7}, "gated keeps no number of activations"),
-        ({"zipf": -0.5}, "the exponent, 0 to 20"),
+        ({"form": "gated zipf 0.7", "sparsity": 0.1}, "gated keeps no number of activations"),
+        ({"form": "topk zipf -0.5"}, "the exponent, 0 to 20"),
+        ({"form": "topk zipf much"}, "the exponent, 0 to 20"),
+        ({"form": "topk zipf "}, "the exponent, 0 to 20"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(more: dict[str, Any], said: str) -> None:
