@@ -27,6 +27,7 @@ from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.signal.port import PatchbayError, Port
 
+TRAINED = 2**18  # keys of which FAISS learns its cells and components, evenly over the store
 BLOCK = 512  # queries that are compared with all keys at a time
 SITES = ("mlp.in", "resid_in", "resid_mid", "resid_out", "attn.out", "mlp.out", "final_norm")
 Search = Callable[[Tensor, int], Tensor]  # queries [query, d], k -> places in the store [query, k]
@@ -177,14 +178,15 @@ def _faiss(keys: Tensor, factory: str = "Flat", probes: int | None = None) -> Se
     try:
         index = faiss.index_factory(keys.shape[1], factory)
         held = keys.cpu().contiguous().numpy()
-        index.train(held)
+        index.train(held[:: max(1, len(held) // TRAINED)])
         index.add(held)
     except RuntimeError as error:
         raise PatchbayError(
             f"index: FAISS refuses {factory!r} for {len(keys)} keys: {str(error).splitlines()[0]}"
         ) from error
     if probes is not None:
-        if not hasattr(index, "nprobe"):
-            raise PatchbayError(f"index: an index {factory!r} of FAISS has no probes")
-        index.nprobe = probes
+        inner = faiss.try_extract_index_ivf(index)  # behind what turns the keys first
+        if inner is None or probes < 1:
+            raise PatchbayError(f"index: an index {factory!r} of FAISS has no probes, or {probes} are too few")
+        inner.nprobe = probes
     return lambda queries, k: torch.from_numpy(index.search(queries.cpu().numpy(), k)[1]).to(queries.device)

@@ -136,6 +136,10 @@ def test_faiss_finds_what_loops_find() -> None:
     exact = search_of(keys, "exact")(queries, 10)
     assert torch.equal(search_of(keys, "faiss")(queries, 10), exact)
     assert torch.equal(search_of(keys, "faiss('IVF8,Flat', 8)")(queries, 10), exact)
+    turned = search_of(keys, "faiss('PCA6,IVF8,Flat', 8)")(queries, 10)
+    assert torch.equal(turned.sort(1).values, exact.sort(1).values), "all cells, all components"
+    few = search_of(keys, "faiss('PCA6,IVF8,Flat', 1)")(queries, 10)
+    assert not torch.equal(few, turned), "probes reach the cells behind the components"
     with pytest.raises(pb.PatchbayError, match="FAISS refuses 'IVF900,Flat' for 500 keys"):
         search_of(keys, "faiss('IVF900,Flat', 8)")
     with pytest.raises(pb.PatchbayError, match="has no probes"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import patchbay as pb
+from patchbay.measure._asked import place_of
 from patchbay.measure._items import resolved, rows_of
 from tests.measure.words import reader
 
@@ -31,6 +34,43 @@ def test_the_docs_have_an_example_that_can_be_read(name: str) -> None:
     rows, said = rows_of(str(ITEMS / f"{name}.jsonl"), FIELDS[name])
     assert len(rows) == 2
     assert "SHA-256" in said[0]
+
+
+def documented() -> dict[str, set[str]]:
+    """The words of the fields that docs/meters.md names for each meter."""
+    page = (ITEMS.parent / "meters.md").read_text(encoding="utf-8")
+    return {
+        name: set(re.findall(r"\w+", fields))
+        for name, fields in re.findall(r"^\| `(\w+)` \|[^|]*\| (.*) \|$", page, re.M)
+    }
+
+
+def test_every_meter_of_the_docs_has_an_example_with_the_fields_that_they_name() -> None:
+    fields = documented()
+    assert len(fields) >= 30
+    examples = {path.stem: path for path in ITEMS.glob("*.jsonl")}
+    assert set(examples) == set(fields) - {"boolean_functions", "dictionary"}, (
+        "one makes its own items, one reads texts"
+    )
+    for name, path in examples.items():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            assert set(json.loads(line)) <= fields[name], (name, line)
+
+
+@pytest.mark.parametrize("name", ["answer_choices", "minimal_pairs"])
+def test_a_csv_says_what_the_json_lines_say(name: str) -> None:
+    lists = ("choices",) if name == "answer_choices" else ()
+    (rows, _), (lines, _) = (
+        rows_of(str(ITEMS / f"{name}.{kind}"), FIELDS[name], lists=lists) for kind in ("csv", "jsonl")
+    )
+    for row, line in zip(rows, lines, strict=True):
+        assert {key: str(value) for key, value in row.values.items()} == {
+            key: str(value) for key, value in line.values.items()
+        }
+        if lists:
+            assert place_of(row.values["answer"], row.values["choices"], row.where) == place_of(
+                line.values["answer"], line.values["choices"], line.where
+            )
 
 
 def test_lists_in_tables_and_names_of_tasks() -> None:
