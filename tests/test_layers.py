@@ -56,7 +56,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas outside schema instrument agents",
     "app": "again cables document saved_page widget folder forms jobs asked features looks live worker runs feed pages opened",
-    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method harness_command serve_command ui_command",
+    "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method corpus_command harness_command serve_command ui_command",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none
 METHODS_THAT_TAKE_A_METHOD = {  # what they take is the other method's own number, not its Result

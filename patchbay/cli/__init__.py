@@ -22,6 +22,7 @@ from patchbay.cli import (
     check_method,
     compare_command,
     complete,
+    corpus_command,
     feed_commands,
     harness_command,
     knob_commands,
@@ -322,6 +323,7 @@ cli.add_command(knob_commands.knob)
 cli.add_command(new.new)
 cli.add_command(check_method.check_method)
 cli.add_command(harness_command.harness)
+cli.add_command(corpus_command.corpus)
 cli.add_command(serve_command.serve)
 cli.add_command(serve_command.mcp)
 cli.add_command(feed_commands.papers)

@@ -27,7 +27,7 @@ from patchbay.corpus import (
     synthetic,
     transtokens,
 )
-from patchbay.corpus.reading import texts_of
+from patchbay.corpus.reading import records_of, texts_of
 
 __all__ = [
     "compression",
@@ -36,6 +36,7 @@ __all__ = [
     "languages",
     "mixer",
     "mixture",
+    "records_of",
     "recovery",
     "selection",
     "stories",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
 
@@ -82,6 +82,20 @@ def digests(texts: Sequence[str | bytes]) -> np.ndarray[Any, Any]:
     """128 bits of each text without the white space around it, uint64 [n, 2]."""
     said = [(text.encode() if isinstance(text, str) else text).strip() for text in texts]
     return np.frombuffer(b"".join([blake3(one).digest(16) for one in said]), dtype=np.uint64).reshape(-1, 2)
+
+
+def unique_by(
+    records: Iterable[Mapping[str, Any]], field: str, *, capacity: int = 1_000_000, rate: float = 1e-4
+) -> Iterator[Mapping[str, Any]]:
+    """The first record of each value of a field, such as `url`; a record without it is refused by its number."""
+    seen, stream, number = Bloom(capacity, rate), iter(records), 0
+    while batch := list(islice(stream, TOGETHER)):
+        for record in batch:
+            number += 1
+            if not isinstance(record.get(field), str) or not record[field].strip():
+                raise PatchbayError(f"record {number} has no {field!r} that is a text; it has {', '.join(record)}")
+        fresh = seen.new(digests([record[field] for record in batch]))
+        yield from (record for record, new in zip(batch, fresh, strict=True) if new)
 
 
 def unique(

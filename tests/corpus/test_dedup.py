@@ -83,3 +83,11 @@ def test_refusals(call: object, says: str) -> None:
     with pytest.raises(pb.PatchbayError, match=says):
         call()  # type: ignore[operator]
     assert list(unique([])) == list(near_unique([])) == []
+
+
+def test_the_first_record_of_an_address_stays() -> None:
+    records = [{"text": f"t{i}", "url": f"u{i % 3}"} for i in range(7)]
+    assert list(dedup.unique_by(records, "url")) == records[:3]
+    assert list(dedup.unique_by(records, "text")) == records
+    with pytest.raises(pb.PatchbayError, match="record 2 has no 'url' that is a text; it has text"):
+        list(dedup.unique_by([records[0], {"text": "x"}], "url"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import patchbay as pb
-from patchbay.corpus import texts_of
+from patchbay.corpus import reading, records_of, texts_of
 
 
 def test_texts_come_in_order_from_both_forms(tmp_path: Path) -> None:
@@ -24,6 +24,17 @@ def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
     stream = texts_of(file)
     assert next(stream) == "one"
     with pytest.raises(pb.PatchbayError, match="line 2 is no JSON"):
+        next(stream)
+
+
+def test_records_keep_their_fields_and_a_huge_line_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "url": "u"}\n')
+    assert list(records_of(tmp_path / "a.jsonl")) == [{"text": "one", "url": "u"}]
+    monkeypatch.setattr(reading, "LONGEST", 20)
+    (tmp_path / "a.txt").write_text("x" * 19 + "\n" + "y" * 5000)
+    stream = texts_of(tmp_path / "a.txt")
+    assert next(stream) == "x" * 19
+    with pytest.raises(pb.PatchbayError, match="line 2 is longer than 20 bytes"):
         next(stream)
 
 
