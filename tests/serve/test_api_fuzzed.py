@@ -1,15 +1,22 @@
-"""Hostile and malformed bodies: no 500, no crash, and a plain request says afterwards what it said before."""
+"""Hostile and malformed bodies: no 500, no crash, no word of one request in another's answer, and a plain request says afterwards
+what it said before. 200 over HTTP; 10,000, several at once, handed to the application itself, most of which never reach the model."""
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
-import os
+import logging
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 
 import patchbay as pb
 from patchbay.serve.api import Api
@@ -17,7 +24,7 @@ from patchbay.serve.engine import Engine, Room
 from patchbay.serve.guard import Guard, Keys
 from patchbay.serve.named import Named
 
-N = 10_000 if os.environ.get("PATCHBAY_EVERYWHERE") else 200
+N, MANY, AT_ONCE = 200, 10_000, 8
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 0.5, 1e308, -1e308, 10**40, "", "x", "The capital of", "\x00", "🙂", "a" * 3000, [], {}, [[]], [None], [1, 2, 3], [0, 10**9],
     [-5], ["a", 1], {"a": 1}, [{"role": "user", "content": "x"}], [{"role": 3}], "tiny+text@2", "tiny+text@1e9", "tiny+text@-3+text@4", "tiny+", "tiny+text@1e-400",
@@ -40,11 +47,11 @@ def asked(listening: Callable[..., int]) -> Iterator[tuple[Engine, httpx.Client]
     engine.close()
 
 
-def body(rng: random.Random) -> bytes:
-    """A good request with some fields replaced by anything, or bytes that are damaged."""
+def body(rng: random.Random, own: str = "x", least: int = 0) -> bytes:
+    """A good request with `least` to 4 fields replaced by anything, `own` among it, or bytes that are damaged."""
     made: dict[str, Any] = {"model": "tiny", "prompt": "The capital", "max_tokens": rng.randint(0, 4)}
-    for _ in range(rng.randint(0, 4)):
-        made[rng.choice(FIELDS)] = rng.choice(VALUES)
+    for _ in range(rng.randint(least, 4)):
+        made[rng.choice(FIELDS)] = rng.choice([*VALUES, own, own, [own], {own: own}])
     if rng.random() < 0.2:
         made.pop(rng.choice(list(made)))
     data = bytearray(json.dumps(made).encode())
@@ -84,3 +91,81 @@ def test_fuzzed_requests(asked: tuple[Engine, httpx.Client]) -> None:
     assert engine.counts.failures == 0
     assert engine.thread.is_alive()
     assert client.post("/v1/completions", json=plain).json()["choices"] == before
+
+
+async def ask(app: Any, path: str, head: dict[str, str], sent: bytes) -> tuple[int, str]:
+    """Status and text of one request, handed to an ASGI application."""
+    pieces, found, status = [sent[: len(sent) // 2], sent[len(sent) // 2 :]], bytearray(), 0
+
+    async def receive() -> dict[str, Any]:
+        if pieces:
+            return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        found.extend(message.get("body", b""))
+
+    lines = [(name.encode(), value.encode()) for name, value in head.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": lines, "http_version": "1.1", "scheme": "http", "root_path": ""}  # fmt: skip
+    await app(scope, receive, send)
+    return status, found.decode()
+
+
+def resident() -> float:
+    """Megabytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
+
+
+@pytest.mark.slow
+def test_ten_thousand_fuzzed_requests(caplog: pytest.LogCaptureFixture) -> None:
+    """No 500 at all, so none without an id; no crash; no leak, of words or of memory."""
+    caplog.set_level(logging.ERROR)  # a line for each request would be what grows
+    engine, keys = Engine(pb.load("tiny"), Room(batch_tokens=512, rows=8)).start(), Keys()
+    api = Api(engine, Named(engine.model, "tiny", {"text": pb.turn.scale("L1.H1", 0.0)}))
+    app, head = Guard(api.router(), keys), {"authorization": f"Bearer {keys.token}", "host": "localhost"}
+    rng, seen, sizes = random.Random(1), Counter[int](), list[tuple[float, int]]()
+
+    async def plain() -> list[Any]:
+        given = {"prompt": "The capital of Lolavia is", "max_tokens": 4, "temperature": 0}
+        sent = [json.dumps(given | {"model": model}).encode() for model in ("tiny", "tiny+text")]
+        answers = [await ask(app, "/v1/completions", head, one) for one in sent]
+        return [json.loads(text)["choices"] for _, text in answers]
+
+    async def one(i: int) -> None:
+        path = rng.choice(["/v1/completions"] * 3 + ["/v1/chat/completions"])
+        sent = body(rng, f"mark{i}mark", 0 if i % 5 else 1)
+        status, text = await ask(app, path, head | {"content-type": rng.choice(["application/json", "nonsense"])}, sent)
+        seen[status] += 1
+        assert status in STATUSES, (sent, text)
+        assert "server_error" not in text, (sent, text)
+        assert "Traceback" not in text
+        assert set(re.findall(r"mark(\d+)mark", text)) <= {str(i)}, "another's words"
+        assert status == 200 or json.loads(text)["error"]["message"]
+
+    async def all_of_them() -> None:
+        before = await plain()
+        for at in range(0, MANY, AT_ONCE):
+            await asyncio.gather(*(one(i) for i in range(at, at + AT_ONCE)))
+            if at % 2000 == 0:
+                assert await plain() == before
+                gc.collect()
+                sizes.append((resident(), sum(isinstance(held, torch.Tensor) for held in gc.get_objects())))
+        assert await plain() == before
+
+    try:
+        asyncio.run(all_of_them())
+    finally:
+        engine.close()
+    print(f"\n{MANY} requests: {dict(seen)}; memory and tensors {sizes}")
+    assert sum(seen.values()) == MANY
+    assert seen[200] > MANY // 20
+    assert seen[400] > MANY // 5
+    assert engine.counts.failures == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert engine.idle
+    assert not engine.joined.texts
+    assert sizes[-1][0] < 1.05 * sizes[1][0] + 8, "memory grows with requests"
+    assert sizes[-1][1] < sizes[1][1] + 60, "tensors stay"  # a few are those of the last answer
