@@ -18,7 +18,6 @@ SECTIONS = (
     "decode",
     "meters",
     "volume",
-    "papers",
     "serve",
     "app",
     "blocks",

@@ -90,8 +90,8 @@ def listed(store: Store, asked: Mapping[str, str]) -> dict[str, Any]:
     kinds = sorted(
         {str(entry["kind"]) for entry in catalogue.papers() if entry.get("kind")}
     )  # a listing has none of its own
-    dated = store.db.execute("SELECT count(*) FROM papers WHERE published IS NOT NULL").fetchone()[0]
-    made |= {"papers": [_short(paper) for paper in found[:n]], "more": max(0, len(found) - n), "of": views.count(store)}
+    of, dated = store.totals()
+    made |= {"papers": [_short(paper) for paper in found[:n]], "more": max(0, len(found) - n), "of": of}
     return made | {"kinds": kinds, "dated": dated, "kept": str(store.path) if store.path else None}
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from datetime import date
+from pathlib import Path
 
 import pytest
 
@@ -132,3 +133,40 @@ def test_the_first_of_many_hits_are_those_of_all_with_their_words_marked() -> No
         store.mark(everything[50]["id"])
         (marked,) = views.search(store, "zebra", views.Filters(marked=True), limit=7)
         assert marked["id"] == everything[50]["id"], "what is filtered is filtered before the first are taken"
+
+
+def test_of_very_many_hits_those_that_name_it_are_ranked_and_the_last_ones_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where few papers have the words nothing is left out; where many have, the page is of those that carry them in the title."""
+    with Store() as store:
+        rows = [Listed(f"{'Zebra' if i % 4 == 0 else 'Horse'} {i}", f"A zebra, the {i}-th.") for i in range(80)]
+        store.add(rows, "a")
+        everything = [one["title"] for one in views.search(store, "zebra")]
+        assert len(everything) == 80
+        assert [one["title"] for one in views.search(store, "zebra", limit=30)] == everything[:30]
+        monkeypatch.setattr(views, "MANY", 12)
+        some = [one["title"] for one in views.search(store, "zebra", limit=10)]
+        last = [f"Zebra {i}" for i in range(80) if i % 4 == 0][-12:]
+        assert some == [title for title in everything if title in last][:10]
+        mixed = [one["title"] for one in views.search(store, "zebra", limit=30)]  # 20 titles are not enough for a page
+        assert mixed == [title for title in everything if title in [row.title for row in rows[-12:]]]
+        assert [one["title"] for one in views.search(store, "zeb horse 79", limit=5)] == ["Horse 79"]
+
+
+def test_words_are_marked_wherever_they_stand_and_what_stands_elsewhere_is_found_too() -> None:
+    with Store() as store:
+        store.add([Listed("Of horses", "Nothing to see.", authors=("Ada Zebra",)), Listed("Zebras", "A horse.")], "a")
+        by_author, both = views.search(store, "zebra horse", limit=5)[::-1]
+        assert by_author["marked_title"] == f"Of {OPEN}horses{CLOSE}"
+        assert by_author["snippet"] == "Nothing to see."
+        assert (both["marked_title"], both["snippet"]) == (f"{OPEN}Zebras{CLOSE}", f"A {OPEN}horse{CLOSE}.")
+
+
+def test_totals_follow_every_write_of_anybody(tmp_path: Path) -> None:
+    with Store(tmp_path / "a.sqlite") as store, Store(tmp_path / "a.sqlite") as other:
+        assert store.totals() == (0, 0)
+        store.add([Listed("One", published=date(2025, 1, 1)), Listed("Two")], "a")
+        assert store.totals() == other.totals() == (2, 1)
+        other.add([Listed("Three")], "b")
+        assert store.totals() == other.totals() == (3, 1)

@@ -23,6 +23,7 @@ from patchbay.papers.feed.listed import Listed, title_key
 
 WAIT = 30.0  # seconds for another process to end its write
 WORDS = "title, abstract, authors, keywords, key, does, headline, methods, kind"
+TOKENS = "porter unicode61 remove_diacritics 2"
 # One script a version of the file; a file of version n gets those from the n-th on. A script that was released is not changed.
 VERSIONS = (
     f"""
@@ -45,7 +46,7 @@ VERSIONS = (
         reader INTEGER REFERENCES readers(id) ON DELETE CASCADE, paper INTEGER REFERENCES papers(id), letter TEXT NOT NULL,
         sent TEXT, PRIMARY KEY (reader, paper));
     CREATE VIRTUAL TABLE words USING fts5(
-        {WORDS}, content='papers', content_rowid='id', tokenize='porter unicode61 remove_diacritics 2', prefix='2 3');
+        {WORDS}, content='papers', content_rowid='id', tokenize='{TOKENS}', prefix='2 3');
     CREATE TRIGGER words_in AFTER INSERT ON papers BEGIN
         INSERT INTO words(rowid, {WORDS}) VALUES (new.id, {", ".join(f"new.{name}" for name in WORDS.split(", "))});
     END;
@@ -89,6 +90,8 @@ class Store:
                 raise PatchbayError(f"no store of papers can be at {self.path}: {error.strerror}") from error
         self.db = sqlite3.connect(self.path or ":memory:", timeout=WAIT, isolation_level=None)
         self.db.row_factory = sqlite3.Row
+        self._written = 0  # transactions of this connection
+        self._totals: tuple[tuple[int, int], tuple[int, int]] = ((-1, -1), (0, 0))
         try:
             self.db.execute("PRAGMA foreign_keys = ON")
             self.db.execute("PRAGMA journal_mode = WAL")
@@ -125,12 +128,20 @@ class Store:
     def writing(self) -> Iterator[None]:
         """One transaction: all of what is written in it, or nothing."""
         self.db.execute("BEGIN IMMEDIATE")
+        self._written += 1
         try:
             yield
         except BaseException:
             self.db.execute("ROLLBACK")
             raise
         self.db.execute("COMMIT")
+
+    def totals(self) -> tuple[int, int]:
+        """How many papers there are, and how many with a date; counted again once anybody has written."""
+        state = (self.db.execute("PRAGMA data_version").fetchone()[0], self._written)
+        if self._totals[0] != state:
+            self._totals = state, tuple(self.db.execute("SELECT count(*), count(published) FROM papers").fetchone())
+        return self._totals[1]
 
     # ---- what sources bring ----
 

@@ -12,7 +12,7 @@ import math
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -20,10 +20,12 @@ from typing import Any
 
 from patchbay.errors import PatchbayError
 from patchbay.papers.feed.listed import arxiv_id, title_key
-from patchbay.papers.feed.store import Store
+from patchbay.papers.feed.store import TOKENS, Store
 from patchbay.signal.port import suggest
 
 WEIGHTS = (8.0, 1.0, 1.0, 2.0, 6.0, 3.0, 1.0, 3.0, 1.0)  # of the index's columns, in their order
+NAMING = "title key headline methods"  # columns that say what a paper is
+MANY = 1000  # papers that are ranked for one page
 OPEN, CLOSE = "\x02", "\x03"  # around words that were searched for
 STATES = ("works", "partly", "unmeasured", "not yet", "not a system")
 PERIODS = ("day", "week", "month")
@@ -59,6 +61,8 @@ class Filters:
         if self.method is not None:
             parts.append("' ' || papers.methods || ' ' LIKE ? ESCAPE '\\'")
             values.append("% " + re.sub(r"([%_\\])", r"\\\1", self.method) + " %")
+        if parts:
+            parts.insert(0, "papers.key >= ''")  # only the catalogue's have these; found by the index of its keys
         if self.marked:
             parts.append("papers.id IN (SELECT paper FROM marks)")
         return "".join(f" AND {part}" for part in parts), values
@@ -66,7 +70,10 @@ class Filters:
 
 def search(store: Store, words: str = "", filters: Filters = Filters(), *, limit: int | None = None) -> list[Paper]:
     """Papers in which every word occurs, best first, with the words marked in `title` and `snippet` by OPEN and CLOSE; without
-    words all papers, those of the catalogue first."""
+    words all papers, those of the catalogue first.
+
+    With a `limit`, of words that more than MANY papers have, only those count whose NAMING columns have all of them, where these are
+    enough, and of these the MANY that were taken in last: ranking all of them is what takes long."""
     terms = re.findall(r"\w+", words)
     where, values = filters.where()
     count = -1 if limit is None else limit
@@ -78,16 +85,42 @@ def search(store: Store, words: str = "", filters: Filters = Filters(), *, limit
             (*values, count),
         )
     match = " AND ".join(f'"{term}"' if len(term) < 3 else f'"{term}"*' for term in terms)
-    beside = "JOIN papers ON papers.id = words.rowid" if where else ""
+    ranked = match
+    only = f"AND +words.rowid IN (SELECT id FROM papers WHERE 1 {where})" if where else ""
+    if limit is not None and _hits(store, match, MANY + 1, only, values) > MANY:
+        named = f"{{{NAMING}}} : ({match})"
+        if _hits(store, named, limit, only, values) == limit:
+            ranked = named
+    found = store.db.execute(
+        f"""WITH taken AS MATERIALIZED (
+            SELECT words.rowid AS found, bm25(words, {", ".join(map(str, WEIGHTS))}) AS rank FROM words
+            WHERE words MATCH ? {only} ORDER BY words.rowid DESC LIMIT ?)
+        SELECT found FROM taken ORDER BY rank, found LIMIT ?""",
+        (ranked, *values, -1 if limit is None else MANY, count),
+    )
+    return _marked(store, [int(row[0]) for row in found], match.replace(" AND ", " OR "))
+
+
+def _marked(store: Store, found: Sequence[int], match: str) -> list[Paper]:
+    """Papers by their rows, in this order, with the words that match marked: in an index of these alone, since the whole one
+    would look through all that has the words, once for each paper."""
+    listed = json.dumps(list(found))
+    store.db.execute(f"CREATE VIRTUAL TABLE IF NOT EXISTS temp.shown USING fts5(title, abstract, tokenize='{TOKENS}')")
+    store.db.execute("DELETE FROM temp.shown")
+    store.db.execute("INSERT INTO temp.shown(rowid, title, abstract) SELECT id, title, abstract FROM papers WHERE id IN (SELECT value FROM json_each(?))", (listed,))  # fmt: skip
     asked = f"""
-        WITH hits AS MATERIALIZED (
-            SELECT words.rowid AS found, bm25(words, {", ".join(map(str, WEIGHTS))}) AS rank FROM words {beside}
-            WHERE words MATCH ? {where} ORDER BY rank, found LIMIT ?)
-        SELECT papers.*, highlight(words, 0, '{OPEN}', '{CLOSE}') AS marked_title,
-            snippet(words, 1, '{OPEN}', '{CLOSE}', '…', 24) AS snippet
-        FROM hits JOIN papers ON papers.id = hits.found JOIN words ON words.rowid = hits.found AND words MATCH ?
-        ORDER BY hits.rank, papers.id"""
-    return _papers(store, asked, (match, *values, count, match))
+        SELECT papers.*, coalesce(marked.title, papers.title) AS marked_title, coalesce(marked.snippet, '') AS snippet
+        FROM json_each(?) AS hits JOIN papers ON papers.id = hits.value LEFT JOIN (
+            SELECT rowid AS found, highlight(shown, 0, '{OPEN}', '{CLOSE}') AS title,
+                snippet(shown, 1, '{OPEN}', '{CLOSE}', '…', 24) AS snippet FROM temp.shown WHERE shown MATCH ?) AS marked
+        ON marked.found = papers.id ORDER BY hits.key"""
+    return _papers(store, asked, (listed, match))
+
+
+def _hits(store: Store, match: str, most: int, only: str, values: Iterable[Any]) -> int:
+    """How many papers match, counted up to `most`."""
+    asked = f"SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? {only} LIMIT ?)"
+    return int(store.db.execute(asked, (match, *values, most)).fetchone()[0])
 
 
 def between(store: Store, first: date, last: date, filters: Filters = Filters()) -> list[Paper]:
