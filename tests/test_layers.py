@@ -55,7 +55,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_meter plot_effects plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas outside schema instrument agents",
-    "app": "again cables document saved_page widget folder forms jobs asked features looks live worker runs feed pages opened",
+    "app": "again cables document saved_page widget folder forms jobs asked features looks live partial worker runs feed pages opened",
     "cli": "signatures options complete prompt_files reading spoken outputs under commands rooms knob_commands why_command compare_command new papers_commands feed_commands check_method corpus_command harness_command serve_command ui_command",
 }
 UPWARD: dict[tuple[str, str], str] = {}  # imports that point up, and why: none

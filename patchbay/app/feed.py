@@ -6,6 +6,8 @@ Where this user has no store the catalogue's papers are there all the same; one 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
@@ -21,6 +23,7 @@ T = TypeVar("T")
 ROWS = 60  # papers of one page
 FEW = 8  # authors, and similar papers, that are named
 ASKED = ("words", "view", "day", "kind", "state", "method", "model", "marked", "rows")
+log = logging.getLogger("patchbay.app")
 VIEWS = ("all", "trending", *views.PERIODS)
 
 
@@ -54,6 +57,17 @@ class Papers:
             return {"name": name, "marked": marked}
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, do)
+
+    def judge(self, *found: str) -> None:
+        """Keep a verdict (`Store.judged`); asked later, it is there."""
+
+        def do() -> None:
+            try:
+                self._store(make=True).judged(*found)
+            except (PatchbayError, sqlite3.Error) as error:
+                log.warning("the verdict of %s was not kept: %s", found[0], error)
+
+        self._thread.submit(do)
 
     def close(self) -> None:
         def do() -> None:
@@ -90,8 +104,8 @@ def listed(store: Store, asked: Mapping[str, str]) -> dict[str, Any]:
     kinds = sorted(
         {str(entry["kind"]) for entry in catalogue.papers() if entry.get("kind")}
     )  # a listing has none of its own
-    of, dated = store.totals()
-    made |= {"papers": [_short(paper) for paper in found[:n]], "more": max(0, len(found) - n), "of": of}
+    (of, dated), judged = store.totals(), store.verdicts()
+    made |= {"papers": [_short(paper) | _said(judged, paper) for paper in found[:n]], "more": max(0, len(found) - n), "of": of}
     return made | {"kinds": kinds, "dated": dated, "kept": str(store.path) if store.path else None}
 
 
@@ -102,9 +116,15 @@ def one(store: Store, name: str) -> dict[str, Any]:
     kept = {key: entry.get(key, "") for key in ("claim", "measured", "command")}
     likes = [{"day": day, "likes": n, "comments": comments} for day, n, comments in views.liked(store, paper)]
     near = views.similar(store, paper, limit=FEW)
-    return _short(paper) | kept | {
+    return _short(paper) | kept | {"verdicts": store.verdicts(paper["key"] or "-").get(paper["key"], [])} | {
         "abstract": paper["abstract"], "authors": paper["authors"], "likes_by_day": likes, "similar": [_short(one) for one in near],
     }  # fmt: skip
+
+
+def _said(judged: Mapping[str, list[dict[str, Any]]], paper: Mapping[str, Any]) -> dict[str, Any]:
+    """What the last check of a paper's claim gave, in a line's words."""
+    last = judged.get(paper["key"] or "", [{}])[0]
+    return {"verdict": f"{last['verdict']} on {last['model']}" if last else ""}
 
 
 def _liked(store: Store) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPEN = ("queued", "running", "stopping")  # states of a run that has not ended
-TOLD = ("id", "room", "method", "name", "state", "done", "total", "estimate", "message", "command", "given", "result")
+TOLD = ("id", "room", "method", "name", "state", "done", "total", "estimate", "message", "command", "given", "result", "drawn")
 
 
 @dataclass
@@ -30,6 +30,8 @@ class Run:
     estimate: str = ""
     message: str = ""
     result: str | None = None
+    partial: dict[str, Any] | None = None  # what its sweep has found so far, as a map; `drawn` counts its states
+    drawn: int = 0
     began: float | None = None
     ended: float | None = None
 

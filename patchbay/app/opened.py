@@ -22,10 +22,11 @@ def serve(
     browser: bool = True,
     dictionaries: Sequence[str] = (),
     store: str | None = None,
+    texts: str | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve until interrupted. `port` 0 takes a free one; `dictionaries`: folders of sparse dictionaries of the model.
-    `store`: the store of papers, this user's without. `say` is told the start address, which works once."""
+    `texts`: a file of texts, one a line, on which they have to be proved. `store`: the store of papers, this user's without. `say` is told the start address, which works once."""
     try:
         from patchbay.app.feed import Papers
         from patchbay.app.pages import application
@@ -36,9 +37,11 @@ def serve(
         raise PatchbayError(f"the page needs {error.name}: pip install 'patchbay-lm[ui]'") from error
     if dictionaries and model is None:
         raise PatchbayError("a dictionary is of a model: patchbay ui MODEL --dictionary FOLDER")
+    if texts is not None and not (dictionaries and Path(texts).is_file()):
+        raise PatchbayError(f"texts prove dictionaries: a file with one text a line, beside --dictionary FOLDER; got {texts!r}")
     results, keys = _folder(folder), Keys()
     with bound(listen, port, unsafe=unsafe) as listening:
-        runs = Runs(_named(model), results, [str(_named(folder)) for folder in dictionaries])
+        runs = Runs(_named(model), results, [str(_named(folder)) for folder in dictionaries], _named(texts))
         hosts = (listen, socket.gethostname()) if unsafe else ()
         start = address(listening, keys=keys)
         say(f"results: {results.folder}")

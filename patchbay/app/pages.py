@@ -120,6 +120,10 @@ class Pages:
     async def cancel(self, request: Request) -> Response:
         return JSONResponse(plain(self.runs.cancel(request.path_params["id"]).told()))
 
+    async def partial(self, request: Request) -> Response:
+        """What the sweep of a run has found so far; null where there is no map of it."""
+        return JSONResponse(plain(self.runs.run(_one(request, "id")).partial))
+
     async def look(self, request: Request) -> Response:
         """Ask the model something: its answer, or, where it is told in pieces, a line of JSON for each and one for the answer."""
         known = {"what": str, "text": str, "other": str, "layer": int, "head": int, "position": int, "new": int}
@@ -175,6 +179,7 @@ class Pages:
 def application(results: Results, runs: Runs, papers: feed.Papers | None = None) -> Starlette:
     """The ASGI application; it is to stand behind a `Guard`. `papers`: this user's, without."""
     pages = Pages(results, runs, papers or feed.Papers())
+    runs.judged = pages.papers.judge
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -189,7 +194,7 @@ def application(results: Results, runs: Runs, papers: feed.Papers | None = None)
         "/": pages.page, "/static/{name}": pages.static, "/api/about": pages.about, "/api/events": pages.events,
         "/api/results": pages.listed, "/api/result": pages.result, "/api/slice": pages.slice, "/api/figure": pages.figure,
         "/api/saved": pages.saved, "/api/method": pages.method, "/api/model": pages.model, "/api/part": pages.part,
-        "/api/papers": pages.papers_, "/api/paper": pages.paper, "/api/difference": pages.difference,
+        "/api/papers": pages.papers_, "/api/paper": pages.paper, "/api/difference": pages.difference, "/api/partial": pages.partial,
     }  # fmt: skip
     post = {
         "/api/runs": pages.run, "/api/runs/{id}/cancel": pages.cancel, "/api/look": pages.look, "/api/knob": pages.keep_knob,

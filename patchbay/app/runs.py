@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,12 @@ log = logging.getLogger("patchbay.app")
 class Runs:
     """The worker, its queue, and what is told of both. `open` within a running event loop, `close` before it ends."""
 
-    def __init__(self, model: str | None, results: Results, dictionaries: Sequence[str] = ()) -> None:
-        self.source, self.results, self.dictionaries = model, results, dictionaries
+    def __init__(
+        self, model: str | None, results: Results, dictionaries: Sequence[str] = (), texts: str | None = None
+    ) -> None:
+        self.source, self.results = model, results
+        self.extras = [*([] if texts is None else ["--texts", texts]), *dictionaries]  # words of the worker
+        self.judged: Callable[..., None] = lambda *found: None  # told the verdict of each claim that was checked
         self.model = {"source": model, "state": "none" if model is None else "loading", "message": ""}
         self.runs: dict[str, Run] = {}
         self._looks: list[Look] = []
@@ -105,11 +109,15 @@ class Runs:
         taken = {run.name for run in self.runs.values() if run.state in OPEN}
         return self.results.free(checked(name), taken)
 
-    def cancel(self, id: str) -> Run:
-        """Take a run out of the queue, or stop it; what its sweep had finished stays."""
+    def run(self, id: str) -> Run:
+        """A run by its id."""
         if id not in self.runs:
             raise PatchbayError("there is no such run since the server started")
-        run = self.runs[id]
+        return self.runs[id]
+
+    def cancel(self, id: str) -> Run:
+        """Take a run out of the queue, or stop it; what its sweep had finished stays."""
+        run = self.run(id)
         if run.state == "queued":
             self._finish(run, "cancelled", "it had not begun")
         elif run.state == "running":
@@ -190,7 +198,7 @@ class Runs:
         self.model |= {"state": "loading", "message": ""}
         self._tell()
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "patchbay.app.worker", self.source, str(self.results.folder), *self.dictionaries,
+            sys.executable, "-P", "-m", "patchbay.app.worker", self.source, str(self.results.folder), *self.extras,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE, start_new_session=True,
         )  # fmt: skip
         return self._process
@@ -266,6 +274,9 @@ class Runs:
             for key, value in kept.items():
                 setattr(job, key, value)
             return
+        if isinstance(job, Run) and event == "partial":
+            job.partial, job.drawn = said["map"], job.drawn + (said["map"] is not None)
+            return
         if isinstance(job, Look):
             self._at_hand = job if event == "piece" else None
             job.heard.put_nowait(said)
@@ -273,8 +284,10 @@ class Runs:
         self._at_hand = None
         if event == "done":
             shutil.rmtree(self._kept(job), ignore_errors=True)
-            job.result, self.made = said["result"], next(self._versions)
+            job.result, self.made, job.partial = said["result"], next(self._versions), None
             self._finish(job, "done", str(said.get("message") or ""))
+            if "verdict" in said:
+                self.judged(job.method, self.source, said["weights"], said["verdict"], job.message)
         else:
             self._finish(
                 job, event, str(said.get("message") or "what was finished is kept: the same call goes on from there")

@@ -1,5 +1,5 @@
 """The process that holds the model and does the page's work, one piece at a time: `python -m patchbay.app.worker MODEL FOLDER
-DICTIONARY...`.
+[--texts FILE] DICTIONARY...`.
 
 A line of JSON on stdin is a job, `{"id", "room", "method", "words", "out", "keep"}` (of room "papers" the check of a claim) or
 `{"id", "look", ...}`; lines on stdout say how far it is, what a look has found so far, and what came of it. SIGINT while a job runs cancels it: what a sweep had finished stays in `keep`. What methods print goes to
@@ -21,6 +21,7 @@ from typing import Any
 from patchbay.errors import PatchbayError
 
 EVERY = 0.15  # seconds between two words on progress
+PIECES = 24  # batches of a sweep at least: as many times its map fills, and as finely it can be stopped
 
 
 class Worker:
@@ -30,22 +31,23 @@ class Worker:
         self.folder, self.tell = folder, tell
         self.model: Any = None
         self.busy = False  # whether an interrupt means the job at hand
-        self.said = 0.0
+        self.said = self.drawn = 0.0
 
     def interrupted(self, number: int, frame: Any) -> None:
         if self.busy:
             self.busy = False
             raise KeyboardInterrupt
 
-    def load(self, source: str, dictionaries: Sequence[str] = ()) -> None:
-        """The model, proved, with features where dictionaries are given."""
+    def load(self, source: str, dictionaries: Sequence[str] = (), texts: str | None = None) -> None:
+        """The model, proved, with features where dictionaries are given: these proved on the lines of the file `texts`."""
         from patchbay.cli.commands import load_model
         from patchbay.features.load import load_dictionary
 
         try:
             self.model = load_model(source, {}, quiet=True)
             if dictionaries:
-                self.model = self.model.with_dictionaries(*map(load_dictionary, dictionaries))
+                on = {} if texts is None else {"model": self.model, "texts": lines_of(texts)}
+                self.model = self.model.with_dictionaries(*(load_dictionary(one, **on) for one in dictionaries))
             self.model.check  # noqa: B018  proved before it is said to be ready
         except Exception as error:
             self.tell({"event": "failed to load", "message": told(error)})
@@ -88,9 +90,12 @@ class Worker:
         from patchbay.papers import claims
 
         found = claims.check(str(job["method"]), self.model)
+        lines = [f"{found.verdict}: {found.first.text}", *(line.strip() for line in found.told())]
         return {
             "result": None,
-            "message": "\n".join([f"{found.verdict}: {found.first.text}", *(line.strip() for line in found.told())]),
+            "verdict": found.verdict,
+            "weights": str(self.model.fingerprint)[:16],
+            "message": "\n".join(lines),
         }
 
     def run(self, job: Mapping[str, Any]) -> str:
@@ -108,6 +113,8 @@ class Worker:
         shown = {
             "progress": lambda done, total: self.far(job, done, total),
             "announce": lambda estimate: self.tell({"id": job["id"], "event": "estimate", "estimate": str(estimate)}),
+            "partial": lambda entries, effects, unit: self.draw(job, entries, effects, unit),
+            "pieces": PIECES,
         }
         call = read_call(self.model, takes, given)
         returned = called(options.load_method(room, name), call, self.model, given, shown)
@@ -121,6 +128,27 @@ class Worker:
         if now - self.said >= EVERY or done >= total:
             self.said = now
             self.tell({"id": job["id"], "event": "progress", "done": done, "total": total})
+
+    def draw(self, job: Mapping[str, Any], entries: Sequence[Any], effects: Any, unit: str) -> None:
+        """What the sweep at hand has found so far, several times a second, and once it is whole."""
+        from patchbay.app.partial import partial_map
+
+        now = time.monotonic()
+        values = effects.tolist()
+        if now - self.drawn >= EVERY or not any(value != value for value in values):
+            self.drawn = now
+            self.tell({"id": job["id"], "event": "partial", "map": partial_map(entries, values, unit)})
+
+
+def lines_of(path: str) -> list[str]:
+    """The texts of a file, one a line."""
+    try:
+        found = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PatchbayError(f"{path} cannot be read as texts, one a line of UTF-8: {error}") from error
+    if not found:
+        raise PatchbayError(f"{path} has no texts: one a line")
+    return found
 
 
 def told(error: BaseException) -> str:
@@ -153,7 +181,8 @@ def main() -> None:
     worker = Worker(folder, tell)
     signal.signal(signal.SIGINT, worker.interrupted)
     os.chdir(folder)  # names of results, as in `attribution:3`, are names in it
-    worker.load(sys.argv[1], sys.argv[3:])
+    rest = sys.argv[3:]
+    worker.load(sys.argv[1], *((rest[2:], rest[1]) if rest[:1] == ["--texts"] else (rest,)))
     for line in sys.stdin:
         worker.do(json.loads(line))
 

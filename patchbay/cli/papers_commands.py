@@ -146,12 +146,14 @@ def show(paper: str, store: str | None, as_json: bool) -> None:
 
     with opened(store) as held:
         found = views.one(held, paper)
-        likes = views.liked(held, found)
+        likes, judged = views.liked(held, found), held.verdicts(found["key"] or "-").get(found["key"], [])
     entry = catalogue.paper(found["key"]) if found["key"] else None
     if as_json:
-        screen.emit({**found, **(entry or {}), "likes_by_day": likes})
+        screen.emit({**found, **(entry or {}), "likes_by_day": likes, "verdicts": judged})
     else:
         screen.say(*papers_shown.paper_lines(found, entry))
+        for one in judged:
+            screen.say(f"checked on {one['model']} ({one['weights']}), {one['at'][:10]}: {one['verdict']}")
 
 
 @of_papers(
@@ -188,6 +190,16 @@ def mark(names: tuple[str, ...], off: bool, store: str | None, as_json: bool) ->
     )
 
 
+def _kept(store: str | None, key: str, model: str, loaded: Any, outcome: Any) -> None:
+    """The verdict beside the paper, where there is a store to keep it."""
+    from patchbay.papers.feed.opened import usual_path
+
+    if store is not None or usual_path().exists():
+        lines = [f"{outcome.verdict}: {outcome.first.text}", *(line.strip() for line in outcome.told())]
+        with opened(store) as held:
+            held.judged(key, model, str(loaded.fingerprint)[:16], outcome.verdict, "\n".join(lines))
+
+
 @of_papers(
     "run",
     click.Argument(["key"], metavar="KEY"),
@@ -205,6 +217,7 @@ def run(key: str, model: str | None, seed: int, store: str | None, as_json: bool
     loaded = load_model(model, given, quiet=as_json)
     with screen.working(f"checking {key} on {model}", quiet=as_json):
         outcome = claims.check(key, loaded, seed=seed)
+    _kept(store, key, model, loaded, outcome)
     screen.emit(outcome.to_json()) if as_json else screen.say(*papers_shown.claim_lines(outcome))
     if outcome.verdict != "confirmed":
         raise SystemExit(1)

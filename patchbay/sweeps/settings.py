@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -22,6 +22,8 @@ class Settings:
     memory: int = 2_000_000_000
     executor: str = "local"
     workers: int = 2
+    partial: Callable[[Sequence[Any], Any, str], None] | None = None
+    pieces: int = 1
 
 
 AFTER = 2.0  # seconds: what is done sooner shows no progress
@@ -54,7 +56,9 @@ SETTINGS: ContextVar[Settings] = ContextVar("sweep settings", default=Settings()
 @contextmanager
 def using(**given: Any) -> Iterator[None]:
     """Within the block, how every sweep is run that is not told otherwise, also those inside methods: `progress(done, total)`,
-    `announce(estimate)` before each, `folder` (each sweep in a folder of its own below it), `memory`, `executor`, `workers`.
+    `announce(estimate)` before each, `folder` (each sweep in a folder of its own below it), `memory`, `executor`, `workers`;
+    `partial(entries, effects, unit)` after each batch: the mean effect of each entry so far [edit], NaN of those that have not run;
+    `pieces`: batches that a sweep is split into at least, where it has as many entries.
     """
     token = SETTINGS.set(replace(SETTINGS.get(), **given))
     try:

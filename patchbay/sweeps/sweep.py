@@ -127,6 +127,7 @@ class Sweep:
             raise PatchbayError(f"precision {precision!r}; possible are {', '.join(PRECISIONS)}")
         self.model, self.task, self.precision, self.on = model, task, precision, on
         self.memory = SETTINGS.get().memory if memory is None else memory
+        self.pieces = SETTINGS.get().pieces
         if not isinstance(edits, Iterable):
             raise PatchbayError(f"a sweep takes a list of edits, knobs and lists of them, got {type(edits).__name__}")
         self.cells_edits = [tuple(flat_edits([entry], model=model)) for entry in edits]
@@ -187,6 +188,7 @@ class Sweep:
                 f"memory={self.memory:,} bytes cannot hold one cell: working space takes {work:,}, the largest cell "
                 f"{max(each):,} ({len(ids)} prompts of {ids.shape[1]} tokens)"
             )
+        room = min(room, max(max(each, default=0), sum(each) // self.pieces)) if self.pieces > 1 else room
         out: list[list[Cell]] = [[]] if cells else []
         held = 0
         for cell, size in zip(cells, each, strict=True):
@@ -252,16 +254,24 @@ class Sweep:
         kept = Kept(folder, self.digest()) if folder is not None else None
         values = torch.full((len(self.cells_edits), len(self.prompts)), float("nan"))
         base = torch.full((len(self.prompts),), float("nan"))
+        ended = torch.zeros_like(values, dtype=torch.bool)
         done, total = 0, len(self.cells_edits) * len(self.groups)
         for number, group in enumerate(self.groups):
             ready = self.ready(number)
             base[group] = ready.base_values
             values[:, group] = ready.base_values  # of cells that do nothing to these prompts
+            idle = torch.ones(len(values), dtype=torch.bool)
+            idle[[cell.index for batch in ready.batches for cell in batch]] = False
+            ended[:, group] = idle[:, None]
             done += len(self.cells_edits) - sum(map(len, ready.batches))
             for place, block in self._blocks(number, kept, executor, workers):
                 cells = torch.tensor([cell.index for cell in ready.batches[place]])
                 values[cells[:, None], torch.tensor(group)[None, :]] = block
+                ended[cells[:, None], torch.tensor(group)[None, :]] = True
                 done += len(cells)
+                if usual.partial is not None:
+                    so_far = torch.where(ended, values - base, torch.nan).nanmean(1)
+                    usual.partial(self.cells_edits, so_far, self.scorer.unit)
                 progress(done, total)
             if ready.base.refusal is not None:
                 self.notes.add(f"whole runs, batched: {ready.base.refusal}")
@@ -372,6 +382,7 @@ class Sweep:
         digest.update(
             json.dumps(
                 [self.model.fingerprint, self.scorer.identity(), self.memory, self.precision, self.on, versions()]
+                + ([self.pieces] if self.pieces > 1 else [])
             ).encode()
         )
         return digest.hexdigest()

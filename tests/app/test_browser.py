@@ -298,9 +298,14 @@ def test_a_sweep_survives_a_reload_is_seen_in_two_tabs_and_is_cancelled(page: An
     other = context.new_page()
     other.goto(f"{site.base}#/runs")
     other.wait_for_selector(".state.running")
+    for tab in (page, other):  # what it has found so far, while it runs
+        tab.wait_for_selector(".run .so-far canvas")
+    assert page.locator(".state.running").count() > 0
+    assert "cells of the map so far" in page.inner_text(".so-far .note")
     other.click("button >> text=Cancel")
     for tab in (page, other):
         tab.wait_for_selector(".state.cancelled")
+        assert tab.locator(".run .so-far canvas").count() == 1, "what was found stays"
     other.close()
     assert not (site.folder / "sweep").exists()
 
@@ -386,6 +391,11 @@ def test_papers_are_searched_as_one_types_and_a_claim_is_checked(page: Any, site
     page.click("button >> text=Check the claim")
     page.wait_for_selector(".run .state.done")
     assert page.inner_text(".run .note").startswith("confirmed")
+    page.wait_for_selector(".verdict >> text=confirmed on tiny")
+    page.reload()
+    page.wait_for_selector(".verdict >> text=confirmed on tiny")
+    page.click(".verdict summary")
+    assert "untrained, seed" in page.inner_text(".verdict .said")
     page.click("button >> text=Mark")
     page.wait_for_selector("button >> text=Take the mark away")
 

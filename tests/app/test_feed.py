@@ -108,3 +108,14 @@ def test_what_cannot_be_asked_is_refused_by_name(asked: dict[str, str], said: st
         ask(papers, feed.listed, asked)
     with pytest.raises(PatchbayError, match="no paper 'nothing'"):
         ask(papers, feed.one, "nothing")
+
+
+def test_a_verdict_is_kept_and_shown_on_its_paper(papers: Papers) -> None:
+    assert ask(papers, feed.one, "olsson2022")["verdicts"] == []
+    papers.judge("olsson2022", "tiny", "aa", "confirmed", "confirmed: as the paper says")
+    (one,) = ask(papers, feed.one, "olsson2022")["verdicts"]
+    assert (one["model"], one["weights"], one["verdict"], one["told"]) == ("tiny", "aa", "confirmed", "confirmed: as the paper says")  # fmt: skip
+    listed = ask(papers, feed.listed, {"words": "induction"})["papers"]
+    assert {paper["name"]: paper["verdict"] for paper in listed}["olsson2022"] == "confirmed on tiny"
+    assert {paper["verdict"] for paper in listed if paper["name"] != "olsson2022"} == {""}
+    assert ask(papers, feed.one, "2501.00001")["verdicts"] == []

@@ -48,7 +48,9 @@ for line in sys.stdin:
         os.makedirs(job["keep"], exist_ok=True)
         if "fall" in words: os._exit(4)
         if "fail" in words: say(id=job["id"], event="failed", message="the method says why"); continue
+        if job["room"] == "papers": say(id=job["id"], event="done", result=None, message="confirmed: so", verdict="confirmed", weights="aa"); continue
         say(id=job["id"], event="estimate", estimate="9 rows")
+        say(id=job["id"], event="partial", map=None if "large" in words else {"values": [[1.0, None]]})
         for i in range(300 if "long" in words else 2):
             say(id=job["id"], event="progress", done=i + 1, total=300); time.sleep(0.01)
         busy = False
@@ -248,3 +250,29 @@ def test_a_claim_is_queued_as_its_command_says(served: Callable[..., Any]) -> No
             runs.check("nothing")
 
     served("model", what)
+
+
+def test_what_a_sweep_has_found_so_far_stays_with_a_run_that_was_stopped(served: Callable[..., Any]) -> None:
+    async def what(runs: Runs) -> None:
+        first, large = begin(runs, "long"), begin(runs, "large")
+        await until(runs, lambda: first.done > 2)
+        assert (runs.run(first.id).partial, first.told()["drawn"]) == ({"values": [[1.0, None]]}, 1)
+        assert "partial" not in first.told(), "tabs ask for it"
+        runs.cancel(first.id)
+        await until(runs, lambda: large.state == "done")
+        assert (first.state, first.partial) == ("cancelled", {"values": [[1.0, None]]})
+        assert (large.partial, large.drawn) == (None, 0)
+
+    served("tiny", what)
+
+
+def test_a_verdict_is_handed_on_with_its_model(served: Callable[..., Any]) -> None:
+    heard: list[tuple[str, ...]] = []
+
+    async def what(runs: Runs) -> None:
+        runs.judged = lambda *found: heard.append(found)
+        run = runs.check("olsson2022")
+        await until(runs, lambda: run.state == "done")
+        assert heard == [("olsson2022", "tiny", "aa", "confirmed", "confirmed: so")]
+
+    served("tiny", what)

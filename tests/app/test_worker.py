@@ -14,6 +14,7 @@ import torch
 import patchbay as pb
 from patchbay.app.worker import Worker
 from patchbay.cli import options
+from tests.tolerance import close
 
 
 @pytest.fixture
@@ -52,6 +53,11 @@ def test_a_sweep_says_what_it_will_cost_and_how_far_it_is(worker: Any, trained: 
     far = [(line["done"], line["total"]) for line in told if line["event"] == "progress"]
     assert far[-1][0] == far[-1][1] > 0
     assert list((tmp_path / "kept").rglob("batch-*")), "finished batches are kept"
+    maps = [line["map"] for line in told if line["event"] == "partial"]
+    assert maps[-1]["axes"] == ("layer", "place")
+    assert all(value is not None for row in maps[-1]["values"] for value in row), "in the end the map is whole"
+    gap = pb.load_result(tmp_path / "out")["effect"]
+    close(torch.tensor(maps[-1]["values"]), gap)
 
 
 def test_a_knob_is_saved_as_a_knob(worker: Any, tmp_path: Path) -> None:
@@ -131,3 +137,37 @@ def test_a_model_is_loaded_with_its_dictionaries(tmp_path: Path) -> None:
     assert list(made.model.dictionaries) == [(1, "features")]
     made.load("tiny", [str(tmp_path / "none")])
     assert told[-1]["event"] == "failed to load"
+
+
+def test_a_claims_verdict_is_told_with_the_weights_that_it_is_of(worker: Any, trained: pb.Model, tmp_path: Path) -> None:
+    made, told = worker
+    made.do(job(tmp_path, "papers", "olsson2022"))
+    assert told[-1]["event"] == "done", told[-1]
+    assert told[-1]["verdict"] == told[-1]["message"].partition(":")[0] == "confirmed"
+    assert told[-1]["weights"] == trained.fingerprint[:16]
+
+
+def test_dictionaries_are_proved_on_texts_where_there_are_some_and_say_so_where_there_are_none(
+    worker: Any, tmp_path: Path
+) -> None:
+    made, told = worker
+    rows = torch.eye(128)
+    pb.Dictionary(torch.cat([rows, -rows], 1), torch.cat([rows, -rows]), torch.zeros(256), torch.zeros(128), layer=1, reads="resid_out").save(tmp_path / "whole")  # fmt: skip
+    pb.Dictionary(rows[:8].T, rows[:8], torch.zeros(8), torch.zeros(128), layer=1, reads="resid_out").save(tmp_path / "little")  # fmt: skip
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The capital of Lolavia is Grerum.\n\nEmma asked Kate about the violin.\n")
+    made.load("tiny", [str(tmp_path / "whole")], str(texts))
+    assert told[-1] == {"event": "ready"}
+    (notes,) = [one.notes for one in made.model.dictionaries.values()]
+    assert any(note.startswith("FVU") and "2 texts" in note for note in notes), notes
+    made.load("tiny", [str(tmp_path / "little")], str(texts))
+    assert told[-1]["event"] == "failed to load"
+    assert "of the variance" in told[-1]["message"]
+    made.load("tiny", [str(tmp_path / "little")])
+    assert told[-1] == {"event": "ready"}
+    (notes,) = [one.notes for one in made.model.dictionaries.values()]
+    assert any(note.startswith("not proved on text") for note in notes), notes
+    for content, said in ((b"\xff\xfe", "cannot be read"), (b"\n", "no texts")):
+        texts.write_bytes(content)
+        made.load("tiny", [str(tmp_path / "whole")], str(texts))
+        assert said in told[-1]["message"]

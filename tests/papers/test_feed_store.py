@@ -145,3 +145,30 @@ def test_the_catalogue_stands_beside_its_papers_and_follows_its_changes() -> Non
             new=1
         )  # first seen in a source
         assert views.one(store, "Only in the catalogue")["added"] > before
+
+
+def test_verdicts_are_kept_by_model_and_the_last_one_stands(tmp_path: Path) -> None:
+    file = tmp_path / "a.sqlite"
+    with Store(file) as store:
+        store.judged("olsson2022", "tiny", "aa", "inconclusive", "first")
+        store.judged("olsson2022", "tiny", "bb", "confirmed", "then")
+        store.judged("olsson2022", "gpt2", "cc", "not confirmed", "there")
+    with Store(file) as store:
+        found = store.verdicts("olsson2022")["olsson2022"]
+        assert {(one["model"], one["weights"], one["verdict"], one["told"]) for one in found} == {
+            ("tiny", "bb", "confirmed", "then"),
+            ("gpt2", "cc", "not confirmed", "there"),
+        }
+        assert store.verdicts("other2022") == {}
+        assert list(store.verdicts()) == ["olsson2022"]
+
+
+def test_a_store_of_the_first_version_is_upgraded_with_all_that_is_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "a.sqlite"
+    with Store(file) as store:
+        store.add([paper(1, likes=3)], "a", "7")
+        store.db.execute("DROP TABLE verdicts")
+        store.db.execute("PRAGMA user_version = 1")
+    with Store(file) as store:
+        assert (views.count(store), store.place("a"), store.verdicts()) == (1, "7", {})
+        store.judged("olsson2022", "tiny", "aa", "confirmed", "told")

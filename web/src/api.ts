@@ -17,6 +17,16 @@ export interface Run {
   command: string;
   given: Record<string, unknown>;
   result: string | null;
+  drawn: number; // states of its sweep's map so far
+}
+
+/** What a sweep has found so far; null where a cell has not run. */
+export interface Partial {
+  rows: string[];
+  columns: string[];
+  axes: [string, string];
+  unit: string;
+  values: (number | null)[][];
 }
 
 export interface ModelState {
@@ -115,6 +125,7 @@ export interface Paper {
   model: string;
   marked: boolean;
   heat: number | null;
+  verdict?: string; // of the last check of its claim
 }
 
 export interface Papers {
@@ -136,6 +147,7 @@ export interface WholePaper extends Paper {
   claim: string;
   measured: string;
   command: string;
+  verdicts: { model: string; weights: string; verdict: string; told: string; at: string }[];
   likes_by_day: { day: string; likes: number | null; comments: number | null }[];
   similar: Paper[];
 }

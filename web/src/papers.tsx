@@ -117,6 +117,7 @@ function PaperCard({ paper }: { paper: Paper }) {
         <h2><a href={`#/paper/${encodeURIComponent(paper.name)}`}><Marked text={paper.marked_title ?? paper.title} /></a></h2>
         <p class="paper-line">
           <span class={`state ${paper.state === "works" ? "done" : paper.state === "partly" ? "running" : ""}`}>{SAID[paper.state] ?? paper.state}</span>
+          {paper.verdict && <span class={`state ${verdictLook(paper.verdict)}`}>{paper.verdict}</span>}
           {paper.marked && <span class="state">marked</span>}
           <span>{[by(paper), paper.published ?? paper.year, paper.kind].filter(Boolean).join(" · ")}</span>
         </p>
@@ -127,6 +128,10 @@ function PaperCard({ paper }: { paper: Paper }) {
   );
 }
 
+function verdictLook(verdict: string): string {
+  return verdict.startsWith("confirmed") ? "done" : verdict.startsWith("not confirmed") ? "failed" : "";
+}
+
 function Methods({ methods }: { methods: string[] }) {
   if (!methods.length) return null;
   return <ul class="chips">{methods.map((name) => <li>{/^(find|prove|turn|decode|train|measure)\./.test(name) ? <a href={`#/${name.replace(".", "/")}`}>{name}</a> : <span>{name}</span>}</li>)}</ul>;
@@ -134,7 +139,8 @@ function Methods({ methods }: { methods: string[] }) {
 
 export function PaperPage({ name, state }: { name: string; state: State | null }) {
   const [changed, setChanged] = useState(0);
-  const { got, failed } = useGet<WholePaper>(`/api/paper?name=${encodeURIComponent(name)}`, changed);
+  const checked = (state?.runs ?? []).filter((one) => one.room === "papers" && one.state === "done").length;
+  const { got, failed } = useGet<WholePaper>(`/api/paper?name=${encodeURIComponent(name)}`, `${changed} ${checked}`);
   const [refused, setRefused] = useState("");
   if (failed) return <Failed message={failed}><p><a href="#/papers">All papers</a></p></Failed>;
   if (!got) return <div class="waiting" aria-busy="true">Reading the paper …</div>;
@@ -165,6 +171,13 @@ export function PaperPage({ name, state }: { name: string; state: State | null }
             {got.measured && <><dt>Measured{got.model ? ` on ${got.model}` : ""}</dt><dd>{got.measured}</dd></>}
           </dl>
         )}
+        {got.verdicts.map((one) => (
+          <details class="verdict">
+            <summary><span class={`state ${verdictLook(one.verdict)}`}>{one.verdict}</span> on {one.model}, <span class="num">{one.at.slice(0, 10)}</span></summary>
+            <p class="said">{one.told}</p>
+            <p class="note">Weights <code>{one.weights}</code></p>
+          </details>
+        ))}
         {got.claim && (
           <div class="form-foot">
             <button type="button" class="primary" disabled={state?.model.state !== "ready" || going} onClick={check}>Check the claim{state?.model.source ? ` on ${state.model.source}` : ""}</button>

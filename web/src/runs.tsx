@@ -1,7 +1,9 @@
 // What runs, waits, and has ended since the server started: how far it is, and how it is stopped.
 
-import { address, post, type Run } from "./api";
+import { useMemo } from "preact/hooks";
+import { address, post, useGet, type Partial, type Run } from "./api";
 import { methodName } from "./data";
+import { Heat } from "./heat";
 import { Copy, Empty } from "./parts";
 import { PageHead } from "./results";
 
@@ -28,6 +30,7 @@ export function RunCard({ run }: { run: Run }) {
       </div>
       {["running", "stopping"].includes(run.state) && <Progress run={run} />}
       {run.message && <p class={run.state === "failed" ? "failed" : "note"} role={run.state === "failed" ? "alert" : undefined}>{run.message}</p>}
+      {run.drawn > 0 && run.state !== "done" && <SoFar run={run} />}
       <details>
         <summary>The call</summary>
         <div class="call"><pre tabIndex={0}><code>{run.command}</code></pre><Copy text={() => run.command} /></div>
@@ -60,6 +63,20 @@ function Progress({ run }: { run: Run }) {
         {left !== null && left > 1 ? `, about ${seconds(left)} left` : ""}
         {run.estimate ? ` · ${run.estimate}` : ""}
       </span>
+    </div>
+  );
+}
+
+/** The map of the sweep at hand, filling as its batches end; of a run that was stopped, what it had found. */
+function SoFar({ run }: { run: Run }) {
+  const { got } = useGet<Partial | null>(`/api/partial?id=${run.id}`, run.drawn);
+  const values = useMemo(() => Float64Array.from((got?.values ?? []).flat(), (value) => value ?? NaN), [got]);
+  if (!got) return null;
+  const ended = values.reduce((n, value) => n + (Number.isNaN(value) ? 0 : 1), 0);
+  return (
+    <div class="so-far">
+      <p class="note num">{ended === values.length ? "the sweep, whole" : `${ended.toLocaleString("en")} of ${values.length.toLocaleString("en")} cells of the map so far`}: mean effect, {got.unit}</p>
+      <Heat values={values} rows={got.rows} columns={got.columns} axes={got.axes} unit={got.unit} label={`What the sweep of ${methodName(run.method)} has found so far`} upward />
     </div>
   );
 }

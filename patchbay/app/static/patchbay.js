@@ -2580,7 +2580,7 @@ function Dn({ query: e, changed: t }) {
 			a: i,
 			b: a
 		});
-		n.set(e, t), Dr(`compare?${n}`);
+		n.set(e, t), kr(`compare?${n}`);
 	}, u = (e, t, n) => /* @__PURE__ */ Y("label", {
 		class: "pick",
 		children: [/* @__PURE__ */ Y("span", { children: n }), /* @__PURE__ */ Y("select", {
@@ -2765,7 +2765,7 @@ function jn({ part: e, query: t, state: n }) {
 				class: "pick",
 				children: [/* @__PURE__ */ Y("span", { children: "dictionary" }), /* @__PURE__ */ Y("select", {
 					value: f.place,
-					onChange: (e) => Dr(`features?place=${e.currentTarget.value}`),
+					onChange: (e) => kr(`features?place=${e.currentTarget.value}`),
 					children: i.dictionaries.map((e) => /* @__PURE__ */ Y("option", {
 						value: e.place,
 						children: [
@@ -2828,7 +2828,7 @@ function Mn(e) {
 	return e.split("\n").filter((e) => e.trim()).slice(0, 64);
 }
 function Nn({ place: e, n: t }) {
-	let [n, r] = L(""), i = () => /^\d+$/.test(n) && Number(n) < t && Dr(`features/${e}.F${n}`);
+	let [n, r] = L(""), i = () => /^\d+$/.test(n) && Number(n) < t && kr(`features/${e}.F${n}`);
 	return /* @__PURE__ */ Y("span", {
 		class: "jump",
 		children: [
@@ -3160,7 +3160,7 @@ function Bn({ knob: e, value: t, turn: n }) {
 						/* @__PURE__ */ Y("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => Dr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
+							onClick: () => kr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
 							children: "Dose-response"
 						})
 					]
@@ -3356,7 +3356,7 @@ function qn({ run: e }) {
 					}),
 					/* @__PURE__ */ Y("span", {
 						class: "num run-time",
-						children: e.seconds > 0 ? Zn(e.seconds) : ""
+						children: e.seconds > 0 ? Qn(e.seconds) : ""
 					})
 				]
 			}),
@@ -3366,6 +3366,7 @@ function qn({ run: e }) {
 				role: e.state === "failed" ? "alert" : void 0,
 				children: e.message
 			}),
+			e.drawn > 0 && e.state !== "done" && /* @__PURE__ */ Y(Xn, { run: e }),
 			/* @__PURE__ */ Y("details", { children: [/* @__PURE__ */ Y("summary", { children: "The call" }), /* @__PURE__ */ Y("div", {
 				class: "call",
 				children: [/* @__PURE__ */ Y("pre", {
@@ -3406,35 +3407,59 @@ function Jn({ run: e, waiting: t }) {
 			Gn[e.state],
 			e.total ? `, ${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")}` : "",
 			t ? `; ${t} more wait` : ""
-		] }), /* @__PURE__ */ Y(Xn, { run: e })]
+		] }), /* @__PURE__ */ Y(Zn, { run: e })]
 	});
 }
 function Yn({ run: e }) {
 	let t = e.done > 0 && e.total > e.done ? e.seconds * (e.total - e.done) / e.done : null;
 	return /* @__PURE__ */ Y("div", {
 		class: "progress",
-		children: [/* @__PURE__ */ Y(Xn, { run: e }), /* @__PURE__ */ Y("span", {
+		children: [/* @__PURE__ */ Y(Zn, { run: e }), /* @__PURE__ */ Y("span", {
 			class: "note num",
 			children: [
 				e.total ? `${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")} cells` : "working",
-				t !== null && t > 1 ? `, about ${Zn(t)} left` : "",
+				t !== null && t > 1 ? `, about ${Qn(t)} left` : "",
 				e.estimate ? ` · ${e.estimate}` : ""
 			]
 		})]
 	});
 }
 function Xn({ run: e }) {
+	let { got: t } = J(`/api/partial?id=${e.id}`, e.drawn), n = B(() => Float64Array.from((t?.values ?? []).flat(), (e) => e ?? NaN), [t]);
+	if (!t) return null;
+	let r = n.reduce((e, t) => e + +!Number.isNaN(t), 0);
+	return /* @__PURE__ */ Y("div", {
+		class: "so-far",
+		children: [/* @__PURE__ */ Y("p", {
+			class: "note num",
+			children: [
+				r === n.length ? "the sweep, whole" : `${r.toLocaleString("en")} of ${n.length.toLocaleString("en")} cells of the map so far`,
+				": mean effect, ",
+				t.unit
+			]
+		}), /* @__PURE__ */ Y(yt, {
+			values: n,
+			rows: t.rows,
+			columns: t.columns,
+			axes: t.axes,
+			unit: t.unit,
+			label: `What the sweep of ${G(e.method)} has found so far`,
+			upward: !0
+		})]
+	});
+}
+function Zn({ run: e }) {
 	return e.total ? /* @__PURE__ */ Y("progress", {
 		value: e.done,
 		max: e.total,
 		"aria-label": `${G(e.method)}: ${Math.round(100 * e.done / e.total)} %`
 	}) : /* @__PURE__ */ Y("progress", { "aria-label": `${G(e.method)}: working` });
 }
-function Zn(e) {
+function Qn(e) {
 	return e < 60 ? `${e < 10 ? e.toFixed(1) : Math.round(e)} s` : `${Math.floor(e / 60)} min ${Math.round(e % 60)} s`;
 }
 // src/method.tsx
-function Qn({ room: e }) {
+function $n({ room: e }) {
 	let [t, n] = L(""), r = t.toLowerCase().split(/\s+/).filter(Boolean), i = e.methods.filter((e) => r.every((t) => `${e.name.replace(/_/g, " ")} ${e.doc}`.toLowerCase().includes(t)));
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
@@ -3462,7 +3487,7 @@ function Qn({ room: e }) {
 		})
 	] });
 }
-function $n({ room: e, name: t, state: n, about: r, query: i }) {
+function er({ room: e, name: t, state: n, about: r, query: i }) {
 	let { got: a, failed: o } = J(`/api/method?room=${e}&name=${t}`), s = `patchbay-form-${e}-${t}`, [c, l] = L({}), [u, d] = L(""), [f, p] = L(""), [m, h] = L(!1), [g, _] = L(null);
 	R(() => {
 		let e = i.get("given") ?? sessionStorage.getItem(s);
@@ -3508,7 +3533,7 @@ function $n({ room: e, name: t, state: n, about: r, query: i }) {
 			" …"
 		]
 	});
-	let x = n?.runs.find((e) => e.id === g) ?? er(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
+	let x = n?.runs.find((e) => e.id === g) ?? tr(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
 	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, {
 		title: G(t),
 		lead: a.head.replace(/`/g, ""),
@@ -3522,7 +3547,7 @@ function $n({ room: e, name: t, state: n, about: r, query: i }) {
 			class: "panel form",
 			onSubmit: b,
 			children: [
-				C.map((e) => /* @__PURE__ */ Y(tr, {
+				C.map((e) => /* @__PURE__ */ Y(nr, {
 					field: e,
 					value: c[e.name],
 					tasks: r.tasks,
@@ -3534,7 +3559,7 @@ function $n({ room: e, name: t, state: n, about: r, query: i }) {
 						w.length,
 						" option",
 						w.length === 1 ? "" : "s"
-					] }), w.map((e) => /* @__PURE__ */ Y(tr, {
+					] }), w.map((e) => /* @__PURE__ */ Y(nr, {
 						field: e,
 						value: c[e.name],
 						tasks: r.tasks,
@@ -3590,10 +3615,10 @@ function $n({ room: e, name: t, state: n, about: r, query: i }) {
 		})]
 	})] });
 }
-function er(e, t, n) {
+function tr(e, t, n) {
 	return [...e?.runs ?? []].reverse().find((e) => e.room === t && e.method === n);
 }
-function tr({ field: e, value: t, tasks: n, change: r }) {
+function nr({ field: e, value: t, tasks: n, change: r }) {
 	let i = `field-${e.name}`, a = `${i}-word`, o = typeof t == "string" ? t : "", s = (t) => r(e.name, t.currentTarget.value), c = e.name === "task" ? "tasks" : void 0;
 	return e.kind === "flag" ? /* @__PURE__ */ Y("div", {
 		class: "field flag",
@@ -3663,7 +3688,7 @@ function tr({ field: e, value: t, tasks: n, change: r }) {
 	});
 }
 // src/model.tsx
-function nr({ part: e, state: t }) {
+function rr({ part: e, state: t }) {
 	let n = t?.model.state, r = J(n === "ready" ? "/api/model" : null);
 	if (n === "none") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Z, {
 		title: "No model is open",
@@ -3686,16 +3711,16 @@ function nr({ part: e, state: t }) {
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
 			title: i.source,
-			lead: `${i.family} · ${or(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
+			lead: `${i.family} · ${sr(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
 		}),
 		/* @__PURE__ */ Y(X, {
 			title: "Patch bay",
-			aside: /* @__PURE__ */ Y(rr, { check: i.check }),
+			aside: /* @__PURE__ */ Y(ir, { check: i.check }),
 			children: [/* @__PURE__ */ Y("div", {
 				class: "bay",
 				role: "list",
 				"aria-label": "Layers, the last on top",
-				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ Y(ir, {
+				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ Y(ar, {
 					layer: t,
 					chosen: e
 				}))
@@ -3704,10 +3729,10 @@ function nr({ part: e, state: t }) {
 				children: ["Choose a jack to see its ports, and what it reads and writes in tokens. ", i.carried.join("; ")]
 			})]
 		}),
-		e && /* @__PURE__ */ Y(ar, { part: e })
+		e && /* @__PURE__ */ Y(or, { part: e })
 	] });
 }
-function rr({ check: e }) {
+function ir({ check: e }) {
 	return /* @__PURE__ */ Y("span", {
 		class: e.passed ? "good" : "bad",
 		children: [
@@ -3721,7 +3746,7 @@ function rr({ check: e }) {
 		]
 	});
 }
-function ir({ layer: e, chosen: t }) {
+function ar({ layer: e, chosen: t }) {
 	let n = `L${e.layer}`, r = (e, n, r) => /* @__PURE__ */ Y("a", {
 		class: `jack ${r}`,
 		href: `#/model/${e}`,
@@ -3746,7 +3771,7 @@ function ir({ layer: e, chosen: t }) {
 		})]
 	});
 }
-function ar({ part: e }) {
+function or({ part: e }) {
 	let { got: t, failed: n, busy: r } = J(`/api/part?part=${encodeURIComponent(e)}`);
 	return /* @__PURE__ */ Y(X, {
 		title: t?.title ?? e,
@@ -3770,17 +3795,17 @@ function ar({ part: e }) {
 		]
 	});
 }
-function or(e) {
+function sr(e) {
 	return e >= 1e9 ? `${(e / 1e9).toFixed(1)} billion` : e >= 1e6 ? `${(e / 1e6).toFixed(1)} million` : e.toLocaleString("en");
 }
 // src/papers.tsx
-var sr = [
+var cr = [
 	["trending", "Trending"],
 	["day", "Day"],
 	["week", "Week"],
 	["month", "Month"],
 	["all", "All"]
-], cr = [
+], lr = [
 	["", "any state"],
 	["runs here", "runs here"],
 	["works", "works"],
@@ -3788,7 +3813,7 @@ var sr = [
 	["unmeasured", "not measured"],
 	["not yet", "not yet"],
 	["not a system", "not a system"]
-], lr = {
+], ur = {
 	works: "runs here",
 	partly: "runs in part",
 	unmeasured: "runs, not measured",
@@ -3796,17 +3821,17 @@ var sr = [
 	"not a system": "nothing to run",
 	"": "not in the catalogue"
 };
-function ur(e, t) {
+function dr(e, t) {
 	let [n, r] = L(e);
 	return R(() => {
 		let n = window.setTimeout(() => r(e), t);
 		return () => clearTimeout(n);
 	}, [e]), n;
 }
-function dr({ query: e }) {
-	let [t, n] = L(e.get("words") ?? ""), [r, i] = L(60), a = ur(t, 90), o = z(null), s = (t, n) => {
+function fr({ query: e }) {
+	let [t, n] = L(e.get("words") ?? ""), [r, i] = L(60), a = dr(t, 90), o = z(null), s = (t, n) => {
 		let r = new URLSearchParams(e);
-		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), Dr(`papers${r.size ? `?${r}` : ""}`);
+		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), kr(`papers${r.size ? `?${r}` : ""}`);
 	};
 	R(() => {
 		if (a !== (e.get("words") ?? "")) {
@@ -3845,13 +3870,13 @@ function dr({ query: e }) {
 						}
 					})]
 				}),
-				/* @__PURE__ */ Y(fr, {
+				/* @__PURE__ */ Y(pr, {
 					label: "State",
 					value: e.get("state") ?? "",
-					options: cr,
+					options: lr,
 					change: (e) => s("state", e)
 				}),
-				/* @__PURE__ */ Y(fr, {
+				/* @__PURE__ */ Y(pr, {
 					label: "Kind",
 					value: e.get("kind") ?? "",
 					options: [["", "any kind"], ...(d?.kinds ?? []).map((e) => [e, e])],
@@ -3872,7 +3897,7 @@ function dr({ query: e }) {
 			role: "group",
 			"aria-label": "Which papers",
 			children: [
-				sr.map(([e, t]) => /* @__PURE__ */ Y("button", {
+				cr.map(([e, t]) => /* @__PURE__ */ Y("button", {
 					type: "button",
 					"aria-pressed": f === e && !a.trim(),
 					onClick: () => {
@@ -3915,7 +3940,7 @@ function dr({ query: e }) {
 			"aria-busy": "true",
 			children: "Opening the store of papers …"
 		}),
-		d && !d.papers.length && /* @__PURE__ */ Y(pr, {
+		d && !d.papers.length && /* @__PURE__ */ Y(mr, {
 			shown: d,
 			words: a.trim(),
 			dated: f !== "all"
@@ -3923,7 +3948,7 @@ function dr({ query: e }) {
 		/* @__PURE__ */ Y("ul", {
 			class: "papers",
 			"aria-label": "Papers",
-			children: d?.papers.map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(gr, { paper: e }) }, e.name))
+			children: d?.papers.map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(_r, { paper: e }) }, e.name))
 		}),
 		d && d.more > 0 && /* @__PURE__ */ Y("button", {
 			type: "button",
@@ -3933,7 +3958,7 @@ function dr({ query: e }) {
 		})
 	] });
 }
-function fr({ label: e, value: t, options: n, change: r }) {
+function pr({ label: e, value: t, options: n, change: r }) {
 	return /* @__PURE__ */ Y("label", {
 		class: "pick",
 		children: [/* @__PURE__ */ Y("span", {
@@ -3950,7 +3975,7 @@ function fr({ label: e, value: t, options: n, change: r }) {
 		})]
 	});
 }
-function pr({ shown: e, words: t, dated: n }) {
+function mr({ shown: e, words: t, dated: n }) {
 	return n && !t && !e.dated ? /* @__PURE__ */ Y(Z, {
 		title: "No feed has been read yet",
 		children: /* @__PURE__ */ Y("p", { children: [
@@ -3976,14 +4001,14 @@ function pr({ shown: e, words: t, dated: n }) {
 		] })
 	});
 }
-function mr({ text: e }) {
+function hr({ text: e }) {
 	return /* @__PURE__ */ Y(y, { children: e.split(/\x02([^\x03]*)\x03/).map((e, t) => t % 2 ? /* @__PURE__ */ Y("mark", { children: e }) : e) });
 }
-function hr(e) {
+function gr(e) {
 	let t = e.authors.slice(0, 3).join(", "), n = Math.max(e.n_authors ?? 0, e.authors.length);
 	return t ? n > 3 ? `${t} and ${n - 3} more` : t : e.organization || (n ? `${n} author${n === 1 ? "" : "s"}` : "");
 }
-function gr({ paper: e }) {
+function _r({ paper: e }) {
 	return /* @__PURE__ */ Y("article", {
 		class: "paper",
 		children: [/* @__PURE__ */ Y("div", {
@@ -3998,21 +4023,25 @@ function gr({ paper: e }) {
 			children: [
 				/* @__PURE__ */ Y("h2", { children: /* @__PURE__ */ Y("a", {
 					href: `#/paper/${encodeURIComponent(e.name)}`,
-					children: /* @__PURE__ */ Y(mr, { text: e.marked_title ?? e.title })
+					children: /* @__PURE__ */ Y(hr, { text: e.marked_title ?? e.title })
 				}) }),
 				/* @__PURE__ */ Y("p", {
 					class: "paper-line",
 					children: [
 						/* @__PURE__ */ Y("span", {
 							class: `state ${e.state === "works" ? "done" : e.state === "partly" ? "running" : ""}`,
-							children: lr[e.state] ?? e.state
+							children: ur[e.state] ?? e.state
+						}),
+						e.verdict && /* @__PURE__ */ Y("span", {
+							class: `state ${vr(e.verdict)}`,
+							children: e.verdict
 						}),
 						e.marked && /* @__PURE__ */ Y("span", {
 							class: "state",
 							children: "marked"
 						}),
 						/* @__PURE__ */ Y("span", { children: [
-							hr(e),
+							gr(e),
 							e.published ?? e.year,
 							e.kind
 						].filter(Boolean).join(" · ") })
@@ -4020,14 +4049,17 @@ function gr({ paper: e }) {
 				}),
 				e.snippet && /* @__PURE__ */ Y("p", {
 					class: "snippet",
-					children: /* @__PURE__ */ Y(mr, { text: e.snippet })
+					children: /* @__PURE__ */ Y(hr, { text: e.snippet })
 				}),
-				/* @__PURE__ */ Y(_r, { methods: e.methods })
+				/* @__PURE__ */ Y(yr, { methods: e.methods })
 			]
 		})]
 	});
 }
-function _r({ methods: e }) {
+function vr(e) {
+	return e.startsWith("confirmed") ? "done" : e.startsWith("not confirmed") ? "failed" : "";
+}
+function yr({ methods: e }) {
 	return e.length ? /* @__PURE__ */ Y("ul", {
 		class: "chips",
 		children: e.map((e) => /* @__PURE__ */ Y("li", { children: /^(find|prove|turn|decode|train|measure)\./.test(e) ? /* @__PURE__ */ Y("a", {
@@ -4036,107 +4068,133 @@ function _r({ methods: e }) {
 		}) : /* @__PURE__ */ Y("span", { children: e }) }))
 	}) : null;
 }
-function vr({ name: e, state: t }) {
-	let [n, r] = L(0), { got: i, failed: a } = J(`/api/paper?name=${encodeURIComponent(e)}`, n), [o, s] = L("");
-	if (a) return /* @__PURE__ */ Y(Q, {
-		message: a,
+function br({ name: e, state: t }) {
+	let [n, r] = L(0), i = (t?.runs ?? []).filter((e) => e.room === "papers" && e.state === "done").length, { got: a, failed: o } = J(`/api/paper?name=${encodeURIComponent(e)}`, `${n} ${i}`), [s, c] = L("");
+	if (o) return /* @__PURE__ */ Y(Q, {
+		message: o,
 		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
 			href: "#/papers",
 			children: "All papers"
 		}) })
 	});
-	if (!i) return /* @__PURE__ */ Y("div", {
+	if (!a) return /* @__PURE__ */ Y("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: "Reading the paper …"
 	});
-	let c = [...t?.runs ?? []].reverse().find((e) => e.room === "papers" && e.method === i.key), l = c && [
+	let l = [...t?.runs ?? []].reverse().find((e) => e.room === "papers" && e.method === a.key), u = l && [
 		"queued",
 		"running",
 		"stopping"
-	].includes(c.state), u = () => Ue("/api/papers/check", { key: i.key }).then(() => s(""), (e) => s(e.message)), d = () => Ue("/api/papers/mark", {
+	].includes(l.state), d = () => Ue("/api/papers/check", { key: a.key }).then(() => c(""), (e) => c(e.message)), f = () => Ue("/api/papers/mark", {
 		name: e,
-		marked: +!i.marked
-	}).then(() => r(n + 1), (e) => s(e.message)), f = i.likes_by_day.filter((e) => e.likes !== null);
+		marked: +!a.marked
+	}).then(() => r(n + 1), (e) => c(e.message)), p = a.likes_by_day.filter((e) => e.likes !== null);
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, {
-			title: i.title,
+			title: a.title,
 			back: {
 				to: "#/papers",
 				text: "Papers"
 			},
-			lead: [i.authors.length ? i.authors.slice(0, 12).join(", ") + (i.authors.length > 12 ? ` and ${i.authors.length - 12} more` : "") : hr(i), i.published ?? i.year].filter(Boolean).join(" · "),
+			lead: [a.authors.length ? a.authors.slice(0, 12).join(", ") + (a.authors.length > 12 ? ` and ${a.authors.length - 12} more` : "") : gr(a), a.published ?? a.year].filter(Boolean).join(" · "),
 			children: /* @__PURE__ */ Y("div", {
 				class: "exports",
 				children: [
-					i.address && /* @__PURE__ */ Y("a", {
-						href: i.address,
+					a.address && /* @__PURE__ */ Y("a", {
+						href: a.address,
 						target: "_blank",
 						rel: "noreferrer",
-						children: ["arXiv ", i.arxiv]
+						children: ["arXiv ", a.arxiv]
 					}),
-					/^https:\/\//.test(i.code) && /* @__PURE__ */ Y("a", {
-						href: i.code,
+					/^https:\/\//.test(a.code) && /* @__PURE__ */ Y("a", {
+						href: a.code,
 						target: "_blank",
 						rel: "noreferrer",
 						children: "Code"
 					}),
-					i.likes !== null && /* @__PURE__ */ Y("span", {
+					a.likes !== null && /* @__PURE__ */ Y("span", {
 						class: "num",
-						children: [i.likes, " likes"]
+						children: [a.likes, " likes"]
 					}),
 					/* @__PURE__ */ Y("button", {
 						type: "button",
 						class: "quiet",
-						"aria-pressed": i.marked,
-						onClick: d,
-						children: i.marked ? "Take the mark away" : "Mark"
+						"aria-pressed": a.marked,
+						onClick: f,
+						children: a.marked ? "Take the mark away" : "Mark"
 					})
 				]
 			})
 		}),
-		o && /* @__PURE__ */ Y(Q, { message: o }),
+		s && /* @__PURE__ */ Y(Q, { message: s }),
 		/* @__PURE__ */ Y(X, {
 			title: "What of it runs here",
 			aside: /* @__PURE__ */ Y("span", {
-				class: `state ${i.state === "works" ? "done" : i.state === "partly" ? "running" : ""}`,
-				children: lr[i.state] ?? i.state
+				class: `state ${a.state === "works" ? "done" : a.state === "partly" ? "running" : ""}`,
+				children: ur[a.state] ?? a.state
 			}),
 			children: [
-				i.does && /* @__PURE__ */ Y("p", { children: [i.does, "."] }),
-				i.headline && /* @__PURE__ */ Y("p", {
+				a.does && /* @__PURE__ */ Y("p", { children: [a.does, "."] }),
+				a.headline && /* @__PURE__ */ Y("p", {
 					class: "note",
-					children: i.headline
+					children: a.headline
 				}),
-				/* @__PURE__ */ Y(_r, { methods: i.methods }),
-				!i.key && /* @__PURE__ */ Y("p", {
+				/* @__PURE__ */ Y(yr, { methods: a.methods }),
+				!a.key && /* @__PURE__ */ Y("p", {
 					class: "note",
 					children: [
 						"The catalogue has no entry for it. In a checkout, ",
 						/* @__PURE__ */ Y("code", { children: [
 							"patchbay papers add ",
-							i.arxiv ?? "TITLE",
+							a.arxiv ?? "TITLE",
 							" --name METHOD"
 						] }),
 						" begins one."
 					]
 				}),
-				i.claim && /* @__PURE__ */ Y("dl", {
+				a.claim && /* @__PURE__ */ Y("dl", {
 					class: "claim",
 					children: [
 						/* @__PURE__ */ Y("dt", { children: "Claim" }),
-						/* @__PURE__ */ Y("dd", { children: i.claim }),
-						i.measured && /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("dt", { children: ["Measured", i.model ? ` on ${i.model}` : ""] }), /* @__PURE__ */ Y("dd", { children: i.measured })] })
+						/* @__PURE__ */ Y("dd", { children: a.claim }),
+						a.measured && /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("dt", { children: ["Measured", a.model ? ` on ${a.model}` : ""] }), /* @__PURE__ */ Y("dd", { children: a.measured })] })
 					]
 				}),
-				i.claim && /* @__PURE__ */ Y("div", {
+				a.verdicts.map((e) => /* @__PURE__ */ Y("details", {
+					class: "verdict",
+					children: [
+						/* @__PURE__ */ Y("summary", { children: [
+							/* @__PURE__ */ Y("span", {
+								class: `state ${vr(e.verdict)}`,
+								children: e.verdict
+							}),
+							" on ",
+							e.model,
+							", ",
+							/* @__PURE__ */ Y("span", {
+								class: "num",
+								children: e.at.slice(0, 10)
+							})
+						] }),
+						/* @__PURE__ */ Y("p", {
+							class: "said",
+							children: e.told
+						}),
+						/* @__PURE__ */ Y("p", {
+							class: "note",
+							children: ["Weights ", /* @__PURE__ */ Y("code", { children: e.weights })]
+						})
+					]
+				})),
+				a.claim && /* @__PURE__ */ Y("div", {
 					class: "form-foot",
 					children: [
 						/* @__PURE__ */ Y("button", {
 							type: "button",
 							class: "primary",
-							disabled: t?.model.state !== "ready" || l,
-							onClick: u,
+							disabled: t?.model.state !== "ready" || u,
+							onClick: d,
 							children: ["Check the claim", t?.model.source ? ` on ${t.model.source}` : ""]
 						}),
 						t?.model.state === "none" && /* @__PURE__ */ Y("span", {
@@ -4147,40 +4205,40 @@ function vr({ name: e, state: t }) {
 								" to check it."
 							]
 						}),
-						i.command && /* @__PURE__ */ Y("span", {
+						a.command && /* @__PURE__ */ Y("span", {
 							class: "note",
 							children: [
-								/* @__PURE__ */ Y("code", { children: i.command }),
+								/* @__PURE__ */ Y("code", { children: a.command }),
 								" ",
-								/* @__PURE__ */ Y($e, { text: () => i.command })
+								/* @__PURE__ */ Y($e, { text: () => a.command })
 							]
 						})
 					]
 				}),
-				c && /* @__PURE__ */ Y(qn, { run: c })
+				l && /* @__PURE__ */ Y(qn, { run: l })
 			]
 		}),
-		i.abstract && /* @__PURE__ */ Y(X, {
+		a.abstract && /* @__PURE__ */ Y(X, {
 			title: "Abstract",
 			children: /* @__PURE__ */ Y("p", {
 				class: "abstract",
-				children: i.abstract
+				children: a.abstract
 			})
 		}),
-		f.length > 1 && /* @__PURE__ */ Y(X, {
+		p.length > 1 && /* @__PURE__ */ Y(X, {
 			title: "Likes",
 			children: /* @__PURE__ */ Y(ft, {
-				x: f.map((e) => Date.parse(e.day) / 864e5 - Date.parse(f[0].day) / 864e5),
+				x: p.map((e) => Date.parse(e.day) / 864e5 - Date.parse(p[0].day) / 864e5),
 				lines: [{
 					name: "likes",
-					y: f.map((e) => e.likes)
+					y: p.map((e) => e.likes)
 				}],
-				axis: `days since ${f[0].day}`,
+				axis: `days since ${p[0].day}`,
 				unit: "likes",
 				label: "Likes by day"
 			})
 		}),
-		i.similar.length > 0 && /* @__PURE__ */ Y(X, {
+		a.similar.length > 0 && /* @__PURE__ */ Y(X, {
 			title: "Papers like it",
 			aside: /* @__PURE__ */ Y("span", {
 				class: "note",
@@ -4188,7 +4246,7 @@ function vr({ name: e, state: t }) {
 			}),
 			children: /* @__PURE__ */ Y("ul", {
 				class: "near",
-				children: i.similar.map((e) => /* @__PURE__ */ Y("li", { children: [
+				children: a.similar.map((e) => /* @__PURE__ */ Y("li", { children: [
 					/* @__PURE__ */ Y("a", {
 						href: `#/paper/${encodeURIComponent(e.name)}`,
 						children: e.title
@@ -4198,7 +4256,7 @@ function vr({ name: e, state: t }) {
 						class: "note",
 						children: [
 							e.year,
-							lr[e.state] ?? e.state,
+							ur[e.state] ?? e.state,
 							e.heat ? U(e.heat) : ""
 						].filter(Boolean).join(" · ")
 					})
@@ -4208,15 +4266,15 @@ function vr({ name: e, state: t }) {
 	] });
 }
 // src/prompt.tsx
-var yr = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
-function br({ query: e, state: t }) {
+var xr = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function Sr({ query: e, state: t }) {
 	let n = e.get("text") ?? "", [r, i] = L(n), a = t?.model.state, { got: o, failed: s, busy: c } = q(a === "ready" && n ? {
 		what: "prompt",
 		text: n
 	} : null);
 	R(() => i(n), [n]);
 	let l = (e) => {
-		e.preventDefault(), r && Dr(`prompt?${new URLSearchParams({ text: r })}`);
+		e.preventDefault(), r && kr(`prompt?${new URLSearchParams({ text: r })}`);
 	};
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y($, { title: "Prompt" }),
@@ -4251,7 +4309,7 @@ function br({ query: e, state: t }) {
 						!r && /* @__PURE__ */ Y("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => i(yr),
+							onClick: () => i(xr),
 							children: "An example"
 						}),
 						/* @__PURE__ */ Y("span", {
@@ -4279,13 +4337,13 @@ function br({ query: e, state: t }) {
 			"aria-busy": "true",
 			children: a === "loading" ? "The model is loading …" : t?.runs.some((e) => e.state === "running") ? "Waiting for the run to end …" : "The model is reading …"
 		}),
-		o && n && /* @__PURE__ */ Y(xr, {
+		o && n && /* @__PURE__ */ Y(Cr, {
 			got: o,
 			text: n
 		})
 	] });
 }
-function xr({ got: e, text: t }) {
+function Cr({ got: e, text: t }) {
 	let n = e.tokens, r = H(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
 	return /* @__PURE__ */ Y(y, { children: [
 		/* @__PURE__ */ Y(X, {
@@ -4350,17 +4408,17 @@ function xr({ got: e, text: t }) {
 				children: e.lens_message
 			})
 		}),
-		/* @__PURE__ */ Y(Sr, {
+		/* @__PURE__ */ Y(wr, {
 			text: t,
 			n: n.length
 		}),
-		e.heads.some(Boolean) && /* @__PURE__ */ Y(wr, {
+		e.heads.some(Boolean) && /* @__PURE__ */ Y(Er, {
 			text: t,
 			heads: e.heads
 		})
 	] });
 }
-function Sr({ text: e, n: t }) {
+function wr({ text: e, n: t }) {
 	let [n, r] = L(""), [i, a] = L("");
 	return R(() => a(""), [e]), /* @__PURE__ */ Y(X, {
 		title: "Patch from another prompt",
@@ -4397,14 +4455,14 @@ function Sr({ text: e, n: t }) {
 					})]
 				})
 			]
-		}), i && /* @__PURE__ */ Y(Cr, {
+		}), i && /* @__PURE__ */ Y(Tr, {
 			text: e,
 			other: i,
 			n: t
 		}, `${e}\n${i}`)]
 	});
 }
-function Cr({ text: e, other: t, n }) {
+function Tr({ text: e, other: t, n }) {
 	let [r, i] = L([]), { got: a, failed: o } = q({
 		what: "patching",
 		text: e,
@@ -4472,7 +4530,7 @@ function Cr({ text: e, other: t, n }) {
 		}))
 	] });
 }
-function wr({ text: e, heads: t }) {
+function Er({ text: e, heads: t }) {
 	let [n, r] = L(t.findIndex(Boolean)), [i, a] = L(0), o = q({
 		what: "heads",
 		text: e,
@@ -4509,7 +4567,7 @@ function wr({ text: e, heads: t }) {
 					"aria-pressed": e.head === i,
 					onClick: () => a(e.head),
 					children: [
-						/* @__PURE__ */ Y(Tr, {
+						/* @__PURE__ */ Y(Dr, {
 							side: o.got?.side ?? 1,
 							data: e.data
 						}),
@@ -4538,7 +4596,7 @@ function wr({ text: e, heads: t }) {
 		]
 	});
 }
-function Tr({ side: e, data: t }) {
+function Dr({ side: e, data: t }) {
 	let n = z(null);
 	return R(() => {
 		let r = n.current?.getContext("2d");
@@ -4558,17 +4616,17 @@ function Tr({ side: e, data: t }) {
 	});
 }
 // src/app.tsx
-function Er() {
+function Or() {
 	let [e, t] = location.hash.replace(/^#\/?/, "").split("?");
 	return {
 		path: (e ?? "").split("/").filter(Boolean).map(decodeURIComponent),
 		query: new URLSearchParams(t ?? "")
 	};
 }
-function Dr(e) {
+function kr(e) {
 	location.hash = `#/${e}`;
 }
-var Or = {
+var Ar = {
 	find: "Find",
 	prove: "Prove",
 	turn: "Turn",
@@ -4576,11 +4634,11 @@ var Or = {
 	train: "Train",
 	measure: "Measure"
 };
-function kr() {
-	let [e, t] = L(Er), { state: n, lost: r } = qe(), i = J("/api/about");
+function jr() {
+	let [e, t] = L(Or), { state: n, lost: r } = qe(), i = J("/api/about");
 	R(() => {
 		let e = () => {
-			t(Er()), document.getElementById("main")?.scrollIntoView({ block: "start" });
+			t(Or()), document.getElementById("main")?.scrollIntoView({ block: "start" });
 		};
 		return addEventListener("hashchange", e), () => removeEventListener("hashchange", e);
 	}, []);
@@ -4588,7 +4646,7 @@ function kr() {
 	R(() => {
 		document.title = [...e.path.slice(0, 2).reverse().map(decodeURIComponent), "Patchbay"].join(" · ");
 	}, [e]);
-	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Or), s = n?.runs.filter((e) => [
+	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Ar), s = n?.runs.filter((e) => [
 		"queued",
 		"running",
 		"stopping"
@@ -4617,7 +4675,7 @@ function kr() {
 					/* @__PURE__ */ Y("a", {
 						class: "brand",
 						href: "#/",
-						children: [/* @__PURE__ */ Y(Nr, {}), " Patchbay"]
+						children: [/* @__PURE__ */ Y(Fr, {}), " Patchbay"]
 					}),
 					/* @__PURE__ */ Y("nav", {
 						"aria-label": "Pages",
@@ -4627,15 +4685,15 @@ function kr() {
 							c("model", "Model"),
 							c("features", "Features"),
 							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
-							o.map((e) => c(e, Or[e] ?? e)),
+							o.map((e) => c(e, Ar[e] ?? e)),
 							c("knobs", "Knobs"),
 							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
 							c("results", "Results"),
 							c("runs", "Runs", s.length ? String(s.length) : void 0)
 						]
 					}),
-					/* @__PURE__ */ Y(jr, { state: n }),
-					/* @__PURE__ */ Y(Mr, {})
+					/* @__PURE__ */ Y(Nr, { state: n }),
+					/* @__PURE__ */ Y(Pr, {})
 				]
 			}),
 			/* @__PURE__ */ Y("div", {
@@ -4657,7 +4715,7 @@ function kr() {
 					/* @__PURE__ */ Y("main", {
 						id: "main",
 						tabIndex: -1,
-						children: i.failed ? /* @__PURE__ */ Y(Q, { message: i.failed }) : /* @__PURE__ */ Y(Ar, {
+						children: i.failed ? /* @__PURE__ */ Y(Q, { message: i.failed }) : /* @__PURE__ */ Y(Mr, {
 							place: e,
 							state: n,
 							about: i.got
@@ -4668,7 +4726,7 @@ function kr() {
 		]
 	});
 }
-function Ar({ place: e, state: t, about: n }) {
+function Mr({ place: e, state: t, about: n }) {
 	let [r = "papers", ...i] = e.path, a = n?.rooms.find((e) => e.name === r);
 	return r === "results" ? i.length ? /* @__PURE__ */ Y(En, {
 		name: i.join("/"),
@@ -4676,7 +4734,7 @@ function Ar({ place: e, state: t, about: n }) {
 	}) : /* @__PURE__ */ Y(Tn, {
 		changed: t?.results ?? 0,
 		folder: n?.folder ?? ""
-	}) : r === "papers" ? /* @__PURE__ */ Y(dr, { query: e.query }) : r === "paper" ? /* @__PURE__ */ Y(vr, {
+	}) : r === "papers" ? /* @__PURE__ */ Y(fr, { query: e.query }) : r === "paper" ? /* @__PURE__ */ Y(br, {
 		name: i.join("/"),
 		state: t
 	}) : r === "compare" ? /* @__PURE__ */ Y(Dn, {
@@ -4689,19 +4747,19 @@ function Ar({ place: e, state: t, about: n }) {
 		part: i.join("/"),
 		query: e.query,
 		state: t
-	}) : r === "model" ? /* @__PURE__ */ Y(nr, {
+	}) : r === "model" ? /* @__PURE__ */ Y(rr, {
 		part: i.join("/"),
 		state: t
-	}) : r === "prompt" ? /* @__PURE__ */ Y(br, {
+	}) : r === "prompt" ? /* @__PURE__ */ Y(Sr, {
 		query: e.query,
 		state: t
-	}) : r === "runs" ? /* @__PURE__ */ Y(Kn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ Y($n, {
+	}) : r === "runs" ? /* @__PURE__ */ Y(Kn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ Y(er, {
 		room: a.name,
 		name: i[0],
 		state: t,
 		about: n,
 		query: e.query
-	}) : /* @__PURE__ */ Y(Qn, { room: a }) : n ? /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "No such page" }), /* @__PURE__ */ Y(Q, {
+	}) : /* @__PURE__ */ Y($n, { room: a }) : n ? /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "No such page" }), /* @__PURE__ */ Y(Q, {
 		message: `There is no page ${e.path.join("/")}.`,
 		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
 			href: "#/results",
@@ -4713,7 +4771,7 @@ function Ar({ place: e, state: t, about: n }) {
 		children: "Opening …"
 	});
 }
-function jr({ state: e }) {
+function Nr({ state: e }) {
 	let t = e?.model;
 	if (!t) return /* @__PURE__ */ Y("p", {
 		class: "model-line",
@@ -4738,7 +4796,7 @@ function jr({ state: e }) {
 		]
 	});
 }
-function Mr() {
+function Pr() {
 	let [e, t] = L(localStorage.getItem("patchbay-theme") ?? "system");
 	return R(() => {
 		e === "system" ? delete document.documentElement.dataset.theme : document.documentElement.dataset.theme = e, localStorage.setItem("patchbay-theme", e);
@@ -4764,7 +4822,7 @@ function Mr() {
 		})]
 	});
 }
-function Nr() {
+function Fr() {
 	return /* @__PURE__ */ Y("svg", {
 		class: "mark",
 		viewBox: "0 0 32 32",
@@ -4797,7 +4855,7 @@ function Nr() {
 	});
 }
 // src/saved.tsx
-function Pr({ doc: e, bare: t }) {
+function Ir({ doc: e, bare: t }) {
 	return /* @__PURE__ */ Y("div", {
 		class: t ? "alone bare" : "alone",
 		children: [
@@ -4820,8 +4878,8 @@ function Pr({ doc: e, bare: t }) {
 	});
 }
 // src/main.tsx
-function Fr({ model: e, el: t }) {
-	let n = () => N(/* @__PURE__ */ Y(Pr, {
+function Lr({ model: e, el: t }) {
+	let n = () => N(/* @__PURE__ */ Y(Ir, {
 		doc: JSON.parse(String(e.get("document"))),
 		bare: !0
 	}), t);
@@ -4834,10 +4892,10 @@ function Fr({ model: e, el: t }) {
 		r.disconnect(), e.off("change:document", n), N(null, t);
 	};
 }
-var Ir = document.getElementById("patchbay-page");
-if (Ir) {
+var Rr = document.getElementById("patchbay-page");
+if (Rr) {
 	let e = document.getElementById("patchbay-data");
-	N(e ? /* @__PURE__ */ Y(Pr, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ Y(kr, {}), Ir);
+	N(e ? /* @__PURE__ */ Y(Ir, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ Y(jr, {}), Rr);
 }
-var Lr = { render: Fr };
-export { Lr as default };
+var zr = { render: Lr };
+export { zr as default };

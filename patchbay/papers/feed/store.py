@@ -58,6 +58,11 @@ VERSIONS = (
         INSERT INTO words(rowid, {WORDS}) VALUES (new.id, {", ".join(f"new.{name}" for name in WORDS.split(", "))});
     END;
     """,
+    """
+    CREATE TABLE verdicts(
+        key TEXT NOT NULL, model TEXT NOT NULL, weights TEXT NOT NULL, verdict TEXT NOT NULL, told TEXT NOT NULL, at TEXT NOT NULL,
+        PRIMARY KEY (key, model));
+    """,
 )
 
 
@@ -219,6 +224,19 @@ class Store:
                 self.db.execute("INSERT OR IGNORE INTO marks VALUES (?, ?)", (paper, now()))
             else:
                 self.db.execute("DELETE FROM marks WHERE paper = ?", (paper,))
+
+    def judged(self, key: str, model: str, weights: str, verdict: str, told: str) -> None:
+        """Keep what the check of a claim gave on a model (its source, and the fingerprint of its weights); the last one stands."""
+        with self.writing():
+            self.db.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)", (key, model, weights, verdict, told, now()))  # fmt: skip
+
+    def verdicts(self, key: str | None = None) -> dict[str, list[dict[str, Any]]]:
+        """Verdicts by the paper's key, of each the newest first; of one paper, or of all."""
+        rows = self.db.execute(f"SELECT * FROM verdicts {'WHERE key = ?' if key else ''} ORDER BY at DESC, model", (key,) if key else ())  # fmt: skip
+        found: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            found.setdefault(row["key"], []).append(dict(row))
+        return found
 
     def catalogue(self, entries: Iterable[Mapping[str, Any]], place: str) -> None:
         """Put the catalogue's entries beside their papers, by title; those without a listing get a row. `place` names their state:
