@@ -105,7 +105,11 @@ def listed(store: Store, asked: Mapping[str, str]) -> dict[str, Any]:
         {str(entry["kind"]) for entry in catalogue.papers() if entry.get("kind")}
     )  # a listing has none of its own
     (of, dated), judged = store.totals(), store.verdicts()
-    made |= {"papers": [_short(paper) | _said(judged, paper) for paper in found[:n]], "more": max(0, len(found) - n), "of": of}
+    made |= {
+        "papers": [_short(paper) | _said(judged, paper) for paper in found[:n]],
+        "more": max(0, len(found) - n),
+        "of": of,
+    }
     return made | {"kinds": kinds, "dated": dated, "kept": str(store.path) if store.path else None}
 
 

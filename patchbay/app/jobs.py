@@ -10,7 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OPEN = ("queued", "running", "stopping")  # states of a run that has not ended
-TOLD = ("id", "room", "method", "name", "state", "done", "total", "estimate", "message", "command", "given", "result", "drawn")
+TOLD = (
+    "id",
+    "room",
+    "method",
+    "name",
+    "state",
+    "done",
+    "total",
+    "estimate",
+    "message",
+    "command",
+    "given",
+    "result",
+    "drawn",
+)
 
 
 @dataclass

@@ -38,7 +38,9 @@ def serve(
     if dictionaries and model is None:
         raise PatchbayError("a dictionary is of a model: patchbay ui MODEL --dictionary FOLDER")
     if texts is not None and not (dictionaries and Path(texts).is_file()):
-        raise PatchbayError(f"texts prove dictionaries: a file with one text a line, beside --dictionary FOLDER; got {texts!r}")
+        raise PatchbayError(
+            f"texts prove dictionaries: a file with one text a line, beside --dictionary FOLDER; got {texts!r}"
+        )
     results, keys = _folder(folder), Keys()
     with bound(listen, port, unsafe=unsafe) as listening:
         runs = Runs(_named(model), results, [str(_named(folder)) for folder in dictionaries], _named(texts))

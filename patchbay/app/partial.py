@@ -25,7 +25,11 @@ def partial_map(entries: Sequence[Sequence[Any]], effects: Sequence[float], unit
     values: list[list[float | None]] = [[None] * len(columns) for _ in rows]
     for (row, column), effect in zip(cells, effects, strict=True):
         values[rows.index(row)][columns.index(column)] = None if effect != effect else float(effect)
-    axes = ("sweep", "entry") if rows == [(None, None)] else ("layer" if all(i is None for _, i in rows) else "part", _axis(entries, cells))
+    axes = (
+        ("sweep", "entry")
+        if rows == [(None, None)]
+        else ("layer" if all(i is None for _, i in rows) else "part", _axis(entries, cells))
+    )
     return {"rows": [_named(entries, cells, row) for row in rows], "columns": _labels(entries, cells, columns), "axes": axes, "unit": unit, "values": values}  # fmt: skip
 
 

@@ -12,7 +12,11 @@ from patchbay.late import late
 @click.argument("model", required=False, shell_complete=complete.models)
 @click.option("--results", default="results", show_default=True, metavar="FOLDER", help="Where Results are read and saved; made where there is none.")  # fmt: skip
 @click.option("--dictionary", "dictionaries", multiple=True, metavar="FOLDER", help="A sparse dictionary of the model, for its features; may be given again.")  # fmt: skip
-@click.option("--texts", metavar="FILE", help="Texts, one a line, that each --dictionary has to rebuild: without, the page says that they are not proved.")
+@click.option(
+    "--texts",
+    metavar="FILE",
+    help="Texts, one a line, that each --dictionary has to rebuild: without, the page says that they are not proved.",
+)
 @click.option("--store", metavar="FILE", help="The store of papers (default: this user's).")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on; without, a free one.")
 @click.option("--no-browser", is_flag=True, help="Print the address, and open nothing.")

@@ -14,6 +14,7 @@ import torch
 import patchbay as pb
 from patchbay.app.feed import Papers
 from patchbay.app.folder import Results
+from patchbay.app.jobs import Run
 from patchbay.app.pages import application
 from patchbay.app.runs import Runs
 from patchbay.errors import PatchbayError
@@ -218,6 +219,19 @@ def test_a_knob_is_kept_at_another_strength_under_a_free_name(tmp_path: Path) ->
                  {"name": "off.knob", "strength": True, "saved": ""}, {"name": "off.knob", "strength": 1, "saved": ".hidden"}):  # fmt: skip
         assert ask(app, "/api/knob", body=body)[0] == 400, body
     assert {path.name for path in tmp_path.iterdir()} == {"off.knob", "off-2.knob", "result"}
+
+
+def test_the_map_of_a_run_is_null_where_there_is_none_and_a_run_that_is_not_is_said(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    runs = Runs(None, Results(tmp_path / "results"))
+    site = Guard(application(runs.results, runs), Keys(BEARER))
+    run = Run("find", "logit_lens", {}, [], "x", "patchbay find logit-lens")
+    runs.runs[run.id] = run
+    assert ask(site, "/api/partial", id=run.id)[::2] == (200, b"null")
+    run.partial = {"values": [[1.0, None]]}
+    assert json.loads(ask(site, "/api/partial", id=run.id)[2]) == {"values": [[1.0, None]]}
+    status, _, said = ask(site, "/api/partial", id="none")
+    assert (status, "no such run" in said.decode()) == (400, True)
 
 
 def test_a_look_is_answered_in_lines_where_it_is_told_in_pieces(tmp_path: Path) -> None:

@@ -139,7 +139,9 @@ def test_a_model_is_loaded_with_its_dictionaries(tmp_path: Path) -> None:
     assert told[-1]["event"] == "failed to load"
 
 
-def test_a_claims_verdict_is_told_with_the_weights_that_it_is_of(worker: Any, trained: pb.Model, tmp_path: Path) -> None:
+def test_a_claims_verdict_is_told_with_the_weights_that_it_is_of(
+    worker: Any, trained: pb.Model, tmp_path: Path
+) -> None:
     made, told = worker
     made.do(job(tmp_path, "papers", "olsson2022"))
     assert told[-1]["event"] == "done", told[-1]
