@@ -202,9 +202,19 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
     *story_options(None, "Any model that `show` takes; without it `tiny`, or the small network that the story trains."),
     click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
     click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
+    click.Option(["--folder"], metavar="DIR", help="Where what is trained is kept; a call that was cut off goes on there."),
+    click.Option(["--dry-run"], is_flag=True, help="Train nothing, and say what it would cost."),
 )
 def run_story(
-    story: str | None, model: str | None, report: str | None, n: int | None, seed: int, as_json: bool, **given: Any
+    story: str | None,
+    model: str | None,
+    report: str | None,
+    n: int | None,
+    folder: str | None,
+    dry_run: bool,
+    seed: int,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """What a paper did, end to end, on a model: STORY is demo, talking-heads or one that trains; without one, the stories that there are."""
     from patchbay import stories
@@ -224,8 +234,13 @@ def run_story(
         raise PatchbayError(
             f"{', '.join(asked)} goes with --model: without one, {story} trains a small network of its own"
         )
+    trains = {"folder": folder, "dry_run": dry_run} if stories.trains(story) else {}
+    if not trains and (folder or dry_run):
+        raise PatchbayError(
+            f"--folder and --dry-run are of stories that train; {story} trains nothing, and runs in one piece"
+        )
     lent = load_model(model or "tiny", given, quiet=as_json) if form is None else form()
-    told = tell(lent, seed=seed, report=page, quiet=as_json, n=n)
+    told = tell(lent, seed=seed, report=page, quiet=as_json, n=n, **trains)
     if as_json:
         screen.emit(told)
 

@@ -2,6 +2,7 @@
 
 one-layer-induction   convolve keys, and one layer repeats what it has read; cut one tap, and it does not
 reversal        train on permuted units, and ask for facts the way that was not read
+sinks           train heads of four kinds, and see which rest on the first token, when, and what they do elsewhere
 talking-heads   find the channel that tells the mover what is done with, prove it, turn it, and count what is named
 
 A story finds, proves and turns with the methods of the other folders, says what came of it on prompts that chose nothing, also
@@ -10,6 +11,7 @@ when that is nothing, and writes a page. One file is one story: its function `te
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +27,7 @@ def names() -> list[str]:
 
 
 def story(name: str) -> Callable[..., dict[str, Any]]:
-    """The function that tells a story: (model, *, seed, report, quiet, n) -> its numbers."""
+    """The function that tells a story: (model, *, seed, report, quiet, n) -> its numbers; of one that trains with `folder` and `dry_run`, too."""
     known = names()
     if name.replace("_", "-") not in known:
         raise PatchbayError(f"no story {name!r}; stories are {', '.join(known)}{suggest(name, known)}")
@@ -37,6 +39,11 @@ def own_form(name: str) -> Callable[[], Any] | None:
     """What makes the network that a story trains where none is given; None for stories of models that are trained already."""
     found: Callable[[], Any] | None = getattr(import_module(f"patchbay.stories.{name.replace('-', '_')}"), "form", None)
     return found
+
+
+def trains(name: str) -> bool:
+    """Whether a story trains networks, so that it has a folder to keep them in and an estimate of its cost."""
+    return "folder" in inspect.signature(story(name)).parameters
 
 
 def first_line(name: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,42 +23,59 @@ from patchbay.signal.port import PatchbayError
 from patchbay.train._kept import Kept
 from patchbay.train._paired import paired
 from patchbay.train._plan import Arm
-from patchbay.train._runs import Lab, run_of
+from patchbay.train._runs import PROBED, Lab, Run, cost, run_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEDS = 5
 Step = Callable[["Telling", bool], Section]
+Arms = Mapping[str, tuple[Lab, Arm]]
 
 
 @dataclass
 class Telling:
-    """A story of training so far: the network whose form is trained, its seeds, and what was found."""
+    """A story of training so far: the network whose form is trained, its seeds, where runs lie, and what was found."""
 
     model: Model
     seed: int
     seeds: int
-    folder: Path
+    n: int | None = None
+    folder: Path = Path()
+    kept: Kept | None = None
     found: dict[str, Any] = field(default_factory=dict)
 
-    def opened(self, run: str) -> Model:
-        """The model of a run, as `variant-0`."""
-        return pb.load(self.folder / run)
+    @property
+    def of_seeds(self) -> range:
+        return range(self.seed, self.seed + self.seeds)
+
+    def opened(self, arm: str, seed: int) -> Model:
+        """The network of an arm, as it ended."""
+        return pb.load(self.folder / f"{arm.replace(' ', '-')}-{seed}")
+
+    def trained(self, arms: Arms | Callable[[int], Arms], quiet: bool, what: str = "training") -> dict[str, list[Run]]:
+        """Every arm of every seed, trained or taken from the folder: runs by arm. `arms` may depend on the seed."""
+        assert self.kept is not None
+        found: dict[str, list[Run]] = {}
+        with screen.progress(what, quiet=quiet) as bar:
+            for seed in self.of_seeds:
+                here = arms(seed) if callable(arms) else arms
+                for name, (lab, arm) in here.items():
+                    found.setdefault(name, []).append(run_of(lab, name.replace(" ", "-"), arm, seed, self.kept))
+                    bar(sum(map(len, found.values())), self.seeds * len(here))
+        return found
 
 
-def runs_of(
-    telling: Telling, arms: Mapping[str, tuple[Lab, Arm]], quiet: bool, what: str = "training"
-) -> dict[str, list[Tensor]]:
-    """Train every arm with every seed into the story's folder, as `NAME-SEED`: held-out scores by arm, for each seed [document]."""
-    found: dict[str, list[Tensor]] = {arm: [] for arm in arms}
-    with screen.progress(what, quiet=quiet) as bar:
-        kept = Kept(telling.folder, telling.folder, {"story": what})
-        for seed in range(telling.seed, telling.seed + telling.seeds):
-            for name, (lab, arm) in arms.items():
-                found[name].append(run_of(lab, name.replace(" ", "-"), arm, seed, kept).scores)
-                bar(sum(map(len, found.values())), telling.seeds * len(arms))
-    return found
+@dataclass(frozen=True)
+class Story:
+    """A story of training as data: what it asks, how many tokens its own texts have, what it trains, and its steps."""
+
+    name: str
+    title: str
+    lead: str
+    vocab: int
+    arms: Callable[[Telling], Arms]
+    steps: Sequence[Step]
 
 
 def needs(model: Model, vocab: int, what: str) -> None:
@@ -114,26 +133,77 @@ def dots(values: Mapping[str, Sequence[float]], unit: str) -> Figure:
     return drawn
 
 
+def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], along: str, unit: str) -> Figure:
+    """A line for each arm: (along, values)."""
+    drawn, axis = _axes((5.2, 3.3))
+    for (arm, (at, values)), (colour, dash) in zip(lines.items(), itertools.product((GOOD, BAD, INK), ("-", "--", ":")), strict=False):
+        axis.plot(at, values, dash, color=colour, lw=1.5, label=arm)
+    axis.set_xlabel(along)
+    axis.set_ylabel(unit)
+    axis.legend(frameon=False, fontsize=8)
+    return drawn
+
+
 def tell(
-    telling: Telling, name: str, title: str, lead: str, steps: Sequence[Step], page: Path, quiet: bool
+    story: Story,
+    model: Model,
+    *,
+    seed: int,
+    report: str | Path,
+    quiet: bool,
+    n: int | None,
+    folder: str | None,
+    dry_run: bool,
 ) -> dict[str, Any]:
-    """Run the steps, printing each as it ends; write the page; all numbers."""
-    began, sections = time.perf_counter(), []
+    """Tell a story on networks of this model's form; or with `dry_run` what that would cost. `folder`: where runs are kept, and gone on with."""
+    needs(model, story.vocab, f"the story {story.name}")
+    page = Path(report)
     if page.is_dir():
         raise PatchbayError(f"cannot write the report to {page}: give a file")
-    for step in steps:
+    telling = Telling(model, seed, SEEDS, n)
+    arms = story.arms(telling)
+    if dry_run:
+        return _estimate(telling, arms, quiet)
+    with tempfile.TemporaryDirectory() as nowhere:
+        telling.folder = Path(folder) if folder else Path(nowhere) / "runs"
+        plans = {name: asdict(lab.plan) for name, (lab, _) in arms.items()}
+        request = {"story": story.name, "model": model.fingerprint, "seed": seed, "n": n, "plans": plans}
+        telling.kept = Kept(telling.folder, telling.folder, request)
+        return _told(story, telling, page, quiet)
+
+
+def _estimate(telling: Telling, arms: Arms, quiet: bool) -> dict[str, Any]:
+    """What the story's trainings would cost, from a few steps of each arm; nothing is trained or written."""
+    with screen.working("a few steps of each arm", quiet=quiet):
+        found = {name: cost(lab, arm) for name, (lab, arm) in arms.items()}
+    sums = {key: telling.seeds * sum(one[key] for one in found.values()) for key in ("seconds", "flops", "bytes")}
+    rows = [[name, lab.plan.steps, telling.seeds, telling.seeds * found[name]["seconds"]] for name, (lab, _) in arms.items()]
+    text = [
+        f"Nothing was trained. All trainings: about **{sums['seconds']:.0f} s**, {sums['bytes'] / 1e6:.1f} MB of checkpoints, "
+        f"{sums['flops']:.2g} operations, from the seconds of {PROBED} steps of each arm."
+    ]
+    told = Section("What it would cost", text, [Table(("arm", "steps", "seeds", "seconds"), rows)])
+    if not quiet:
+        screen.say(*screen.sections(told, 1))
+    return {"estimate": sums | {"by_arm": {name: telling.seeds * one["seconds"] for name, one in found.items()}}}
+
+
+def _told(story: Story, telling: Telling, page: Path, quiet: bool) -> dict[str, Any]:
+    """Run the steps, printing each as it ends; write the page; all numbers."""
+    began, sections = time.perf_counter(), list[Section]()
+    for step in story.steps:
         sections.append(step(telling, quiet))
         if not quiet:
             screen.say(*screen.sections(sections[-1], len(sections)))
     seconds = time.perf_counter() - began
     config = telling.model.config
     foot = [
-        f"Made by the command patchbay run {name}, seed {telling.seed}, {telling.seeds} seeds. Networks of the form {config.model_type} "
+        f"Made by the command patchbay run {story.name}, seed {telling.seed}, {telling.seeds} seeds. Networks of the form {config.model_type} "
         f"({sum(p.numel() for p in telling.model.hf.parameters()):,} weights) from weights drawn by seed. "
         f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.",
         "Every number and figure is of this run. Intervals are 95 % bootstraps inside a seed; p is of signs over seeds, two-sided.",
     ]
-    report.write(page, report.page(title, lead, sections, foot=foot))
+    report.write(page, report.page(story.title, story.lead, sections, foot=foot))
     ending = Section(
         "What was written",
         [f"The page is **{page}**. {seconds:.0f} s."],

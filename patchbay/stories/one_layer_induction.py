@@ -11,7 +11,6 @@ What it does not show: that language models of several layers want such a convol
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from patchbay.draw import screen
 from patchbay.draw.report import Section, Table
 from patchbay.model.model import Model
 from patchbay.stories import _lab
-from patchbay.stories._lab import Telling
+from patchbay.stories._lab import Story, Telling
 from patchbay.tiny import lab
 from patchbay.train._plan import Arm, plan_of
 from patchbay.train._runs import Lab
@@ -41,16 +40,25 @@ def form() -> Model:
 
 
 def tell(
-    model: Model, *, seed: int = 0, report: str | Path, quiet: bool = False, n: int | None = None
-) -> dict[str, Any]:
+    model: Model, *, seed: int = 0, report: str | Path, quiet: bool = False, n: int | None = None, folder: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form; `n`: held-out strings. Writes the page, returns the numbers."""
-    _lab.needs(model, VOCAB, "the story of one layer")
-    with tempfile.TemporaryDirectory() as folder:
-        telling = Telling(model, seed, _lab.SEEDS, Path(folder) / "runs", {"n": n or HELD})
-        return _lab.tell(
-            telling, "one-layer-induction", "Induction in one layer", "Can one layer repeat what it has read, and through what?",
-            (_repeating, _looking, _cutting), Path(report), quiet,
-        )  # fmt: skip
+    story = Story("one-layer-induction", "Induction in one layer", "Can one layer repeat what it has read, and through what?", VOCAB, _arms,
+                  (_repeating, _looking, _cutting))  # fmt: skip
+    return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
+
+
+def _arms(telling: Telling) -> _lab.Arms:
+    plan = plan_of({"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True, "length": LENGTH})
+    held = telling.found["held"] = lab.repeats(telling.n or HELD, telling.seed + 1, vocab=VOCAB, length=LENGTH)
+    train = [[text] for text in lab.repeats(STRINGS, telling.seed, vocab=VOCAB, length=LENGTH)]
+    other = [
+        [text] for text in lab.repeats(STRINGS, telling.seed, vocab=VOCAB, length=LENGTH, least=LENGTH, most=LENGTH)
+    ]
+    blocks = json.dumps({"convolution": WIDTH})
+    labs = [Lab(telling.model, list(texts), [[text] for text in held], plan) for texts in (train, train, other)]
+    return dict(zip(ARMS, zip(labs, (Arm(blocks=blocks), Arm(), Arm(blocks=blocks)), strict=True), strict=True))
 
 
 def repeated(model: Model, texts: list[list[int]], most: int = 12) -> Tensor:
@@ -61,17 +69,9 @@ def repeated(model: Model, texts: list[list[int]], most: int = 12) -> Tensor:
 
 
 def _repeating(telling: Telling, quiet: bool) -> Section:
-    plan = plan_of({"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True, "length": LENGTH})
-    held = telling.found["held"] = lab.repeats(telling.found["n"], telling.seed + 1, vocab=VOCAB, length=LENGTH)
-    train = [[text] for text in lab.repeats(STRINGS, telling.seed, vocab=VOCAB, length=LENGTH)]
-    other = [
-        [text] for text in lab.repeats(STRINGS, telling.seed, vocab=VOCAB, length=LENGTH, least=LENGTH, most=LENGTH)
-    ]
-    blocks = json.dumps({"convolution": WIDTH})
-    labs = [Lab(telling.model, list(texts), [[text] for text in held], plan) for texts in (train, train, other)]
-    arms = dict(zip(ARMS, zip(labs, (Arm(blocks=blocks), Arm(), Arm(blocks=blocks)), strict=True), strict=True))
-    _lab.runs_of(telling, arms, quiet)
-    values = {arm: [repeated(opened(telling, arm, i), held) for i in range(telling.seeds)] for arm in ARMS}
+    telling.trained(_arms(telling), quiet)
+    held = telling.found["held"]
+    values = {arm: [repeated(telling.opened(arm, seed), held) for seed in telling.of_seeds] for arm in ARMS}
     told = _lab.arms_section("Repeating what was read", [], values, "share right", "plain", "repeated")
     data = told.data["repeated"]
     means = {arm: sum(row["by_seed"]) / telling.seeds for arm, row in data.items()}
@@ -86,10 +86,6 @@ def _repeating(telling: Telling, quiet: bool) -> Section:
     return told
 
 
-def opened(telling: Telling, arm: str, seed: int) -> Model:
-    return telling.opened(f"{arm.replace(' ', '-')}-{telling.seed + seed}")
-
-
 def looking(model: Model, seed: int) -> dict[str, float]:
     """The highest head by induction and by attention to the token before, with what even attention gives."""
     with screen.working("looking", quiet=True):
@@ -102,7 +98,7 @@ def _looking(telling: Telling, quiet: bool) -> Section:
     rows, found = [], {}
     with screen.working("looking at heads", quiet=quiet):
         for arm in ARMS[:2]:
-            seen = [looking(opened(telling, arm, i), telling.seed + 2) for i in range(telling.seeds)]
+            seen = [looking(telling.opened(arm, seed), telling.seed + 2) for seed in telling.of_seeds]
             found[arm] = {key: sum(one[key] for one in seen) / telling.seeds for key in seen[0]}
             rows.append([arm, *found[arm].values()])
     text = [
@@ -118,9 +114,9 @@ def _cutting(telling: Telling, quiet: bool) -> Section:
     held, ways = telling.found["held"], {"whole": (), "tap 1 cut": (1,), "taps 1 and 2 cut": (1, 2)}
     values: dict[str, list[Tensor]] = {name: [] for name in ways}
     with screen.working("cutting taps", quiet=quiet):
-        for i in range(telling.seeds):
+        for seed in telling.of_seeds:
             for name, taps in ways.items():
-                model = opened(telling, "convolved", i)
+                model = telling.opened("convolved", seed)
                 if taps:
                     convolved.cut(model.hf, taps)
                 values[name].append(repeated(model, held))

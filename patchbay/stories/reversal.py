@@ -12,7 +12,6 @@ What it does not show: that language models of any size fail at this, or that pe
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +24,15 @@ from patchbay.draw.report import Section, Table
 from patchbay.model.model import Model
 from patchbay.signal.port import parse_part
 from patchbay.stories import _lab
-from patchbay.stories._lab import Telling
+from patchbay.stories._lab import Story, Telling
 from patchbay.tiny import lab
+from patchbay.train._objectives.spt import Permuted
+from patchbay.train._plan import Arm, plan_of
+from patchbay.train._runs import Lab
 
 FACTS = 40
 STEPS, RATE, BATCH = 700, 3e-3, 32
-ARMS = {"units permuted": "variant", "next token": "twin", "tokens reversed": "null"}
+ARMS = ("units permuted", "next token", "tokens reversed")
 
 
 def form() -> Model:
@@ -39,38 +41,36 @@ def form() -> Model:
 
 
 def tell(
-    model: Model, *, seed: int = 0, report: str | Path, quiet: bool = False, n: int | None = None
-) -> dict[str, Any]:
+    model: Model, *, seed: int = 0, report: str | Path, quiet: bool = False, n: int | None = None, folder: str | None = None,
+    dry_run: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form; `n`: facts. Writes the page, returns the numbers."""
-    _lab.needs(model, lab.FACT_VOCAB, "the story of reversal")
-    with tempfile.TemporaryDirectory() as folder:
-        telling = Telling(model, seed, _lab.SEEDS, Path(folder) / "runs", {"facts": lab.facts(n or FACTS, seed)})
-        return _lab.tell(
-            telling, "reversal", "Facts the other way round", "Is a fact that was read one way known the other way?",
-            (_training, _asked, _where), Path(report), quiet,
-        )  # fmt: skip
+    story = Story("reversal", "Facts the other way round", "Is a fact that was read one way known the other way?", lab.FACT_VOCAB, _arms,
+                  (_training, _asked, _where))  # fmt: skip
+    return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
+
+
+def _arms(telling: Telling) -> _lab.Arms:
+    known = telling.found["facts"] = lab.facts(telling.n or FACTS, telling.seed)
+    texts = lab.read_one_way(known)
+    plan = plan_of({"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True})
+    shared = Lab(telling.model, list(texts), list(texts), plan)
+    objectives = ("spt", "ntp", Permuted().null or "")
+    return {arm: (shared, Arm(objective)) for arm, objective in zip(ARMS, objectives, strict=True)}
 
 
 def _training(telling: Telling, quiet: bool) -> Section:
     known = telling.found["facts"]
-    texts = lab.read_one_way(known)
-    plan = {"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True, "held": 0.0}
-    with screen.working("training", quiet=quiet):
-        result = pb.train.variant(
-            telling.model, texts, objective="spt", seeds=telling.seeds, folder=str(telling.folder), plan=plan
-        )
-    telling.found["training"] = result
+    runs = telling.trained(_arms(telling), quiet)
     text = [
         f"{len(known)} facts are read one way, {len(known) // 2} of them the other way, too; {len(known) - len(known) // 2} are asked for the "
         f"way that was not read. {telling.seeds} seeds, {STEPS} steps of {BATCH} facts each.",
-        *[f"Arm {note}." for note in result.notes[:3]],
+        "Loss of a fact in the order in which it was read, after training: "
+        + ", ".join(f"{arm} {sum(float(run.scores.mean()) for run in some) / len(some):.3f}" for arm, some in runs.items())
+        + " nats per token.",
     ]
-    last = {
-        name: [row["loss"] for row in result.tables["steps"] if row["arm"] == name and row["step"] == STEPS - 1]
-        for name in ARMS.values()
-    }
-    rows = [[shown, *last[name]] for shown, name in ARMS.items()]
-    columns = ("arm", *[f"seed {i}" for i in range(telling.seeds)])
+    rows = [[arm, *[run.losses[-1] for run in runs[arm]]] for arm in ARMS]
+    columns = ("arm", *[f"seed {seed}" for seed in telling.of_seeds])
     return Section(
         "Training", text, [Table(columns, rows, "loss at the last step, nats per token")], data={"steps": STEPS}
     )
@@ -95,9 +95,9 @@ def _asked(telling: Telling, quiet: bool) -> Section:
     first: dict[str, list[Tensor]] = {arm: [] for arm in ARMS}
     seen: dict[str, float] = {}
     with screen.working("asking", quiet=quiet):
-        for arm, name in ARMS.items():
-            for seed in range(telling.seeds):
-                model = telling.opened(f"{name}-{seed}")
+        for arm in ARMS:
+            for seed in telling.of_seeds:
+                model = telling.opened(arm, seed)
                 right, logp = asked(model, unread)
                 values[arm].append(right)
                 first[arm].append(logp)
@@ -120,7 +120,7 @@ def _asked(telling: Telling, quiet: bool) -> Section:
 
 def _where(telling: Telling, quiet: bool) -> Section:
     """Signals of the permuted model's run in the plain one's, at the facts' other way."""
-    base, tuned = telling.opened("twin-0"), telling.opened("variant-0")
+    base, tuned = (telling.opened(arm, telling.seed) for arm in ("next token", "units permuted"))
     known = telling.found["facts"]
     unread = known[len(known) // 2 :]
     prompts: Any = [b + r for _, r, b in unread]
@@ -132,7 +132,7 @@ def _where(telling: Telling, quiet: bool) -> Section:
         found = pb.prove.cross_model_patching(base, tuned, task, [parse_part(p) for p in parts], draws=1)
     rows = [[str(row["part"]), row["value"], row["p_adjusted"]] for row in found.table()]
     text = [
-        f"Each part's signal of the permuted network of seed 0, copied into the plain one, at all positions: by how much the first token of A "
+        f"Each part's signal of the permuted network of the first seed, copied into the plain one, at all positions: by how much the first token of A "
         f"gains. All together bring {float(found['joint'].mean()):+.2f} of {float(found['gap'].mean()):+.2f} nats.",
         "A late signal carries what earlier weights changed: this says through what the difference passes, not where it lies.",
     ]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from patchbay.train._kept import TOLD, Kept
 from patchbay.train._objectives import objective
 from patchbay.train._objectives._objective import Before, Document, Objective
 from patchbay.train._plan import Arm, Plan, Rows
-from patchbay.train._trainer import memory_named, trained
+from patchbay.train._trainer import Watch, memory_named, trained
 
 PROBED = 3  # steps that an estimate is made of; the first is left out
 TEXTS = 8192  # of a synthetic language; beyond that they are read again
@@ -44,6 +44,7 @@ class Lab:
     parents: dict[Any, dict[str, Tensor]] | None = (
         None  # weights after pre-training, where several runs begin with the same
     )
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Run:
     start: str
     end: str
     folder: str | None
+    seen: list[Any] = field(default_factory=list)  # what the lab watched, by step
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         return {"run": f"{name}-{seed}", "arm": name, "seed": seed, "loss": float(self.scores.mean()), "start": self.start, "end": self.end,
@@ -148,9 +150,8 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
         told = {"arm": spec, "start": model.fingerprint}
         aim.adapt(model)
         place = kept.at_work(called)
-        told["losses"] = trained(
-            model, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, place, keep=kept.folder is not None
-        )
+        rows, keep = Rows(lab.train, arm, lab.plan, seed), kept.folder is not None
+        told["losses"], told["seen"] = trained(model, rows, arm, lab.plan, place, keep=keep, watch=lab.watch)
         aim.leave(model)
         model._fingerprint = None
         told["end"] = model.fingerprint
@@ -158,7 +159,7 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
             write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
         kept.end(called)
     folder = None if kept.folder is None else str(kept.folder / called)
-    found = Run(held_out(model, lab.held, aim), told["losses"], told["start"], told["end"], folder)
+    found = Run(held_out(model, lab.held, aim), told["losses"], told["start"], told["end"], folder, told.get("seen", []))
     kept.made[arm, seed] = found
     return found
 

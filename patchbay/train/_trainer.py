@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,30 @@ CLIP = 1.0  # the norm that gradients are clipped to
 WHOLE = "whole.json"
 
 
-def trained(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep: bool) -> list[float]:
-    """Train the model in place by the plan; the loss of every step. With `keep`, checkpoints go to `place` and a run that is there goes on."""
+Watch = tuple[int, Callable[[Model], Any]]  # every so many steps, what is read of the model as JSON can hold it
+
+
+def trained(
+    model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep: bool, watch: Watch | None = None
+) -> tuple[list[float], list[Any]]:
+    """Train the model in place by the plan; the loss of every step, and what was watched before every so many of them.
+
+    With `keep`, checkpoints go to `place` and a run that is there goes on.
+    """
     hf = model.hf
     if plan.steps == 0:
-        return []
+        return [], []
     last = _last_whole(place) if keep else None
-    losses = [] if last is None else json.loads((last / WHOLE).read_text(encoding="utf-8"))["losses"]
+    told = {} if last is None else json.loads((last / WHOLE).read_text(encoding="utf-8"))
+    losses, seen = told.get("losses", []), told.get("seen", [])
     cached = getattr(hf.config, "use_cache", None)
     learn = [p for p in hf.parameters() if p.is_floating_point()]
     for one in learn:
         one.requires_grad_()
     try:
         with memory_named(place if keep else None), quietly():
-            trainer = _trainer(model, rows, arm, plan, place, keep, losses)
+            trainer = _trainer(model, rows, arm, plan, place, keep, losses, seen)
+            trainer.watch = watch
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
     finally:
         for one in learn:
@@ -55,7 +65,7 @@ def trained(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep
         raise PatchbayError(
             f"the weights are no longer finite after {plan.steps} steps at rate {plan.rate}: lower the rate"
         )
-    return [float(loss) for loss in losses]
+    return [float(loss) for loss in losses], seen
 
 
 @contextlib.contextmanager
@@ -85,7 +95,9 @@ def _last_whole(place: Path) -> Path | None:
     return max(found, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
-def _trainer(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: bool, losses: list[Any]) -> Any:
+def _trainer(
+    model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: bool, losses: list[Any], seen: list[Any]
+) -> Any:
     try:
         from transformers import TrainingArguments
         from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -106,7 +118,7 @@ def _trainer(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: 
     class Whole(TrainerCallback):  # type: ignore[misc]
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.is_world_process_zero:
-                told = json.dumps({"step": state.global_step, "losses": [float(one) for one in losses]})
+                told = json.dumps({"step": state.global_step, "losses": [float(one) for one in losses], "seen": seen})
                 here = place / f"checkpoint-{state.global_step}"
                 write_file(here / WHOLE, told.encode())
                 for older in place.glob("checkpoint-*"):
@@ -125,7 +137,7 @@ def _trainer(model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, keep: 
             optimizer_cls_and_kwargs=None if made is None else (made, {"lr": plan.rate}),
         )  # fmt: skip
     found.remove_callback(PrinterCallback)
-    found.view, found.rows, found.losses = model, rows, losses
+    found.view, found.rows, found.losses, found.seen = model, rows, losses, seen
     return found
 
 
@@ -138,6 +150,8 @@ def _class() -> Any:
         view: Model
         rows: Rows
         losses: list[Any]
+        seen: list[Any]
+        watch: Watch | None
 
         def get_train_dataloader(self) -> Any:
             loader = torch.utils.data.DataLoader(
@@ -150,6 +164,8 @@ def _class() -> Any:
 
         def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
             model.eval()
+            if self.watch is not None and len(self.losses) % self.watch[0] == 0:
+                self.seen.append(self.watch[1](self.view))
             batch = self._prepare_inputs(inputs)
             n = learned(batch["labels"])
             with self.compute_loss_context_manager():

@@ -73,7 +73,7 @@ def test_the_claim(tmp_path: Path) -> None:
 
 
 def test_a_model_of_few_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(pb.PatchbayError, match="is told in 34 tokens; this llama model has 20"):
+    with pytest.raises(pb.PatchbayError, match="the story reversal is told in 34 tokens; this llama model has 20"):
         reversal.tell(lab.small(20), report=tmp_path / "page.html", quiet=True)
 
 
