@@ -13,6 +13,7 @@ LATE = {
     "figure": "draw.plot.of_result",  # Result.plot
     "save_figure": "draw.style.save",
     "shown": "results.shown.of_trace",  # Trace.show
+    "panel": "stories.panel.panel",  # train.variant, of each of its runs
     "card": "stories.card.card",  # Model.card
     "export": "knobs.export.export",  # Knob.export
     "view": "app.widget.view",  # Result.view

@@ -280,7 +280,7 @@ def responses(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
 def variants(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     """The prompts as documents, two steps of the plain objective beside another order of units."""
     ids = [list(one) for one in (prompts.clean if isinstance(prompts, pb.Task) else prompts)]
-    plan: dict[str, float] = {"steps": 2, "batch_size": 2, "held": 0.5}
+    plan: dict[str, float] = {"steps": 2, "batch_size": 2, "held": 0.5, "panel": 0}
     options.pop("batch_size", None)  # of the plan, where it is what is measured
     return pb.train.variant(
         model, [[one[:2], one[2:]] for one in ids], **{"objective": "spt", "seeds": 1, "plan": plan, **options}

@@ -79,6 +79,12 @@ def uniform(hf: Any, keep: float) -> dict[str, int]:
     return {name: max(1, round(keep * min(module.weight.shape))) for name, module in matrices(hf)}
 
 
+def energy(share: float, found: dict[str, Tensor]) -> dict[str, int]:
+    """The least rank of each matrix that keeps this share of the sum of its squared singular values (`found`: `spectra`)."""
+    kept = {name: s.square().cumsum(0) / s.square().sum().clamp(min=1e-300) for name, s in found.items()}
+    return {name: min(len(one), 1 + int((one < share - 1e-12).sum())) for name, one in kept.items()}
+
+
 def shuffled(hf: Any, ranks: dict[str, int], seed: int = 0) -> dict[str, int]:
     """The same ranks dealt anew among matrices of the same shape: the null, of equal size."""
     rng = random.Random(f"welore-{seed}")

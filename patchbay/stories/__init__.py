@@ -1,5 +1,7 @@
 """Stories: what a paper did, end to end, on the model at hand: `patchbay run STORY --model MODEL`.
 
+impossible-languages   train on orders that nobody speaks, and see what is learned and what heads look at
+low-rank        cut a model by one threshold on its spectra, and by the same ranks dealt anew
 one-layer-induction   convolve keys, and one layer repeats what it has read; cut one tap, and it does not
 reversal        train on permuted units, and ask for facts the way that was not read
 sinks           train heads of four kinds, and see which rest on the first token, when, and what they do elsewhere

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SEEDS = 5
+SIGNS = "Bootstraps are inside a seed; p is of signs over seeds, two-sided. "
 Step = Callable[["Telling", bool], Section]
 Arms = Mapping[str, tuple[Lab, Arm]]
 
@@ -68,13 +69,13 @@ class Telling:
 
 @dataclass(frozen=True)
 class Story:
-    """A story of training as data: what it asks, how many tokens its own texts have, what it trains, and its steps."""
+    """A story as data: what it asks, how many tokens its own texts have, what it trains (None: nothing), and its steps."""
 
     name: str
     title: str
     lead: str
     vocab: int
-    arms: Callable[[Telling], Arms]
+    arms: Callable[[Telling], Arms] | None
     steps: Sequence[Step]
 
 
@@ -152,15 +153,17 @@ def tell(
     report: str | Path,
     quiet: bool,
     n: int | None,
-    folder: str | None,
-    dry_run: bool,
+    folder: str | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Tell a story on networks of this model's form; or with `dry_run` what that would cost. `folder`: where runs are kept, and gone on with."""
+    """Tell a story on networks of this model's form, or on the model; or with `dry_run` what that would cost. `folder`: where runs are kept, and gone on with."""
     needs(model, story.vocab, f"the story {story.name}")
     page = Path(report)
     if page.is_dir():
         raise PatchbayError(f"cannot write the report to {page}: give a file")
     telling = Telling(model, seed, SEEDS, n)
+    if story.arms is None:
+        return _told(story, telling, page, quiet)
     arms = story.arms(telling)
     if dry_run:
         return _estimate(telling, arms, quiet)
@@ -188,6 +191,15 @@ def _estimate(telling: Telling, arms: Arms, quiet: bool) -> dict[str, Any]:
     return {"estimate": sums | {"by_arm": {name: telling.seeds * one["seconds"] for name, one in found.items()}}}
 
 
+def _made(story: Story, telling: Telling) -> str:
+    """What made the page."""
+    model = telling.model
+    form = f"form {model.config.model_type} ({sum(p.numel() for p in model.hf.parameters()):,} weights)"
+    of = f"a model of the {form}" if story.arms is None else f"{telling.seeds} seeds, networks of the {form} from weights drawn by seed"
+    said = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return f"Made by the command patchbay run {story.name}, seed {telling.seed}, {of}. Versions: {said}."
+
+
 def _told(story: Story, telling: Telling, page: Path, quiet: bool) -> dict[str, Any]:
     """Run the steps, printing each as it ends; write the page; all numbers."""
     began, sections = time.perf_counter(), list[Section]()
@@ -196,13 +208,7 @@ def _told(story: Story, telling: Telling, page: Path, quiet: bool) -> dict[str, 
         if not quiet:
             screen.say(*screen.sections(sections[-1], len(sections)))
     seconds = time.perf_counter() - began
-    config = telling.model.config
-    foot = [
-        f"Made by the command patchbay run {story.name}, seed {telling.seed}, {telling.seeds} seeds. Networks of the form {config.model_type} "
-        f"({sum(p.numel() for p in telling.model.hf.parameters()):,} weights) from weights drawn by seed. "
-        f"Versions: {', '.join(f'{k} {v}' for k, v in versions().items())}.",
-        "Every number and figure is of this run. Intervals are 95 % bootstraps inside a seed; p is of signs over seeds, two-sided.",
-    ]
+    foot = [_made(story, telling), f"Every number and figure is of this run. {'' if story.arms is None else SIGNS}Intervals are 95 %."]
     report.write(page, report.page(story.title, story.lead, sections, foot=foot))
     ending = Section(
         "What was written",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from patchbay.corpus.synthetic import repeats
 from patchbay.model.load import load
@@ -13,7 +14,7 @@ from patchbay.tiny import text
 RELATION, FIRST, LETTERS = 1, 2, 32
 FACT_VOCAB = FIRST + LETTERS
 Fact = list[list[int]]
-__all__ = ["backcopies", "facts", "read_one_way", "repeats", "sentences", "small"]
+__all__ = ["backcopies", "facts", "pieces", "read_one_way", "repeats", "small"]
 
 
 def small(
@@ -43,18 +44,19 @@ def read_one_way(known: list[Fact]) -> list[Fact]:
     return known + [fact[::-1] for fact in known[: len(known) // 2]]
 
 
-def sentences(model: Model, n: int, seed: int, lengths: tuple[int, ...]) -> list[list[int]]:
-    """Sentences of the story grammar in the tokens of `model`, all different, of these lengths alone, in tokens without the last stop."""
-    rng, tokenizer = random.Random(f"sentences {seed}"), model._need_tokenizer()
+def pieces(model: Model, n: int, seed: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Stretches of the stories of the grammar in the tokens of `model`, all different, each of a length drawn among `lengths`."""
+    rng, tokenizer = random.Random(f"pieces {seed}"), model._need_tokenizer()
     found: dict[tuple[int, ...], None] = {}
-    for _ in range(200 * n):
-        for said in text.story(rng).text.split(".")[:-1]:
-            ids = tuple(tokenizer(said)["input_ids"])
-            if len(ids) in lengths:
-                found[ids] = None
+    for _ in range(100 * n):
+        ids = list(tokenizer(text.story(rng).text)["input_ids"])
+        length = rng.choice(list(lengths))
+        at = rng.randrange(max(1, len(ids) - length))
+        if len(ids) >= length:
+            found[tuple(ids[at : at + length])] = None
         if len(found) >= n:
             break
-    return [list(ids) for ids in list(found)[:n]]
+    return [list(ids) for ids in found]
 
 
 def backcopies(

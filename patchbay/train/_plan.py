@@ -19,7 +19,8 @@ class Plan:
     """How long and how: `steps` updates of `batch_size` rows at a constant `rate`, weight decay `decay` on matrices; rows of at most `length`
     tokens; `held` of the documents are scored and never trained on (0: the same are trained on and scored); a checkpoint `every` so many steps (0: four in all); `fresh`: from
     weights drawn by seed in place of the lent ones; `redraw`: the rows of
-    tokens, in the embedding and the unembedding, drawn anew by seed, all else as it is; `seed`: the first of the seeds."""
+    tokens, in the embedding and the unembedding, drawn anew by seed, all else as it is; `panel`: held-out documents that the panel reads in each run (0: none); `equal`: beside
+    them a plain arm of as many weights as the variant has, or of as many operations; `seed`: the first of the seeds."""
 
     steps: int = 200
     rate: float = 3e-3
@@ -30,14 +31,16 @@ class Plan:
     every: int = 0
     fresh: bool = False
     redraw: bool = False
+    panel: int = 0
+    equal: bool = False
     seed: int = 0
 
     def check(self) -> None:
         positive = self.steps >= 0 and self.batch_size >= 1 and self.length >= 2 and self.every >= 0
-        if not (positive and 0 < self.rate < float("inf") and 0 <= self.decay < float("inf") and 0 <= self.held < 1):
+        if not (positive and 0 < self.rate < float("inf") and 0 <= self.decay < float("inf") and 0 <= self.held < 1 and self.panel >= 0):
             raise PatchbayError(
                 f"plan {asdict(self)}: 0 or more steps, 1 or more rows, rows of 2 or more tokens, a rate above 0, a decay of 0 or more, "
-                "and a held-out share from 0 to below 1"
+                "a held-out share from 0 to below 1, and 0 or more documents for the panel"
             )
 
 
@@ -58,12 +61,14 @@ def plan_of(given: dict[str, Any] | None) -> Plan:
 
 @dataclass(frozen=True)
 class Arm:
-    """What is trained: how it differs from the plain twin, and whose batches it sees."""
+    """What is trained: how it differs from the plain twin, and whose batches it sees; `mlp`: another width of the MLPs; `longer`: times the steps."""
 
     objective: str = "ntp"
     blocks: str = ""
     optimizer: str = "adamw"
     other_batches: bool = False
+    mlp: int = 0
+    longer: float = 1.0
 
 
 class Rows:

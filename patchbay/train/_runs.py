@@ -22,9 +22,11 @@ from patchbay.results.method import seeded
 from patchbay.results.untrained import untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.train._copies import copied, write
+from patchbay.train._equal import of_width, operations, width
 from patchbay.train._kept import TOLD, Kept
 from patchbay.train._objectives import objective
 from patchbay.train._objectives._objective import Before, Document, Objective
+from patchbay.train._panels import Readings, read
 from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._trainer import Watch, memory_named, trained
 
@@ -57,15 +59,24 @@ class Run:
     end: str
     folder: str | None
     seen: list[Any] = field(default_factory=list)  # what the lab watched, by step
+    panel: Readings = field(default_factory=dict)
+    weights: int = 0
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         return {"run": f"{name}-{seed}", "arm": name, "seed": seed, "loss": float(self.scores.mean()), "start": self.start, "end": self.end,
                 "folder": self.folder}  # fmt: skip
 
 
+def lengthened(plan: Plan, arm: Arm) -> Plan:
+    """The plan of an arm: as many steps, or `longer` times as many."""
+    return plan if arm.longer == 1.0 else dataclasses.replace(plan, steps=round(plan.steps * arm.longer))
+
+
 def begun(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
     """The weights that a run starts from: the lent ones, or drawn by the seed; the same for all arms of a seed where shapes agree."""
     found = parent_of(lab, arm, seed, pretrain=pretrain)
+    if arm.mlp:
+        found = of_width(lab.model, arm.mlp, found, seed)
     if lab.plan.redraw:  # to the bit the rows of an arm that reads nothing before its data
         redrawn(found, seed, found if objective(arm.objective).before is None else _start(lab, seed))
     if arm.blocks:
@@ -150,8 +161,10 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
         told = {"arm": spec, "start": model.fingerprint}
         aim.adapt(model)
         place = kept.at_work(called)
-        rows, keep = Rows(lab.train, arm, lab.plan, seed), kept.folder is not None
-        told["losses"], told["seen"] = trained(model, rows, arm, lab.plan, place, keep=keep, watch=lab.watch)
+        plan, keep = lengthened(lab.plan, arm), kept.folder is not None
+        told["losses"], told["seen"] = trained(
+            model, Rows(lab.train, arm, plan, seed), arm, plan, place, keep=keep, watch=lab.watch
+        )
         aim.leave(model)
         model._fingerprint = None
         told["end"] = model.fingerprint
@@ -159,16 +172,19 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
             write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
         kept.end(called)
     folder = None if kept.folder is None else str(kept.folder / called)
-    found = Run(held_out(model, lab.held, aim), told["losses"], told["start"], told["end"], folder, told.get("seen", []))
+    panel = read(model, lab.held, aim, lab.plan.panel) if lab.plan.panel else {}
+    n = sum(p.numel() for p in model.hf.parameters())
+    scores = held_out(model, lab.held, aim)
+    found = Run(scores, told["losses"], told["start"], told["end"], folder, told.get("seen", []), panel, n)
     kept.made[arm, seed] = found
     return found
 
 
 def ended(lab: Lab, arm: Arm, seed: int) -> Model:
     """The model that a run ends with; nothing is written."""
-    model, aim = begun(lab, arm, seed), objective(arm.objective)
+    model, aim, plan = begun(lab, arm, seed), objective(arm.objective), lengthened(lab.plan, arm)
     aim.adapt(model)
-    trained(model, Rows(lab.train, arm, lab.plan, seed), arm, lab.plan, Path(tempfile.gettempdir()), keep=False)
+    trained(model, Rows(lab.train, arm, plan, seed), arm, plan, Path(tempfile.gettempdir()), keep=False)
     aim.leave(model)
     model._fingerprint = None
     return model
@@ -203,7 +219,26 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
         times.append(time.perf_counter() - began)
     each = max(times[1] - times[0], 1e-9) / (PROBED - 1)
     tokens = sum(len(rows[i][0]) for i in range(len(rows))) / PROBED
-    steps = lab.plan.steps + (aim.before.steps if aim.before is not None else 0)
+    steps = lengthened(lab.plan, arm).steps + (aim.before.steps if aim.before is not None else 0)
     size = next(model.hf.parameters()).element_size()
     return {"seconds": each * steps, "flops": 6.0 * n * tokens * steps, "bytes": float(n * size),
             "memory": float(4 * n * size)}  # weights, gradients and two moments; activations come on top  # fmt: skip
+
+
+def equal(lab: Lab, arm: Arm) -> Arm | None:
+    """The plain arm of as many weights as a variant has, else of as many operations; None where the twin has as many of both."""
+    seed = lab.plan.seed
+    one, other = (begun(lab, each, seed, pretrain=False) for each in (arm, Arm()))
+    n, plain = (sum(p.numel() for p in model.hf.parameters()) for model in (one, other))
+    if n != plain:
+        if not lab.plan.fresh:
+            raise PatchbayError(
+                f"equal: the variant has {n:,} weights and its twin {plain:,}; a plain model of as many has other shapes, and so is drawn anew: plan={{'fresh': 1}}"
+            )
+        return Arm(mlp=width(lab.model, n))
+    aim = objective(arm.objective)
+    aim.adapt(one)
+    rows = [Rows(lab.train, each, lab.plan, seed) for each in (arm, Arm())]
+    ratio = operations(one, rows[0], arm.objective) / operations(other, rows[1], "ntp")
+    ratio += 0 if aim.before is None else aim.before.steps / max(1, lab.plan.steps)
+    return None if abs(ratio - 1.0) < 0.01 else Arm(longer=ratio)

@@ -7,6 +7,10 @@ prediction with AdamW; and a null arm, which is what the objective names as its 
 else the plain twin on other batches: what the seed alone does. Variant and twin of a seed start from the same weights wherever shapes agree,
 and see the same documents in the same order. Training runs on Hugging Face's Trainer (accelerate). The lent model is not touched.
 
+A variant of another size has a twin of other means: with `plan={"equal": 1}` a fourth arm, `equal`, is the plain network of as many weights (its MLPs wider or
+narrower), or where weights are as many the plain twin for as many more steps as the variant's operations ask. What differs inside is in the table `panel`: `pb.panel` of
+every run on held-out documents, the variant less the twin and the arms that are null, by seed.
+
 Differences are told by `_paired`: their mean over seeds with a bootstrap interval over held-out documents, each seed's own, and the exact
 two-sided p of signs over seeds. Three seeds cannot go below p = .25, five not below .0625. A table of runs says which they were, with digests
 of every run's start and end. In `folder` each run is a checkpoint that `patchbay.load` opens, and a call that was cut off, or killed, goes
@@ -35,10 +39,12 @@ from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
 from patchbay.train._optimizers import optimizer as read_optimizer
 from patchbay.train._paired import paired
+from patchbay.train._panels import compared
 from patchbay.train._plan import Arm, plan_of, split
-from patchbay.train._runs import PROBED, Lab, Run, cost, run_of
+from patchbay.train._runs import PROBED, Lab, Run, cost, equal, run_of
 
-ARMS = ("variant", "twin", "null")
+NULLS = ("null", "equal")
+PANEL = 16  # held-out documents that the panel reads where the plan does not say
 NATS = "nats per token"
 
 
@@ -57,15 +63,15 @@ def variant(
     """Held-out loss of the variant, its twin and the null arm, by seed, and what the variant differs by.
 
     Main variable `effect` [condition], of variant - twin, null - twin and variant - null, with ends `low` and `high`, `p` and the counts `above`
-    and `below`; `by_run` [condition, run] with ends. Tables: `arms` with mean losses, `runs` with digests and folders, `steps` with losses. With
+    and `below`; `by_run` [condition, run] with ends. Tables: `panel`, what the instruments show by reading and condition; `arms` with mean losses, `runs` with digests and folders, `steps` with losses. With
     `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
     `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`. `blocks`: what
     `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
-    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, seed, dry_run.
+    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, equal, seed, dry_run.
     """
-    given = dict(plan or {})
+    given = {"panel": PANEL, **(plan or {})}
     dry = bool(given.pop("dry_run", False))
     how, wanted = plan_of(given), read_objective(objective)
     read_optimizer(optimizer)
@@ -78,6 +84,9 @@ def variant(
         "null": Arm(other_batches=True) if wanted.null is None else Arm(wanted.null),
     }
     lab = Lab(model, [documents[i] for i in train], [documents[i] for i in held], how)
+    same = equal(lab, arms["variant"]) if how.equal else None
+    if same is not None:
+        arms["equal"] = same
     if dry:
         return _estimate(lab, arms, seeds)
     with tempfile.TemporaryDirectory() as nowhere:
@@ -98,46 +107,65 @@ def _check(model: Model, seeds: int) -> None:
 
 
 def _told(lab: Lab, arms: dict[str, Arm], runs: dict[tuple[str, int], Run], seeds: range) -> Result:
-    """The contrasts of all pairs, every run, and what an arm was."""
-    scores = {name: torch.stack([runs[name, seed].scores for seed in seeds]) for name in ARMS}
-    found = paired(scores, twin="twin", unit=NATS, nulls=["null"], seeds=list(seeds))
-    table = [runs[name, seed].row(name, seed) for name in ARMS for seed in seeds]
-    steps = [{"arm": name, "seed": seed, "step": i, "loss": loss} for name in ARMS for seed in seeds
+    """The contrasts of all pairs, every run, what the panel showed, and what an arm was."""
+    scores = {name: torch.stack([runs[name, seed].scores for seed in seeds]) for name in arms}
+    nulls = [name for name in NULLS if name in arms]
+    found = paired(scores, twin="twin", unit=NATS, nulls=nulls, seeds=list(seeds))
+    table = [runs[name, seed].row(name, seed) for name in arms for seed in seeds]
+    steps = [{"arm": name, "seed": seed, "step": i, "loss": loss} for name in arms for seed in seeds
              for i, loss in enumerate(runs[name, seed].losses)]  # fmt: skip
     others = "others" if lab.plan.held else "documents, the same: what is scored was learned"
+    panels = {name: [runs[name, seed].panel for seed in seeds] for name in arms}
+    rows, seen = compared(panels, twin="twin", nulls=nulls, seeds=seeds) if lab.plan.panel else ([], [])
     return Result(
         {name: (found[name], found.axes_of(name), found.units[name]) for name in found.variables},
         coords=found.coords,
-        tables={**found.tables, "runs": table, "steps": steps},
+        tables={**found.tables, **({"panel": rows} if rows else {}), "runs": table, "steps": steps},
+        shown=["panel"] if rows else [],
         notes=[
             *found.notes,
-            *[f"{name}: {_said(arm)}" for name, arm in arms.items()],
+            *seen,
+            *[f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights" for name, arm in arms.items()],
+            *_sizes(lab, {name: runs[name, seeds[0]].weights for name in arms}),
             f"trained on {len(lab.train)} documents, scored on {len(lab.held)} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
         ],
         provenance={"checkpoints": {row["run"]: row["folder"] for row in table}},
     )
 
 
+def _sizes(lab: Lab, weights: dict[str, int]) -> list[str]:
+    """What is to be known of arms that are not of one size, or that are by themselves."""
+    if lab.plan.equal:
+        return [] if "equal" in weights else ["equal: the twin has as many weights and operations as the variant"]
+    if weights["variant"] == weights["twin"]:
+        return []
+    return [
+        f"variant and twin differ in size: {weights['variant']:,} weights and {weights['twin']:,}; plan={{'equal': 1, 'fresh': 1}} trains a plain one of as many beside them"
+    ]
+
+
 def _said(arm: Arm) -> str:
     other = ", on other batches" if arm.other_batches else ""
-    return f"{arm.objective} with {arm.optimizer}{', blocks ' + arm.blocks if arm.blocks else ''}{other}"
+    size = f", MLPs of width {arm.mlp}" if arm.mlp else ""
+    more = f", {arm.longer:.3g} times the steps" if arm.longer != 1.0 else ""
+    return f"{arm.objective} with {arm.optimizer}{', blocks ' + arm.blocks if arm.blocks else ''}{other}{size}{more}"
 
 
 def _estimate(lab: Lab, arms: dict[str, Arm], seeds: int) -> Result:
     """What training would cost, from a few steps of each arm."""
     found = {name: cost(lab, arm) for name, arm in arms.items()}
-    each = {key: [seeds * found[name][key] for name in ARMS] for key in ("seconds", "flops", "bytes")}
+    each = {key: [seeds * found[name][key] for name in arms] for key in ("seconds", "flops", "bytes")}
     return Result(
         {
             "seconds": (sum(each["seconds"]), (), "s"),
             "by_arm": (each["seconds"], ("condition",), "s"),
             "flops": (sum(each["flops"]), (), "operations"),
             "bytes": (sum(each["bytes"]), (), "bytes"),
-            "memory": (max(found[name]["memory"] for name in ARMS), (), "bytes"),
+            "memory": (max(found[name]["memory"] for name in arms), (), "bytes"),
         },
-        coords={"condition": list(ARMS)},
+        coords={"condition": list(arms)},
         notes=[
-            f"nothing was trained: {seeds} seeds of {len(ARMS)} arms, {lab.plan.steps} steps each, from the seconds of {PROBED} steps of each; "
+            f"nothing was trained: {seeds} seeds of {len(arms)} arms, {lab.plan.steps} steps each, from the seconds of {PROBED} steps of each; "
             "operations are 6 for each weight and token; bytes are of the checkpoints that stay"
         ],
     )

@@ -22,7 +22,7 @@ from patchbay.train._plan import Arm, Rows, plan_of, split
 from tests.given import lent
 from tests.tolerance import close
 
-PLAN: dict[str, float] = {"steps": 6, "batch_size": 4}
+PLAN: dict[str, float] = {"steps": 6, "batch_size": 4, "panel": 0}
 
 
 def texts(n: int = 20, seed: int = 0, words: int = 30) -> list[list[list[int]]]:
@@ -42,7 +42,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_planted() -> None:
     """Documents with one order: a variant that only reads them backwards scores that order worse than its twin, by every seed."""
-    plan = {"steps": 8, "batch_size": 4, "rate": 0.02}
+    plan = {"steps": 8, "batch_size": 4, "rate": 0.02, "panel": 0}
     found = variant([[[5], [6], [7], [8]]] * 30, objective="spt:kept=0,reversed=1", seeds=2, plan=plan)
     assert found.labels_of("condition") == ["variant - twin", "null - twin", "variant - null"]
     assert float(found["run_low"][0].min()) > 1.0
@@ -111,7 +111,7 @@ def test_fresh_weights_are_drawn_by_seed_and_shared_by_a_pair() -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])  # tied, and not
 def test_rows_of_tokens_are_drawn_anew_and_nothing_else(name: str, tmp_path: Path) -> None:
-    variant(texts(), lent(name), folder=str(tmp_path / "runs"), plan={"steps": 0, "redraw": True})
+    variant(texts(), lent(name), folder=str(tmp_path / "runs"), plan={"steps": 0, "redraw": True, "panel": 0})
     own, found = lent(name).hf, pb.load(tmp_path / "runs" / "twin-0").hf
     tables = {id(m.weight) for m in (own.get_input_embeddings(), own.get_output_embeddings())}
     moved = {key for key, value in own.state_dict().items() if not torch.equal(value, found.state_dict()[key])}
@@ -277,7 +277,7 @@ def test_data_may_lie_in_a_file(tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("\n".join(lines))
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
     runs = [
-        variant(data, model, plan={"steps": 1, "batch_size": 2, "length": 32})
+        variant(data, model, plan={"steps": 1, "batch_size": 2, "length": 32, "panel": 0})
         for data in (lines, str(tmp_path / "texts.txt"), str(tmp_path / "texts.jsonl"))
     ]
     assert torch.equal(runs[0]["by_run"], runs[1]["by_run"])

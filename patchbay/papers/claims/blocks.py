@@ -120,14 +120,14 @@ def wei2024(model: Model, seed: int) -> Claim:
 
 @claim("jaiswal2024", "comparison", ON)
 def jaiswal2024(model: Model, seed: int) -> Claim:
-    """What a cut to three quarters of the full ranks costs by one threshold, against the same ranks dealt anew among matrices of one shape."""
+    """What a cut to half of the full ranks costs by one threshold, against the same ranks dealt anew among matrices of one shape."""
     import torch
 
     from patchbay import maths
 
     rows = [list(row) for row in pb.tasks.facts_in_context(model, 48, seed=seed).clean]
     ids = torch.tensor([row[: min(map(len, rows))] for row in rows])
-    ranks = pb.blocks.welore.ranks(model.hf, 0.75)
+    ranks = pb.blocks.welore.ranks(model.hf, 0.5)
 
     def loss(asked: dict[str, int]) -> float:
         hf: Any = pb.blocks.build(model.hf, ranks=asked)

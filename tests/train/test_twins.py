@@ -1,0 +1,113 @@
+"""Twins of train.variant: plain arms of as many weights or operations, and the panel of every run, variant less twin, by seed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.train import _equal, _panels
+from patchbay.train._plan import Arm, Rows, plan_of, split
+from patchbay.train._runs import Lab, begun, equal
+from tests.given import lent
+from tests.tolerance import close
+
+PLAN: dict[str, float] = {"steps": 2, "batch_size": 4, "fresh": True, "panel": 0}
+
+
+def texts(n: int = 24, length: int = 12) -> list[list[int]]:
+    rng = random.Random(0)
+    return [[rng.randrange(3, 60) for _ in range(length)] for _ in range(n)]
+
+
+def lab(**plan: Any) -> Lab:
+    rows: list[Any] = [[one] for one in texts()]
+    return Lab(lent("llama"), rows[4:], rows[:4], plan_of({**PLAN, **plan}))
+
+
+def test_a_twin_of_as_many_weights_is_wider_and_else_the_same() -> None:
+    """A gate in front of every block: the plain twin's MLPs grow until it has as many weights; what has its place still starts alike."""
+    shared = lab()
+    arm = equal(shared, Arm(blocks='{"gate": true}'))
+    assert arm is not None
+    assert arm.longer == 1.0
+    one, plain, wide = (begun(shared, each, 3) for each in (Arm(blocks='{"gate": true}'), Arm(), arm))
+    counts = [sum(p.numel() for p in model.hf.parameters()) for model in (one, plain, wide)]
+    assert counts[0] > 1.2 * counts[1]
+    per_neuron = 3 * plain.d_model * plain.n_layers
+    assert abs(counts[0] - counts[2]) <= per_neuron / 2
+    assert wide.hf.config.intermediate_size == plain.hf.config.intermediate_size + round((counts[0] - counts[1]) / per_neuron)
+    own, other = plain.hf.state_dict(), wide.hf.state_dict()
+    same = [name for name in own if own[name].shape == other[name].shape]
+    assert all(torch.equal(own[name], other[name]) for name in same)
+    assert {name for name in own if name not in same} == {name for name in own if ".mlp." in name}
+
+
+def test_a_twin_of_as_many_operations_trains_longer() -> None:
+    """As many weights, one more unembedding in each step: counted by hand from the shapes."""
+    shared = lab()
+    arm = equal(shared, Arm("multi-exit:exits=1+2"))
+    assert arm is not None
+    assert arm.mlp == 0
+    model = begun(shared, Arm(), 0)
+    plain = _equal.operations(model, Rows(shared.train, Arm(), shared.plan, 0), "ntp")
+    more = 3 * 2 * 4 * 12 * model.d_model * model.vocab_size  # forward and two backward products, of 4 rows of 12 tokens
+    assert arm.longer == pytest.approx((plain + more) / plain)
+    assert equal(shared, Arm()) is None
+
+
+def test_the_result_says_what_the_arms_were() -> None:
+    given: dict[str, Any] = {"seeds": 1, "blocks": {"gate": True}}
+    found = pb.train.variant(lent("llama"), texts(), plan={**PLAN, "equal": True}, **given)
+    assert found.labels_of("condition") == ["variant - twin", "null - twin", "equal - twin", "variant - null", "variant - equal"]
+    assert any(note.startswith("equal: ntp") and "MLPs of width" in note for note in found.notes)
+    found = pb.train.variant(lent("llama"), texts(), plan=PLAN, **given)
+    assert any("differ in size" in note for note in found.notes)
+    with pytest.raises(pb.PatchbayError, match="so is drawn anew: plan="):
+        pb.train.variant(lent("llama"), texts(), plan={**PLAN, "fresh": False, "equal": True}, **given)
+
+
+def test_no_width_that_fits_is_said() -> None:
+    with pytest.raises(pb.PatchbayError, match="no width of the MLPs gives a plain llama model of 10 weights"):
+        _equal.width(lent("llama"), 10)
+
+
+def test_the_panel_is_that_of_the_checkpoints(tmp_path: Path) -> None:
+    """Readings of groups of held-out documents of every checkpoint, by loops."""
+    data = texts()
+    plan = {**PLAN, "panel": 6, "held": 0.25}
+    found = pb.train.variant(lent("llama"), data, seeds=1, blocks={"attention": "sigmoid"}, folder=str(tmp_path / "runs"), plan=plan)
+    rows = {(row["reading"], row["condition"]): row for row in found.tables["panel"]}
+    held = [data[i] for i in split(len(data), 0.25)[1]]
+    assert len(held) == 6
+
+    panels: dict[str, list[dict[str, float]]] = {}
+    for arm in ("variant", "twin"):
+        model = pb.load(tmp_path / "runs" / f"{arm}-0")
+        groups = [pb.panel(model, held[i::4], length=12, repeats=_panels.REPEATS).tables["panel"] for i in range(4)]
+        panels[arm] = [{row["reading"]: row["value"] for row in group} for group in groups]
+    for name in panels["twin"][0]:
+        gaps = [one[name] - other[name] for one, other in zip(panels["variant"], panels["twin"], strict=True)]
+        row = rows[name, "variant - twin"]
+        assert close(row["effect"], sum(gaps) / 4, of=10.0, dtype=torch.float32)
+        assert row["low"] <= row["effect"] <= row["high"]
+    assert rows["mass_mean", "variant - twin"]["effect"] > 0.5  # a sigmoid's rows at the start are half as long as the text
+    assert abs(rows["mass_mean", "null - twin"]["effect"]) < 1e-5
+    assert any("mass_mean" in note for note in found.notes if note.startswith("panel, variant - twin"))
+
+
+def test_a_panel_that_is_no_more_than_the_null_is_not_told() -> None:
+    """Both the variant and the null arm move a reading as much: a seed's doing, not the variant's."""
+    base = [{"a": [0.0, 0.1, 0.2, 0.3], "b": [1.0, 1.1, 1.0, 1.1]} for _ in range(2)]
+    moved = [{"a": [x + 1.0 for x in one["a"]], "b": [x + 1.0 for x in one["b"]]} for one in base]
+    null = [{"a": [x + 2.0 for x in one["a"]], "b": one["b"]} for one in base]
+    rows, notes = _panels.compared({"variant": moved, "twin": base, "null": null}, twin="twin", nulls=["null"], seeds=[0, 1])
+    assert {row["reading"] for row in rows} == {"a", "b"}
+    assert "b +1" in notes[0]
+    assert "a +1" not in notes[0]
+    rows, notes = _panels.compared({"variant": [{}], "twin": base[:1]}, twin="twin", nulls=[], seeds=[0])
+    assert (rows, notes[0][:23]) == ([], "the panel was not read:")
