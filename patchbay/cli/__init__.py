@@ -202,7 +202,9 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
     *story_options(None, "Any model that `show` takes; without it `tiny`, or the small network that the story trains."),
     click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
     click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
-    click.Option(["--folder"], metavar="DIR", help="Where what is trained is kept; a call that was cut off goes on there."),
+    click.Option(
+        ["--folder"], metavar="DIR", help="Where what is trained is kept; a call that was cut off goes on there."
+    ),
     click.Option(["--dry-run"], is_flag=True, help="Train nothing, and say what it would cost."),
 )
 def run_story(

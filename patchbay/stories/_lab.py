@@ -137,7 +137,9 @@ def dots(values: Mapping[str, Sequence[float]], unit: str) -> Figure:
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], along: str, unit: str) -> Figure:
     """A line for each arm: (along, values)."""
     drawn, axis = _axes((5.2, 3.3))
-    for (arm, (at, values)), (colour, dash) in zip(lines.items(), itertools.product((GOOD, BAD, INK), ("-", "--", ":")), strict=False):
+    for (arm, (at, values)), (colour, dash) in zip(
+        lines.items(), itertools.product((GOOD, BAD, INK), ("-", "--", ":")), strict=False
+    ):
         axis.plot(at, values, dash, color=colour, lw=1.5, label=arm)
     axis.set_xlabel(along)
     axis.set_ylabel(unit)
@@ -180,7 +182,9 @@ def _estimate(telling: Telling, arms: Arms, quiet: bool) -> dict[str, Any]:
     with screen.working("a few steps of each arm", quiet=quiet):
         found = {name: cost(lab, arm) for name, (lab, arm) in arms.items()}
     sums = {key: telling.seeds * sum(one[key] for one in found.values()) for key in ("seconds", "flops", "bytes")}
-    rows = [[name, lab.plan.steps, telling.seeds, telling.seeds * found[name]["seconds"]] for name, (lab, _) in arms.items()]
+    rows = [
+        [name, lab.plan.steps, telling.seeds, telling.seeds * found[name]["seconds"]] for name, (lab, _) in arms.items()
+    ]
     text = [
         f"Nothing was trained. All trainings: about **{sums['seconds']:.0f} s**, {sums['bytes'] / 1e6:.1f} MB of checkpoints, "
         f"{sums['flops']:.2g} operations, from the seconds of {PROBED} steps of each arm."
@@ -195,7 +199,11 @@ def _made(story: Story, telling: Telling) -> str:
     """What made the page."""
     model = telling.model
     form = f"form {model.config.model_type} ({sum(p.numel() for p in model.hf.parameters()):,} weights)"
-    of = f"a model of the {form}" if story.arms is None else f"{telling.seeds} seeds, networks of the {form} from weights drawn by seed"
+    of = (
+        f"a model of the {form}"
+        if story.arms is None
+        else f"{telling.seeds} seeds, networks of the {form} from weights drawn by seed"
+    )
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"Made by the command patchbay run {story.name}, seed {telling.seed}, {of}. Versions: {said}."
 
@@ -208,7 +216,10 @@ def _told(story: Story, telling: Telling, page: Path, quiet: bool) -> dict[str, 
         if not quiet:
             screen.say(*screen.sections(sections[-1], len(sections)))
     seconds = time.perf_counter() - began
-    foot = [_made(story, telling), f"Every number and figure is of this run. {'' if story.arms is None else SIGNS}Intervals are 95 %."]
+    foot = [
+        _made(story, telling),
+        f"Every number and figure is of this run. {'' if story.arms is None else SIGNS}Intervals are 95 %.",
+    ]
     report.write(page, report.page(story.title, story.lead, sections, foot=foot))
     ending = Section(
         "What was written",

@@ -79,11 +79,15 @@ def _learned(telling: Telling, quiet: bool) -> Section:
     told = _lab.arms_section("What is learned", [], values, "nats per token", "control", "learned")
     with screen.working("counting pairs of tokens", quiet=quiet):
         rows, beyond = _beyond_pairs(telling, (*ARMS, *FEWER))
-    told.tables.append(Table(("language", "loss", "pairs of tokens alone", "gained beyond them"), rows, "nats per token"))
+    told.tables.append(
+        Table(("language", "loss", "pairs of tokens alone", "gained beyond them"), rows, "nats per token")
+    )
     data = told.data["learned"]
     means = {arm: sum(row["by_seed"]) / telling.seeds for arm, row in data.items()}
     told.text = [
-        "Held-out loss in the language itself: " + ", ".join(f"{arm} **{value:.2f}**" for arm, value in means.items()) + f" nats per token. {telling.seeds} seeds, {STEPS} steps of {BATCH} stretches.",
+        "Held-out loss in the language itself: "
+        + ", ".join(f"{arm} **{value:.2f}**" for arm, value in means.items())
+        + f" nats per token. {telling.seeds} seeds, {STEPS} steps of {BATCH} stretches.",
         f"Beyond counting pairs of tokens a network gains {beyond['control']:.2f} nats in the control, {beyond['local']:.2f} where windows are shuffled and {beyond['shuffled']:.2f} where whole "
         "stretches are.",
     ]
@@ -128,25 +132,44 @@ def _panel(telling: Telling, quiet: bool) -> Section:
     """What heads look at in each language, less what they do in the control, by seed."""
     panels = {arm: [run.panel for run in telling.found["runs"][arm]] for arm in ARMS}
     rows, _ = compared(panels, twin="control", nulls=[NULL], seeds=telling.of_seeds)
-    shown, data = [], {}
+    shown, data = list[list[Any]](), dict[str, dict[str, Any]]()
     for row in rows:
         arm = row["condition"].removesuffix(" - control")
         if row["reading"] not in READ or not row["condition"].endswith(" - control"):
             continue
-        data.setdefault(row["reading"], {})[arm] = {key: row[key] for key in ("effect", "low", "high", "above", "below", "p")}
+        data.setdefault(row["reading"], {})[arm] = {
+            key: row[key] for key in ("effect", "low", "high", "above", "below", "p")
+        }
         ends = f"{row['low']:+.3f} to {row['high']:+.3f}"
-        shown.append([row["reading"].replace("_", " "), arm, f"{row['effect']:+.3f}", ends, f"{row['above']} above, {row['below']} below"])
+        shown.append(
+            [
+                row["reading"].replace("_", " "),
+                arm,
+                f"{row['effect']:+.3f}",
+                ends,
+                f"{row['above']} above, {row['below']} below",
+            ]
+        )
     looks = data.get("previous_token_highest", {})
     means = {arm: _mean(panels[arm], "previous_token_highest") for arm in ARMS}
     text = [
-        "The head that looks most at the token just before: " + ", ".join(f"{arm} {one:.2f}" for arm, one in means.items()) + ", each network on its own language.",
+        "The head that looks most at the token just before: "
+        + ", ".join(f"{arm} {one:.2f}" for arm, one in means.items())
+        + ", each network on its own language.",
         *(
-            [f"Shuffled windows move it by **{looks['local']['effect']:+.2f}**, whole shuffles by **{looks['shuffled']['effect']:+.2f}**, control on other batches by {looks[NULL]['effect']:+.2f}."]
+            [
+                f"Shuffled windows move it by **{looks['local']['effect']:+.2f}**, whole shuffles by **{looks['shuffled']['effect']:+.2f}**, control on other batches by {looks[NULL]['effect']:+.2f}."
+            ]
             if looks
             else []
         ),
     ]
-    table = Table(("reading", "language", "less control", "95 %", "seeds"), shown, "the panel of each language less the control's, by seed", 40)
+    table = Table(
+        ("reading", "language", "less control", "95 %", "seeds"),
+        shown,
+        "the panel of each language less the control's, by seed",
+        40,
+    )
     return Section("What heads look at", text, [table], data={"panel": data, "previous_token": means})
 
 

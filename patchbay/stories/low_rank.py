@@ -95,7 +95,12 @@ def _spectra(telling: Telling, quiet: bool) -> Section:
     for kind, names in kinds.items():
         share = [ranks[name] / len(found[name]) for name in names]
         first = [float(found[name][0] / found[name][min(1, len(found[name]) - 1)]) for name in names]
-        data[kind] = {"kept": sum(share) / len(share), "least": min(share), "largest": max(share), "first_over_second": max(first)}
+        data[kind] = {
+            "kept": sum(share) / len(share),
+            "least": min(share),
+            "largest": max(share),
+            "first_over_second": max(first),
+        }
         rows.append([kind, len(names), *data[kind].values()])
     low = welore.low(hf, ranks)
     told = [
@@ -115,7 +120,9 @@ def _cut(telling: Telling, quiet: bool) -> Section:
             data[keep] = one = cuts(hf, rows, keep, spectra, whole, telling.seed)
             bar(at + 1, len(KEEPS))
             ends = f"{one['beyond'][1]:+.3f} to {one['beyond'][2]:+.3f}"
-            table.append([f"{keep:.0%}", *[one["cost"][arm] for arm in ARMS], f"{one['beyond'][0]:+.3f}", ends, one["p"]])
+            table.append(
+                [f"{keep:.0%}", *[one["cost"][arm] for arm in ARMS], f"{one['beyond'][0]:+.3f}", ends, one["p"]]
+            )
     judged = data[JUDGED]
     text_ = [
         f"The whole model's loss is {float(whole.mean()):.3f} nats per token on {len(rows)} stories. With {JUDGED:.0%} of all ranks kept it rises by **{judged['cost'][ARMS[0]]:.3f}** "
@@ -124,13 +131,25 @@ def _cut(telling: Telling, quiet: bool) -> Section:
     ]
     columns = ("ranks kept", *ARMS, "dealt less threshold", "95 %", "p of draws")
     lines = {arm: ([100 * keep for keep in KEEPS], [data[keep]["cost"][arm] for keep in KEEPS]) for arm in ARMS}
-    picture = Picture(partial(_lab.curves, lines, "ranks kept, %", "nats per token more"), "What a cut costs, by how ranks are shared out.")
+    picture = Picture(
+        partial(_lab.curves, lines, "ranks kept, %", "nats per token more"),
+        "What a cut costs, by how ranks are shared out.",
+    )
     verdict = bool(judged["p"] < 0.05 and judged["beyond"][1] > 0)
     told = {"cut": {f"{keep:g}": one for keep, one in data.items()}, "whole": float(whole.mean()), "verdict": verdict}
-    return Section("What a cut costs", text_, [Table(columns, table, "nats per token more than the whole model")], [picture], told, verdict)
+    return Section(
+        "What a cut costs",
+        text_,
+        [Table(columns, table, "nats per token more than the whole model")],
+        [picture],
+        told,
+        verdict,
+    )
 
 
-def cuts(hf: Any, rows: list[list[int]], keep: float, spectra: dict[str, Tensor], whole: Tensor, seed: int) -> dict[str, Any]:
+def cuts(
+    hf: Any, rows: list[list[int]], keep: float, spectra: dict[str, Tensor], whole: Tensor, seed: int
+) -> dict[str, Any]:
     """What each way of sharing out costs at one share of ranks, and the dealt ranks' cost beyond the threshold's."""
     ranks = welore.ranks(hf, keep, found=spectra)
     size = stored(hf, ranks)
@@ -140,7 +159,9 @@ def cuts(hf: Any, rows: list[list[int]], keep: float, spectra: dict[str, Tensor]
         ARMS[2]: of_size(hf, partial(welore.uniform, hf), size),
     }
     cost = {arm: losses(build(hf, ranks=one), rows) - whole for arm, one in asked.items()}
-    dealt = torch.stack([losses(build(hf, ranks=welore.shuffled(hf, ranks, seed + i)), rows) for i in range(DRAWS)]) - whole  # [draw, text]
+    dealt = (
+        torch.stack([losses(build(hf, ranks=welore.shuffled(hf, ranks, seed + i)), rows) for i in range(DRAWS)]) - whole
+    )  # [draw, text]
     beyond = maths.beyond_draws(-cost[ARMS[0]], -dealt)  # dealt less threshold
     return {
         "cost": {arm: float(one.mean()) for arm, one in cost.items()} | {ARMS[3]: float(dealt.mean())},

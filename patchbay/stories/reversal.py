@@ -66,7 +66,9 @@ def _training(telling: Telling, quiet: bool) -> Section:
         f"{len(known)} facts are read one way, {len(known) // 2} of them the other way, too; {len(known) - len(known) // 2} are asked for the "
         f"way that was not read. {telling.seeds} seeds, {STEPS} steps of {BATCH} facts each.",
         "Loss of a fact in the order in which it was read, after training: "
-        + ", ".join(f"{arm} {sum(float(run.scores.mean()) for run in some) / len(some):.3f}" for arm, some in runs.items())
+        + ", ".join(
+            f"{arm} {sum(float(run.scores.mean()) for run in some) / len(some):.3f}" for arm, some in runs.items()
+        )
         + " nats per token.",
     ]
     rows = [[arm, *[run.losses[-1] for run in runs[arm]]] for arm in ARMS]

@@ -61,12 +61,18 @@ def tell(
 
 
 def _arms(telling: Telling) -> _lab.Arms:
-    held = [text for text in lab.backcopies(4 * (telling.n or HELD), telling.seed + 1, length=LENGTH) if triggers([text]).sum() > 1]
+    held = [
+        text
+        for text in lab.backcopies(4 * (telling.n or HELD), telling.seed + 1, length=LENGTH)
+        if triggers([text]).sum() > 1
+    ]
     held = telling.found["held"] = held[: telling.n or HELD]
     train: list[Any] = [[text] for text in lab.backcopies(STRINGS, telling.seed, length=LENGTH)]
     plan = plan_of({"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True, "length": LENGTH})
     few = held[:16]
-    shared = Lab(telling.model, train, [[text] for text in held], plan, watch=(EVERY, lambda model: list(highest(model, few))))
+    shared = Lab(
+        telling.model, train, [[text] for text in held], plan, watch=(EVERY, lambda model: list(highest(model, few)))
+    )
     blocks = {arm: "" if kind is None else json.dumps({"attention": kind}) for arm, kind in KINDS.items()}
     return {arm: (shared, Arm(blocks=asked)) for arm, asked in blocks.items()}
 
@@ -122,7 +128,13 @@ def _resting(telling: Telling, quiet: bool) -> Section:
             other, at = (one[layer, head, half:] for one in resting(model, held))
             values[arm].append(other - at)
             sinks = pb.find.attention_sinks(model, held[half:], length=LENGTH)
-            seen.append([float(other.mean()), float(at.mean()), *[float(sinks[name][layer, head]) for name in ("mass", "value_norm")]])
+            seen.append(
+                [
+                    float(other.mean()),
+                    float(at.mean()),
+                    *[float(sinks[name][layer, head]) for name in ("mass", "value_norm")],
+                ]
+            )
         loss = sum(float(run.scores.mean()) for run in runs[arm]) / telling.seeds
         rows.append([arm, *torch.tensor(seen).mean(0).tolist(), loss])
     told = _lab.arms_section("Resting on the start", [], values, "attention", "softmax", "resting")
@@ -136,7 +148,9 @@ def _resting(telling: Telling, quiet: bool) -> Section:
         + f"; even attention gives none, and the start {even():.2f}. {telling.seeds} seeds, {STEPS} steps of {BATCH} strings of {LENGTH} tokens.",
     ]
     gap = data["sigmoid"]
-    told.verdict = bool(min(data["softmax"]["by_seed"]) > even() and gap["below"] == telling.seeds and gap["difference"][2] < 0)
+    told.verdict = bool(
+        min(data["softmax"]["by_seed"]) > even() and gap["below"] == telling.seeds and gap["difference"][2] < 0
+    )
     told.data |= {"verdict": told.verdict, "even": even(), "heads": {row[0]: row[1:] for row in rows}}
     return told
 
@@ -146,14 +160,26 @@ def _by_step(telling: Telling, quiet: bool) -> Section:
     curves = {}
     for arm, runs in telling.found["runs"].items():
         seen = torch.tensor([[*run.seen] for run in runs], dtype=torch.float64).mean(0)  # [step, reading]
-        curves[arm] = {"step": [EVERY * i for i in range(len(seen))], "attention": seen[:, 0].tolist(), "mass": seen[:, 2].tolist()}
+        curves[arm] = {
+            "step": [EVERY * i for i in range(len(seen))],
+            "attention": seen[:, 0].tolist(),
+            "mass": seen[:, 2].tolist(),
+        }
     text = [sentence(arm, row["step"], row["attention"], row["mass"]) for arm, row in curves.items()]
-    rows = [[step, *[row["attention"][i] for row in curves.values()]] for i, step in enumerate(curves["softmax"]["step"])]
+    rows = [
+        [step, *[row["attention"][i] for row in curves.values()]] for i, step in enumerate(curves["softmax"]["step"])
+    ]
     lines = {arm: (row["step"], row["attention"]) for arm, row in curves.items()}
     return Section(
         "At which step",
         text,
-        [Table(("step", *curves), rows, "attention to the start from ordinary tokens, of the head that then rests most; mean over seeds")],
+        [
+            Table(
+                ("step", *curves),
+                rows,
+                "attention to the start from ordinary tokens, of the head that then rests most; mean over seeds",
+            )
+        ],
         [Picture(partial(_lab.curves, lines, "step", "attention"), "Attention to the start, mean over seeds.")],
         {"by_step": curves},
     )
@@ -165,7 +191,9 @@ def sentence(arm: str, steps: list[int], attention: list[float], mass: list[floa
     if first is None:
         return f"{arm}: never above twice what even attention gives; a row sums to {mass[-1]:.2f} at step {steps[-1]}."
     top = max(range(len(steps)), key=attention.__getitem__)
-    gone = next((step for step, one in list(zip(steps, attention, strict=True))[top:] if one < attention[top] / 2), None)
+    gone = next(
+        (step for step, one in list(zip(steps, attention, strict=True))[top:] if one < attention[top] / 2), None
+    )
     left = "and stays" if gone is None else f"and below half of it from step {gone} on" if all(
         one < attention[top] / 2 for step, one in zip(steps, attention, strict=True) if step >= gone) else f"below half of it at step {gone}"  # fmt: skip
     return f"{arm}: above twice even attention from step {first}, highest ({attention[top]:.2f}) at step {steps[top]}, {left}; a row sums to {mass[-1]:.2f} at step {steps[-1]}."
@@ -177,7 +205,9 @@ def costs(model: Model, texts: list[list[int]], layer: int, head: int) -> tuple[
 
     def losses(edits: list[Any]) -> Tensor:
         logits = pb.run(model, texts, edits=edits).logits[:, :-1].cpu().double()
-        return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+            len(ids), -1
+        )
 
     gained = losses([edit.zero(Port("attn.z", layer, head))]) - losses([])
     at = triggers(texts)[:, :-1]

@@ -35,7 +35,9 @@ def read(model: Model, held: Sequence[Document], aim: Objective, n: int) -> Read
             return {}
         for row in rows:
             found.setdefault(row["reading"], []).append(float(row["value"]))
-    return {name: values for name, values in found.items() if len(values) == len(groups) and all(map(math.isfinite, values))}
+    return {
+        name: values for name, values in found.items() if len(values) == len(groups) and all(map(math.isfinite, values))
+    }
 
 
 def compared(
@@ -71,4 +73,8 @@ def _said(rows: Sequence[Mapping[str, Any]], twin: str, nulls: Sequence[str]) ->
         if (row["low"] > 0 or row["high"] < 0) and abs(row["effect"]) > max(size, default=0.0):
             told.append(f"{name} {row['effect']:+.3g} ({row['low']:+.3g} to {row['high']:+.3g})")
     lead = "panel, variant - twin, by the same sign in every run, its interval beyond 0 and more than any null arm: "
-    return [lead + ", ".join(told)] if told else ["panel: nothing that differs from the twin by every seed and by more than a null arm"]
+    return (
+        [lead + ", ".join(told)]
+        if told
+        else ["panel: nothing that differs from the twin by every seed and by more than a null arm"]
+    )

@@ -37,7 +37,13 @@ class Plan:
 
     def check(self) -> None:
         positive = self.steps >= 0 and self.batch_size >= 1 and self.length >= 2 and self.every >= 0
-        if not (positive and 0 < self.rate < float("inf") and 0 <= self.decay < float("inf") and 0 <= self.held < 1 and self.panel >= 0):
+        if not (
+            positive
+            and 0 < self.rate < float("inf")
+            and 0 <= self.decay < float("inf")
+            and 0 <= self.held < 1
+            and self.panel >= 0
+        ):
             raise PatchbayError(
                 f"plan {asdict(self)}: 0 or more steps, 1 or more rows, rows of 2 or more tokens, a rate above 0, a decay of 0 or more, "
                 "a held-out share from 0 to below 1, and 0 or more documents for the panel"

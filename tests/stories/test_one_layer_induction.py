@@ -67,6 +67,8 @@ def test_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_of_few_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(pb.PatchbayError, match="the story one-layer-induction is told in 32 tokens; this llama model has 20"):
+    with pytest.raises(
+        pb.PatchbayError, match="the story one-layer-induction is told in 32 tokens; this llama model has 20"
+    ):
         one_layer_induction.tell(lab.small(20), report=tmp_path / "page.html", quiet=True)
     assert torch.is_grad_enabled()

@@ -99,7 +99,9 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page.read_text().count("<svg") == 3
     monkeypatch.setattr("patchbay.train._runs.trained", None)  # a second call trains nothing
     again = sinks.tell(sinks.form(), **given)
-    assert {key: value for key, value in again.items() if key != "seconds"} == {k: v for k, v in told.items() if k != "seconds"}
+    assert {key: value for key, value in again.items() if key != "seconds"} == {
+        k: v for k, v in told.items() if k != "seconds"
+    }
     with pytest.raises(pb.PatchbayError, match="holds runs of another seed"):
         sinks.tell(sinks.form(), seed=1, **given)
 

@@ -40,7 +40,9 @@ def test_a_twin_of_as_many_weights_is_wider_and_else_the_same() -> None:
     assert counts[0] > 1.2 * counts[1]
     per_neuron = 3 * plain.d_model * plain.n_layers
     assert abs(counts[0] - counts[2]) <= per_neuron / 2
-    assert wide.hf.config.intermediate_size == plain.hf.config.intermediate_size + round((counts[0] - counts[1]) / per_neuron)
+    assert wide.hf.config.intermediate_size == plain.hf.config.intermediate_size + round(
+        (counts[0] - counts[1]) / per_neuron
+    )
     own, other = plain.hf.state_dict(), wide.hf.state_dict()
     same = [name for name in own if own[name].shape == other[name].shape]
     assert all(torch.equal(own[name], other[name]) for name in same)
@@ -55,7 +57,9 @@ def test_a_twin_of_as_many_operations_trains_longer() -> None:
     assert arm.mlp == 0
     model = begun(shared, Arm(), 0)
     plain = _equal.operations(model, Rows(shared.train, Arm(), shared.plan, 0), "ntp")
-    more = 3 * 2 * 4 * 12 * model.d_model * model.vocab_size  # forward and two backward products, of 4 rows of 12 tokens
+    more = (
+        3 * 2 * 4 * 12 * model.d_model * model.vocab_size
+    )  # forward and two backward products, of 4 rows of 12 tokens
     assert arm.longer == pytest.approx((plain + more) / plain)
     assert equal(shared, Arm()) is None
 
@@ -63,7 +67,13 @@ def test_a_twin_of_as_many_operations_trains_longer() -> None:
 def test_the_result_says_what_the_arms_were() -> None:
     given: dict[str, Any] = {"seeds": 1, "blocks": {"gate": True}}
     found = pb.train.variant(lent("llama"), texts(), plan={**PLAN, "equal": True}, **given)
-    assert found.labels_of("condition") == ["variant - twin", "null - twin", "equal - twin", "variant - null", "variant - equal"]
+    assert found.labels_of("condition") == [
+        "variant - twin",
+        "null - twin",
+        "equal - twin",
+        "variant - null",
+        "variant - equal",
+    ]
     assert any(note.startswith("equal: ntp") and "MLPs of width" in note for note in found.notes)
     found = pb.train.variant(lent("llama"), texts(), plan=PLAN, **given)
     assert any("differ in size" in note for note in found.notes)
@@ -80,7 +90,9 @@ def test_the_panel_is_that_of_the_checkpoints(tmp_path: Path) -> None:
     """Readings of groups of held-out documents of every checkpoint, by loops."""
     data = texts()
     plan = {**PLAN, "panel": 6, "held": 0.25}
-    found = pb.train.variant(lent("llama"), data, seeds=1, blocks={"attention": "sigmoid"}, folder=str(tmp_path / "runs"), plan=plan)
+    found = pb.train.variant(
+        lent("llama"), data, seeds=1, blocks={"attention": "sigmoid"}, folder=str(tmp_path / "runs"), plan=plan
+    )
     rows = {(row["reading"], row["condition"]): row for row in found.tables["panel"]}
     held = [data[i] for i in split(len(data), 0.25)[1]]
     assert len(held) == 6
@@ -95,7 +107,9 @@ def test_the_panel_is_that_of_the_checkpoints(tmp_path: Path) -> None:
         row = rows[name, "variant - twin"]
         assert close(row["effect"], sum(gaps) / 4, of=10.0, dtype=torch.float32)
         assert row["low"] <= row["effect"] <= row["high"]
-    assert rows["mass_mean", "variant - twin"]["effect"] > 0.5  # a sigmoid's rows at the start are half as long as the text
+    assert (
+        rows["mass_mean", "variant - twin"]["effect"] > 0.5
+    )  # a sigmoid's rows at the start are half as long as the text
     assert abs(rows["mass_mean", "null - twin"]["effect"]) < 1e-5
     assert any("mass_mean" in note for note in found.notes if note.startswith("panel, variant - twin"))
 
@@ -105,7 +119,9 @@ def test_a_panel_that_is_no_more_than_the_null_is_not_told() -> None:
     base = [{"a": [0.0, 0.1, 0.2, 0.3], "b": [1.0, 1.1, 1.0, 1.1]} for _ in range(2)]
     moved = [{"a": [x + 1.0 for x in one["a"]], "b": [x + 1.0 for x in one["b"]]} for one in base]
     null = [{"a": [x + 2.0 for x in one["a"]], "b": one["b"]} for one in base]
-    rows, notes = _panels.compared({"variant": moved, "twin": base, "null": null}, twin="twin", nulls=["null"], seeds=[0, 1])
+    rows, notes = _panels.compared(
+        {"variant": moved, "twin": base, "null": null}, twin="twin", nulls=["null"], seeds=[0, 1]
+    )
     assert {row["reading"] for row in rows} == {"a", "b"}
     assert "b +1" in notes[0]
     assert "a +1" not in notes[0]
