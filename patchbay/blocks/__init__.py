@@ -14,6 +14,7 @@ state_space    recurrences as long convolutions: H3, LSSL, HiPPO
 structured     feed-forward maps in factors, with a dense guide
 trees          trees from heights and distances, and from any attention pattern
 turned         angles between queries and keys, times a number and plus another for each pair of channels
+two_way        later keys seen as if they stood as far before, for a while
 welore         ranks of matrices by one threshold, and their null
 """
 
@@ -30,6 +31,7 @@ from patchbay.blocks import (
     structured,
     trees,
     turned,
+    two_way,
     welore,
 )
 from patchbay.blocks.build import build, register
@@ -49,5 +51,6 @@ __all__ = [
     "structured",
     "trees",
     "turned",
+    "two_way",
     "welore",
 ]

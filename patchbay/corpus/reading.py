@@ -25,8 +25,13 @@ def texts_of(path: str | Path) -> Iterator[str]:
     return (str(record["text"]) for record in records_of(path))
 
 
-def records_of(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The same with all fields of a `.jsonl`, such as `url`; of a `.txt` with `text` alone."""
+def documents_of(path: str | Path) -> Iterator[str | list[Any]]:
+    """The same, where a record of a .jsonl may have `units` in place of `text`: a list of texts or of lists of token ids."""
+    return (record.get("units") or str(record["text"]) for record in records_of(path, units=True))
+
+
+def records_of(path: str | Path, *, units: bool = False) -> Iterator[dict[str, Any]]:
+    """The same with all fields of a `.jsonl`, such as `url`; of a `.txt` with `text` alone. With `units`, a record may have these in its place."""
     file = Path(path)
     if file.suffix not in (".txt", ".jsonl"):
         raise PatchbayError(f"{path}: texts lie in a .txt, a line each, or in a .jsonl with a field `text`")
@@ -40,14 +45,14 @@ def records_of(path: str | Path) -> Iterator[dict[str, Any]]:
                     )
                 if line.strip():
                     n += 1
-                    yield _record(file, number, line)
+                    yield _record(file, number, line, units)
     except OSError as error:
         raise PatchbayError(f"{path} cannot be read: {error}") from error
     if not n:
         raise PatchbayError(f"{path} holds no text")
 
 
-def _record(file: Path, number: int, line: bytes) -> dict[str, Any]:
+def _record(file: Path, number: int, line: bytes, units: bool) -> dict[str, Any]:
     """One line as a record; a last line that ends in the middle of a letter or a record is told from a wrong one."""
     cut = "" if line.endswith(b"\n") else ": the file ends in mid-line, as one that was cut off"
     try:
@@ -60,6 +65,8 @@ def _record(file: Path, number: int, line: bytes) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError as error:
         raise PatchbayError(f"{file}, line {number} is no JSON{cut} ({error})") from error
+    if units and isinstance(found, dict) and isinstance(found.get("units"), list) and found["units"]:
+        return found
     if not isinstance(found, dict) or not isinstance(found.get("text"), str):
         raise PatchbayError(
             f"{file}, line {number} has no field `text` that is a text; it has {sorted(found) if isinstance(found, dict) else type(found).__name__}"

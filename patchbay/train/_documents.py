@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from patchbay.corpus.reading import texts_of
+from patchbay.corpus.reading import documents_of
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.train._objectives._objective import Document
@@ -15,7 +15,7 @@ from patchbay.train._objectives._objective import Document
 
 def read(model: Model, data: Any, length: int) -> list[Document]:
     """Every document as units of ids, none longer than `length` tokens; PatchbayError names the document that cannot be."""
-    given = texts_of(data) if isinstance(data, str) else data
+    given = documents_of(data) if isinstance(data, str) else data
     if not isinstance(given, list | tuple) and not hasattr(given, "__iter__"):
         raise PatchbayError(f"data: documents are a list or a file, got {type(data).__name__}")
     found: list[Document] = []

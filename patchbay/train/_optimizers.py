@@ -1,20 +1,41 @@
-"""Optimisers by name: what the Trainer is given. AdamW is its own; others stand in a file of theirs."""
+"""Optimisers by name, `NAME` or `NAME:key=value`: what the Trainer is given. AdamW is its own; others stand in a file of theirs."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, suggest
+from patchbay.train._low_rank import FORMS, Form, LowRank, maps
+from patchbay.train._written import made
 
-NAMES = ("adamw", "cosmos")
+NAMES = ("adamw", "cosmos", "lora", "lora-sb")
+Optimizer = tuple[type[torch.optim.Optimizer], dict[str, Any]]
 
 
-def optimizer(name: str) -> type[torch.optim.Optimizer] | None:
-    """The class, or None for the Trainer's own AdamW."""
-    if name == "adamw":
+def form_of(text: str) -> Form | None:
+    """The low-rank form that a text names; None for an optimiser that moves whole matrices. PatchbayError where there is none."""
+    name = text.partition(":")[0].strip().replace("_", "-")
+    if name not in NAMES:
+        raise PatchbayError(f"no optimizer {name!r}; optimizers are {', '.join(NAMES)}{suggest(name, NAMES)}")
+    if name not in FORMS:
+        if ":" in text:
+            raise PatchbayError(f"optimizer {name} has no settings, got {text!r}")
         return None
-    if name == "cosmos":
+    form: Form = made("optimizer", text, FORMS[name])
+    return form
+
+
+def optimizer(text: str, model: Model, seed: int) -> Optimizer | None:
+    """The class and what it is made with beside a rate, or None for the Trainer's own AdamW."""
+    form = form_of(text)
+    if form is not None:
+        among = frozenset(id(one.weight) for one in maps(model).values())
+        return LowRank, {"form": form, "among": among, "seed": seed}
+    if text.strip() == "cosmos":
         from patchbay.train._cosmos import Cosmos
 
-        return Cosmos
-    raise PatchbayError(f"no optimizer {name!r}; optimizers are {', '.join(NAMES)}{suggest(name, NAMES)}")
+        return Cosmos, {}
+    return None

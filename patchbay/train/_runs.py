@@ -11,28 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchbay.blocks import build
 from patchbay.corpus.synthetic import texts
 from patchbay.model.load import load
 from patchbay.model.model import Model
-from patchbay.model.run import run
 from patchbay.results.method import seeded
 from patchbay.results.untrained import untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.train._copies import copied, write
 from patchbay.train._equal import of_width, operations, width
 from patchbay.train._kept import TOLD, Kept
+from patchbay.train._low_rank import adapter
 from patchbay.train._objectives import objective
-from patchbay.train._objectives._objective import Before, Document, Objective
+from patchbay.train._objectives._objective import Before, Document
+from patchbay.train._optimizers import form_of
 from patchbay.train._panels import Readings, read
 from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._trainer import Watch, memory_named, trained
 
 PROBED = 3  # steps that an estimate is made of; the first is left out
 TEXTS = 8192  # of a synthetic language; beyond that they are read again
-TOGETHER = 32  # held-out documents that run as one batch
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,23 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
         model._fingerprint = None
         told["end"] = model.fingerprint
         if kept.folder is not None:
+            _adapted(lab, arm, seed, model, kept.folder / f"{called}.adapter")
             write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
         kept.end(called)
     folder = None if kept.folder is None else str(kept.folder / called)
     panel = read(model, lab.held, aim, lab.plan.panel) if lab.plan.panel else {}
     n = sum(p.numel() for p in model.hf.parameters())
-    scores = held_out(model, lab.held, aim)
+    scores = aim.scores(model, lab.held)
     found = Run(scores, told["losses"], told["start"], told["end"], folder, told.get("seen", []), panel, n)
     kept.made[arm, seed] = found
     return found
+
+
+def _adapted(lab: Lab, arm: Arm, seed: int, tuned: Model, folder: Path) -> None:
+    """The plain LoRA of a run that was tuned in low rank from weights that lie somewhere."""
+    form = form_of(arm.optimizer)
+    if form is not None and not (lab.plan.fresh or lab.plan.redraw or arm.blocks):
+        adapter(begun(lab, arm, seed), tuned, form.rank, folder)
 
 
 def ended(lab: Lab, arm: Arm, seed: int) -> Model:
@@ -188,19 +196,6 @@ def ended(lab: Lab, arm: Arm, seed: int) -> Model:
     aim.leave(model)
     model._fingerprint = None
     return model
-
-
-def held_out(model: Model, held: list[Document], aim: Objective) -> Tensor:
-    """Mean - log p of a token of each document, float64 [document]."""
-    rows, found = [aim.told(one) for one in held], []
-    for i in range(0, len(rows), TOGETHER):
-        some = rows[i : i + TOGETHER]
-        logits = run(model, some).logits
-        for row, ids in zip(logits, some, strict=True):
-            found.append(
-                nn.functional.cross_entropy(row[: len(ids) - 1].float(), torch.tensor(ids[1:], device=row.device))
-            )
-    return torch.stack(found).double().cpu()
 
 
 def cost(lab: Lab, arm: Arm) -> dict[str, float]:

@@ -130,11 +130,11 @@ def _trainer(
             f"batch_size={plan.batch_size} over {arguments.world_size} processes: give a multiple of their number"
         )
     arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
-    made = optimizer(arm.optimizer)
+    made = optimizer(arm.optimizer, model, rows.seed)
     with seeded(0):
         found = _class()(
             model=model.hf, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[Whole()],
-            optimizer_cls_and_kwargs=None if made is None else (made, {"lr": plan.rate}),
+            optimizer_cls_and_kwargs=None if made is None else (made[0], {"lr": plan.rate, **made[1]}),
         )  # fmt: skip
     found.remove_callback(PrinterCallback)
     found.view, found.rows, found.losses, found.seen = model, rows, losses, seen

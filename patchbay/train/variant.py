@@ -3,8 +3,9 @@
     by_run[seed] = held-out loss of the variant - held-out loss of its twin, nats per token
 
 What differs is an objective, an optimiser, or blocks. For every seed three copies are trained: the variant; the twin, by next-token
-prediction with AdamW; and a null arm, which is what the objective names as its own (for a permutation of units the reversal of tokens), or
-else the plain twin on other batches: what the seed alone does. Variant and twin of a seed start from the same weights wherever shapes agree,
+prediction with AdamW, or by what the objective names as itself without its claim where documents are read in parts (questions and labels); and a
+null arm, which is what the objective names as its own (for a permutation of units the reversal of tokens), or else the twin on other
+batches: what the seed alone does. Variant and twin of a seed start from the same weights wherever shapes agree,
 and see the same documents in the same order. Training runs on Hugging Face's Trainer (accelerate). The lent model is not touched.
 
 A variant of another size has a twin of other means: with `plan={"equal": 1}` a fourth arm, `equal`, is the plain network of as many weights (its MLPs wider or
@@ -37,7 +38,8 @@ from patchbay.signal.port import PatchbayError
 from patchbay.train._documents import digest_of, read
 from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
-from patchbay.train._optimizers import optimizer as read_optimizer
+from patchbay.train._objectives._objective import Objective
+from patchbay.train._optimizers import form_of
 from patchbay.train._paired import paired
 from patchbay.train._panels import compared
 from patchbay.train._plan import Arm, plan_of, split
@@ -45,7 +47,6 @@ from patchbay.train._runs import PROBED, Lab, Run, cost, equal, run_of
 
 NULLS = ("null", "equal")
 PANEL = 16  # held-out documents that the panel reads where the plan does not say
-NATS = "nats per token"
 
 
 @method(paper="guo2024")
@@ -67,21 +68,23 @@ def variant(
     `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
-    `.jsonl` with `text`. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`. `blocks`: what
-    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw or cosmos. `seeds`: how many pairs are trained. `folder`: where checkpoints are
+    `.jsonl` with `text`,
+    or `units` where documents have parts. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`. `blocks`: what
+    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw, cosmos, lora or
+    lora-sb, as `lora-sb:rank=8`; a run of these two has a LoRA for PEFT beside it, `FOLDER/RUN.adapter`. `seeds`: how many pairs are trained. `folder`: where checkpoints are
     written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, equal, seed, dry_run.
     """
     given = {"panel": PANEL, **(plan or {})}
     dry = bool(given.pop("dry_run", False))
     how, wanted = plan_of(given), read_objective(objective)
-    read_optimizer(optimizer)
+    form_of(optimizer)
     _check(model, seeds)
     documents = read(model, data, how.length)
     train, held = split(len(documents), how.held)
     arms = {
         "variant": Arm(objective, json.dumps(blocks, sort_keys=True) if blocks else "", optimizer),
-        "twin": Arm(),
-        "null": Arm(other_batches=True) if wanted.null is None else Arm(wanted.null),
+        "twin": Arm(wanted.twin),
+        "null": Arm(wanted.twin, other_batches=True) if wanted.null is None else Arm(wanted.null),
     }
     lab = Lab(model, [documents[i] for i in train], [documents[i] for i in held], how)
     same = equal(lab, arms["variant"]) if how.equal else None
@@ -94,7 +97,7 @@ def variant(
         kept = Kept(None if folder is None else Path(folder), Path(nowhere), request)
         seeds_of = range(how.seed, how.seed + seeds)
         runs = {(name, seed): run_of(lab, name, arm, seed, kept) for seed in seeds_of for name, arm in arms.items()}
-    return _told(lab, arms, runs, seeds_of)
+    return _told(lab, wanted, arms, runs, seeds_of)
 
 
 def _check(model: Model, seeds: int) -> None:
@@ -106,11 +109,11 @@ def _check(model: Model, seeds: int) -> None:
         )
 
 
-def _told(lab: Lab, arms: dict[str, Arm], runs: dict[tuple[str, int], Run], seeds: range) -> Result:
+def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[str, int], Run], seeds: range) -> Result:
     """The contrasts of all pairs, every run, what the panel showed, and what an arm was."""
     scores = {name: torch.stack([runs[name, seed].scores for seed in seeds]) for name in arms}
     nulls = [name for name in NULLS if name in arms]
-    found = paired(scores, twin="twin", unit=NATS, nulls=nulls, seeds=list(seeds))
+    found = paired(scores, twin="twin", unit=wanted.unit, nulls=nulls, seeds=list(seeds))
     table = [runs[name, seed].row(name, seed) for name in arms for seed in seeds]
     steps = [{"arm": name, "seed": seed, "step": i, "loss": loss} for name in arms for seed in seeds
              for i, loss in enumerate(runs[name, seed].losses)]  # fmt: skip

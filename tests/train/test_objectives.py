@@ -19,20 +19,22 @@ from patchbay.train._objectives.inverse_rl import rewards
 from patchbay.train._objectives.spt import permuted
 from tests.tolerance import close
 
+SETTINGS = {
+    "cloned": "cloned:vocab=10",
+    "infill": "infill:vocab=20",
+    "label-supervision": "label-supervision:classes=1+2",
+    "langsamp": "langsamp:vocab=10",
+    "translico": "translico:vocab=10",
+}
 DOCUMENT = [[5, 6], [1], [7, 8, 9], [2], [3, 4]]
 
 
 def test_each_file_is_an_objective_of_its_name() -> None:
     assert names() == sorted(path.stem.replace("_", "-") for path in Path(folder.__file__).parent.glob("[a-z]*.py"))
     for name in names():
-        aim = objective(
-            {
-                "cloned": "cloned:vocab=10",
-                "infill": "infill:vocab=20",
-                **{n: f"{n}:vocab=10" for n in ("langsamp", "translico")},
-            }.get(name, name)
-        )
+        aim = objective(SETTINGS.get(name, name))
         assert aim.null is None or objective(aim.null).null is None
+        assert objective(aim.twin)
 
 
 # --- semantic permutation -----------------------------------------------------------------------------

@@ -6,35 +6,43 @@ A document is a list of units, each a list of token ids; most objectives read th
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
-
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.train._objectives import (
+    bico,
     cloned,
+    fine_grained,
     impossible,
     infill,
     inverse_rl,
+    label_supervision,
     langsamp,
     multi_exit,
     ntp,
+    pinto,
+    sami,
     self_evolution,
     spt,
     transfer,
     translico,
 )
 from patchbay.train._objectives._objective import Objective
+from patchbay.train._written import made
 
 OBJECTIVES: dict[str, type[Objective]] = {
     file.__name__.rpartition(".")[2].replace("_", "-"): file.OBJECTIVE
     for file in (
+        bico,
         cloned,
+        fine_grained,
         impossible,
         infill,
         inverse_rl,
+        label_supervision,
         langsamp,
         multi_exit,
         ntp,
+        pinto,
+        sami,
         self_evolution,
         spt,
         transfer,
@@ -54,19 +62,4 @@ def objective(text: str) -> Objective:
     name = name.strip().replace("_", "-")
     if name not in names():
         raise PatchbayError(f"no objective {name!r}; objectives are {', '.join(names())}{suggest(name, names())}")
-    made = OBJECTIVES[name]
-    known: dict[str, Any] = {field.name: type(field.default) for field in fields(made)}
-    given = {}
-    for piece in filter(None, rest.split(",")):
-        key, _, value = piece.partition("=")
-        if key.strip() not in known:
-            has = ", ".join(known) or "none"
-            raise PatchbayError(f"objective {name} has no setting {key!r}; its settings are {has}")
-        kind = known[key.strip()]
-        try:
-            given[key.strip()] = kind(value.strip())
-        except ValueError:
-            raise PatchbayError(f"objective {name}: {piece!r}; {key} is written as {kind.__name__}") from None
-    found = made(**given)
-    found.check()
-    return found
+    return made("objective", f"{name}:{rest}", OBJECTIVES[name])

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.model.model import Model
+from patchbay.model.run import run
 
 IGNORED = -100  # the label of a place that is not learned
+TOGETHER = 32  # held-out documents that run as one batch
 Document = Sequence[Sequence[int]]  # units, each of token ids
 
 
@@ -34,14 +36,24 @@ class Objective:
         """Raise PatchbayError for settings that cannot be."""
 
     @property
+    def twin(self) -> str:
+        """The objective of the twin, as text: the plain one, or where documents are read in parts the same without what is claimed."""
+        return "ntp"
+
+    @property
     def null(self) -> str | None:
-        """The objective of the null arm, as text; None: the plain objective on other batches."""
+        """The objective of the null arm, as text; None: the twin's on other batches."""
         return None
 
     @property
     def before(self) -> Before | None:
         """What is read before the data, after which the rows of tokens are drawn anew; None: nothing."""
         return None
+
+    @property
+    def unit(self) -> str:
+        """Of the scores; lower is better."""
+        return "nats per token"
 
     def told(self, document: Document) -> list[int]:
         """The document as it is scored when it was held out."""
@@ -61,6 +73,16 @@ class Objective:
     def loss(self, model: Model, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
         """Sum over learned places of - log p, divided by n. `hf` is what runs: the model's own, or what several processes wrap it in."""
         return cross_entropy(logits_of(hf, batch), batch["labels"]) / n
+
+    def scores(self, model: Model, held: Sequence[Document]) -> Tensor:
+        """Mean - log p of a token of each held-out document, float64 [document]."""
+        texts, found = [self.told(one) for one in held], []
+        for i in range(0, len(texts), TOGETHER):
+            some = texts[i : i + TOGETHER]
+            for row, ids in zip(run(model, some).logits, some, strict=True):
+                said = torch.tensor(ids[1:], device=row.device)
+                found.append(nn.functional.cross_entropy(row[: len(ids) - 1].float(), said))
+        return torch.stack(found).double().cpu()
 
 
 def joined(document: Document) -> list[int]:

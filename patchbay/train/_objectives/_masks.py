@@ -1,0 +1,60 @@
+"""Masks that open what a causal model hides, and the proof that a model hears them."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchbay.model.model import Model
+from patchbay.signal.port import PatchbayError
+
+HEARD = 1e-4  # of the largest logit: by as much a mask of four axes may change what the model's own mask gives
+
+
+def opened(seen: Tensor, everywhere: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers to add to scores [row, 1, query, key]: `seen` [row, key] are not hidden from later queries, nor from earlier ones where
+    `everywhere` [row]."""
+    n = seen.shape[1]
+    before = torch.ones(n, n, dtype=torch.bool, device=seen.device).tril()
+    open_ = seen[:, None, None] & (before | everywhere[:, None, None, None])
+    return torch.zeros(open_.shape, dtype=dtype, device=seen.device).masked_fill(~open_, torch.finfo(dtype).min)
+
+
+def masked(hf: nn.Module, ids: Tensor, seen: Tensor, everywhere: Tensor, **more: Any) -> Any:
+    """What the model gives under that mask."""
+    dtype = next(p.dtype for p in hf.parameters() if p.is_floating_point())
+    return hf(input_ids=ids, attention_mask=opened(seen, everywhere, dtype), use_cache=False, **more)
+
+
+@torch.no_grad()
+def prove(model: Model, what: str, around: contextlib.AbstractContextManager[None] | None = None) -> None:
+    """Raise PatchbayError where the model does not hear masks of four axes: closed, its logits are its own; opened, the last token moves the
+    first logit."""
+    length = min(6, model.max_positions or 6)
+    ids = torch.arange(length, device=model.device)[None] % model.vocab_size
+    every = torch.ones_like(ids, dtype=torch.bool)
+    try:
+        plain = model.hf(input_ids=ids, use_cache=False).logits
+        with around or contextlib.nullcontext():
+            closed, open_ = (masked(model.hf, ids, every, every[:, 0] & on).logits for on in (False, True))
+            other = masked(
+                model.hf, torch.cat([ids[:, :-1], (ids[:, -1:] + 1) % model.vocab_size], 1), every, every[:, 0]
+            )
+    except PatchbayError:
+        raise
+    except Exception as error:  # whatever a family's own code says of such a mask
+        raise PatchbayError(f"{what}: this {model.family.name} model takes no mask of four axes ({error})") from error
+    off = float((closed - plain).abs().max() / plain.abs().max())
+    if off > HEARD or torch.equal(open_[:, 0], other.logits[:, 0]):
+        raise PatchbayError(
+            f"{what}: this {model.family.name} model does not do what a mask of four axes says (closed, its logits are {off:.0e} off; opened, the last "
+            f"token {'does not move' if torch.equal(open_[:, 0], other.logits[:, 0]) else 'moves'} the first logit); possible: llama, qwen2"
+        )
+    window = getattr(model.config, "sliding_window", None)
+    if window and any("sliding" in str(kind) for kind in getattr(model.config, "layer_types", None) or ()):
+        raise PatchbayError(
+            f"{what}: this {model.family.name} model has windows of {window} tokens, which a mask of four axes would open"
+        )
