@@ -28,6 +28,9 @@ from patchbay.model.run import run
 from patchbay.signal.port import PatchbayError, Port
 
 TRAINED = 2**18  # keys of which FAISS learns its cells and components, evenly over the store
+CACHED = (
+    2**16
+)  # numbers of keys whose distances are taken at a time: in a processor's cache, a third of the time of all at once
 BLOCK = 512  # queries that are compared with all keys at a time
 SITES = ("mlp.in", "resid_in", "resid_mid", "resid_out", "attn.out", "mlp.out", "final_norm")
 Search = Callable[[Tensor, int], Tensor]  # queries [query, d], k -> places in the store [query, k]
@@ -50,10 +53,12 @@ class Store:
         queries = queries.to(self.keys)
         found = self._searches[index](queries, k)
         apart = torch.empty(found.shape, dtype=torch.float64, device=self.keys.device)
-        for at in range(0, len(queries), 32):
-            some = slice(at, at + 32)
-            gap = self.keys[found[some].clamp(min=0)].double() - queries[some, None].double()
-            apart[some] = gap.square().sum(-1)
+        few = max(1, CACHED // self.keys.shape[1])
+        for row, query in enumerate(queries.double()):
+            for at in range(0, k, few):
+                gap = self.keys[found[row, at : at + few].clamp(min=0)].double()
+                gap -= query
+                apart[row, at : at + few] = gap.square_().sum(-1)
         return apart.masked_fill(found < 0, torch.inf), found
 
     def law(self, apart: Tensor, found: Tensor, temperature: float, vocab: int) -> Tensor:

@@ -153,11 +153,11 @@ def _read(logits: Tensor, flat: Sequence[tuple[int, int, int]], of: Sequence[int
     """Log-probabilities [read, 2] of (row of the batch, position, token) and of the likeliest token there, a block at a time; `of`: the
     place of each one's row, for messages. A place that several tokens are read at is gone over once."""
     row, position, token = torch.tensor(flat, device=logits.device).T
-    spots, at = torch.stack([row, position], 1).unique(dim=0, return_inverse=True)
+    spots, at = (row * logits.shape[1] + position).unique(return_inverse=True)
     step = max(1, 2**24 // logits.shape[-1])
     highest, totals = [], []
     for start in range(0, len(spots), step):
-        seen = logits[tuple(spots[start : start + step].T)]  # [spot, vocab]
+        seen = logits.flatten(0, 1)[spots[start : start + step]]  # [spot, vocab]
         seen = seen if seen.dtype == torch.float64 else seen.float()
         best = seen.amax(-1)
         highest.append(best)
