@@ -32,7 +32,7 @@ def trained(
 ) -> dict[str, tuple[pb.Model, list[float]]]:
     """Views of the model by what stands for its MLPs, with what they leave of the variance."""
     places = [f"L{i}.mlp.in to L{i}.mlp.out" for i in range(model.n_layers)]
-    how = {"form": "topk", "n_features": FEATURES, "sparsity": K, "steps": steps}
+    how = {"form": "batchtopk", "n_features": FEATURES, "sparsity": K, "steps": steps}
     left, own = [], []
     for i, place in enumerate(places):
         made = pb.train.dictionary(model, texts, place, folder=str(folder / str(i)), **how)  # type: ignore[arg-type]
