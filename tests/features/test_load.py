@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import patchbay as pb
 from patchbay.features import folds
@@ -160,3 +161,23 @@ def test_dictionaries_that_are_wrong_on_text_are_refused_or_said(
     proved(own, model, texts)
     with pytest.raises(pb.PatchbayError, match="another model, layer or signal"):
         proved(own, other, texts)
+
+
+def test_a_dictionary_of_another_site_is_refused_and_so_are_files_without_numbers(
+    model: pb.Model, texts: torch.Tensor, tmp_path: Path
+) -> None:
+    """The most of one signal in few features: little of what attention or an MLP adds. NaN weights are refused before any run."""
+    read, _ = signals(exact(model, texts), model, texts)
+    mean = read.mean(0)
+    basis = torch.linalg.svd(read - mean, full_matrices=False)[2][:6]
+    both = torch.cat([basis, -basis])
+    folder = pb.Dictionary(both.T, both, -both @ mean, mean, layer=1).save(tmp_path / "own")
+    assert "FVU" in pb.load_dictionary(folder, model=model, texts=texts).notes[0]
+    for at in ("L1.mlp.out", "L1.attn.out"):
+        with pytest.raises(pb.PatchbayError, match=rf"of the variance of {at} unexplained"):
+            pb.load_dictionary(folder, at=at, model=model, texts=texts)
+    tensors = load_file(folder / "sae_weights.safetensors")
+    tensors["W_enc"][0, 0] = torch.nan
+    save_file(tensors, folder / "sae_weights.safetensors")
+    with pytest.raises(pb.PatchbayError, match="W_enc holds 1 numbers that are NaN or infinite"):
+        pb.load_dictionary(folder)
