@@ -86,3 +86,10 @@ def test_weights_set_attributes_against_one_another() -> None:
 def test_bad_input_is_named(given: dict[str, Any], said: str) -> None:
     with pytest.raises(pb.PatchbayError, match=said):
         pb.measure.matched_guise(reader("characters"), PAIRS, **given)
+
+
+def test_few_pairs_are_said_with_the_least_p_that_they_can_have() -> None:
+    model = reader("characters")
+    few, many = (pb.measure.matched_guise(model, PAIRS[:n], WORDS) for n in (6, 10))
+    assert any("6 pairs: p is at least 0.031" in note for note in few.notes)
+    assert not any("p is at least" in note for note in many.notes)
