@@ -143,6 +143,20 @@ def patched_in(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
     return pb.find.patchscopes(model, ids, TEXTS[0], **{"layers": [1], "max_new_tokens": 2, **options})
 
 
+def parsed(model: pb.Model, prompts: Any, **options: Any) -> pb.Result:
+    """Sentences of the prompts' letters, each with two trees."""
+    texts = []
+    for ids in prompts.clean if isinstance(prompts, pb.Task) else prompts:
+        for heads in ((2, 0, 2, 3), (0, 1, 1, 2)):
+            forms = ["abcdefghijklmnop"[(token + heads[0]) % 16] for token in list(ids)[:4]]
+            rows = [
+                f"{i + 1}\t{form}\t_\t_\t_\t_\t{head}\t_\t_\t_"
+                for i, (form, head) in enumerate(zip(forms, heads, strict=True))
+            ]
+            texts.append("\n".join(rows))
+    return pb.find.tree_probe(model, texts, **{"kind": "conllu", "rank": 4, "steps": 2, "draws": 1, **options})
+
+
 def cut_short(prompts: pb.Task) -> pb.Task:
     """The ends of the same prompts and their twins, of one length."""
     length = min(map(len, prompts.clean))
@@ -162,6 +176,14 @@ def refusing(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
     first, second = [[*one, 7] for one in ids], [[*one, 9] for one in ids]
     said = pb.run(model, first, logits="last").last_logits.mean(0).topk(60).indices.tolist()
     return pb.turn.refusal_direction(model, first, second, **{"kl": 1e6, "refusal": said, **options})
+
+
+def answering(model: pb.Model, prompts: pb.Task, **options: Any) -> Any:
+    """Prompts of two kinds, and a third of the vocabulary as the trait."""
+    ids = [list(one) for one in prompts.clean]
+    first, second = [[*one, 7] for one in ids], [[*one, 9] for one in ids]
+    how: dict[str, Any] = {"max_new_tokens": 2, "layers": [1], "draws": 1}
+    return pb.turn.persona_vector(model, first, second, list(range(30)), **{**how, **options})
 
 
 ORDERED = {"numbers": list(range(5, 45)), "days": [50, 51, 52, 53, 54, 55, 56]}  # twins have no tokenizer
@@ -639,6 +661,7 @@ CASES = [
         on=tuple(name for name in TWINS if name != "bloom"),  # refused: no rule for what it computes
     ),
     Case("find.relation_embedding", related_by, own=True, on=FEW_TWINS),
+    Case("find.tree_probe", parsed, own=True, on=FEW_TWINS),
     Case("find.tuned_lens", tuned_lens, (*LENS, "aligned")),
     Case("find.jacobian_lens", jacobian_lens, LENS),
     Case("find.patchscopes", patched_in, on=FEW_TWINS),
@@ -815,6 +838,7 @@ CASES = [
         runs=False,
         needs="experts.out",
     ),
+    Case("turn.persona_vector", answering, own=True, on=("gpt2", "gemma2", "mixtral", "mamba2")),
     Case("turn.refusal_direction", refusing, own=True, on=("gpt2", "gemma2", "mixtral", "mamba2")),
     Case("turn.rewrite", rewriting, needs="mlp.act"),
     Case("turn.steer", lambda m, t, **o: pb.turn.steer(m, twinned(t), **o)),

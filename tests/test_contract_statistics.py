@@ -166,6 +166,7 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "find.mod_features",
     "find.relation_embedding",
     "find.relation_neurons",
+    "find.tree_probe",
     "prove.channel",
     "prove.fit_mechanisms",
 }
@@ -628,6 +629,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
     "find.function_vectors": "its own test ranks on one half and adds the vector on the other by plain hooks",
     "prove.acdc": "its own test takes the KL of the held-out half by itself",
+    "turn.persona_vector": "its own test tells the half that did not choose by plain loops",
     "turn.refusal_direction": "its own test induces refusals on the held-out texts by a plain hook",
     "train.dictionary": "nothing is chosen by what is held out; its own test measures those texts by plain loops",
     "find.relation_embedding": "its own test tells the half that is held out by plain loops",
@@ -640,6 +642,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "find.feature_names": "its own test counts hits and misses by plain loops on the half of the texts that did not choose",
     "find.fact_heads": "the held-out value is `_attention.held_out`, as the other finders' here; on a random model no head turns the answer",
     "measure.minimal_pairs": "a threshold is fitted on half of the sentences: its own test gives labels at random",
+    "find.tree_probe": "its own test tells the texts that are held out by plain loops",
     "find.mod_features": "halves of numbers, read from weights: no prompt",
     "find.retrieval_heads": "as fact_heads: on a random model no head copies a needle",
 }

@@ -29,6 +29,7 @@ RANKED = [  # case, variable, draws
     ("find.prior_layers", "probe_p", 5),
     ("find.retrieval_heads", "p", 1000),
     ("find.successor_heads", "p", 5),
+    ("find.tree_probe", "p", 1),
     ("prove.ablation-zero", "p", 3),
     ("prove.cross_model_patching", "p_joint", 1),
     ("prove.knockout_curve", "p", 3),

@@ -42,6 +42,7 @@ relation_neurons           neurons that tell one relation's prompts from all oth
 relevance                  what each token or part has of the answer by rules that conserve: RelP, AttnLRP
 retrieval_heads            heads that look at the needle's token that is being said
 successor_heads            heads that send a word to the next one of its class
+tree_probe                 whether a low-rank subspace of a layer shows the syntax tree of the text
 tuned_lens                 what the stream would answer at each layer, read by learned maps
 word_classes               layers at which states cluster by the next word's class
 
@@ -90,6 +91,7 @@ from patchbay.find.relation_neurons import relation_neurons
 from patchbay.find.relevance import relevance
 from patchbay.find.retrieval_heads import retrieval_heads
 from patchbay.find.successor_heads import successor_heads
+from patchbay.find.tree_probe import tree_probe
 from patchbay.find.tuned_lens import tuned_lens
 from patchbay.find.word_classes import word_classes
 
@@ -136,6 +138,7 @@ __all__ = [
     "relevance",
     "retrieval_heads",
     "successor_heads",
+    "tree_probe",
     "tuned_lens",
     "word_classes",
 ]

@@ -13,7 +13,8 @@ This returns no knob: fine-tuning gives weights, not edits, has no neutral stren
 model. `prove.cross_model_patching` compares the two models part by part.
 
 Zhang et al. 2024, "Interpreting and Improving Large Language Models in Arithmetic Calculation", where only the heads and MLPs
-that path patching singled out are tuned. A gain says that tuning these parts suffices, not that they are the place: tune
+that path patching singled out are tuned; under a knob, so that what it
+brings is not learned, as in Chen et al. 2025, "Persona Vectors". A gain says that tuning these parts suffices, not that they are the place: tune
 as many other parts, too.
 """
 
@@ -27,6 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from patchbay import maths
+from patchbay.edits.edit import Edit
+from patchbay.knobs.knob import Knob
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
@@ -49,6 +52,7 @@ def tune_parts(
     steps: int = 60,
     rate: float = 1e-3,
     weight_decay: float = 0.01,
+    under: Knob | None = None,
     batch_size: int = 16,
     seed: int = 0,
 ) -> Result:
@@ -59,7 +63,8 @@ def tune_parts(
     next-token distributions on random tokens. Tables: `tensors` that were tuned, with digests, and `steps` with losses.
 
     `folder`: where the tuned model is written as a checkpoint; without, nowhere. `steps`: updates of the weights.
-    `weight_decay`: AdamW's weight decay, on the chosen entries alone.
+    `weight_decay`: AdamW's weight decay, on the chosen entries alone. `under`: a knob that is on while the parts learn, and off
+    where they are scored: what it brings by itself need not be learned (a `turn.persona_vector`, against its trait).
     """
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
     _check(model, task, listed, folder, steps, rate, weight_decay)
@@ -67,7 +72,8 @@ def tune_parts(
     dev, test = task.split(0.5, seed)
     before, before_dev = (_score(model, half, batch_size) for half in (test, dev))
     tuned = copied(model)
-    losses = _fit(tuned, dev, chosen, steps, rate, weight_decay, batch_size, seed)
+    edits = [] if under is None else under.edits_at()
+    losses = _fit(tuned, dev, chosen, edits, steps, rate, weight_decay, batch_size, seed)
     rows = _proved(model, tuned, chosen)
     written = None if folder is None else write(model, tuned, Path(folder))
     after, after_dev = (_score(tuned, half, batch_size) for half in (test, dev))
@@ -94,7 +100,8 @@ def tune_parts(
         notes=[
             f"tuned {n_entries:,} of {sum(p.numel() for p in model.hf.parameters()):,} numbers, in {len(chosen)} tensors; the "
             "others are bit for bit what they were",
-            f"trained on {len(dev)} prompts, scored on {len(test)} others",
+            f"trained on {len(dev)} prompts, scored on {len(test)} others"
+            + ("" if under is None else f"; trained under the knob {under.name}, scored without it"),
             f"tuned weights have the fingerprint {tuned.fingerprint}"
             + (f" and are in {written}" if written else "; no folder was given, they are not kept"),
         ],
@@ -125,7 +132,15 @@ def _check(
 
 
 def _fit(
-    tuned: Model, dev: Task, chosen: Entries, steps: int, rate: float, decay: float, batch_size: int, seed: int
+    tuned: Model,
+    dev: Task,
+    chosen: Entries,
+    edits: list[Edit],
+    steps: int,
+    rate: float,
+    decay: float,
+    batch_size: int,
+    seed: int,
 ) -> list[float]:
     """Train the chosen entries in place; the loss of every step."""
     named = dict(tuned.hf.named_parameters())
@@ -143,7 +158,7 @@ def _fit(
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
         rows = torch.randperm(len(dev), generator=generator)[:batch_size].tolist()
-        trace = run(tuned, [list(dev.clean[i]) for i in rows], logits="last", grad=True)
+        trace = run(tuned, [list(dev.clean[i]) for i in rows], edits=edits, logits="last", grad=True)
         target = torch.tensor([dev.right[i] for i in rows], device=trace.last_logits.device)
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(trace.last_logits.float(), target)

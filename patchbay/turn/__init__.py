@@ -6,6 +6,7 @@ clamp          hold a neuron, a coordinate or a direction at a value
 context_knob   find the direction that decides between context and prior knowledge, and turn it
 cut            a smaller model without some heads and neurons, equal to zeroing them
 neurofeedback  what a model reports and controls of an axis from examples
+persona_vector add the mean state of answers that have a trait
 project        take a subspace out of a signal, or keep only that
 refusal_direction  let a model answer what it refuses: the direction of refusal, chosen and taken out
 remove_direction  let no part write a direction: abliteration
@@ -22,6 +23,7 @@ from patchbay.turn.clamp import clamp
 from patchbay.turn.context_knob import context_knob
 from patchbay.turn.cut import cut
 from patchbay.turn.neurofeedback import neurofeedback
+from patchbay.turn.persona_vector import persona_vector
 from patchbay.turn.project import project
 from patchbay.turn.refusal_direction import refusal_direction
 from patchbay.turn.remove_direction import remove_direction
@@ -38,6 +40,7 @@ __all__ = [
     "context_knob",
     "cut",
     "neurofeedback",
+    "persona_vector",
     "project",
     "refusal_direction",
     "remove_direction",

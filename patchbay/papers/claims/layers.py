@@ -10,6 +10,7 @@ from patchbay.papers.claims._claim import Claim, claim
 from patchbay.papers.claims._shared import N, known_words, over_sets, stories
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks import words
+from patchbay.tasks.spell import tokenizer_of
 
 
 @claim("jin2024", "mechanism")
@@ -44,6 +45,36 @@ def _depth(model: pb.Model, task: pb.Task, truth: list[bool]) -> float:
             "what cannot be read has no depth"
         )
     return float((so_far[-1] - so_far[:-1]).mean()) / gain
+
+
+BRACKETED = (  # sentences of the built-in models' text, with their trees
+    "(S (NP {first}) (VP saw (NP {article} {thing}) (PP near (NP the {place}))))",
+    "(S (NP {first}) (VP put (NP the {thing}) (PP under (NP the {thing2}))))",
+    "(S (NP {second}) (VP said (C that (S (NP the {animal}) (VP was (AP very {adjective}))))))",
+    "(S (NP {first}) (VP wanted (VP to (VP buy (NP the {thing}) (PP from (NP the {place}))))))",
+    "(S (NP {second}) (VP looked (PP for (NP the {adjective} {thing}))))",
+    "(S (NP Nobody) (VP knew (C why (S (NP the {thing}) (VP was (AP {adjective}))))))",
+)
+
+
+@claim("hernandezlopez2022", "mechanism")
+def hernandezlopez2022(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if trees of sentences are read from a layer's subspace further than branching to the right, with each word's commonest
+    labels, would give; the layer is chosen on other sentences."""
+    tokenizer_of(model, "sentences")
+
+    def found(at: int) -> pb.Result:
+        rng, texts = random.Random(f"hernandezlopez2022-{at}"), []
+        for i in range(2 * N):
+            first, second = rng.sample(words.NAMES, 2)
+            texts.append(BRACKETED[i % len(BRACKETED)].format(**words.fresh_words(rng, [first, second])))
+        return pb.find.tree_probe(model, texts, kind="brackets", steps=60, draws=1, seed=at)
+
+    best = int(found(seed + 1000).values[1:].argmax()) + 1
+    row = found(seed)
+    text = f"syntax trees are read from a subspace of layer {row.labels_of('layer')[best]} further than words and right branches say (sentences, not code)"
+    gain, low, high = (float(row[name][best]) for name in ("gain", "gain_low", "gain_high"))
+    return Claim(text, gain, low, high, 0.0, "F1")
 
 
 @claim("li2024", "mechanism")

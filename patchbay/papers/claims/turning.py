@@ -6,7 +6,7 @@ import random
 
 import patchbay as pb
 from patchbay.papers.claims._claim import WIDE, Claim, claim
-from patchbay.papers.claims._shared import DRAWS, LEVEL, N, beyond_random, first_of
+from patchbay.papers.claims._shared import DRAWS, LEVEL, N, beyond_random, first_of, known_words
 from patchbay.tasks import words
 
 
@@ -77,6 +77,44 @@ def rimsky2024(model: pb.Model, seed: int) -> Claim:
     p = maths.draws_p(float(gain.mean()), drawn.mean(1))
     found = maths.beyond_draws(gain, drawn)
     return beyond_random(text, (found.mean, found.low, found.high), p, DRAWS, "logits")
+
+
+@claim("chen2025", "mechanism")
+def chen2025(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if the mean difference of answers to series of numbers and to other series makes answers to other series say numbers, more
+    than random directions of its length do, on prompts that chose nothing."""
+    import torch
+
+    from patchbay import maths
+
+    numbers = [model.token_id(word) for word in known_words(model, words.NUMBERS)]
+
+    def series(at: int, n: int) -> tuple[list[list[int]], list[list[int]]]:
+        task = pb.tasks.successor(model, n, seed=at)
+        kinds = zip(task.clean, task.labels["kind"], strict=True)
+        said = [(list(ids), kind == "numbers") for ids, kind in kinds]
+        return [ids for ids, own in said if own], [ids for ids, own in said if not own]
+
+    [own] = pb.turn.persona_vector(model, *series(seed, 2 * N), numbers, max_new_tokens=4, draws=1, seed=seed).edits
+    others = series(seed + 1, N)[1]
+
+    def expressed(*edits: pb.Edit) -> torch.Tensor:
+        trace = pb.run(model, others, edits=list(edits), max_new_tokens=4)
+        ends = zip(trace.logits, trace.prompt_lengths.tolist(), trace.lengths.tolist(), strict=True)
+        laws = [row[first - 1 : end - 1].double().softmax(-1) for row, first, end in ends]
+        return torch.stack([law[:, numbers].sum(-1).mean() for law in laws])
+
+    vector, plain = torch.as_tensor(own.value), expressed()
+    directions = torch.randn(DRAWS // 2, len(vector), generator=torch.Generator().manual_seed(seed))
+    directions *= vector.norm() / directions.norm(dim=-1, keepdim=True)
+    drawn = torch.stack([expressed(pb.add(own.port, one, positions="predicting")) - plain for one in directions])
+    gain = expressed(own) - plain
+    text = (
+        f"the mean difference of answers with and without numbers, added at layer {own.port.layer}, makes answers to letters, days and months "
+        "say numbers, more than random directions (a class of tokens, no trait of character)"
+    )
+    p, found = maths.draws_p(float(gain.mean()), drawn.mean(1)), maths.beyond_draws(gain, drawn)
+    return beyond_random(text, (found.mean, found.low, found.high), p, DRAWS // 2, "probability")
 
 
 @claim("jian2025", "mechanism")
