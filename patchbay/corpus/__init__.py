@@ -5,6 +5,7 @@ dedup        each text, or each paragraph, once; near copies by MinHash
 diachronic   which words changed between slices of time, by models of each
 languages    the same text in orders that no people speak, or in a second vocabulary
 mixture      from the order of a tokenizer's merges, how much of which text it was trained on
+mixture_law  losses by size and by a language's weight in training, and what that is worth
 mixer        what a text is like, which stay, and from which source the next one comes
 reading      texts of a file, one after another
 recovery     texts that bring back what a cut took, by where the cut model differs from the whole one
@@ -21,6 +22,7 @@ from patchbay.corpus import (
     languages,
     mixer,
     mixture,
+    mixture_law,
     recovery,
     selection,
     stories,
@@ -36,6 +38,7 @@ __all__ = [
     "languages",
     "mixer",
     "mixture",
+    "mixture_law",
     "records_of",
     "recovery",
     "selection",

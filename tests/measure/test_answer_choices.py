@@ -160,3 +160,25 @@ def test_some_premises_are_refused_and_pmi_needs_them() -> None:
         pb.measure.answer_choices(
             model, [{k: v for k, v in item.items() if k != "premise"} for item in ITEMS], norm="pmi"
         )
+
+
+def test_label_tokens_are_a_verbaliser() -> None:
+    """The full softmax, renormalised over labels of one token, is the softmax of their logits alone; in another order the labels are the same."""
+    model = reader(NAMES[0])
+    items = [
+        {"prompt": "the cat", "choices": ["s", "r", "i"], "answer": 1},
+        {"prompt": "On", "choices": ["a", "t", "."], "answer": 2},
+    ]
+    found = pb.measure.answer_choices(model, items)
+    for item, mass in zip(items, found["mass"].tolist(), strict=True):
+        [own] = model.encode([item["prompt"]])
+        labels = [model.encode([item["prompt"] + label])[0][-1] for label in item["choices"]]
+        logits = pb.run(model, [own], logits="last").last_logits[0].double()
+        restricted = torch.softmax(logits[labels], 0)
+        assert close(torch.softmax(logits, 0)[labels] / mass, restricted, of=1.0, dtype=torch.float32)
+        right = int(restricted.argmax()) == item["answer"]
+        assert float(found["per_item"][items.index(item)]) == right
+    turned = [{**one, "choices": one["choices"][::-1], "answer": 2 - one["answer"]} for one in items]  # type: ignore[index, operator]
+    other = pb.measure.answer_choices(model, turned)
+    assert torch.equal(other["per_item"], found["per_item"])
+    assert close(other["mass"], found["mass"])

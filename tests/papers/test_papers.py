@@ -98,8 +98,10 @@ def test_a_claim_is_checked_with_three_seeds(monkeypatch: pytest.MonkeyPatch) ->
     found = claims.check("nobody2024", model, seed=4)
     assert [seed for _, seed in asked] == [*found.seeds] * 2
     assert len(set(found.seeds)) == 3
+    monkeypatch.setitem(CLAIMS, "nobody2024", Entry(measure, "comparison", "tiny", 5))  # networks that are trained
+    assert claims.check("nobody2024", model).seeds == (0, 10, 20, 30, 40)
     assert {name for name, _ in asked[:3]} == {model.fingerprint}
-    assert len({name for name, _ in asked}) == 4, "three other networks"
+    assert len({name for name, _ in asked[:6]}) == 4, "three other networks"
 
 
 def made(value: float, half: float = 0.1, **given: Any) -> Claim:
@@ -168,3 +170,9 @@ def test_looking_up_a_claim_imports_nothing_heavy() -> None:
     code = "import sys; from patchbay.papers import claims; claims.known('olsson2022'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_claims_of_objectives_are_trained_in_five_pairs() -> None:
+    from patchbay.papers.claims import objectives
+
+    assert {entry.seeds for entry in CLAIMS.values() if entry.measure.__module__ == objectives.__name__} == {5}

@@ -2,7 +2,7 @@
 
 A claim says that a number stands above (or below) a bound: what chance or the control gives, or what the claim itself names. It
 stands in the function, before anything is run. Three kinds: an `identity` holds of every model, a `mechanism` is learned, and a
-`comparison` is of two measures (`KINDS`). Each is run with three seeds on the model and on untrained networks of its form, all
+`comparison` is of two measures (`KINDS`). Each is run with three seeds (five where networks are trained) on the model and on untrained networks of its form, all
 told, and one rule gives the verdict (`_check`): confirmed, not confirmed, inconclusive, or not testable here, where the model has
 too few parts for its random controls to reach p = .05. What a claim shows holds for this model and these prompts, whose like the
 built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small
@@ -13,6 +13,7 @@ behaviour what models say, where most papers need larger ones
 features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
 neurons   neurons and experts
+objectives what training by another objective, or few numbers, brings
 meters    what published evaluations say
 layers    where something can be read, and in which words
 readings  what sharper probes of behaviour say
@@ -36,6 +37,7 @@ from patchbay.papers.claims import (
     layers,
     meters,
     neurons,
+    objectives,
     prompting,
     proving,
     readings,
@@ -63,6 +65,7 @@ __all__ = [
     "layers",
     "meters",
     "neurons",
+    "objectives",
     "prompting",
     "proving",
     "readings",

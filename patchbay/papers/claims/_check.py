@@ -1,4 +1,5 @@
-"""A claim checked: on the model and on untrained networks of its form, with three seeds each, and the verdict of all.
+"""A claim checked: on the model and on untrained networks of its form, with three seeds each (five where networks are
+trained), and the verdict of all.
 
 A seed draws the prompts and the random controls; the untrained network of a seed has the weights that training would have
 started from. With e the excess of a number over its bound on the side that is claimed, and [low, high] its 95 % interval:
@@ -24,7 +25,7 @@ from patchbay.signal.port import PatchbayError
 if TYPE_CHECKING:
     from patchbay.model.model import Model
 
-SEEDS, STEP = 3, 10  # seeds, and how far apart: some claims take the prompts of the next one to test
+STEP = 10  # how far apart seeds are: some claims take the prompts of the next one to test
 MULTIPLE = 2.0  # of the half-width of what untrained networks give
 Seen = Claim | str  # what came of one run, or why it could not be made
 
@@ -106,12 +107,12 @@ def _together(values: list[str]) -> str:
 
 
 def check(key: str, model: Model, *, seed: int = 0) -> Checked:
-    """Check the claim of one paper on a model, with three seeds, and on an untrained network of its form for each.
+    """Check the claim of one paper on a model, with its seeds, and on an untrained network of its form for each.
 
     Raises PatchbayError where the claim cannot be asked of the model, and for a mechanism where no untrained network can be made.
     """
     entry = known(key)
-    seeds = tuple(seed + STEP * at for at in range(SEEDS))
+    seeds = tuple(seed + STEP * at for at in range(entry.seeds))
     first = entry.measure(model, seeds[0])
     runs = (first, *(_seen(entry, model, at) for at in seeds[1:]))
     return Checked(key, entry.kind, seeds, runs, tuple(_twin(entry, model, at) for at in seeds))

@@ -17,6 +17,7 @@ KINDS: dict[Kind, str] = {
 }
 WIDE = "tiny-wide"  # the built-in model with the most heads: claims about few heads against random ones are made on it
 UNTESTABLE = "not testable here"
+SEEDS = 3  # with which a claim is checked; five where networks are trained
 Interval = tuple[float, float, float]  # a number and the ends of its 95 % interval
 
 
@@ -65,21 +66,22 @@ Check = Callable[[Any, int], Claim]
 
 @dataclass(frozen=True)
 class Entry:
-    """How a paper's claim is checked: a function of a model and a seed, what kind of claim it is, and on which model."""
+    """How a paper's claim is checked: a function of a model and a seed, what kind of claim it is, on which model, and with how many seeds."""
 
     measure: Check
     kind: Kind
     on: str
+    seeds: int = SEEDS
 
 
 CLAIMS: dict[str, Entry] = {}  # by the key of the paper
 
 
-def claim(key: str, kind: Kind, on: str = "tiny") -> Callable[[Check], Check]:
-    """Register a function as the check of the claim of the paper `key`: of what kind it is, and the model it is made on."""
+def claim(key: str, kind: Kind, on: str = "tiny", seeds: int = SEEDS) -> Callable[[Check], Check]:
+    """Register a function as the check of the claim of the paper `key`: of what kind it is, the model it is made on, and its seeds."""
 
     def keep(function: Check) -> Check:
-        CLAIMS[key] = Entry(function, kind, on)
+        CLAIMS[key] = Entry(function, kind, on, seeds)
         return function
 
     return keep

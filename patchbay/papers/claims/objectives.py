@@ -1,0 +1,195 @@
+"""Claims about objectives and tuning: small networks are trained in pairs from weights drawn by the seed, five seeds each.
+
+The model at hand has no part in most of them, so that what an untrained network of its form shows is the same number again. What a paper shows on large
+models and people's text is asked here of its small analogue, which the function names before anything runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import TYPE_CHECKING, Any
+
+from patchbay.papers.claims._claim import Claim, claim
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from patchbay.model.model import Model
+    from patchbay.train._plan import Arm
+
+TRAINED = 5  # seeds of a claim whose networks are trained
+
+
+def ends(
+    network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arms: dict[str, Arm], **plan: float
+) -> dict[str, Tensor]:
+    """A number for each item, of each arm, all trained from the same weights on the same documents in the same order."""
+    from patchbay.train._documents import read
+    from patchbay.train._plan import plan_of
+    from patchbay.train._runs import Lab, ended
+
+    how = plan_of({"held": 0.0, **plan})
+    documents = read(network, data, how.length)
+    share = Lab(network, documents, documents, how)
+    return {name: of(ended(share, arm, seed)) for name, arm in arms.items()}
+
+
+def difference(one: Tensor, other: Tensor) -> tuple[float, float, float]:
+    from patchbay import maths
+
+    found = maths.paired_interval(one, other)
+    return found[0], found[1], found[2]
+
+
+# --- labels -------------------------------------------------------------------------------------------
+
+
+@claim("li2023", "comparison", seeds=TRAINED)
+def li2023(model: Model, seed: int) -> Claim:
+    """Confirmed if a token's label that the next token tells is found without the causal mask, and not with it, by more than 0.4 of the tokens, where
+    chance is half. Told beside it: labels that the token before tells, which the causal model has to find."""
+    found = _tagged(seed)
+    shares = {name: float(one.mean()) for name, one in found.items()}
+    text = (
+        f"in networks of 20,000 weights, labels that the next token tells are right by {shares['open']:.0%} without the causal mask and by {shares['causal']:.0%} with it "
+        f"({shares['before']:.0%} where the token before tells)"
+    )
+    return Claim(text, *difference(found["open"], found["causal"]), 0.4, "share of tokens")
+
+
+@functools.cache
+def _tagged(seed: int) -> dict[str, Tensor]:
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._objectives import objective
+    from patchbay.train._objectives._objective import collated
+    from patchbay.train._plan import Arm
+
+    def documents(n: int, at: int, after: bool) -> list[list[list[int]]]:
+        """Words 5..24 with a cue, 3 or 4, behind each or before it; labels: 0 or 1 of words by their cues, 2 of cues."""
+        draw, made = random.Random(f"tags {at}"), []
+        for _ in range(n):
+            cues = [draw.randrange(2) for _ in range(5)]
+            pairs = [((draw.randrange(5, 25), cue), (3 + cue, 2)) for cue in cues]
+            both = [one for pair in pairs for one in (pair if after else pair[::-1])]
+            made.append([[token for token, _ in both], [label for _, label in both]])
+        return made
+
+    text = "label-supervision:classes=0+1+2"
+    found: dict[str, Tensor] = {}
+    for name, open_, after in (("open", True, True), ("causal", False, True), ("before", False, False)):
+        aim: Any = objective(f"{text},two_way=1" if open_ else text)
+        held = documents(60, seed + 1000, after)
+
+        def right(tuned: Model, aim: Any = aim, held: Any = held) -> Tensor:
+            rows = collated([aim.row(one, random.Random(0)) for one in held])
+            with torch.no_grad():
+                said = aim.logits(tuned, tuned.hf, rows)[..., :3].argmax(-1)
+            words = rows["labels"] < 2
+            return ((said == rows["labels"]) & words).sum(1).double() / words.sum(1)
+
+        arm = Arm(f"{text},two_way=1" if open_ else text)
+        network = lab.small(25, layers=2, width=32, mlp=64)
+        found |= ends(
+            network, documents(1024, seed, after), right, seed, {name: arm}, fresh=True, steps=150, batch_size=16
+        )
+    return found
+
+
+# --- principles ---------------------------------------------------------------------------------------
+
+STYLES, KIND = 4, 4  # principles, and tokens of the style of each
+
+
+@claim("franken2024", "comparison", seeds=TRAINED)
+def franken2024(model: Model, seed: int) -> Claim:
+    """Confirmed if responses keep to their principle more often after the mutual information of principles and the model's own responses was raised than before. Told
+    beside it: the likelihood of the same responses raised, and principles that were dealt to other responses."""
+    found = _principled(seed)
+    told = {name: float(one.mean()) for name, one in found.items()}
+    text = (
+        f"in networks of 30,000 weights that keep to a style in {told['before']:.0%} of their tokens (chance {1 / STYLES:.0%}), {told['sami']:.0%} do after principles and the network's own responses were told apart, {told['plain']:.0%} after the likelihood of "
+        f"these responses was raised, and {told['shuffled']:.0%} where principles were dealt to others' responses"
+    )
+    return Claim(text, *difference(found["sami"], found["before"]), 0.0, "share of tokens")
+
+
+@functools.cache
+def _principled(seed: int) -> dict[str, Tensor]:
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._objectives.fine_grained import drawn
+    from patchbay.train._plan import Arm, plan_of
+    from patchbay.train._runs import Lab, ended
+
+    first, length = 13, 6  # tokens: 1..4 principles, 5..12 questions, then those of styles
+    draw = random.Random(f"styles {seed}")
+
+    def styled(c: int) -> list[int]:
+        return [
+            first + (KIND * c + draw.randrange(KIND) if draw.random() < 0.4 else draw.randrange(STYLES * KIND))
+            for _ in range(length)
+        ]
+
+    texts: list[Any] = [[[1 + c, draw.randrange(5, 13), *styled(c)]] for c in range(STYLES) for _ in range(300)]
+    network = lab.small(first + STYLES * KIND, layers=2, width=32, mlp=64)
+    plan = plan_of({"held": 0.0, "fresh": True, "steps": 200, "batch_size": 24})
+    base = ended(Lab(network, texts, texts, plan), Arm(), seed)
+    questions = [5 + i % 8 for i in range(32)]
+    said = drawn(
+        base.hf, [[1 + c, x] for x in questions for c in range(STYLES)], length, range(len(questions) * STYLES)
+    )
+    documents = [
+        [[x], *(unit for c in range(STYLES) for unit in ([1 + c], said[STYLES * i + c]))]
+        for i, x in enumerate(questions)
+    ]
+
+    def kept(tuned: Model) -> Tensor:
+        asked = [[1 + c, 5 + i % 8] for i in range(40) for c in range(STYLES)]
+        answers = torch.tensor(drawn(tuned.hf, asked, length, range(10_000, 10_000 + len(asked))))
+        right = torch.tensor([c for _ in range(40) for c in range(STYLES)])
+        return ((answers - first) // KIND == right[:, None]).double().mean(1).view(40, STYLES).mean(1)
+
+    arms = {"sami": Arm("sami"), "plain": Arm("sami:plain=1"), "shuffled": Arm("sami:shuffled=1")}
+    return ends(base, documents, kept, seed, arms, steps=20, batch_size=8, rate=1e-3) | {"before": kept(base)}
+
+
+# --- rewards ------------------------------------------------------------------------------------------
+
+
+@claim("wu2023", "comparison", seeds=TRAINED)
+def wu2023(model: Model, seed: int) -> Claim:
+    """Confirmed if, after as many steps, rewards at the ends of segments have brought more reward than the same total at the end of an answer. Told beside it: the
+    same rewards at segments that are drawn."""
+    found = _rewarded(seed)
+    told = {name: float(one.mean()) for name, one in found.items()}
+    text = (
+        f"in networks of 20,000 weights, an answer of 16 tokens is worth {told['own']:.2f} after 30 steps of REINFORCE on rewards of segments, {told['end']:.2f} on their total at its end, {told['random']:.2f} on the same rewards at "
+        "drawn segments"
+    )
+    return Claim(text, *difference(found["own"], found["end"]), 0.0, "reward of an answer")
+
+
+@functools.cache
+def _rewarded(seed: int) -> dict[str, Tensor]:
+    from patchbay.tiny import lab
+    from patchbay.train._objectives import objective
+    from patchbay.train._plan import Arm
+
+    documents = [[[1 + i % 8], list(range(9, 12)), list(range(12, 18))] for i in range(64)]
+    aim: Any = objective("fine-grained:weights=1/-0.5,segment=2")
+    arms = {
+        placed: Arm(f"fine-grained:weights=1/-0.5,segment=2,placed={placed}") for placed in ("own", "end", "random")
+    }
+
+    def worth(tuned: Model) -> Tensor:
+        found: Tensor = -aim.scores(tuned, documents)
+        return found
+
+    network = lab.small(24, layers=1, width=32, mlp=64)
+    return ends(network, documents, worth, seed, arms, fresh=True, steps=30, batch_size=16, rate=3e-3)
