@@ -37,9 +37,9 @@ def trained(
     for i, place in enumerate(places):
         made = pb.train.dictionary(model, texts, place, folder=str(folder / str(i)), **how)  # type: ignore[arg-type]
         left.append(float(made["value"]))
-        own.append(pb.load_dictionary(folder / str(i), model=model, texts=texts[:20]))
+        own.append(pb.load_dictionary(folder / str(i), model=model, texts=texts[:20], worst=1.0))
     across = pb.train.dictionary(model, texts, ", ".join(places), folder=str(folder / "across"), **how)  # type: ignore[arg-type]
-    whole = pb.load_dictionary(folder / "across", model=model, texts=texts[:20])
+    whole = pb.load_dictionary(folder / "across", model=model, texts=texts[:20], worst=1.0)
     return {
         "transcoders": (model.with_dictionaries(*own), left),
         "cross-layer transcoder": (model.with_dictionaries(whole), [float(across["value"])]),

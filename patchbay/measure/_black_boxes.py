@@ -16,7 +16,7 @@ LOW, HIGH = -128.0, 128.0
 PASSES = 0.1  # of the published score: normalised squared error below it
 FLAT = 0.01  # a spread below it is none
 NEAR = 0.1  # of the function's spread: as near as counts as agreement
-KINDS = ("atomic", "composed")
+HIDDEN = 64  # units of a network in the place of a rule
 NAME = re.compile(r"\bx\b")
 ATOMS: tuple[str, ...] = (
     "{a}*x + {b}",
@@ -47,6 +47,28 @@ ATOMS += ("{a}*gaussian((x - {m}) / {w})", "{c}*x*x", "{a}*sign(x - {m})", "{a}*
 
 
 @dataclass(frozen=True)
+class Net:
+    """A network 1-64-1 of tanh units, fitted to a rule on a grid by its last layer alone: near the rule, and nothing that an expression says."""
+
+    weight: Numbers
+    bias: Numbers
+    out: Numbers
+
+    @classmethod
+    def of(cls, rule: Callable[[Numbers], Numbers], seed: int) -> Net:
+        draw, grid = np.random.default_rng(seed), np.linspace(LOW, HIGH, 257)
+        weight = draw.choice((-1.0, 1.0), HIDDEN) / draw.uniform(4, 64, HIDDEN)
+        bias = -weight * draw.uniform(LOW, HIGH, HIDDEN)  # each bends somewhere in the domain
+        y = np.nan_to_num(rule(grid), nan=0.0, posinf=1e6, neginf=-1e6)
+        hidden = np.append(np.tanh(grid[:, None] * weight + bias), np.ones((len(grid), 1)), 1)
+        return cls(weight, bias, np.linalg.lstsq(hidden, y, rcond=1e-6)[0])
+
+    def __call__(self, x: Numbers) -> Numbers:
+        hidden = np.tanh(np.asarray(x)[:, None] * self.weight + self.bias)
+        return hidden @ self.out[:-1] + self.out[-1]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
 class BlackBox:
     """A function of x: its rule, the spread of its noise, and the interval (with the value there) that the rule does not hold in."""
 
@@ -55,10 +77,12 @@ class BlackBox:
     interval: tuple[float, float] | None = None
     value: float = 0.0
     seed: int = 0
+    net: Net | None = None  # in the place of the rule
 
     def clean(self, x: Numbers) -> Numbers:
         """What it gives without noise."""
-        found = np.nan_to_num(self.rule(x), nan=0.0, posinf=1e6, neginf=-1e6)
+        made = self.rule(x) if self.net is None else self.net(x)
+        found = np.nan_to_num(made, nan=0.0, posinf=1e6, neginf=-1e6)
         return (
             found
             if self.interval is None
@@ -77,8 +101,9 @@ class BlackBox:
 
 
 def make(kind: str, seed: int, noise: float, corruption: float) -> BlackBox:
-    """One function: an atom, or two of them added, multiplied or composed; `noise` in units of its spread; with the chance `corruption` one interval of
-    its domain holds a constant."""
+    """One function: an atom, or two of them added, multiplied or composed ("composed"), or a network fitted to such a one ("approximated"); `noise` in
+    units of its spread; with the chance `corruption` one interval of its domain holds a constant."""
+    net, kind = kind == "approximated", "composed" if kind == "approximated" else kind
     rng = random.Random(f"function-{kind}-{seed}")
     grid, spread = np.linspace(LOW, HIGH, 257), 0.0
     while spread < FLAT:  # one that is the same everywhere says nothing
@@ -89,7 +114,7 @@ def make(kind: str, seed: int, noise: float, corruption: float) -> BlackBox:
         width = rng.uniform(10, 50)
         low = rng.uniform(LOW, HIGH - width)
         interval, value = (round(low, 2), round(low + width, 2)), rng.gauss(0, 1) * max(spread, 1.0)
-    return BlackBox(rule, noise * spread, interval, value, seed)
+    return BlackBox(rule, noise * spread, interval, value, seed, Net.of(rule, seed) if net else None)
 
 
 def _drawn(kind: str, rng: random.Random) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
 import patchbay as pb
-from patchbay.measure._black_boxes import HIGH, LOW, baselines, make, overlap, score
+from patchbay.measure import _string_boxes
+from patchbay.measure._black_boxes import HIGH, LOW, Net, baselines, make, overlap, score
 from patchbay.measure._expressions import FUNCTIONS, parse
 from patchbay.measure.function_descriptions import function_descriptions
 from tests.measure.words import reader
@@ -177,8 +179,86 @@ def test_bad_input() -> None:
     model = reader()
     with pytest.raises(pb.PatchbayError, match="2 answers for 20 functions"):
         function_descriptions(model, answers=["x", "x"])
-    for wrong in ({"kind": "strings"}, {"functions": 0}, {"queries": 1}, {"corruption": 1.5}):
+    for wrong in ({"kind": "neurons"}, {"functions": 0}, {"queries": 1}, {"corruption": 1.5}):
         with pytest.raises(pb.PatchbayError, match=r"atomic|corruption"):
             function_descriptions(model, **wrong)  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="ask fewer queries"):
         function_descriptions(model, functions=1, queries=200)
+
+
+def test_functions_of_words_are_edits_put_into_one_another() -> None:
+    """The truth changes every word rightly; an answer blind to the lengths that are set apart loses them; the word itself explains nothing whatever it passes."""
+    how: dict[str, Any] = {"kind": "strings", "functions": 8, "queries": 8, "corruption": 1.0, "seed": 2}
+    model = reader()
+    drawn = function_descriptions(model, answers=["x"] * 8, **how)
+    assert float(drawn["value"]) == 0.0
+    assert float(drawn["official"].mean()) > 0.05, "words that come back as they are"
+    rows = drawn.tables["functions"]
+    whole = [f"x if {row['low']:.0f} <= len(x) <= {row['high']:.0f} else {row['rule']}" for row in rows]
+    told = function_descriptions(model, answers=whole, **how)
+    assert float(told["value"]) == float(told["official"].min()) == float(told["overlap"].min()) == 1.0
+    assert float(told["value"]) > float(told["null"])
+    assert float(told["p"]) < 0.05
+    blind = function_descriptions(model, answers=[row["rule"] for row in rows], **how)
+    assert float(blind["value"]) == 1.0
+    assert float(blind["overlap"].max()) == 0.0
+    assert float(blind["corrupted"].mean()) < 0.3 < float(told["corrupted"].min())
+    baseline = {row["baseline"]: row for row in drawn.tables["baselines"]}
+    assert baseline["word"]["explained"] == 0.0 < baseline["word"]["official"]
+    assert baseline["one edit"]["explained"] == pytest.approx(float(drawn["null"]))
+
+
+def test_an_answer_of_words_is_scored_by_plain_loops() -> None:
+    result = function_descriptions(
+        reader(), answers=["reverse(x)"] * 3, functions=3, queries=4, kind="strings", corruption=0.5
+    )
+    for i, row in enumerate(result.tables["functions"]):
+        box = _string_boxes.make(i, 0.5)
+        assert row["rule"] == box.rule.text
+        fresh = [one for one in _string_boxes.words(104, "fresh-0") if one not in row["asked"]][:100]
+        exact = changed = right = 0
+        for one in fresh:
+            truth = box([one])[0]
+            exact += truth == one[::-1]
+            if truth != one:
+                changed, right = changed + 1, right + (truth == one[::-1])
+        assert close(result["official"][i], exact / 100)
+        assert close(result["per_item"][i], right / changed, of=1.0)
+        assert row["prompt"].endswith(f"f({row['asked'][-1]}) is {row['values'][-1]}. f(x) is")
+
+
+def test_edits_of_words_are_parsed_and_never_run() -> None:
+    for text, word, out in (
+        ("reverse(x)", "abc", "cba"),
+        ("double(shift(x, 2))", "xyz", "zabzab"),
+        ("swap(x)", "abcd", "dbca"),
+        ("odd(sort(x))", "dcba", "ac"),
+        ("first(cut(x, 1), 2)", "abcd", "bc"),
+        ("last(drop(x, 1), 2)", "abcd", "bc"),
+        ("suffix(prefix(x, 'a'), 'b')", "x", "axb"),
+        ("remove(replace(x, 'a', 'b'), 'c')", "abc", "bb"),
+        ("x if 2 <= len(x) <= 3 else reverse(x)", "abc", "abc"),
+        ("x if 2 <= len(x) <= 3 else reverse(x)", "abcd", "dcba"),
+    ):
+        assert _string_boxes.parse(text)(word) == out
+    assert _string_boxes.parse("double(shift(x, 2))").length == 4
+    for text in ("__import__('os')", "x.upper()", "x[::-1]", "reverse(x, 1)", "shift(x, 99)", "shift(x, True)", "replace(x, y, 'a')", "x if x else x",
+                 "reverse(x if 1 <= len(x) <= 2 else x)", "prefix(x, 'abcdefghi')", "y", "'a'", "", "reverse(*x)"):  # fmt: skip
+        with pytest.raises(pb.PatchbayError):
+            _string_boxes.parse(text)
+    for long in ("reverse(" * 70 + "x" + ")" * 70, "x" * 3000):
+        with pytest.raises(pb.PatchbayError):
+            _string_boxes.parse(long)
+    assert len(_string_boxes.parse("double(" * 20 + "x" + ")" * 20)("abc")) == 400
+
+
+def test_a_network_stands_in_for_a_rule() -> None:
+    """It is near the rule where that is smooth, and is itself the truth that answers are held to."""
+    line = parse("2*x + 3")
+    net, x = Net.of(line, 0), np.linspace(-100, 100, 41)
+    assert float(np.abs(net(x) - line(x)).max()) < 0.05 * float(np.abs(line(x)).max())
+    box, rule = make("approximated", 4, 0.0, 0.0), make("composed", 4, 0.0, 0.0)
+    assert box.rule.text == rule.rule.text
+    assert box.net is not None
+    assert np.array_equal(box.clean(x), np.nan_to_num(box.net(x)))
+    assert not np.allclose(box.clean(x), rule.clean(x))
