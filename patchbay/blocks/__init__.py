@@ -8,6 +8,7 @@ kinds          softmax1, K bias, KV bias, sigmoid, normalised sigmoid in the pla
 lexinvariant   embeddings that are drawn for each text
 meta_tokens    a token whose places look at one another, put among others
 monet          feed-forward layers of E x E small experts, read by text and switched off
+ngram          layers that give each token the mean of what followed the last n tokens before
 prefix_bag     a term of the logits that knows which words came before, and not in which order
 register       make the class of a family's models with blocks known to transformers by name
 state_space    recurrences as long convolutions: H3, LSSL, HiPPO
@@ -26,6 +27,7 @@ from patchbay.blocks import (
     lexinvariant,
     meta_tokens,
     monet,
+    ngram,
     prefix_bag,
     state_space,
     structured,
@@ -45,6 +47,7 @@ __all__ = [
     "lexinvariant",
     "meta_tokens",
     "monet",
+    "ngram",
     "prefix_bag",
     "register",
     "state_space",

@@ -39,7 +39,7 @@ def build(model: Any, **blocks: Any) -> PreTrainedModel:
     with "softmax" for the family's own. `mixer`: "gla", "h3", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal
     convolution of queries, keys and values. `turned`: True. `monet`: a table of experts, heads, keep, width and form, {} for the defaults, in the place of every
     MLP. `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `ranks`: of a model, what `welore.ranks`
-    makes of it. `gate`: True, or its bias. `meta_tokens`: a table of `id`, `layers`, `masked`. `lexinvariant`: True. New weights are drawn from torch's
+    makes of it. `gate`: True, or its bias. `meta_tokens`: a table of `id`, `layers`, `masked`. `lexinvariant`: True. `ngram`: how many last tokens, or a list of these. New weights are drawn from torch's
     global random state, as transformers' are.
     """
     config = getattr(model, "config", model)
@@ -150,6 +150,10 @@ def _forward(base: Any) -> Callable[..., Any]:
         if asked.whole:
             refuse_pieces(asked, attention_mask, options)
             options["use_cache"], options["past_key_values"] = False, None
+        if asked.ids and input_ids is None:
+            raise PatchbayError(
+                f"{', '.join(asked.ids)}: what came before is read off input_ids; embeddings alone do not say"
+            )
         if asked.meta is not None:
             if input_ids is None:
                 raise PatchbayError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchbay.blocks import kinds, lexinvariant, monet, structured, welore
+from patchbay.blocks import kinds, lexinvariant, monet, ngram, structured, welore
 from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
@@ -33,6 +33,7 @@ class Asked:
     dispatched: bool = False
     whole: list[str] = field(default_factory=list)
     meta: int | None = None  # the meta-token, whose places attention is told
+    ids: list[str] = field(default_factory=list)  # blocks that read the text's ids
     drawn: bool = False  # a table of embeddings for each text in training
 
     def need_whole(self, block: str) -> None:
@@ -320,6 +321,23 @@ def _monet(host: Host, value: Any, asked: Asked) -> None:
         setattr(one, host.family.mlp, monet.layer(d, value))
 
 
+def _ngram(host: Host, value: Any, asked: Asked) -> None:
+    orders = list(value) if isinstance(value, list | tuple) else [value]
+    if not orders or not all(isinstance(one, int) and not isinstance(one, bool) and one >= 1 for one in orders):
+        raise PatchbayError(
+            f"ngram={value!r}: how many last tokens must have come before, 1 or more, or a list of these for several layers"
+        )
+    table = host.hf.get_input_embeddings()
+    if type(table) is not nn.Embedding or table.weight.shape[1] != host.hf.config.get_text_config().hidden_size:
+        raise host.refuse(
+            "ngram",
+            f"embeds by {type(table).__name__}, not by one plain table as wide as the stream; possible: llama, mistral, qwen2, gpt2",
+        )
+    host.hf.set_input_embeddings(ngram.Embedding(table, orders))
+    asked.ids.append("ngram")
+    asked.need_whole("ngram")
+
+
 BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
     "meta_tokens": _meta_tokens,
     "mixer": _mixer,
@@ -331,5 +349,6 @@ BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
     "ranks": _ranks,
     "gate": _gate,
     "lexinvariant": _lexinvariant,
+    "ngram": _ngram,
 }
 """A block's name -> what puts it into a model, in the order in which they are put."""

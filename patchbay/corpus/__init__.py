@@ -1,5 +1,6 @@
 """Corpus: tools for texts by the million, read as a stream, in bounded memory, and for what a text is to a model.
 
+automata     languages that a text explains itself, and the distance of a prediction from them
 compression  a text as as many bits as a model finds it surprising, and back
 dedup        each text, or each paragraph, once; near copies by MinHash
 diachronic   which words changed between slices of time, by models of each
@@ -16,6 +17,7 @@ transtokens  a model under another vocabulary, its rows from those of aligned to
 """
 
 from patchbay.corpus import (
+    automata,
     compression,
     dedup,
     diachronic,
@@ -32,6 +34,7 @@ from patchbay.corpus import (
 from patchbay.corpus.reading import records_of, texts_of
 
 __all__ = [
+    "automata",
     "compression",
     "dedup",
     "diachronic",

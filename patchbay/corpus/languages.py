@@ -9,7 +9,7 @@
 All but `random` can be undone from the text alone (`restored`). Sentences whose verbs hop are not here: they need a grammar's analysis.
 
 Kallini et al. 2024, "Mission: Impossible Language Models". `cloned` writes a text in the second of two vocabularies of equal size, id + vocab:
-Schaefer et al. 2024, "The Role of Language Imbalance in Cross-lingual Generalisation".
+Schaefer et al. 2024, "The Role of Language Imbalance in Cross-lingual Generalisation". `anchored` does so for any number of languages that share some words.
 
 A shuffled language's tokens may be no harder to learn but only less determined: take from its loss that of an n-gram model of the same text (`ngram_loss`).
 """
@@ -98,6 +98,18 @@ def retrieved(one: Tensor, other: Tensor) -> Tensor:
     a, b = (states.double() - states.double().mean(0) for states in (one, other))
     alike = torch.nn.functional.normalize(a, dim=1) @ torch.nn.functional.normalize(b, dim=1).T
     return alike.argmax(1) == torch.arange(len(alike))
+
+
+def anchored(ids: Sequence[int], language: int, *, words: int, anchors: int = 0) -> list[int]:
+    """A text of ids 0..words-1 in one of several languages: the first `anchors` words are the same in all, the others stand in a block of each language's own.
+
+    Language 0 says every word as it is; word w >= anchors is w + language (words - anchors) in the others.
+    """
+    if language < 0 or not 0 <= anchors <= words or any(not 0 <= one < words for one in ids):
+        raise PatchbayError(
+            f"language={language}, words={words}, anchors={anchors}: ids of 0..{words - 1}, no more anchors than words, and language 0 or more"
+        )
+    return [one if one < anchors else one + language * (words - anchors) for one in ids]
 
 
 def ngram_loss(train: Sequence[Sequence[int]], held: Sequence[Sequence[int]], vocab: int, n: int = 2) -> list[float]:

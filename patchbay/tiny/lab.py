@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from patchbay.corpus.synthetic import repeats
 from patchbay.model.load import load
@@ -18,17 +22,68 @@ __all__ = ["backcopies", "facts", "pieces", "read_one_way", "repeats", "small"]
 
 
 def small(
-    vocab: int, *, layers: int = 2, width: int = 64, heads: int = 4, mlp: int = 128, positions: int = 128, seed: int = 0
+    vocab: int,
+    *,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    mlp: int = 128,
+    positions: int = 128,
+    tied: bool = False,
+    seed: int = 0,
 ) -> Model:
     """A Llama of random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=vocab, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
-        intermediate_size=mlp, max_position_embeddings=positions, bos_token_id=0, eos_token_id=0, pad_token_id=None,
+        intermediate_size=mlp, max_position_embeddings=positions, bos_token_id=0, eos_token_id=0, pad_token_id=None, tie_word_embeddings=tied,
     )  # fmt: skip
     with seeded(seed):
         return load(LlamaForCausalLM(config))
+
+
+def fitted(
+    model: Model,
+    loss: Callable[[Any, int], Tensor | None],
+    steps: int,
+    *,
+    rate: float = 3e-3,
+    of: Sequence[nn.Parameter] | None = None,
+) -> Model:
+    """The model after `steps_of` it, in evaluation mode, as a new view of the same weights."""
+    steps_of(model.hf, loss, steps, rate=rate, of=of)
+    return load(model.hf, model.tokenizer)
+
+
+def steps_of(
+    hf: Any,
+    loss: Callable[[Any, int], Tensor | None],
+    steps: int,
+    *,
+    rate: float = 3e-3,
+    of: Sequence[nn.Parameter] | None = None,
+) -> None:
+    """So many steps of Adam on `loss(hf, step)`, in place; of these parameters alone, or of all that can be trained.
+
+    The rate rises over the first 20 steps and falls to a tenth along the last three quarters. A loss of None ends the training.
+    """
+    hf.train()
+    tuned = [one for one in hf.parameters() if one.requires_grad] if of is None else list(of)
+    optimiser = torch.optim.Adam(tuned, lr=rate, betas=(0.9, 0.98), fused=True)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 20, max(0.1, (steps - step) / (0.75 * steps)))
+        found = loss(hf, step)
+        if found is None:
+            break
+        for one, gradient in zip(tuned, torch.autograd.grad(found, tuned), strict=True):
+            one.grad = gradient
+        nn.utils.clip_grad_norm_(tuned, 1.0)
+        optimiser.step()
+    for one in tuned:
+        one.grad = None
+    hf.eval()
 
 
 def facts(n: int, seed: int) -> list[Fact]:

@@ -21,6 +21,7 @@ prompting what examples, glosses, judges and histories in prompts do
 proving   what patching, paths, edges and circuits show
 training  what training another way brings, beside a twin
 relations maps between layers, subspaces and relations that are learned or derived
+toys      what networks show that were taught a task whose truth is known (tiny.automata, ciphers, clones, feedback)
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
 decoding  what decoders write
@@ -42,6 +43,7 @@ from patchbay.papers.claims import (
     proving,
     readings,
     relations,
+    toys,
     trained,
     training,
     turning,
@@ -70,6 +72,7 @@ __all__ = [
     "proving",
     "readings",
     "relations",
+    "toys",
     "trained",
     "training",
     "turning",

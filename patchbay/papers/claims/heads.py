@@ -5,7 +5,9 @@ A head is chosen on some prompts, and what is claimed of it is measured on other
 
 from __future__ import annotations
 
+import copy
 import random
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,6 +28,9 @@ from patchbay.papers.claims._shared import (
     stories,
     unrelated,
 )
+from patchbay.signal.port import PatchbayError
+
+REPAIRED = 20  # steps of LoRA after a cut
 
 
 def _carry(model: pb.Model, seed: int, find: Callable[..., Any], task: Callable[..., Any], text: str) -> Claim:
@@ -90,15 +95,6 @@ def gu2024(model: pb.Model, seed: int) -> Claim:
     )
 
 
-@claim("akyurek2024", "mechanism")
-def akyurek2024(model: pb.Model, seed: int) -> Claim:
-    def find(asked: pb.Model, task: pb.Task) -> pb.Result:
-        return pb.find.ngram_heads(asked, task, order=2)
-
-    head, interval = _looks(model, seed, find, lambda found, head: at_part(found, "excess", head))
-    return Claim(f"{head} looks at what followed the last two tokens before", *interval, 0.0, "attention")
-
-
 @claim("dunefsky2023", "comparison", WIDE)
 def dunefsky2023(model: pb.Model, seed: int) -> Claim:
     """Confirmed if what heads write towards the observable, by one path, ranks them as their removal does by all paths, further than
@@ -120,21 +116,62 @@ def dunefsky2023(model: pb.Model, seed: int) -> Claim:
 @claim("mugnaini2025", "mechanism", "tiny-llama")
 def mugnaini2025(model: pb.Model, seed: int) -> Claim:
     """Confirmed if a checkpoint without the fifth of the neurons that write least on other texts loses less than one without as many
-    random ones."""
+    random ones. What a LoRA brings back of either, and to the whole model in as many steps, is told beside it."""
     scored = pb.find.neuron_importance(model, stories(FEW, seed), exact=0, seed=seed)["importance"]
-    least = scored.argsort(1)[:, : scored.shape[1] // 5]
-    parts = [pb.Part(layer, "neuron", int(n)) for layer, row in enumerate(least) for n in row]
-    found = pb.turn.cut(model, parts, stories(FEW, seed + 1), draws=20, seed=seed)
+    n = scored.shape[1] // 5
+    least = scored.argsort(1)[:, :n].tolist()
+    rng = random.Random(f"mugnaini2025-{seed}")
+    others = [rng.sample(range(scored.shape[1]), n) for _ in least]
+    parts, drawn_parts = (
+        [pb.Part(i, "neuron", j) for i, row in enumerate(rows) for j in row] for rows in (least, others)
+    )
+    told = stories(FEW, seed + 1)
+    found = pb.turn.cut(model, parts, told, draws=20, seed=seed)
     drawn, loss = sorted(found["random"].tolist()), found["loss"].tolist()
     counts, spent = found["parameters"].tolist(), found.provenance["seconds_of_a_run"]
+    repaired = [_repaired(model, which, told, seed) for which in (parts, drawn_parts, [])]
     text = (
         f"a checkpoint without the fifth of the neurons that write least ({counts[0]:,.0f} to {counts[1]:,.0f} parameters, {1000 * spent['as it is']:.0f} to "
-        f"{1000 * spent['cut']:.0f} ms, equal to zeroing within {float(found['difference']):.1g}) has a loss of {loss[1]:.3f} (whole {loss[0]:.3f}), one without as many random ones {sum(drawn) / len(drawn):.3f}"
+        f"{1000 * spent['cut']:.0f} ms, equal to zeroing within {float(found['difference']):.1g}) has a loss of {loss[1]:.3f} (whole {loss[0]:.3f}), one without as many random ones {sum(drawn) / len(drawn):.3f}; "
+        f"after {REPAIRED} steps of LoRA {repaired[0]:.3f}, {repaired[1]:.3f} without random ones, and {repaired[2]:.3f} of the whole model after as many"
     )
     gaps = [one - loss[1] for one in drawn]
     return beyond_random(
         text, (sum(gaps) / len(gaps), gaps[0], gaps[-1]), float(found["p"]), len(drawn), "nats per token"
     )
+
+
+def _repaired(model: pb.Model, parts: list[pb.Part], told: list[str], seed: int) -> float:
+    """Nats per token on `told` of the model cut of these parts, after a LoRA of rank 8 of all its maps had REPAIRED steps on other texts, merged."""
+    from patchbay.model.load import load
+    from patchbay.results.method import seeded
+    from patchbay.tiny import lab
+    from patchbay.train._objectives._objective import Objective, collated
+
+    try:
+        import peft
+    except ImportError:
+        raise PatchbayError("repairing a cut by LoRA takes the package peft (pip install peft)") from None
+    rng, aim = random.Random(f"repair-{seed}"), Objective()
+    read = model.encode(stories(16 * N, seed + 2))
+    with tempfile.TemporaryDirectory(prefix="patchbay-cut-") as made:
+        if parts:
+            pb.turn.cut(model, parts, told, draws=1, folder=f"{made}/cut", seed=seed)
+        hf = copy.deepcopy(load(f"{made}/cut").hf if parts else model.hf)
+    with seeded(seed):
+        adapted: Any = peft.get_peft_model(hf, peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
+
+    def loss(running: Any, step: int) -> Any:
+        batch = collated([aim.row([ids], rng) for ids in rng.sample(read, 16)])
+        return aim.loss(model, running, batch, (batch["labels"][:, 1:] >= 0).sum())
+
+    lab.steps_of(adapted, loss, REPAIRED)
+    whole = load(adapted.merge_and_unload(), model.tokenizer)
+    losses = []
+    for ids in model.encode(told):
+        said = pb.run(whole, [ids]).logits[0, :-1].double().log_softmax(-1)
+        losses.append(-float(said[range(len(ids) - 1), ids[1:]].mean()))
+    return sum(losses) / len(losses)
 
 
 @claim("mcdougall2023", "mechanism")

@@ -160,29 +160,6 @@ def surendra2023(model: pb.Model, seed: int) -> Claim:
     return Claim(text, *over_sets(deeper, seed), 0.0, "discrimination value", above=False)
 
 
-@claim("zhang2025c", "mechanism")
-def zhang2025c(model: pb.Model, seed: int) -> Claim:
-    """Confirmed if, in the inner layer where it does so most on other sums, the read-out of a sum follows the sum's prior further
-    than it follows priors dealt to the sums at random."""
-    if model.n_layers < 2:
-        raise PatchbayError("an inner layer is asked for, and the model has one layer")
-    neutral = [list(ids) for ids in pb.tasks.arithmetic(model, 2 * N, seed=seed + 1000).clean]
-
-    def found(at: int) -> pb.Result:
-        task = pb.tasks.arithmetic(model, N, seed=at)
-        return pb.find.prior_layers(model, task, neutral=neutral, draws=200, seed=at)
-
-    inner = slice(1, model.n_layers)  # without the embedding and the last layer, whose lens is the model's answer
-    best = 1 + int(found(seed)["lens"][inner].argmax())
-
-    def above(at: int) -> float:
-        row = found(at)
-        return float(row["lens"][best] - row["null_high"][best])
-
-    text = f"after layer {best - 1} what the stream says of a sum follows the sum's prior (chosen on other sums)"
-    return Claim(text, *over_sets(above, seed), 0.0, "rank correlation above 97.5 % of dealt priors")
-
-
 @claim("zhong2024", "mechanism")
 def zhong2024(model: pb.Model, seed: int) -> Claim:
     """Confirmed if, where letters, days or months are asked, an inner layer says numbers, the series seen most, before it says those.

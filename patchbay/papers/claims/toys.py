@@ -1,0 +1,122 @@
+"""Claims shown on networks that are taught a task whose truth is known (`tiny.automata`, `tiny.ciphers`, `tiny.clones`, `tiny.feedback`), anew for each seed.
+
+The model at hand has no part in them, so that what an untrained network of its form shows is the same number again; untrained networks of the task's own form, and the
+twin that was trained as long another way, stand in each claim itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import patchbay as pb
+from patchbay.papers.claims._claim import Check, Claim, claim
+from patchbay.papers.claims._shared import N
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from patchbay.model.model import Model
+
+INSIDE, OUTSIDE = (0, 1, 2, 3), (5, 8, 11, 15)  # components of a state that feedback teaches, and others
+DRAWN = 60  # draws of heads
+
+
+def _once(measure: Callable[[int], Claim]) -> Check:
+    """A check without the model at hand, made once for each seed: in the place of an untrained network it gives the same number."""
+    kept = functools.cache(measure)
+
+    def check(model: Model, seed: int) -> Claim:
+        return kept(seed)
+
+    check.__doc__ = measure.__doc__
+    return check
+
+
+@claim("akyurek2024", "comparison")
+@_once
+def akyurek2024(seed: int) -> Claim:
+    """Confirmed if a network with n-gram layers in the place of a block comes nearer to automata it never met than one with the block, after the same steps. What the
+    two heads of the latter that look most at what followed the last token before cost its answers, beside random heads, is told beside it."""
+    from patchbay import maths
+    from patchbay.tiny import automata
+
+    built, plain = automata.train("ngram", seed=seed), automata.train("plain", seed=seed)
+    one, other = automata.judge(built, seed=seed), automata.judge(plain, seed=seed)
+    raw = automata.judge(automata.network("plain", seed), seed=seed)
+    heads, found = _heads_of(plain, seed)
+    value, low, high = maths.paired_interval(other.distance, one.distance)[:3]
+    text = (
+        f"of automata never met, n-gram layers and one block come within a distance of {_m(one.distance):.2f} of the truth ({_m(one.valid):.0%} of symbols valid; {_m(one.apart[2]):.2f} "
+        f"from counting two back), two blocks within {_m(other.distance):.2f} ({_m(other.valid):.0%}; {_m(other.apart[2]):.2f}), untrained ones within {_m(raw.distance):.2f}, counting after no token, one and two within "
+        f"{', '.join(f'{_m(row):.2f}' for row in one.counted)}; without {' and '.join(map(str, heads))} two blocks lose {float(found['joint']):.2f} logits, without two random heads "
+        f"{float(found['random'].mean()):.2f} (p = {float(found['p']):.2g})"
+    )
+    return Claim(text, value, low, high, 0.0, "of total variation")
+
+
+def _heads_of(plain: Model, seed: int) -> tuple[list[Any], Any]:
+    """The two heads that look most at what followed the last token, and what is lost without them on other streams."""
+    from patchbay.corpus import automata as langs
+    from patchbay.tiny import automata
+
+    read, told = (automata.streams(N, -100 - 2 * seed - at) for at in (0, 1))
+    heads = pb.find.ngram_heads(plain, [ids for _, ids in read], order=1).top(2)
+    prompts, right, wrong = [], [], []
+    for made, ids in told:
+        true = langs.following(made, ids)
+        at = next(i for i in range(automata.LENGTH - 2, 0, -1) if ids[i + 1] != langs.SEPARATOR)
+        prompts.append(tuple(ids[: at + 1]))
+        right.append(ids[at + 1])
+        wrong.append(tuple(s for s in range(langs.SYMBOLS) if not true[at][s]))
+    task = pb.Task("automata", tuple(prompts), tuple(right), tuple(wrong))
+    return heads, pb.prove.ablation(plain, task, heads, draws=DRAWN, seed=seed)
+
+
+@claim("zhang2025c", "comparison")
+@_once
+def zhang2025c(seed: int) -> Claim:
+    """Confirmed if tuning one layer on half of the words, all as often, deciphers more of the other half than the same steps of that layer on the rows that were read
+    before, of the same half, by their frequency and with texts among them; mean over the layers, since each of them works."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.tiny import ciphers
+
+    network, chance = ciphers.train(seed=seed), ciphers.chances(seed).log()
+    order = torch.randperm(ciphers.WORDS, generator=torch.Generator().manual_seed(seed))
+    some, rest = order[: ciphers.WORDS // 2], order[ciphers.WORDS // 2 :]
+    before = ciphers.right(network, rest)
+    tuned, further = (
+        torch.stack(
+            [ciphers.right(ciphers.tuned(network, some, layer, evenly=evenly, seed=seed), rest) for layer in range(3)]
+        )
+        for evenly in (True, False)
+    )  # each [layer, word]
+    blank = ciphers.right(ciphers.tuned(ciphers.network(seed), some, 1, seed=seed), rest)
+    rare = chance[rest] < chance[rest].median()
+    gain = tuned.mean(0) - before
+    text = (
+        f"of words that tuning never read, {_m(before):.0%} are deciphered before (error with log frequency r {_r(1 - before, chance[rest]):.2f}) and {_each(tuned)} after layers 0, 1 and 2 alone were tuned "
+        f"on other words (rare words gain {_m(gain[rare]):+.0%}, common ones {_m(gain[~rare]):+.0%}; r {_r(1 - tuned.mean(0), chance[rest]):.2f}), {_each(further)} after as many steps on the old rows, {_m(blank):.0%} "
+        f"where nothing had been learned: {'every layer works, so which one holds the prior is not shown' if float((tuned.mean(1) - before.mean()).min()) > 0 else 'not every layer works'}"
+    )
+    return Claim(text, *maths.paired_interval(tuned.mean(0), further.mean(0))[:3], 0.0, "share of words")
+
+
+def _m(values: Tensor) -> float:
+    return float(values.mean())
+
+
+def _each(values: Tensor) -> str:
+    return ", ".join(f"{_m(row):.0%}" for row in values)
+
+
+def _r(one: Tensor, other: Tensor) -> float:
+    """Pearson's correlation; 0 where nothing varies."""
+    import torch
+
+    found = torch.corrcoef(torch.stack([one.double(), other.double()]))[0, 1]
+    return float(found.nan_to_num())
