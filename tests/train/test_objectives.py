@@ -211,6 +211,24 @@ def test_the_hardest_tokens_alone_and_all_of_them_are_the_plain_loss(model: pb.M
         )
 
 
+def test_the_null_takes_as_many_tokens_whatever_their_loss(model: pb.Model) -> None:
+    """Batches each have a draw of their own, the same each time; over many it is the mean loss and not that of the hardest."""
+    null = objective("self-evolution:soft=0").null or ""
+    assert null == "self-evolution:share=0.3,soft=0.0,chosen=random"
+    picked, every, hardest = [], [], []
+    with torch.no_grad():
+        for seed in range(40):
+            batch = batch_of(seed=seed)
+            losses = sorted(plain_losses(model.hf(batch["input_ids"]).logits, batch))
+            picked.append(float(loss_of(null, model, batch)))
+            assert picked[-1] == float(loss_of(null, model, batch))
+            every.append(sum(losses) / 15)
+            hardest.append(sum(losses[-4:]) / 4)
+    assert abs(sum(picked) - sum(every)) < 0.3 * (sum(hardest) - sum(every))
+    with pytest.raises(pb.PatchbayError, match="hardest or random"):
+        objective("self-evolution:chosen=all")
+
+
 # --- spans moved behind the rest ----------------------------------------------------------------------
 
 
