@@ -1,5 +1,6 @@
 """Blocks: other attention, mixers, feed-forward maps and embeddings in a Hugging Face model, which trains, saves, loads and is looked into like any other.
 
+abs_topk       of a token's activations the k largest by size
 build          a model of a config, or of a model, with blocks in the places of its own
 convolved      a causal convolution of queries, keys and values, and the cut of its taps
 gate           gated residuals, and how far their gates are open
@@ -20,6 +21,7 @@ welore         ranks of matrices by one threshold, and their null
 """
 
 from patchbay.blocks import (
+    abs_topk,
     convolved,
     gate,
     gla,
@@ -39,6 +41,7 @@ from patchbay.blocks import (
 from patchbay.blocks.build import build, register
 
 __all__ = [
+    "abs_topk",
     "build",
     "convolved",
     "gate",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchbay.blocks import kinds, lexinvariant, monet, ngram, structured, welore
+from patchbay.blocks import abs_topk, kinds, lexinvariant, monet, ngram, structured, welore
 from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
@@ -308,6 +308,25 @@ def _gate(host: Host, value: Any, asked: Asked) -> None:
         host.layers[i] = GatedLayer(layer, host.hf.config.hidden_size, float(bias))
 
 
+def _abs_topk(host: Host, value: Any, asked: Asked) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PatchbayError(f"abs_topk={value!r}: how many neurons may write at a token, 1 or more")
+    for i, layer in enumerate(host.layers):
+        mlp = follow(layer, host.family.mlp)
+        name = next((one for one in ACTIVATIONS if callable(getattr(mlp, one, None))), None)
+        proj = None if mlp is None or host.family.mlp_proj is None else follow(mlp, host.family.mlp_proj)
+        if name is None or proj is None or not isinstance(getattr(proj, "weight", None), torch.Tensor):
+            raise host.refuse(
+                "abs_topk",
+                f"has no activation function of its own in the MLP of layer {i}; possible: llama, mistral, qwen2, gpt2",
+            )
+        width = proj.weight.numel() // width_out(proj)
+        if value > width:
+            raise PatchbayError(f"abs_topk={value}: layer {i} has {width} neurons")
+        setattr(mlp, name, abs_topk.AbsTopK(getattr(mlp, name), value))
+
+
+ACTIVATIONS = ("act_fn", "act", "activation_fn")
 MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla, "h3": _h3}
 
 
@@ -346,6 +365,7 @@ BLOCKS: dict[str, Callable[[Host, Any, Asked], None]] = {
     "convolution": _convolution,
     "monet": _monet,
     "feedforward": _feedforward,
+    "abs_topk": _abs_topk,
     "ranks": _ranks,
     "gate": _gate,
     "lexinvariant": _lexinvariant,

@@ -9,9 +9,10 @@ import torch
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.train._low_rank import FORMS, Form, LowRank, maps
+from patchbay.train._sparse import Sparse, SparseAdamW
 from patchbay.train._written import made
 
-NAMES = ("adamw", "cosmos", "lora", "lora-sb")
+NAMES = ("adamw", "cosmos", "lora", "lora-sb", "sparse")
 Optimizer = tuple[type[torch.optim.Optimizer], dict[str, Any]]
 
 
@@ -21,11 +22,16 @@ def form_of(text: str) -> Form | None:
     if name not in NAMES:
         raise PatchbayError(f"no optimizer {name!r}; optimizers are {', '.join(NAMES)}{suggest(name, NAMES)}")
     if name not in FORMS:
-        if ":" in text:
+        if sparse_of(text) is None and ":" in text:
             raise PatchbayError(f"optimizer {name} has no settings, got {text!r}")
         return None
     form: Form = made("optimizer", text, FORMS[name])
     return form
+
+
+def sparse_of(text: str) -> Sparse | None:
+    """How sparse matrices become, where a text says so."""
+    return made("optimizer", text, Sparse) if text.partition(":")[0].strip() == "sparse" else None
 
 
 def optimizer(text: str, model: Model, seed: int) -> Optimizer | None:
@@ -34,6 +40,8 @@ def optimizer(text: str, model: Model, seed: int) -> Optimizer | None:
     if form is not None:
         among = frozenset(id(one.weight) for one in maps(model).values())
         return LowRank, {"form": form, "among": among, "seed": seed}
+    if (sparse := sparse_of(text)) is not None:
+        return SparseAdamW, {"keep": sparse.keep, "over": sparse.over}
     if text.strip() == "cosmos":
         from patchbay.train._cosmos import Cosmos
 

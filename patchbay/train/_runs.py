@@ -29,6 +29,7 @@ from patchbay.train._objectives._objective import Before, Document
 from patchbay.train._optimizers import form_of
 from patchbay.train._panels import Readings, read
 from patchbay.train._plan import Arm, Plan, Rows
+from patchbay.train._sparse import nonzero
 from patchbay.train._trainer import Watch, memory_named, trained
 
 PROBED = 3  # steps that an estimate is made of; the first is left out
@@ -61,10 +62,11 @@ class Run:
     seen: list[Any] = field(default_factory=list)  # what the lab watched, by step
     panel: Readings = field(default_factory=dict)
     weights: int = 0
+    nonzero: float = 1.0  # share of the entries of matrices
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         return {"run": f"{name}-{seed}", "arm": name, "seed": seed, "loss": float(self.scores.mean()), "start": self.start, "end": self.end,
-                "folder": self.folder}  # fmt: skip
+                "nonzero": self.nonzero, "folder": self.folder}  # fmt: skip
 
 
 def lengthened(plan: Plan, arm: Arm) -> Plan:
@@ -176,7 +178,9 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
     panel = read(model, lab.held, aim, lab.plan.panel) if lab.plan.panel else {}
     n = sum(p.numel() for p in model.hf.parameters())
     scores = aim.scores(model, lab.held)
-    found = Run(scores, told["losses"], told["start"], told["end"], folder, told.get("seen", []), panel, n)
+    found = Run(
+        scores, told["losses"], told["start"], told["end"], folder, told.get("seen", []), panel, n, nonzero(model.hf)
+    )
     kept.made[arm, seed] = found
     return found
 

@@ -23,7 +23,7 @@ from patchbay.model.source import quietly
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
 from patchbay.train._objectives._objective import collated, learned
-from patchbay.train._optimizers import optimizer
+from patchbay.train._optimizers import optimizer, sparse_of
 from patchbay.train._plan import Arm, Plan, Rows
 
 CLIP = 1.0  # the norm that gradients are clipped to
@@ -136,6 +136,10 @@ def _trainer(
             model=model.hf, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[Whole()],
             optimizer_cls_and_kwargs=None if made is None else (made[0], {"lr": plan.rate, **made[1]}),
         )  # fmt: skip
+    if sparse_of(arm.optimizer) is not None and found.is_fsdp_enabled:
+        raise PatchbayError(
+            f"optimizer {arm.optimizer!r} counts the entries of whole matrices, which FSDP cuts into shards: train without FSDP"
+        )
     found.remove_callback(PrinterCallback)
     found.view, found.rows, found.losses, found.seen = model, rows, losses, seen
     return found

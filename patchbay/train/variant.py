@@ -39,7 +39,7 @@ from patchbay.train._documents import digest_of, read
 from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
 from patchbay.train._objectives._objective import Objective
-from patchbay.train._optimizers import form_of
+from patchbay.train._optimizers import form_of, sparse_of
 from patchbay.train._paired import paired
 from patchbay.train._panels import compared
 from patchbay.train._plan import Arm, plan_of, split
@@ -70,8 +70,8 @@ def variant(
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
     `.jsonl` with `text`,
     or `units` where documents have parts. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`. `blocks`: what
-    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw, cosmos, lora or
-    lora-sb, as `lora-sb:rank=8`; a run of these two has a LoRA for PEFT beside it, `FOLDER/RUN.adapter`. `seeds`: how many pairs are trained. `folder`: where checkpoints are
+    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw, cosmos, sparse (as
+    `sparse:keep=0.1,over=100`: each matrix keeps its largest entries), lora or lora-sb, as `lora-sb:rank=8`; a run of these two has a LoRA for PEFT beside it, `FOLDER/RUN.adapter`. `seeds`: how many pairs are trained. `folder`: where checkpoints are
     written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, equal, seed, dry_run.
     """
     given = {"panel": PANEL, **(plan or {})}
@@ -79,6 +79,11 @@ def variant(
     how, wanted = plan_of(given), read_objective(objective)
     form_of(optimizer)
     _check(model, seeds)
+    sparse = sparse_of(optimizer)
+    if sparse is not None and not dry and 0 < how.steps <= sparse.over:
+        raise PatchbayError(
+            f"optimizer {optimizer!r} keeps more than it should for {sparse.over} steps, and steps={how.steps}: give over= a smaller number"
+        )
     documents = read(model, data, how.length)
     train, held = split(len(documents), how.held)
     arms = {
@@ -117,6 +122,8 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
     table = [runs[name, seed].row(name, seed) for name in arms for seed in seeds]
     steps = [{"arm": name, "seed": seed, "step": i, "loss": loss} for name in arms for seed in seeds
              for i, loss in enumerate(runs[name, seed].losses)]  # fmt: skip
+    nonzero = {name: runs[name, seeds[0]].nonzero for name in arms}
+    said = ", ".join(f"{name} {part:.3g}" for name, part in nonzero.items())
     others = "others" if lab.plan.held else "documents, the same: what is scored was learned"
     panels = {name: [runs[name, seed].panel for seed in seeds] for name in arms}
     rows, seen = compared(panels, twin="twin", nulls=nulls, seeds=seeds) if lab.plan.panel else ([], [])
@@ -129,6 +136,7 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
             *found.notes,
             *seen,
             *[f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights" for name, arm in arms.items()],
+            *[f"of the entries of matrices are not 0: {said}"] * (min(nonzero.values()) < 0.99),
             *_sizes(lab, {name: runs[name, seeds[0]].weights for name in arms}),
             f"trained on {len(lab.train)} documents, scored on {len(lab.held)} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
         ],
