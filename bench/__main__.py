@@ -21,6 +21,7 @@ SECTIONS = (
     "serve",
     "app",
     "blocks",
+    "lab",
     "features",
 )
 

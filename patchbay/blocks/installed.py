@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
 from patchbay.blocks.meta_tokens import MetaLayer
-from patchbay.blocks.state_space import H3
+from patchbay.blocks.state_space import H3, LSSL
 from patchbay.blocks.turned import Turned, TurnedKeys
 from patchbay.errors import PatchbayError
 from patchbay.model.families import FAMILIES, Family
@@ -184,11 +185,11 @@ def _gla(host: Host, i: int, asked: Asked) -> None:
     asked.need_whole("gla")
 
 
-def _h3(host: Host, i: int, asked: Asked) -> None:
+def _state_space(made: type[H3] | type[LSSL], host: Host, i: int, asked: Asked) -> None:
     if host.family.attn != "self_attn":
         raise host.refuse("mixer", f"keeps its attention under {host.family.attn}; possible: llama, mistral, qwen2")
-    host.layers[i].self_attn = H3(host.hf.config.get_text_config())
-    asked.need_whole("h3")
+    host.layers[i].self_attn = made(host.hf.config.get_text_config())
+    asked.need_whole(made.__name__.lower())
 
 
 def _meta_tokens(host: Host, value: Any, asked: Asked) -> None:
@@ -327,7 +328,11 @@ def _abs_topk(host: Host, value: Any, asked: Asked) -> None:
 
 
 ACTIVATIONS = ("act_fn", "act", "activation_fn")
-MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {"gla": _gla, "h3": _h3}
+MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {
+    "gla": _gla,
+    "h3": partial(_state_space, H3),
+    "lssl": partial(_state_space, LSSL),
+}
 
 
 def _monet(host: Host, value: Any, asked: Asked) -> None:

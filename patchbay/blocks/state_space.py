@@ -2,11 +2,12 @@
 
     H3:    kb = FIR_N(k) per channel,  u = kb * v,  y_t = sum_{j <= t} Re(C L^(t-j) B) u_j + D u_t,  L diagonal, |L| < 1,  out = W_O (q * y)
     LSSL:  Ab = (I - a h A)^-1 (I + (1 - a) h A),  Bb = (I - a h A)^-1 h B,  K_j = C Ab^j Bb     (a = 0 Euler, 1/2 bilinear, 1 backward)
+           out = W_O gelu(y), each channel its own step h, A and B fixed, C and D learned
     HiPPO-LegS:  A_nk = -sqrt((2n+1)(2k+1)) below the diagonal, -(n+1) on it,  B_n = sqrt(2n+1)
 
 `convolve` pads to twice the length: without that the future wraps round into the past. Kernels are built in float64. A time-invariant layer alone cannot compare contents; H3's products can.
 
-Fu et al. 2022, "Hungry Hungry Hippos" (H3, head size 1); Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers" (LSSL), of which the functions are here and no mixer.
+Fu et al. 2022, "Hungry Hungry Hippos" (H3, head size 1); Gu et al. 2021, "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers" (LSSL), bilinear with LegS's own A and B.
 
 An effective pattern of H3 is q_i K_(i-j) kb_j for every channel: `pattern`. The mixer has no heads and no cache; a model of it offers streams and what it adds.
 """
@@ -103,3 +104,34 @@ class H3(nn.Module):
             self.kernel(n)[apart.clamp(min=0)] * (apart >= 0)[..., None] + (apart == 0)[..., None] * self.skip
         )  # [query, key, channel]
         return (q[..., :, None, :] * lags * kb[..., None, :, :]).movedim(-1, -3)
+
+
+class LSSL(nn.Module):
+    """One long convolution a channel in the place of attention: time-invariant, so that it cannot compare contents."""
+
+    def __init__(self, config: Any, *, states: int = 16) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.out_map = nn.Linear(d, d, bias=False)
+        self.log_step = nn.Parameter(torch.linspace(-6.0, -1.0, d))  # from e^-6 to e^-1 of LegS's time a token
+        self.gain = nn.Parameter(torch.randn(d, states) * states**-0.5)  # C
+        self.skip = nn.Parameter(torch.ones(d))
+
+    def kernel(self, n: int) -> Tensor:
+        """K_j = C Ab^j Bb [position, channel], bilinear, built in float64."""
+        A, B = (one.to(self.skip.device) for one in hippo(self.gain.shape[1]))
+        step = self.log_step.double().exp()[:, None, None]  # [channel, 1, 1]
+        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
+        left = eye - step / 2 * A
+        Ab = torch.linalg.solve(left, eye + step / 2 * A)  # [channel, state, state]
+        x = torch.linalg.solve(left, step[..., 0] * B)  # [channel, state]
+        rows = []
+        for _ in range(n):
+            rows.append((self.gain.double() * x).sum(-1))
+            x = (Ab @ x[..., None])[..., 0]
+        return torch.stack(rows).to(self.skip.dtype)
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        u = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
+        y = convolve(self.kernel(u.shape[-2]).to(u), u).to(hidden_states.dtype) + self.skip * hidden_states
+        return self.out_map(nn.functional.gelu(y)), None

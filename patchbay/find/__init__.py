@@ -41,6 +41,7 @@ relation_embedding         a relation as one affine map from a subject to its an
 relation_neurons           neurons that tell one relation's prompts from all others'
 relevance                  what each token or part has of the answer by rules that conserve: RelP, AttnLRP
 retrieval_heads            heads that look at the needle's token that is being said
+spectrum                   heads whose circuits use fewer directions than random weights would
 successor_heads            heads that send a word to the next one of its class
 tree_probe                 whether a low-rank subspace of a layer shows the syntax tree of the text
 tuned_lens                 what the stream would answer at each layer, read by learned maps
@@ -90,6 +91,7 @@ from patchbay.find.relation_embedding import relation_embedding
 from patchbay.find.relation_neurons import relation_neurons
 from patchbay.find.relevance import relevance
 from patchbay.find.retrieval_heads import retrieval_heads
+from patchbay.find.spectrum import spectrum
 from patchbay.find.successor_heads import successor_heads
 from patchbay.find.tree_probe import tree_probe
 from patchbay.find.tuned_lens import tuned_lens
@@ -137,6 +139,7 @@ __all__ = [
     "relation_neurons",
     "relevance",
     "retrieval_heads",
+    "spectrum",
     "successor_heads",
     "tree_probe",
     "tuned_lens",

@@ -1,5 +1,6 @@
 """Stories: what a paper did, end to end, on the model at hand: `patchbay run STORY --model MODEL`.
 
+corpus-transfer train on strings that mean nothing, then on a little text, and see which heads serve
 impossible-languages   train on orders that nobody speaks, and see what is learned and what heads look at
 low-rank        cut a model by one threshold on its spectra, and by the same ranks dealt anew
 one-layer-induction   convolve keys, and one layer repeats what it has read; cut one tap, and it does not

@@ -3,7 +3,7 @@
 Small networks read stretches of stories as they stand (control), backwards, with windows of three tokens shuffled, shuffled whole in an order that is fixed for each length,
 or in an order that is new each time (random). All are next-token prediction on the same tokens. The null is control on other batches. What is learned
 is held to what counting pairs of tokens gives, since a shuffled text may be no harder but less determined. Then the same on stretches of three lengths alone, where a
-shuffle is three orders and not thirty: that tells the disorder from the number of orders. Of each network the panel is read on its own language.
+shuffle is three orders and not two dozen: that tells the disorder from the number of orders. Of each network the panel is read on its own language.
 
 Kallini et al. 2024, "Mission: Impossible Language Models", whose order by loss is of GPT-2; languages whose verbs hop are not here.
 
@@ -121,9 +121,14 @@ def _few(telling: Telling, quiet: bool) -> Section:
     gap = told.data["few_lengths"][FEWER[1]]["difference"]
     many = [telling.found["runs"][arm] for arm in ("shuffled", "control")]
     wide = sum(float(a.scores.mean() - b.scores.mean()) for a, b in zip(*many, strict=True)) / telling.seeds
+    said = (
+        "what is hard is how many orders there are, more than that words are out of place"
+        if gap[0] < wide / 2
+        else "few orders are as hard as many after so few steps: it is the disorder, and not the number of orders"
+    )
     told.text = [
-        f"Where stretches have {len(FEW)} lengths, and a shuffle so many orders, it costs **{gap[0]:+.2f}** nats over the control ({gap[1]:+.2f} to {gap[2]:+.2f}), where it costs "
-        f"{wide:+.2f} with {MOST - LEAST + 1} lengths: what is hard is how many orders there are, as much as that words are out of place."
+        f"Where stretches have {len(FEW)} lengths, and a shuffle so many orders, it costs **{gap[0]:+.2f}** nats over the control ({gap[1]:+.2f} to {gap[2]:+.2f}); it costs "
+        f"{wide:+.2f} with {MOST - LEAST + 1} lengths: {said}."
     ]
     return told
 

@@ -55,7 +55,7 @@ ROLES: dict[str, str] = {  # finder -> the task that calls for it
     "inhibition_heads": "indirect_object",
     "direct_logit_attribution": "indirect_object",
 }
-WEIGHTS_ONLY = ("successor_heads", "neuron_vocabulary", "channels", "communities", "mod_features")
+WEIGHTS_ONLY = ("successor_heads", "neuron_vocabulary", "channels", "communities", "mod_features", "spectrum")
 OTHERS: dict[str, str] = {  # finders of other parts
     "neuron_vocabulary": "",
     "relation_neurons": "successor",
@@ -73,6 +73,7 @@ OTHERS: dict[str, str] = {  # finders of other parts
     "mod_features": "",
     "channels": "",
     "communities": "",
+    "spectrum": "",
     "channel_content": "indirect_object",
     "concept_depth": "successor",
     "latent_language": "successor",

@@ -18,7 +18,7 @@ from patchbay.tiny import text
 RELATION, FIRST, LETTERS = 1, 2, 32
 FACT_VOCAB = FIRST + LETTERS
 Fact = list[list[int]]
-__all__ = ["backcopies", "facts", "pieces", "read_one_way", "repeats", "small"]
+__all__ = ["backcopies", "facts", "mentions", "pieces", "read_one_way", "repeats", "small"]
 
 
 def small(
@@ -135,4 +135,31 @@ def backcopies(
             else:
                 ids.append(draw.choices(plain, chances[ids[-1]])[0])
         found.append(ids)
+    return found
+
+
+def mentions(n: int, seed: int, *, vocab: int = 64, length: int = 32) -> list[tuple[list[int], list[int]]]:
+    """Texts of words that follow one another by the chances of one language, with two names of two tokens that are drawn for each text and come again.
+
+    Words are the lower half of the tokens, names are of the upper. Beside the tokens: the places of second tokens of names that stood in the text before.
+    """
+    words = range(vocab // 2)
+    language = random.Random("words")  # one for every seed
+    chances = {word: [language.random() ** 6 for _ in words] for word in words}
+    draw, found = random.Random(f"mentions {seed}"), []
+    for _ in range(n):
+        names = [draw.sample(range(vocab // 2, vocab), 2) for _ in range(2)]
+        ids, places, known = [draw.choice(words)], list[int](), set[int]()
+        last = ids[0]
+        while len(ids) < length:
+            if draw.random() < 0.25 and len(ids) < length - 1:
+                which = draw.randrange(2)
+                if which in known:
+                    places.append(len(ids) + 1)
+                known.add(which)
+                ids += names[which]
+            else:
+                last = draw.choices(words, chances[last])[0]
+                ids.append(last)
+        found.append((ids, places))
     return found

@@ -224,20 +224,20 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
             "memory": float(4 * n * size)}  # weights, gradients and two moments; activations come on top  # fmt: skip
 
 
-def equal(lab: Lab, arm: Arm) -> Arm | None:
-    """The plain arm of as many weights as a variant has, else of as many operations; None where the twin has as many of both."""
+def equal(lab: Lab, arm: Arm, twin: Arm) -> Arm | None:
+    """The twin with as many weights as a variant has, else with as many operations; None where it has as many of both."""
     seed = lab.plan.seed
-    one, other = (begun(lab, each, seed, pretrain=False) for each in (arm, Arm()))
+    one, other = (begun(lab, each, seed, pretrain=False) for each in (arm, twin))
     n, plain = (sum(p.numel() for p in model.hf.parameters()) for model in (one, other))
     if n != plain:
         if not lab.plan.fresh:
             raise PatchbayError(
                 f"equal: the variant has {n:,} weights and its twin {plain:,}; a plain model of as many has other shapes, and so is drawn anew: plan={{'fresh': 1}}"
             )
-        return Arm(mlp=width(lab.model, n))
+        return dataclasses.replace(twin, mlp=width(lab.model, n))
     aim = objective(arm.objective)
     aim.adapt(one)
-    rows = [Rows(lab.train, each, lab.plan, seed) for each in (arm, Arm())]
-    ratio = operations(one, rows[0], arm.objective) / operations(other, rows[1], "ntp")
+    rows = [Rows(lab.train, each, lab.plan, seed) for each in (arm, twin)]
+    ratio = operations(one, rows[0], arm.objective) / operations(other, rows[1], twin.objective)
     ratio += 0 if aim.before is None else aim.before.steps / max(1, lab.plan.steps)
-    return None if abs(ratio - 1.0) < 0.01 else Arm(longer=ratio)
+    return None if abs(ratio - 1.0) < 0.01 else dataclasses.replace(twin, longer=ratio)

@@ -92,7 +92,7 @@ def variant(
         "null": Arm(wanted.twin, other_batches=True) if wanted.null is None else Arm(wanted.null),
     }
     lab = Lab(model, [documents[i] for i in train], [documents[i] for i in held], how)
-    same = equal(lab, arms["variant"]) if how.equal else None
+    same = equal(lab, arms["variant"], arms["twin"]) if how.equal else None
     if same is not None:
         arms["equal"] = same
     if dry:

@@ -78,3 +78,27 @@ def test_a_model_of_h3(tmp_path: object) -> None:
     hf.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(pb.load(str(tmp_path)).hf(IDS).logits, hf(IDS).logits)
+
+
+def test_a_model_of_lssl(tmp_path: object) -> None:
+    """The kernel is each channel's own discretised LegS; later tokens move nothing, a delayed input gives the delayed output; it saves and trains."""
+    hf = built(mixer=["lssl", "attention"])
+    model = pb.load(hf)
+    assert model.causal
+    assert "attn.z" not in model.signals(0)
+    mixer, x = hf.model.layers[0].self_attn, torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0))
+    A, B = state_space.hippo(16)
+    made = mixer.kernel(12).detach().double()
+    for channel in (0, 17, 31):
+        Ab, Bb = state_space.discretised(A, B, float(mixer.log_step[channel].detach().double().exp()), 0.5)
+        own = state_space.kernel(Ab, Bb, mixer.gain[channel : channel + 1].detach(), 12)[:, 0]
+        assert close(made[:, channel], own, of=own, dtype=torch.float32)
+    with torch.no_grad():
+        out = mixer(x)[0]
+        delayed = mixer(torch.nn.functional.pad(x, (0, 0, 3, 0))[:, :12])[0]
+        assert close(delayed[:, 3:], out[:, :9])
+    hf.save_pretrained(tmp_path)
+    again = pb.load(tmp_path)
+    assert torch.equal(again.hf(IDS).logits, hf(IDS).logits)
+    hf(IDS, labels=IDS).loss.backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in mixer.parameters())

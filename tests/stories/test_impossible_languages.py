@@ -39,7 +39,7 @@ def test_what_is_gained_beyond_pairs() -> None:
 
 
 def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One seed and one step: nothing is learned, the verdict says so, and every arm has its row."""
+    """One seed and no training: nothing is learned, the verdict says so, and every arm has its row."""
     for name, value in {"STEPS": 1, "PIECES": 40, "BATCH": 2, "PANEL": 4}.items():
         monkeypatch.setattr(impossible_languages, name, value)
     monkeypatch.setattr(_lab, "SEEDS", 1)
@@ -62,7 +62,9 @@ def test_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["verdict"] is True
     means = {arm: sum(row["by_seed"]) / 2 for arm, row in told["learned"].items()}
     assert means["control"] + 0.5 < means["local"] < means["shuffled"] - 0.5
-    assert abs(told["few_lengths"]["shuffled, three lengths"]["difference"][0]) < 0.5
+    assert (
+        told["few_lengths"]["shuffled, three lengths"]["difference"][1] > 1.0
+    )  # as hard with three orders as with many
     assert told["panel"]["previous_token_highest"]["local"]["effect"] > 0.05
 
 

@@ -14,6 +14,7 @@ from patchbay.stories import _lab, sinks
 from patchbay.tiny import lab
 from tests.given import lent
 from tests.tolerance import close
+from tests.train.given import untrained
 
 TEXTS = [[0, 9, 2, 9, 7, 8, 1, 8], [0, 5, 6, 3, 6, 7, 2, 7], [0, 2, 0, 8, 9, 1, 9, 4], [0, 7, 8, 9, 3, 9, 5, 6]]
 
@@ -81,10 +82,11 @@ def test_even_attention() -> None:
 
 
 def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One seed and two steps: nothing rests, the verdict says so; an estimate trains nothing; a folder is gone on with."""
+    """One seed and no steps: nothing rests, the verdict says so; an estimate trains nothing; a folder is gone on with."""
     for name, value in {"STEPS": 2, "STRINGS": 8, "BATCH": 2, "EVERY": 1}.items():
         monkeypatch.setattr(sinks, name, value)
     monkeypatch.setattr(_lab, "SEEDS", 1)
+    monkeypatch.setattr("patchbay.train._runs.trained", untrained)
     page, runs = tmp_path / "page.html", tmp_path / "runs"
     given = {"report": page, "quiet": True, "n": 8, "folder": str(runs)}
     cost = sinks.tell(sinks.form(), dry_run=True, **given)["estimate"]

@@ -32,7 +32,7 @@ def lab(**plan: Any) -> Lab:
 def test_a_twin_of_as_many_weights_is_wider_and_else_the_same() -> None:
     """A gate in front of every block: the plain twin's MLPs grow until it has as many weights; what has its place still starts alike."""
     shared = lab()
-    arm = equal(shared, Arm(blocks='{"gate": true}'))
+    arm = equal(shared, Arm(blocks='{"gate": true}'), Arm())
     assert arm is not None
     assert arm.longer == 1.0
     one, plain, wide = (begun(shared, each, 3) for each in (Arm(blocks='{"gate": true}'), Arm(), arm))
@@ -52,7 +52,7 @@ def test_a_twin_of_as_many_weights_is_wider_and_else_the_same() -> None:
 def test_a_twin_of_as_many_operations_trains_longer() -> None:
     """As many weights, one more unembedding in each step: counted by hand from the shapes."""
     shared = lab()
-    arm = equal(shared, Arm("multi-exit:exits=1+2"))
+    arm = equal(shared, Arm("multi-exit:exits=1+2"), Arm())
     assert arm is not None
     assert arm.mlp == 0
     model = begun(shared, Arm(), 0)
@@ -61,7 +61,7 @@ def test_a_twin_of_as_many_operations_trains_longer() -> None:
         3 * 2 * 4 * 12 * model.d_model * model.vocab_size
     )  # forward and two backward products, of 4 rows of 12 tokens
     assert arm.longer == pytest.approx((plain + more) / plain)
-    assert equal(shared, Arm()) is None
+    assert equal(shared, Arm(), Arm()) is None
 
 
 def test_the_result_says_what_the_arms_were() -> None:

@@ -87,14 +87,6 @@ def zhang2024(model: pb.Model, seed: int) -> Claim:
     return _carry(model, seed, pb.find.arithmetic_heads, pb.tasks.arithmetic, "{} carry sums")
 
 
-@claim("gu2024", "mechanism")
-def gu2024(model: pb.Model, seed: int) -> Claim:
-    head, interval = _looks(model, seed, pb.find.attention_sinks, lambda found, head: at_part(found, "rate", head))
-    return Claim(
-        f"{head} rests on the first token in more than half of the prompts", *interval, 0.5, "share of prompts"
-    )
-
-
 @claim("dunefsky2023", "comparison", WIDE)
 def dunefsky2023(model: pb.Model, seed: int) -> Claim:
     """Confirmed if what heads write towards the observable, by one path, ranks them as their removal does by all paths, further than

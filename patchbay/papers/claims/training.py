@@ -99,3 +99,114 @@ def _one_layer(seed: int) -> tuple[Tensor, Tensor]:
 
     network, arms = lab.small(24, layers=1, mlp=1), (Arm(blocks='{"convolution": 3}'), Arm())
     return pair(network, lab.repeats(2048, seed, **strings), right, seed, arms, steps=350, batch_size=24, rate=4e-3)
+
+
+@claim("gu2024", "comparison")
+def gu2024(model: Model, seed: int) -> Claim:
+    """Confirmed if a head of the softmax rests on the first token, from tokens at which it has nothing to do, and one of the sigmoid does not:
+    the difference by text of attention there less attention at triggers, of the head that other texts chose, beyond what even attention gives."""
+    from patchbay import maths
+
+    one, other = _resting(seed)
+    text = (
+        f"in networks of one layer, a softmax head gives the first token {float(one.mean()):.2f} more attention where it has nothing to copy than where it has, and a sigmoid head "
+        f"{float(other.mean()):.2f}"
+    )
+    return Claim(text, *maths.paired_interval(one, other)[:3], 0.08, "attention")
+
+
+@functools.cache
+def _resting(seed: int) -> tuple[Tensor, Tensor]:
+    import json
+    import math
+
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
+    held = [text for text in lab.backcopies(96, seed + 1000) if sum(1 <= one <= 3 for one in text[2:]) > 1][:64]
+    ids = torch.tensor(held)
+    late = torch.arange(ids.shape[1]) > 1
+    trigger = (ids >= 1) & (ids <= 3) & late
+
+    def rests(tuned: Model) -> Tensor:
+        port = pb.Port("attn.pattern", 0)
+        first = pb.run(tuned, held, taps=[port], logits="last")[port][..., 0].double().cpu()  # [text, head, query]
+        at = [(first * some[:, None]).sum(2) / some.sum(1)[:, None] for some in (~trigger & late, trigger)]
+        gap = at[0] - at[1]  # [text, head]
+        return gap[32:, int(gap[:32].mean(0).argmax())]
+
+    sigmoid = json.dumps({"attention": {"kind": "sigmoid", "bias": -math.log(32)}})
+    network, arms = lab.small(64, layers=1, heads=2, mlp=1), (Arm(), Arm(blocks=sigmoid))
+    return pair(network, lab.backcopies(2048, seed), rests, seed, arms, steps=240, batch_size=16)
+
+
+@claim("kallini2024", "comparison")
+def kallini2024(model: Model, seed: int) -> Claim:
+    """Confirmed if stretches whose windows of three tokens are shuffled are learned worse than the same stretches backwards, each scored in its own
+    language, by more than half a nat. The paper's ranking is of GPT-2 on many more languages."""
+    from patchbay import maths
+
+    one, other = _impossible(seed)
+    text = (
+        f"in networks of 120,000 weights, stories with windows of three tokens shuffled cost {float(one.mean()):.2f} nats per token and the same stories backwards "
+        f"{float(other.mean()):.2f}"
+    )
+    return Claim(text, *maths.paired_interval(one, other)[:3], 0.5, "nats per token")
+
+
+@functools.cache
+def _impossible(seed: int) -> tuple[Tensor, Tensor]:
+    from patchbay.tiny import lab
+    from patchbay.train._objectives import objective
+    from patchbay.train._plan import Arm, plan_of
+    from patchbay.train._runs import Lab, ended
+
+    tiny = pb.load("tiny")
+    pieces: list[Any] = [[one] for one in lab.pieces(tiny, 2064, seed, range(12, 36))]
+    how = plan_of({"fresh": True, "steps": 100, "batch_size": 24, "rate": 4e-3})
+    share = Lab(lab.small(tiny.vocab_size, width=48, mlp=96), pieces[64:], pieces[:64], how)
+    one, other = (
+        objective(name).scores(ended(share, Arm(name), seed), share.held)
+        for name in ("impossible:kind=local", "impossible:kind=reversed")
+    )
+    return one, other
+
+
+@claim("yao2022", "comparison")
+def yao2022(model: Model, seed: int) -> Claim:
+    """Confirmed if, after a little text, names that return cost less in a network that read repeating strings before than in one that read tokens which
+    follow from nothing, by more than half a nat; rows of tokens are drawn anew between. The paper's source is the language of playing agents."""
+    from patchbay import maths
+
+    one, other = _transferred(seed)
+    text = (
+        f"in networks of one layer with new rows of tokens, a name that returns costs {float(other.mean()):.2f} nats after strings that repeat and {float(one.mean()):.2f} after tokens "
+        "that follow from nothing"
+    )
+    return Claim(text, *maths.paired_interval(one, other)[:3], 0.5, "nats")
+
+
+@functools.cache
+def _transferred(seed: int) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
+    held = [one for one in lab.mentions(96, seed + 1000) if one[1]][:48]
+
+    def returning(tuned: Model) -> Tensor:
+        said = torch.log_softmax(pb.run(tuned, [ids for ids, _ in held]).logits.cpu().double(), -1)
+        return torch.stack(
+            [
+                -torch.stack([row[at - 1, ids[at]] for at in places]).mean()
+                for row, (ids, places) in zip(said, held, strict=True)
+            ]
+        )
+
+    network = pb.load(pb.blocks.build(lab.small(64, layers=1, mlp=64, positions=64).hf, convolution=3))
+    arms = [Arm(f"transfer:source={source},steps=250,vocab=64,length=32") for source in ("independent", "repeats")]
+    texts = [ids for ids, _ in lab.mentions(256, seed)]
+    return pair(network, texts, returning, seed, (arms[0], arms[1]), steps=60, batch_size=16, rate=4e-3, redraw=True)

@@ -1,0 +1,80 @@
+"""The story of corpus transfer: texts and costs by hand, the machinery on few steps, the claim in the slow tier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import patchbay as pb
+from patchbay.edits import edit
+from patchbay.signal.port import Port
+from patchbay.stories import _lab, corpus_transfer
+from patchbay.tiny import lab
+from tests.given import lent
+from tests.tolerance import close
+from tests.train.given import untrained
+
+
+def test_names_return_where_it_is_said() -> None:
+    """Every place is the second token of a pair that stood in the text before; words and names do not share tokens."""
+    texts = lab.mentions(30, 0)
+    assert texts == lab.mentions(30, 0) != lab.mentions(30, 1)
+    assert sum(len(places) for _, places in texts) > 60
+    for ids, places in texts:
+        assert len(ids) == 32
+        for at in places:
+            pair = ids[at - 1 : at + 1]
+            assert min(pair) >= 32
+            assert any(ids[i : i + 2] == pair for i in range(at - 2))
+    first = [next((tuple(ids[i : i + 2]) for i in range(31) if ids[i] >= 32), None) for ids, _ in texts]
+    assert len(set(first)) > 20  # drawn anew for each text
+
+
+def test_costs_are_those_of_single_tokens() -> None:
+    model = lent("llama")
+    held = [([5, 40, 41, 6, 40, 41], [5]), ([40, 41, 7, 40, 41, 8, 40, 41], [4, 7])]
+    edits = [edit.zero(Port("attn.z", 0, 1))]
+    for given in ([], edits):
+        found, rest = corpus_transfer.returning(model, held, given), corpus_transfer.others(model, held, given)
+        for i, (ids, places) in enumerate(held):
+            said = torch.log_softmax(pb.run(model, [ids], edits=given).logits[0].double(), -1)
+            cost = [-float(said[at - 1, ids[at]]) for at in range(1, len(ids))]
+            mine = [cost[at - 1] for at in places]
+            left = [one for at, one in enumerate(cost, 1) if at not in places]
+            assert close(float(found[i]), sum(mine) / len(mine), of=10.0, dtype=torch.float32)
+            assert close(float(rest[i]), sum(left) / len(left), of=10.0, dtype=torch.float32)
+
+
+def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed and no training: nothing serves, the verdict says so; every arm begins with the same rows of tokens."""
+    for name, value in {"BEFORE": 1, "STEPS": 1, "TEXTS": 8, "BATCH": 2, "EVERY": 1}.items():
+        monkeypatch.setattr(corpus_transfer, name, value)
+    monkeypatch.setattr(_lab, "SEEDS", 1)
+    monkeypatch.setattr("patchbay.train._runs.trained", untrained)
+    page = tmp_path / "page.html"
+    told = corpus_transfer.tell(corpus_transfer.form(), report=page, quiet=True, n=8)
+    assert told["verdict"] is False
+    assert set(told["returning"]) == set(corpus_transfer.ARMS)
+    assert told["by_step"]["step"] == [0]
+    assert set(told["cut"]) == {"head of induction", "other heads"}
+    assert "patchbay run corpus-transfer" in page.read_text()
+
+
+@pytest.mark.slow
+def test_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seeds: what read repeats knows names that return, what read nothing or noise does not; without the head it does not either."""
+    monkeypatch.setattr(_lab, "SEEDS", 2)
+    told = corpus_transfer.tell(corpus_transfer.form(), report=tmp_path / "page.html", quiet=True)
+    assert told["verdict"] is True
+    means = {arm: sum(row["by_seed"]) / 2 for arm, row in told["returning"].items()}
+    assert means["repeats"] + 1.0 < min(means["nothing follows"], means["nothing before"])
+    assert told["cut"]["head of induction"]["difference"][0] > 0.5
+
+
+def test_a_model_of_few_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        pb.PatchbayError, match="the story corpus-transfer is told in 64 tokens; this llama model has 20"
+    ):
+        corpus_transfer.tell(lab.small(20), report=tmp_path / "page.html", quiet=True)
