@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from patchbay.measure import _black_boxes as numbers
+from patchbay.measure import _played as played
 from patchbay.measure import _string_boxes as strings
 from patchbay.measure._expressions import parse
+from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 
 NOISE = 0.1  # of a noisy function, in units of its spread
@@ -100,4 +103,33 @@ def of_strings(kind: str, functions: int, queries: int, corruption: float, seed:
     return World(
         boxes, asked, seen, prompts, _read(strings.parse), score, rivals, "one edit",
         f"the single edits that fit most of {queries} words", word, word, "share of letters",
+    )  # fmt: skip
+
+
+def of_neurons(model: Model, functions: int, queries: int, seed: int) -> World:
+    """Neurons that the model plays, each asked at words of its own draw; scored at the others."""
+    words = played.words_of(model, max(played.WORDS, 2 * queries), seed)
+    pool = played.words_of(model, functions + played.POOL, seed + 1)
+    player, rng = played.Player(model, words, pool), random.Random(f"neurons-{seed}")
+    boxes = [played.Neuron(one) for one in player.pool[:functions]]
+    asked = [rng.sample(range(len(words)), queries) for _ in boxes]
+    fresh = [[i for i in range(len(words)) if i not in set(some)] for some in asked]
+    other = [rng.sample([one for one in player.pool if one is not box.rule], played.OF) for box in boxes]
+
+    def score(i: int, said: Any) -> Any:
+        return played.score(boxes[i].rule, said, other[i][1:], fresh[i])
+
+    rivals = [
+        {"other word": score(i, played.asked_of(player, box.rule, asked[i])), "random word": score(i, other[i][0])}
+        for i, box in enumerate(boxes)
+    ]
+    seen = [[round(float(box.rule.plays[at]), 2) for at in some] for box, some in zip(boxes, asked, strict=True)]
+    named = [[words[at] for at in some] for some in asked]
+    prompts = [
+        "".join(f"{word}: {value:g}. " for word, value in zip(some, values, strict=True)) + "These follow the word"
+        for some, values in zip(named, seen, strict=True)
+    ]
+    return World(
+        boxes, named, seen, prompts, _read(player.say), score, rivals, "other word",
+        f"the other words that fit {queries} queries best", official="share of neurons", alike="rank correlation",
     )  # fmt: skip

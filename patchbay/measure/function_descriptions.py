@@ -10,13 +10,15 @@ nobody knows. Answers are parsed, never run. Of each function: `per_item` = 1 - 
 queries read between its rows, `official` whether the published error sum |f - g|^2 / sum f^2 at half integers is below .1, `agreement` the share of
 fresh points within a tenth of the spread, `corrupted` the same inside the interval, `overlap` of the interval that the answer sets apart with the true one,
 `length` of the expression. Of words `official` is the published share of fresh ones that come out exactly, `per_item` that of those that the function changes, `null` the same of the
-single edit that fits most queries, `agreement` the share of letters in common.
+single edit that fits most queries, `agreement` the share of letters in common. "neurons" are played by the model itself, f(w) = log p(w | the neuron's word) less its mean over words;
+an answer is a text, whose neuron the model plays too: `per_item` = 1 - FVU at words that were not asked, `null` the same of the other word that fits the queries best, `official` whether the
+answer's neuron goes with the true one more than with those of two other words (a random word does on some), `agreement` the rank correlation.
 
 `official` forgives much: the table "baselines" has what a constant, a line, a polynomial and the table score by either (of words: the word itself, what the nearest query got, and
 the best single edit). Higher is better; what is above the null of equal queries is understanding.
 
 Schwettmann et al. 2023, "FIND: A Function Interpretation Benchmark for Evaluating Interpretability Methods" (functions of numbers and of strings, whose edits are our
-own choice; neurons that a language model plays are not here, nor answers in words, which a judge would have to read).
+own choice, and neurons that a language model plays, here by one word each; the model that plays also stands for the judge of three, and no sentence is read).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from patchbay.measure._described import World, of_numbers, of_strings
+from patchbay.measure._described import World, of_neurons, of_numbers, of_strings
 from patchbay.measure._meter import reading
 from patchbay.measure._samples import texts_of
 from patchbay.model.model import Model
@@ -36,8 +38,8 @@ from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 
-Kind = Literal["atomic", "composed", "noisy", "approximated", "strings"]
-KINDS = ("atomic", "composed", "noisy", "approximated", "strings")
+Kind = Literal["atomic", "composed", "noisy", "approximated", "strings", "neurons"]
+KINDS = ("atomic", "composed", "noisy", "approximated", "strings", "neurons")
 SHARE, NEW, LEAST = "share of the variance", 40, 8
 
 
@@ -55,12 +57,14 @@ def function_descriptions(
     """How much of each function's variance the answers explain, beside a table of the same queries.
 
     `answers`: expressions by whoever interprets, one for each function in their order (the table "functions" of an earlier call shows the queries);
-    without, the model continues the prompt. `kind`: atomic, composed, noisy (composed, with noise of a tenth of the spread in what is seen), approximated (composed, by a network), or strings.
-    `functions`: how many are drawn. `queries`: values of each that are seen. `corruption`: the share of functions with an interval of its own.
+    without, the model continues the prompt. `kind`: atomic, composed, noisy (composed, with noise of a tenth of the spread in what is seen), approximated (composed, by a network), strings, or neurons.
+    `functions`: how many are drawn. `queries`: values of each that are seen. `corruption`: the share of functions with an interval of its own; neurons have none.
     """
     _check(kind, functions, queries, corruption, answers)
-    made = of_strings if kind == "strings" else of_numbers
-    world = made(kind, functions, queries, corruption, seed)
+    if kind == "neurons":
+        world = of_neurons(model, functions, queries, seed)
+    else:
+        world = (of_strings if kind == "strings" else of_numbers)(kind, functions, queries, corruption, seed)
     said = list(answers) if answers is not None else _generated(model, world.prompts)
     parsed = [world.parse(text) for text in said]
     found = [world.score(i, one) for i, one in enumerate(parsed)]

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import patchbay as pb
 from patchbay.measure import _string_boxes
 from patchbay.measure._black_boxes import HIGH, LOW, Net, baselines, make, overlap, score
 from patchbay.measure._expressions import FUNCTIONS, parse
+from patchbay.measure._played import words_of
 from patchbay.measure.function_descriptions import function_descriptions
 from tests.measure.words import reader
 from tests.tolerance import close
@@ -179,7 +181,7 @@ def test_bad_input() -> None:
     model = reader()
     with pytest.raises(pb.PatchbayError, match="2 answers for 20 functions"):
         function_descriptions(model, answers=["x", "x"])
-    for wrong in ({"kind": "neurons"}, {"functions": 0}, {"queries": 1}, {"corruption": 1.5}):
+    for wrong in ({"kind": "other"}, {"functions": 0}, {"queries": 1}, {"corruption": 1.5}):
         with pytest.raises(pb.PatchbayError, match=r"atomic|corruption"):
             function_descriptions(model, **wrong)  # type: ignore[arg-type]
     with pytest.raises(pb.PatchbayError, match="ask fewer queries"):
@@ -262,3 +264,39 @@ def test_a_network_stands_in_for_a_rule() -> None:
     assert box.net is not None
     assert np.array_equal(box.clean(x), np.nan_to_num(box.net(x)))
     assert not np.allclose(box.clean(x), rule.clean(x))
+
+
+@pytest.mark.slow  # a trained model, and loops over its words
+def test_neurons_that_a_model_plays_are_told_by_a_word() -> None:
+    """The neuron's own word explains it whole; numbers of one answer by plain loops over the model's own probabilities; a word without a text plays none."""
+    model = pb.load("tiny")
+    how: dict[str, Any] = {"kind": "neurons", "functions": 4, "queries": 6, "seed": 1}
+    drawn = function_descriptions(model, answers=[" "] * 4, **how)
+    assert float(drawn["value"]) == float(drawn["official"].mean()) == 0.0
+    rows = drawn.tables["functions"]
+    told = function_descriptions(model, answers=[row["rule"] for row in rows], **how)
+    assert close(told["per_item"], torch.ones(4))
+    assert float(told["official"].min()) == 1.0
+    assert float(told["value"]) > float(told["null"])
+    words, pool = words_of(model, 120, 1), words_of(model, 28, 2)
+    assert [row["rule"] for row in rows] == pool[:4]
+    laws = {c: model_law(model, c) for c in pool}
+    answer = pool[9]
+    other = function_descriptions(model, answers=[answer] * 4, **how)
+    for i, row in enumerate(rows):
+        mean = {w: sum(float(laws[c][model.token_id(w)]) for c in pool) / 28 for w in words}
+        f, g = ({w: float(laws[c][model.token_id(w)]) - mean[w] for w in words} for c in (row["rule"], answer))
+        for word, value in zip(row["asked"], row["values"], strict=True):
+            assert abs(f[word] - value) <= 0.0051
+        fresh = [w for w in words if w not in row["asked"]]
+        middle = sum(f[w] for w in fresh) / len(fresh)
+        fvu = sum((f[w] - g[w]) ** 2 for w in fresh) / sum((f[w] - middle) ** 2 for w in fresh)
+        assert close(other["per_item"][i], max(0.0, 1 - fvu), of=1.0)
+    with pytest.raises(pb.PatchbayError, match="words that are one token each"):
+        function_descriptions(model, kind="neurons", functions=5000, answers=["a"] * 5000)
+
+
+def model_law(model: pb.Model, text: str) -> Any:
+    """log p of the token after a text, from Hugging Face's logits."""
+    with torch.no_grad():
+        return model.hf(torch.tensor(model.encode([text]))).logits[0, -1].double().log_softmax(0)
