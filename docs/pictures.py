@@ -136,7 +136,7 @@ SHOWN = {  # what docs/pictures/ holds: name -> width, height, dark
     "compare": (900, 900, False),
     "lens": (320, 900, False),
     "knob": (900, 900, False),
-    "side-effects": (1150, 840, False),
+    "side-effects": (1150, 980, False),
     "notebook-results": (900, 900, False),
 }
 
