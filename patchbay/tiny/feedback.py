@@ -28,7 +28,7 @@ STATE, TOP, LENGTH = 16, 4, 16
 WORDS, UNREAD = 768, 192  # words, the last of which are in no stream of training
 MARKS = (0, 1)
 FIRST = 2  # the token of word 0
-ROWS = 48
+ROWS = 40
 PENALTY = 1.0  # of the ridge regression, in units of a state's smallest variance
 
 
@@ -64,7 +64,7 @@ def network(seed: int) -> Model:
     return model
 
 
-def train(*, steps: int = 400, seed: int = 0) -> Model:
+def train(*, steps: int = 340, seed: int = 0) -> Model:
     """A network that had `steps` steps of streams, a half of them with axes in a smaller span."""
     model, known = network(seed), states(seed)
     generator = torch.Generator().manual_seed(seed + 1)

@@ -68,11 +68,10 @@ def test_null_one_layer_alone_is_tuned_on_the_words_that_are_given(monkeypatch: 
 
 
 @pytest.mark.slow  # half a minute of training
-def test_a_rule_that_is_not_yet_learned_errs_on_rare_words_and_tuning_on_others_mends_it() -> None:
+def test_a_rule_that_is_not_yet_learned_is_mended_by_tuning_any_layer_on_other_words() -> None:
     network = ciphers.train()
-    before, chance = ciphers.right(network, WHOLE), ciphers.chances(0).log()
+    before = ciphers.right(network, WHOLE)
     assert 0.7 < float(before.mean()) < 0.95
-    assert float(torch.corrcoef(torch.stack([1 - before, chance]))[0, 1]) < -0.1
     rest = WHOLE[1::2]
     for layer in range(3):
         after = ciphers.right(ciphers.tuned(network, WHOLE[::2], layer), rest)
