@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
@@ -158,29 +157,3 @@ def surendra2023(model: pb.Model, seed: int) -> Claim:
 
     text = "clusters by the next word's class are clearer after the last layer than in the embedding"
     return Claim(text, *over_sets(deeper, seed), 0.0, "discrimination value", above=False)
-
-
-@claim("zhong2024", "mechanism")
-def zhong2024(model: pb.Model, seed: int) -> Claim:
-    """Confirmed if, where letters, days or months are asked, an inner layer says numbers, the series seen most, before it says those.
-
-    The small analogue of a dominant language. The layer is chosen on other prompts; both are counted above as many random tokens.
-    """
-    if model.n_layers < 2:
-        raise PatchbayError("an inner layer is asked for, and the model has one layer")
-    series = {"letters": words.LETTERS, "days": words.DAYS, "months": words.MONTHS, "numbers": words.NUMBERS}
-    tokens = {kind: known_words(model, listed) for kind, listed in series.items()}
-
-    def lead(at: int) -> list[float]:
-        task = pb.tasks.successor(model, N, seed=at)
-        task = task[[i for i, kind in enumerate(task.labels["kind"]) if kind != "numbers"]]
-        asked = [tokens[str(kind)] for kind in task.labels["kind"]]
-        groups: dict[str, list[Any]] = {"numbers": tokens["numbers"], "asked": asked}
-        found = pb.find.latent_language(model, task, groups, draws=20, seed=at)
-        above = found["probability"] - found["null_mean"]  # [layer, group]
-        return [float(x) for x in above[1:-1, 0] - above[1:-1, 1]]
-
-    first = lead(seed)
-    best = first.index(max(first))
-    text = f"after layer {best} the lens says numbers, the commonest series, where another series is asked (no languages are in this text)"
-    return Claim(text, *over_sets(lambda at: lead(at)[best], seed), 0.0, "probability above random tokens")

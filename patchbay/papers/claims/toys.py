@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Check, Claim, claim
-from patchbay.papers.claims._shared import N
+from patchbay.papers.claims._shared import N, over_sets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +104,40 @@ def zhang2025c(seed: int) -> Claim:
         f"where nothing had been learned: {'every layer works, so which one holds the prior is not shown' if float((tuned.mean(1) - before.mean()).min()) > 0 else 'not every layer works'}"
     )
     return Claim(text, *maths.paired_interval(tuned.mean(0), further.mean(0))[:3], 0.0, "share of words")
+
+
+@claim("zhong2024", "comparison")
+@_once
+def zhong2024(seed: int) -> Claim:
+    """Confirmed if, where the next word is the minor language's and the last one is shared by both, the lens after the second of four layers says the dominant language's own words more than the lens of a
+    network that read both alike says the first one's, on the same chains."""
+    from patchbay.tiny import clones
+
+    uneven, even, raw = (
+        clones.train(clones.DOMINANT, seed=seed),
+        clones.train(clones.EVEN, seed=seed),
+        clones.network(2, seed),
+    )
+    groups = {"dominant": clones.own(0), "minor": clones.own(1)}
+
+    def said(asked: Model, at: int) -> list[float]:
+        prompts = clones.minor(N // 2, 1, at, law_of=seed)
+        found = pb.find.latent_language(asked, prompts, groups, draws=1, seed=at)
+        return [float(x) for x in found["probability"][1:, 0]]
+
+    first, second = clones.pairs(N, 2, seed, law_of=seed)
+    near = pb.find.language_similarity(uneven, first, {"minor": second}, draws=1, seed=seed)
+    rows = [", ".join(f"{x:.2f}" for x in said(asked, seed)) for asked in (uneven, even, raw)]
+    text = (
+        f"where a minor language is asked, layers 1 to 4 say the dominant one's own words with {rows[0]}, those of a network that read both alike with {rows[1]}, those of an untrained one with {rows[2]}; states of "
+        f"the two lie at a centred cosine of {min(near['centred'][1:, 0].tolist()):.2f} to {max(near['centred'][1:, 0].tolist()):.2f}"
+    )
+    return Claim(
+        text,
+        *over_sets(lambda at: said(uneven, at)[1] - said(even, at)[1], seed),
+        0.0,
+        "probability above the even twin",
+    )
 
 
 def _m(values: Tensor) -> float:
