@@ -5,7 +5,7 @@ one stream against greedy decoding, step by step, and with the run that scores t
 four beams, and "diverse beam" six beams in three groups, against transformers' beam search of as many. "speculative" is greedy text of a
 model whose upper layers write nothing, with its lowest layer as the draft, which then always agrees: 16 layers against one, against
 plain decoding. "knn" is one look for 1,024 neighbours among a million keys of 768 numbers, twelve signals of stories260K side by side on
-three texts of ../shared, by FAISS in 1,024 cells of 64 principal components, of which 64 are looked into, with the distances of the whole keys, against one step of the model; recall is
+three texts of ../shared, by FAISS in 1,024 cells of 64 principal components, of which 32 are looked into, with the distances of the whole keys, against one step of the model; recall is
 of the 1,024 that a search of all keys finds, for 64 states of texts that are not in the store. Both sides write the same number of tokens.
 """
 
@@ -28,7 +28,7 @@ from patchbay.decode._neighbours import Store, search_of
 from patchbay.decode.superposed import Stream, _batch
 
 PARTS = ("contrastive", "superposed", "beam", "speculative", "knn")
-NEW_TOKENS, KEYS, INDEX = 16, 1_000_000, "faiss('PCA64,IVF1024,Flat', 64)"
+NEW_TOKENS, KEYS, INDEX = 16, 1_000_000, "faiss('PCA64,IVF1024,Flat', 32)"
 TARGETS = {"contrastive": 1.15, "superposed": 1.2, "beam": 1.0, "speculative": 1.0, "knn": 0.1}
 METHOD = __doc__.split("\n\n", 1)[1].replace("\n", " ").strip()
 
