@@ -2,7 +2,7 @@
 
 "first paint" is from the address to the first contentful paint of `patchbay ui` in headless Chromium, on loopback; "a step of the pointer" is from a key to the
 second frame after it, on a map of 1,024 by 1,024 cells and one of 32 by 32 heads; "search" is one keystroke's request for 60 papers in a store of 100,000 (made of
-words drawn by Zipf's law), the median and the slowest over begun and whole words; "sync" is 10,000 papers in pages of 100 into an empty store, without the
+words drawn by Zipf's law), the median and the 95th of 100 over begun and whole words, most of them of titles and so among the commonest; "sync" is 10,000 papers in pages of 100 into an empty store, without the
 network; both in time of the processor, for nothing else is waited for but the disk; "idle" is the processor's time of server and worker together over ten seconds with one page open. Targets are absolute and of a quiet machine; what stands in place of "Hugging Face" is the target.
 """
 
@@ -114,7 +114,8 @@ def _search(folder: Path) -> Iterator[Row]:
             begun = time.process_time()
             feed.listed(store, {"words": words})
             taken.append(1e3 * (time.process_time() - begun))
-    yield _row("search, median", "store of papers", f"{PAPERS:,} papers", 50.0, statistics.median(taken), "ms", f"slowest {max(taken):.0f} ms, 95 % {sorted(taken)[int(0.95 * len(taken))]:.0f} ms", len(taken))  # fmt: skip
+    for name, found in (("median", statistics.median(taken)), ("95 % of them", sorted(taken)[int(0.95 * len(taken))])):
+        yield _row(f"search, {name}", "store of papers", f"{PAPERS:,} papers", 50.0, found, "ms", f"slowest {max(taken):.0f} ms", len(taken))  # fmt: skip
 
 
 @contextmanager

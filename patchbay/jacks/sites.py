@@ -107,6 +107,7 @@ class Sites:
     def __init__(self, model: Lent, taps: Sequence[Port], edits: Sequence[Edit], *, grad: bool) -> None:
         self.model, self.edits, self.grad = model, list(edits), grad
         self.here = Here()
+        self._row_masks: dict[int, tuple[Edit, Tensor]] = {}
         self._seen: dict[Port, Tensor] = {}  # by the taps of the latest run, in whatever thread
         self.wants: dict[tuple[str, int | None], Want] = {}
         self.hosts: dict[
@@ -262,9 +263,12 @@ class Sites:
         plain = edit.rows is None and not edit.spread and fired is None
         if plain and all_from(first, edit.positions, self.here.batch):
             return None, None
-        ordinal = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))[:, begin : self.here.end]
+        ordinal = self._columns(chosen(edit.positions, self.here.batch, what=edit))[:, begin : self.here.end]
         ordinal = ordinal if fired is None else ordinal.masked_fill(~fired, -1)
-        return _wide(ordinal, n_all), row_mask(edit, len(ordinal))
+        rows = self._row_masks.get(id(edit))  # with the edit, so that no other can come to have its id
+        if rows is None or len(rows[1]) != len(ordinal):  # asked at each token of a generation
+            rows = self._row_masks[id(edit)] = edit, row_mask(edit, len(ordinal))
+        return _wide(ordinal, n_all), rows[1]
 
     def _columns(self, ordinal: Tensor) -> Tensor:
         """From positions of prompts to columns of the tensors that run, which hold padding where a mask says so."""
@@ -283,11 +287,11 @@ class Sites:
         n_prompts = len(self.here.batch.ids)
         cut = torch.zeros(n_prompts, n_heads, n_queries, n_keys, dtype=torch.bool)
         for i, edit in blocks:
-            query = self._columns(chosen(edit.positions, self.here.batch, what=str(edit)))
+            query = self._columns(chosen(edit.positions, self.here.batch, what=edit))
             query = query[:, self.here.end - n_queries : self.here.end] >= 0
             fired = self._fired(edit, n_queries)
             query = query if fired is None else query & fired
-            key = self._columns(chosen(edit.keys, self.here.batch, what=str(edit)))
+            key = self._columns(chosen(edit.keys, self.here.batch, what=edit))
             key = _wide(key[:, max(self.here.end - n_keys, 0) : self.here.end], n_keys) >= 0
             pair = query[:, :, None] & key[:, None, :] & (row_mask(edit, n_prompts) >= 0)[:, None, None]
             began = n_keys - n_queries if n_keys <= self.here.end else self.here.start

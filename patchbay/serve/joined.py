@@ -66,6 +66,7 @@ class Joined:
         self._ids = torch.empty(0, 0, dtype=torch.long, device=model.device)  # what the cache holds [row, column]
         self._real = torch.empty(0, 0, dtype=torch.long, device=model.device)  # 1 where a column is no padding
         self._session: Session | None = None
+        self._cache_name = next(iter(with_cache(model.hf, None)))
 
     @property
     def width(self) -> int:
@@ -114,7 +115,7 @@ class Joined:
         places = {"position_ids": self._real.sum(1, keepdim=True)} if self.places else {}
         self._ids = torch.cat([self._ids, new], 1)
         self._real = torch.cat([self._real, torch.ones_like(new)], 1)
-        options = with_cache(self.model.hf, self.cache) | places
+        options = {self._cache_name: self.cache} | places
         output = self.model.hf(new, attention_mask=self._real, use_cache=True, **options)
         session.here.touched.clear()  # nobody asks, and of many tokens it is much
         return output.logits[:, -1].float()

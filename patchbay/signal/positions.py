@@ -115,7 +115,7 @@ class Batch:
     model: Any = None  # which knows the id of a Token given as text, and whose words the tokens of a chat are
 
 
-def chosen(positions: Positions, batch: Batch, *, what: str = "edit") -> Tensor:
+def chosen(positions: Positions, batch: Batch, *, what: object = "edit") -> Tensor:
     """Which positions are meant: int64 [prompt, position], -1 where untouched, else the ordinal among the chosen ones."""
     n_prompts, n_positions = batch.ids.shape
     place = torch.arange(n_positions).expand(n_prompts, -1)  # [prompt, position]
@@ -174,7 +174,7 @@ def all_from(begin: int, positions: Positions, batch: Batch) -> bool:
     return (onward or positions in ("generated", "predicting")) and begin >= int(batch.prompt_lengths.max())
 
 
-def _indexed(indices: tuple[int, ...], starts: Tensor, n_positions: int, what: str) -> Tensor:
+def _indexed(indices: tuple[int, ...], starts: Tensor, n_positions: int, what: object) -> Tensor:
     """Indices count within the prompt, from its end when negative; one outside any prompt is an error."""
     out = torch.full((len(starts), n_positions), -1)
     for ordinal, index in enumerate(indices):
