@@ -86,6 +86,7 @@ ACROSS = {  # test files of a room that follow no single file of it, and what th
     "model/stored": "quantised, offloaded, GGUF",
     "papers/papers": "the catalogue as people meet it",
     "results/edits_in_force": "Results made under edits",
+    "serve/evaluations": "other people's evaluations, asked over the server",
     "tasks/tasks": "what is true of every task",
     "tiny/trained": "the shipped weights",
     "tiny/truth": "bars on programs whose truth is known",
