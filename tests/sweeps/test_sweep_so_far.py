@@ -45,7 +45,7 @@ def test_effects_so_far_end_as_the_results_and_are_never_taken_back(asked: Any) 
     result, told, entries = heard(asked, pieces=4)
     assert len(told) >= 4
     assert [str(edit) for (edit,) in entries[0]] == [str(edit) for edit in asked[2]]
-    close(told[-1], result["effect"])
+    assert close(told[-1], result["effect"])
     known = [effects.isfinite().sum().item() for effects in told]
     assert known == sorted(known)
     assert known[0] < known[-1] == 12
@@ -53,7 +53,7 @@ def test_effects_so_far_end_as_the_results_and_are_never_taken_back(asked: Any) 
     short = Sweep(asked[0], asked[1][[1]], asked[2][:10]).run()["effect"]
     first = torch.stack(told)[:, :10]
     seen = first.isfinite().long().argmax(0)
-    close(first[seen, torch.arange(10)], short)
+    assert close(first[seen, torch.arange(10)], short)
     assert told[0][10:].tolist() == [0.0, 0.0]
 
 
@@ -62,8 +62,8 @@ def test_pieces_change_how_a_sweep_is_split_and_nothing_else(asked: Any, tmp_pat
     split, often, _ = heard(asked, pieces=5, folder=tmp_path)
     assert len(once) == 2, "one batch for each length"
     assert len(often) >= 8
-    close(split["value"], whole["value"])
+    assert close(split["value"], whole["value"])
     again, _, _ = heard(asked, pieces=5, folder=tmp_path)
     assert torch.equal(again["value"], split["value"]), "read back from the same batches"
     other, _, _ = heard(asked, pieces=2, folder=tmp_path)  # split otherwise: those batches are not taken for these
-    close(other["value"], whole["value"])
+    assert close(other["value"], whole["value"])
