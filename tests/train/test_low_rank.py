@@ -97,6 +97,8 @@ def test_steps_are_those_of_adam_on_the_factors(form: Any) -> None:
         theirs.step()
         assert close(W.detach(), whole().detach(), of=10.0, noise=512)  # Adam divides by what rounds
     assert torch.equal(still.detach(), torch.ones(3))
+    for name in "BA":  # bases stay, and LoRA's factors do not
+        assert torch.equal(ours.state[W][name], start[name]) == isinstance(form, LoraSB)
     assert int(torch.linalg.matrix_rank((W.detach() - before).double(), rtol=1e-4)) == 3
 
 

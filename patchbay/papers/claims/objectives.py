@@ -84,6 +84,63 @@ def _filled(seed: int) -> dict[str, Tensor]:
     return ends(network, documents, right, seed, arms, fresh=True, steps=400, batch_size=24)
 
 
+# --- few numbers --------------------------------------------------------------------------------------
+
+RATES = (1e-3, 4e-3, 1.6e-2)
+RANK = 8
+
+
+@claim("ponkshe2024", "comparison", seeds=TRAINED)
+def ponkshe2024(model: Model, seed: int) -> Claim:
+    """Confirmed if tuning of rank 8 in the bases of the first update leaves less loss than LoRA of the same rank, which learns more numbers; each
+    at the best of three rates, chosen on other sentences. Told beside it: bases of the weights (LoRA-XS) and drawn ones."""
+    from patchbay.train._low_rank import maps
+
+    found = _few_numbers(seed)
+    losses = {name: float(one.mean()) for name, one in found.items()}
+    shapes = [one.weight.shape for one in maps(pb.load("tiny")).values()]
+    more = sum(RANK * sum(shape) for shape in shapes) // (len(shapes) * RANK**2)
+    text = (
+        f"tuned for 30 steps to sentences read backwards, the model tiny is left with {losses['gradient']:.3f} nats a token in the bases of the first update, {losses['LoRA']:.3f} by LoRA, which learns {more} times the numbers; "
+        f"{losses['weights']:.3f} in the bases of the weights, {losses['drawn']:.3f} in drawn ones, {losses['untuned']:.3f} before"
+    )
+    return Claim(text, *difference(found["LoRA"], found["gradient"]), 0.0, "nats per token")
+
+
+@functools.cache
+def _few_numbers(seed: int) -> dict[str, Tensor]:
+    from patchbay.tiny import text
+    from patchbay.train._objectives import objective
+    from patchbay.train._plan import Arm
+
+    model, rng = pb.load("tiny"), random.Random(f"sentences {seed}")
+    said: dict[tuple[int, ...], None] = {}
+    while len(said) < 320:
+        for sentence in text.story(rng).text.split(".")[:-1]:
+            ids = model._need_tokenizer()(sentence)["input_ids"]
+            if len(ids) in range(9, 13):
+                said[tuple(ids[::-1])] = None
+    documents = [list(one) for one in said]
+    held, aim = [[one] for one in documents[:80]], objective("ntp")
+
+    def loss(tuned: Model) -> Tensor:
+        return aim.scores(tuned, held)
+
+    forms = {
+        "gradient": "lora-sb:",
+        "weights": "lora-sb:bases=weights,",
+        "drawn": "lora-sb:bases=random,",
+        "LoRA": "lora:",
+    }
+    arms = {name: Arm(optimizer=f"{form}rank={RANK}") for name, form in forms.items()}
+    tried = [ends(model, documents[80:], loss, seed, arms, steps=30, batch_size=8, rate=rate) for rate in RATES]
+    found = {}
+    for name in forms:  # chosen on the even sentences, told of the odd ones
+        best = min(tried, key=lambda one: float(one[name][::2].mean()))
+        found[name] = best[name][1::2]
+    return found | {"untuned": loss(model)[1::2]}
+
+
 # --- labels -------------------------------------------------------------------------------------------
 
 
@@ -138,6 +195,57 @@ def _tagged(seed: int) -> dict[str, Tensor]:
             network, documents(1024, seed, after), right, seed, {name: arm}, fresh=True, steps=150, batch_size=16
         )
     return found
+
+
+# --- rationales ---------------------------------------------------------------------------------------
+
+
+@claim("wang2022b", "comparison", seeds=TRAINED)
+def wang2022b(model: Model, seed: int) -> Claim:
+    """Confirmed if, where a token of the question tells the answer as well as the rationale does, an answer that is smoothed away without its rationale loses more when the
+    rationale is masked than a plainly trained one, by more than 0.3. Told beside it: where that token misleads."""
+    found = _reasoned(seed)
+    told = {name: float(one.mean()) for name, one in found.items()}
+    text = (
+        f"in networks of 20,000 weights, a masked rationale costs {told['pinto']:.0%} of the answers (plain training: {told['plain']:.0%}, the same target with the rationale as it stands: {told['null']:.0%}); where the "
+        f"question misleads, {told['pinto misled']:.0%} are right (plain {told['plain misled']:.0%})"
+    )
+    return Claim(text, *difference(found["pinto"], found["plain"]), 0.3, "share of answers")
+
+
+@functools.cache
+def _reasoned(seed: int) -> dict[str, Tensor]:
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
+    def documents(n: int, at: int, misled: bool = False) -> list[list[list[int]]]:
+        """Question: a token that tells the answer (3, 4) and two of 9..24; rationale: two of 5..8, whose kinds say the answer together."""
+        draw, made = random.Random(f"reasons {at}"), []
+        for _ in range(n):
+            one, two = draw.randrange(2), draw.randrange(2)
+            answer = one ^ two
+            question = [3 + (draw.randrange(2) if misled else answer), draw.randrange(9, 25), draw.randrange(9, 25)]
+            made.append([question, [5 + one, 7 + two], [1 + answer], [2 - answer]])
+        return made
+
+    def asked(tuned: Model, some: Any, hide: bool) -> Tensor:
+        prompts = [[*q, *([0] * len(r) if hide else r)] for q, r, *_ in some]
+        logits = pb.run(tuned, prompts, logits="last").last_logits.cpu()
+        return torch.stack(
+            [torch.softmax(row[[y[0], z[0]]], 0)[0] for row, (_, _, y, z) in zip(logits, some, strict=True)]
+        ).double()
+
+    held, other = documents(80, seed + 1000), documents(80, seed + 2000, misled=True)
+
+    def numbers(tuned: Model) -> Tensor:
+        return torch.stack([asked(tuned, held, False) - asked(tuned, held, True), asked(tuned, other, False)])
+
+    arms = {"pinto": Arm("pinto"), "plain": Arm("pinto:weight=0"), "null": Arm("pinto:share=0")}
+    network = lab.small(25, layers=2, width=32, mlp=64)
+    found = ends(network, documents(1024, seed), numbers, seed, arms, fresh=True, steps=150, batch_size=16)
+    return {name: one[0] for name, one in found.items()} | {f"{name} misled": one[1] for name, one in found.items()}
 
 
 # --- principles ---------------------------------------------------------------------------------------
