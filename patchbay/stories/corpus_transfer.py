@@ -3,7 +3,7 @@
 A small network is trained on strings that mean nothing; the rows of its tokens are drawn anew, and it is trained on a little text of another language: words that follow
 one another by chance, among them names of two tokens that were drawn for this text alone and return. Arms by what was read before: strings that repeat, brackets that
 close, and, the null, tokens that follow from nothing; the twin has read nothing. All begin with the same rows of tokens. Measured is what the second token of a name costs when
-the name returns, and the loss of the rest; then the head of induction is cut in the child.
+the name returns, and the loss of the rest; then heads are cut in the child, and the tap by which a key knows the token before it.
 
 Yao et al. 2022, "Linking Emergent and Natural Languages via Corpus Transfer", whose source is the language of playing agents; Papadimitriou and Jurafsky 2020.
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import patchbay as pb
+from patchbay.blocks import convolved
 from patchbay.draw import screen
 from patchbay.draw.report import Picture, Section, Table
 from patchbay.edits import edit
@@ -158,11 +159,12 @@ def _by_step(telling: Telling, quiet: bool) -> Section:
 
 
 def _cut(telling: Telling, quiet: bool) -> Section:
-    """The head of induction of the child that read repeats, its output set to 0, beside the other heads' mean."""
+    """The children that read repeats: the head of induction cut, each of the others, and, where keys are convolved, the tap that reads the token before."""
     held = telling.found["held"]
-    values: dict[str, list[Tensor]] = {"head of induction": [], "other heads": []}
+    values: dict[str, list[Tensor]] = {"head of induction": [], "another head": []}
+    tapped: list[Tensor] = []
     rest: list[float] = []
-    with screen.working("cutting heads", quiet=quiet):
+    with screen.working("cutting", quiet=quiet):
         for seed in telling.of_seeds:
             model = telling.opened("repeats", seed)
             whole, plain = returning(model, held), others(model, held)
@@ -171,13 +173,30 @@ def _cut(telling: Telling, quiet: bool) -> Section:
             heads = [(i, h) for i in range(model.n_layers) for h in range(model.n_heads(i))]
             cost = {one: returning(model, held, [edit.zero(Port("attn.z", *one))]) - whole for one in heads}
             values["head of induction"].append(cost.pop((layer, head)))
-            values["other heads"].append(torch.stack(list(cost.values())).mean(0))
-            rest.append(float((others(model, held, [edit.zero(Port("attn.z", layer, head))]) - plain).mean()))
-    told = _lab.arms_section("Cutting the head", [], values, "nats", "other heads", "cut")
+            values["another head"].append(torch.stack(list(cost.values())).mean(0))
+            if "convolution" in (getattr(model.config, "blocks", None) or {}):
+                convolved.cut(model.hf, (1,))
+                tapped.append(returning(model, held) - whole)
+                rest.append(float((others(model, held) - plain).mean()))
+    if tapped:
+        values["tap cut"] = tapped
+    told = _lab.arms_section("Cutting what serves", [], values, "nats", "another head", "cut")
     means = {name: sum(row["by_seed"]) / telling.seeds for name, row in told.data["cut"].items()}
+    alone = told.data["cut"]["head of induction"]["above"] == telling.seeds
     told.text = [
-        f"In the children of repeats, what the head of induction writes set to 0: a returning name costs **{means['head of induction']:+.2f}** nats, and {means['other heads']:+.2f} where one of the "
-        f"other heads is cut; other tokens cost {sum(rest) / len(rest):+.2f}."
+        f"In the children of repeats a returning name costs **{means['head of induction']:+.2f}** nats more without the head that looks most at what followed, and {means['another head']:+.2f} without one of the others: "
+        + (
+            "that head serves."
+            if alone
+            else "no head serves alone; they share the work, and the highest look is not the largest part of it."
+        ),
+        *(
+            [
+                f"Without the tap by which a key knows the token before it, **{means['tap cut']:+.2f}** nats more, and {sum(rest) / len(rest):+.2f} for other tokens."
+            ]
+            if tapped
+            else []
+        ),
     ]
     told.data["cut_elsewhere"] = rest
     return told
