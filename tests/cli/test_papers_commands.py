@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner, Result
 
+import patchbay as pb
 from patchbay.cli import cli
 from patchbay.papers.feed.listed import Listed
 from patchbay.papers.feed.store import Store
@@ -97,3 +99,24 @@ def test_marks_stay(store: Path) -> None:
 def test_a_claim_that_is_none_is_refused(store: Path) -> None:
     assert ask("run", "agerri2022").exit_code == 2
     assert ask("run", "no2022").exit_code == 2
+
+
+def test_a_verdict_is_kept_beside_its_paper_where_there_is_a_store(
+    store: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Checked:
+        verdict, kind, first = "confirmed", "mechanism", SimpleNamespace(text="heads look back")
+
+        def told(self) -> list[str]:
+            return ["  model, seed 0: 0.5"]
+
+    monkeypatch.setattr("patchbay.papers.claims.check", lambda *_, **__: Checked())
+    assert ask("run", "olsson2022").exit_code == 0
+    (kept,) = json.loads(ask("show", "olsson2022", "--json").output)["verdicts"]
+    assert (kept["model"], kept["verdict"]) == ("tiny", "confirmed")
+    assert kept["told"] == "confirmed: heads look back\nmodel, seed 0: 0.5"
+    assert kept["weights"] == pb.load("tiny").fingerprint[:16]
+    assert f"checked on tiny ({kept['weights']})" in ask("show", "olsson2022").output
+    monkeypatch.setenv("PATCHBAY_PAPERS", str(tmp_path / "none.sqlite"))
+    assert ask("run", "olsson2022").exit_code == 0
+    assert not (tmp_path / "none.sqlite").exists(), "a check alone makes no store"
