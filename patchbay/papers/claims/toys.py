@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Check, Claim, claim
-from patchbay.papers.claims._shared import N, over_sets
+from patchbay.papers.claims._shared import LEVEL, N, over_sets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +138,43 @@ def zhong2024(seed: int) -> Claim:
         0.0,
         "probability above the even twin",
     )
+
+
+@claim("jian2025", "comparison")
+@_once
+def jian2025(seed: int) -> Claim:
+    """Confirmed if a network that learned axes of its states from examples reports axes within the span it was taught more often than axes without, though the same
+    states carry both, and if `turn.neurofeedback` finds its report of the first axis beyond labels dealt at random."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.tiny import feedback
+
+    taught, known = feedback.train(seed=seed), feedback.states(seed)
+
+    def told(asked: Model, components: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Reports after 15 examples on words that were never read, and those of ridge regression, each [stream]."""
+        generator = torch.Generator().manual_seed(seed + 10**6)
+        along = torch.eye(feedback.STATE)[list(components)].repeat(N // 2, 1)
+        ids = feedback.streams(known, along, generator, unread=True)
+        return feedback.reports(asked, ids)[:, -1], feedback.ridge(known, ids, feedback.LENGTH - 1)
+
+    (inside, ridge), (outside, ridge_too) = told(taught, INSIDE), told(taught, OUTSIDE)
+    raw = told(feedback.network(seed), INSIDE)[0]
+    words = range(feedback.WORDS - feedback.UNREAD, feedback.WORDS)
+    labels = [int(known[word, 0] > 0) for word in words]
+    knob = pb.turn.neurofeedback(
+        taught, [[feedback.FIRST + word] for word in words], axis=labels, shots=(14,), marks=([0], [1]), seed=seed
+    )
+    report, control = knob.evidence["report"], knob.evidence["control"]
+    value, low, high = maths.paired_interval(inside, outside)[:3]
+    low = low if float(report["p"][-1]) <= LEVEL else min(low, 0.0)
+    text = (
+        f"after 15 examples axes within the {feedback.TOP} components that were taught are reported by {_m(inside):.0%} (ridge regression on the examples {_m(ridge):.0%}, an untrained network {_m(raw):.0%}), axes "
+        f"without by {_m(outside):.0%} (ridge {_m(ridge_too):.0%}); neurofeedback's report of the first axis {float(report['accuracy'][-1]):.0%} (dealt labels {float(report['null_mean'][-1]):.0%}), its control d "
+        f"{float(control['d'][-1]):+.2f} (p = {float(control['p'][-1]):.2g})"
+    )
+    return Claim(text, value, low, high, 0.0, "share of streams")
 
 
 def _m(values: Tensor) -> float:

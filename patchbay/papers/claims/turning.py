@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import patchbay as pb
 from patchbay.papers.claims._claim import WIDE, Claim, claim
-from patchbay.papers.claims._shared import DRAWS, LEVEL, N, beyond_random, first_of, known_words
+from patchbay.papers.claims._shared import DRAWS, N, beyond_random, first_of, known_words
 from patchbay.tasks import words
 
 
@@ -115,17 +113,3 @@ def chen2025(model: pb.Model, seed: int) -> Claim:
     )
     p, found = maths.draws_p(float(gain.mean()), drawn.mean(1)), maths.beyond_draws(gain, drawn)
     return beyond_random(text, (found.mean, found.low, found.high), p, DRAWS // 2, "probability")
-
-
-@claim("jian2025", "mechanism")
-def jian2025(model: pb.Model, seed: int) -> Claim:
-    """Confirmed if, after six labelled examples, the model names the side of its own largest axis on which a new sentence lies, more
-    often than chance and than after examples whose labels were dealt at random."""
-    rng = random.Random(f"jian2025-{seed}")
-    said = list(dict.fromkeys(words.sentences(rng, 1)[1:] for _ in range(2 * N)))
-    knob = pb.turn.neurofeedback(model, said, shots=(2, 6), marks=(" 0", " 1"), seed=seed)
-    found = knob.evidence["report"]
-    value, low, high = (float(found[name][-1]) for name in ("accuracy", "low", "high"))
-    low = low if float(found["p"][-1]) <= LEVEL else min(low, 0.5)  # not without being beyond labels dealt at random
-    text = f"after six examples the model reports the side of {knob.name} on which a sentence lies"
-    return Claim(text, value, low, high, 0.5, "share of sentences")
