@@ -575,7 +575,7 @@ CASES = [
         lambda m, t, **o: pb.find.channel_content(m, t, "L1.H1.C2", **{"draws": 3, **o}),
         needs="attn.z",
     ),
-    Case("find.spectrum", lambda m, t, **o: pb.find.spectrum(m, **{"draws": 3, **o}), runs=False),
+    Case("find.spectrum", lambda m, t, **o: pb.find.spectrum(m, **{"draws": 3, **o}), runs=False, needs="attn.z"),
     Case(
         "find.communities",
         lambda m, t, **o: pb.find.communities(m, **{"rate": 1.0, "draws": 3, **o}),

@@ -47,7 +47,9 @@ def spectrum(model: Model, *, circuit: str = "ov", draws: int = 99, seed: int = 
         raise PatchbayError(f"draws={draws}: at least 1 random circuit is needed for a null")
     layers = [i for i in range(model.n_layers) if model.n_heads(i)]
     if not layers:
-        raise PatchbayError(f"spectrum is of heads, and no layer of this {model.family.name} model has any")
+        raise PatchbayError(
+            f"spectrum needs heads (attn.z), and no layer of this {model.family.name} model offers z; blocks.welore.spectra has whole matrices"
+        )
     shape = (model.n_layers, max(model.n_heads(i) for i in layers))
     found = {
         name: torch.full(shape, torch.nan, dtype=torch.float64)

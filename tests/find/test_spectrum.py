@@ -90,5 +90,5 @@ def test_refusals() -> None:
         pb.find.spectrum(lent("gpt2"), circuit="vo")
     with pytest.raises(pb.PatchbayError, match="at least 1 random circuit"):
         pb.find.spectrum(lent("gpt2"), draws=0)
-    with pytest.raises(pb.PatchbayError, match="no layer of this"):
+    with pytest.raises(pb.PatchbayError, match="spectrum needs heads .* offers z"):
         pb.find.spectrum(lent("mamba2"))
