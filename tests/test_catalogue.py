@@ -90,7 +90,8 @@ def test_the_catalogue_is_whole() -> None:
         assert str(paper["year"]) in paper["key"]
     named = [method for paper in PAPERS for method in paper["methods"]]
     methods, blocks = {f"{room}.{name}" for room, name in METHODS}, {f"blocks.{name}" for name in pb.blocks.__all__}
-    assert methods <= set(named) <= methods | blocks
+    texts = {f"corpus.{name}" for name in pb.corpus.__all__}
+    assert methods <= set(named) <= methods | blocks | texts
     assert all(len(set(paper["methods"])) == len(paper["methods"]) for paper in PAPERS)
 
 

@@ -798,6 +798,12 @@ CASES = [
     Case("train.tuned_lens", trained_lens, own=True, on=FEW_TWINS),
     Case("train.response_tuning", responses, own=True, on=("gpt2", "llama", "mixtral")),
     Case(
+        "train.subspace_fusion",
+        lambda m, t, **o: pb.train.subspace_fusion(m, second(m), t, **{"steps": 2, "rate": 1.0, **o}),
+        second="tuned",
+        on=("gpt2", "llama", "mixtral"),
+    ),
+    Case(
         "train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, part_of(m), **{"steps": 2, **o}), label="heads"
     ),
     Case("train.tune_parts", lambda m, t, **o: pb.train.tune_parts(m, t, "L1", **{"steps": 2, **o}), label="layer"),  # type: ignore[arg-type]
@@ -906,6 +912,8 @@ def test_also_after_an_exception(case: Case, name: str) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.runs], ids=str)
 def test_also_when_hooks_cannot_all_be_put_on(case: Case) -> None:
+    if case.second:
+        other(on(case))  # proved before hooks fail
     assert checks.also_when_hooks_fail(*of(case, on(case))), "it puts no hook on the second layer"
 
 

@@ -94,6 +94,8 @@ FORM_MATTERS = {  # what the form changes rightly
     ("llama", "prove.edge_attribution"): "there is an edge for each key and value that is read",
     ("llama", "train.response_tuning"): "shared weights learn from all that share them",
     ("granite", "train.response_tuning"): "a step in scaled weights is another step",
+    ("llama", "train.subspace_fusion"): "the second model is of the first form",
+    ("granite", "train.subspace_fusion"): "the second model is of the first form",
     ("llama", "train.tune_parts-heads"): "shared weights learn from all that share them",
     ("granite", "train.tune_parts-heads"): "a step in scaled weights is another step",
     ("llama", "train.variant"): "shared weights learn from all that share them",
@@ -563,6 +565,11 @@ def tuned(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
     return [row["loss"] for row in found.tables["steps"]], numbers(found, "score", "gain")
 
 
+def fused(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
+    found = pb.train.subspace_fusion(m, pb.load(twins.twin("gpt2", seed=1)), t, steps=3, rate=1.0)
+    return [row["loss"] for row in found.tables["steps"]], numbers(found, "score", "gain")
+
+
 def switched(m: pb.Model, t: pb.Task) -> tuple[Any, Any]:
     knob = pb.turn.scale(list(SWITCH.truth["neurons"].values()), 1.0, model=m)
     found = pb.measure.dose_response(m, t, knob, strengths=[-4.0, -2.0, 2.0], draws=0)
@@ -619,6 +626,7 @@ HALVED = {
     "prove.desiderata_mask": masked,
     "prove.fit_mechanisms": mixed,
     "prove.knockout_curve": curved,
+    "train.subspace_fusion": fused,
     "train.tune_parts": tuned,
     "turn.context_knob": intended,
     "turn.neurofeedback": fed_back,

@@ -9,6 +9,7 @@ built-in models were trained on. Where a paper's own case cannot be had at this 
 analogue, and says so.
 
 blocks    the identities that other architectures stand on
+corpora   what texts, tokenizers, languages and times tell and teach
 behaviour what models say, where most papers need larger ones
 features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
@@ -32,6 +33,7 @@ from __future__ import annotations
 from patchbay.papers.claims import (
     behaviour,
     blocks,
+    corpora,
     decoding,
     features,
     heads,
@@ -60,6 +62,7 @@ __all__ = [
     "blocks",
     "check",
     "claim",
+    "corpora",
     "decoding",
     "features",
     "heads",

@@ -26,15 +26,19 @@ def pair(
     network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arms: tuple[Arm, Arm], **plan: float
 ) -> tuple[Tensor, Tensor]:
     """A number for each item, of a variant and of its twin, both trained from weights drawn by the seed on all of the data."""
+    one, other = (alone(network, data, of, seed, arm, **plan) for arm in arms)
+    return one, other
+
+
+def alone(network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arm: Arm, **plan: float) -> Tensor:
+    """A number for each item, of one way to train."""
     from patchbay.train._documents import read
     from patchbay.train._plan import plan_of
     from patchbay.train._runs import Lab, ended
 
     how = plan_of({"fresh": True, "held": 0.0, **plan})
     documents = read(network, data, how.length)
-    share = Lab(network, documents, documents, how)
-    one, other = (of(ended(share, arm, seed)) for arm in arms)
-    return one, other
+    return of(ended(Lab(network, documents, documents, how), arm, seed))
 
 
 @claim("guo2024", "comparison")

@@ -1,0 +1,339 @@
+"""Claims about texts and languages: what a tokenizer tells, which texts bring a skill back, what another vocabulary, language or time does to small networks.
+
+Where networks are trained they are the lab's own, from weights drawn by the seed, and the model at hand has no part.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import TYPE_CHECKING, Any
+
+import patchbay as pb
+from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims.training import alone, pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from patchbay.model.model import Model
+
+VOCAB = 24  # tokens of one language of the lab's own
+
+
+# --- texts --------------------------------------------------------------------------------------------
+
+
+@claim("eldan2023", "mechanism")
+def eldan2023(model: Model, seed: int) -> Claim:
+    """Confirmed if, of the sentences that the model adds to openings of stories, drawn at temperature 1, more than half parse in the stories' grammar and
+    speak of the two people of the opening, beyond what untrained networks write."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.corpus import stories
+    from patchbay.model.source import quietly
+    from patchbay.results.method import seeded
+
+    openings = [text[: text.index(".") + 1] for text in stories.texts(24, seed=seed)]
+    with seeded(seed), quietly():
+        told = model.generate(openings, 40, do_sample=True, temperature=1.0, new_only=True, eos_token_id=None)
+    rights = []
+    for opening, text in zip(openings, told, strict=True):
+        whole = text[: text.rfind(".") + 1]
+        n = len(stories.parse(opening + whole)) - 1
+        rights.append((stories.grade(opening + whole) * (n + 1) - 1) / n if n > 0 else 0.0)
+    text = f"of the sentences that follow an opening, {sum(rights) / len(rights):.0%} parse and speak of its people (stories of the grammar itself: 100%)"
+    return Claim(text, *maths.bootstrap_interval(torch.tensor(rights))[:3], 0.5, "share of sentences")
+
+
+@claim("hayase2024", "comparison")
+def hayase2024(model: Model, seed: int) -> Claim:
+    """Confirmed if the shares of three kinds of text in what a byte-pair tokenizer was trained on, inferred from its merges and other texts of these kinds,
+    are nearer to the truth than even shares, by more than a factor of ten in squared error."""
+    import math
+
+    import torch
+
+    from patchbay import maths
+    from patchbay.corpus import mixture
+
+    found, slack = [], []
+    for at in range(6):
+        rng = random.Random(f"mixture {seed} {at}")
+        often = [rng.randint(1, 9) for _ in range(3)]
+        if len(set(often)) == 1:
+            often[0] += 1
+        samples = [[_kind(kind, at + 10 * other, seed) for kind in range(3)] for other in (0, 1)]
+        made = _tokenizer([text for some, n in zip(samples[0], often, strict=True) for text in some * n])
+        pairs = [
+            n * sum(len(word) - 1 for text in some for word in text.split())
+            for some, n in zip(samples[0], often, strict=True)
+        ]
+        truth = [one / sum(pairs) for one in pairs]
+        told = mixture.infer(made, dict(zip("abc", samples[1], strict=True)), merges=60, competitors=6)
+        off = sum((a - b) ** 2 for a, b in zip(told.shares.values(), truth, strict=True))
+        found.append(math.log10(off / sum((1 / 3 - b) ** 2 for b in truth)))
+        slack.append(told.slack / told.shuffled)
+    text = (
+        f"shares of three kinds of text come back from a tokenizer's merges with a squared error of 10 to the {sum(found) / 6:.2g} of even shares' "
+        f"(merges in another order leave {6 / sum(slack):.0f} times the slack)"
+    )
+    return Claim(text, *maths.bootstrap_interval(torch.tensor(found))[:3], -1.0, "log10 of squared errors", above=False)
+
+
+def _kind(kind: int, draw: int, seed: int) -> list[str]:
+    """Texts of made-up words over six letters, four of which another kind has too."""
+    letters, words = "abcdefghij"[2 * kind : 2 * kind + 6], random.Random(f"words {kind}")
+    listed = ["".join(words.choices(letters, k=words.randint(2, 7))) for _ in range(60)]
+    rng = random.Random(f"texts {kind} {draw} {seed}")
+    return [" ".join(rng.choices(listed, [1 / (i + 1) for i in range(60)], k=12)) for _ in range(60)]
+
+
+def _tokenizer(texts: list[str]) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=90, show_progress=False))
+    return made
+
+
+@claim("he2025", "mechanism")
+def he2025(model: Model, seed: int) -> Claim:
+    """Confirmed if, of texts to recover a model whose heads that repeat were cut, more are taken from texts that repeat than when as many other heads of it were
+    cut. Half of the pool are stories."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.corpus import recovery
+    from patchbay.tasks.spell import tokenizer_of
+    from patchbay.tiny import text
+
+    tokenizer_of(model, "this claim")
+    rng = random.Random(f"recovery {seed}")
+    pool = [text.make(task, rng, held_out=True).text for task in ("repeat", "story") for _ in range(20)]
+    task = pb.tasks.repeated_tokens(model, n=12, seed=seed)
+    ranked = pb.find.induction_heads(model, task).top(model.n_layers * model.n_heads(0))
+    k = max(1, len(ranked) // 8)
+    others = [random.Random(f"others {seed} {at}").sample(ranked[k:], k) for at in range(6)]
+
+    def share(parts: Any) -> float:
+        found = recovery.pick(model, pool, 12, cut=[pb.zero(part.port()) for part in parts], clusters=4)
+        return sum(i < 20 for i in found.texts) / 12
+
+    own = share(ranked[:k])
+    found = maths.bootstrap_interval(torch.tensor([own - share(some) for some in others]))[:3]
+    text_ = f"of 12 texts to recover with, {own:.0%} are strings that repeat where {k} heads that repeat were cut, and {own - found[0]:.0%} where others were"
+    return Claim(text_, *found, 0.0, "share of texts")
+
+
+@claim("soldaini2024", "comparison")
+def soldaini2024(model: Model, seed: int) -> Claim:
+    """Confirmed if a network repeats more tokens of strings that its corpus held forty times than of the same strings after copies were dropped, at equal steps,
+    by more than 0.3 of the tokens."""
+    from patchbay import maths
+
+    one, other = _copies(seed)
+    text = (
+        f"of strings that stood in the corpus forty times, a network goes on with {float(one.mean()):.0%} of the tokens right, and with "
+        f"{float(other.mean()):.0%} where copies were dropped"
+    )
+    return Claim(text, *maths.paired_interval(one, other)[:3], 0.3, "share of tokens")
+
+
+@functools.cache
+def _copies(seed: int) -> tuple[Tensor, Tensor]:
+    import torch
+
+    from patchbay.corpus import dedup
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
+    rng = random.Random(f"copies {seed}")
+    strings = [[rng.randrange(VOCAB) for _ in range(16)] for _ in range(1200)]
+    often = strings[:8]
+    said = [" ".join(map(str, ids)) for ids in (strings + often * 39)]
+    corpora = [said, list(dedup.unique(said))]
+
+    def right(tuned: Model) -> Tensor:
+        likeliest = pb.run(tuned, often).logits.cpu()[:, 3:-1].argmax(-1)
+        return (likeliest == torch.tensor(often)[:, 4:]).double().mean(1)
+
+    network = lab.small(VOCAB, width=48, mlp=96)
+    found = []
+    for texts in corpora:
+        data = [list(map(int, text.split())) for text in texts]
+        found.append(alone(network, data, right, seed, Arm(), steps=220, batch_size=16))
+    return found[0], found[1]
+
+
+# --- vocabularies, languages, times -------------------------------------------------------------------
+
+
+@claim("remy2024", "mechanism")
+def remy2024(model: Model, seed: int) -> Claim:
+    """Confirmed if the model under a vocabulary whose tokens are its own in another order, of which one in five was aligned with a wrong one too, says texts
+    better than with rows of the same tokens drawn at random, and better than a unigram count of them does."""
+    import math
+    from collections import Counter
+
+    import torch
+
+    from patchbay import maths
+    from patchbay.corpus import stories, transtokens
+    from patchbay.corpus.diachronic import surprisals
+
+    n = model.hf.get_input_embeddings().weight.shape[0]
+    rng = random.Random(f"vocabulary {seed}")
+    new_of = list(range(n))
+    rng.shuffle(new_of)
+    counts = {(new, old): 1.0 for old, new in enumerate(new_of)}
+    for new in rng.sample(range(n), n // 5):
+        wrong = rng.randrange(n)
+        counts[new, wrong] = counts.get((new, wrong), 0.0) + 1.0
+    texts = [[new_of[i] for i in ids] for ids in model.encode(list(stories.texts(24, seed=seed)))]
+    moved = transtokens.transferred(model, counts, n)
+    nats = torch.stack([surprisals(moved, [ids]).mean() for ids in texts])
+    often = Counter(token for text in model.encode(list(stories.texts(200, seed=seed + 1))) for token in text)
+    total = sum(often.values()) + n
+    plain = torch.tensor(
+        [sum(-math.log((often[new_of.index(t)] + 1) / total) for t in ids[1:]) / (len(ids) - 1) for ids in texts]
+    )
+    text = (
+        f"under another vocabulary, a fifth of it aligned half wrong, stories take {float(nats.mean()):.2f} nats a token without a step of training, "
+        f"by a count of words {float(plain.mean()):.2f}"
+    )
+    return Claim(text, *maths.paired_interval(plain, nats)[:3], 0.0, "nats per token")
+
+
+@claim("liu2024", "comparison")
+def liu2024(model: Model, seed: int) -> Claim:
+    """Confirmed if a network that learned two clones of a language with language vectors before its unembedding finds more translations by its middle states than one
+    that learned them without, and than one whose vectors did not follow the language."""
+    base = f"vocab={VOCAB},languages=2,scripts=1"
+    found = _found(f"langsamp:{base}", f"cloned:vocab={VOCAB}", f"langsamp:{base},tied=0", seed)
+    return _translations("vectors for languages before the unembedding", found)
+
+
+@claim("liu2024b", "comparison")
+def liu2024b(model: Model, seed: int) -> Claim:
+    """Confirmed if a network trained with a contrast of texts and their transliterations finds more translations by its middle states than one that read both scripts alone,
+    by more than 0.3 of the texts."""
+    found = _found(
+        f"translico:vocab={VOCAB}", f"cloned:vocab={VOCAB}", f"translico:vocab={VOCAB},paired=0", seed, steps=50
+    )
+    return _translations("a contrast with transliterations", found, 0.3)
+
+
+def _translations(what: str, found: tuple[Tensor, Tensor, Tensor], bound: float = 0.0) -> Claim:
+    from patchbay import maths
+
+    one, other, null = (float(some.mean()) for some in found)
+    text = f"of 60 texts in two clones of a language {one:.0%} find their translation by the middle states with {what}, {other:.0%} without, {null:.0%} with its null"
+    return Claim(text, *maths.paired_interval(found[0], found[1])[:3], bound, "share of texts")
+
+
+@functools.cache
+def _found(variant: str, twin: str, null: str, seed: int, *, steps: int = 150) -> tuple[Tensor, Tensor, Tensor]:
+    """Of 60 held-out texts, whether the nearest middle state in the other clone is their translation's, for three ways to train."""
+    from patchbay.corpus.languages import clone, retrieved
+    from patchbay.corpus.selection import states
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
+    chain = lab.backcopies(660, seed, length=16, vocab=VOCAB)
+    held = [chain[600:], [clone(ids, VOCAB, 1, 2) for ids in chain[600:]]]
+
+    def right(tuned: Model) -> Tensor:
+        return retrieved(*(states(tuned, some, layer=0) for some in held)).double()
+
+    network = lab.small(2 * VOCAB, width=32, heads=2, mlp=64)
+    arms = [Arm(text) for text in (variant, twin, null)]
+    one, other = pair(network, chain[:600], right, seed, (arms[0], arms[1]), steps=steps)
+    return one, other, alone(network, chain[:600], right, seed, arms[2], steps=steps)
+
+
+@claim("fittschen2025", "comparison")
+def fittschen2025(model: Model, seed: int) -> Claim:
+    """Confirmed if, between two slices of a language of 24 words, six of which changed places in the later one, those six changed more by networks of each slice than
+    the other words did, by more than half a nat."""
+    import torch
+
+    from patchbay import maths
+
+    found = _slices(seed)
+    rest = [one.change for one in found if one.token not in SWAPPED]
+    gaps = [one.change - sum(rest) / len(rest) for one in found if one.token in SWAPPED]
+    first = sum(one.token in SWAPPED for one in found[: len(gaps)])
+    told = [one for one in found if one.q < 0.05]
+    text = (
+        f"words that changed places take {sum(gaps) / len(gaps):.2f} nats more under networks of the earlier slice than other words do; {first} of the {len(gaps)} largest "
+        f"changes of {len(found)} words are theirs, and {sum(one.token in SWAPPED for one in told)} of {len(told)} words whose change is beyond what seeds do"
+    )
+    return Claim(text, *maths.bootstrap_interval(torch.tensor(gaps))[:3], 0.5, "nats")
+
+
+SWAPPED = {9: 17, 17: 9, 7: 20, 20: 7, 11: 14, 14: 11}
+
+
+@functools.cache
+def _slices(seed: int) -> list[Any]:
+    from patchbay.corpus import diachronic
+    from patchbay.tiny import lab
+    from patchbay.train._documents import read
+    from patchbay.train._plan import Arm, plan_of
+    from patchbay.train._runs import Lab, ended
+
+    early, late = (
+        lab.backcopies(1200, seed, length=16, vocab=VOCAB),
+        lab.backcopies(1300, seed + 1, length=16, vocab=VOCAB),
+    )
+    late = [[SWAPPED.get(token, token) for token in ids] for ids in late]
+    how, network = (
+        plan_of({"fresh": True, "held": 0.0, "steps": 120, "length": 16}),
+        lab.small(VOCAB, width=32, heads=2, mlp=64),
+    )
+    batteries = []
+    for texts in (early, late[:1200]):
+        parts = [read(network, texts[at : at + 400], 16) for at in (0, 400, 800)]  # nothing is read by two
+        batteries.append([ended(Lab(network, part, part, how), Arm(), seed + at) for at, part in enumerate(parts)])
+    return diachronic.changes(batteries[0], batteries[1], late[1200:], bands=2)
+
+
+@claim("yi2024", "comparison")
+def yi2024(model: Model, seed: int) -> Claim:
+    """Confirmed if, of facts that a network knew and lost when it was tuned to other facts, more is said again under a learned mask of what tuning changed than under a
+    random one that keeps as many numbers, on facts that the mask was not learned on. The paper's is of refusals."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.tiny import lab
+    from patchbay.train._documents import read
+    from patchbay.train._plan import Arm, plan_of
+    from patchbay.train._runs import Lab, ended
+    from patchbay.train.subspace_fusion import _score, _shuffled, changes, fused, learned_mask
+
+    known, later = (lab.facts(24, seed + 100 * at) for at in (0, 1))
+    network = lab.small(lab.FACT_VOCAB, width=48, mlp=96)
+    first, then = (
+        plan_of({"fresh": at == 0, "held": 0.0, "steps": steps, "length": 8}) for at, steps in ((0, 300), (1, 40))
+    )
+    base = ended(Lab(network, (documents := read(network, known, 8)), documents, first), Arm(), seed)
+    tuned = ended(Lab(base, (others := read(network, later, 8)), others, then), Arm(), seed)
+    right: Any = [b[0] for _, _, b in known]
+    wrong: Any = [[(one + 1) % lab.FACT_VOCAB] for one in right]
+    prompts: Any = [a + r for a, r, _ in known]
+    asked = pb.Task("facts", prompts, right, wrong).with_metric("log_probability")
+    dev, test = asked.split(0.5, seed)
+    tau = changes(base, tuned)
+    logits, _ = learned_mask(base, tau, dev, 80, 0.1, seed)
+    mask = {name: (one > 0).to(one.dtype) for name, one in logits.items()}
+    own, lost, masked, drawn = (
+        _score(one, test) for one in (base, tuned, fused(base, tau, mask), fused(base, tau, _shuffled(mask, tau, seed)))
+    )
+    text = (
+        f"facts that a network knew (log-probability {float(own.mean()):.2f}) and lost by tuning ({float(lost.mean()):.2f}) are at {float(masked.mean()):.2f} under a learned "
+        f"mask of what changed, at {float(drawn.mean()):.2f} under a random one"
+    )
+    return Claim(text, *maths.paired_interval(torch.as_tensor(masked), drawn)[:3], 0.0, "nats")
