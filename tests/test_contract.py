@@ -845,6 +845,11 @@ CASES = [
         runs=False,
         needs="experts.out",
     ),
+    Case(
+        "prove.mean_mask",
+        lambda m, t, **o: pb.prove.mean_mask(m, t, **{"steps": 2, "draws": 1, "loss": 1e3, **o}),
+        on=("gpt2", "llama", "phi", "mixtral"),
+    ),
     Case("turn.persona_vector", answering, own=True, on=("gpt2", "gemma2", "mixtral", "mamba2")),
     Case("turn.refusal_direction", refusing, own=True, on=("gpt2", "gemma2", "mixtral", "mamba2")),
     Case("turn.rewrite", rewriting, needs="mlp.act"),

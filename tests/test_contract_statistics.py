@@ -170,6 +170,7 @@ CHOOSES = {  # methods whose own numbers are of prompts, sets, clusters or texts
     "find.relation_neurons",
     "find.tree_probe",
     "prove.channel",
+    "prove.mean_mask",
     "prove.fit_mechanisms",
 }
 
@@ -637,6 +638,7 @@ NOT_HALVED = {  # methods that speak of what is held out, and have no half of pr
     "decode.compare": "halves of references and texts for one number, and nothing is chosen by either",
     "find.function_vectors": "its own test ranks on one half and adds the vector on the other by plain hooks",
     "prove.acdc": "its own test takes the KL of the held-out half by itself",
+    "prove.mean_mask": "its own test tells the half that trained no mask by plain hooks",
     "turn.persona_vector": "its own test tells the half that did not choose by plain loops",
     "turn.refusal_direction": "its own test induces refusals on the held-out texts by a plain hook",
     "train.dictionary": "nothing is chosen by what is held out; its own test measures those texts by plain loops",

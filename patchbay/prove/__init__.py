@@ -18,6 +18,7 @@ fit_mechanisms        how far place, key and pointer explain the answers after a
 graph_ablation        what is lost without the features of an attribution graph, against random graphs
 interchange           what the last token's stream holds at each depth: a place, a key, or the answer
 knockout_curve        what is lost as more and more parts are taken away together, against random ones
+mean_mask             the fewest neurons and heads that a task needs when all others give their mean
 path_patching         what a part tells another part, or the logits, by the path between them alone
 """
 
@@ -39,6 +40,7 @@ from patchbay.prove.fit_mechanisms import fit_mechanisms
 from patchbay.prove.graph_ablation import graph_ablation
 from patchbay.prove.interchange import interchange
 from patchbay.prove.knockout_curve import knockout_curve
+from patchbay.prove.mean_mask import mean_mask
 from patchbay.prove.path_patching import path_patching
 
 __all__ = [
@@ -60,5 +62,6 @@ __all__ = [
     "graph_ablation",
     "interchange",
     "knockout_curve",
+    "mean_mask",
     "path_patching",
 ]

@@ -6,6 +6,7 @@ The model at hand has no part in them, so that what an untrained network of its 
 from __future__ import annotations
 
 import functools
+import math
 from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
@@ -71,6 +72,56 @@ def _reversal(seed: int) -> tuple[Tensor, Tensor]:
 
     network = lab.small(lab.FACT_VOCAB, width=48, mlp=96)
     return pair(network, lab.read_one_way(known), right, seed, (Arm("spt"), Arm()), steps=400, batch_size=24)
+
+
+@claim("gao2025", "comparison")
+def gao2025(model: Model, seed: int) -> Claim:
+    """Confirmed if, at one loss, the nodes that a task needs have fewer weights in a weight-sparse network than in its dense twin, by more than the
+    ratio of all their weights: what the zeros alone take away shows nothing of circuits."""
+    from patchbay import maths
+
+    one, other, nodes, ratio = _circuits(seed)
+    text = (
+        f"at one loss the circuit that repeats a string has {float(other.exp().mean()):.0f} weights in a dense network of one layer and {float(one.exp().mean()):.0f} in "
+        f"its weight-sparse twin ({nodes[1]:.0f} and {nodes[0]:.0f} nodes; of all weights there are {ratio:.2g} times as many)"
+    )
+    return Claim(text, *maths.paired_interval(other, one)[:3], math.log(ratio), "log of the ratio")
+
+
+@functools.cache
+def _circuits(seed: int) -> tuple[Tensor, Tensor, tuple[float, float], float]:
+    """Log weights of the circuits of several sets of prompts [set], sparse and dense; their mean nodes; the ratio of all weights."""
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+    from patchbay.train._sparse import nonzero
+
+    strings = {"vocab": 24, "length": 16, "least": 4, "most": 4}
+    sets = [lab.repeats(24, seed + 1000 + i, **strings) for i in range(4)]
+    tasks = [
+        pb.Task("repeat", [ids[:14] for ids in rows], [ids[14] for ids in rows], [[]] * 24, metric="log_probability")  # type: ignore[arg-type]
+        for rows in sets
+    ]
+
+    def lost(tuned: Model) -> float:
+        return max(-float(task.score(pb.run(tuned, task, logits="last").last_logits).mean()) for task in tasks)
+
+    found: list[Model] = []
+
+    def keep(tuned: Model) -> Tensor:
+        found.append(tuned)
+        return torch.zeros(1)
+
+    network, arms = lab.small(24, layers=1, width=48, mlp=48), (Arm(optimizer="sparse:keep=0.1,over=150"), Arm())
+    pair(network, lab.repeats(2048, seed, **strings), keep, seed, arms, steps=300, batch_size=24, rate=4e-3)
+    bound = 1.5 * max(map(lost, found)) + 0.2
+    told = [
+        [pb.prove.mean_mask(one, task, loss=bound, steps=40, draws=1, seed=seed) for task in tasks] for one in found
+    ]
+    weights = [torch.tensor([float(one["entries"]) for one in side]).double().clamp_min(1.0).log() for side in told]
+    nodes = [sum(float(one["n_nodes"]) for one in side) / len(side) for side in told]
+    return weights[0], weights[1], (nodes[0], nodes[1]), nonzero(found[1].hf) / nonzero(found[0].hf)
 
 
 @claim("yusuf2023", "comparison")
