@@ -1,6 +1,7 @@
 """One thread for each test process: the models are small, and the test runner fills the cores by itself.
 
 What is imported and collected lives as long as the process: the collector of garbage rests while that grows, and passes it over then.
+Where tests train, it passes over what other tests keep alive, too: the Trainer collects garbage before each run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ gc.disable()
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.path.parent.name in ("train", "stories"):
+        gc.freeze()
 
 
 settings.register_profile("few", max_examples=6, deadline=None, derandomize=True)

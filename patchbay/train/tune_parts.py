@@ -1,6 +1,6 @@
 """Tune parts: fine-tune the weights of chosen parts and nothing else.
 
-    loss = mean over prompts of - log p(right answer), by AdamW on the entries of the parts alone
+    loss = mean over prompts of - log p(right answer), by AdamW (weight decay .01) on the entries of the parts alone
 
 A head's entries are its rows of W_Q and b_Q and its columns of W_O, and of W_K and W_V where no other head shares them (name
 the group, "L3.KV1", for those); a neuron's what it reads and writes; an expert's its slice of the fused tensors; attention,
@@ -39,6 +39,7 @@ from patchbay.tasks.task import Task
 from patchbay.train._copies import copied, write
 from patchbay.train._entries import Entries, entries
 
+DECAY = 0.01  # AdamW's, on the chosen entries alone
 UNRELATED = (16, 12)  # texts of random tokens on which the drift is measured, and their length
 
 
@@ -51,7 +52,6 @@ def tune_parts(
     folder: str | None = None,
     steps: int = 60,
     rate: float = 1e-3,
-    weight_decay: float = 0.01,
     under: Knob | None = None,
     batch_size: int = 16,
     seed: int = 0,
@@ -63,17 +63,17 @@ def tune_parts(
     next-token distributions on random tokens. Tables: `tensors` that were tuned, with digests, and `steps` with losses.
 
     `folder`: where the tuned model is written as a checkpoint; without, nowhere. `steps`: updates of the weights.
-    `weight_decay`: AdamW's weight decay, on the chosen entries alone. `under`: a knob that is on while the parts learn, and off
-    where they are scored: what it brings by itself need not be learned (a `turn.persona_vector`, against its trait).
+    `under`: a knob that is on while the parts learn, and off where they are scored: what it brings by itself need not be learned
+    (a `turn.persona_vector`, against its trait).
     """
     listed = list(dict.fromkeys([parts] if isinstance(parts, Part) else parts))
-    _check(model, task, listed, folder, steps, rate, weight_decay)
+    _check(model, task, listed, folder, steps, rate)
     chosen = entries(model, listed)
     dev, test = task.split(0.5, seed)
     before, before_dev = (_score(model, half, batch_size) for half in (test, dev))
     tuned = copied(model)
     edits = [] if under is None else under.edits_at()
-    losses = _fit(tuned, dev, chosen, edits, steps, rate, weight_decay, batch_size, seed)
+    losses = _fit(tuned, dev, chosen, edits, steps, rate, batch_size, seed)
     rows = _proved(model, tuned, chosen)
     written = None if folder is None else write(model, tuned, Path(folder))
     after, after_dev = (_score(tuned, half, batch_size) for half in (test, dev))
@@ -109,17 +109,12 @@ def tune_parts(
     )
 
 
-def _check(
-    model: Model, task: Task, parts: list[Part], folder: str | None, steps: int, rate: float, decay: float
-) -> None:
+def _check(model: Model, task: Task, parts: list[Part], folder: str | None, steps: int, rate: float) -> None:
     task.check(model.vocab_size)
     if not parts:
         raise PatchbayError("no parts to tune were given")
-    finite = all(abs(number) < float("inf") for number in (rate, decay))
-    if steps < 1 or not finite or not rate > 0 or decay < 0:
-        raise PatchbayError(
-            f"steps={steps}, rate={rate}, weight_decay={decay}: 1 or more steps, a rate above 0 and a decay of 0 or more"
-        )
+    if steps < 1 or not 0 < rate < float("inf"):
+        raise PatchbayError(f"steps={steps}, rate={rate}: 1 or more steps, and a rate above 0")
     if model._session is not None:
         raise PatchbayError(
             "tuning inside model.edited(...): the copy would be trained under those edits; leave the block"
@@ -138,7 +133,6 @@ def _fit(
     edits: list[Edit],
     steps: int,
     rate: float,
-    decay: float,
     batch_size: int,
     seed: int,
 ) -> list[float]:
@@ -154,7 +148,7 @@ def _fit(
         kept[name] = named[name].detach().clone()
         named[name].requires_grad_()
     tensors = [named[name] for name in chosen]
-    fit = torch.optim.AdamW(tensors, lr=rate, weight_decay=decay, foreach=False)
+    fit = torch.optim.AdamW(tensors, lr=rate, weight_decay=DECAY, foreach=False)
     generator, losses = torch.Generator().manual_seed(seed), []
     for _ in range(steps):
         rows = torch.randperm(len(dev), generator=generator)[:batch_size].tolist()

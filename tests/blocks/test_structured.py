@@ -46,7 +46,9 @@ def test_it_has_the_face_of_a_linear_layer(form: str) -> None:
 
 def test_ranks_at_the_same_count() -> None:
     """Block shuffle of 4 blocks holds the numbers of low rank 8 at width 32, and is of full rank."""
-    square, low = structured.BlockShuffle(32, 32, 4), structured.LowRank(32, 32, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # a square block that is drawn may be singular but for rounding
+        square, low = structured.BlockShuffle(32, 32, 4), structured.LowRank(32, 32, 8)
     assert sum(p.numel() for p in square.parameters()) == sum(p.numel() for p in low.parameters()) == 512
     assert int(torch.linalg.matrix_rank(square.weight, rtol=1e-5)) == 32
     assert int(torch.linalg.matrix_rank(low.weight, rtol=1e-5)) == 8

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from patchbay.papers.claims._claim import CLAIMS, Entry
 from patchbay.papers.claims._shared import against, beyond_random, one_more, student, untrained
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
+from tests.measure.words import tokenizer
 from tests.shares import by_turns
 
 
@@ -51,15 +53,16 @@ def test_a_claim_without_a_check_is_refused_with_those_that_have_one() -> None:
         claims.known("agerri2022")
 
 
-def test_a_claim_is_confirmed_where_it_holds_and_not_where_nothing_was_learned() -> None:
+def test_a_claim_is_confirmed_where_it_holds_and_not_where_nothing_was_learned(tmp_path: Path) -> None:
     found = claims.check("olsson2022", pb.load("tiny"))
     assert found.verdict == "confirmed"
     assert str(catalogue.paper("olsson2022")["measured"]).startswith("confirmed: ")
     assert all(run.excess[1] > found.limit for run in found.runs if isinstance(run, Claim))
-    assert claims.check("olsson2022", pb.load(twin("gpt2"))).verdict != "confirmed"
-    code, text = ask("run", "gu2024", "--model", "tiny")
+    twin("gpt2").save_pretrained(tmp_path)
+    tokenizer("characters").save_pretrained(tmp_path)
+    code, text = ask("run", "olsson2022", "--model", str(tmp_path))
     assert code == 1
-    assert "not confirmed" in text
+    assert "not confirmed" in text or "inconclusive" in text
     told = json.loads(ask("run", "olsson2022", "--json")[1])
     assert told["verdict"] == "confirmed"
 
@@ -73,7 +76,7 @@ def test_claims_that_cannot_be_asked_of_a_model_are_refused() -> None:
         claims.check("liu2025b", pb.load("tiny-moe"))
 
 
-@pytest.mark.parametrize("key", ["nostalgebraist2020", "olsson2022"])
+@pytest.mark.parametrize("key", ["li2024", "nostalgebraist2020", "olsson2022"])
 def test_a_row_holds_what_its_command_finds(key: str) -> None:
     found = claims.known(key).measure(pb.load("tiny"), 0)
     row = str(catalogue.paper(key)["measured"])

@@ -78,7 +78,8 @@ def test_reference(monkeypatch: pytest.MonkeyPatch) -> None:
         return proved(lent, tuned, chosen)
 
     monkeypatch.setattr(FILE, "_proved", keep)
-    found = pb.train.tune_parts(model, task, "L1.H2", steps=1, rate=rate, weight_decay=decay, batch_size=64)  # type: ignore[arg-type]
+    monkeypatch.setattr(FILE, "DECAY", decay)
+    found = pb.train.tune_parts(model, task, "L1.H2", steps=1, rate=rate, batch_size=64)  # type: ignore[arg-type]
     dev = task.split(0.5, 0)[0]
     own = [dev.score(hf(torch.tensor(dev.clean)).logits[:, -1]).mean().detach() for hf in (model.hf, seen["hf"])]
     assert close(found["score_train"], torch.stack(own), of=1.0)
@@ -111,7 +112,7 @@ def test_reference(monkeypatch: pytest.MonkeyPatch) -> None:
             assert torch.equal(tensor, seen["hf"].state_dict()[name]), name
 
 
-def test_null() -> None:
+def test_null(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts that cannot matter learn nothing: the neurons' gradient is there, an unused expert's is not; decay 0 leaves it."""
     built = planted.routed_expert(seed=2)
     model = pb.load(built.model, built.tokenizer)
@@ -120,7 +121,8 @@ def test_null() -> None:
     weights = pb.run(model, rows, taps=[pb.Port("router.weights", layer)])[pb.Port("router.weights", layer)]
     assert not bool((weights[:, :, own] != 0).any())
     task = pb.Task("never", rows, [7 if row != [7] else 8 for row in rows], metric="log_probability")
-    done = pb.train.tune_parts(model, task, f"L{layer}.E{own}", steps=3, weight_decay=0.0)  # type: ignore[arg-type]
+    monkeypatch.setattr(FILE, "DECAY", 0.0)
+    done = pb.train.tune_parts(model, task, f"L{layer}.E{own}", steps=3)  # type: ignore[arg-type]
     assert done["gain"] == 0.0
     assert done["drift"] == 0.0 or done["drift"] < 1e-6
     assert all(row["largest_change"] == 0.0 and row["before"] == row["after"] for row in done.tables["tensors"])
