@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,12 +31,15 @@ def test_a_file_is_not_held_in_memory(tmp_path: Path) -> None:
 def test_records_keep_their_fields_and_a_huge_line_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one", "url": "u"}\n')
     assert list(records_of(tmp_path / "a.jsonl")) == [{"text": "one", "url": "u"}]
+    asked: list[int] = []
     monkeypatch.setattr(reading, "LONGEST", 20)
+    monkeypatch.setattr(reading, "partial", lambda read, most: (asked.append(most), partial(read, most))[1])
     (tmp_path / "a.txt").write_text("x" * 19 + "\n" + "y" * 5000)
     stream = texts_of(tmp_path / "a.txt")
     assert next(stream) == "x" * 19
     with pytest.raises(pb.PatchbayError, match="line 2 is longer than 20 bytes"):
         next(stream)
+    assert asked == [21]  # no more of a line than tells that it is too long
 
 
 @pytest.mark.parametrize(

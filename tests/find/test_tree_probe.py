@@ -407,6 +407,7 @@ def test_heights_and_labels_by_hand() -> None:
     assert code.u == [EMPTY, EMPTY, "V", EMPTY, EMPTY]
     assert decoded(*code) == [parsed.tree]
     assert decoded([1, 3], [EMPTY, EMPTY], [EMPTY, EMPTY, "V"]) == [0, 1, Tree("V", (2,))]  # a root that dissolves
+    assert decoded([1, 1], ["A", "B"], [EMPTY] * 3) == [Tree("A", (0, Tree("B", (1, 2))))]  # of equal heights the first
 
 
 def test_repeated_nodes_count_once_each() -> None:

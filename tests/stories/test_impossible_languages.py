@@ -26,14 +26,14 @@ def test_stretches_are_of_the_lengths_that_were_asked() -> None:
 
 
 def test_what_is_gained_beyond_pairs() -> None:
-    """Pairs are counted in the language that the network reads: here each token follows one other, and backwards as well."""
+    """Pairs are counted in the language that the network reads: here each token is followed by one other, and backwards one of them by two."""
     telling = Telling(lent("llama"), 0, 1)
-    train, held = [[[3, 4, 5, 6]]] * 20, [[[3, 4, 5, 6]]]
+    train, held = [[[3, 4, 5, 6]], [[7, 4, 5, 6]]] * 10, [[[3, 4, 5, 6]]]
     shared = _lab.Lab(telling.model, train, held, None)  # type: ignore[arg-type]
     score = Run(torch.tensor([0.25], dtype=torch.float64), [], "", "", None)
     telling.found = {"labs": {"reversed": shared, "control": shared}, "runs": {"reversed": [score], "control": [score]}}
     rows, beyond = impossible_languages._beyond_pairs(telling, ("reversed",))
-    counted = ngram_loss([[6, 5, 4, 3]] * 20, [[6, 5, 4, 3]], telling.model.vocab_size, 2)[0]
+    counted = ngram_loss([[6, 5, 4, 3], [6, 5, 4, 7]] * 10, [[6, 5, 4, 3]], telling.model.vocab_size, 2)[0]
     assert beyond["reversed"] == pytest.approx(counted - 0.25)
     assert rows[0][1:3] == pytest.approx([0.25, counted])
 
