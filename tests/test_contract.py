@@ -905,7 +905,7 @@ def nearly(found: Tensor, expected: Tensor) -> Any:
 # --- what is lent comes back as it was --------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(BOTH, 4), of=2))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(BOTH, 4), of=3))
 def test_the_model_and_all_else_are_left_as_they_were(case: Case, name: str) -> None:
     RETURNED[case, name] = checks.leaves_all_as_it_was(*of(case, name))
 
@@ -927,7 +927,7 @@ def test_train_and_grad_modes_stay(case: Case) -> None:
     checks.modes_stay(*of(case, on(case, "llama")))
 
 
-@pytest.mark.parametrize("case", by_turns(CASES, of=2), ids=str)
+@pytest.mark.parametrize("case", by_turns(CASES, of=3), ids=str)
 def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
     name = on(case)
     alone = checks.threads_see_what_each_sees_alone(*of(case, name), returned(case, name))
@@ -947,12 +947,12 @@ def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name
     checks.same_again(*of(case, name), returned(case, name))
 
 
-@pytest.mark.parametrize(("case", "name"), turns([p for p in FEW if p.values[0].means], 2))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns([p for p in FEW if p.values[0].means], 2), of=2))
 def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
     checks.a_batch_is_its_prompts(*of(case, name), returned(case, name), nearly)
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=2, start=1))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=3, start=1))
 def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path) -> None:
     model, found = lent(name), returned(case, name)
     checks.saves_loads_replays(case, model, found, tmp_path, second(model) if case.second else None)

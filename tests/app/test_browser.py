@@ -34,7 +34,7 @@ pytestmark = [
 PROMPT = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is"
 AXE = Path(__file__).parents[2] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 WAIT = 120_000  # milliseconds, on a machine that does other work
-SLOW = "facts_in_context:n=96"
+SLOW = "facts_in_context:n=192"
 
 CONTRAST = """() => {
   const light = ([r, g, b]) => { const f = [r, g, b].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4); return .2126 * f[0] + .7152 * f[1] + .0722 * f[2] };
@@ -301,7 +301,10 @@ def test_a_sweep_survives_a_reload_is_seen_in_two_tabs_and_is_cancelled(page: An
     for tab in (page, other):  # what it has found so far, while it runs
         tab.wait_for_selector(".run .so-far canvas")
     assert page.locator(".state.running").count() > 0
-    assert "cells of the map so far" in page.inner_text(".so-far .note")
+    note = page.inner_text(".so-far .note")
+    assert (
+        "cells of the map so far" in note or "the sweep, whole" in note
+    )  # or all of it, where the rest of the run goes on
     other.click("button >> text=Cancel")
     for tab in (page, other):
         tab.wait_for_selector(".state.cancelled")

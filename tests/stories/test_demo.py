@@ -220,7 +220,7 @@ def test_the_built_in_model_moves_from_memory_to_context(tmp_path: Path) -> None
 
     if "tiny" not in built_in_names():
         pytest.skip("no built-in model named tiny in this checkout")
-    data = demo.tell(pb.load("tiny"), report=tmp_path / "page.html", quiet=True)
+    data = demo.tell(pb.load("tiny"), report=tmp_path / "page.html", quiet=True, n=60)
     assert data["question"]["task"] == "facts_in_context"
     assert data["knob"]["found"] is True
     assert data["knob"]["gain"][0] > 0.2
