@@ -42,7 +42,8 @@ def new(copy: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 def texts(root: Path) -> dict[str, bytes]:
     rooms = [*root.glob("patchbay/*/*.[pt]*"), *root.glob("tests/*/*.py"), *root.glob("docs/*.md")]
-    return {str(path.relative_to(root)): path.read_bytes() for path in rooms}
+    written = (path for path in rooms if path.suffix != ".pyc")  # that Python keeps beside what it imports
+    return {str(path.relative_to(root)): path.read_bytes() for path in written}
 
 
 def changed(before: dict[str, bytes], after: dict[str, bytes]) -> set[str]:
