@@ -922,7 +922,7 @@ def test_also_when_hooks_cannot_all_be_put_on(case: Case) -> None:
     assert checks.also_when_hooks_fail(*of(case, on(case))), "it puts no hook on the second layer"
 
 
-@pytest.mark.parametrize("case", by_turns([c for c in CASES if c.runs], of=2, start=1), ids=str)
+@pytest.mark.parametrize("case", by_turns([c for c in CASES if c.runs], of=3, start=1), ids=str)
 def test_train_and_grad_modes_stay(case: Case) -> None:
     checks.modes_stay(*of(case, on(case, "llama")))
 
@@ -942,7 +942,7 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
 # --- what comes back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=2))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=3))
 def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
     checks.same_again(*of(case, name), returned(case, name))
 
@@ -958,7 +958,7 @@ def test_a_result_saves_loads_and_replays(case: Case, name: str, tmp_path: Path)
     checks.saves_loads_replays(case, model, found, tmp_path, second(model) if case.second else None)
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=3))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=4))
 def test_a_result_draws_itself(case: Case, name: str, tmp_path: Path) -> None:
     checks.draws_itself(returned(case, name), tmp_path)
 

@@ -695,7 +695,7 @@ def test_prompts_that_choose_are_not_those_that_report(name: str) -> None:
 # --- provenance -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", by_turns(CASES, of=2), ids=str)
 def test_provenance_holds_all_that_a_number_depends_on(case: Case) -> None:
     """Versions, the model's weights, every option with its value, and the prompts: nothing more is needed to make it again."""
     name = "mixtral" if case.needs in ("experts.out", "attn.turn") else "gpt2"

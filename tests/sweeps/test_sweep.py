@@ -71,7 +71,7 @@ def one_by_one(model: pb.Model, task: pb.Task, edits: list) -> Tensor:
 MAIN = ("gpt2", "llama", "gemma2", "phi", "mixtral", "bloom")  # every edit, also by `make test`
 
 
-@pytest.mark.parametrize("family", dict.fromkeys([*MAIN, *by_turns(FAMILY_CONFIGS, of=4)]))
+@pytest.mark.parametrize("family", dict.fromkeys([*MAIN, *by_turns(FAMILY_CONFIGS, of=6)]))
 def test_reference_every_family(family: str) -> None:
     model, task = lent(family), a_task()
     stateful = any(at.attn is None for at in model.modules)
