@@ -355,7 +355,7 @@ NULLS = {  # method -> one null run, the step of its p, and whether it is unifor
 }
 
 
-@pytest.mark.parametrize("name", by_turns(NULLS, of=2))
+@pytest.mark.parametrize("name", NULLS)
 def test_a_method_finds_nothing_where_nothing_is_more_often_than_it_says(name: str) -> None:
     run, step, whole = NULLS[name]
     ps = [run(seed) for seed in range(RUNS if WHOLE else RUNS // 2)]
@@ -671,7 +671,7 @@ def test_every_method_that_holds_prompts_out_is_asked() -> None:
     assert spoken == {*HALVED, *NOT_HALVED}
 
 
-@pytest.mark.parametrize("name", by_turns(HALVED, of=2))
+@pytest.mark.parametrize("name", HALVED)
 def test_prompts_that_choose_are_not_those_that_report(name: str) -> None:
     """Which prompts move the report while the choice stays, tried until each number has moved and three have moved
     none: some of each. All of them changed at once, the choice stays too."""
