@@ -28,7 +28,7 @@ from patchbay.decode._neighbours import Store, search_of
 from patchbay.decode.superposed import Stream, _batch
 
 PARTS = ("contrastive", "superposed", "beam", "speculative", "knn")
-NEW_TOKENS, KEYS, INDEX = 16, 1_000_000, "faiss('PCA64,IVF1024,Flat', 32)"
+NEW_TOKENS, KEYS, INDEX = 16, 1_000_000, "faiss('PCA64,IVF1024,Flat', 12)"
 TARGETS = {"contrastive": 1.15, "superposed": 1.2, "beam": 1.0, "speculative": 1.0, "knn": 0.1}
 METHOD = __doc__.split("\n\n", 1)[1].replace("\n", " ").strip()
 
