@@ -85,16 +85,21 @@ class Expression:
 
 def parse(text: str) -> Expression:
     """An expression of x. Raises PatchbayError for whatever is not on the list."""
+    return Expression(text.strip(), *counted(text, _count))
+
+
+def counted(text: str, count: Callable[[ast.AST, int], int]) -> tuple[ast.expr, int]:
+    """The tree of an expression and how many parts it has, of which `count` (node, depth) refuses what is not on its list."""
     if len(text) > LONGEST:
         raise PatchbayError(f"an expression of {len(text)} characters: at most {LONGEST} are read")
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise PatchbayError(f"{text[:60]!r} is no expression: {error}") from error
-    nodes = _count(tree, 0)
+    nodes = count(tree, 0)
     if nodes > MOST_NODES:
         raise PatchbayError(f"an expression of {nodes} parts: at most {MOST_NODES} are counted")
-    return Expression(text.strip(), tree, nodes)
+    return tree, nodes
 
 
 def _count(node: ast.AST, depth: int) -> int:

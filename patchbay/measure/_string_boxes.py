@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchbay.measure._expressions import DEEPEST, LONGEST, MOST_NODES
+from patchbay.measure._expressions import DEEPEST, counted
 from patchbay.signal.port import PatchbayError
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -71,16 +71,7 @@ class StringRule:
 
 def parse(text: str) -> StringRule:
     """An expression of a word x. Raises PatchbayError for whatever is not on the list."""
-    if len(text) > LONGEST:
-        raise PatchbayError(f"an expression of {len(text)} characters: at most {LONGEST} are read")
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise PatchbayError(f"{text[:60]!r} is no expression: {error}") from error
-    nodes = _count(tree, 0)
-    if nodes > MOST_NODES:
-        raise PatchbayError(f"an expression of {nodes} parts: at most {MOST_NODES} are counted")
-    return StringRule(text.strip(), tree, nodes)
+    return StringRule(text.strip(), *counted(text, _count))
 
 
 def _count(node: ast.AST, depth: int) -> int:

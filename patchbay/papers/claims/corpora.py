@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims.training import alone, pair
+from patchbay.papers.claims.training import alone, difference, pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,14 +132,12 @@ def he2025(model: Model, seed: int) -> Claim:
 def soldaini2024(model: Model, seed: int) -> Claim:
     """Confirmed if a network repeats more tokens of strings that its corpus held forty times than of the same strings after copies were dropped, at equal steps,
     by more than 0.3 of the tokens."""
-    from patchbay import maths
-
     one, other = _copies(seed)
     text = (
         f"of strings that stood in the corpus forty times, a network goes on with {float(one.mean()):.0%} of the tokens right, and with "
         f"{float(other.mean()):.0%} where copies were dropped"
     )
-    return Claim(text, *maths.paired_interval(one, other)[:3], 0.3, "share of tokens")
+    return Claim(text, *difference(one, other), 0.3, "share of tokens")
 
 
 @functools.cache
@@ -180,7 +178,6 @@ def remy2024(model: Model, seed: int) -> Claim:
 
     import torch
 
-    from patchbay import maths
     from patchbay.corpus import stories, transtokens
     from patchbay.corpus.diachronic import surprisals
 
@@ -204,7 +201,7 @@ def remy2024(model: Model, seed: int) -> Claim:
         f"under another vocabulary, a fifth of it aligned half wrong, stories take {float(nats.mean()):.2f} nats a token without a step of training, "
         f"by a count of words {float(plain.mean()):.2f}"
     )
-    return Claim(text, *maths.paired_interval(plain, nats)[:3], 0.0, "nats per token")
+    return Claim(text, *difference(plain, nats), 0.0, "nats per token")
 
 
 @claim("liu2024", "comparison")
@@ -227,11 +224,9 @@ def liu2024b(model: Model, seed: int) -> Claim:
 
 
 def _translations(what: str, found: tuple[Tensor, Tensor, Tensor], bound: float = 0.0) -> Claim:
-    from patchbay import maths
-
     one, other, null = (float(some.mean()) for some in found)
     text = f"of 60 texts in two clones of a language {one:.0%} find their translation by the middle states with {what}, {other:.0%} without, {null:.0%} with its null"
-    return Claim(text, *maths.paired_interval(found[0], found[1])[:3], bound, "share of texts")
+    return Claim(text, *difference(found[0], found[1]), bound, "share of texts")
 
 
 @functools.cache
@@ -307,7 +302,6 @@ def yi2024(model: Model, seed: int) -> Claim:
     random one that keeps as many numbers, on facts that the mask was not learned on. The paper's is of refusals."""
     import torch
 
-    from patchbay import maths
     from patchbay.tiny import lab
     from patchbay.train._documents import read
     from patchbay.train._plan import Arm, plan_of
@@ -336,4 +330,4 @@ def yi2024(model: Model, seed: int) -> Claim:
         f"facts that a network knew (log-probability {float(own.mean()):.2f}) and lost by tuning ({float(lost.mean()):.2f}) are at {float(masked.mean()):.2f} under a learned "
         f"mask of what changed, at {float(drawn.mean()):.2f} under a random one"
     )
-    return Claim(text, *maths.paired_interval(torch.as_tensor(masked), drawn)[:3], 0.0, "nats")
+    return Claim(text, *difference(torch.as_tensor(masked), drawn), 0.0, "nats")

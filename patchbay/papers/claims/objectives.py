@@ -12,37 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims.training import difference, trained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from patchbay.model.model import Model
-    from patchbay.train._plan import Arm
 
 TRAINED = 5  # seeds of a claim whose networks are trained
-
-
-def ends(
-    network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arms: dict[str, Arm], **plan: float
-) -> dict[str, Tensor]:
-    """A number for each item, of each arm, all trained from the same weights on the same documents in the same order."""
-    from patchbay.train._documents import read
-    from patchbay.train._plan import plan_of
-    from patchbay.train._runs import Lab, ended
-
-    how = plan_of({"held": 0.0, **plan})
-    documents = read(network, data, how.length)
-    share = Lab(network, documents, documents, how)
-    return {name: of(ended(share, arm, seed)) for name, arm in arms.items()}
-
-
-def difference(one: Tensor, other: Tensor) -> tuple[float, float, float]:
-    from patchbay import maths
-
-    found = maths.paired_interval(one, other)
-    return found[0], found[1], found[2]
 
 
 # --- facts the other way round ------------------------------------------------------------------------
@@ -81,7 +58,7 @@ def _filled(seed: int) -> dict[str, Tensor]:
     documents = [[start, *fact] for fact in lab.read_one_way(known)]
     arms = {"bico": Arm(f"bico:mask={mask}"), "plain": Arm()}
     network = lab.small(lab.FACT_VOCAB + 1, width=48, mlp=96)
-    return ends(network, documents, right, seed, arms, fresh=True, steps=400, batch_size=24)
+    return trained(network, documents, right, seed, arms, fresh=True, steps=400, batch_size=24)
 
 
 # --- few numbers --------------------------------------------------------------------------------------
@@ -133,7 +110,7 @@ def _few_numbers(seed: int) -> dict[str, Tensor]:
         "LoRA": "lora:",
     }
     arms = {name: Arm(optimizer=f"{form}rank={RANK}") for name, form in forms.items()}
-    tried = [ends(model, documents[80:], loss, seed, arms, steps=30, batch_size=8, rate=rate) for rate in RATES]
+    tried = [trained(model, documents[80:], loss, seed, arms, steps=30, batch_size=8, rate=rate) for rate in RATES]
     found = {}
     for name in forms:  # chosen on the even sentences, told of the odd ones
         best = min(tried, key=lambda one: float(one[name][::2].mean()))
@@ -191,7 +168,7 @@ def _tagged(seed: int) -> dict[str, Tensor]:
 
         arm = Arm(f"{text},two_way=1" if open_ else text)
         network = lab.small(25, layers=2, width=32, mlp=64)
-        found |= ends(
+        found |= trained(
             network, documents(1024, seed, after), right, seed, {name: arm}, fresh=True, steps=150, batch_size=16
         )
     return found
@@ -244,7 +221,7 @@ def _reasoned(seed: int) -> dict[str, Tensor]:
 
     arms = {"pinto": Arm("pinto"), "plain": Arm("pinto:weight=0"), "null": Arm("pinto:share=0")}
     network = lab.small(25, layers=2, width=32, mlp=64)
-    found = ends(network, documents(1024, seed), numbers, seed, arms, fresh=True, steps=150, batch_size=16)
+    found = trained(network, documents(1024, seed), numbers, seed, arms, fresh=True, steps=150, batch_size=16)
     return {name: one[0] for name, one in found.items()} | {f"{name} misled": one[1] for name, one in found.items()}
 
 
@@ -304,7 +281,7 @@ def _principled(seed: int) -> dict[str, Tensor]:
         return ((answers - first) // KIND == right[:, None]).double().mean(1).view(40, STYLES).mean(1)
 
     arms = {"sami": Arm("sami"), "plain": Arm("sami:plain=1"), "shuffled": Arm("sami:shuffled=1")}
-    return ends(base, documents, kept, seed, arms, steps=20, batch_size=8, rate=1e-3) | {"before": kept(base)}
+    return trained(base, documents, kept, seed, arms, steps=20, batch_size=8, rate=1e-3) | {"before": kept(base)}
 
 
 # --- rewards ------------------------------------------------------------------------------------------
@@ -340,7 +317,7 @@ def _rewarded(seed: int) -> dict[str, Tensor]:
         return found
 
     network = lab.small(24, layers=1, width=32, mlp=64)
-    return ends(network, documents, worth, seed, arms, fresh=True, steps=30, batch_size=16, rate=3e-3)
+    return trained(network, documents, worth, seed, arms, fresh=True, steps=30, batch_size=16, rate=3e-3)
 
 
 # --- spans moved behind the rest ----------------------------------------------------------------------
@@ -370,4 +347,4 @@ def _infilled(seed: int) -> dict[str, Tensor]:
     vocab = 64 + 3  # the last are <sep>, <end> and <mask_0>
     arms = {"half": Arm(f"infill:vocab={vocab}"), "plain": Arm()}
     network = lab.small(vocab, width=48, mlp=96)
-    return ends(network, lab.backcopies(1500, seed), loss, seed, arms, fresh=True, steps=150, batch_size=16)
+    return trained(network, lab.backcopies(1500, seed), loss, seed, arms, fresh=True, steps=150, batch_size=16)

@@ -27,33 +27,47 @@ def pair(
     network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arms: tuple[Arm, Arm], **plan: float
 ) -> tuple[Tensor, Tensor]:
     """A number for each item, of a variant and of its twin, both trained from weights drawn by the seed on all of the data."""
-    one, other = (alone(network, data, of, seed, arm, **plan) for arm in arms)
-    return one, other
+    found = trained(network, data, of, seed, dict(zip(("one", "other"), arms, strict=True)), fresh=True, **plan)
+    return found["one"], found["other"]
 
 
 def alone(network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arm: Arm, **plan: float) -> Tensor:
     """A number for each item, of one way to train."""
+    return trained(network, data, of, seed, {"alone": arm}, fresh=True, **plan)["alone"]
+
+
+def trained(
+    network: Model, data: Any, of: Callable[[Model], Tensor], seed: int, arms: dict[str, Arm], **plan: float
+) -> dict[str, Tensor]:
+    """A number for each item, of each arm, all trained from the same weights on the same documents in the same order."""
     from patchbay.train._documents import read
     from patchbay.train._plan import plan_of
     from patchbay.train._runs import Lab, ended
 
-    how = plan_of({"fresh": True, "held": 0.0, **plan})
+    how = plan_of({"held": 0.0, **plan})
     documents = read(network, data, how.length)
-    return of(ended(Lab(network, documents, documents, how), arm, seed))
+    share = Lab(network, documents, documents, how)
+    return {name: of(ended(share, arm, seed)) for name, arm in arms.items()}
+
+
+def difference(one: Tensor, other: Tensor) -> tuple[float, float, float]:
+    """The mean of one less the other, item by item, and the ends of its interval."""
+    from patchbay import maths
+
+    mean, low, high = maths.paired_interval(one, other)[:3]
+    return mean, low, high
 
 
 @claim("guo2024", "comparison")
 def guo2024(model: Model, seed: int) -> Claim:
     """Confirmed if, of facts that were read one way alone, more are known the other way after units were permuted than after plain
     training, by more than half of the facts."""
-    from patchbay import maths
-
     one, other = _reversal(seed)
     text = (
         f"in networks of 50,000 weights, facts read one way alone are known the other way by {float(one.mean()):.0%} after units were permuted "
         f"and by {float(other.mean()):.0%} after plain training"
     )
-    return Claim(text, *maths.paired_interval(one, other)[:3], 0.5, "share of facts")
+    return Claim(text, *difference(one, other), 0.5, "share of facts")
 
 
 @functools.cache
@@ -78,14 +92,12 @@ def _reversal(seed: int) -> tuple[Tensor, Tensor]:
 def gao2025(model: Model, seed: int) -> Claim:
     """Confirmed if, at one loss, the nodes that a task needs have fewer weights in a weight-sparse network than in its dense twin, by more than the
     ratio of all their weights: what the zeros alone take away shows nothing of circuits."""
-    from patchbay import maths
-
     one, other, nodes, ratio = _circuits(seed)
     text = (
         f"at one loss the circuit that repeats a string has {float(other.exp().mean()):.0f} weights in a dense network of one layer and {float(one.exp().mean()):.0f} in "
         f"its weight-sparse twin ({nodes[1]:.0f} and {nodes[0]:.0f} nodes; of all weights there are {ratio:.2g} times as many)"
     )
-    return Claim(text, *maths.paired_interval(other, one)[:3], math.log(ratio), "log of the ratio")
+    return Claim(text, *difference(other, one), math.log(ratio), "log of the ratio")
 
 
 @functools.cache
@@ -128,14 +140,12 @@ def _circuits(seed: int) -> tuple[Tensor, Tensor, tuple[float, float], float]:
 def yusuf2023(model: Model, seed: int) -> Claim:
     """Confirmed if one attention layer whose queries, keys and values are convolved repeats what it has read more often than a plain one, by
     more than 0.3 of the tokens. The paper's own claim is of accuracy on other tasks, and its sentence on memory contradicts itself."""
-    from patchbay import maths
-
     one, other = _one_layer(seed)
     text = (
         f"in networks of one layer, convolved queries, keys and values repeat a random string with {float(one.mean()):.0%} of tokens right, and plain ones "
         f"with {float(other.mean()):.0%}"
     )
-    return Claim(text, *maths.paired_interval(one, other)[:3], 0.3, "share of tokens")
+    return Claim(text, *difference(one, other), 0.3, "share of tokens")
 
 
 @functools.cache
@@ -160,14 +170,12 @@ def _one_layer(seed: int) -> tuple[Tensor, Tensor]:
 def gu2024(model: Model, seed: int) -> Claim:
     """Confirmed if a head of the softmax rests on the first token, from tokens at which it has nothing to do, and one of the sigmoid does not:
     the difference by text of attention there less attention at triggers, of the head that other texts chose, beyond what even attention gives."""
-    from patchbay import maths
-
     one, other = _resting(seed)
     text = (
         f"in networks of one layer, a softmax head gives the first token {float(one.mean()):.2f} more attention where it has nothing to copy than where it has, and a sigmoid head "
         f"{float(other.mean()):.2f}"
     )
-    return Claim(text, *maths.paired_interval(one, other)[:3], 0.08, "attention")
+    return Claim(text, *difference(one, other), 0.08, "attention")
 
 
 @functools.cache
@@ -201,14 +209,12 @@ def _resting(seed: int) -> tuple[Tensor, Tensor]:
 def kallini2024(model: Model, seed: int) -> Claim:
     """Confirmed if stretches whose windows of three tokens are shuffled are learned worse than the same stretches backwards, each scored in its own
     language, by more than half a nat. The paper's ranking is of GPT-2 on many more languages."""
-    from patchbay import maths
-
     one, other = _impossible(seed)
     text = (
         f"in networks of 120,000 weights, stories with windows of three tokens shuffled cost {float(one.mean()):.2f} nats per token and the same stories backwards "
         f"{float(other.mean()):.2f}"
     )
-    return Claim(text, *maths.paired_interval(one, other)[:3], 0.5, "nats per token")
+    return Claim(text, *difference(one, other), 0.5, "nats per token")
 
 
 @functools.cache
@@ -233,14 +239,12 @@ def _impossible(seed: int) -> tuple[Tensor, Tensor]:
 def yao2022(model: Model, seed: int) -> Claim:
     """Confirmed if, after a little text, names that return cost less in a network that read repeating strings before than in one that read tokens which
     follow from nothing, by more than half a nat; rows of tokens are drawn anew between. The paper's source is the language of playing agents."""
-    from patchbay import maths
-
     one, other = _transferred(seed)
     text = (
         f"in networks of one layer with new rows of tokens, a name that returns costs {float(other.mean()):.2f} nats after strings that repeat and {float(one.mean()):.2f} after tokens "
         "that follow from nothing"
     )
-    return Claim(text, *maths.paired_interval(one, other)[:3], 0.5, "nats")
+    return Claim(text, *difference(one, other), 0.5, "nats")
 
 
 @functools.cache
