@@ -226,10 +226,14 @@ class Runs:
                 await self._changed.wait_for(lambda: self._at_hand is None or process.returncode is not None)
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Read what the worker says until it ends."""
+        """Read what the worker says until it ends, or says what cannot be understood: then it is ended."""
         assert process.stdout is not None
-        while line := await process.stdout.readline():
-            self._heard(json.loads(line))
+        try:
+            while line := await process.stdout.readline():
+                self._heard(json.loads(line))
+        except ValueError as error:
+            log.warning("the worker said what cannot be understood (%s): it is ended", error)
+            process.kill()
         await process.wait()
         self._tell()
 

@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,30 @@ class Worker:
         self.folder, self.tell = folder, tell
         self.model: Any = None
         self.busy = False  # whether an interrupt means the job at hand
+        self.telling = self.late = False
         self.said = self.drawn = 0.0
 
-    def interrupted(self, number: int, frame: Any) -> None:
-        if self.busy:
+    def interrupted(self, number: int = signal.SIGINT, frame: Any = None) -> None:
+        if self.telling:
+            self.late = True
+        elif self.busy:
             self.busy = False
             raise KeyboardInterrupt
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is done in here by the main thread is done to its end: an interrupt waits for it."""
+        if threading.current_thread() is not threading.main_thread():  # where no interrupt is ever raised
+            yield
+            return
+        self.telling = True
+        try:
+            yield
+        finally:
+            self.telling = False
+            if self.late:
+                self.late = False
+                self.interrupted()
 
     def load(self, source: str, dictionaries: Sequence[str] = (), texts: str | None = None) -> None:
         """The model, proved, with features where dictionaries are given: these proved on the lines of the file `texts`."""
@@ -164,21 +183,28 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def main() -> None:
-    """Serve jobs until stdin ends."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+def lines(out: int, whole: Callable[[], AbstractContextManager[None]]) -> Callable[[dict[str, Any]], None]:
+    """Write each line of JSON to a descriptor, from any thread, `whole`: an interrupt in the midst of one would join it with the next."""
     lock = threading.Lock()
 
     def tell(line: dict[str, Any]) -> None:
         from patchbay.draw.screen import plain
 
-        with lock:
-            out.write(json.dumps(plain(line), ensure_ascii=True, allow_nan=False) + "\n")
-            out.flush()
+        said = (json.dumps(plain(line), ensure_ascii=True, allow_nan=False) + "\n").encode()
+        with whole(), lock:
+            while said:
+                said = said[os.write(out, said) :]
 
+    return tell
+
+
+def main() -> None:
+    """Serve jobs until stdin ends."""
+    out = os.dup(1)
+    os.dup2(2, 1)
     folder = Path(sys.argv[2]).resolve()
-    worker = Worker(folder, tell)
+    worker = Worker(folder, print)
+    worker.tell = lines(out, worker.whole)
     signal.signal(signal.SIGINT, worker.interrupted)
     os.chdir(folder)  # names of results, as in `attribution:3`, are names in it
     rest = sys.argv[3:]

@@ -2,7 +2,7 @@
 
 Two axes: a map of cells (layer by head, layer by position, ...), written into the cells where they are few. One axis of
 parts, or a grid too wide to see: bars with whiskers, highest first. One axis of numbers (strength, n_parts, ...):
-curves with bands from `low` and `high`. One number of a meter: a point with its whisker, beside its null. Differences of several
+curves with bands from `low` and `high`. One number: a point with its whisker, beside its null. Differences of several
 meters: a panel for each, in its own unit. Signed values get a diverging scale centred at 0 (blue above, red below);
 others a sequential one (viridis); neither needs red told from green. Grey cells have no value. No window, no global state.
 """
@@ -25,7 +25,7 @@ from patchbay.draw.plot_attribution import attribution
 from patchbay.draw.plot_compare import comparison, is_comparison
 from patchbay.draw.plot_dose import dose, is_dose
 from patchbay.draw.plot_effects import effects, is_effects
-from patchbay.draw.plot_meter import is_meter, meter
+from patchbay.draw.plot_number import is_number, number
 from patchbay.draw.plot_wiring import wiring
 from patchbay.draw.style import COLOURS, DIVERGING, FAINT, GREY, INK, SEQUENTIAL, blank, quantity, style, words
 from patchbay.results.graph_file import is_graph
@@ -54,7 +54,7 @@ def figure(result: Result) -> Figure:
 def drawable(result: Result) -> bool:
     """Whether there is a figure for the axes of the main variable."""
     return is_graph(result) or (
-        result.values.numel() > 0 and (is_wiring(result) or is_meter(result) or len(result.axes) in (1, 2))
+        result.values.numel() > 0 and (is_wiring(result) or is_number(result) or len(result.axes) in (1, 2))
     )
 
 
@@ -76,8 +76,8 @@ def _figure(result: Result) -> Figure:
         return comparison(result)
     if is_effects(result):
         return effects(result)
-    if is_meter(result):
-        return meter(result)
+    if is_number(result):
+        return number(result)
     axes = result.axes
     if result.tables.get("effects"):
         return _bars(result)

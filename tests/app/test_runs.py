@@ -19,13 +19,22 @@ from patchbay.papers import catalogue
 FAKE = """
 import json, os, signal, sys, time
 name = sys.argv[1]
-say = lambda **line: print(json.dumps(line), flush=True)
+busy = telling = late = False
+def say(**line):
+    global telling, late
+    telling = True
+    os.write(1, (json.dumps(line) + "\\n").encode())
+    telling = False
+    if late:
+        late = False
+        stop()
 if name == "broken": say(event="failed to load", message="no such model")
 elif name == "dies": os._exit(3)
 else: say(event="ready")
-busy = False
 def stop(*_):
-    if busy: raise KeyboardInterrupt
+    global late
+    if telling: late = True
+    elif busy: raise KeyboardInterrupt
 signal.signal(signal.SIGINT, signal.SIG_IGN if name == "deaf" else stop)
 for line in sys.stdin:
     job = json.loads(line)
@@ -47,6 +56,7 @@ for line in sys.stdin:
         open(sys.argv[2] + "/order.txt", "a").write(words + "\\\\n")
         os.makedirs(job["keep"], exist_ok=True)
         if "fall" in words: os._exit(4)
+        if "babble" in words: os.write(1, b'{"event": {"event"' + bytes([10])); continue
         if "fail" in words: say(id=job["id"], event="failed", message="the method says why"); continue
         if job["room"] == "papers": say(id=job["id"], event="done", result=None, message="confirmed: so", verdict="confirmed", weights="aa"); continue
         say(id=job["id"], event="estimate", estimate="9 rows")
@@ -132,11 +142,12 @@ def test_runs_go_one_after_another_and_a_cancelled_one_stops(served: Callable[..
 
 def test_a_failed_run_says_why_and_the_next_one_goes(served: Callable[..., Any]) -> None:
     async def what(runs: Runs) -> None:
-        failed, fell, good = begin(runs, "fail"), begin(runs, "fall"), begin(runs, "good")
+        failed, fell, babbled, good = (begin(runs, task) for task in ("fail", "fall", "babble", "good"))
         await until(runs, lambda: good.state == "done")
         assert (failed.state, failed.message) == ("failed", "the method says why")
-        assert fell.state == "failed"
-        assert "process that ran it ended" in fell.message
+        for ended in (fell, babbled):
+            assert ended.state == "failed"
+            assert "process that ran it ended" in ended.message
         assert "--task=fail" in failed.command
         assert failed.command.startswith("patchbay find logit-lens good ")
 

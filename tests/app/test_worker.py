@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.app.worker import Worker
+from patchbay.app.worker import Worker, lines
 from patchbay.cli import options
 from tests.tolerance import close
 
@@ -174,3 +176,36 @@ def test_dictionaries_are_proved_on_texts_where_there_are_some_and_say_so_where_
         texts.write_bytes(content)
         made.load("tiny", [str(tmp_path / "whole")], str(texts))
         assert said in told[-1]["message"]
+
+
+def test_an_interrupt_while_a_line_is_told_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, its = os.pipe()
+    write = os.write
+
+    def in_parts(out: int, said: bytes) -> int:
+        gone = write(out, said[:5])
+        if out == its:
+            signal.raise_signal(signal.SIGINT)
+        return gone
+
+    made = Worker(tmp_path, print)
+    tell = lines(its, made.whole)
+    before = signal.signal(signal.SIGINT, made.interrupted)
+    monkeypatch.setattr(os, "write", in_parts)
+    try:
+        made.busy = True
+        with pytest.raises(KeyboardInterrupt):
+            tell({"event": "progress", "done": 1})
+        tell({"event": "cancelled"})  # nothing is at hand
+        made.busy = True
+        other = threading.Thread(target=tell, args=({"event": "progress", "done": 2},))
+        with pytest.raises(KeyboardInterrupt):  # another thread's line is its own
+            other.start()
+            other.join()
+        other.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    os.close(its)
+    with open(ours, encoding="utf-8") as read:
+        said = [json.loads(line) for line in read]
+    assert said == [{"event": "progress", "done": 1}, {"event": "cancelled"}, {"event": "progress", "done": 2}]

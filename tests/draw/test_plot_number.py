@@ -1,6 +1,8 @@
-"""The figure of a meter: value, whisker, null and groups stand where their numbers are."""
+"""The figure of one number: value, whisker, null and groups stand where their numbers are."""
 
 from __future__ import annotations
+
+import torch
 
 import patchbay as pb
 from patchbay.draw.plot import drawable, figure
@@ -21,3 +23,14 @@ def test_a_meter_is_drawn_with_its_interval_null_and_groups() -> None:
         float(x[0]) == float(found["null"]) == float(x[1]) for x, marker in lines if marker != "o" and len(x) == 2
     )
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ["all", "one", "two"]
+
+
+def test_any_number_is_drawn_beside_the_draws_of_its_null() -> None:
+    draws = torch.tensor([0.1, -0.2, 0.05])
+    found = pb.Result({"recovered": (0.9, (), "share"), "low": (0.8, (), "share"), "high": (1.0, (), "share"), "null": (draws, ("draw",), "share")})  # fmt: skip
+    assert drawable(found)
+    [axis] = figure(found).axes
+    by_mark = {line.get_marker(): list(line.get_xdata()) for line in axis.lines}
+    assert by_mark["o"] == [float(found.values)]
+    assert by_mark["|"] == draws.double().tolist()
+    assert by_mark["None"] == [float(found["low"]), float(found["high"])]

@@ -1,4 +1,4 @@
-"""The figure of a meter: its value with the interval, what a model without the signal scores, and the groups of its table where it has them."""
+"""The figure of one number, as meters give it: the value with its interval, what a model without the signal scores or random draws do, and the groups of its table where it has them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 MOST = 24  # rows
 
 
-def is_meter(result: Result) -> bool:
+def is_number(result: Result) -> bool:
     """Whether a Result is one number with what belongs to it."""
-    return result.axes == () and result.name == "value"
+    return result.axes == ()
 
 
-def meter(result: Result) -> Figure:
-    """A row for the value, then one for each group: points with whiskers, the null as a dashed line."""
-    own: dict[str, Any] = {name: float(result[name]) for name in ("value", "low", "high") if name in result.variables}
+def number(result: Result) -> Figure:
+    """A row for the value, then one for each group: points with whiskers, the null as a dashed line, or a mark for each of its draws."""
+    own: dict[str, Any] = {"value": float(result.values)}
+    own |= {name: float(result[name]) for name in ("low", "high") if name in result.variables}
     rows: list[tuple[str, Mapping[str, Any]]] = [("all", own)]
     rows += [(str(row["group"]), row) for row in result.tables.get("groups", [])[:MOST]]
     drawn, axis = blank((5.6, 1.1 + 0.22 * len(rows)), result)
@@ -33,7 +34,13 @@ def meter(result: Result) -> Figure:
             )
         axis.plot([value], [at], color=COLOURS[0], marker="o", markersize=5)
     if "null" in result.variables:
-        axis.axvline(float(result["null"]), color=FAINT, linewidth=1, linestyle="--", label="null", zorder=0)
+        null = result["null"].double()
+        if result.axes_of("null"):
+            axis.plot(
+                null.flatten().tolist(), [0] * null.numel(), color=FAINT, marker="|", ls="", label="null", zorder=0
+            )
+        else:
+            axis.axvline(float(null), color=FAINT, linewidth=1, linestyle="--", label="null", zorder=0)
         axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.set_yticks(range(len(rows)), [name for name, _ in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
