@@ -26,15 +26,30 @@ SCALED = "expected_average_only_in"  # trained on x sqrt(d) / mean |x|, which th
 def made(files: Files, at: str | None) -> tuple[Dictionary, str | None]:
     """The dictionary, and what is left to find out about it on text: "scale" (of its input), "subtract" (whether b_dec is), None.
 
-    Without `at` the files have to say where it sits."""
-    return {
+    Without `at` the files have to say where it sits. Settings that are not what the program writes are refused, whatever reading them leads to."""
+    reader = {
         "saelens": _saelens,
         "sparsify": _sparsify,
         "llama_scope": _llama_scope,
         "gemma_scope": _gemma_scope,
         "gemma_scope_2": _gemma_scope_2,
         "circuit_tracer": lambda files, at: (across.read_layers(files, at), None),
-    }[files.program](files, at)
+    }[files.program]
+    try:
+        return reader(files, at)
+    except PatchbayError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise PatchbayError(
+            f"{files.folder}: its settings or tensors are not as {files.program} writes them ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _whole(files: Files, name: str, value: Any) -> int:
+    """A number of features. Raises PatchbayError where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise PatchbayError(f"{files.folder}: {name}={value!r} is no whole number")
+    return int(value)
 
 
 def _place(at: str | None, reads: Any, writes: Any = None) -> dict[str, Any]:
@@ -138,7 +153,7 @@ def _form(files: Files, architecture: str, activation: str, cfg: dict[str, Any],
         k = cfg.get("k") or (cfg.get("activation_fn_kwargs") or {}).get("k")
         if not k:
             raise PatchbayError(f"{files.folder}: a topk dictionary that does not say its k")
-        return {"form": "topk", "k": int(k), "b_enc": b_enc}
+        return {"form": "topk", "k": _whole(files, "k", k), "b_enc": b_enc}
     return {"form": "relu", "b_enc": b_enc}
 
 
@@ -150,7 +165,7 @@ def _sparsify(files: Files, at: str | None) -> tuple[Dictionary, str | None]:
     b_dec, b_enc = _need(files, "b_dec", "encoder.bias")
     d_in = int(cfg.get("d_in") or tensors["encoder.weight"].shape[1])
     parts = _common(files, "encoder.weight", "W_dec", b_dec, d_in, encoder_turned=True, decoder_turned=False)
-    n, k = len(b_enc), int(cfg.get("k") or 0)
+    n, k = len(b_enc), _whole(files, "k", cfg.get("k") or 0)
     activation = cfg.get("activation", "topk")
     if activation not in ("topk", "groupmax") or not k:
         raise PatchbayError(
@@ -218,7 +233,7 @@ def _llama_scope(files: Files, at: str | None) -> tuple[Dictionary, str | None]:
             theta / parts["W_dec"].float().norm(dim=1) if cfg.get("sparsity_include_decoder_norm") else theta
         )
     if act == "topk":
-        form["k"] = int(cfg["top_k"])
+        form["k"] = _whole(files, "top_k", cfg["top_k"])
     read, write = str(cfg.get("hook_point_in") or cfg.get("hook_point")), cfg.get("hook_point_out")
     parts |= _place(at, lambda: from_hook(read), (lambda: from_hook(str(write))) if write and write != read else None)
     found = Dictionary(**parts, b_enc=b_enc, **form, subtract=bool(cfg.get("apply_decoder_bias_to_pre_encoder")))

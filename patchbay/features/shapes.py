@@ -59,8 +59,10 @@ def _form(it: Any) -> None:
         raise PatchbayError(
             f"a dictionary of form {it.form} {'needs' if it.form == 'jumprelu' else 'has no'} threshold"
         )
-    if it.threshold is not None and it.threshold.numel() not in (1, n):
-        raise PatchbayError(f"a dictionary: {it.threshold.numel()} thresholds for {n} features")
+    if it.threshold is not None and tuple(it.threshold.shape) not in ((), (1,), (n,)):
+        raise PatchbayError(
+            f"a dictionary: {it.threshold.numel()} thresholds for {n} features, of shape {list(it.threshold.shape)} and not [{n}], or one number"
+        )
     if (it.k is not None) != (it.form in ("topk", "groupmax")) or (it.k is not None and not 0 < it.k <= n):
         raise PatchbayError(f"a dictionary of form {it.form} with k={it.k}, of {n} features")
     if it.form == "groupmax" and n % (it.k or 1):

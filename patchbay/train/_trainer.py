@@ -23,7 +23,7 @@ from patchbay.model.source import quietly
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
 from patchbay.train._objectives._objective import collated, learned
-from patchbay.train._optimizers import optimizer, sparse_of
+from patchbay.train._optimizers import optimizer
 from patchbay.train._plan import Arm, Plan, Rows
 
 CLIP = 1.0  # the norm that gradients are clipped to
@@ -136,9 +136,10 @@ def _trainer(
             model=model.hf, args=arguments, train_dataset=rows, data_collator=collated, callbacks=[Whole()],
             optimizer_cls_and_kwargs=None if made is None else (made[0], {"lr": plan.rate, **made[1]}),
         )  # fmt: skip
-    if sparse_of(arm.optimizer) is not None and found.is_fsdp_enabled:
+    cut = [name for name in ("FSDP", "DeepSpeed") if getattr(found, f"is_{name.lower()}_enabled", False)]
+    if made is not None and cut:  # all but AdamW, which takes each number by itself
         raise PatchbayError(
-            f"optimizer {arm.optimizer!r} counts the entries of whole matrices, which FSDP cuts into shards: train without FSDP"
+            f"optimizer {arm.optimizer!r} steps by whole matrices, which {cut[0]} cuts into shards: train without {cut[0]}, or with adamw"
         )
     found.remove_callback(PrinterCallback)
     found.view, found.rows, found.losses, found.seen = model, rows, losses, seen

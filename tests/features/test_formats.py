@@ -178,3 +178,63 @@ def test_llama_scope_puts_its_scale_into_the_weights(tmp_path: Path) -> None:
     assert close(found.encode(X), z)
     assert close(found.decode(z, X), (z @ it.W_dec + it.b_dec) / s)
     assert (found.layer, found.reads) == (4, "resid_out")
+
+
+def folder_of(program: str, folder: Path, changed: dict[str, Any], **tensors: torch.Tensor) -> Path:
+    """A small dictionary as a program lays it out, with other settings or tensors."""
+    it = random(form="jumprelu")
+    encoder = {"encoder.weight": it.W_enc.T, "encoder.bias": it.b_enc}
+    decoder = {"decoder.weight": it.W_dec.T, "decoder.bias": it.b_dec}
+    rows = {"W_dec": it.W_dec, "b_dec": it.b_dec}
+    lower = {name.lower(): value for name, value in held(it, "threshold").items()}
+    point = {"type": "sae", "hf_hook_point_in": "model.layers.9.output"}
+    hook = {"hook_point_in": "blocks.4.hook_resid_post"}
+    norm = {"dataset_average_activation_norm": {"in": 4.0}}
+    files: dict[str, tuple[str, dict[str, Any], str, dict[str, torch.Tensor]]] = {
+        "saelens": ("cfg.json", {"architecture": "topk", "k": 3, **NEW, "metadata": HOOK}, "sae_weights.safetensors", held(it)),
+        "sparsify": ("cfg.json", {"d_in": 6, "k": 3}, "sae.safetensors", encoder | rows),
+        "gemma_scope_2": ("config.json", point, "params.safetensors", lower),
+        "llama_scope": ("hyperparams.json", {"d_model": 6, "jump_relu_threshold": 0.3, **hook, **norm}, "checkpoints/final.safetensors", encoder | decoder),
+    }  # fmt: skip
+    settings, cfg, weights, own = files[program]
+    return write(folder / "layers.3", settings, cfg | changed, weights, own | tensors)
+
+
+ENCODERS = {
+    "saelens": "W_enc",
+    "sparsify": "encoder.weight",
+    "gemma_scope_2": "w_enc",
+    "llama_scope": "encoder.weight",
+}
+
+
+@pytest.mark.parametrize("program", ENCODERS)
+def test_a_number_that_is_none_is_refused_in_every_programs_files(program: str, tmp_path: Path) -> None:
+    name = ENCODERS[program]
+    whole = folder_of(program, tmp_path / "whole", {})
+    assert pb.load_dictionary(whole).n_features == 10
+    spoiled = torch.zeros(6, 10) if name.lower() == "w_enc" else torch.zeros(10, 6)
+    spoiled[2, 3] = torch.inf
+    with pytest.raises(pb.PatchbayError, match="W_enc holds 1 numbers that are NaN or infinite"):
+        pb.load_dictionary(folder_of(program, tmp_path / "spoiled", {}, **{name: spoiled}))
+
+
+@pytest.mark.parametrize(
+    ("program", "changed", "said"),
+    [
+        ("saelens", {"k": 2.5}, "k=2.5 is no whole number"),
+        ("saelens", {"k": "many"}, "k='many' is no whole number"),
+        ("saelens", {"metadata": None}, "are not as saelens writes them"),
+        ("saelens", {"d_in": [6]}, "are not as saelens writes them"),
+        ("sparsify", {"k": True}, "k=True is no whole number"),
+        ("sparsify", {"num_latents": "all"}, "are not as sparsify writes them"),
+        ("llama_scope", {"dataset_average_activation_norm": 4.0}, "are not as llama_scope writes them"),
+        ("llama_scope", {"jump_relu_threshold": None}, "are not as llama_scope writes them"),
+        ("llama_scope", {"dataset_average_activation_norm": {"in": float("nan")}}, "that are NaN or infinite"),
+    ],
+)
+def test_settings_that_no_program_writes_are_refused(
+    program: str, changed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(pb.PatchbayError, match=said):
+        pb.load_dictionary(folder_of(program, tmp_path, changed))

@@ -139,10 +139,17 @@ class DiedError(Exception):
     pass
 
 
-def test_a_call_that_died_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dying in the fourth step, after a checkpoint at the second; a half-written later one beside it is not believed."""
+RESUMED: tuple[dict[str, Any], ...] = ({"objective": "spt"}, {"optimizer": "sparse:keep=0.1,over=5"})
+
+
+@pytest.mark.parametrize("how", RESUMED, ids=lambda how: "-".join(how))
+def test_a_call_that_died_goes_on_bit_for_bit(
+    how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dying in the fourth step, after a checkpoint at the second; a half-written later one beside it is not believed. Of a sparse network the share
+    still falls then, and entries behind the zeros have moments."""
     plan = {**PLAN, "every": 2}
-    whole = variant(objective="spt", folder=str(tmp_path / "whole"), plan=plan)
+    whole = variant(**how, folder=str(tmp_path / "whole"), plan=plan)
     own, calls = Rows.__getitem__, 0
 
     def dying(rows: Rows, place: int) -> Any:
@@ -155,13 +162,13 @@ def test_a_call_that_died_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Rows, "__getitem__", dying)
     folder = tmp_path / "died"
     with pytest.raises(DiedError):
-        variant(objective="spt", folder=str(folder), plan=plan)
+        variant(**how, folder=str(folder), plan=plan)
     at_work = folder / ".variant-0"
     assert [path.name for path in at_work.iterdir()] == ["checkpoint-2"]
     (at_work / "checkpoint-4").mkdir()
     (at_work / "checkpoint-4" / "model.safetensors").write_bytes(b"half")
     calls = 100
-    found = variant(objective="spt", folder=str(folder), plan=plan)
+    found = variant(**how, folder=str(folder), plan=plan)
     assert calls - 100 < 3 * 6 * 4  # it did not begin anew
     assert found.tables["steps"] == whole.tables["steps"]
     assert [row["end"] for row in found.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
@@ -170,21 +177,23 @@ def test_a_call_that_died_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytes
 
 
 KILLED = """
-import sys, patchbay as pb
+import json, sys, patchbay as pb
 from patchbay.tiny.twins import twin
 from tests.train.test_variant import texts
-pb.train.variant(pb.load(twin("llama")), texts(), objective="spt", seeds=1, folder=sys.argv[1], plan={"steps": 120, "batch_size": 4, "every": 5})
+how = json.loads(sys.argv[2])
+pb.train.variant(pb.load(twin("llama")), texts(), seeds=1, folder=sys.argv[1], plan={"steps": 120, "batch_size": 4, "every": 5}, **how)
 """
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [RESUMED[0], {"optimizer": "sparse:keep=0.1,over=100"}], ids=lambda how: "-".join(how))
+def test_a_process_that_is_killed_goes_on_bit_for_bit(how: dict[str, Any], tmp_path: Path) -> None:
     """kill -9 of a real process after its first checkpoint, again in mid-course of the next start, and then to the end."""
     plan = {"steps": 120, "batch_size": 4, "every": 5}
-    whole = variant(objective="spt", folder=str(tmp_path / "whole"), plan=plan)
+    whole = variant(**how, folder=str(tmp_path / "whole"), plan=plan)
     folder = tmp_path / "killed"
     for least in (5, 20):
-        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder)])
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), json.dumps(how)])
         until = time.monotonic() + 240
 
         def done(least: int = least) -> bool:
@@ -195,7 +204,7 @@ def test_a_process_that_is_killed_goes_on_bit_for_bit(tmp_path: Path) -> None:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    found = variant(objective="spt", folder=str(folder), plan=plan)
+    found = variant(**how, folder=str(folder), plan=plan)
     assert [row["end"] for row in found.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
     assert found.tables["steps"] == whole.tables["steps"]
 
@@ -323,3 +332,28 @@ def test_accelerate_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(pb.PatchbayError, match=r"pip install 'patchbay-lm\[train\]'"):
         variant()
     assert _trainer.CLIP == 1.0
+
+
+@pytest.mark.parametrize("cut", ["FSDP", "DeepSpeed"])
+def test_steps_by_whole_matrices_are_refused_where_weights_are_cut(
+    cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COSMOS, sparse AdamW and low ranks would take a shard for a matrix, or for a vector; AdamW takes each number by itself."""
+    import transformers
+
+    own = transformers.Trainer.create_accelerator_and_postprocess
+
+    def sharded(self: Any) -> None:
+        own(self)
+        setattr(self, f"is_{cut.lower()}_enabled", True)
+
+    monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", sharded)
+    plan = plan_of({**PLAN, "steps": 1})
+    for name in ("cosmos", "sparse:keep=0.5,over=1", "lora", "lora-sb:rank=2"):
+        arm = Arm(optimizer=name)
+        with pytest.raises(
+            pb.PatchbayError, match=rf"optimizer '{name}' steps by whole matrices, which {cut} cuts into shards"
+        ):
+            _trainer._trainer(lent("llama"), Rows(texts(), arm, plan, 0), arm, plan, tmp_path, False, [], [])
+    made = _trainer._trainer(lent("llama"), Rows(texts(), Arm(), plan, 0), Arm(), plan, tmp_path, False, [], [])
+    assert made.optimizer_cls_and_kwargs is None
