@@ -927,7 +927,7 @@ def test_train_and_grad_modes_stay(case: Case) -> None:
     checks.modes_stay(*of(case, on(case, "llama")))
 
 
-@pytest.mark.parametrize("case", by_turns(CASES, of=3), ids=str)
+@pytest.mark.parametrize("case", by_turns(CASES, of=4), ids=str)
 def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
     name = on(case)
     alone = checks.threads_see_what_each_sees_alone(*of(case, name), returned(case, name))
@@ -942,12 +942,12 @@ def test_two_threads_at_once_see_what_each_sees_alone(case: Case) -> None:
 # --- what comes back --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=3))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(FEW, 4), of=4))
 def test_the_same_call_gives_the_same_whatever_the_random_state(case: Case, name: str) -> None:
     checks.same_again(*of(case, name), returned(case, name))
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns([p for p in FEW if p.values[0].means], 2), of=2))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns([p for p in FEW if p.values[0].means], 2), of=3))
 def test_a_batch_equals_its_prompts_one_by_one(case: Case, name: str) -> None:
     checks.a_batch_is_its_prompts(*of(case, name), returned(case, name), nearly)
 

@@ -111,7 +111,7 @@ SAME = [
 ]
 
 
-@pytest.mark.parametrize(("case", "name"), by_turns(turns(SAME, 2), of=3))
+@pytest.mark.parametrize(("case", "name"), by_turns(turns(SAME, 2), of=4))
 def test_a_method_says_the_same_of_the_same_function(case: Case, name: str) -> None:
     """Heads that share keys, and a stream that is scaled, are the model's form and no finding."""
     one, same = (case(model, task("llama"), **ALONE.get(case.method, {})) for model in both(name))
@@ -183,7 +183,7 @@ def seeded(case: Case, seed: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    "case", by_turns([c for c in CASES if "seed" in inspect.signature(METHODS[c.method]).parameters], of=3), ids=str
+    "case", by_turns([c for c in CASES if "seed" in inspect.signature(METHODS[c.method]).parameters], of=4), ids=str
 )
 def test_a_seed_matters_where_something_is_drawn_and_only_there(case: Case) -> None:
     """Some of three other seeds moves something; the number that ranks moves only where the seed draws what it is made of."""

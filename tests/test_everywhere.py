@@ -105,7 +105,7 @@ def finite(result: pb.Result) -> None:
         assert all(math.isfinite(row["value"]) for row in result.table(10))
 
 
-@pytest.mark.parametrize(("family", "case"), by_turns(FAMILIES, CALLED, of=5), ids=str)
+@pytest.mark.parametrize(("family", "case"), by_turns(FAMILIES, CALLED, of=7), ids=str)
 def test_finite_numbers_or_what_is_missing(family: str, case: Any) -> None:
     model, prompts = lent(family), task(family)
     try:

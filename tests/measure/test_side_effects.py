@@ -98,11 +98,11 @@ def test_a_difference_is_that_of_the_two_values(made: str) -> None:
     first[:, 1] = (first[:, 1] > 0.5).double() if made in ("auroc", "calibration_error") else first[:, 1] + 1
     second = first.clone()
     second[:, 0] = first[:, 0].flip(0)
-    one = module.compared(module.Seen(first, made, "higher", ""), module.Seen(second, made, "higher", ""), 0)
+    one = module.compared(module.Seen(first, made, "higher", ""), module.Seen(second, made, "higher", ""), 0, 199)
     assert one.difference == pytest.approx(MADE[made](second) - MADE[made](first))
     assert one.low <= one.difference <= one.high
     assert 0 < one.p <= 1
-    same = module.compared(module.Seen(first, made, "higher", ""), module.Seen(first, made, "higher", ""), 0)
+    same = module.compared(module.Seen(first, made, "higher", ""), module.Seen(first, made, "higher", ""), 0, 199)
     assert (same.difference, same.p) == (0.0, 1.0)
 
 
