@@ -13,6 +13,7 @@ from patchbay.corpus.synthetic import repeats
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.results.method import seeded
+from patchbay.signal.port import PatchbayError
 from patchbay.tiny import text
 
 RELATION, FIRST, LETTERS = 1, 2, 32
@@ -88,6 +89,10 @@ def steps_of(
 
 def facts(n: int, seed: int) -> list[Fact]:
     """Facts of two names of two tokens each, all names different, and the relation between them: [A, relation, B]."""
+    if not 0 < 2 * n <= LETTERS**2:
+        raise PatchbayError(
+            f"n={n}: facts have names of their own, of two of {LETTERS} letters each: 1 to {LETTERS**2 // 2} facts"
+        )
     rng = random.Random(f"facts {seed}")
     letters = range(FIRST, FACT_VOCAB)
     names = rng.sample([[a, b] for a in letters for b in letters], 2 * n)

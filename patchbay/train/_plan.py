@@ -56,13 +56,22 @@ def plan_of(given: dict[str, Any] | None) -> Plan:
     for key, value in (given or {}).items():
         if key not in kinds:
             raise PatchbayError(f"plan has no {key!r}; it has {', '.join(kinds)}{suggest(key, list(kinds))}")
-        kind = kinds[key]
-        whole = isinstance(value, int | float) and (kind is float or kind(value) == value)
-        if not whole or (kind is not bool and isinstance(value, bool)):
-            raise PatchbayError(f"plan: {key} is written as {kind.__name__}, got {value!r}")
+        if not _is(value, kinds[key]):
+            raise PatchbayError(f"plan: {key} is written as {kinds[key].__name__}, got {value!r:.40}")
     found = Plan(**{key: kinds[key](value) for key, value in (given or {}).items()})
     found.check()
     return found
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a number can be told as one of this kind; True and False are no numbers, 1 and 0 are also true and false."""
+    if not isinstance(value, int | float) or (kind is not bool and isinstance(value, bool)):
+        return False
+    try:
+        told = kind(value)
+        return kind is float or bool(told == value)
+    except (OverflowError, ValueError):  # infinite, no number, or beyond what a float holds
+        return False
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._sparse import nonzero
 from patchbay.train._trainer import Watch, memory_named, trained
 
-PROBED = 3  # steps that an estimate is made of; the first is left out
+PROBED = 4  # steps that an estimate is made of, from start to start; the first is left out
 TEXTS = 8192  # of a synthetic language; beyond that they are read again
 
 
@@ -208,15 +208,17 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
     aim.adapt(model)
     n = sum(p.numel() for p in model.hf.parameters())
     rows = Rows(lab.train, arm, dataclasses.replace(lab.plan, steps=PROBED), 0)
-    times = []
-    for steps in (1, PROBED):
-        began = time.perf_counter()
-        with memory_named(None):
-            trained(
-                model, rows, arm, dataclasses.replace(rows.plan, steps=steps), Path(tempfile.gettempdir()), keep=False
-            )
-        times.append(time.perf_counter() - began)
-    each = max(times[1] - times[0], 1e-9) / (PROBED - 1)
+    with memory_named(None):
+        _, starts = trained(
+            model,
+            rows,
+            arm,
+            rows.plan,
+            Path(tempfile.gettempdir()),
+            keep=False,
+            watch=(1, lambda _: time.perf_counter()),
+        )
+    each = (starts[-1] - starts[1]) / (PROBED - 2)
     tokens = sum(len(rows[i][0]) for i in range(len(rows))) / PROBED
     steps = lengthened(lab.plan, arm).steps + (aim.before.steps if aim.before is not None else 0)
     size = next(model.hf.parameters()).element_size()

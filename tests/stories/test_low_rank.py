@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import patchbay as pb
 from patchbay.blocks import welore
+from patchbay.cli import cli
 from patchbay.stories import low_rank
 from tests.given import lent
 from tests.tolerance import close
@@ -90,6 +92,14 @@ def test_the_claim(tmp_path: Path) -> None:
     told = low_rank.tell(low_rank.form(), report=tmp_path / "page.html", quiet=True)
     assert told["verdict"] is True
     assert told["cut"]["0.35"]["beyond"][1] > 0
+
+
+@pytest.mark.parametrize("given", [["--folder", "runs"], ["--dry-run"]])
+def test_what_trains_nothing_has_no_folder_and_no_estimate(given: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["run", "low-rank", "--report", str(tmp_path / "page.html"), *given])
+    assert done.exit_code == 2
+    assert "low-rank trains nothing, and runs in one piece" in " ".join(done.output.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ def test_facts_have_names_of_their_own() -> None:
     names = [tuple(unit) for fact in known for unit in (fact[0], fact[2])]
     assert len(set(names)) == 80
     assert known == lab.facts(40, 0) != lab.facts(40, 1)
+    assert len(lab.facts(512, 0)) == 512
+    with pytest.raises(pb.PatchbayError, match="n=513: facts have names of their own.*1 to 512 facts"):
+        lab.facts(513, 0)
     texts = lab.read_one_way(known)
     assert texts[:40] == known
     assert texts[40:] == [[b, r, a] for a, r, b in known[:20]]
@@ -53,6 +56,9 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text()
     assert text.count("<svg") == 1
     assert "patchbay run reversal" in text
+    done = CliRunner().invoke(cli, ["run", "reversal", "--n", "10000", "--report", str(tmp_path / "none.html")])
+    assert done.exit_code == 2
+    assert "1 to 512 facts" in " ".join(done.output.split())
     done = CliRunner().invoke(cli, ["run", "reversal", "--device", "cpu"])
     assert "device goes with --model" in done.output
 

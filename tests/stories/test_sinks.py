@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import patchbay as pb
+from patchbay.cli import cli
 from patchbay.edits import edit
 from patchbay.signal.port import Port
 from patchbay.stories import _lab, sinks
@@ -106,6 +109,37 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     with pytest.raises(pb.PatchbayError, match="holds runs of another seed"):
         sinks.tell(sinks.form(), seed=1, **given)
+
+
+def test_an_interrupt_ends_with_130_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the third training: what ended stays in the folder, no page is there, and only what is missing is trained."""
+    for name, value in {"STEPS": 2, "STRINGS": 8, "BATCH": 2, "EVERY": 1}.items():
+        monkeypatch.setattr(sinks, name, value)
+    monkeypatch.setattr(_lab, "SEEDS", 1)
+    made: list[str] = []
+
+    def pressed(model: pb.Model, rows: Any, arm: Any, *given: Any, **more: Any) -> Any:
+        made.append(arm.blocks)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return untrained(model, rows, arm, *given, **more)
+
+    monkeypatch.setattr("patchbay.train._runs.trained", pressed)
+    page, runs = tmp_path / "page.html", tmp_path / "runs"
+    command = ["run", "sinks", "--n", "8", "--report", str(page), "--folder", str(runs), "--json"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 130, done.output
+    assert "interrupted" in done.stderr
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert sorted(path.name for path in runs.iterdir()) == ["lab.json", "sigmoid-0", "softmax-0"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert made[3:] == made[2:3] + made[4:]
+    assert len(made) == 5  # two that ended, the one that was cut off, that one again, and the last
+    assert page.is_file()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from patchbay.train import _trainer
 from patchbay.train._objectives._objective import collated
 from patchbay.train._plan import Arm, Rows, plan_of, split
 from tests.given import lent
+from tests.measure import words
 from tests.tolerance import close
 
 PLAN: dict[str, float] = {"steps": 6, "batch_size": 4, "panel": 0}
@@ -249,6 +252,19 @@ def test_the_estimate_trains_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_estimate_is_of_steps_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps in the first step, and then goes 1 and 3 seconds: 2 a step, whatever the start took."""
+    clock = itertools.cycle([0.0, 100.0, 101.0, 104.0])
+
+    def ticking(*_: Any, watch: Any, **__: Any) -> Any:
+        return [], [watch[1](None) for _ in range(4)]
+
+    monkeypatch.setattr("patchbay.train._runs.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("patchbay.train._runs.trained", ticking)
+    found = variant(seeds=5, plan={**PLAN, "dry_run": True})
+    assert found["by_arm"].tolist() == [2.0 * 6 * 5] * 3
+
+
 def test_documents_that_are_scored_are_not_trained_on() -> None:
     for n, held, count in ((20, 0.1, 2), (3, 0.9, 2), (5, 0.01, 1)):
         train, scored = split(n, held)
@@ -274,9 +290,7 @@ def test_rows_follow_from_seed_and_place_alone() -> None:
 
 def test_data_may_lie_in_a_file(tmp_path: Path) -> None:
     """Texts by lines; the same texts as a list give the same run."""
-    from tests.measure.words import tokenizer
-
-    model = pb.load(lent("gpt2").hf, tokenizer("characters"))
+    model = pb.load(lent("gpt2").hf, words.tokenizer("characters"))
     lines = [
         "the cat sat " * 20,
         "a dog ran",
@@ -291,6 +305,30 @@ def test_data_may_lie_in_a_file(tmp_path: Path) -> None:
     ]
     assert torch.equal(runs[0]["by_run"], runs[1]["by_run"])
     assert torch.equal(runs[0]["by_run"], runs[2]["by_run"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", '{"text": "one two"}\n{"text": "thr', "line 2 is no JSON: the file ends in mid-line, as one that was"),
+        ("a.jsonl", '{"units": ["ab", "cd"]}\n{"units": ["ef"', "line 2 is no JSON: the file ends in mid-line"),
+        ("a.txt", "one two\nth\u00e9".encode()[:-1], "line 2 is not UTF-8: the file ends in mid-line"),
+        ("a.txt", "one two\nthr\u00e9e\n", "document 1: its token 4 is unknown to this tokenizer: 'thr\u00e9e'"),
+        ("a.jsonl", '{"units": ["ab", "cd"]}\n{"units": ["ab", "\u00e9"]}\n', "document 1: its token 1 is unknown"),
+        ("a.txt", "", "holds no text"),
+        ("a.jsonl", "\n \n", "holds no text"),
+        ("a.jsonl", '{"units": []}\n', "no field `text` that is a text; it has .'units'."),
+        ("a.txt", "only one\n", "1 documents: two or more"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read_whole_are_refused_and_nothing_is_written(
+    name: str, content: str | bytes, says: str, tmp_path: Path
+) -> None:
+    file, folder = tmp_path / name, tmp_path / "runs"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(pb.PatchbayError, match=says):
+        variant(str(file), words.reader("characters"), folder=str(folder))
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
@@ -311,6 +349,10 @@ def test_data_may_lie_in_a_file(tmp_path: Path) -> None:
         (None, {"plan": {"step": 3}}, "did you mean 'steps'"),
         (None, {"plan": {"steps": 2.5}}, "steps is written as int, got 2.5"),
         (None, {"plan": {"steps": -1}}, "0 or more steps"),
+        (None, {"plan": {"steps": float("inf")}}, "steps is written as int, got inf"),
+        (None, {"plan": {"batch_size": float("nan")}}, "batch_size is written as int, got nan"),
+        (None, {"plan": {"rate": float("nan")}}, "a rate above 0"),
+        (None, {"plan": {"rate": 10**400}}, "rate is written as float, got 1000000"),
         (None, {"plan": {"length": 4}}, "has 6 tokens in 3 units, and a row holds length=4"),
         ([[5] * 200, [6] * 200], {"plan": {"length": 200}}, "this model reads at most 64"),
         (None, {"plan": {"steps": 3, "rate": 1e30}}, "no longer finite"),
