@@ -41,8 +41,8 @@ AFTER = ["tiny", "contract", "papers", "draw", "stories", "serve", "cli", "app"]
 ROOMS = [*LINE, *VERBS, *AFTER]
 FILES = {  # in these rooms each file imports only what stands before it; in the others, any order without a loop
     "signal": "card port channel positions",
-    "edits": "probe edit apply",
-    "jacks": "defaults arguments modelled hooks sites features patterns attention operators sums attach history place session",
+    "edits": "probe edit apply together",
+    "jacks": "defaults arguments modelled hooks notes sites features patterns attention operators sums attach history place session",
     "model": "families attached stream placing plain linear carried fingerprint precisions source recalled weights proofs self_check versions proving regime asked view given chats tokens text generate printed model cards load rotary trace shards kept filling run states caches packed check",
     "tasks": "words answers scoring checks own table rows task spell arithmetic entity_binding binding_counterfactuals facts indirect_object laundry_list "
     "needle_retrieval repeated_tokens successor",

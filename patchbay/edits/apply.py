@@ -76,7 +76,7 @@ def _cut_keys(edit: Edit, width: int) -> Edit:
 def apply(edit: Edit, signal: Tensor, ordinal: Tensor | None, row: Tensor | None) -> Tensor:
     """The edited signal. `signal` [prompt, position, ...features]; `ordinal` [prompt, position] and `row` [prompt] as from
     `chosen` and `row_mask`, None where everything is touched. Never changes `signal` in place."""
-    value = _value_for(edit, signal, ordinal, row)
+    value = value_for(edit, signal, ordinal, row)
     if edit.op == "replace" or edit.op == "mean":
         new = value.expand_as(signal)
     elif edit.op == "add":
@@ -95,7 +95,7 @@ def apply(edit: Edit, signal: Tensor, ordinal: Tensor | None, row: Tensor | None
     return torch.where(touched.reshape(touched.shape + (1,) * (signal.ndim - 2)), new, signal)
 
 
-def _value_for(edit: Edit, signal: Tensor, ordinal: Tensor | None, row: Tensor | None) -> Tensor:
+def value_for(edit: Edit, signal: Tensor, ordinal: Tensor | None, row: Tensor | None) -> Tensor:
     """The edit's value in the signal's dtype and device, shaped to broadcast against [prompt, position, ...features]."""
     if not isinstance(edit.value, Tensor):
         return signal.new_tensor(0.0 if edit.value is None else float(edit.value))

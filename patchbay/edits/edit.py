@@ -125,6 +125,11 @@ class Edit:
         return isinstance(self.value, Tensor) and self.op != "project" and self.value.ndim > len(self.port.axes) - 2
 
     @property
+    def same_everywhere(self) -> bool:
+        """Is the value by row, and within a row the same at every position?"""
+        return isinstance(self.value, Tensor) and self.value.ndim == len(self.port.axes) and self.value.shape[1] == 1
+
+    @property
     def by_row(self) -> bool:
         """Does it treat prompts by their place in the batch, so that the batch must be run whole?"""
         masks = [mask for mask in (self.positions, self.keys) if isinstance(mask, Tensor)]

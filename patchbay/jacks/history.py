@@ -22,7 +22,7 @@ NOTE = "_patchbay_history"
 class History:
     """What went into a cache: token ids [prompt, column], which columns are real, the column where the prompt ends, whether
     somebody said that it ends there, each edit with the column from which on it was made, and where (`touched`: by its place among
-    them, the notes of `sites.py`)."""
+    them, see `notes.py`)."""
 
     ids: Tensor
     real: Tensor | None

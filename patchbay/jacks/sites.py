@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,10 @@ from torch import Tensor
 from patchbay.edits.apply import apply, row_mask
 from patchbay.edits.edit import Edit
 from patchbay.edits.probe import Probe
+from patchbay.edits.together import Together, in_rows, made, plan
 from patchbay.jacks.arguments import refuse_checkpoints
 from patchbay.jacks.modelled import Modelled as Lent
+from patchbay.jacks.notes import Note, hit
 from patchbay.signal.port import PatchbayError, Port, position_axis
 from patchbay.signal.positions import Batch, all_from, chosen
 
@@ -48,38 +50,6 @@ class Want:
         )
 
 
-class Note(NamedTuple):
-    """That an edit was made at the columns `begin` to `end`; see `_touch`. `ordinal` and `row` None: at all of them, in all rows."""
-
-    begin: int
-    end: int
-    lengths: Tensor
-    ordinal: Tensor | None = None
-    row: Tensor | None = None
-    column_of: Tensor | None = None
-
-    @classmethod
-    def of(cls, hit: Tensor) -> Note:
-        """The note of positions that are known, bool [prompt, position]."""
-        n, end = hit.shape
-        return cls(0, end, torch.full((n,), end), hit.long() - 1)
-
-    def repeated(self, n: int) -> Note:
-        """Of one prompt, that of `n` copies of it."""
-
-        def wide(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.expand(n, *x.shape[1:])
-
-        lengths = self.lengths.expand(n)
-        return self._replace(
-            lengths=lengths, ordinal=wide(self.ordinal), row=wide(self.row), column_of=wide(self.column_of)
-        )
-
-    @property
-    def plain(self) -> bool:
-        return self.ordinal is None and self.row is None and self.column_of is None
-
-
 class Here(threading.local):
     """The run that is going on, of each thread its own: threads that were started inside a block share its session.
 
@@ -107,7 +77,8 @@ class Sites:
     def __init__(self, model: Lent, taps: Sequence[Port], edits: Sequence[Edit], *, grad: bool) -> None:
         self.model, self.edits, self.grad = model, list(edits), grad
         self.here = Here()
-        self._row_masks: dict[int, tuple[Edit, Tensor]] = {}
+        self._row_masks: dict[int, tuple[Edit, Tensor, Tensor | None]] = {}
+        self._plans: dict[int, list[Together] | None] = {}  # by the first edit's place
         self._seen: dict[Port, Tensor] = {}  # by the taps of the latest run, in whatever thread
         self.wants: dict[tuple[str, int | None], Want] = {}
         self.hosts: dict[
@@ -133,7 +104,7 @@ class Sites:
     def touched(self) -> list[list[tuple[int, ...]]]:
         """For each edit, for each prompt, the positions where it was made since the latest prompts began, in this thread."""
         n = 0 if self.here.batch is None else len(self.here.batch.ids)
-        made = [_hit(self.here.touched.get(i, ()), n) for i in range(len(self.edits))]
+        made = [hit(self.here.touched.get(i, ()), n) for i in range(len(self.edits))]
         return [[tuple(row.nonzero()[:, 0].tolist()) for row in one] for one in made]
 
     def _touch(self, edit: int, ordinal: Tensor | None, row: Tensor | None, n_here: int) -> None:
@@ -141,12 +112,12 @@ class Sites:
         batch, begin, end = self.here.batch, max(self.here.end - n_here, 0), self.here.end
         assert batch is not None
         notes = self.here.touched.setdefault(edit, [])
-        plain = ordinal is None and row is None and self.here.column_of is None
-        if plain and begin and notes and notes[-1].plain and 0 < notes[-1].begin <= begin <= notes[-1].end:
+        plain = ordinal is None and self.here.column_of is None
+        if plain and begin and notes and notes[-1].goes_on(row) and 0 < notes[-1].begin <= begin <= notes[-1].end:
             begin = notes.pop().begin  # one stretch of generated tokens
         notes.append(Note(begin, end, batch.lengths, ordinal, row, self.here.column_of))
         if len(notes) > 512:
-            notes[:] = [Note.of(_hit(notes, len(batch.ids)))]
+            notes[:] = [Note.of(hit(notes, len(batch.ids)))]
 
     def _want(self, port: Port) -> Want:
         return self.wants.setdefault((port.signal, port.layer), Want())
@@ -235,6 +206,9 @@ class Sites:
             return x
         axis = position_axis(signal)
         y = x.movedim(axis, 1)  # [prompt, position, (head | neuron | expert), ...]
+        together = None if torch.is_grad_enabled() or only is not None else self._together(edits, y.shape[1], n_keys)
+        if together is not None:
+            return made(together, y).movedim(1, axis)
         if any(edit.port.index is not None for _, edit in edits):
             y = y.clone()
         for i, edit in edits:
@@ -242,7 +216,10 @@ class Sites:
             part = y if index is None else y[:, :, index].clone() if self.grad else y[:, :, index]
             ordinal, row = self._where(edit, y.shape[1], n_keys)
             self._touch(i, ordinal, row, y.shape[1])
-            new = apply(edit, part, _to(ordinal, y), _to(row, y))
+            if ordinal is None and row is not None:
+                new = in_rows(edit, part, row, self._rows(edit)[1])
+            else:
+                new = apply(edit, part, _to(ordinal, y), _to(row, y))
             if index is None:
                 y = new.clone() if new._base is not None or len(edits) > 1 else new
             else:
@@ -257,18 +234,39 @@ class Sites:
         begin = max(
             self.here.end - n_all, 0
         )  # cached keys reach back before this chunk; of a fixed size, ahead of its end
-        first = (
-            begin if self.here.column_of is None else int(self.here.column_of[:, begin].min())
-        )  # padding moves columns
-        plain = edit.rows is None and not edit.spread and fired is None
-        if plain and all_from(first, edit.positions, self.here.batch):
-            return None, None
+        plain = fired is None and (not edit.spread or edit.same_everywhere)
+        if plain and (edit.positions is None or all_from(self._first(begin), edit.positions, self.here.batch)):
+            return None, None if edit.rows is None and not edit.spread else self._rows(edit)[0]
         ordinal = self._columns(chosen(edit.positions, self.here.batch, what=edit))[:, begin : self.here.end]
         ordinal = ordinal if fired is None else ordinal.masked_fill(~fired, -1)
-        rows = self._row_masks.get(id(edit))  # with the edit, so that no other can come to have its id
-        if rows is None or len(rows[1]) != len(ordinal):  # asked at each token of a generation
-            rows = self._row_masks[id(edit)] = edit, row_mask(edit, len(ordinal))
-        return _wide(ordinal, n_all), rows[1]
+        return _wide(ordinal, n_all), self._rows(edit)[0]
+
+    def _together(self, edits: Sequence[tuple[int, Edit]], n_here: int, n_keys: int | None) -> list[Together] | None:
+        """Edits of single rows as few sums and products, where each is made at every position that runs now; noted as made."""
+        key = edits[0][0]
+        if key not in self._plans:
+            self._plans[key] = plan([edit for _, edit in edits])
+        together = self._plans[key]
+        if together is None or any(self._where(edit, n_here, n_keys)[0] is not None for _, edit in edits):
+            return None
+        for i, edit in edits:
+            self._touch(i, None, self._rows(edit)[0], n_here)
+        return together
+
+    def _first(self, begin: int) -> int:
+        """The least position of a column: padding moves them."""
+        return begin if self.here.column_of is None else int(self.here.column_of[:, begin].min())
+
+    def _rows(self, edit: Edit) -> tuple[Tensor, Tensor | None]:
+        """The edited rows, as from `row_mask`, and their places in the batch in the edit's order; None where these are all of it."""
+        assert self.here.batch is not None
+        n = len(self.here.batch.ids)
+        known = self._row_masks.get(id(edit))  # with the edit, so that no other can come to have its id
+        if known is None or len(known[1]) != n:  # asked at each token of a generation
+            mask, rows = row_mask(edit, n), edit.rows
+            places = None if rows is None or rows == tuple(range(n)) else torch.tensor(rows)
+            known = self._row_masks[id(edit)] = edit, mask, places
+        return known[1], known[2]
 
     def _columns(self, ordinal: Tensor) -> Tensor:
         """From positions of prompts to columns of the tensors that run, which hold padding where a mask says so."""
@@ -377,22 +375,3 @@ def _to(index: Tensor | None, like: Tensor) -> Tensor | None:
 def _wide(ordinal: Tensor, n: int) -> Tensor:
     """`n` columns, those added untouched: places of a fixed cache that no token has filled."""
     return torch.nn.functional.pad(ordinal, (0, n - ordinal.shape[1]), value=-1)
-
-
-def _hit(notes: Sequence[Note], n: int) -> Tensor:
-    """Where the noted edit was made, bool [prompt, position]; `n` prompts run now, and notes of other batches are no more."""
-    hit = torch.zeros(n, max((note.end for note in notes), default=0), dtype=torch.bool)
-    for note in notes:
-        if len(note.lengths) != n:
-            continue
-        place = torch.arange(note.begin, note.end).expand(n, -1)  # [prompt, column]
-        if note.column_of is not None:
-            place = note.column_of[:, note.begin : note.end]
-        made = (place >= 0) & (place < note.lengths[:, None].cpu())
-        if note.ordinal is not None:
-            made = made & (note.ordinal[:, : place.shape[1]] >= 0)
-        if note.row is not None:
-            made = made & (note.row >= 0)[:, None]
-        prompt, column = made.nonzero(as_tuple=True)
-        hit[prompt, place[prompt, column]] = True
-    return hit

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -69,18 +70,26 @@ def regimes(model: Any, lengths: Iterable[int]) -> dict[int, int]:
     return {length: model.regime(length) for length in each}
 
 
+_SCALED: WeakKeyDictionary[nn.Module, tuple[tuple[int, bool], ...]] = WeakKeyDictionary()  # by model, asked once
+
+
 def rope_regime(hf: nn.Module, length: int) -> int:
     """0 for lengths whose rotary positions are alike; else a number that prompts of one scaling share."""
-    found = 0
+    if hf not in _SCALED:
+        _SCALED[hf] = _scaled(hf)
+    return max((length if dynamic else 1 for trained, dynamic in _SCALED[hf] if length > trained), default=0)
+
+
+def _scaled(hf: nn.Module) -> tuple[tuple[int, bool], ...]:
+    """Of each module whose rotary positions hang on the length: the trained length, and whether each length beyond it has its own."""
+    found = []
     for module in hf.modules():
         kind: Any = getattr(module, "rope_type", None)
-        kinds = kind.values() if isinstance(kind, dict) else (kind,)
-        if not any(isinstance(one, str) and (one == "longrope" or "dynamic" in one) for one in kinds):
-            continue
-        trained = _trained_length(module)
-        if length > trained:
-            found = max(found, length if any(isinstance(one, str) and "dynamic" in one for one in kinds) else 1)
-    return found
+        kinds = [one for one in (kind.values() if isinstance(kind, dict) else (kind,)) if isinstance(one, str)]
+        dynamic = any("dynamic" in one for one in kinds)
+        if dynamic or "longrope" in kinds:
+            found.append((_trained_length(module), dynamic))
+    return tuple(found)
 
 
 def _trained_length(module: Any) -> int:

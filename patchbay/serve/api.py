@@ -9,6 +9,7 @@ import logging
 import secrets
 import time
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -146,7 +147,8 @@ class Api:
         if n_new is None:
             longest = self.engine.model.longest_prompt or self.engine.room.batch_tokens
             n_new = max(1, min(CHAT_TOKENS, longest - len(ids), self.engine.room.batch_tokens // asked.n - len(ids)))
-        return Work(ids, edits, asked.n, n_new, asked.sampling, seed, asked.stop, asked.logprobs, asked.echo)
+        more: dict[str, Any] = {"logprobs": asked.logprobs, "echo": asked.echo, "whole": not asked.stream}
+        return Work(ids, edits, asked.n, n_new, asked.sampling, seed, asked.stop, **more)
 
     # ---- what is answered ----
 
@@ -157,7 +159,6 @@ class Api:
                 place, event = await box.next(gone)
                 if isinstance(event, Refusal):
                     raise event
-                story.token()
                 answer.hear(place, event)
         finally:
             gone.cancel()
@@ -193,7 +194,6 @@ class Api:
                     status, reason = event.status, event.code or "error"
                     yield b"data: " + event.body + b"\n\n"
                     break
-                story.token()
                 for chunk in answer.pieces(place, event):
                     yield _event(chunk)
                 if answer.over:
@@ -220,37 +220,50 @@ class _Box:
 
     def __init__(self, works: Sequence[Work]) -> None:
         self.works, self.loop = list(works), asyncio.get_running_loop()
-        self.queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self.events: deque[tuple[int, Event]] = deque()
+        self.rung, self.due = asyncio.Event(), False  # `due`: the loop is to be rung, and will look at all events then
         for place, work in enumerate(works):
             work.tell = lambda event, place=place: self._put(place, event)  # type: ignore[misc]
 
     def _put(self, place: int, event: Event) -> None:
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, (place, event))
+        """In the engine's thread. One event after another costs one bell."""
+        self.events.append((place, event))
+        if not self.due and not self.loop.is_closed():
+            self.due = True
+            self.loop.call_soon_threadsafe(self._ring)
+
+    def _ring(self) -> None:
+        self.due = False
+        self.rung.set()
 
     async def next(self, gone: asyncio.Task[None] | None = None) -> tuple[int, Event]:
         """The next event. Raises Refusal once `gone` says that the client has left."""
-        if gone is None or not self.queue.empty():
-            return await self.queue.get()
-        getting = asyncio.ensure_future(self.queue.get())
-        await asyncio.wait([getting, gone], return_when=asyncio.FIRST_COMPLETED)
-        if not getting.done():
-            getting.cancel()
-            raise Refusal(499, "the client left")
-        return getting.result()
+        while not self.events:
+            self.rung.clear()
+            if gone is None:
+                await self.rung.wait()
+                continue
+            ringing = asyncio.ensure_future(self.rung.wait())
+            await asyncio.wait([ringing, gone], return_when=asyncio.FIRST_COMPLETED)
+            if not ringing.done():
+                ringing.cancel()
+                raise Refusal(499, "the client left")
+        return self.events.popleft()
 
 
 class _Story:
     """One line of the log for each request, when it is over."""
 
     def __init__(self, api: Api, path: str) -> None:
-        self.api, self.path, self.begun, self.first = api, path, time.monotonic(), 0.0
+        self.api, self.path, self.begun = api, path, time.monotonic()
         self.asked: Asked | None = None
         self.works: list[Work] = []
         self.about: dict[str, Any] = {}
 
-    def token(self) -> None:
-        self.first = self.first or time.monotonic() - self.begun
+    @property
+    def first(self) -> float:
+        """Seconds to the first token, 0 where none came."""
+        return min((work.first - self.begun for work in self.works if work.first), default=0.0)
 
     def end(self, status: int, reason: str | None, n_new: int = 0) -> None:
         key = (self.path, status)

@@ -53,9 +53,9 @@ def own_steps(model: Model) -> list[Any]:
 
 
 class Chooser:
-    """Chooses the tokens of one text. `chance`: where its draws come from."""
+    """Chooses the tokens of one text. `chance`: where its draws come from, None where it makes none."""
 
-    def __init__(self, sampling: Sampling, own: Sequence[Any], chance: torch.Generator) -> None:
+    def __init__(self, sampling: Sampling, own: Sequence[Any], chance: torch.Generator | None) -> None:
         self.sampling, self.own, self.chance = sampling, list(own), chance
         self.counts: Counter[int] = Counter()
         steps = []
@@ -88,6 +88,7 @@ class Chooser:
             empty = torch.empty(1, 0, dtype=torch.long, device=logits.device)
             for step in self.steps:
                 scores = step(empty, scores)
+            assert self.chance is not None
             token = int(draw(scores, [self.chance])[0])
         self.counts[token] += 1
         return token

@@ -10,6 +10,7 @@ Room is counted in columns of the batch: rows times the length that the longest 
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from patchbay.model.generate import Asked as Options
 from patchbay.model.model import Model
 from patchbay.serve.choosing import Told, own_steps, told
 from patchbay.serve.guard import Refusal, noted
-from patchbay.serve.joined import Alone, Joined, fits, joins
+from patchbay.serve.joined import Alone, Joined, Text, fits, joins
 from patchbay.serve.prefill import Prefill
 from patchbay.serve.room import Counts, Room, check
 from patchbay.serve.work import Line, Prompt, Work
@@ -156,7 +157,7 @@ class Engine:
 
     def _begun(self, work: Work) -> Started:
         started = Started(work, None)
-        if fits(self.model, Line(work, 0, (), self.tokenizer, self.ends).text, work.n_new):
+        if fits(self.model, Text(list(work.ids), work.edits), work.n_new):
             heard = (lambda logits, at: self._hear(started, logits, at)) if work.echo else None
             started.prefill = Prefill(self.model, [work.ids], [work.edits], heard)
         return started
@@ -247,7 +248,7 @@ class Engine:
         work, first = started.work, None
         runs: list[Alone] = []
         for _ in range(work.n):
-            runs.append(Alone(self.model, Line(work, 0, (), self.tokenizer, self.ends).text, work.n_new))
+            runs.append(Alone(self.model, Text(list(work.ids), work.edits), work.n_new))
             logits = runs[-1].start()
             if first is None:
                 first = logits[-1]
@@ -275,13 +276,13 @@ class Engine:
             _tell_once(failed, self._failure(error))
             return
         self.counts.steps += 1
-        plain = logits.argmax(-1).tolist()
-        right = (logits == logits).all(-1).tolist()
-        for at, line in enumerate(self.lines):
-            if not right[at]:
+        likeliest = logits.argmax(-1, keepdim=True)  # of what is no number, that
+        tops = logits.gather(1, likeliest)[:, 0].tolist()
+        for at, (line, token) in enumerate(zip(self.lines, likeliest[:, 0].tolist(), strict=True)):
+            if math.isnan(tops[at]):
                 self._no_number(line)
             else:
-                self._choose(line, logits[at], plain[at])
+                self._choose(line, logits[at], token)
         self._leave([line for line in self.lines if line.over])
 
     def _step_apart(self) -> None:

@@ -14,10 +14,12 @@ UNFINISHED = "\ufffd"  # what a part of a letter is decoded as
 
 
 class Words:
-    """The text after a prompt, token by token. `stopped`: one of the stops has come, and the text ended before it."""
+    """The text after a prompt, token by token. `stopped`: one of the stops has come, and the text ended before it. `late`: nobody asks
+    for it before its end, so that it is decoded once, unless there are stops to look for."""
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any, prompt: Sequence[int], stops: Sequence[str] = (), *, late: bool = False) -> None:
         self.tokenizer, self.stops, self.stopped = tokenizer, tuple(stops), False
+        self.late = late and not self.stops
         self.window = list(prompt[-BEFORE:])
         self.seen = self._decode(self.window)
         self.waited = 0  # tokens since a letter was whole
@@ -26,6 +28,8 @@ class Words:
     def add(self, token: int) -> str:
         """The text that is certain now."""
         self.window.append(token)
+        if self.late:
+            return ""
         text = self._decode(self.window)
         self.waited = self.waited + 1 if text.endswith(UNFINISHED) else 0
         if 0 < self.waited < LETTER:

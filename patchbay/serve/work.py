@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,9 +59,11 @@ class Work:
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
     echo: bool = False
+    whole: bool = False  # nobody listens before a text is over: it is told in one piece
     tell: Callable[[Event], None] = field(default=lambda event: None, repr=False)
     gone: bool = False  # nobody waits for it any longer
     begun: float = 0.0
+    first: float = 0.0  # when the first of its tokens was chosen
 
     @property
     def total(self) -> int:
@@ -78,8 +81,9 @@ class Line:
     def __init__(self, work: Work, choice: int, own: Sequence[Any], tokenizer: Any, ends: frozenset[int]) -> None:
         self.work, self.choice, self.ends = work, choice, ends
         self.text = Text(list(work.ids), work.edits)
-        self.chooser = Chooser(work.sampling, own, _chance(work, choice))
-        self.words = Words(tokenizer, work.ids, work.stops)
+        self.chooser = Chooser(work.sampling, own, None if work.sampling.greedy else _chance(work, choice))
+        self.words = Words(tokenizer, work.ids, work.stops, late=work.whole)
+        self.said, self.about = "", list[Told]()  # not told yet
         self.next, self.n = -1, 0
         self.over = False
 
@@ -90,13 +94,16 @@ class Line:
     def take(self, token: int, about: tuple[Told, ...]) -> None:
         """A token was chosen: tell of it, and whether the text is over."""
         self.next, self.n = token, self.n + 1
+        self.work.first = self.work.first or time.monotonic()
         ended = token in self.ends
-        words = "" if ended else self.words.add(token)
+        self.said += "" if ended else self.words.add(token)
+        self.about += about
         last = ended or self.words.stopped or self.n >= self.work.n_new
         if last and not self.words.stopped:
-            words += self.words.end()
-        if words or about:
-            self.events(Piece(self.choice, words, about))
+            self.said += self.words.end()
+        if (last or not self.work.whole) and (self.said or self.about):
+            self.events(Piece(self.choice, self.said, tuple(self.about)))
+            self.said, self.about = "", []
         if last:
             stopped = ended or self.words.stopped
             self.finish("stop" if stopped else "length")

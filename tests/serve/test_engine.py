@@ -69,6 +69,33 @@ def test_a_request_joins_at_the_next_token_and_leaves_at_its_last(model: pb.Mode
     assert long.events[-1].n == 9
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"logprobs": 2}, {"stops": ("e",)}, {"n": 2, "sampling": Sampling(temperature=1)}]
+)
+def test_a_text_that_nobody_hears_before_its_end_is_told_once(model: pb.Model, options: dict[str, Any]) -> None:
+    engine = Engine(model, Room())
+    ids = model.encode("The capital of Lolavia is")[0]
+    heard, whole = Heard(ids, 12, **options), Heard(ids, 12, whole=True, **options)
+    engine.submit([heard.work, whole.work])
+    while not (heard.over and whole.over and engine.idle):
+        engine.turn()
+    n = heard.work.n
+    assert len(whole.events) == 2 * n  # a piece and an end of each choice
+    assert whole.text == heard.text != ""
+
+    def tokens(one: Heard) -> list[Any]:
+        return [
+            token for event in one.events if isinstance(event, Piece) and not event.choice for token in event.tokens
+        ]
+
+    assert tokens(whole) == tokens(heard)
+    assert bool(tokens(whole)) == (heard.work.logprobs is not None)
+    assert {event for event in whole.events if isinstance(event, End)} == {
+        event for event in heard.events if isinstance(event, End)
+    }
+    assert whole.work.begun < whole.work.first
+
+
 def test_a_long_prompt_does_not_hold_up_the_others(model: pb.Model) -> None:
     engine = Engine(model, Room(chunk=8))
     first = Heard(model.encode("The")[0], 12, sampling=Sampling(temperature=0, bias=((0, -100.0),)))

@@ -34,6 +34,16 @@ def test_pieces_put_together_are_the_text(text: str) -> None:
     assert all("\ufffd" not in piece for piece in found)
 
 
+@pytest.mark.parametrize("text", ["für die Katz", "日本語のテキスト", "🙂🙃🙂" * 20])
+def test_told_late_it_is_the_same_text(text: str) -> None:
+    """Decoded once, at the end; where there are stops to look for, as it comes."""
+    ids = list(text.encode())
+    found = pieces(Words(Letters(), list("Präfix".encode()), late=True), ids)
+    assert found == [*([""] * len(ids)), text]
+    stopped = pieces(Words(Letters(), [65], (text[-2],), late=True), ids)
+    assert "".join(stopped) == text[: text.index(text[-2])]
+
+
 def test_what_is_never_finished_is_told_at_the_end() -> None:
     ids = list("ab🙂".encode())[:-1]
     found = pieces(Words(Letters(), [65]), ids)
