@@ -36,8 +36,8 @@ def build(model: Any, **blocks: Any) -> PreTrainedModel:
     """A model of a config with other blocks, in evaluation mode; of a model, one that keeps its weights where they still have a place.
 
     `attention`: "softmax1", "k_bias", "kv_bias", "sigmoid", "normalised_sigmoid", or a table with `kind` and `bias` (of the sigmoids), or a list of these by layer
-    with "softmax" for the family's own. `mixer`: "gla", "h3", "lssl", or a list by layer with "attention" for the family's own. `convolution`: the width of a causal
-    convolution of queries, keys and values. `turned`: True. `monet`: a table of experts, heads, keep, width and form, {} for the defaults, in the place of every
+    with "softmax" for the family's own. `mixer`: "gla", "h3", "lssl", a table of "gla" with `decay` (False is linear attention), or a list by layer with "attention" for the family's own. `convolution`: the width of
+    a causal convolution of queries, keys and values. `turned`: True, or {"bend": False} for phases alone. `monet`: a table of experts, heads, keep, width and form, {} for the defaults, in the place of every
     MLP. `feedforward`: a table with `kind` "low_rank", "block_dense" or "block_shuffle", `rank`, `blocks`, `guided`. `abs_topk`: how many neurons may write at a token. `ranks`: of a model, what `welore.ranks`
     makes of it. `gate`: True, or its bias. `meta_tokens`: a table of `id`, `layers`, `masked`. `lexinvariant`: True. `ngram`: how many last tokens, or a list of these. New weights are drawn from torch's
     global random state, as transformers' are.

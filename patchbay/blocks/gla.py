@@ -142,19 +142,25 @@ class GatedLinearAttention(nn.Module):
     attention_kind = "gla"
     beside_pattern = "norm"  # between the pattern times the values and the port z
 
-    def __init__(self, config: Any, layer_idx: int, n_heads: int, names: tuple[str, ...], *, rank: int = 16) -> None:
+    def __init__(
+        self, config: Any, layer_idx: int, n_heads: int, names: tuple[str, ...], *, rank: int = 16, decay: bool = True
+    ) -> None:
         super().__init__()
         d = config.hidden_size
         self.config, self.layer_idx, self.n_heads, self.names = config, layer_idx, n_heads, names
         self.is_causal, self.scaling = True, (d // n_heads) ** -0.5
         for name in names:  # queries, keys, values, output
             setattr(self, name, nn.Linear(d, d, bias=False))
-        self.decay_down, self.decay_up = nn.Linear(d, rank, bias=False), nn.Linear(rank, d)
+        self.decay = decay
+        if decay:
+            self.decay_down, self.decay_up = nn.Linear(d, rank, bias=False), nn.Linear(rank, d)
         self.read_gate = nn.Linear(d, d, bias=False)
         self.head_norm = nn.RMSNorm(d // n_heads, eps=1e-6)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """log a [prompt, head, position, d_key], at most 0."""
+        """log a [prompt, head, position, d_key], at most 0; without decay 0, which is linear attention."""
+        if not self.decay:
+            return x.new_zeros(len(x), self.n_heads, x.shape[1], x.shape[2] // self.n_heads)
         gate = self.decay_up(self.decay_down(x))
         gate = nn.functional.logsigmoid(gate.to(torch.promote_types(x.dtype, torch.float32))) / TEMPER
         return gate.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -95,16 +95,15 @@ def by_layer(host: Host, block: str, value: Any) -> list[dict[str, Any]]:
 
 def _attention(host: Host, value: Any, asked: Asked) -> None:
     for i, given in enumerate(by_layer(host, "attention", value)):
-        kind = given["kind"]
-        if kind == "softmax":
-            continue
-        if kind not in kinds.KINDS:
-            names = ["softmax", *kinds.KINDS]
+        kind, names = given["kind"], ["softmax", *kinds.KINDS]
+        if kind not in names:
             raise PatchbayError(f"no attention {kind!r}; kinds are {', '.join(names)}" + suggest(str(kind), names))
         if extra := set(given) - {"kind", *(["bias"] if "sigmoid" in kind else [])}:
             raise PatchbayError(
                 f"attention {kind!r} has no {', '.join(sorted(extra))}; only the sigmoids have bias=, a number added to every score"
             )
+        if kind == "softmax":
+            continue
         if host.family.attention != "interface":
             raise host.refuse(
                 "attention",
@@ -156,12 +155,17 @@ def _convolution(host: Host, value: Any, asked: Asked) -> None:
 
 def _mixer(host: Host, value: Any, asked: Asked) -> None:
     for i, given in enumerate(by_layer(host, "mixer", value)):
-        if given["kind"] == "attention":
+        options = {name: setting for name, setting in given.items() if name != "kind"}
+        if given["kind"] == "attention" and not options:
             continue
-        if given["kind"] not in MIXERS:
+        if given["kind"] not in ("attention", *MIXERS):
             raise PatchbayError(
                 f"no mixer {given['kind']!r}; mixers are attention, {', '.join(MIXERS)}"
                 + suggest(str(given["kind"]), list(MIXERS))
+            )
+        if options and (given["kind"] != "gla" or set(options) != {"decay"} or not isinstance(options["decay"], bool)):
+            raise PatchbayError(
+                f"mixer {given}: only gla takes more than its kind, which is decay, True or False (linear attention)"
             )
         if (
             host.family.qkv != "separate"
@@ -173,13 +177,13 @@ def _mixer(host: Host, value: Any, asked: Asked) -> None:
                 "mixer",
                 "does not keep queries, keys and values in three maps of one attention; possible: llama, mistral, qwen2, opt",
             )
-        MIXERS[given["kind"]](host, i, asked)
+        MIXERS[given["kind"]](host, i, asked, **options)
 
 
-def _gla(host: Host, i: int, asked: Asked) -> None:
+def _gla(host: Host, i: int, asked: Asked, *, decay: bool = True) -> None:
     config = host.hf.config.get_text_config()
     names = (*host.family.qkv_modules, host.family.attn_proj)
-    made = GatedLinearAttention(host.hf.config, i, config.num_attention_heads, names)
+    made = GatedLinearAttention(host.hf.config, i, config.num_attention_heads, names, decay=decay)
     setattr(host.layers[i], host.family.attn, made)
     asked.dispatched = True
     asked.need_whole("gla")
@@ -233,8 +237,9 @@ def _lexinvariant(host: Host, value: Any, asked: Asked) -> None:
 
 def _turned(host: Host, value: Any, asked: Asked) -> None:
     config = host.hf.config
-    if value is not True:
-        raise PatchbayError(f"turned={value!r}: True")
+    bend = value.get("bend") if isinstance(value, dict) and set(value) == {"bend"} else value
+    if not isinstance(bend, bool):
+        raise PatchbayError(f'turned={value!r}: True, or {{"bend": False}} for phases b alone, D being 1 for good')
     if config.model_type.removeprefix("blocks_") not in ("llama", "mistral", "qwen2"):
         raise host.refuse(
             "turned",
@@ -247,7 +252,7 @@ def _turned(host: Host, value: Any, asked: Asked) -> None:
         )
     for i in range(len(host.layers)):
         attn = host.attention(i)
-        attn.q_proj = Turned(attn.q_proj, config.num_attention_heads, _heads(host, attn)[1])
+        attn.q_proj = Turned(attn.q_proj, config.num_attention_heads, _heads(host, attn)[1], bend=bend)
         attn.k_proj = TurnedKeys(attn.k_proj, attn.q_proj)
 
 
@@ -256,6 +261,8 @@ def _feedforward(host: Host, value: Any, asked: Asked) -> None:
     for i, given in enumerate(by_layer(host, "feedforward", value)):
         sizes = {key: size for key, size in given.items() if key != "kind"}
         if given["kind"] == "dense":
+            if sizes:
+                raise PatchbayError(f"feedforward 'dense' has no {', '.join(sorted(sizes))}: it is the family's own")
             continue
         mlp = follow(host.layers[i], host.family.mlp)
         names = [name for name in (host.family.mlp_gate, host.family.mlp_up, host.family.mlp_proj) if name]
@@ -328,7 +335,7 @@ def _abs_topk(host: Host, value: Any, asked: Asked) -> None:
 
 
 ACTIVATIONS = ("act_fn", "act", "activation_fn")
-MIXERS: dict[str, Callable[[Host, int, Asked], None]] = {
+MIXERS: dict[str, Callable[..., None]] = {
     "gla": _gla,
     "h3": partial(_state_space, H3),
     "lssl": partial(_state_space, LSSL),

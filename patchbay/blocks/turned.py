@@ -37,10 +37,14 @@ def turned(x: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
 class Turned(nn.Module):
     """The query map of a layer, its angles turned; the layer's keys are turned by `TurnedKeys`, with the same D."""
 
-    def __init__(self, inner: nn.Module, n_heads: int, d_head: int) -> None:
+    def __init__(self, inner: nn.Module, n_heads: int, d_head: int, *, bend: bool = True) -> None:
         super().__init__()
         self.inner, self.n_heads = inner, n_heads
-        self.D = nn.Parameter(torch.ones(n_heads, d_head // 2))
+        self.D: Tensor
+        if bend:
+            self.D = nn.Parameter(torch.ones(n_heads, d_head // 2))
+        else:  # a buffer: nothing that trains parameters moves it
+            self.register_buffer("D", torch.ones(n_heads, d_head // 2))
         self.b = nn.Parameter(torch.zeros(n_heads, d_head // 2))
 
     def forward(self, x: Tensor) -> Tensor:

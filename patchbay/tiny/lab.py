@@ -19,7 +19,19 @@ from patchbay.tiny import text
 RELATION, FIRST, LETTERS = 1, 2, 32
 FACT_VOCAB = FIRST + LETTERS
 Fact = list[list[int]]
-__all__ = ["backcopies", "facts", "mentions", "pieces", "read_one_way", "repeats", "small"]
+ALPHABET = "abcdefghijklmnopqrstuvwxyz ,."
+__all__ = [
+    "backcopies",
+    "characters",
+    "facts",
+    "mentions",
+    "phrases",
+    "pieces",
+    "read_one_way",
+    "recalls",
+    "repeats",
+    "small",
+]
 
 
 def small(
@@ -168,3 +180,69 @@ def mentions(n: int, seed: int, *, vocab: int = 64, length: int = 32) -> list[tu
                 ids.append(last)
         found.append((ids, places))
     return found
+
+
+def recalls(
+    n: int, seed: int, *, pairs: int = 8, length: int = 32, keys: int = 16, values: int = 16, after: Sequence[int] = ()
+) -> list[tuple[list[int], list[int]]]:
+    """Associative recall: texts of a key and its value, over and over; which `pairs` keys a text has, and which value each of them, is drawn for that text.
+
+    Keys are tokens 0..keys - 1, values the next ones. Behind every pair stand the tokens `after`. Beside the tokens: the places of values whose key stood in the text before.
+    """
+    draw, found = random.Random(f"recalls {seed}"), list[tuple[list[int], list[int]]]()
+    for _ in range(n):
+        value = {key: keys + draw.randrange(values) for key in draw.sample(range(keys), pairs)}
+        ids, places, known = list[int](), list[int](), set[int]()
+        while len(ids) + 2 <= length:
+            key = draw.choice(list(value))
+            if key in known:
+                places.append(len(ids) + 1)
+            known.add(key)
+            ids += [key, value[key], *after]
+        found.append((ids, places))
+    return found
+
+
+def characters(n: int, seed: int, length: int) -> list[list[int]]:
+    """Stretches of the stories of the grammar in characters, as places in ALPHABET: small letters, a space, a comma and a full stop."""
+    rng, found = random.Random(f"characters {seed}"), list[list[int]]()
+    while len(found) < n:
+        ids = [ALPHABET.index(one) for one in text.story(rng).text.lower() if one in ALPHABET]
+        at = rng.randrange(max(1, len(ids) - length))
+        if len(ids) >= length:
+            found.append(ids[at : at + length])
+    return found
+
+
+def phrases(n: int, seed: int) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Sentences of eleven words of a grammar, behind a start token 0, and the first and last word (from 0) of every constituent of two words or more.
+
+    A sentence is a noun phrase and a verb with another one; a noun phrase is an article (1, 2) and a noun (3..10), half of the time with a preposition of nouns (15, 16) and one more
+    noun phrase behind; behind a verb (11..14) and its object stands, half of the time, a preposition of verbs (17, 18) and one more. So every sentence has one binary tree.
+    """
+    draw, found = random.Random(f"phrases {seed}"), list[tuple[list[int], list[tuple[int, int]]]]()
+    while len(found) < n:
+        ids, spans = list[int](), list[tuple[int, int]]()
+        _noun_phrase(draw, ids, spans)
+        verb = len(ids)
+        ids.append(draw.randrange(11, 15))
+        _noun_phrase(draw, ids, spans)
+        spans.append((verb, len(ids) - 1))
+        if draw.random() < 0.5:
+            behind = len(ids)
+            ids.append(draw.randrange(17, 19))
+            _noun_phrase(draw, ids, spans)
+            spans += [(behind, len(ids) - 1), (verb, len(ids) - 1)]
+        if len(ids) == 11:
+            found.append(([0, *ids], [*spans, (0, 10)]))
+    return found
+
+
+def _noun_phrase(draw: random.Random, ids: list[int], spans: list[tuple[int, int]]) -> None:
+    first = len(ids)
+    ids += [draw.randrange(1, 3), draw.randrange(3, 11)]
+    spans.append((first, first + 1))
+    if draw.random() < 0.5 and len(ids) < 11:
+        ids.append(draw.randrange(15, 17))
+        _noun_phrase(draw, ids, spans)
+        spans += [(first + 2, len(ids) - 1), (first, len(ids) - 1)]

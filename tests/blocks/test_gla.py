@@ -111,6 +111,18 @@ def test_a_model_of_it_has_all_ports() -> None:
     assert "whole runs, batched" in table.notes[0]
 
 
+def test_without_decay_it_is_linear_attention() -> None:
+    """The pattern of a model is q k^T below the diagonal, with fewer weights; a checkpoint knows it."""
+    model = model_of(mixer={"kind": "gla", "decay": False})
+    attn = model.layers[0].attn
+    trace = pb.run(model, IDS, taps=[attn.q, attn.k, attn.pattern])
+    scaled = trace[attn.q] * trace[attn.q].shape[-1] ** -0.5
+    assert close(trace[attn.pattern], (scaled @ trace[attn.k].transpose(-1, -2)).tril())
+    assert not any("decay" in name for name in model.hf.state_dict())
+    with torch.no_grad():
+        assert not close(trace.logits, built(mixer="gla")(IDS).logits)
+
+
 def test_finders_read_absolute_values_and_padding_changes_nothing() -> None:
     model = model_of(mixer=["gla", "attention"])
     found = pb.find.previous_token_heads(model, IDS.tolist())
@@ -135,6 +147,14 @@ def test_what_it_cannot_stand_in_is_refused() -> None:
         built("gpt2", mixer="gla")
     with pytest.raises(PatchbayError, match="no mixer 'glaa'; mixers are attention, gla"):
         built(mixer="glaa")
+    for given in (
+        {"kind": "gla", "rank": 3},
+        {"kind": "h3", "decay": False},
+        {"kind": "gla", "decay": 0},
+        {"kind": "attention", "decay": True},
+    ):
+        with pytest.raises(PatchbayError, match="only gla takes more than its kind, which is decay, True or False"):
+            built(mixer=given)
     with pytest.raises(PatchbayError, match="attention 'sigmoid' and a mixer are both asked for layer 0"):
         built(mixer="gla", attention="sigmoid")
     with pytest.raises(PatchbayError, match="gla: padding on the left"):

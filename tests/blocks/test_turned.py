@@ -102,3 +102,25 @@ def test_keys_have_no_phase() -> None:
             if isinstance(module, Turned):
                 module.b.fill_(1.5)
         assert not close(hf(IDS).logits, before)
+
+
+def test_phases_alone_keep_the_angles_for_good(tmp_path: object) -> None:
+    """D is 1, is trained by nothing and saved nonetheless; b is trained, and the start is the plain model."""
+    config = twins.twin("llama").config
+    config.num_key_value_heads = config.num_attention_heads
+    plain = type(twins.twin("llama"))(config).eval()
+    hf = pb.blocks.build(plain, turned={"bend": False})
+    names = {name.rpartition(".")[2] for name, _ in hf.named_parameters()}
+    assert "b" in names
+    assert "D" not in names
+    hf.model.layers[0].self_attn.q_proj.b.data.fill_(0.5)
+    hf.save_pretrained(tmp_path)
+    again = pb.load(str(tmp_path)).hf
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, hf(IDS).logits)
+        assert not close(hf(IDS).logits, plain(IDS).logits)
+        hf.model.layers[0].self_attn.q_proj.b.data.zero_()
+        assert close(hf(IDS).logits, plain(IDS).logits)
+    for wrong in ({"bend": 1}, {"D": False}, "phases"):
+        with pytest.raises(PatchbayError, match="True, or .*bend.* for phases b alone"):
+            pb.blocks.build(config, turned=wrong)
