@@ -43,6 +43,7 @@ from patchbay.results.arrays import heads_and_mlps
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import Part, PatchbayError, Port
+from patchbay.sweeps.settings import in_turn
 from patchbay.sweeps.sweep import sweep
 from patchbay.tasks.task import Task
 
@@ -78,7 +79,7 @@ def arithmetic_heads(
     parts = _parts(model)
     effects = {  # each [prompt, part]
         name: 1.0 - _patched(model, task, parts, name == "frozen", batch_size) / before[:, None]
-        for name in ("recomputed", "frozen")
+        for name in in_turn(("recomputed", "frozen"))
     }
     looked = _looks(model, task, tuple(operands), operator, batch_size)
     notes = [f"{len(task)} of {n_all} prompts are answered rightly; only these count"] if len(task) < n_all else []
@@ -128,7 +129,8 @@ def _parts(model: Model) -> list[Part]:
 def _patched(model: Model, task: Task, parts: list[Part], frozen: bool, batch_size: int) -> Tensor:
     """Probability of the right answer with each part's last position from the twin, [prompt, part]."""
     found = torch.zeros(len(task), len(parts), dtype=torch.float64)
-    for which in by_length(task.clean, batch_size):
+    parted = by_length(task.clean, batch_size)
+    for which in in_turn(parted, [sum(len(task.clean[i]) for i in one) for one in parted]):
         some = task[which]
         seen = sweep(model, some, _paths(model, some, parts, frozen), "probability")
         found[which] = seen["value"].T.double()

@@ -9,7 +9,7 @@ and denominator drawn together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from patchbay.model.given import by_length
 from patchbay.model.model import Model
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
+from patchbay.sweeps.settings import in_turn
 from patchbay.tasks.task import Task
 
 # --- prompts ------------------------------------------------------------------------------------------
@@ -43,6 +44,12 @@ def check_twins(model: Model, task: Task) -> None:
 def batches(task: Task, size: int) -> list[list[int]]:
     """Prompts of one length, at most `size` at a time."""
     return by_length(task.clean, size)
+
+
+def swept_batches(task: Task, size: int) -> Iterator[list[int]]:
+    """The same where each has a sweep of its own: its share of all is that of its tokens."""
+    parts = batches(task, size)
+    return in_turn(parts, [sum(len(task.clean[prompt]) for prompt in part) for part in parts])
 
 
 def at_end(logits: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from patchbay.edits.edit import Edit
 from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.prove._cells import batches
+from patchbay.prove._cells import swept_batches
 from patchbay.prove._first_order import two_runs
 from patchbay.signal.port import FEATURES, Part, PatchbayError, Port, suggest
 from patchbay.sweeps.sweep import sweep
@@ -154,7 +154,7 @@ def patched(
     """
     effects = torch.full((len(task), len(ports), len(columns)), torch.nan, dtype=torch.float64)
     scores = {side: torch.zeros(len(task), dtype=torch.float64) for side in ("here", "there")}
-    for prompts in batches(task, batch_size):
+    for prompts in swept_batches(task, batch_size):
         some = task[prompts]
         here, there = two_runs(some, way)
         taps = sorted(

@@ -32,7 +32,7 @@ from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.prove._cells import batches, intervals, p_values
+from patchbay.prove._cells import intervals, p_values, swept_batches
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port, suggest
@@ -192,7 +192,7 @@ def _measure(
     """
     p_cut = torch.full((len(task), len(cuts), len(cuts[0]), len(windows)), torch.nan, dtype=torch.float64)
     p = torch.full((len(task),), torch.nan, dtype=torch.float64)
-    for prompts in batches(task, batch_size):
+    for prompts in swept_batches(task, batch_size):
         some, at = task[prompts], torch.tensor(prompts)
         cells: list[tuple[int, int, int]] = []
         entries: list[list[Edit]] = []

@@ -30,11 +30,12 @@ from patchbay.edits.edit import Edit
 from patchbay.errors import one_of
 from patchbay.model.model import Model
 from patchbay.model.run import run
-from patchbay.prove._cells import batches, check_draws, doubtful, intervals, p_values, rounding
+from patchbay.prove._cells import batches, check_draws, doubtful, intervals, p_values, rounding, swept_batches
 from patchbay.prove._sites import SIGNAL, Column, Layout, columns_of, layers_of, placed
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError, Port
+from patchbay.sweeps.settings import in_turn
 from patchbay.sweeps.sweep import sweep
 from patchbay.tasks.checks import marked
 from patchbay.tasks.task import Task
@@ -153,7 +154,7 @@ def _traced(
     """Effects and their controls [prompt, port, column], and the scores of the clean and the noised run [prompt]."""
     effects = torch.full((2, len(task), len(ports), len(columns)), torch.nan, dtype=torch.float64)
     scores = torch.zeros(2, len(task), dtype=torch.float64)
-    for prompts in batches(task, batch_size):
+    for prompts in swept_batches(task, batch_size):
         some, own = task[prompts], [spans[prompt] for prompt in prompts]
         clean = run(model, some, taps=ports, logits=task.reads)
         last = clean.read(task.reads)
@@ -170,7 +171,7 @@ def _traced(
         metric = None if task.metric != "kl" else lambda logits, at, last=last: maths.kl(last[at], logits)
         total = torch.zeros(2, len(cells), len(prompts), dtype=torch.float64)
         noised = torch.zeros(len(prompts), dtype=torch.float64)
-        for draw in range(draws):
+        for draw in in_turn(range(draws)):
             other = run(model, some, taps=ports, edits=[noises[draw + 1]], logits="last")
             entries: list[list[Edit]] = [[noises[draw]]]
             for donor in (clean, other):

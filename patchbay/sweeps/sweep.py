@@ -244,11 +244,10 @@ class Sweep:
     ) -> Result:
         usual, start = SETTINGS.get(), time.perf_counter()
         executor, workers = executor or usual.executor, workers or usual.workers
-        progress = progress or usual.progress or in_notebook() or (lambda done, total: None)
+        progress = progress or (usual.far if usual.progress else in_notebook()) or (lambda done, total: None)
         if folder is None and usual.folder is not None:
             folder = Path(usual.folder) / self.digest()[:16]
-        if usual.announce is not None:
-            usual.announce(self.estimate())
+        usual.cost(self.estimate)
         if executor not in ("local", "ray"):
             raise PatchbayError(f"executor {executor!r}; possible are 'local' and 'ray'")
         kept = Kept(folder, self.digest()) if folder is not None else None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 import patchbay as pb
 from patchbay.signal.port import PatchbayError, Port
 from patchbay.sweeps.restart import base_run
-from patchbay.sweeps.settings import using
+from patchbay.sweeps.settings import in_turn, using
 from patchbay.sweeps.sweep import Sweep, estimate
 from patchbay.tasks.scoring import METRICS
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
@@ -251,6 +252,62 @@ def test_using_tells_the_sweeps_inside_a_method_how_to_run(model: pb.Model, tmp_
     assert len(seen) == plain, "outside the block all is as before"
     with using(memory=10), pytest.raises(PatchbayError, match="memory=10 bytes cannot hold one cell"):
         pb.sweep(model, task, cells)
+
+
+def test_of_several_sweeps_cost_and_progress_are_told_of_all(model: pb.Model) -> None:
+    """Three parts of 2, 1 and 1 shares, the first of them two sweeps: each cell counts as its share of the whole."""
+    task, cells = a_task(), [pb.zero(head.z) for head in model.layers[0].heads]
+    seen: list[tuple[int, int]] = []
+    costs: list[Any] = []
+
+    def method() -> None:
+        for part in in_turn(("a", "b", "c"), (2, 1, 1)):
+            for _ in in_turn((1, 2)) if part == "a" else [1]:
+                pb.sweep(model, task, cells)
+
+    with using(progress=lambda *at: seen.append(at), announce=costs.append, pieces=len(cells)):
+        method()
+        n = len(cells)
+        ends = [seen.index((i * n, 4 * n)) for i in (1, 2, 3, 4)]
+        assert ends == sorted(ends)
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+        assert {total for _, total in seen} == {4 * n}
+        assert [cost.rows for cost in costs] == [4 * n * len(task)]
+        pb.sweep(model, task, cells)  # after them, one by itself
+        assert seen[-1] == (n, n)
+        assert costs[1].rows == n * len(task)
+        method()
+        assert [cost.rows for cost in costs[2:]] == [4 * n * len(task)]
+        with pytest.raises(ZeroDivisionError):
+            for _ in in_turn((1, 2)):
+                raise ZeroDivisionError
+        pb.sweep(model, task, cells)
+        assert seen[-1] == (n, n)
+    assert list(in_turn("ab")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("method", ["activation_patching", "causal_tracing"])
+def test_a_method_says_what_all_of_its_sweeps_cost(model: pb.Model, method: str) -> None:
+    """Prompts of two lengths have sweeps of their own; what is told before the first, and how far they are, is of both."""
+    ids = ((5, 9, 40, 2), (7, 8, 9, 8), (5, 9, 40, 2, 11, 3), (7, 7, 9, 8, 30, 12))
+    twins = tuple((row[0], row[1] + 1, *row[2:]) for row in ids)
+    task = pb.Task(
+        "two lengths",
+        ids,
+        right=(4, 5, 6, 7),
+        wrong=((8,), (9,), (10,), (11,)),
+        corrupted=twins,
+        marks={"subject": ((1,),) * 4},
+    )
+    seen: list[tuple[int, int]] = []
+    costs: list[Any] = []
+    options = {"draws": 2} if method == "causal_tracing" else {}
+    with using(progress=lambda *at: seen.append(at), announce=costs.append):
+        getattr(pb.prove, method)(model, task, **options)
+    assert len(costs) == 1
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == seen[-1][1]
+    assert sum(done == total for done, total in seen) == 1
 
 
 def test_bf16_says_its_error(model: pb.Model) -> None:
