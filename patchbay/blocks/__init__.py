@@ -9,6 +9,7 @@ kinds          softmax1, K bias, KV bias, sigmoid, normalised sigmoid in the pla
 lexinvariant   embeddings that are drawn for each text
 meta_tokens    a token whose places look at one another, put among others
 monet          feed-forward layers of E x E small experts, read by text and switched off
+next_vector    the next sentence's vector as codes of which each refines the last
 ngram          layers that give each token the mean of what followed the last n tokens before
 prefix_bag     a term of the logits that knows which words came before, and not in which order
 register       make the class of a family's models with blocks known to transformers by name
@@ -29,6 +30,7 @@ from patchbay.blocks import (
     lexinvariant,
     meta_tokens,
     monet,
+    next_vector,
     ngram,
     prefix_bag,
     state_space,
@@ -50,6 +52,7 @@ __all__ = [
     "lexinvariant",
     "meta_tokens",
     "monet",
+    "next_vector",
     "ngram",
     "prefix_bag",
     "register",

@@ -8,7 +8,7 @@
 product has the variance asked of a dense layer. r in + out r numbers in place of in out; the product of low rank has rank r, that of block_shuffle full rank at the same count.
 
 Guided training adds the dense map at a share a that falls from 1 to 0 by a cosine over half of the steps (`share`): out = a W x + (1 - a) struct(x), W the dense product at the start, so that nothing
-changes at step 0 whatever a is. It costs a dense map until a is 0, which is to be counted.
+changes at step 0 whatever a is; `train.variant` sets it at each step. It costs a dense map until a is 0, which is to be counted.
 
 Wei et al. 2024, "Building on Efficient Foundations: Effectively Training LLMs with Structured Feedforward Layers": steeper scaling in training FLOPs to 1.3B. The public guide of block_shuffle
 leaves out the shuffle; here W is the product itself. With a down map of rank r only r directions can be written, however many neurons there are.
@@ -165,6 +165,11 @@ def set_share(model: nn.Module, share: float) -> None:
     for module in model.modules():
         if isinstance(module, Structured) and module.guide is not None:
             module.share.fill_(share)
+
+
+def guided(model: nn.Module) -> list[nn.Module]:
+    """The maps whose guide has a share. One that has left stays away: its matrix is not what the factors have become."""
+    return [module for module in model.modules() if isinstance(module, Structured) and float(module.share) > 0]
 
 
 def _by_block(x: Tensor, blocks: Tensor) -> Tensor:

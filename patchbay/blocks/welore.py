@@ -3,7 +3,7 @@
     rank_l(t) = number of i with s_i / s_1 >= t in matrix l,    t by bisection so that the mean of rank_l / min(m, n) is `keep`
 
 t is the same for all matrices, so that those whose spectrum falls fast give most: no matrix is told its rank. A matrix [m, n] of rank r is stored as two factors where r (m + n) < m n, and
-dense, as the product that they make, elsewhere. Ranks below half of the full one are the components that tuning is for (`low`). The error of a cut is Eckart-Young's, the root of the sum of the squares that were dropped.
+dense, as the product that they make, elsewhere. Ranks below half of the full one are the components that tuning is for (`low`; `train.variant(optimizer="low-ranks")`). The error of a cut is Eckart-Young's, the root of the sum of the squares that were dropped.
 
     ranks = welore.ranks(hf, keep=0.75)
     cut = pb.blocks.build(hf, ranks=ranks)                                   # saves and loads

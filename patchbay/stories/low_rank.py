@@ -6,7 +6,7 @@ the ranks of the threshold dealt anew among matrices of the same shape, many tim
 
 Jaiswal et al. 2024, "From GaLore to WeLore: How Low-Rank Weights Non-uniformly Emerge from Low-Rank Gradients".
 
-What it does not show: that tuning the low-rank matrices alone is as good as tuning all, which is the paper's other claim, of 7 billion weights.
+What it does not show: what tuning the low-rank matrices alone brings, the paper's other claim, which `patchbay papers run jaiswal2024` asks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Optimisers by name, `NAME` or `NAME:key=value`: what the Trainer is given. AdamW is its own; others stand in a file of theirs."""
+"""Optimisers by name, `NAME` or `NAME:key=value`: what the Trainer is given. AdamW is its own; others stand in a file of theirs.
+
+`low-ranks` is AdamW on the factors of matrices that a cut left with less than half of their full rank (`blocks.welore`); nothing else moves, and no
+gradient of anything else is made. Jaiswal et al. 2024, "From GaLore to WeLore".
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,15 @@ from typing import Any
 
 import torch
 
+from patchbay.blocks.structured import LowRank as Factors
+from patchbay.blocks.welore import LOW
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, suggest
 from patchbay.train._low_rank import FORMS, Form, LowRank, maps
 from patchbay.train._sparse import Sparse, SparseAdamW
 from patchbay.train._written import made
 
-NAMES = ("adamw", "cosmos", "lora", "lora-sb", "sparse")
+NAMES = ("adamw", "cosmos", "lora", "lora-sb", "low-ranks", "sparse")
 Optimizer = tuple[type[torch.optim.Optimizer], dict[str, Any]]
 
 
@@ -32,6 +38,23 @@ def form_of(text: str) -> Form | None:
 def sparse_of(text: str) -> Sparse | None:
     """How sparse matrices become, where a text says so."""
     return made("optimizer", text, Sparse) if text.partition(":")[0].strip() == "sparse" else None
+
+
+def learns(text: str, model: Model) -> list[torch.nn.Parameter]:
+    """The parameters that a run moves, or whose gradients it needs to. PatchbayError where there are none."""
+    if text.strip().replace("_", "-") != "low-ranks":
+        return [p for p in model.hf.parameters() if p.is_floating_point()]
+    low = [
+        module
+        for module in model.hf.modules()
+        if isinstance(module, Factors) and len(module.U) < LOW * min(module.in_features, module.out_features)
+    ]
+    if not low:
+        raise PatchbayError(
+            f"optimizer low-ranks tunes matrices that a cut left with less than {LOW:g} of their full rank, and this {model.family.name} model has none: "
+            "hf = pb.blocks.build(model.hf, ranks=pb.blocks.welore.ranks(model.hf, 0.5)); pb.load(hf)"
+        )
+    return [p for module in low for p in (module.U, module.V)]
 
 
 def optimizer(text: str, model: Model, seed: int) -> Optimizer | None:

@@ -20,7 +20,8 @@ class Plan:
     tokens; `held` of the documents are scored and never trained on (0: the same are trained on and scored); a checkpoint `every` so many steps (0: four in all); `fresh`: from
     weights drawn by seed in place of the lent ones; `redraw`: the rows of
     tokens, in the embedding and the unembedding, drawn anew by seed, all else as it is; `panel`: held-out documents that the panel reads in each run (0: none); `equal`: beside
-    them a plain arm of as many weights as the variant has, or of as many operations; `seed`: the first of the seeds."""
+    them a plain arm of as many weights as the variant has, or of as many operations; `window`: tokens of a row whose activations are held at a time (0: all); `seed`: the first of
+    the seeds."""
 
     steps: int = 200
     rate: float = 3e-3
@@ -33,6 +34,7 @@ class Plan:
     redraw: bool = False
     panel: int = 0
     equal: bool = False
+    window: int = 0
     seed: int = 0
 
     def check(self) -> None:
@@ -43,10 +45,11 @@ class Plan:
             and 0 <= self.decay < float("inf")
             and 0 <= self.held < 1
             and self.panel >= 0
+            and self.window >= 0
         ):
             raise PatchbayError(
                 f"plan {asdict(self)}: 0 or more steps, 1 or more rows, rows of 2 or more tokens, a rate above 0, a decay of 0 or more, "
-                "a held-out share from 0 to below 1, and 0 or more documents for the panel"
+                "a held-out share from 0 to below 1, and 0 or more documents for the panel and tokens for a window"
             )
 
 
@@ -100,7 +103,8 @@ class Rows:
 
     def __getitem__(self, place: int) -> tuple[list[int], list[int]]:
         epoch, at = divmod(place, len(self.documents))
-        return self.objective.row(self.documents[self._order(epoch)[at]], random.Random(f"{self.seed} {place}"))
+        aim = self.objective.of_batch(random.Random(f"{self.seed} step {place // self.plan.batch_size}"))
+        return aim.row(self.documents[self._order(epoch)[at]], random.Random(f"{self.seed} {place}"))
 
 
 def split(n: int, held: float) -> tuple[list[int], list[int]]:

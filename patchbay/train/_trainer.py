@@ -1,7 +1,7 @@
 """One run on Hugging Face's Trainer: the same weights from the same plan, also when it was killed and goes on.
 
 The Trainer (accelerate) brings devices, several processes and FSDP; rows, their order and the loss are the lab's. The model trains without
-dropout, at a constant rate, with gradients clipped to norm 1. A checkpoint counts once `whole.json` lies in it, which is written last; a
+dropout, at a constant rate, with gradients clipped to norm 1; the guides of guided maps have left in the end (`blocks.structured`). A checkpoint counts once `whole.json` lies in it, which is written last; a
 run goes on from the last that does, and what was half written is removed. Nothing of a run is drawn from global random states.
 """
 
@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from patchbay.blocks.structured import guide_share, guided, set_share
 from patchbay.files import write_file
 from patchbay.model.model import Model
 from patchbay.model.source import quietly
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
 from patchbay.train._objectives._objective import collated, learned
-from patchbay.train._optimizers import optimizer
+from patchbay.train._optimizers import learns, optimizer
 from patchbay.train._plan import Arm, Plan, Rows
+from patchbay.train._windows import backward, prove
 
 CLIP = 1.0  # the norm that gradients are clipped to
 WHOLE = "whole.json"
@@ -47,14 +49,17 @@ def trained(
     told = {} if last is None else json.loads((last / WHOLE).read_text(encoding="utf-8"))
     losses, seen = told.get("losses", []), told.get("seen", [])
     cached = getattr(hf.config, "use_cache", None)
-    learn = [p for p in hf.parameters() if p.is_floating_point()]
-    for one in learn:
-        one.requires_grad_()
+    learn = learns(arm.optimizer, model)
+    moved = {id(one) for one in learn}
+    for p in hf.parameters():
+        p.requires_grad_(id(p) in moved)
     try:
         with memory_named(place if keep else None), quietly():
             trainer = _trainer(model, rows, arm, plan, place, keep, losses, seen)
             trainer.watch = watch
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            for one in trainer.guided:  # from a share above 0 on to none
+                set_share(one, 0.0)
     finally:
         for one in learn:
             one.grad = None
@@ -130,6 +135,8 @@ def _trainer(
             f"batch_size={plan.batch_size} over {arguments.world_size} processes: give a multiple of their number"
         )
     arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
+    if plan.window:
+        prove(model, rows.objective, arguments.world_size)
     made = optimizer(arm.optimizer, model, rows.seed)
     with seeded(0):
         found = _class()(
@@ -142,7 +149,7 @@ def _trainer(
             f"optimizer {arm.optimizer!r} steps by whole matrices, which {cut[0]} cuts into shards: train without {cut[0]}, or with adamw"
         )
     found.remove_callback(PrinterCallback)
-    found.view, found.rows, found.losses, found.seen = model, rows, losses, seen
+    found.view, found.rows, found.losses, found.seen, found.guided = model, rows, losses, seen, guided(model.hf)
     return found
 
 
@@ -156,6 +163,7 @@ def _class() -> Any:
         rows: Rows
         losses: list[Any]
         seen: list[Any]
+        guided: list[nn.Module]
         watch: Watch | None
 
         def get_train_dataloader(self) -> Any:
@@ -169,10 +177,16 @@ def _class() -> Any:
 
         def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
             model.eval()
+            for one in self.guided:
+                set_share(one, guide_share(len(self.losses), self.rows.plan.steps))
             if self.watch is not None and len(self.losses) % self.watch[0] == 0:
                 self.seen.append(self.watch[1](self.view))
             batch = self._prepare_inputs(inputs)
             n = learned(batch["labels"])
+            if self.rows.plan.window:
+                whole = backward(model, batch, n, self.rows.plan.window, self.accelerator.backward)
+                self.losses.append(whole)
+                return whole
             with self.compute_loss_context_manager():
                 loss = self.rows.objective.loss(self.view, model, batch, n)
             self.accelerator.backward(loss)

@@ -34,6 +34,22 @@ def test_identity_is_the_model_and_a_permutation_moves_its_logits(name: str) -> 
     assert one == other
 
 
+def test_heads_survive_another_vocabulary() -> None:
+    """What each head looks at, and how much each repeats, is as it was under the tokens' new numbers; rows of other tokens change both."""
+    model = lent("llama")
+    n = model.vocab_size
+    new_of = torch.randperm(n, generator=torch.Generator().manual_seed(1)).tolist()
+    moved = transferred(model, {(new, old): 1.0 for old, new in enumerate(new_of)}, n)
+    wrong = transferred(model, {(new, (old + 1) % n): 1.0 for old, new in enumerate(new_of)}, n)
+    asked = [list(ids) for ids in pb.tasks.repeated_tokens(model, n=4).clean]
+    said = [[new_of[i] for i in ids] for ids in asked]
+    own = pb.find.induction_heads(model, asked)["score"]
+    assert close(pb.find.induction_heads(moved, said)["score"], own)
+    assert not close(pb.find.induction_heads(wrong, said)["score"], own)
+    port = model.layers[1].attn.pattern
+    assert close(pb.run(moved, said[:1], taps=[port])[port], pb.run(model, asked[:1], taps=[port])[port])
+
+
 def test_rows_by_loops_and_the_mean_where_nothing_is_aligned() -> None:
     model = lent("llama")
     before = model.fingerprint

@@ -11,7 +11,10 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.train._low_rank import Lora, LoraSB, LowRank, adapter, kept, maps
+from patchbay.train._objectives._objective import collated, cross_entropy
 from patchbay.train._optimizers import form_of
+from patchbay.train._plan import Arm, Rows, plan_of
+from patchbay.train._runs import Lab, ended
 from tests.given import lent
 from tests.tolerance import close
 
@@ -150,6 +153,44 @@ def test_a_low_rank_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.
     assert [row["end"] for row in again.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
 
 
+# --- the low ranks of a cut ---------------------------------------------------------------------------
+
+
+def cut() -> pb.Model:
+    """A Llama of which queries and keys of one layer have rank 4, of 32 and 16, and values rank 9 of 16."""
+    names = {"q": 4, "k": 4, "v": 9}
+    ranks = {f"model.layers.0.self_attn.{name}_proj": rank for name, rank in names.items()}
+    return pb.load(pb.blocks.build(pb.tiny.twins.twin("llama"), ranks=ranks))
+
+
+def test_low_ranks_move_by_plain_adamw_and_nothing_else_does() -> None:
+    """Two updates beside torch's AdamW on the factors of rank 4 alone; what has more than half of its rank is not low."""
+    plan = plan_of({"steps": 2, "batch_size": 4, "held": 0.0, "rate": 0.01, "decay": 0.1})
+    model, documents = cut(), [[one] for one in texts()]
+    tuned = ended(Lab(model, documents, documents, plan), Arm(optimizer="low-ranks"), 3)
+    low = [f"model.layers.0.self_attn.{map_}_proj.{factor}" for map_ in "qk" for factor in "UV"]
+    before, after = model.hf.state_dict(), tuned.hf.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == low
+    hf, rows = cut().hf, Rows(documents, Arm(), plan, 3)
+    moved = [dict(hf.named_parameters())[name].requires_grad_() for name in low]
+    fit = torch.optim.AdamW(moved, lr=0.01, weight_decay=0.1)
+    for step in range(2):
+        batch = collated([rows[4 * step + i] for i in range(4)])
+        with torch.enable_grad():
+            loss = cross_entropy(hf(batch["input_ids"]).logits, batch["labels"]) / 16
+            for one, slope in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+                one.grad = slope
+        torch.nn.utils.clip_grad_norm_(moved, 1.0)
+        fit.step()
+    for name, one in zip(low, moved, strict=True):
+        assert close(after[name], one.detach(), noise=512)  # Adam divides by what rounds
+    assert not any(p.requires_grad for p in tuned.hf.parameters())
+    with pytest.raises(
+        pb.PatchbayError, match=r"optimizer low-ranks tunes matrices .* this llama model has none: hf = pb.blocks"
+    ):
+        ended(Lab(lent("llama"), documents, documents, plan), Arm(optimizer="low-ranks"), 0)
+
+
 def test_what_it_refuses(tmp_path: Path) -> None:
     for text, says in (
         ("lora-sb:rank=0", "1 or more"),
@@ -157,6 +198,7 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         ("lora:ranks=2", "optimizer lora has no setting 'ranks'; its settings are rank, scale"),
         ("lora:rank=x", "rank is written as int"),
         ("cosmos:rank=2", "cosmos has no settings"),
+        ("low-ranks:rank=2", "low-ranks has no settings"),
         ("lora-xs", "no optimizer 'lora-xs'"),
     ):
         with pytest.raises(pb.PatchbayError, match=says):

@@ -22,6 +22,7 @@ from patchbay.train._objectives._masks import masked
 from patchbay.train._objectives._objective import collated, learned
 from patchbay.train._objectives.fine_grained import drawn, moved, reinforce, rewards
 from patchbay.train._objectives.sami import bound, contrast
+from patchbay.train._plan import Arm, Rows, plan_of
 from tests.given import lent
 from tests.tolerance import close
 
@@ -79,6 +80,15 @@ def test_bico_masks_by_its_share_and_never_the_first() -> None:
         assert all((token == 1) == (label != -100) for token, label in zip(ids, labels, strict=True))
 
 
+def test_bico_throws_one_coin_for_all_rows_of_a_batch() -> None:
+    plan = plan_of({"steps": 400, "batch_size": 3})
+    rows = Rows(TEXTS, Arm("bico:share=1,both=0.3,mask=1"), plan, 0)
+    filled = [[rows[3 * step + i][0][1] == 1 for i in range(3)] for step in range(400)]
+    assert all(len(set(batch)) == 1 for batch in filled)
+    assert abs(sum(batch[0] for batch in filled) / 400 - 0.3) < 4 * (0.21 / 400) ** 0.5
+    assert rows[7] == Rows(TEXTS, Arm("bico:share=1,both=0.3,mask=1"), plan, 0)[7]
+
+
 def test_bico_without_its_coin_is_the_plain_loss() -> None:
     model = lent("llama")
     batch = batch_of(objective("bico:both=0"), TEXTS)
@@ -130,6 +140,59 @@ def test_bico_refuses_what_it_cannot_do() -> None:
         with pytest.raises(pb.PatchbayError, match=says):
             objective("bico").adapt(lent(name))
     objective("bico").adapt(lent("llama"))
+
+
+# --- a prefix seen both ways --------------------------------------------------------------------------
+
+
+def test_a_prefix_is_seen_both_ways_and_not_learned() -> None:
+    """Each row by itself: the mask written out place by place, the rest said after it; moved spans beside it as ever."""
+    model, text = lent("llama"), "infill:vocab=96,share=0.4,prefix=0.7"
+    aim = objective(text)
+    kinds = [[_kind(aim.row(one, random.Random(f"{seed} {i}"))) for i, one in enumerate(TEXTS)] for seed in range(99)]
+    seed = next(i for i, found in enumerate(kinds) if set(found) == {"prefix", "plain", "moved"})
+
+    def by_hand() -> Tensor:
+        total, n = torch.zeros(()), 0
+        for i, one in enumerate(TEXTS):
+            ids, labels = aim.row(one, random.Random(f"{seed} {i}"))
+            first = next(t for t, label in enumerate(labels) if label != -100) if kinds[seed][i] == "prefix" else 0
+            mask = torch.full((1, 1, len(ids), len(ids)), torch.finfo(torch.float32).min)
+            for query, key in itertools.product(range(len(ids)), repeat=2):
+                if key <= query or (query < first and key < first):
+                    mask[..., query, key] = 0.0
+            found = torch.log_softmax(model.hf(torch.tensor([ids]), attention_mask=mask).logits[0].float(), -1)
+            for t in range(1, len(ids)):
+                if labels[t] != -100:
+                    total, n = total - found[t - 1, labels[t]], n + 1
+        return total / n
+
+    same(model, text, TEXTS, by_hand, seed)
+
+
+def _kind(row: tuple[list[int], list[int]]) -> str:
+    ids, labels = row
+    return "plain" if ids == labels else "moved" if max(ids) > 90 else "prefix"
+
+
+def test_prefixes_are_as_often_as_asked_and_without_them_the_loss_is_the_plain_one() -> None:
+    aim, n = objective("infill:vocab=96,share=0.25,prefix=0.4"), 2000
+    rows = [aim.row(TEXTS[0], random.Random(i)) for i in range(n)]
+    share = sum(_kind(row) == "prefix" for row in rows) / n
+    assert abs(share - 0.3) < 4 * (0.21 / n) ** 0.5
+    cut = [labels.count(-100) for ids, labels in rows if _kind((ids, labels)) == "prefix"]
+    assert set(cut) == {2, 3, 4, 5}  # of six tokens, one or more is said
+    model, batch = lent("llama"), batch_of(objective("infill:vocab=96,share=0"), TEXTS)
+    one, two = (
+        graded(model, lambda text=text: objective(text).loss(model, model.hf, batch, 7))
+        for text in ("infill:vocab=96,share=0", "ntp")
+    )
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+    with pytest.raises(pb.PatchbayError, match=r"prefix=2.0.*shares from 0 to 1"):
+        objective("infill:vocab=96,prefix=2")
+    with pytest.raises(pb.PatchbayError, match="infill with a prefix: this bloom model"):
+        objective(f"infill:vocab={lent('bloom').vocab_size},prefix=0.5").adapt(lent("bloom"))
 
 
 # --- labels -------------------------------------------------------------------------------------------

@@ -1,17 +1,20 @@
-"""Runs that begin with another language: what its parent learned stays in the body, the rows of tokens are the twin's draw, the estimate counts all steps."""
+"""Runs that begin with another language, or whose guide leaves: what its parent learned stays in the body, the rows of tokens are the twin's draw, the estimate counts all steps."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 import patchbay as pb
+from patchbay.blocks.structured import guide_share
 from patchbay.corpus.synthetic import texts
 from patchbay.train._objectives._objective import collated, cross_entropy
 from patchbay.train._plan import Arm, Rows, plan_of
-from patchbay.train._runs import Lab, begun, cost, parent_of
+from patchbay.train._runs import Lab, begun, cost, ended, parent_of
+from patchbay.train._trainer import trained
 from tests.given import lent
 from tests.tolerance import close
 
@@ -60,6 +63,29 @@ def test_a_parent_is_trained_once_for_several_runs() -> None:
     assert len(kept) == 1
     assert begun(labs[0], ARM, 2).fingerprint != starts[0]
     assert len(kept) == 2
+
+
+def test_a_guide_leaves_over_half_of_the_steps_and_stays_away() -> None:
+    """The share that each step ran with; then the factors alone are the map, also when training goes on from there."""
+    form = {"kind": "low_rank", "rank": 4, "guided": True}
+    start = pb.load(pb.blocks.build(lent("llama").hf, feedforward=form))
+    shares: list[float] = []
+    plan = plan_of({"steps": 4, "batch_size": 4})
+    watch = (1, lambda model: shares.append(float(model.hf.model.layers[0].mlp.up_proj.share)))
+    lab = Lab(start, DOCUMENTS, DOCUMENTS, plan, watch=watch)
+    rows, hf = Rows(DOCUMENTS, Arm(), plan, 0), begun(lab, Arm(), 0).hf
+    assert float(hf.model.layers[0].mlp.up_proj.share) == 1.0
+    tuned = pb.load(hf)
+    trained(tuned, rows, Arm(), plan, Path(), keep=False, watch=watch)
+    assert close(torch.tensor(shares), torch.tensor([guide_share(step, 4) for step in range(4)]))
+    assert (shares[0], shares[2:]) == (1.0, [0.0] * 2)
+    one = tuned.hf.model.layers[0].mlp.up_proj
+    assert float(one.share) == 0.0
+    assert not torch.equal(one.guide, start.hf.model.layers[0].mlp.up_proj.guide)
+    assert close(one.weight, one.V @ one.U)
+    further = ended(Lab(tuned, DOCUMENTS, DOCUMENTS, plan), Arm(), 0).hf.model.layers[0].mlp.up_proj
+    assert torch.equal(further.guide, one.guide)
+    assert not torch.equal(further.U, one.U)
 
 
 def test_what_pretraining_asks_and_costs() -> None:

@@ -14,19 +14,20 @@ from patchbay.signal.port import PatchbayError
 HEARD = 1e-4  # of the largest logit: by as much a mask of four axes may change what the model's own mask gives
 
 
-def opened(seen: Tensor, everywhere: Tensor, dtype: torch.dtype) -> Tensor:
-    """Numbers to add to scores [row, 1, query, key]: `seen` [row, key] are not hidden from later queries, nor from earlier ones where
-    `everywhere` [row]."""
+def opened(seen: Tensor, both: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers to add to scores [row, 1, query, key]: `seen` [row, key] are not hidden from later queries, nor from earlier ones among the first
+    `both` [row] tokens; all tokens where `both` is truth values and true."""
     n = seen.shape[1]
-    before = torch.ones(n, n, dtype=torch.bool, device=seen.device).tril()
-    open_ = seen[:, None, None] & (before | everywhere[:, None, None, None])
+    places = torch.arange(n, device=seen.device)
+    first = both * n if both.dtype == torch.bool else both
+    open_ = seen[:, None, None] & ((places <= places[:, None]) | (places < first[:, None, None, None]))
     return torch.zeros(open_.shape, dtype=dtype, device=seen.device).masked_fill(~open_, torch.finfo(dtype).min)
 
 
-def masked(hf: nn.Module, ids: Tensor, seen: Tensor, everywhere: Tensor, **more: Any) -> Any:
+def masked(hf: nn.Module, ids: Tensor, seen: Tensor, both: Tensor, **more: Any) -> Any:
     """What the model gives under that mask."""
     dtype = next(p.dtype for p in hf.parameters() if p.is_floating_point())
-    return hf(input_ids=ids, attention_mask=opened(seen, everywhere, dtype), use_cache=False, **more)
+    return hf(input_ids=ids, attention_mask=opened(seen, both, dtype), use_cache=False, **more)
 
 
 @torch.no_grad()

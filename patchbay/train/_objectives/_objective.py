@@ -59,6 +59,10 @@ class Objective:
         """The document as it is scored when it was held out."""
         return joined(document)
 
+    def of_batch(self, draw: random.Random) -> Objective:
+        """The objective of one batch: what is drawn once for all of its rows is drawn here."""
+        return self
+
     def row(self, document: Document, draw: random.Random) -> tuple[list[int], list[int]]:
         """Tokens, and the label of each: the token itself where it is learned from those before it, else IGNORED."""
         ids = self.told(document)

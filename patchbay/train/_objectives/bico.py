@@ -3,7 +3,7 @@
     with probability `both`: each token but the first is masked with probability `share`; later keys are seen as if they stood as far before;
     the key of a masked token is hidden; the masked token is read at the place before it
 
-A coin is thrown for each document met (the paper's is of a batch). `mask`: the token that stands for what is masked, the pad token in the paper; a document that holds it is refused.
+The coin is one for a whole batch, as the paper's is. `mask`: the token that stands for what is masked, the pad token in the paper; a document that holds it is refused.
 The first token is never masked: begin documents with a token of their own, or names that stand first are not asked for. With `both` 0 it is next-token prediction.
 At use the model is causal, as it was.
 
@@ -14,7 +14,7 @@ Lv et al. 2023, "Are We Falling in a Middle-Intelligence Trap? An Analysis and M
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -42,6 +42,9 @@ class BiCo(Objective):
             raise PatchbayError(f"bico: mask={self.mask}, and this model has tokens 0..{model.vocab_size - 1}")
         if self.both:
             prove(model, "bico", two_way(model, 8))
+
+    def of_batch(self, draw: random.Random) -> Objective:
+        return replace(self, both=float(draw.random() < self.both))
 
     def row(self, document: Document, draw: random.Random) -> tuple[list[int], list[int]]:
         ids = joined(document)
