@@ -1,6 +1,6 @@
 """Subspace fusion: keep of what tuning changed only the entries under which lost behaviour comes back.
 
-    m = sigma((l + logistic noise) / TEMPERATURE),   theta = base + m tau / mean(m),   tau = tuned - base
+    m = sigma((l + logistic noise) / TEMPERATURE),   theta = base + m tau / mean(m),   tau = tuned - base, or several such changes merged (`_merging`: sum, TIES, DARE)
 
 One l for each number that tuning changed; only l learns, by Adam, on - log p(right answer) of half of the prompts. Then m is cut to 0 and 1 (l above 0), and what is
 kept is scaled up by its share, so that the change stays as large. m = 1 is the tuned model (to rounding), m = 0 the base (to the bit). The prompts are of what the base does and the
@@ -9,7 +9,8 @@ tuned model has lost; nothing in the loss asks for what tuning was for, so that 
 The control is a mask drawn at random, as many entries kept; on the half of the prompts that no l was learned on. Two entries whose changes have one sign and one
 effect cannot be told apart, and the mean couples all: a mask says which entries suffice to leave out, not where behaviour lies.
 
-Yi et al. 2024, "A safety realignment framework via subspace-oriented model fusion for large language models". Several tuned models, merged before the mask, are not here.
+Yi et al. 2024, "A safety realignment framework via subspace-oriented model fusion for large language models". There several
+models share one mask before they are merged; here they are merged before it, which for a sum is the same.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from torch import Tensor, nn
 
 from patchbay import maths
 from patchbay.errors import PatchbayError
+from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.run import run
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.tasks.task import Task
 from patchbay.train._copies import copied, write
+from patchbay.train._merging import merged, way_of
 from patchbay.train._objectives._objective import collated
 
 TEMPERATURE, START, BATCH = (
@@ -45,6 +48,7 @@ def subspace_fusion(
     tuned: Model,
     task: Task,
     *,
+    merge: dict[str, Any] | None = None,
     folder: str | None = None,
     steps: int = 60,
     rate: float = 0.1,
@@ -53,7 +57,8 @@ def subspace_fusion(
 ) -> Result:
     """The task's score of the base, the tuned model, the masked one and one of a random mask, on prompts that no mask was learned on.
 
-    `tuned`: the model that was tuned from this one. `folder`: where the masked model is written as a checkpoint; without, nowhere. `steps`: updates
+    `tuned`: the model that was tuned from this one. `merge`: others that were tuned from it too, and how all are made one change: `{"with": ["A", "B"], "by": "sum"}`, names or folders; ways are sum,
+    ties (as `ties:keep=0.2`) and dare (`dare:drop=0.9`); what is called tuned in the Result is then the merged model. `folder`: where the masked model is written as a checkpoint; without, nowhere. `steps`: updates
     of the mask. `rate`: Adam's learning rate of l.
 
     Main variable `score` [condition] with ends; `gain` of the mask over the random one with its ends and `p`; `kept`, the share of
@@ -61,9 +66,10 @@ def subspace_fusion(
     """
     task.check(model.vocab_size)
     _check(model, folder, steps, rate)
-    changed = changes(model, tuned)
+    changed, several = _changed(model, tuned, merge, seed)
     dev, test = task.split(0.5, seed)
-    scores = {name: _score(one, test, batch_size) for name, one in (("base", model), ("tuned", tuned))}
+    whole = fused(model, changed, {name: torch.ones_like(tau) for name, tau in changed.items()}) if several else tuned
+    scores = {name: _score(one, test, batch_size) for name, one in (("base", model), ("tuned", whole))}
     logits, losses = learned_mask(model, changed, dev, steps, rate, seed, batch_size=batch_size)
     mask = {name: (one > 0).to(one.dtype) for name, one in logits.items()}
     masked, drawn = (fused(model, changed, one) for one in (mask, _shuffled(mask, changed, seed)))
@@ -93,6 +99,7 @@ def subspace_fusion(
         },
         notes=[
             f"kept {left:,.0f} of {n:,.0f} numbers that tuning changed, in {len(changed)} tensors, scaled by {n / left if left else 0.0:.3g}",
+            *[f"tuned is {several} models merged by {(merge or {}).get('by', 'sum')}"] * (several > 0),
             f"learned on {len(dev)} prompts, scored on {len(test)} others; the random mask keeps as many numbers",
             f"the masked weights have the fingerprint {masked.fingerprint}" + (f" and are in {written}" if written else "; no folder was given, they are not kept"),
         ],
@@ -123,6 +130,21 @@ def changes(model: Model, tuned: Model) -> Tensors:
     if not found:
         raise PatchbayError("the two models have the same weights: nothing was tuned")
     return found
+
+
+def _changed(model: Model, tuned: Model, merge: dict[str, Any] | None, seed: int) -> tuple[Tensors, int]:
+    """tau of one model, or of several merged, and how many these are; 0 of one alone."""
+    own = changes(model, tuned)
+    if merge is None:
+        return own, 0
+    others, way = merge.get("with"), merge.get("by", "sum")
+    named = isinstance(others, list) and others and all(isinstance(one, str) for one in others)
+    if not named or not isinstance(way, str) or set(merge) - {"with", "by"}:
+        raise PatchbayError(
+            f'merge={merge!r}: the names of other tuned models and how, as {{"with": ["A", "B"], "by": "ties:keep=0.2"}}'
+        )
+    way_of(way)
+    return merged([own, *(changes(model, load(one)) for one in others or [])], way, seed), 1 + len(others or [])
 
 
 def mean_kept(mask: Tensors, changed: Tensors) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from patchbay.train._merging import merged
 from patchbay.train.subspace_fusion import (
     START,
     TEMPERATURE,
@@ -135,6 +136,67 @@ def test_the_masked_model_is_written(tmp_path: Path) -> None:
     assert pb.load(tmp_path / "fused").fingerprint == found.provenance["checkpoint"]["fingerprint"]
     with pytest.raises(pb.PatchbayError, match="already there"):
         pb.train.subspace_fusion(model, tuned, task(), steps=2, folder=str(tmp_path / "fused"))
+
+
+# --- several tuned models -----------------------------------------------------------------------------
+
+
+def test_changes_are_merged_as_loops() -> None:
+    """Sum, TIES and DARE, number by number; one change alone is itself by each, but for what TIES and DARE leave out."""
+    draw = torch.Generator().manual_seed(0)
+    several = [{"a": torch.randn(3, 4, generator=draw), "b": torch.randn(5, generator=draw)} for _ in range(3)]
+    flat = [torch.cat([one["a"].flatten(), one["b"]]).tolist() for one in several]
+
+    def told(found: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.cat([found.get("a", torch.zeros(3, 4)).flatten(), found.get("b", torch.zeros(5))])
+
+    assert close(told(merged(several, "sum", 0)), torch.tensor([sum(some) for some in zip(*flat, strict=True)]))
+    trimmed = [[x if abs(x) >= sorted(map(abs, one))[-7] else 0.0 for x in one] for one in flat]  # 7 of 17 stay
+    elected = []
+    for some in zip(*trimmed, strict=True):
+        sign = (sum(some) > 0) - (sum(some) < 0)
+        agreeing = [x for x in some if x * sign > 0]
+        elected.append(sum(agreeing) / len(agreeing) if agreeing else 0.0)
+    assert close(told(merged(several, "ties:keep=0.4", 0)), torch.tensor(elected))
+    assert close(told(merged(several[:1], "ties:keep=1", 0)), torch.tensor(flat[0]))
+    again = torch.Generator().manual_seed(3)
+    kept = [
+        {name: torch.where(torch.rand(x.shape, generator=again) < 0.5, 0.0, 2 * x) for name, x in one.items()}
+        for one in several
+    ]
+    by_hand = {name: sum(one[name] for one in kept) for name in "ab"}
+    assert close(told(merged(several, "dare:drop=0.5", 3)), told(by_hand))  # type: ignore[arg-type]
+    mean = torch.stack([told(merged(several[:1], "dare:drop=0.5", seed)) for seed in range(400)]).mean(0)
+    assert float((mean - told(several[0])).abs().max()) < 5 * float(told(several[0]).abs().max()) / 20
+    lacking = merged([{"a": several[0]["a"]}, {"b": several[1]["b"]}], "sum", 0)
+    assert torch.equal(told(lacking), torch.cat([several[0]["a"].flatten(), several[1]["b"]]))
+    with pytest.raises(pb.PatchbayError, match="are all 0"):
+        merged([several[0], {name: -x for name, x in several[0].items()}], "sum", 0)
+
+
+def test_two_tunings_are_masked_together(tmp_path: Path) -> None:
+    """The second undoes half of the first: the merge is what is scored as tuned, and what the mask is learned on."""
+    model = lent("llama")
+    tuned, _ = tuned_from(model)
+    other = copy.deepcopy(model.hf)
+    with torch.no_grad():
+        own, first = (dict(one.named_parameters())[HARMED] for one in (model.hf, tuned.hf))
+        dict(other.named_parameters())[HARMED].copy_(own - 0.5 * (first - own))
+    other.save_pretrained(tmp_path / "other")
+    found = pb.train.subspace_fusion(model, tuned, task(), merge={"with": [str(tmp_path / "other")]}, steps=1)
+    half = fused(model, {HARMED: 0.5 * changes(model, tuned)[HARMED]}, {HARMED: torch.ones_like(own)})
+    alone = pb.train.subspace_fusion(model, half, task(), steps=1)
+    assert close(found["score"], alone["score"], of=10.0)
+    assert "tuned is 2 models merged by sum" in " ".join(found.notes)
+    for wrong, says in (
+        ({"by": "sum"}, "the names of other tuned models and how"),
+        ({"with": ["A"], "how": "sum"}, "the names of other tuned models and how"),
+        ({"with": [str(tmp_path / "other")], "by": "tie"}, "no way to merge 'tie'; ways are sum, ties, dare.*ties"),
+        ({"with": [str(tmp_path / "other")], "by": "ties:keep=0"}, "above 0 to 1"),
+        ({"with": [str(tmp_path / "other")], "by": "dare:drop=1"}, "from 0 to below 1"),
+    ):
+        with pytest.raises(pb.PatchbayError, match=says):
+            pb.train.subspace_fusion(model, tuned, task(), merge=wrong, steps=1)
 
 
 def test_refusals() -> None:
