@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call, best
+from patchbay.decode._loop import Call, best, refuse_dead_end
 from patchbay.decode._result import Draft
 from patchbay.signal.port import PatchbayError
 
@@ -79,7 +79,11 @@ def _batch(call: Call, members: list[int], how: Asked) -> list[list[Draft]]:
         ledger[:, :: how.width] = 0.0  # one living beam of each group
         for step in range(call.n_new):
             plain = torch.log_softmax(logits, -1)
-            law = torch.log_softmax(call.chosen_from(rows.ids, logits), -1) if call.law is not None else plain
+            law = (
+                plain
+                if call.law is None
+                else torch.log_softmax(refuse_dead_end(call.chosen_from(rows.ids, logits)), -1)
+            )
             last = step == call.n_new - 1
             chosen = _choose(call, how, law.unflatten(0, (len(going), -1)), ledger, last)
             ledger, parent, token, ended = chosen
@@ -91,7 +95,7 @@ def _batch(call: Call, members: list[int], how: Asked) -> list[list[Draft]]:
                 text = torch.cat([rows.ids[source], token.flatten()[:, None]], 1)[:, rows.start :]
                 for at, i in enumerate(going):
                     if over[at]:
-                        living[i] = _drafts(text, logp, ledger, at, how)
+                        living[i] = _drafts(call, text, logp, ledger, at, how)
             stay = [at for at, done in enumerate(over) if not done]
             if not stay:
                 break
@@ -173,11 +177,15 @@ def _settled(ledger: Tensor, groups: list[Group], how: Asked, length: int, longe
     return True
 
 
-def _drafts(text: Tensor, logp: Tensor, ledger: Tensor, at: int, how: Asked) -> list[Draft]:
-    """The living beams of the prompt at work in place `at`; those that never lived are None's place, with a score of -inf."""
+def _drafts(call: Call, text: Tensor, logp: Tensor, ledger: Tensor, at: int, how: Asked) -> list[Draft]:
+    """The beams of the prompt at work in place `at`, of which some may end with their last token; those that never lived have a score of -inf."""
     rows = range(at * how.beams, (at + 1) * how.beams)
     scores = [how.normal(score, text.shape[1]) for score in ledger[at].tolist()]
-    return [Draft(text[row].tolist(), logp[row].tolist(), score) for row, score in zip(rows, scores, strict=True)]
+    texts = [text[row].tolist() for row in rows]
+    return [
+        Draft(tokens, logp[row].tolist(), score, tokens[-1] in call.ends)
+        for row, tokens, score in zip(rows, texts, scores, strict=True)
+    ]
 
 
 def _ranked(groups: list[Group], living: list[Draft], how: Asked) -> list[Draft]:

@@ -31,4 +31,10 @@ def cells(x: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Te
 
 def nearest_cell(x: Tensor, centres: Tensor) -> Tensor:
     """The nearest centre of each row, the first of equals."""
-    return torch.cat([torch.cdist(block, centres).argmin(1) for block in x.split(ROWS)])
+    return torch.cat([apart(block, centres).argmin(1) for block in x.split(ROWS)])
+
+
+def apart(x: Tensor, centres: Tensor) -> Tensor:
+    """Distances of rows from centres [row, cell]; what all centres have in common is taken off first, since it would eat the digits."""
+    shared = centres.mean(0)
+    return torch.cdist(x - shared, centres - shared)

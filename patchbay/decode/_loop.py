@@ -27,7 +27,7 @@ from patchbay.jacks.hooks import innermost
 from patchbay.jacks.session import Session
 from patchbay.model import text
 from patchbay.model.caches import cache_way, serves
-from patchbay.model.generate import NEW_TOKENS, groups
+from patchbay.model.generate import NEW_TOKENS, groups, refuse_no_numbers
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port
 
@@ -240,7 +240,9 @@ class Rows:
         if self.cached:
             self.cache = cache_of(output)
         captured = {port: value[:, -n_new:] for port, value in session.captured.items()}
-        return Seen(output.logits[:, -keep:].float(), captured)
+        logits = output.logits[:, -keep:].float()
+        refuse_no_numbers(logits, self.of)
+        return Seen(logits, captured)
 
     def _options(self, n_sent: int, keep: int) -> dict[str, Any]:
         options: dict[str, Any] = {"use_cache": self.cached}
@@ -337,10 +339,17 @@ def generators(seed: int, prompts: Sequence[Sequence[int]], drafts: int = 1) -> 
     return found
 
 
+def refuse_dead_end(law: Tensor) -> Tensor:
+    """A law [row, vocab] as logits or log-probabilities; raises PatchbayError where a row has no token left."""
+    if not bool((law > -torch.inf).any(-1).all()):
+        raise PatchbayError("no token is left to choose: processors, or steps of the chain, bar every one of them")
+    return law
+
+
 def draw(logq: Tensor, chance: Sequence[torch.Generator]) -> Tensor:
     """One token of each row from the law exp(`logq`) [row, vocab], by the inverse of its sum in double precision."""
     points = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in chance])
-    return drawn_at(logq.double().softmax(-1), points)
+    return drawn_at(refuse_dead_end(logq).double().softmax(-1), points)
 
 
 def drawn_at(law: Tensor, points: Tensor) -> Tensor:

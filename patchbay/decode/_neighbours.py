@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.decode._cells import apart as distances
 from patchbay.decode._cells import cells
 from patchbay.decode._spoken import spoken
 from patchbay.edits.edit import Edit
@@ -32,6 +33,7 @@ CACHED = (
     2**16
 )  # numbers of keys whose distances are taken at a time: in a processor's cache, a third of the time of all at once
 BLOCK = 512  # queries that are compared with all keys at a time
+AT_ONCE = 2**16  # keys that are moved at a time
 SITES = ("mlp.in", "resid_in", "resid_mid", "resid_out", "attn.out", "mlp.out", "final_norm")
 Search = Callable[[Tensor, int], Tensor]  # queries [query, d], k -> places in the store [query, k]
 
@@ -133,7 +135,7 @@ def search_of(keys: Tensor, index: str) -> Search:
     """ "exact"; "cells(n, probes)", keys of the `probes` nearest of n cells; "faiss" or "faiss('IVF64,Flat', probes)", any index of FAISS."""
     name, values, options = spoken(index, "index")
     if name == "exact" and not values and not options:
-        return lambda queries, k: _exact(keys, queries, k)
+        return _Exact(keys)
     if name == "cells" and len(values) == 2 and not options and all(isinstance(one, int) and one > 0 for one in values):
         if not values[1] <= values[0] <= len(keys):
             raise PatchbayError(
@@ -150,25 +152,35 @@ def search_of(keys: Tensor, index: str) -> Search:
     raise PatchbayError(f"index={index!r}: 'exact', 'cells(64, 8)', 'faiss' or \"faiss('IVF64,Flat', 8)\"")
 
 
-def _exact(keys: Tensor, queries: Tensor, k: int) -> Tensor:
-    own = keys.square().sum(1)
-    return torch.cat([(own - 2 * block @ keys.T).topk(k, largest=False).indices for block in queries.split(BLOCK)])
+class _Exact:
+    """All keys, compared by |key - c|^2 - 2 (query - c) key, c their mean: what all states have in common, which in some models is a thousand
+    times what tells them apart, would else be squared and eat the digits."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys, self.centre = keys, keys.mean(0)
+        self.own = torch.cat([(block - self.centre).square().sum(1) for block in keys.split(AT_ONCE)])  # [N]
+
+    def __call__(self, queries: Tensor, k: int, among: Tensor | None = None) -> Tensor:
+        """Places of the k nearest keys [query, k]; with `among`, places in those."""
+        keys, own = (self.keys, self.own) if among is None else (self.keys[among], self.own[among])
+        blocks = (queries - self.centre).split(BLOCK)
+        return torch.cat([(own - 2 * block @ keys.T).topk(k, largest=False).indices for block in blocks])
 
 
 class _Cells:
     """Keys in cells by k-means, of which a query looks into the nearest few."""
 
     def __init__(self, keys: Tensor, n: int, probes: int) -> None:
-        self.keys, self.probes = keys, probes
+        self.exact, self.probes = _Exact(keys), probes
         cell, self.centres = cells(keys, n, torch.Generator().manual_seed(0))
         self.members = [(cell == at).nonzero()[:, 0] for at in range(n)]
 
     def __call__(self, queries: Tensor, k: int) -> Tensor:
-        looked = torch.cdist(queries, self.centres).topk(self.probes, largest=False).indices.tolist()
+        looked = distances(queries, self.centres).topk(self.probes, largest=False).indices.tolist()
         found = torch.full((len(queries), k), -1, device=queries.device)
         for row, near in enumerate(looked):
             some = torch.cat([self.members[at] for at in near])
-            best = _exact(self.keys[some], queries[row : row + 1], min(k, len(some)))[0]
+            best = self.exact(queries[row : row + 1], min(k, len(some)), some)[0]
             found[row, : len(best)] = some[best]
         return found
 
@@ -182,9 +194,10 @@ def _faiss(keys: Tensor, factory: str = "Flat", probes: int | None = None) -> Se
         ) from error
     try:
         index = faiss.index_factory(keys.shape[1], factory)
-        held = keys.cpu().contiguous().numpy()
-        index.train(held[:: max(1, len(held) // TRAINED)])
-        index.add(held)
+        held, centre = keys.cpu(), keys.cpu().mean(0)  # what all keys have in common would eat the digits
+        index.train((held[:: max(1, len(held) // TRAINED)] - centre).contiguous().numpy())
+        for block in held.split(AT_ONCE):
+            index.add((block - centre).contiguous().numpy())
     except RuntimeError as error:
         raise PatchbayError(
             f"index: FAISS refuses {factory!r} for {len(keys)} keys: {str(error).splitlines()[0]}"
@@ -194,4 +207,4 @@ def _faiss(keys: Tensor, factory: str = "Flat", probes: int | None = None) -> Se
         if inner is None or probes < 1:
             raise PatchbayError(f"index: an index {factory!r} of FAISS has no probes, or {probes} are too few")
         inner.nprobe = probes
-    return lambda queries, k: torch.from_numpy(index.search(queries.cpu().numpy(), k)[1]).to(queries.device)
+    return lambda queries, k: torch.from_numpy(index.search((queries.cpu() - centre).numpy(), k)[1]).to(queries.device)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
 from patchbay.decode._loop import Call, asked
 from patchbay.decode._result import Draft
@@ -33,8 +34,9 @@ def view(hf: Any) -> Model:
     return SEEN[hf]
 
 
-def published(method: Callable[..., Any], loop: Loop, *, endless: bool = False) -> None:
-    """Give a method `generate`, its loop as a `custom_generate` of transformers. `endless`: of texts of any length."""
+def published(method: Callable[..., Any], loop: Loop, *, endless: bool = False, stops: bool = True) -> None:
+    """Give a method `generate`, its loop as a `custom_generate` of transformers. `endless`: of texts of any length. `stops`: whether the loop
+    asks stopping criteria, beside end tokens and the length."""
     name = method.__name__
     own = [p for p in inspect.signature(loop).parameters.values() if p.kind is p.KEYWORD_ONLY and p.name not in PRIVATE]
 
@@ -52,6 +54,7 @@ def published(method: Callable[..., Any], loop: Loop, *, endless: bool = False) 
         if logits_processor:
             call.law = lambda ids, logits: logits_processor(ids, logits).float()
         if stopping_criteria:
+            _refuse_unheard(stopping_criteria, stops, name)
             call.stops = lambda ids: stopping_criteria(ids, None)
         drafts = loop(call, **options)
         return _padded(call, [several[0] for several in drafts], input_ids, config)
@@ -63,6 +66,16 @@ def published(method: Callable[..., Any], loop: Loop, *, endless: bool = False) 
         f"`pb.decode.{name}` as a `custom_generate` of transformers; see `patchbay/decode/_published.py`."
     )
     method.generate = generate  # type: ignore[attr-defined]
+
+
+def _refuse_unheard(criteria: Any, stops: bool, name: str) -> None:
+    """Raise PatchbayError for what would end a text in a loop that looks at end tokens and at the length alone."""
+    other = [type(one).__name__ for one in criteria if not isinstance(one, (MaxLengthCriteria, EosTokenCriteria))]
+    if other and not stops:
+        raise PatchbayError(
+            f"{name}: several texts stand beside one another, which end at end tokens and at their length; {', '.join(other)} would not be heard. "
+            "Give eos_token_id, or cut the text afterwards"
+        )
 
 
 def _seen(option: Any) -> Any:

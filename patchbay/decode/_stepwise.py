@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call
+from patchbay.decode._loop import Call, refuse_dead_end
 from patchbay.decode._result import Draft
 
 
@@ -51,7 +51,7 @@ def stepwise(
     plain, rest = run(None)
     for step in range(call.n_new):
         logp = torch.log_softmax(plain.float(), -1)  # [row, vocab]
-        chosen = choose(reader.ids, call.chosen_from(reader.ids, plain), rest)
+        chosen = choose(reader.ids, refuse_dead_end(call.chosen_from(reader.ids, plain)), rest)
         said = logp.gather(1, chosen.tokens[:, None])[:, 0].tolist()
         rows = zip(reader.of, number, chosen.tokens.tolist(), said, chosen.score.tolist(), strict=True)
         logq = [None] * len(said) if chosen.logq is None else chosen.logq.tolist()

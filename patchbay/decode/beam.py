@@ -57,4 +57,4 @@ def beam(
     return as_result(call, decode(call, beams=beams, length_penalty=length_penalty))
 
 
-published(beam, decode)
+published(beam, decode, stops=False)

@@ -59,4 +59,4 @@ def diverse_beam(
     return as_result(call, drafts, units={"group": "number", "rank_by_logp": "rank"})
 
 
-published(diverse_beam, decode)
+published(diverse_beam, decode, stops=False)

@@ -194,4 +194,4 @@ def superposed(
     )
 
 
-published(superposed, decode)
+published(superposed, decode, stops=False)

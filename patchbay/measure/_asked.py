@@ -58,6 +58,17 @@ def place_of(answer: Any, choices: Sequence[Any], where: str) -> int:
 
 def hit(values: Tensor, right: Tensor) -> Tensor:
     """1 where the right choice has the highest value, 0 where another has; equal ones share. values [item, choice] -> [item]."""
-    filled = values.nan_to_num(nan=-torch.inf)
-    best = filled == filled.amax(1, keepdim=True)
+    best = _best(values)
     return best[torch.arange(len(right)), right].double() / best.sum(1)
+
+
+def picked(values: Tensor, seed: int) -> Tensor:
+    """The place of the choice of the highest value, [item]; of equal ones any, drawn by `seed`, and not the first, which is right too often."""
+    points = torch.rand(values.shape, generator=torch.Generator().manual_seed(seed))
+    return points.masked_fill(~_best(values), -1.0).argmax(1)
+
+
+def _best(values: Tensor) -> Tensor:
+    """Which choices have the highest value, [item, choice]; NaN, in place of choices that an item has not, never has."""
+    filled = values.nan_to_num(nan=-torch.inf)
+    return (filled == filled.amax(1, keepdim=True)) & ~values.isnan()

@@ -4,7 +4,7 @@
 
 which draws from the softmax at that temperature, among the likeliest tokens that hold `top_p` of the probability. The noise follows
 from seed, prompt, sample and step alone, so that neither other prompts, nor how many run at a time, nor a cache change a
-sample. A sample ends at an end token; it is scored without its prompt and without special tokens.
+sample; a prompt that comes twice is sampled anew. Penalties and bans of the model's generation config are left out. A sample ends at an end token; it is scored without its prompt and without special tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +21,13 @@ from torch import Tensor
 from patchbay.measure._runs import refuse_by_row
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
+
+PLAIN: dict[str, Any] = {  # a generation config may change the law; none of it is meant here but for what ends a text
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0, "min_new_tokens": None, "bad_words_ids": None, "suppress_tokens": None, "begin_suppress_tokens": None,
+    "sequence_bias": None, "forced_bos_token_id": None, "forced_eos_token_id": None, "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+}  # fmt: skip
 
 
 class Scorer(Protocol):
@@ -115,13 +122,16 @@ def samples(
             f"n={n} and max_new_tokens={max_new_tokens} (1 or more), temperature={temperature} (above 0), top_p={top_p} (in (0, 1])"
         )
     encoded = [list(ids) for ids in model.encode(list(prompts))]
+    first = [
+        n * sum(ids == other for other in encoded[:i]) for i, ids in enumerate(encoded)
+    ]  # samples of that prompt before
     rows = sorted(((i, k) for i in range(len(encoded)) for k in range(n)), key=lambda row: (len(encoded[row[0]]), row))
     found: list[list[list[int]]] = [[[] for _ in range(n)] for _ in encoded]
     for some in _same_length(rows, encoded, batch_size):
         ids = [encoded[i] for i, _ in some]
-        noise = Noise([_seed(seed, encoded[i], k) for i, k in some], len(ids[0]), temperature, top_p)
+        noise = Noise([_seed(seed, encoded[i], first[i] + k) for i, k in some], len(ids[0]), temperature, top_p)
         grown = model.generate(
-            ids, max_new_tokens, do_sample=False, num_beams=1, use_cache=use_cache, logits_processor=[noise]
+            ids, max_new_tokens, do_sample=False, num_beams=1, use_cache=use_cache, logits_processor=[noise], **PLAIN
         )
         for (i, k), row in zip(some, grown, strict=True):
             found[i][k] = list(row[len(encoded[i]) :])

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from patchbay.measure._answers import outcomes
+from patchbay.measure._asked import picked
 from patchbay.measure._items import resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
 from patchbay.model.model import Model
@@ -62,7 +63,7 @@ def concurrence(
         boundary=boundary,
         batch_size=batch_size,
     )
-    best = found.logp.nan_to_num(nan=-torch.inf).argmax(1).tolist()
+    best = picked(found.logp, seed).tolist()
     said_keys = [str(row.values["keys"][at]) for row, at in zip(rows, best, strict=True)]
     claimed = any("claimant" in row.values for row in rows)
     groups: dict[str, list[int]] = {}

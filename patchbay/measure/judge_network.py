@@ -22,7 +22,7 @@ from torch import Tensor
 
 from patchbay.measure import _estimates as estimates
 from patchbay.measure._answers import outcomes
-from patchbay.measure._asked import Asked, asked_of
+from patchbay.measure._asked import Asked, asked_of, picked
 from patchbay.measure._items import resolved
 from patchbay.measure._meter import reading
 from patchbay.model.model import Model
@@ -60,10 +60,12 @@ def judge_network(
         )
     if not all(isinstance(prompt, str) for prompt in asked.prompts):
         raise PatchbayError("judges read texts: the items' prompts are token ids")
-    votes, mass = _votes(model, asked, [list(roles)] * len(asked.prompts), boundary, batch_size)  # [item, judge]
+    votes, mass = _votes(model, asked, [list(roles)] * len(asked.prompts), boundary, seed, batch_size)  # [item, judge]
     if layers == 2:
         seen = [told.replace("{}", ", ".join(str(asked.choices[i][at]).strip() for at in row)) for i, row in enumerate(votes.tolist())]  # fmt: skip
-        votes, mass = _votes(model, asked, [[f"{role}{text}" for role in roles] for text in seen], boundary, batch_size)
+        votes, mass = _votes(
+            model, asked, [[f"{role}{text}" for role in roles] for text in seen], boundary, seed + 1, batch_size
+        )
     right = torch.tensor(asked.right)
     one = (votes == right[:, None]).double()  # [item, judge]
     most = majority(votes, right, max(map(len, asked.choices)))
@@ -86,7 +88,7 @@ def judge_network(
 
 
 def _votes(
-    model: Model, asked: Asked, roles: Sequence[Sequence[str]], boundary: str, batch_size: int
+    model: Model, asked: Asked, roles: Sequence[Sequence[str]], boundary: str, seed: int, batch_size: int
 ) -> tuple[Tensor, float]:
     """The place of each judge's choice, [item, judge], and the mean probability of all choices."""
     prompts = [f"{role}{prompt}" for prompt, each in zip(asked.prompts, roles, strict=True) for role in each]
@@ -94,7 +96,7 @@ def _votes(
     choices = [each for each in asked.choices for _ in range(n)]
     where = [f"{name}, judge {k}" for name in asked.where for k in range(n)]
     found = outcomes(model, prompts, choices, where=where, boundary=boundary, batch_size=batch_size)
-    return found.logp.nan_to_num(nan=-torch.inf).argmax(1).view(len(asked.prompts), n), float(found.mass.mean())
+    return picked(found.logp, seed).view(len(asked.prompts), n), float(found.mass.mean())
 
 
 def majority(votes: Tensor, right: Tensor, n_choices: int) -> Tensor:

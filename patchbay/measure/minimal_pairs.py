@@ -75,6 +75,12 @@ def minimal_pairs(
 
 def scored(model: Model, texts: Sequence[Text], score: str, batch_size: int) -> Tensor:
     """What is compared, [text]."""
+    longest = model.longest_prompt
+    long = next((text for text in texts if longest is not None and len(text.before) + len(text.ids) > longest), None)
+    if long is not None:
+        raise PatchbayError(
+            f"{long.where} has {len(long.before) + len(long.ids)} tokens and the model reads {longest}: a sentence is scored whole; shorten it, or leave it out"
+        )
     found = losses(model, texts, window=None, batch_size=batch_size)
     total = -torch.stack([loss.sum() for loss in found])
     n = torch.tensor([len(text.ids) for text in texts]).double()
@@ -116,6 +122,8 @@ def _pairs(items: Any) -> tuple[list[Any], list[Any], list[Any], list[str], list
     if same is not None:
         raise PatchbayError(f"{same.where}: good and bad are the same sentence, {same.values['good']!r:.60}")
     groups = [row.values.get("group") for row in rows]
+    if any(group is None for group in groups) and any(group is not None for group in groups):
+        raise PatchbayError(f"{rows[groups.index(None)].where} has no group and others have one: all pairs or none")
     return [row.values["good"] for row in rows], [row.values["bad"] for row in rows], groups if None not in groups else [], [row.where for row in rows], said  # fmt: skip
 
 

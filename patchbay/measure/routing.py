@@ -62,7 +62,7 @@ def routing(
     for one, size in zip((model, other), sizes, strict=True):
         read = whole_texts(one, texts, names)
         nats = torch.stack([loss.sum() for loss in losses(one, read, batch_size=batch_size)])
-        n_bytes = torch.tensor([float(len(text.encode())) for text in texts], dtype=torch.float64)
+        n_bytes = torch.tensor([float(each.n_bytes or 0) for each in read], dtype=torch.float64)  # of what is scored
         columns.append(nats / n_bytes + size_weight * size / max(sizes))
     cost = torch.stack(columns, 1)  # [text, model]
     port = depth(model, "resid_out")[1][-1]

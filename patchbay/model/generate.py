@@ -7,6 +7,7 @@ prompt's continuation is what it is alone: a row that ends before others of its 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,29 @@ def continued(
             if logits:
                 seen[i] = _chosen_from(grown, at, len(out[i]) - length)
     return Continued(out, seen)
+
+
+def refuse_no_numbers(logits: Tensor, of: Sequence[int]) -> None:
+    """Raise PatchbayError where logits [row, ..., vocab], of rows of the prompts at `of`, are NaN or infinite: no token can be chosen from them."""
+    usable = logits < math.inf  # NaN is not; -inf bars a token
+    if not bool(usable.all()):
+        row = int((~usable).flatten(1).any(1).nonzero()[0])
+        raise PatchbayError(
+            f"prompt {of[row]}: the model gives logits that are no numbers (NaN or infinite), so no token can be chosen from them; turn a knob "
+            "less far, or load the model in a dtype of more range, such as float32"
+        )
+
+
+class _Numbers:
+    """A processor of transformers' generate that changes nothing and refuses logits that are no numbers; rows are those of `members`."""
+
+    def __init__(self, members: Sequence[int]) -> None:
+        self.members = members
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        each = max(1, len(scores) // len(self.members))  # beams of a prompt stand together
+        refuse_no_numbers(scores, [member for member in self.members for _ in range(each)])
+        return scores
 
 
 def _chosen_from(grown: Any, row: int, n_new: int) -> Tensor:
@@ -245,6 +269,7 @@ class Asked:
         if self.read("pad_token_id") is None:
             filled["pad_token_id"] = min(self.ends, default=0)
         filled = self.given | filled
+        filled["logits_processor"] = [_Numbers(members), *(filled.get("logits_processor") or [])]
         if self.read("stop_strings") and "tokenizer" not in filled:
             filled["tokenizer"] = model._need_tokenizer()
         allowed = filled.get("prefix_allowed_tokens_fn")

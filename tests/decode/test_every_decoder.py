@@ -258,6 +258,29 @@ def test_what_cannot_be_decoded_is_refused(decoder: Decoder, prompts: Any, optio
         decoder.call(lent("gpt2" if "gpt2" in decoder.on else "llama"), prompts, **options)
 
 
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+def test_a_text_that_ends_with_the_last_token_asked_has_ended(decoder: Decoder) -> None:
+    """Whoever keeps several texts side by side too: the end is the last token's, not that of the loop."""
+    model = lent("gpt2" if "gpt2" in decoder.on else "llama")
+    [[end], *_] = [tokens for tokens, _ in drafts_of(decoder.call(model, PROMPTS[:1], max_new_tokens=1, ends=[]), 0)]
+    found = decoder.call(model, PROMPTS[:1], max_new_tokens=1, ends=[end])
+    said = [row["finished"] for row in found.tables["texts"]]
+    assert said == [tokens[-1] == end for tokens, _ in drafts_of(found, 0)]
+    assert any(said) or decoder.searches
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=str)
+def test_logits_that_are_no_numbers_are_refused(decoder: Decoder) -> None:
+    """A largest token of NaN is some token, and a draw from it the last one: neither is a text of the model."""
+    model = lent("gpt2" if "gpt2" in decoder.on else "llama")
+    too_far = pb.scale("L1.resid_out", 3e38)
+    refused = (
+        "holds other states" if decoder.name == "knn" else r"prompt \d: the model gives logits that are no numbers"
+    )
+    with model.edited(too_far), pytest.raises(pb.PatchbayError, match=refused):
+        decoder.call(model, PROMPTS, max_new_tokens=2)
+
+
 @pytest.mark.parametrize(
     ("name", "way"), [("mamba", "plain"), ("nemotron_h", "none"), ("bamba", "none"), ("llama", "mask")]
 )

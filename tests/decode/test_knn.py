@@ -129,6 +129,19 @@ def test_searches_agree_where_they_look_everywhere() -> None:
     assert torch.equal(law.argmax(1), found[:, 0])
 
 
+@pytest.mark.parametrize("index", ["exact", "cells(7, 7)", "faiss"])
+def test_what_all_states_have_in_common_takes_no_digits(index: str) -> None:
+    """A direction of the stream that is ten thousand times the others, as in trained models: the nearest are those of double precision."""
+    if index == "faiss":
+        pytest.importorskip("faiss", reason="faiss-cpu is not installed: pip install 'patchbay-lm[knn]'")
+    draw = torch.Generator().manual_seed(0)
+    keys, queries = torch.randn(300, 16, generator=draw), torch.randn(30, 16, generator=draw)
+    for one in (keys, queries):
+        one[:, 3] += 1e4
+    loops = torch.stack([(keys.double() - query.double()).square().sum(1).argsort()[:5] for query in queries])
+    assert torch.equal(search_of(keys, index)(queries, 5), loops)
+
+
 def test_faiss_finds_what_loops_find() -> None:
     pytest.importorskip("faiss", reason="faiss-cpu is not installed: pip install 'patchbay-lm[knn]'")
     draw = torch.Generator().manual_seed(0)

@@ -88,6 +88,21 @@ def test_what_ends_a_text_and_what_bars_tokens_are_transformers_own() -> None:
     assert not bool((barred[:, 4:] == second).any())
 
 
+@pytest.mark.parametrize("name", ["beam", "diverse_beam", "superposed"])
+def test_what_would_end_a_text_unheard_is_refused(name: str) -> None:
+    """Loops that keep several texts of a prompt side by side look at end tokens; others ask whatever criteria there are."""
+    hf, method = made(), getattr(pb.decode, name)
+
+    def at_once(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.ones(len(ids), dtype=torch.bool)
+
+    given: dict[str, Any] = {"max_new_tokens": NEW, "pad_token_id": 0, "stopping_criteria": [at_once]}
+    with pytest.raises(pb.PatchbayError, match=f"{name}: several texts stand .* function would not be heard"):
+        hf.generate(**padded(PROMPTS), **given, custom_generate=method.generate, **OPTIONS[name])
+    heard = hf.generate(**padded(PROMPTS), **given, custom_generate=pb.decode.contrastive_search.generate)  # type: ignore[attr-defined]
+    assert heard.shape == (2, 4 + 1)
+
+
 def test_refusals() -> None:
     hf = made()
     inputs = padded(PROMPTS)

@@ -63,6 +63,13 @@ def test_reference(name: str) -> None:
     assert found["per_item"].equal(pb.measure.concurrence(model, renamed)["per_item"])
 
 
+def test_equal_choices_are_no_agreement() -> None:
+    """A model that tells no choice apart agrees with itself as two coins do; the first choice of every row would be one answer."""
+    found = pb.measure.concurrence(constant({"a": 1.0, "b": 1.0}), items(60))
+    assert float(found.values) == pytest.approx(0.5, abs=0.25)
+    assert float(found["kb"]) == pytest.approx(0.5, abs=0.25)
+
+
 def test_null() -> None:
     """Variants that answer at random of two agree half the time, which p does not call concurrence."""
     model = constant({"a": 5.0, "b": 0.0})

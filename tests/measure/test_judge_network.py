@@ -63,6 +63,17 @@ def test_reference(name: str) -> None:
         assert close(found["mass"], sum(own) / len(own), dtype=torch.float32)
 
 
+def test_equal_choices_get_votes_alike() -> None:
+    """A model that tells no choice apart is right by chance, wherever the right one stands, and however often it is asked."""
+    rows = [{"prompt": f"is {i}", "choices": ["a", "b"], "answer": 0} for i in range(60)]
+    same = constant({"a": 1.0, "b": 1.0})
+    found = pb.measure.judge_network(same, rows, ROLES)
+    assert float(found.values) == pytest.approx(0.5, abs=0.25)
+    assert 0.25 < float(found["null"]) < 0.75
+    assert pb.measure.judge_network(same, rows, ROLES)["per_item"].equal(found["per_item"])
+    assert not pb.measure.judge_network(same, rows, ROLES, seed=1)["per_item"].equal(found["per_item"])
+
+
 def test_null() -> None:
     """Judges that do not read their roles are one judge: no gain, p of 1, correlation 1."""
     rows = [{"prompt": f"is {i}", "choices": ["a", "b"], "answer": int(i > 5)} for i in range(8)]

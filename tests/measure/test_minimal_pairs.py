@@ -107,6 +107,12 @@ def test_bad_items_are_named(tmp_path: Path) -> None:
     model = reader("characters")
     with pytest.raises(pb.PatchbayError, match=r"items, row 0: good and bad are the same sentence"):
         pb.measure.minimal_pairs(model, [{"good": "a", "bad": "a"}])
+    pairs = [{"good": "he is", "bad": "is he", "group": "x"}, {"good": "she is", "bad": "is she"}]
+    with pytest.raises(pb.PatchbayError, match=r"items, row 1 has no group and others have one: all pairs or none"):
+        pb.measure.minimal_pairs(reader("pairs"), pairs)
+    long = {"good": "he is", "bad": "a" * 100}
+    with pytest.raises(pb.PatchbayError, match=r"items, row 0, bad has 101 tokens and the model reads 64"):
+        pb.measure.minimal_pairs(reader("characters"), [long])
     with pytest.raises(pb.PatchbayError, match="label is 1"):
         pb.measure.minimal_pairs(model, [{"sentence": "a", "label": 2}])
     one_class = pb.measure.minimal_pairs(model, [{"sentence": text, "label": 1} for text in ("a", "ab", "abc")])

@@ -49,6 +49,17 @@ def test_reference(name: str) -> None:
     assert float(found["null"]) == pytest.approx((single - float(found["random"])) / (single - oracle), rel=1e-3)
 
 
+def test_a_token_that_is_not_scored_brings_no_bytes() -> None:
+    """Without a start token the first token has no loss: its bytes would make the model cheaper than it is."""
+    bare = reader("pairs").tokenizer
+    other = pb.load(reader("pairs", "gpt2", 1).hf, type(bare)(tokenizer_object=bare.backend_tokenizer))
+    found = pb.measure.routing(reader("pairs"), TEXTS, other)
+    for i, text in enumerate(TEXTS):
+        [ids] = other.encode([text])
+        scored = len(text) - len(other.decode(ids[:1]))
+        assert close(float(found["cost_other"][i]), -by_hand(other, ids, 1) / scored, dtype=torch.float32)
+
+
 def test_null() -> None:
     """Costs that the states say nothing of: the router gains nothing over the better model in most of twenty draws."""
     generator, gained = torch.Generator().manual_seed(1), 0

@@ -48,6 +48,31 @@ def test_a_sample_depends_on_seed_prompt_and_number_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_prompt_that_comes_twice_is_sampled_anew() -> None:
+    model = pb.load(twins.twin("llama"))
+    [one, other] = samples(model, [[5, 6, 7], [5, 6, 7]], 2, max_new_tokens=6)
+    assert one == samples(model, [[5, 6, 7]], 2, max_new_tokens=6)[0]
+    assert one + other == samples(model, [[5, 6, 7]], 4, max_new_tokens=6)[0]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"repetition_penalty": 9.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": list(range(60))}, {"bad_words_ids": [[t] for t in range(60)]},
+     {"sequence_bias": [[[12], 50.0]]}, {"forced_eos_token_id": 5}, {"min_new_tokens": 6, "eos_token_id": list(range(48))}],
+    ids=lambda config: next(iter(config)),
+)  # fmt: skip
+def test_what_a_generation_config_does_to_the_law_is_left_out(config: dict[str, Any]) -> None:
+    """Of the law, not of how a model is deployed: penalties, bans and forced tokens change nothing, end tokens end."""
+    model = pb.load(twins.twin("llama"))
+    own = model.hf.generation_config
+    own.eos_token_id = config.pop("eos_token_id", None)
+    plain = samples(model, [[5, 6, 7]], 4, max_new_tokens=6)
+    own.update(**config)
+    if "min_new_tokens" not in config:
+        assert model.generate([[5, 6, 7]], 6) != pb.load(twins.twin("llama")).generate([[5, 6, 7]], 6)
+    assert samples(model, [[5, 6, 7]], 4, max_new_tokens=6) == plain
+
+
 @pytest.mark.filterwarnings("ignore::patchbay.errors.EditNeverMade")  # what is refused is not run
 def test_edits_act_on_samples_and_those_by_row_are_refused() -> None:
     model = pb.load(twins.twin("llama"))

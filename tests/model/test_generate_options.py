@@ -253,3 +253,14 @@ def test_new_only_leaves_the_prompt_off():
     assert whole == prompt + new
     assert tiny.generate([prompt], 3, new_only=True) == [new]
     assert generate_rows(tiny, [prompt], [None], 3, new_only=True) == [new]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True}, {"logits_processor": [lambda ids, scores: scores.nan_to_num()]}], ids=["greedy", "beams", "drawn", "processed"])  # fmt: skip
+def test_logits_that_are_no_numbers_are_refused_by_prompt(options: dict[str, object]) -> None:
+    """A token "chosen" from NaN is the first or the last of the vocabulary. What another processor would make of it is no text either."""
+    model, prompts = model_with(), [[5, 6], [7, 8, 9], [9, 8]]
+    too_far = pb.scale("L0.attn.out", 3e38, rows=(2,)) if "num_beams" not in options else pb.scale("L0.attn.out", 3e38)
+    said = f"prompt {0 if 'num_beams' in options else 2}: the model gives logits that are no numbers"
+    with pytest.raises(PatchbayError, match=said):
+        model.generate(prompts, 3, edits=[too_far], **options)
+    assert len(model.generate(prompts, 3, **options)) == 3
