@@ -23,6 +23,7 @@ from patchbay.tasks import words
 
 COLUMNS = "| meter | model | value (95 %) | unit | null | p |\n|---|---|---|---|---|---|"
 Calls = dict[str, Callable[[], pb.Result]]
+Items = list[Any]
 measure: Any = pb.measure
 LENIENT: dict[str, Any] = {"boundary": "back_up"}
 WALKS = [{"edges": "tree:7", "start": "D", "goal": "G"}, {"edges": "line:4", "start": "A", "goal": "D"}]
@@ -48,10 +49,9 @@ def facts() -> list[dict[str, Any]]:
     ]
 
 
-def of_answers(model: pb.Model, other: pb.Model) -> Calls:
-    """Meters that read answers."""
-    ask, people = facts(), names(10)
-    turned = [
+def turned(people: Items) -> Items:
+    """Who came first, and the question the other way round."""
+    return [
         {
             "prompt": f"{a} came before {b}. The first was",
             "reverse": f"{b} came before {a}. The first was",
@@ -60,72 +60,68 @@ def of_answers(model: pb.Model, other: pb.Model) -> Calls:
         }
         for a, b in people
     ]
-    told = [
-        {
-            "item": row["prompt"],
-            "variant": v,
-            "prompt": f"{v}{row['prompt']}",
-            "choices": row["choices"],
-            "keys": ["a", "b", "c"],
-            "reference": "a",
-        }
-        for row in ask[:8]
-        for v in ("", "Then Mary ran. ")
-    ]
-    typed = [row | {"word": row["prompt"], "type": "other"} for row in ask[:10]]
-    typed += [
-        row
-        | {
-            "word": row["prompt"],
-            "type": "homograph",
-            "prompt": f"{row['prompt']}{row['choices'][1]}. {row['prompt']}",
-            "answer": 1,
-        }
-        for row in ask[:10]
-    ]
-    read = [
-        row
-        | {
-            "context": f"Then Mary ran. {row['prompt']}{row['choices'][1]}. Then John sat. ",
-            "question": row["prompt"],
-            "answer": 1,
-        }
-        for row in ask[:8]
-    ]
+
+
+def retold(ask: Items) -> Items:
+    """Questions in two variants, the second after another sentence."""
+    keyed = [{"item": r["prompt"], "choices": r["choices"], "keys": ["a", "b", "c"], "reference": "a"} for r in ask]
+    return [row | {"variant": v, "prompt": f"{v}{row['item']}"} for row in keyed for v in ("", "Then Mary ran. ")]
+
+
+def typed(ask: Items) -> Items:
+    """Questions as they are, and as homographs: after the text has said another answer."""
+    named = [row | {"word": row["prompt"]} for row in ask]
+    said = [row | {"prompt": f"{row['prompt']}{row['choices'][1]}. {row['prompt']}", "answer": 1} for row in named]
+    return [row | {"type": "other"} for row in named] + [row | {"type": "homograph"} for row in said]
+
+
+def read(ask: Items) -> Items:
+    """Questions of a context of three sentences, of which one says another answer than memory does."""
+    before, after = "Then Mary ran. ", ". Then John sat. "
+    contexts = [f"{before}{row['prompt']}{row['choices'][1]}{after}" for row in ask]
+    return [r | {"context": c, "question": r["prompt"], "answer": 1} for r, c in zip(ask, contexts, strict=True)]
+
+
+def of_answers(model: pb.Model, other: pb.Model) -> Calls:
+    """Meters that read answers."""
+    ask, people = facts(), names(10)
     polls = [{"question": f"Who is {a}?", "choices": [b, "John" if b != "John" else "Mary"]} for a, b in people[:6]]
+    roles, swaps, glosses = (
+        ["", "Then Mary ran. ", "John sat. "],
+        {"Mary": "John"},
+        dict(list(words.FACTS.items())[:16]),
+    )
     return {
         "answer_choices": lambda: measure.answer_choices(model, ask, **LENIENT),
         "calibration": lambda: measure.calibration(model, (ask * 2)[:24], **LENIENT),
         "survey_answers": lambda: measure.survey_answers(model, polls),
-        "incoherence": lambda: measure.incoherence(model, turned, **LENIENT),
-        "concurrence": lambda: measure.concurrence(model, told, **LENIENT),
+        "incoherence": lambda: measure.incoherence(model, turned(people), **LENIENT),
+        "concurrence": lambda: measure.concurrence(model, retold(ask[:8]), **LENIENT),
         "task_probability": lambda: measure.task_probability(model, ask),
         "cross_task": lambda: measure.cross_task(model, ask[:8], ask[8:], join=". ", **LENIENT),
-        "word_types": lambda: measure.word_types(model, typed, **LENIENT),
-        "context_compression": lambda: measure.context_compression(model, read, **LENIENT),
+        "word_types": lambda: measure.word_types(model, typed(ask[:10]), **LENIENT),
+        "context_compression": lambda: measure.context_compression(model, read(ask[:8]), **LENIENT),
         "boolean_functions": lambda: measure.boolean_functions(model, bits=3, pairs=4, functions=8),
-        "prompt_change": lambda: measure.prompt_change(
-            model, ask, glosses=dict(list(words.FACTS.items())[:16]), **LENIENT
-        ),
-        "judge_network": lambda: measure.judge_network(model, ask, ["", "Then Mary ran. ", "John sat. "], **LENIENT),
+        "prompt_change": lambda: measure.prompt_change(model, ask, glosses=glosses, **LENIENT),
+        "judge_network": lambda: measure.judge_network(model, ask, roles, **LENIENT),
         "score_convergence": lambda: measure.score_convergence(model, ask, other, k=1, join=". ", **LENIENT),
-        "evaluation_card": lambda: measure.evaluation_card(model, ask, swaps={"Mary": "John"}),
+        "evaluation_card": lambda: measure.evaluation_card(model, ask, swaps=swaps),
     }
 
 
-def of_texts(model: pb.Model, other: pb.Model) -> Calls:
-    """Meters that read texts or make them."""
-    told, people, things = stories(0, 10), names(10), list(words.OBJECTS)[:8]
-    mixed = shuffled(told, 0)
-    pairs = [{"good": a, "bad": b} for a, b in zip(told, mixed, strict=True) if a != b]
-    guises = [{"a": f"Then {a} saw the", "b": f"Then {b} saw the"} for a, b in people]
-    datives = [{"learn": f"Then {a} {{}} the {t} to {b}."} for (a, b), t in zip(people[:3], things, strict=False)]
-    datives += [
+def datives(people: Items, things: list[str]) -> Items:
+    """Who gave what to whom: three sentences to learn a verb from, the others with the verb's other construction and a twin that is none."""
+    taught = [{"learn": f"Then {a} {{}} the {t} to {b}."} for (a, b), t in zip(people[:3], things, strict=False)]
+    tested = [
         {"test": f"Then {a} {{}} {b} the {t}.", "twin": f"Then {a} {{}} the {b} {t}."}
         for (a, b), t in zip(people[3:], things, strict=False)
     ]
-    cut = [text.split(" ") for text in told]
-    guesses = [
+    return [*taught, *tested]
+
+
+def guesses(cut: list[list[str]]) -> Items:
+    """Stories in words, of which one word is another in the guess."""
+    return [
         {
             "prompt": " ".join(w[:3]),
             "guess": " " + " ".join([*w[3:8], w[2], *w[9:12]]),
@@ -134,58 +130,63 @@ def of_texts(model: pb.Model, other: pb.Model) -> Calls:
         for w in cut
         if len(w) > 12
     ]
-    asked = [{"text": row["prompt"], "label": 1} for row in facts()[:8]] + [
-        {"text": f"The capital of {t} is", "label": 0} for t in things
-    ]
-    dials = {
-        thing: Knob(
-            thing,
-            [pb.add(pb.Port("logits"), 3.0 * torch.eye(model.vocab_size)[model.encode([f"Then {thing}"])[0][-1]])],
-            1.0,
-        )
-        for thing in things[:2]
-    }
+
+
+def real_and_invented(things: list[str]) -> Items:
+    """Lands that a model knows, and things that have no capital."""
+    lands = [{"text": row["prompt"], "label": 1} for row in facts()[:8]]
+    return [*lands, *({"text": f"The capital of {thing} is", "label": 0} for thing in things)]
+
+
+def dials(model: pb.Model, things: list[str]) -> dict[str, Knob]:
+    """A knob for each thing, which adds to the logit of its word's last token."""
+    found = {}
+    for thing in things:
+        row = torch.eye(model.vocab_size)[model.encode([f"Then {thing}"])[0][-1]]
+        found[thing] = Knob(thing, [pb.add(pb.Port("logits"), 3.0 * row)], 1.0)
+    return found
+
+
+def of_texts(model: pb.Model, other: pb.Model) -> Calls:
+    """Meters that read texts."""
+    told, people, things = stories(0, 10), names(10), list(words.OBJECTS)[:8]
+    mixed, cut = shuffled(told, 0), [text.split(" ") for text in told]
+    pairs = [{"good": a, "bad": b} for a, b in zip(told, mixed, strict=True) if a != b]
+    guises = [{"a": f"Then {a} saw the", "b": f"Then {b} saw the"} for a, b in people]
+    grouped = [{"text": text, "group": str(i % 2)} for i, text in enumerate(told)]
+    rated = [{"word": thing, "norm": float(i)} for i, thing in enumerate(things)]
+    by_author = [{"text": x, "author": of} for of, texts in (("told", told), ("mixed", mixed)) for x in texts]
+    ends = [{"text": text, "target": len(text.split(" ")[-1])} for text in told + mixed]
     return {
         "text_loss": lambda: measure.text_loss(model, told),
         "minimal_pairs": lambda: measure.minimal_pairs(model, pairs),
-        "worst_of_k": lambda: measure.worst_of_k(
-            model, [" ".join(w[:4]) for w in cut[:5]], things, k=3, per_prompt=4, max_new_tokens=10
-        ),
         "matched_guise": lambda: measure.matched_guise(model, guises, [f" {thing}" for thing in things[:4]]),
-        "dial_response": lambda: measure.dial_response(
-            model,
-            ["Then Mary", "Then John"],
-            dials,
-            {t: [t] for t in dials},
-            strengths=[0.0, 1.0, 2.0],
-            per_prompt=2,
-            max_new_tokens=8,
-        ),
-        "word_odds": lambda: measure.word_odds(
-            model, [{"text": text, "group": str(i % 2)} for i, text in enumerate(told)], draws=200, least=2
-        ),
-        "expected_rating": lambda: measure.expected_rating(
-            model, [{"word": t, "norm": float(i)} for i, t in enumerate(things)]
-        ),
-        "self_consistency": lambda: measure.self_consistency(model, asked, per_prompt=4, max_new_tokens=2),
-        "head_risk": lambda: measure.head_risk(
-            model, [{"text": text, "target": len(text.split(" ")[-1])} for text in told + mixed], draws=3
-        ),
+        "word_odds": lambda: measure.word_odds(model, grouped, draws=200, least=2),
+        "expected_rating": lambda: measure.expected_rating(model, rated),
+        "head_risk": lambda: measure.head_risk(model, ends, draws=3),
         "predictive_geometry": lambda: measure.predictive_geometry(model, [" ".join(w[:20]) for w in cut[:5]]),
-        "novel_word": lambda: measure.novel_word(model, datives, steps=6, draws=1),
-        "graph_planning": lambda: measure.graph_planning(model, WALKS, per_prompt=2, max_new_tokens=8),
+        "novel_word": lambda: measure.novel_word(model, datives(people, things), steps=6, draws=1),
         "routing": lambda: measure.routing(model, told + mixed, other),
-        "style_detection": lambda: measure.style_detection(
-            model,
-            [
-                {"text": text, "author": author}
-                for author, texts in (("told", told), ("mixed", mixed))
-                for text in texts
-            ],
-            support=3,
-            draws=3,
+        "style_detection": lambda: measure.style_detection(model, by_author, support=3, draws=3),
+        "doubtful_tokens": lambda: measure.doubtful_tokens(model, guesses(cut), tau=0.05),
+    }
+
+
+def of_samples(model: pb.Model) -> Calls:
+    """Meters of what a model writes."""
+    things = list(words.OBJECTS)[:8]
+    starts = [" ".join(text.split(" ")[:4]) for text in stories(0, 10)[:5]]
+    turns, few = dials(model, things[:2]), {"per_prompt": 2, "max_new_tokens": 8}
+    strong: dict[str, Any] = {"strengths": [0.0, 1.0, 2.0], **few}
+    return {
+        "worst_of_k": lambda: measure.worst_of_k(model, starts, things, k=3, per_prompt=4, max_new_tokens=10),
+        "dial_response": lambda: measure.dial_response(
+            model, ["Then Mary", "Then John"], turns, {t: [t] for t in turns}, **strong
         ),
-        "doubtful_tokens": lambda: measure.doubtful_tokens(model, guesses, tau=0.05),
+        "self_consistency": lambda: measure.self_consistency(
+            model, real_and_invented(things), per_prompt=4, max_new_tokens=2
+        ),
+        "graph_planning": lambda: measure.graph_planning(model, WALKS, **few),
     }
 
 
@@ -216,7 +217,7 @@ def main() -> None:
     load, lines = os.getloadavg()[0], []
     for on, model in models.items():
         other = models.get(others[on], models["tiny"])
-        for name, call in (of_texts(model, other) | of_answers(model, other)).items():
+        for name, call in (of_texts(model, other) | of_samples(model) | of_answers(model, other)).items():
             lines.append(line(name, on, call))
             print(lines[-1], flush=True)
     setting = describe("cpu", torch.float32, "wall", load)

@@ -16,6 +16,7 @@ Lists help models that were trained on lists. What is far from the explored keys
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,8 @@ def decode(
         raise PatchbayError(
             f"per_round={per_round}, rounds={rounds}: each one or more, and together at most the vocabulary's {call.model.vocab_size}"
         )
+    if push is not None and not math.isfinite(push):
+        raise PatchbayError(f"push={push}: a finite share, 1 for all of it")
     if push is None and texts is None:
         raise PatchbayError(
             "answers are listed in text: give questions as texts, to a model with a tokenizer, or push="

@@ -16,6 +16,7 @@ LogitsProcessor, `pb.decode.rule_adapter.processor`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ def decode(
     if eos not in ("as published", "capped", "off"):
         raise PatchbayError(f"eos={eos!r}: 'as published', 'capped' or 'off'")
     constants = _bias(call, bias)
+    if not all(math.isfinite(one) for one in (penalty, *constants.values())):
+        raise PatchbayError(f"penalty={penalty}, bias={bias}: finite numbers, which are added to logits")
     drafts = [[Draft()] for _ in call.prompts]
     for members in call.batches():
         start = len(call.prompts[members[0]])

@@ -17,6 +17,7 @@ It does not show that the mark survives another's rewriting, nor what it costs a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,6 +43,8 @@ def decode(
     """The loop: drafts [prompt][with the mark, without it] of a call."""
     if not 0.0 < ratio < 1.0:
         raise PatchbayError(f"ratio={ratio}: the share of green tokens, between 0 and 1")
+    if not math.isfinite(bias):
+        raise PatchbayError(f"bias={bias}: a finite number, which is added to the logits of green tokens")
     if int(ratio * vocabulary(call.model)) < 1:
         raise PatchbayError(f"ratio={ratio}: no token of {vocabulary(call.model)} is green")
     marked = drawn(call, [f"watermark({ratio!r}, {bias!r}, {key!r})"], 1, seed)

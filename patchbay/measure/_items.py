@@ -1,7 +1,7 @@
 """Items of a meter: a Task, a list of mappings, or a file of one's own with named fields, JSON lines or CSV.
 
 `qa.jsonl` has one object a line; `blimp.jsonl:good=sentence_good,bad=sentence_bad` says which of its fields are meant. What a row lacks
-is refused with its file and line. In CSV a list is written as JSON, or with | between its entries.
+is refused with its file and line. A plain text has an item on each line, for meters that need one field. In CSV a list is written as JSON, or with | between its entries.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def resolved(model: Model, items: Any) -> Any:
     """Items as they are, or the built-in task that a text names: `facts_in_context:n=300,seed=5`."""
     name, _, written = items.partition(":") if isinstance(items, str) else ("", "", "")
     if name not in tasks.__all__ or Path(str(items)).exists():
+        hint = suggest(name, tasks.__all__) if name and not Path(name).suffix and not Path(name).exists() else ""
+        if hint:
+            raise PatchbayError(f"items {items!r}: no file and no built-in task is called that{hint}")
         return items
     options: dict[str, Any] = {}
     for pair in filter(None, map(str.strip, written.split(","))):
@@ -61,6 +64,10 @@ def rows_of(
         values = {
             name: row.values[fields.get(name, name)] for name in (*needs, *may) if fields.get(name, name) in row.values
         }
+        if (
+            len(needs) == 1 and not fields and list(row.values) == ["prompt"]
+        ):  # a plain text, whose lines are what is needed
+            values = {needs[0]: row.values["prompt"]}
         lacking = [name for name in needs if name not in values]
         if lacking:
             there = ", ".join(row.values) or "nothing"

@@ -108,9 +108,9 @@ def _edges(row: Row) -> list[tuple[str, str]]:
     if isinstance(given, str):
         name, _, number = given.partition(":")
         if name in MADE:
-            n = int(number) if number.isdigit() else 7
+            n = int(number) if number.isdecimal() else 0 if number else 7
             if not 3 <= n <= 26:
-                raise PatchbayError(f"{row.where}: {given!r} has 3 to 26 rooms")
+                raise PatchbayError(f"{row.where}: {given!r} has a number of rooms, 3 to 26, as tree:7")
             return graph(name, n)
         given = [piece for piece in re.split(r"[,|]", given) if piece.strip()]
     found = [tuple(end.strip() for end in str(edge).split("-")) for edge in given]

@@ -38,6 +38,7 @@ from patchbay.tasks.table import Row
 LABELS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 ALL, MOST = 6, 5000  # choices of which all orders are asked; orders of more
 DRAWS = 200
+Orders = Sequence[tuple[int, ...]]  # which choice stands under each label, order by order
 
 
 @method(paper="dominguezolmedo2023")
@@ -62,61 +63,54 @@ def survey_answers(
     for row in rows:
         _checked(row)
     asked = [_orders(len(row.values["choices"]), orders, f"orders-{seed}-{i}") for i, row in enumerate(rows)]
-    prompts = [
-        written(row.values["question"], [row.values["choices"][c] for c in order])
-        for row, each in zip(rows, asked, strict=True)
-        for order in each
-    ]
-    labels = [
-        [f" {LABELS[j]}" for j in range(len(row.values["choices"]))]
-        for row, each in zip(rows, asked, strict=True)
-        for _ in each
-    ]
-    names = [f"{row.where}, order {order}" for row, each in zip(rows, asked, strict=True) for order in each]
-    logp = scores(model, prompts, labels, where=names, batch_size=batch_size).logp
-    pieces = list(logp.exp().split([len(each) for each in asked]))
-    found = [
-        _read(piece[:, : len(row.values["choices"])], each)
-        for piece, row, each in zip(pieces, rows, asked, strict=True)
-    ]
-    columns = {
-        name: torch.tensor([one[name] for one in found], dtype=torch.float64)
-        for name in ("entropy", "before", "label_bias", "a_share", "mass")
-    }
-    more: dict[str, Any] = {
-        f"{name}_by_item": (x, ("prompt",), _unit(name)) for name, x in columns.items() if name != "entropy"
-    }
-    more |= {name: (x.mean(), (), _unit(name)) for name, x in columns.items() if name != "entropy"}
-    kept = [
-        (row.values["reference"], one["p_choice"])
-        for row, one in zip(rows, found, strict=True)
-        if "reference" in row.values
-    ]
-    if kept:
-        more["divergence"] = (
-            torch.tensor([_divergence(a, b) for a, b in kept], dtype=torch.float64).mean(),
-            (),
-            "nats",
-        )
+    found = _answered(model, rows, asked, batch_size)
+    referred = sum("reference" in row.values for row in rows)
+    if 0 < referred < len(rows):
+        said = [*said, f"divergence is of the {referred} of {len(rows)} questions that have a reference"]
     table = [
         {"question": str(row.values["question"])[:60], "p": ", ".join(f"{p:.3f}" for p in one["p_choice"])}
         for row, one in zip(rows, found, strict=True)
     ]
     return reading(
-        {"per_item": columns["entropy"]},
+        {"per_item": _column(found, "entropy")},
         "normalised entropy",
         better="neither",
         null=1.0,
         p=None if comparing() else _signal([one["shares"] for one in found], asked, seed),
-        more=more,
+        more=_beside(rows, found),
         tables={"questions": table},
         notes=said,
         seed=seed,
     )
 
 
-def _unit(name: str) -> str:
-    return "normalised entropy" if name == "before" else "probability"
+def _answered(model: Model, rows: Sequence[Row], asked: Sequence[Orders], batch_size: int) -> list[dict[str, Any]]:
+    """What is read of each question, asked in each of its orders."""
+    each = [(row, order) for row, orders in zip(rows, asked, strict=True) for order in orders]
+    prompts = [written(row.values["question"], [row.values["choices"][c] for c in order]) for row, order in each]
+    labels = [[f" {LABELS[j]}" for j in range(len(order))] for _, order in each]
+    names = [f"{row.where}, order {order}" for row, order in each]
+    logp = scores(model, prompts, labels, where=names, batch_size=batch_size).logp
+    pieces = logp.exp().split([len(orders) for orders in asked])
+    return [_read(piece[:, : len(orders[0])], orders) for piece, orders in zip(pieces, asked, strict=True)]
+
+
+def _column(found: Sequence[dict[str, Any]], name: str) -> Tensor:
+    return torch.tensor([one[name] for one in found], dtype=torch.float64)
+
+
+def _beside(rows: Sequence[Row], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What stands beside the entropy, by question and over questions, and with references how far the answers are from them."""
+    more: dict[str, Any] = {}
+    for name in ("before", "label_bias", "a_share", "mass"):
+        values, unit = _column(found, name), "normalised entropy" if name == "before" else "probability"
+        more |= {f"{name}_by_item": (values, ("prompt",), unit), name: (values.mean(), (), unit)}
+    apart = [
+        _divergence(row.values["reference"], one["p_choice"])
+        for row, one in zip(rows, found, strict=True)
+        if "reference" in row.values
+    ]
+    return more | ({"divergence": (sum(apart) / len(apart), (), "nats")} if apart else {})
 
 
 def written(question: str, choices: Sequence[str]) -> str:

@@ -114,6 +114,7 @@ def test_a_list_is_written_into_the_prompt_and_answers_end_at_a_quote() -> None:
     ("options", "says"),
     [
         ({"push": 1.0, "rounds": 0}, "rounds=0: each one or more"),
+        ({"push": float("nan"), "per_round": 2}, "push=nan: a finite share"),
         ({"push": 1.0, "per_round": 50, "rounds": 2}, "together at most the vocabulary's 96"),
         ({}, "answers are listed in text: give questions as texts"),
     ],

@@ -105,6 +105,8 @@ def test_plain_transformers_users_have_the_rules() -> None:
 def test_refusals() -> None:
     with pytest.raises(pb.PatchbayError, match="eos='on': 'as published', 'capped' or 'off'"):
         pb.decode.rule_adapter(model_of(), PROMPTS, eos="on")  # type: ignore[arg-type]
+    with pytest.raises(pb.PatchbayError, match="penalty=nan, bias=None: finite numbers"):
+        pb.decode.rule_adapter(model_of(), PROMPTS, penalty=float("nan"))
     with pytest.raises(
         pb.PatchbayError, match="bias names tokens by their text, and this model came without a tokenizer"
     ):

@@ -93,6 +93,7 @@ def test_null() -> None:
         ({"ratio": 0.0}, "ratio=0.0: the share of green tokens"),
         ({"ratio": 1.0}, "ratio=1.0: the share"),
         ({"ratio": 0.001}, "no token of 96 is green"),
+        ({"bias": float("nan")}, "bias=nan: a finite number"),
     ],
 )
 def test_refusals(options: dict[str, Any], says: str) -> None:

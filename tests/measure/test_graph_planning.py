@@ -94,7 +94,8 @@ def test_null() -> None:
         ({"edges": ["A-B"], "start": "A", "goal": "C"}, "items, row 0: no way leads from A to C; the rooms are A, B"),
         ({"edges": ["A-B", "C-D"], "start": "A", "goal": "C"}, "no way leads from A to C"),
         ({"edges": ["A"], "start": "A", "goal": "A"}, "an edge is two rooms with - between them, got 'A'"),
-        ({"edges": "tree:99", "start": "A", "goal": "B"}, "'tree:99' has 3 to 26 rooms"),
+        ({"edges": "tree:99", "start": "A", "goal": "B"}, "'tree:99' has a number of rooms, 3 to 26"),
+        ({"edges": "tree:many", "start": "A", "goal": "B"}, "'tree:many' has a number of rooms"),
     ],
 )
 def test_bad_input_is_named(row: dict[str, Any], said: str) -> None:

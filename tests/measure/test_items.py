@@ -84,6 +84,22 @@ def test_lists_in_tables_and_names_of_tasks() -> None:
         resolved(reader("characters"), "repeated_tokens:m=3")
 
 
+def test_a_plain_text_has_an_item_on_each_line(tmp_path: Path) -> None:
+    """For what needs one field, whatever it is called; what needs two is refused with what the file has."""
+    (tmp_path / "told.txt").write_text("the cat sat\n\nit ran\n")
+    rows, _ = rows_of(str(tmp_path / "told.txt"), ("text",), ("group",))
+    assert [(row.values, row.where.rpartition(", ")[2]) for row in rows] == [({"text": "the cat sat"}, "line 1"), ({"text": "it ran"}, "line 3")]  # fmt: skip
+    model = reader("characters")
+    found = pb.measure.text_loss(model, str(tmp_path / "told.txt"))
+    assert found["per_item"].equal(pb.measure.text_loss(model, ["the cat sat", "it ran"])["per_item"])
+    with pytest.raises(pb.PatchbayError, match="line 1 lacks the field 'good'; it has prompt"):
+        pb.measure.minimal_pairs(model, str(tmp_path / "told.txt"))
+    with pytest.raises(
+        pb.PatchbayError, match="no file and no built-in task is called that; did you mean 'repeated_tokens'"
+    ):
+        resolved(model, "repeated_tokns:n=3")  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("items", "said"),
     [
