@@ -64,9 +64,8 @@ def rows_of(
         values = {
             name: row.values[fields.get(name, name)] for name in (*needs, *may) if fields.get(name, name) in row.values
         }
-        if (
-            len(needs) == 1 and not fields and list(row.values) == ["prompt"]
-        ):  # a plain text, whose lines are what is needed
+        if len(needs) == 1 and not fields and list(row.values) == ["prompt"]:
+            # a plain text, whose lines are what is needed
             values = {needs[0]: row.values["prompt"]}
         lacking = [name for name in needs if name not in values]
         if lacking:
