@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 import patchbay as pb
 from patchbay.train import _trainer
+from patchbay.train._copies import copied
 from patchbay.train._objectives._objective import collated
 from patchbay.train._plan import Arm, Rows, plan_of, split
 from tests.given import lent
@@ -177,6 +178,34 @@ def test_a_call_that_died_goes_on_bit_for_bit(
     assert [row["end"] for row in found.tables["runs"]] == [row["end"] for row in whole.tables["runs"]]
     assert torch.equal(found["by_run"], whole["by_run"])
     assert sorted(path.name for path in folder.iterdir()) == ["lab.json", "null-0", "twin-0", "variant-0"]
+
+
+def test_what_is_watched_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read before steps 0, 2 and 4 of 6; a run that dies in the fourth has the same readings in the end, each once."""
+    plan = plan_of({**PLAN, "every": 2})
+    rows = Rows(texts(), Arm(), plan, 0)
+
+    def total(model: pb.Model) -> float:
+        return float(model.hf.get_input_embeddings().weight.detach().double().sum())
+
+    def run(place: str) -> Any:
+        lent_, where = copied(lent("llama")), tmp_path / place
+        return _trainer.trained(lent_, rows, Arm(), plan, where, keep=True, watch=(2, total))
+
+    whole = run("whole")
+    assert whole[1][0] == total(lent("llama"))
+    assert len(set(whole[1])) == 3
+    own, calls = Rows.__getitem__, itertools.count(1)
+
+    def dying(rows: Rows, place: int) -> Any:
+        if next(calls) == 4 * 4 - 1:
+            raise DiedError
+        return own(rows, place)
+
+    monkeypatch.setattr(Rows, "__getitem__", dying)
+    with pytest.raises(DiedError):
+        run("died")
+    assert run("died") == whole
 
 
 KILLED = """
