@@ -11,15 +11,13 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._claim import TRAINED, Claim, claim
 from patchbay.papers.claims.training import difference, trained
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from patchbay.model.model import Model
-
-TRAINED = 5  # seeds of a claim whose networks are trained
 
 
 # --- facts the other way round ------------------------------------------------------------------------

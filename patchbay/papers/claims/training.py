@@ -10,7 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._claim import TRAINED, Claim, claim
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +205,7 @@ def _resting(seed: int) -> tuple[Tensor, Tensor]:
     return pair(network, lab.backcopies(2048, seed), rests, seed, arms, steps=240, batch_size=16)
 
 
-@claim("kallini2024", "comparison")
+@claim("kallini2024", "comparison", seeds=TRAINED)
 def kallini2024(model: Model, seed: int) -> Claim:
     """Confirmed if stretches whose windows of three tokens are shuffled are learned worse than the same stretches backwards, each scored in its own
     language, by more than half a nat. The paper's ranking is of GPT-2 on many more languages."""
