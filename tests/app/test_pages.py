@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tests.app.asking import BEARER, ask, asked
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("results")
     Result(
         torch.arange(24.0).reshape(2, 3, 4), ("layer", "query", "key"), "attention", provenance={"method": "find.made"}
@@ -36,7 +37,9 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Any:
     results, store = Results(folder), tmp_path_factory.mktemp("papers") / "papers.sqlite"
     with opened.opened(store, make=True) as held:
         held.add([Listed("Of <i>zebras</i>", arxiv="2501.00001", published=date(2025, 1, 1), likes=3)], "test")
-    return Guard(application(results, Runs(None, results), Papers(store)), Keys(BEARER))
+    papers = Papers(store)
+    yield Guard(application(results, Runs(None, results), papers), Keys(BEARER))
+    papers.close()
 
 
 def told(answer: tuple[int, dict[str, str], bytes]) -> Any:
