@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from patchbay import maths
-from patchbay.decode._loop import Call, asked, check_length, generators
+from patchbay.decode._loop import Call, asked, check_length, generators, ids_of
 from patchbay.decode._spoken import spoken
 from patchbay.decode._telling import distinct, diversity, halves, repeated, self_bleu
 from patchbay.model.generate import ALONE
@@ -159,6 +159,13 @@ def _held(call: Call, result: Result, name: str) -> Spoken:
     tokens = result["tokens"].tolist()
     if len(tokens) != len(call.prompts):
         raise PatchbayError(f"decoders: {name} has texts of {len(tokens)} prompts, here are {len(call.prompts)}")
+    told = result.provenance.get("task") or {}
+    before = told.get("prompts", told.get("clean"))  # as they were given, or a Task's
+    apart = [] if before is None else [i for i, pair in enumerate(zip(ids_of(call.model, before), call.prompts, strict=True)) if pair[0] != pair[1]]  # fmt: skip
+    if apart:
+        raise PatchbayError(
+            f"decoders: {name} has texts of other prompts, the first of them prompt {apart[0]}: make it of these"
+        )
     drafts = [[[t for t in row if t >= 0] for row in several] for several in tokens]
     full = [[text for text in several if text] for several in drafts]
     other = {key: float(result[f"other_{key}"]) if f"other_{key}" in result else 0.0 for key in ("calls", "fed")}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -104,6 +105,17 @@ def _listed(value: Any, name: str, where: str) -> list[Any]:
     if not isinstance(value, list | tuple):
         raise PatchbayError(f"{where}: {name} is a list, got {type(value).__name__} {value!r:.60}")
     return list(value)
+
+
+def finite(value: Any, says: str) -> float:
+    """A number of an item; raises PatchbayError with what `says` for what is none, NaN and infinity too."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise PatchbayError(f"{says}, got {value!r}")
+    return number
 
 
 def texts_only(rows: Sequence[Row], names: Sequence[str]) -> None:

@@ -53,7 +53,12 @@ def benchmark_signal(
     """
     rows, said = rows_of(resolved(model, items), ("prompt", "choices", "answer", "group"), lists=("choices",))
     listed, seen = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints), [float(x) for x in tokens]
-    if len(seen) != len(listed) + 1 or len(set(seen)) < 2 or read not in ("accuracy", "log_probability"):
+    if (
+        len(seen) != len(listed) + 1
+        or len(set(seen)) < 2
+        or not all(map(math.isfinite, seen))
+        or read not in ("accuracy", "log_probability")
+    ):
         raise PatchbayError(
             f"{len(listed)} checkpoints and {len(seen)} numbers of tokens: one for each and one for the model itself, not all alike; read={read!r}: accuracy or log_probability"
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 from patchbay import maths
 from patchbay.measure import _estimates as estimates
 from patchbay.measure._answers import outcomes, score, spell
-from patchbay.measure._items import resolved, rows_of
+from patchbay.measure._items import finite, resolved, rows_of
 from patchbay.measure._meter import reading
 from patchbay.model.model import Model
 from patchbay.results.method import method
@@ -109,12 +109,8 @@ def _norms(rows: Sequence[Any]) -> Tensor | None:
     given = [row.values.get("norm") for row in rows]
     if all(x is None for x in given):
         return None
-    for row, x in zip(rows, given, strict=True):
-        try:
-            float(x)
-        except (TypeError, ValueError):
-            raise PatchbayError(f"{row.where}: norm is a number for every word or for none, got {x!r}") from None
-    return torch.tensor([float(x) for x in given], dtype=torch.float64)
+    norms = [finite(x, f"{row.where}: norm is a number for every word or for none") for row, x in zip(rows, given, strict=True)]  # fmt: skip
+    return torch.tensor(norms, dtype=torch.float64)
 
 
 def _beside(model: Model, words: Sequence[str], frame: str, norms: Tensor, batch_size: int) -> dict[str, Any]:

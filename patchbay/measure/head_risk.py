@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.measure._items import resolved, rows_of, texts_only
+from patchbay.measure._items import finite, resolved, rows_of, texts_only
 from patchbay.measure._meter import reading
 from patchbay.measure._runs import refuse_by_row
 from patchbay.model.model import Model
@@ -55,7 +55,9 @@ def head_risk(
     texts_only(rows, ("text",))
     if len(rows) < LEAST or draws < 1:
         raise PatchbayError(f"{len(rows)} items and draws={draws}: a head needs {LEAST} items or more, and one draw")
-    targets = torch.tensor([_number(row.values["target"], row.where) for row in rows], dtype=torch.float64)
+    targets = torch.tensor(
+        [finite(row.values["target"], f"{row.where}: target is a number") for row in rows], dtype=torch.float64
+    )
     if float(targets[::2].std()) == 0 or float(targets[1::2].std()) == 0:
         raise PatchbayError(
             "the targets of one half of the items are all alike: there is nothing to fit, or to predict"
@@ -105,10 +107,3 @@ def risks(fit: Tensor, y: Tensor, new: Tensor, truth: Tensor, size: int, draws: 
 def _sizes(n: int, d: int) -> list[int]:
     wanted: Sequence[int] = (0, n // 4, n // 2, 3 * n // 4, n - 1, n, n + 1, 3 * n // 2, 2 * n, d)
     return sorted({size for size in wanted if size <= d})
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise PatchbayError(f"{where}: target is a number, got {value!r}") from None

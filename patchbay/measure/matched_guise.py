@@ -14,6 +14,7 @@ more on the side of a. An association of words in these frames, not a decision a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,7 +97,7 @@ def _weights(attributes: Any) -> dict[str, float]:
         else dict.fromkeys(map(str, attributes), 1.0)
     )
     twice = not isinstance(attributes, Mapping) and len(weights) < len(list(attributes))
-    if not weights or twice or not any(weights.values()):
+    if not weights or twice or not any(weights.values()) or not all(map(math.isfinite, weights.values())):
         raise PatchbayError(
             f"attributes are words, each once, or {{word: weight}} with some weight that is not 0: got {attributes!r:.80}"
         )

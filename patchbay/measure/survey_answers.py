@@ -125,7 +125,7 @@ def _checked(row: Row) -> None:
         raise PatchbayError(f"{row.where}: 2 to {len(LABELS)} different choices, got {choices!r:.80}")
     if reference is not None and (
         len(reference) != len(choices)
-        or any(not float(p) >= 0 for p in reference)
+        or any(not 0 <= float(p) < math.inf for p in reference)
         or not sum(map(float, reference)) > 0
     ):
         raise PatchbayError(

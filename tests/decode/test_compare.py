@@ -173,3 +173,13 @@ def test_stories_beside_what_a_person_wrote() -> None:
 def test_refusals(decoders: Any, says: str) -> None:
     with pytest.raises(pb.PatchbayError, match=says):
         pb.decode.compare(model_of(), PROMPTS, decoders, max_new_tokens=2)
+
+
+def test_texts_of_other_prompts_are_not_those_of_these() -> None:
+    """As many of them, and the same decoder: their likelihood after these prompts would be no decoder's."""
+    model = model_of()
+    other = [PROMPTS[0], [8, 6, 9], PROMPTS[2]]
+    made = {"greedy": "greedy", "kept": pb.decode.beam(model, other, beams=2, max_new_tokens=2)}
+    with pytest.raises(pb.PatchbayError, match="kept has texts of other prompts, the first of them prompt 1"):
+        pb.decode.compare(model, PROMPTS, made, max_new_tokens=2)
+    assert "kept" in pb.decode.compare(model, other, made, max_new_tokens=2).labels_of("condition")

@@ -71,6 +71,7 @@ def test_a_scale_that_holds_little_of_the_probability_gives_no_rating() -> None:
         ({"frame": "no hole"}, "frame='no hole' holds {} once"),
         ({"scale": [1]}, "two numbers or more"),
         ({"items": [{"word": "a", "norm": "x"}, {"word": "b", "norm": 1}]}, "items, row 0: norm is a number for every word or for none, got 'x'"),
+        ({"items": [{"word": "a", "norm": 1}, {"word": "b", "norm": "nan"}]}, "items, row 1: norm is a number for every word or for none, got 'nan'"),
         ({"items": [{"word": "a", "norm": 1}, {"word": "b"}]}, "items, row 1: norm is a number for every word or for none, got None"),
         ({"scale": [1, 10]}, "begins the choice"),
     ],

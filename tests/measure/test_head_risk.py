@@ -86,6 +86,7 @@ def test_null() -> None:
     [
         ({"items": items([1.0] * 16)}, "the targets of one half of the items are all alike"),
         ({"items": items(["x"] * 16)}, "items, row 0: target is a number, got 'x'"),
+        ({"items": items([1.0] + [float("inf")] * 15)}, "items, row 1: target is a number, got inf"),
         ({"items": items(range(16))[:6]}, "6 items and draws=20: a head needs 8 items"),
         ({"sizes": [99]}, r"sizes=\[99\]: numbers of directions lie in 0 to 32"),
     ],

@@ -79,6 +79,7 @@ def test_weights_set_attributes_against_one_another() -> None:
         ({"attributes": []}, "attributes are words, each once"),
         ({"attributes": [" a", " a"]}, "attributes are words, each once"),
         ({"attributes": {" a": 0.0}}, "some weight that is not 0"),
+        ({"attributes": {" a": float("nan")}}, "some weight that is not 0"),
         ({"attributes": WORDS, "frames": ["no hole"]}, "a frame holds {} once"),
         ({"attributes": [" k\u00e4se"]}, "does not know"),
     ],

@@ -120,6 +120,7 @@ def test_all_orders_cost_little_more_than_the_longest_prompt_run_as_often() -> N
         ({"question": "is it?", "choices": ["yes"]}, "2 to 26 different choices"),
         ({"question": "is it?", "choices": ["yes", "yes"]}, "2 to 26 different choices"),
         ({"question": "is it?", "choices": ["a", "b"], "reference": [1.0]}, "a probability for each of 2 choices"),
+        ({"question": "is it?", "choices": ["a", "b"], "reference": [1.0, float("inf")]}, "a probability for each of 2 choices"),
         ({"question": "is it?"}, "lacks the field 'choices'"),
     ],
 )  # fmt: skip
