@@ -8,7 +8,7 @@ too few parts for its random controls to reach p = .05. What a claim shows holds
 built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small
 analogue, and says so.
 
-blocks    the identities that other architectures stand on
+blocks    the identities that other architectures stand on, and a cut by one threshold
 corpora   what texts, tokenizers, languages and times tell and teach
 behaviour what models say, where most papers need larger ones
 features  sparse dictionaries
@@ -25,6 +25,7 @@ relations maps between layers, subspaces and relations that are learned or deriv
 toys      what networks show that were taught a task whose truth is known (tiny.automata, ciphers, clones, feedback)
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
+variants  networks with other blocks, trained beside their twins
 decoding  what decoders write
 """
 
@@ -49,6 +50,7 @@ from patchbay.papers.claims import (
     trained,
     training,
     turning,
+    variants,
 )
 from patchbay.papers.claims._check import Checked, check
 from patchbay.papers.claims._claim import CLAIMS, KINDS, Claim, claim, known
@@ -79,4 +81,5 @@ __all__ = [
     "trained",
     "training",
     "turning",
+    "variants",
 ]

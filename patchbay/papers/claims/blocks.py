@@ -46,22 +46,6 @@ def _ids(model: Model, seed: int) -> Tensor:
     return torch.randint(3, model.vocab_size - 1, (4, 24), generator=torch.Generator().manual_seed(seed))
 
 
-@claim("yang2023", "identity", ON)
-def yang2023(model: Model, seed: int) -> Claim:
-    """Recurrent, parallel and chunked gated linear attention on 150 tokens, float32."""
-    import torch
-
-    errors = []
-    for generator in _draws(seed):
-        q, k, v, a = (torch.randn(1, 2, 150, 16, generator=generator) for _ in range(4))
-        log_a = torch.nn.functional.logsigmoid(a) / pb.blocks.gla.TEMPER
-        exact = pb.blocks.gla.recurrent(q, k, v, log_a)
-        errors.append(
-            max(_off(pb.blocks.gla.parallel(q, k, v, log_a), exact), _off(pb.blocks.gla.chunked(q, k, v, log_a), exact))
-        )
-    return _within("the three forms of gated linear attention agree", errors, 1e-4)
-
-
 @claim("shao2025", "identity", ON)
 def shao2025(model: Model, seed: int) -> Claim:
     """The dot product of turned queries and keys against the explicit cosine, float64."""
@@ -171,19 +155,6 @@ def shah2025(model: Model, seed: int) -> Claim:
     added = pb.run(pb.load(hf), _ids(model, seed), taps=[port])[port]
     errors = added.abs().amax((1, 2)).tolist()
     return _within("without its token a meta-layer adds nothing", errors, 1e-6, "largest number added")
-
-
-@claim("fu2022", "identity", ON)
-def fu2022(model: Model, seed: int) -> Claim:
-    """The FFT of a random kernel against the sum over the past, float64."""
-    import torch
-
-    errors = []
-    for generator in _draws(seed):
-        kernel, u = (torch.randn(40, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-        summed = torch.stack([sum((kernel[t - j] * u[j] for j in range(t + 1)), torch.zeros(3)) for t in range(40)])
-        errors.append(_off(pb.blocks.state_space.convolve(kernel, u), summed))
-    return _within("a state space along the text is a convolution of the past alone", errors, 1e-9)
 
 
 @claim("gu2021", "identity", ON)

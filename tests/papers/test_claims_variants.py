@@ -1,0 +1,73 @@
+"""Claims that train blocks: pairs begin and read alike, shares and costs are counted by hand, a half chooses and the other is told, a network that broke counts as failed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from patchbay.papers.claims import _grown, variants
+from patchbay.tiny import lab
+from tests.tolerance import close
+
+
+class Saying:
+    """A Hugging Face model that says what a function makes of its ids."""
+
+    def __init__(self, logits: Any) -> None:
+        self.logits = logits
+
+    def __call__(self, input_ids: Tensor, **_: Any) -> Any:
+        return SimpleNamespace(logits=self.logits(input_ids))
+
+
+def next_token(ids: Tensor) -> Tensor:
+    """Certain of every token that comes next, and of 0 behind the last."""
+    return 20.0 * torch.nn.functional.one_hot(torch.nn.functional.pad(ids[:, 1:], (0, 1)), 32).float()
+
+
+def test_arms_of_a_seed_begin_alike_and_read_the_same_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What both have is the same to the bit, batches are the same ones; those of another seed differ; all that is learned is trained."""
+    read: list[list[Tensor]] = []
+
+    def steps_of(hf: Any, loss: Any, steps: int, *, rate: float, of: Any) -> None:
+        seen: list[Tensor] = []
+        for step in range(steps):
+            loss(lambda input_ids, labels, use_cache: seen.append(input_ids) or SimpleNamespace(loss=input_ids), step)
+        read.append(seen)
+        assert {id(one) for one in of} == {id(one) for one in hf.parameters()}
+        assert all(one.requires_grad for one in of)
+
+    monkeypatch.setattr(lab, "steps_of", steps_of)
+    network, texts = lab.small(32, layers=1, width=16, heads=2, mlp=8), [ids for ids, _ in lab.recalls(50, 0)]
+    plain, bent, other = (
+        _grown.grown(network, texts, blocks, seed, steps=3, rate=0.1)
+        for blocks, seed in (({}, 1), ({"turned": True}, 1), ({}, 2))
+    )
+    own = {name.replace(".inner", ""): value for name, value in bent.state_dict().items()}
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, own[name]), name
+    assert not torch.equal(plain.lm_head.weight, other.lm_head.weight)
+    assert all(torch.equal(one, same) for one, same in zip(read[0], read[1], strict=True))
+    assert not torch.equal(read[0][0], read[0][1])
+    assert not torch.equal(read[0][0], read[2][0])
+
+
+def test_shares_and_costs_are_counted_at_the_tokens_that_come() -> None:
+    held = [([1, 5, 2, 6, 1, 5], [5]), ([1, 7, 1, 7, 1, 8], [3, 5])]
+    assert variants._right(Saying(next_token), held).tolist() == [1.0, 1.0]
+
+    def one_wrong(ids: Tensor) -> Tensor:
+        made = next_token(ids)
+        made[1, 4] = next_token(torch.tensor([[0, 9]]))[0, 0]
+        return made
+
+    assert variants._right(Saying(one_wrong), held).tolist() == [1.0, 0.5]
+    logits, texts = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), [[1, 3, 0], [2, 2, 1]]
+    expected = [
+        [-float(logits[i, t].double().log_softmax(0)[ids[t + 1]]) for t in range(2)] for i, ids in enumerate(texts)
+    ]
+    assert close(_grown.nats(logits, texts), torch.tensor(expected, dtype=torch.float64))
