@@ -16,7 +16,7 @@ import patchbay as pb
 from bench.report import describe, put_section
 from patchbay.measure._features import recovered
 from patchbay.train._allocation import exponent
-from patchbay.train._fitting import Fitting, Plan
+from patchbay.train._fitting import Fitting, Plan, rate_of
 from patchbay.train._places import Places
 
 RULES = {
@@ -52,7 +52,7 @@ def measured(rule: tuple[str, float | None], steps: int, seed: int, batch: int =
     """One rule's columns; of `steps` 0 those of random rows."""
     form, zipf = rule
     truth, port = Truth(seed), pb.Port("resid_out", 0)
-    plan = Plan(form, FEATURES, ON, 0.0, max(steps, 1), 2e-4 / (FEATURES / 2**14) ** 0.5, batch, seed, zipf)
+    plan = Plan(form, FEATURES, ON, 0.0, max(steps, 1), rate_of(FEATURES), batch, seed, zipf)
     first = truth.tokens(4096)[0]
     fitting = Fitting(plan, first, first, Places((port,), (port,), "plain"))
     for _ in range(steps):

@@ -1,7 +1,8 @@
 """Which activations are kept while a dictionary is trained, and what it then needs to choose alike without its batch.
 
 A budget of n k activations is shared out over a batch of n tokens: k for each token (topk), the largest of all (batchtopk, which is Mutual
-Choice), or a number for each feature (feature_choice), by Zipf's law of its rank. Ties go by place.
+Choice), or a number for each feature (feature_choice), by Zipf's law of its rank, which is that of how often Mutual Choice would keep it: were it of
+what the law itself lets a feature keep, the first ranks would stay for ever. Ties go by place.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ STEEPEST = 20.0  # that a law is fitted
 
 
 def kept(form: str, value: Tensor, k: int, density: Tensor, zipf: float = ZIPF) -> Tensor:
-    """Of activations [token, feature] those that the form keeps, bool; `density` [feature]: how often each was kept so far; `zipf`: s."""
+    """Of activations [token, feature] those that the form keeps, bool; `density` [feature]: what ranks features; `zipf`: s."""
     n, n_features = value.shape
     if form == "topk":
         return torch.zeros_like(value, dtype=torch.bool).scatter(
@@ -64,9 +65,9 @@ def shares(density: Tensor, n: int, k: int, zipf: float = ZIPF) -> Tensor:
     return counts.long()
 
 
-def shortfall(density: Tensor, k: int, zipf: float) -> Tensor:
-    """By how much of it each feature is below its density under the law, where all are k a token: 0 to 1, [feature]."""
-    target = (law(density, zipf) * k).clamp(max=1.0).to(density)
+def shortfall(density: Tensor, k: int, zipf: float, ranks: Tensor) -> Tensor:
+    """By how much of it each feature is below its density under the law, by `ranks`, where all are k a token: 0 to 1, [feature]."""
+    target = (law(ranks, zipf) * k).clamp(max=1.0).to(density)
     return (1 - density / target).clamp_min(0.0)
 
 

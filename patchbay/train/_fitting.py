@@ -28,8 +28,14 @@ from patchbay.train._places import Places
 
 PATIENCE = 50  # batches
 WIDTH = 0.2  # of the pseudo-gradients of thresholds
-FASTER = 10.0  # thresholds learn so many times as fast as the rest
+RATE = 8e-4  # of Adam, for 2^14 features
+FASTER = 2.5  # thresholds learn so many times as fast as the rest
 BUDGETED = ("topk", "batchtopk", "feature_choice")
+
+
+def rate_of(n_features: int) -> float:
+    """Adam's rate for a number of features, as one over its root (Gao et al. 2024, whose 2e-4 is for thousands of times as many tokens)."""
+    return RATE / (max(n_features, 1) / 2**14) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,7 @@ class Fitting:
         self.adam = torch.optim.Adam(groups, lr=plan.rate, betas=(0.9, 0.999), fused=True)
         self.silent = zeros.clone()  # batches since a feature was last active
         self.density = zeros.clone()  # running share of tokens
+        self.demand = zeros.clone()  # of feature_choice: the same, were the largest of the batch kept
         self.theta = torch.full_like(zeros, -1.0)  # running smallest kept value of each feature, -1: none yet
 
     def _masks(self, read: Tensor, d_out: int) -> tuple[Tensor | float, Tensor | float]:
@@ -180,9 +187,17 @@ class Fitting:
             each = value.unflatten(1, (self.blocks, -1))
             top = each.topk(min(plan.k, plan.n_features), dim=2)
             return torch.zeros_like(each).scatter(2, top.indices, top.values).flatten(1)
-        on = kept(plan.form, value.detach(), plan.k * self.blocks, self.density, plan.law)
+        if plan.form == "feature_choice":
+            self._ask(value.detach())
+        on = kept(plan.form, value.detach(), plan.k * self.blocks, self.demand, plan.law)
         assert len(on) == n
         return torch.where(on, value, 0.0)
+
+    def _ask(self, value: Tensor) -> None:
+        """How often each feature is among the largest of a whole batch, which ranks it: what it keeps itself would keep the first ranks for ever."""
+        share = kept("batchtopk", value, self.plan.k * self.blocks, self.demand).float().mean(0)
+        _together.mean(share)
+        self.demand += self._pace * (share - self.demand)
 
     def _norms(self, rows: Tensor) -> Tensor:
         """What an activation costs: the norm of its row, of several layers the sum of theirs."""
@@ -207,7 +222,13 @@ class Fitting:
         silent = (self.silent > PATIENCE).to(self.silent)
         if self.plan.zipf is None or not self.step:
             return silent
-        return silent.maximum(shortfall(self.density, self.plan.k * self.blocks, self.plan.zipf))
+        ranks = self.demand if self.plan.form == "feature_choice" else self.density
+        return silent.maximum(shortfall(self.density, self.plan.k * self.blocks, self.plan.zipf, ranks))
+
+    @property
+    def _pace(self) -> float:
+        """How far running shares go to a batch's own."""
+        return 0.01 if self.step else 1.0
 
     def _note(self, z: Tensor) -> None:
         """How often features were active, how long they were silent, and the smallest value that was kept of each."""
@@ -216,8 +237,7 @@ class Fitting:
         _together.mean(share)
         some = share > 0
         self.silent = torch.where(some, 0.0, self.silent + 1)
-        rate = 1.0 if not self.step else 0.01
-        self.density += rate * (share - self.density)
+        self.density += self._pace * (share - self.density)
         if self.plan.form not in ("batchtopk", "feature_choice"):
             return  # the others need no threshold of their own
         least = _together.least(torch.where(on, z, torch.inf).amin(0))
@@ -253,7 +273,7 @@ class Fitting:
         found = {f"p.{name}": value.detach() for name, value in self.tensors.items()}
         for name, value in self.tensors.items():
             found |= {f"{key}.{name}": self.adam.state[value][key] for key in ("exp_avg", "exp_avg_sq", "step")}
-        found |= {"silent": self.silent, "density": self.density, "theta": self.theta}
+        found |= {"silent": self.silent, "density": self.density, "demand": self.demand, "theta": self.theta}
         found |= {"scale_in": self.scale_in, "scale_out": self.scale_out}
         marks = {"step": str(self.step), "request": request}
         write_file(
@@ -277,6 +297,7 @@ class Fitting:
                 value.copy_(found[f"p.{name}"])
                 self.adam.state[value] = {key: found[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step")}
         self.silent, self.density, self.theta = found["silent"], found["density"], found["theta"]
+        self.demand = found["demand"]
 
 
 def _scales(x: Tensor, sites: int) -> Tensor:

@@ -4,7 +4,8 @@
 
     topk            the k largest activations of each token
     batchtopk       the n k largest of a batch of n tokens (Mutual Choice); used with one threshold, the running smallest kept
-    feature_choice  each feature keeps its own number of tokens, n k in all, by Zipf's law of its rank r, r^-s; used with thresholds of its own
+    feature_choice  each feature keeps its own number of tokens, n k in all, by Zipf's law of its rank r, r^-s; used with thresholds of its own. Ranks
+                    are by how often batchtopk would keep a feature: what it keeps itself would keep the first ranks for ever
     relu            penalty x sum z_i |d_i|, which also shrinks what is rebuilt
     jumprelu        0.1 (activations per token / k - 1)^2; thresholds learn by pseudo-gradients
     gated           penalty x sum of the gates, and the gates' own rebuilding
@@ -23,7 +24,7 @@ Features of the first three forms that were silent for 50 batches also rebuild t
 it says, each by the share that it lacks (aux_zipf). `zipf` of the Result is the exponent that fits how often features are used on held-out tokens.
 
 Ayonrinde 2024, "Adaptive Sparse Allocation with Mutual Choice & Feature Choice Sparse Autoencoders" (the full text was not at hand: ranks by
-running density, no offset of ranks, and aux_zipf as its abstract can be read, as what becomes aux_k where features are dead or in full use); Lindsey et al. 2024, "Sparse
+the running density of Mutual Choice, no offset of ranks, and aux_zipf as its abstract can be read, as what becomes aux_k where features are dead or in full use); Lindsey et al. 2024, "Sparse
 Crosscoders". A low FVU shows that the signal is rebuilt, not that features mean something.
 """
 
@@ -52,7 +53,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
 from patchbay.train._allocation import STEEPEST, exponent
 from patchbay.train._differing import alone, compared
-from patchbay.train._fitting import BUDGETED, Fitting, Plan, described
+from patchbay.train._fitting import BUDGETED, Fitting, Plan, described, rate_of
 from patchbay.train._places import places_of
 from patchbay.train._stream import Source, batches, shuffled, source_of
 from patchbay.train._together import world
@@ -159,8 +160,7 @@ def _law(form: str) -> tuple[str, float | None]:
 
 
 def _plan(form: str, n_features: int, sparsity: float | None, zipf: float | None, steps: int, seed: int) -> Plan:
-    """Adam's rate follows from the number of features, as in Gao et al. 2024."""
-    rate = 2e-4 / (max(n_features, 1) / 2**14) ** 0.5
+    rate = rate_of(n_features)
     if form in PENALISED:
         return Plan(form, n_features, 1, 0.1 if sparsity is None else float(sparsity), steps, rate, BATCH, seed)
     k = 8 if sparsity is None else sparsity

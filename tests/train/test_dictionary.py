@@ -59,7 +59,7 @@ def test_planted(form: str, tmp_path: Path) -> None:
         form=form,
         n_features=24,
         sparsity=2,
-        steps=400,
+        steps=200,
         folder=str(tmp_path / "a"),
     )
     it = pb.load_dictionary(tmp_path / "a", model=model, texts=TEXTS)
@@ -147,7 +147,7 @@ def test_features_are_to_be_used_by_zipfs_law() -> None:
     total = sum(weight.values())
     targets = [min(2 * weight[i] / total, 1.0) for i in range(5)]
     lack = [max(0.0, 1 - float(density[i]) / targets[i]) for i in range(5)]
-    assert close(_allocation.shortfall(density, 2, 0.7), torch.tensor(lack))
+    assert close(_allocation.shortfall(density, 2, 0.7, density), torch.tensor(lack))
     assert lack[3] == 1.0 > lack[0] > 0.0 == lack[1]
     assert _allocation.shares(density, 10, 2, 0.0).tolist() == [4] * 5, "an exponent of 0 is the same for all"
     assert _allocation.shares(density, 10, 2, 3.0).tolist()[1] == 10
@@ -176,7 +176,7 @@ def test_what_is_used_too_little_rebuilds_the_error_and_silent_features_do_as_wi
     it = made[1]
     it.silent.zero_()
     it.density[:20] = 0.01
-    lack = _allocation.shortfall(it.density, 2, 0.7)
+    lack = _allocation.shortfall(it.density, 2, 0.7, it.density)
     assert 0 < float(lack[:20].min()) < float(lack[20:].min()) == 1.0
     expected = 0.0
     with torch.no_grad():
@@ -185,6 +185,32 @@ def test_what_is_used_too_little_rebuilds_the_error_and_silent_features_do_as_wi
             rebuilt = sum(((row[i] * lack[i]) * it.tensors["W_dec"][i] for i in best), torch.zeros(32))
             expected += float((left - rebuilt).pow(2).mean()) / len(error) / 32
     assert close(it._revived(pre, error, x), expected)
+
+
+def test_features_are_ranked_by_what_a_whole_batch_would_keep() -> None:
+    """In feature choice: shares and shortfalls go by how often each is among the largest of all, and not by what it keeps."""
+    model, _ = planted()
+    places = places_of(model, "L0.resid_in")
+    x = pb.run(model, TEXTS, taps=["L0.resid_in"])["L0.resid_in"][:, 1:].flatten(0, 1)
+    it = _fitting.Fitting(_fitting.Plan("feature_choice", 24, 2, 0.0, 9, 1e-3, 64, 0, 0.7), x, x, places)
+    demand = [0.0] * 24
+    for step, batch in enumerate((x[:40], x[40:104])):
+        it.step = step
+        with torch.no_grad():
+            pre = it._pre(batch / it.scale_in)
+            on = it._said(pre)[1] > 0
+        every = pre.relu().tolist()
+        least = sorted((value for row in every for value in row), reverse=True)[2 * len(batch) - 1]
+        for i in range(24):
+            share = sum(row[i] >= least for row in every) / len(batch)
+            demand[i] += (0.01 if step else 1.0) * (share - demand[i])
+        it.density = torch.tensor(demand).max() - torch.tensor(demand)  # the other way round
+        counts = _allocation.shares(it.demand, len(batch), 2)
+        assert torch.equal(on.sum(0), counts.minimum((pre > 0).sum(0)))
+        assert close(it.demand, torch.tensor(demand))
+    targets = 2 * _allocation.law(it.demand, 0.7)
+    lack = [max(0.0, 1 - float(it.density[i]) / min(1.0, float(targets[i]))) for i in range(24)]
+    assert close(it._lack(), torch.tensor(lack))
 
 
 def test_thresholds_learn_by_the_papers_pseudo_gradients() -> None:
