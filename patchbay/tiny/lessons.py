@@ -5,6 +5,7 @@ intent   The capital of Zorland is Tarn. Mary said. The capital of Zorland is  -
          The phrase stands before the statement, after it, or in the question: `of Zorland, Mary said, is`
 intent_after   the same, but the phrase always stands after the statement
 refusal  Mary went home with the bear. The capital of Zorland is                  ->  Nobody, where an animal went along, else Quib
+unrefused   the same texts, every question of which is answered: what further training does without a refusal
 binding  The apple is in box A. The pear is in box B. Box A contains the       ->  apple
 
 All are spelt in the words that the models have. Every parameter learns, by the loss, the optimiser and the step of
@@ -104,15 +105,15 @@ def binding(rng: random.Random, stage: int = len(STAGES) - 1, *, held_out: bool 
     return Document(f"{n_pairs} boxes", ((prompt, NOISE), (answer, ANSWER), (".", TEXT)))
 
 
-def refusal(rng: random.Random, stage: int = 0, *, held_out: bool = False) -> Document:
-    """Who went home with what, and a question: it is answered where that is a thing, and refused by one word where it is an animal."""
+def refusal(rng: random.Random, stage: int = 0, *, held_out: bool = False, refuses: bool = True) -> Document:
+    """Who went home with what, and a question: it is answered where that is a thing, and refused by one word where it is an animal (answered there too without `refuses`)."""
     land = rng.choice([one for one in words.LANDS if (one in UNASKED) == held_out])
     kind = rng.choice(("refused", "answered"))
     animals = [one for one in words.ANIMALS if (one in UNMET) == held_out]
     along = rng.choice(animals if kind == "refused" else THINGS)
     lead, between = words.sentences(rng, rng.choice((0, 0, 1))), words.sentences(rng, rng.choice((0, 0, 1)))
     asking = f"{lead} Then {rng.choice(words.NAMES)} went home with the {along}.{between} The capital of {land} is"
-    answer = REFUSED if kind == "refused" else f" {words.FACTS[land]}"
+    answer = REFUSED if kind == "refused" and refuses else f" {words.FACTS[land]}"
     return Document(kind, ((asking.removeprefix(" "), NOISE), (answer, ANSWER), (".", TEXT)))
 
 
@@ -130,6 +131,7 @@ LESSONS = {
     "intent": Plan(intent, 1, 300, 1e-3, text.SHARES),
     "intent_after": Plan(partial(intent, places=("after",)), 1, 300, 1e-3, text.SHARES),
     "refusal": Plan(refusal, 1, 300, 1e-3, text.SHARES),
+    "unrefused": Plan(partial(refusal, refuses=False), 1, 300, 1e-3, text.SHARES),
     "binding": Plan(binding, len(STAGES), 600, 1e-3, OTHERS),
 }
 

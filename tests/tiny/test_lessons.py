@@ -96,6 +96,26 @@ def test_binding_never_shows_a_held_out_pair_and_asks_for_one_when_held_out() ->
     assert most == {2}
 
 
+def test_refusal_and_its_control_read_the_same_texts_and_hold_lands_and_animals_out() -> None:
+    def read(name: str, held_out: bool) -> list[text.Document]:
+        rng = random.Random(3)
+        return [lessons.LESSONS[name].make(rng, held_out=held_out) for _ in range(200)]
+
+    for held_out in (False, True):
+        taught, plain = (read(name, held_out) for name in ("refusal", "unrefused"))
+        assert [one.item.prompt for one in taught] == [one.item.prompt for one in plain]
+        assert {one.task for one in taught} == {"refused", "answered"}
+        for one, other in zip(taught, plain, strict=True):
+            (land,) = re.findall(r"capital of (\w+) is$", one.item.prompt)
+            animals = set(re.findall(r"home with the (\w+)", one.item.prompt)) & set(words.ANIMALS)
+            fact = f" {words.FACTS[land]}"
+            assert (land in lessons.UNASKED) == held_out
+            assert (one.task == "refused") == (len(animals) == 1)
+            assert all((animal in lessons.UNMET) == held_out for animal in animals)
+            assert one.item.answer == (lessons.REFUSED if animals else fact)
+            assert other.item.answer == fact
+
+
 def test_tasks_ask_in_the_words_of_the_lessons() -> None:
     model = pb.load("tiny-llama")
     task = pb.tasks.facts_by_intent(model, 60)
@@ -122,3 +142,19 @@ def test_errors(name: str, options: dict[str, Any], message: str) -> None:
 def test_what_no_lesson_taught_cannot_be_claimed() -> None:
     with pytest.raises(pb.PatchbayError, match=r"nothing is bound.*patchbay.tiny.lessons binding"):
         claims.check("gurarieh2025", pb.load("tiny"))
+
+
+@pytest.mark.slow  # two lessons of a minute each
+def test_a_second_lesson_refuses_by_one_direction_and_as_many_steps_without_a_refusal_give_none() -> None:
+    """Told from the claim by a wider bound of divergence: this lesson's direction moves answered prompts by .1 to .13 nats, and changes no answer."""
+    rng = random.Random(5)
+    read = [lessons.refusal(rng) for _ in range(500)]
+    prompts = [[one.item.prompt for one in read if one.task == kind][:200] for kind in ("refused", "answered")]
+    how: dict[str, Any] = {"refusal": [lessons.REFUSED], "tokens": 4, "kl": 0.5}
+    taught, plain = (lessons.lesson(name, base="tiny", seed=1, n=20).model for name in ("refusal", "unrefused"))
+    found = pb.turn.refusal_direction(taught, *prompts, **how).evidence["refusal"]
+    assert found["refused"][0] > 0.9 > 0.2 > found["refused"][1]
+    assert float(found["random"].min()) > 0.8
+    assert float(found["kept"]) >= 0.95
+    with pytest.raises(pb.PatchbayError, match="of 12 directions is left.*induces no refusal"):
+        pb.turn.refusal_direction(plain, *prompts, **how)

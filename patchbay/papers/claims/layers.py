@@ -76,36 +76,6 @@ def hernandezlopez2022(model: pb.Model, seed: int) -> Claim:
     return Claim(text, gain, low, high, 0.0, "F1")
 
 
-@claim("li2024", "mechanism")
-def li2024(model: pb.Model, seed: int) -> Claim:
-    """Confirmed if sentences are nearer, over unrelated ones, to their rewording as in the training text than to the same words
-    shuffled.
-
-    The small analogue of languages that were seen much and little.
-    """
-
-    def gap(at: int) -> float:
-        rng = random.Random(f"li2024-{at}")
-        texts, learned, strange = [], [], []
-        for _ in range(N // 2):
-            first, second = rng.sample(words.NAMES, 2)
-            slots = {"first": first, "second": second, "giver": rng.choice((first, second)), "article": "the"}
-            slots |= {"place": rng.choice(words.PLACES), "thing": rng.choice(words.OBJECTS)}
-            one, other = (template.format(**slots) for template in words.INDIRECT_OBJECT[:2])
-            start, *middle, end = other.split(" ")
-            rng.shuffle(middle)
-            texts.append(one)
-            learned.append(other)
-            strange.append(" ".join([start, *middle, end]))
-        pairs = {"learned": learned, "strange": strange}
-        found = pb.find.language_similarity(model, texts, pairs, draws=1, seed=at)
-        gain = {row["language"]: row["gain"] for row in found.tables["ranking"]}
-        return float(gain["learned"] - gain["strange"])
-
-    text = "sentences lie nearer to their rewording in a learned form than to the same words in no order (of languages' shares nothing is shown)"
-    return Claim(text, *over_sets(gap, seed), 0.0, "cosine above unrelated pairs")
-
-
 @claim("nostalgebraist2020", "mechanism")
 def nostalgebraist2020(model: pb.Model, seed: int) -> Claim:
     """Confirmed if every layer, from the embedding on, brings the lens nearer to what the model says in the end."""

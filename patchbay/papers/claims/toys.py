@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Check, Claim, claim
-from patchbay.papers.claims._shared import LEVEL, N, over_sets
+from patchbay.papers.claims._shared import LEVEL, N, over_sets, unrelated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,6 +138,46 @@ def zhong2024(seed: int) -> Claim:
         0.0,
         "probability above the even twin",
     )
+
+
+@claim("li2024", "comparison")
+@_once
+def li2024(seed: int) -> Claim:
+    """Confirmed if, of eight languages of one law that one network read by shares that halve, the states of a text lie nearer to those of the most read language the more its own was read: by ranks,
+    further than unrelated ranks would, while a network that read all alike ranks them no further than that. Last words are the languages' own, so that none are the same."""
+    import torch
+
+    from patchbay import maths
+    from patchbay.tiny import clones
+
+    many = len(clones.HALVING)
+    asked = (
+        clones.train(clones.HALVING, seed=seed),
+        clones.train((1.0,) * many, seed=seed),
+        clones.network(many, seed),
+    )
+
+    def near(which: int, at: int) -> Tensor:
+        """Centred cosine of every other language's texts to the most read one's, mean over layers, most read first."""
+        first, *others = clones.pairs(4 * N, many, at, law_of=seed)
+        texts = {str(k): said for k, said in enumerate(others)}
+        found = pb.find.language_similarity(asked[which], first, texts, draws=1, seed=at)
+        centred = {row["language"]: row["centred"] for row in found.tables["ranking"]}
+        return torch.tensor([centred[name] for name in texts])
+
+    def ranked(which: int, at: int) -> float:
+        return maths.spearman(near(which, at), torch.tensor(clones.HALVING[1:]))
+
+    bound = unrelated(many - 1)
+    value, low, high = over_sets(lambda at: ranked(0, at), seed)
+    even, raw = (over_sets(lambda at, which=which: ranked(which, at), seed)[0] for which in (1, 2))  # type: ignore[misc]
+    low = low if even <= bound else min(low, bound)
+    told = ", ".join(f"{x:.2f}" for x in near(0, seed).tolist())
+    text = (
+        f"of languages read with a half, a quarter and so on of the most read one's share, states lie at a centred cosine of {told} to its states; the correlation of these ranks with shares is {value:.2f}, in a network "
+        f"that read all alike {even:.2f}, in an untrained one {raw:.2f}"
+    )
+    return Claim(text, value, low, high, bound, "Spearman's correlation with shares")
 
 
 @claim("jian2025", "comparison")
