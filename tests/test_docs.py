@@ -17,6 +17,7 @@ import click
 import pytest
 
 import patchbay as pb
+from patchbay import stories
 from patchbay.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -136,6 +137,15 @@ def test_what_the_question_page_names_exists() -> None:
     assert len(calls) >= 20
     assert [(verb, name.replace("-", "_")) for verb, name in typed] == calls
     assert set(calls) <= known
+
+
+def test_the_page_of_stories_has_every_story() -> None:
+    text = (ROOT / "docs" / "stories.md").read_text()
+    assert (
+        sorted(re.findall(r"^\| `([\w-]+)` \|", text.partition("What came of them")[0], re.MULTILINE))
+        == stories.names()
+    )
+    assert set(re.findall(r"patchbay run ([\w-]+)", text)) <= set(stories.names())
 
 
 @pytest.mark.slow

@@ -9,10 +9,11 @@ built-in models were trained on. Where a paper's own case cannot be had at this 
 analogue, and says so.
 
 blocks    the identities that other architectures stand on, and a cut by one threshold
-corpora   what texts, tokenizers, languages and times tell and teach
+corpora   what texts, tokenizers, vocabularies and times tell and teach
 behaviour what models say, where most papers need larger ones
 features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
+languages what several languages in one network do, clones of one
 neurons   neurons and experts
 objectives what training by another objective, or few numbers, brings
 meters    what published evaluations say
@@ -38,6 +39,7 @@ from patchbay.papers.claims import (
     decoding,
     features,
     heads,
+    languages,
     layers,
     meters,
     neurons,
@@ -69,6 +71,7 @@ __all__ = [
     "features",
     "heads",
     "known",
+    "languages",
     "layers",
     "meters",
     "neurons",

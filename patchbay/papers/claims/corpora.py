@@ -1,4 +1,4 @@
-"""Claims about texts and languages: what a tokenizer tells, which texts bring a skill back, what another vocabulary, language or time does to small networks.
+"""Claims about texts: what a tokenizer tells, which texts bring a skill back, what another vocabulary or time does to small networks.
 
 Where networks are trained they are the lab's own, from weights drawn by the seed, and the model at hand has no part.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims.training import alone, difference, pair
+from patchbay.papers.claims.training import alone, difference
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +166,7 @@ def _copies(seed: int) -> tuple[Tensor, Tensor]:
     return found[0], found[1]
 
 
-# --- vocabularies, languages, times -------------------------------------------------------------------
+# --- vocabularies, times -------------------------------------------------------------------
 
 
 @claim("remy2024", "mechanism")
@@ -202,51 +202,6 @@ def remy2024(model: Model, seed: int) -> Claim:
         f"by a count of words {float(plain.mean()):.2f}"
     )
     return Claim(text, *difference(plain, nats), 0.0, "nats per token")
-
-
-@claim("liu2024", "comparison")
-def liu2024(model: Model, seed: int) -> Claim:
-    """Confirmed if a network that learned two clones of a language with language vectors before its unembedding finds more translations by its middle states than one
-    that learned them without, and than one whose vectors did not follow the language."""
-    base = f"vocab={VOCAB},languages=2,scripts=1"
-    found = _found(f"langsamp:{base}", f"cloned:vocab={VOCAB}", f"langsamp:{base},tied=0", seed)
-    return _translations("vectors for languages before the unembedding", found)
-
-
-@claim("liu2024b", "comparison")
-def liu2024b(model: Model, seed: int) -> Claim:
-    """Confirmed if a network trained with a contrast of texts and their transliterations finds more translations by its middle states than one that read both scripts alone,
-    by more than 0.3 of the texts."""
-    found = _found(
-        f"translico:vocab={VOCAB}", f"cloned:vocab={VOCAB}", f"translico:vocab={VOCAB},paired=0", seed, steps=50
-    )
-    return _translations("a contrast with transliterations", found, 0.3)
-
-
-def _translations(what: str, found: tuple[Tensor, Tensor, Tensor], bound: float = 0.0) -> Claim:
-    one, other, null = (float(some.mean()) for some in found)
-    text = f"of 60 texts in two clones of a language {one:.0%} find their translation by the middle states with {what}, {other:.0%} without, {null:.0%} with its null"
-    return Claim(text, *difference(found[0], found[1]), bound, "share of texts")
-
-
-@functools.cache
-def _found(variant: str, twin: str, null: str, seed: int, *, steps: int = 150) -> tuple[Tensor, Tensor, Tensor]:
-    """Of 60 held-out texts, whether the nearest middle state in the other clone is their translation's, for three ways to train."""
-    from patchbay.corpus.languages import clone, retrieved
-    from patchbay.corpus.selection import states
-    from patchbay.tiny import lab
-    from patchbay.train._plan import Arm
-
-    chain = lab.backcopies(660, seed, length=16, vocab=VOCAB)
-    held = [chain[600:], [clone(ids, VOCAB, 1, 2) for ids in chain[600:]]]
-
-    def right(tuned: Model) -> Tensor:
-        return retrieved(*(states(tuned, some, layer=0) for some in held)).double()
-
-    network = lab.small(2 * VOCAB, width=32, heads=2, mlp=64)
-    arms = [Arm(text) for text in (variant, twin, null)]
-    one, other = pair(network, chain[:600], right, seed, (arms[0], arms[1]), steps=steps)
-    return one, other, alone(network, chain[:600], right, seed, arms[2], steps=steps)
 
 
 @claim("fittschen2025", "comparison")
