@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchbay.papers.claims import _grown, variants
+from patchbay.papers.claims import _grown, symbols, variants
 from patchbay.tiny import lab
 from tests.tolerance import close
 
@@ -71,3 +72,31 @@ def test_shares_and_costs_are_counted_at_the_tokens_that_come() -> None:
         [-float(logits[i, t].double().log_softmax(0)[ids[t + 1]]) for t in range(2)] for i, ids in enumerate(texts)
     ]
     assert close(_grown.nats(logits, texts), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_head_is_chosen_on_one_half_and_told_of_the_other() -> None:
+    scores = torch.tensor([[0.9, 0.1], [0.9, 0.2], [0.3, 1.0], [0.4, 1.0]])
+    assert symbols._chosen(scores).tolist() == pytest.approx([0.3, 0.4])
+
+
+def test_trees_without_heads_are_those_of_the_sentences_that_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbols, "TREES", 20)
+    right, middle, most = symbols._without_heads(0)
+    golds = [gold for _, gold in lab.phrases(96, 1000)[48:]]
+    shared = [len({(first, 10) for first in range(1, 10)} & set(gold)) for gold in golds]
+    assert right.tolist() == pytest.approx([2 * n / (9 + 9) for n in shared])
+    assert 0.0 < middle < most < 0.5
+
+
+def test_beginning_end_and_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends are means over twelve characters; frequencies cost the same at both, on average, and less than even chances."""
+    costs = torch.arange(47.0).expand(2, 47)
+    assert symbols._ends(costs).tolist() == [[5.5, 40.5]] * 2
+    monkeypatch.setattr(symbols, "TEXTS", 200)
+    texts, held = symbols._stretches.__wrapped__(0, True)
+    assert sorted(texts[0]) == sorted(symbols._stretches.__wrapped__(0, False)[0][0]) != texts[0]
+    monkeypatch.setattr(symbols, "_stretches", lambda *_: (texts, held))
+    found = symbols._frequencies(0)
+    assert len(found) == len(held)
+    assert abs(float((found[:, 0] - found[:, 1]).mean())) < 0.1
+    assert float(found.mean()) < math.log(len(lab.ALPHABET)) - 0.3

@@ -26,6 +26,7 @@ relations maps between layers, subspaces and relations that are learned or deriv
 toys      what networks show that were taught a task whose truth is known (tiny.automata, ciphers, clones, feedback)
 trained   what a model shows that had a lesson (tiny.lessons), for behaviour that no shipped model has
 turning   what knobs do
+symbols   trees and symbols that networks find in texts, trained beside a twin
 variants  networks with other blocks, trained beside their twins
 decoding  what decoders write
 """
@@ -48,6 +49,7 @@ from patchbay.papers.claims import (
     proving,
     readings,
     relations,
+    symbols,
     toys,
     trained,
     training,
@@ -80,6 +82,7 @@ __all__ = [
     "proving",
     "readings",
     "relations",
+    "symbols",
     "toys",
     "trained",
     "training",

@@ -126,26 +126,6 @@ def jaiswal2024(model: Model, seed: int) -> Claim:
     )
 
 
-@claim("huang2023", "identity", ON)
-def huang2023(model: Model, seed: int) -> Claim:
-    """Tokens renamed and rows of the table moved with them, through the model's own layers."""
-    import torch
-
-    errors, d = [], model.d_model
-    for i, generator in enumerate(_draws(seed)[:3]):
-        ids, table = _ids(model, seed + i), torch.randn(model.vocab_size, d, generator=generator) * d**-0.5
-        names = torch.randperm(model.vocab_size, generator=generator)
-        moved = torch.empty_like(table)
-        moved[names] = table
-        with torch.no_grad():
-            plain, renamed = (
-                pb.blocks.lexinvariant.logits(model.hf, ids, table),
-                pb.blocks.lexinvariant.logits(model.hf, names[ids], moved),
-            )
-        errors.append(_off(renamed[:, :, names], plain))
-    return _within("under a table of its own a text's tokens have no meaning but their matches", errors, 1e-4)
-
-
 @claim("shah2025", "identity", ON)
 def shah2025(model: Model, seed: int) -> Claim:
     """What the last layer, made a meta-layer, adds to texts without the token."""
@@ -178,18 +158,6 @@ def gu2021(model: Model, seed: int) -> Claim:
                 )
             )
     return _within("a linear state-space layer is a recurrence and a convolution", errors, 1e-9)
-
-
-@claim("momen2024", "identity", ON)
-def momen2024(model: Model, seed: int) -> Claim:
-    """Both boundary distributions of random heights and distances sum to 1."""
-    import torch
-
-    errors = []
-    for generator in _draws(seed):
-        heights, distances = (torch.randn(n, generator=generator, dtype=torch.float64) for n in (12, 11))
-        errors.append(max(_off(part.sum(1), torch.ones(12)) for part in pb.blocks.trees.boundaries(heights, distances)))
-    return _within("heights and distances give each token one constituent in all", errors, 1e-9)
 
 
 @claim("gupta2018", "identity", ON)
