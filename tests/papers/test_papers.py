@@ -217,3 +217,29 @@ def test_languages_have_to_rank_by_their_shares_and_not_where_all_were_read_alik
     found = toys.li2024(None, seed)  # kept by its seed
     assert found.verdict == verdict
     assert found.value == pytest.approx(1.0 if uneven == "falls" else 1 - 6 * 68 / (7 * 48))
+
+
+def test_what_is_added_to_openings_is_graded_without_them() -> None:
+    """Of four texts: one sentence of three keeps the people and two parse; none; one that is cut off counts for nothing; nothing was said."""
+    from patchbay.corpus import stories
+    from patchbay.papers.claims import corpora
+    from patchbay.tasks import words
+
+    class Said:
+        def generate(self, openings: list[str], *_: Any, **__: Any) -> list[str]:
+            told = []
+            for opening in openings:
+                people = stories.parse(opening)[0].people  # type: ignore[union-attr]
+                other = [name for name in words.NAMES if name not in people][:2]
+                one, two = (f" Then {a} gave the {words.OBJECTS[0]} to {b}." for a, b in (people, other))
+                told.append(
+                    (f"{one}{two} So it is.", " So it is. No more.", f"{one} Then {people[0]} gave", " and")[
+                        len(told) % 4
+                    ]
+                )
+            return told
+
+    found = corpora._continued(Said(), 3)  # type: ignore[arg-type]
+    assert found[0].tolist()[:4] == pytest.approx([1 / 3, 0.0, 1.0, 0.0])
+    assert found[1].tolist()[:4] == pytest.approx([2 / 3, 0.0, 1.0, 0.0])
+    assert found.shape == (2, corpora.OPENINGS)

@@ -67,7 +67,7 @@ def liu2024(model: Model, seed: int) -> Claim:
     return _translations("vectors for languages before the unembedding", found)
 
 
-@claim("liu2024b", "comparison")
+@claim("liu2024b", "comparison", seeds=TRAINED)
 def liu2024b(model: Model, seed: int) -> Claim:
     """Confirmed if a network trained with a contrast of texts and their transliterations finds more translations by its middle states than one that read both scripts alone,
     by more than 0.3 of the texts."""
