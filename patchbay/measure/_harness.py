@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from patchbay.knobs.knob import Knob, load_knob
+from patchbay.model.generate import returned
 from patchbay.model.load import load
 from patchbay.model.model import Model
+from patchbay.model.text import Prompts
 from patchbay.signal.port import PatchbayError
 
 
@@ -26,6 +28,12 @@ def device_there(device: str | None) -> str | None:
     if device == "cuda:0":
         return None
     raise PatchbayError(f"device={device!r}: there is no CUDA here; leave it out, or cpu")
+
+
+def new_text(model: Model, ids: Sequence[int], row: list[int]) -> str:
+    """What a row says after its prompt, as it stands there, without special tokens: an end token is no part of an answer."""
+    [text] = returned(model, Prompts([list(ids)], False, True), [row], True)
+    return str(text)
 
 
 class Turned:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import patchbay as pb
-from patchbay.measure._harness import device_there, named
+from patchbay.measure._harness import device_there, named, new_text
 from tests.measure.words import reader
 
 
@@ -27,3 +27,10 @@ def test_a_knob_is_named_by_its_file_and_a_strength(tmp_path: Path) -> None:
     file = pb.turn.scale(["L1.H1"], 2.0, model=reader("characters", "gpt2")).save(tmp_path / "k.knob")
     assert named(str(file)).strength == 2.0
     assert named(f"{file}@-1").strength == -1.0
+
+
+def test_new_text_is_what_follows_the_prompt_without_special_tokens() -> None:
+    """An end token at an answer's end is none of its letters, where answers are compared letter by letter."""
+    model = reader("characters")
+    [ids, whole] = model.encode(["the cat", "the cat sat"])
+    assert new_text(model, ids, [*whole, int(model.tokenizer.unk_token_id)]) == " sat"

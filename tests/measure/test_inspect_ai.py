@@ -39,6 +39,28 @@ def test_it_writes_what_the_model_writes_under_the_knob_of_a_file(tmp_path: Path
     assert said(api(), "the cat", max_tokens=10, temperature=1.0, seed=3).completion == said(api(), "the cat", max_tokens=10, temperature=1.0, seed=3).completion  # fmt: skip
 
 
+def test_a_text_ends_where_it_is_asked_to_and_says_why() -> None:
+    """At the stop that comes first, whatever their order; a text that had no more room is not one that stopped."""
+    whole = said(api(), "the cat", max_tokens=30)
+    letters = whole.completion
+    assert whole.stop_reason == "max_tokens"
+    assert letters == reader("characters", "gpt2").generate("the cat", 30)[len("the cat") :], (
+        "special tokens are no text"
+    )
+    early, late = letters[1], next(letter for letter in letters[2:] if letter not in letters[:2])
+    for stops in ([early, late], [late, early]):
+        cut = said(api(), "the cat", max_tokens=30, stop_seqs=stops)
+        assert (cut.stop_reason, cut.completion) == ("stop", letters[: letters.index(early)])
+
+
+def test_epochs_of_a_sample_are_draws_of_their_own() -> None:
+    one = api()
+    drawn = [said(one, "the cat", max_tokens=10, temperature=1.0).completion for _ in range(3)]
+    assert len(set(drawn)) == 3
+    again = api()
+    assert [said(again, "the cat", max_tokens=10, temperature=1.0).completion for _ in range(3)] == drawn
+
+
 def test_log_probabilities_of_a_prompt_are_those_of_the_text() -> None:
     model = reader("characters", "gpt2")
     found = said(api(), "the cat sat", max_tokens=1, prompt_logprobs=1).choices[0].prompt_logprobs.content
@@ -83,6 +105,9 @@ def test_samples_are_items_and_what_cannot_be_taken_is_refused() -> None:
     found = pb.measure.answer_choices(reader("characters", "gpt2"), rows)
     assert torch.isfinite(found.values)
     assert [row["answer"] for row in rows] == [1, 0]
+    for config, lost in (({"frequency_penalty": 1.0, "num_choices": 2}, "frequency_penalty, num_choices: not heard"), ({"top_p": 0.5}, "top_p without temperature"), ({"logprobs": True}, "logprobs")):  # fmt: skip
+        with pytest.raises(pb.PatchbayError, match=lost):
+            said(api(), "the cat", **config)
     talk = [ChatMessageSystem(content="be brief"), ChatMessageUser(content="the cat")]
     with pytest.raises(pb.PatchbayError, match="messages of system, user need a chat template"):
         asyncio.run(api().generate(talk, [], "none", GenerateConfig()))

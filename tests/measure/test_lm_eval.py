@@ -91,6 +91,16 @@ def test_texts_are_continued_up_to_what_ends_them() -> None:
     assert long == model.generate("the cat", 12)[len("the cat") :]
     [short] = lm.generate_until(instances("generate_until", ("the cat", {"until": [long[-1]], "max_gen_toks": 12})))
     assert short == long.split(long[-1])[0]
+    drawn = {"do_sample": True, "temperature": 0.7, "top_k": 1}
+    for asked in (
+        {"max_new_tokens": 12},
+        {"max_tokens": 12, "temperature": 0.7, "top_k": 1},
+        {"max_gen_toks": 12} | drawn,
+    ):  # greedy each
+        assert lm.generate_until(instances("generate_until", ("the cat", {"until": []} | asked))) == [long]
+    penalised = {"until": [], "max_gen_toks": 12, "repetition_penalty": 5.0}
+    [other] = lm.generate_until(instances("generate_until", ("the cat", penalised)))
+    assert other == model.generate("the cat", 12, repetition_penalty=5.0)[len("the cat") :] != long
 
 
 def test_their_tasks_are_items_and_ours_their_files(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 Found by inspect through its entry point. One request runs at a time: a knob is the model's. Messages go through the tokenizer's chat template; without
 one a single user message is its text, and a conversation is refused. With `prompt_logprobs` the log-probability of every token of the prompt
-but the first is returned. `get_model` keeps models by their arguments and takes Python objects for equal: give a knob as a file.
+but the first is returned. A text is greedy, or with `temperature` drawn: of one seed alike, without a seed anew at each epoch. What a request asks beyond that is refused by name. `get_model` keeps models by their arguments and takes Python objects for equal: give a knob as a file.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from patchbay.measure._harness import Turned, lacking
+import torch
+
+from patchbay.measure._harness import Turned, lacking, new_text
 from patchbay.measure._runs import token_logprobs
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
@@ -19,6 +22,8 @@ try:
     from inspect_ai import model as _model
 except ModuleNotFoundError as error:
     raise lacking("inspect", error) from error
+
+UNHEARD = ("frequency_penalty", "presence_penalty", "logit_bias", "logprobs", "top_logprobs", "response_schema", "modalities", "extra_body")  # fmt: skip
 
 
 class PatchbayAPI(_model.ModelAPI):  # type: ignore[misc,name-defined]
@@ -40,6 +45,7 @@ class PatchbayAPI(_model.ModelAPI):  # type: ignore[misc,name-defined]
                 f"model arguments {', '.join(model_args)}: not taken; possible are knob and patchbay_model"
             )
         self.turned = Turned(model_name if given is None else given, knob)
+        self.drawn: Counter[tuple[int, ...]] = Counter()  # how often each prompt was drawn after without a seed
 
     def max_connections(self) -> int:
         """One request at a time."""
@@ -52,15 +58,20 @@ class PatchbayAPI(_model.ModelAPI):  # type: ignore[misc,name-defined]
         model = self.turned.model
         [ids] = model.encode([prompt_of(model, input)])
         n = 64 if config.max_tokens is None else int(config.max_tokens)
+        _refuse_unheard(config)
         sample = config.temperature is not None and config.temperature > 0
         how: dict[str, Any] = {"do_sample": True, "temperature": float(config.temperature), "top_p": float(config.top_p or 1.0), "top_k": int(config.top_k or 0)} if sample else {"do_sample": False}  # fmt: skip
-        with self.turned.on(), seeded(int(config.seed or 0)):
+        seed = config.seed
+        if seed is None and sample:  # the next epoch of a sample is another draw
+            seed, self.drawn[tuple(ids)] = self.drawn[tuple(ids)], self.drawn[tuple(ids)] + 1
+        with self.turned.on(), seeded(int(seed or 0)):
             [row] = model.generate([ids], n, **how)
-        whole, before = model.decode(row), model.decode(ids)
-        text = whole[len(before) :] if whole.startswith(before) else model.decode(row[len(ids) :])
-        ended = next((end for end in config.stop_seqs or [] if end in text), None)
-        text = text.split(ended)[0] if ended is not None else text
-        output = _model.ModelOutput.from_content(self.model_name, text)
+        text = new_text(model, ids, row)
+        stops = [end for end in config.stop_seqs or [] if end in text]
+        text = text[: min(map(text.index, stops))] if stops else text
+        own = torch.as_tensor(model.hf.generation_config.eos_token_id or []).flatten().tolist()
+        cut = not stops and len(row) - len(ids) == n and row[-1] not in own
+        output = _model.ModelOutput.from_content(self.model_name, text, "max_tokens" if cut else "stop")
         output.usage = _model.ModelUsage(
             input_tokens=len(ids), output_tokens=len(row) - len(ids), total_tokens=len(row)
         )
@@ -80,6 +91,20 @@ class PatchbayAPI(_model.ModelAPI):  # type: ignore[misc,name-defined]
     async def tokenize(self, text: str) -> list[int]:
         """Ids of a text."""
         return list(self.turned.model.encode([text])[0])
+
+
+def _refuse_unheard(config: Any) -> None:
+    """Raise PatchbayError for what a request asks of a text, or of what is said beside it, and would not get."""
+    lost = [name for name in UNHEARD if getattr(config, name, None) not in (None, False, 0, 0.0)]
+    lost += [name for name in ("num_choices", "best_of") if (getattr(config, name, None) or 1) > 1]
+    if config.temperature is None:
+        lost += [
+            f"{name} without temperature" for name in ("top_p", "top_k") if getattr(config, name, None) is not None
+        ]
+    if lost:
+        raise PatchbayError(
+            f"{', '.join(lost)}: not heard by this provider, which writes one greedy text, or with temperature= one that is drawn (top_p, top_k, seed)"
+        )
 
 
 def prompt_of(model: Any, messages: Sequence[Any]) -> Any:

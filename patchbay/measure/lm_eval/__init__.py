@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from patchbay.measure._answers import Spelled, score
-from patchbay.measure._harness import Turned, device_there, lacking
+from patchbay.measure._harness import Turned, device_there, lacking, new_text
 from patchbay.measure._runs import token_logprobs
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
@@ -26,6 +26,7 @@ try:
     from lm_eval import utils as _utils
     from lm_eval.api import model as _api
     from lm_eval.api import registry as _registry
+    from lm_eval.models import utils as _options
 except ModuleNotFoundError as error:
     raise lacking("lm-eval", error) from error
 
@@ -168,24 +169,15 @@ class PatchbayLM(_api.TemplateLM):  # type: ignore[misc,name-defined]
         """Continuations up to a text that ends them; greedy where the task does not ask to sample."""
         said = []
         for request in requests:
-            context, told = request.args[0], dict(request.args[1])
-            until = told.pop("until", None) or []
-            n = int(told.pop("max_gen_toks", 256))
-            sample = bool(told.pop("do_sample", False)) and float(told.get("temperature", 1.0)) > 0
-            how = (
-                {"do_sample": True, "temperature": float(told.get("temperature", 1.0))}
-                if sample
-                else {"do_sample": False}
-            )
+            context, told = request.args[0], dict(_options.normalize_gen_kwargs(dict(request.args[1])))
+            until, n = told.pop("until"), told.pop("max_gen_toks")
+            if not told["do_sample"]:
+                told.pop("temperature", None)
             ids = self.tok_encode(context)
             with self.turned.on() as model:
-                [row] = model.generate([ids], n, **how)
-            text = (
-                model.decode(row)[len(model.decode(ids)) :]
-                if model.decode(row).startswith(model.decode(ids))
-                else model.decode(row[len(ids) :])
-            )
-            for end in [until] if isinstance(until, str) else until:
+                [row] = model.generate([ids], n, **told)  # whatever else the task asks of transformers' generate
+            text = new_text(model, ids, row)
+            for end in until:
                 text = text.split(end)[0] if end else text
             said.append(text)
         return said
