@@ -275,6 +275,19 @@ def _against_chance(a: Result, b: Result, change: Tensor, notes: list[str]) -> d
     }
 
 
+def _where(ours: Any, theirs: Any) -> str:
+    """What of two records differs: of those of a task or of options the fields by name, with their values where these are short."""
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
+        return f": {short(ours)} against {short(theirs)}"
+    told = []
+    for name in dict.fromkeys([*ours, *theirs]):
+        both = [packed(one.get(name)) for one in (ours, theirs)]
+        if both[0] != both[1]:
+            values = [repr(one.get(name)) for one in (ours, theirs)]
+            told.append(f"{name} ({' against '.join(values)})" if max(map(len, values)) <= 24 else str(name))
+    return f" in {', '.join(told)}"
+
+
 def diff(a: Any, b: Any) -> Result:
     """a minus b, value by value, for two Results on the same axes; notes say what else differs between them.
 
@@ -301,7 +314,7 @@ def diff(a: Any, b: Any) -> Result:
         if key == "model":
             key, ours, theirs = "model fingerprints", (ours or {}).get("fingerprint"), (theirs or {}).get("fingerprint")
         if packed(ours) != packed(theirs):
-            notes.append(f"{key} differ: {short(ours)} against {short(theirs)}")
+            notes.append(f"{key} differ{_where(ours, theirs)}")
     values = {"difference": first - second, "first": first, "second": second}
     variables = {name: (tensor, a.axes, a.unit) for name, tensor in values.items()}
     variables |= _against_chance(a, b, first - second, notes)

@@ -177,6 +177,11 @@ class Guard:
                 self._check_key(head, scope["method"])
             scope["app"] = self.app  # a path or method that is not there is raised, not answered
             await self.app(scope, await self._read(head, receive), sent)
+        except (
+            asyncio.CancelledError
+        ):  # the server ends and waits no longer: no error of its own, and no trace in its log
+            if not begun:
+                await _answer(sent, Refusal(503, "the server ended", code="ending"))
         except Refusal as refusal:
             if not begun:
                 await _answer(sent, refusal)

@@ -91,6 +91,9 @@ def fill(folder: Path) -> None:
     edges = [{"edge": f"L0.H{i} -> L{1 + i % 2}.H{i}.{'qkv'[i % 3]}", "effect": (-1.0) ** i * (i + 1), "p_adjusted": 0.02 * i} for i in range(4)]  # fmt: skip
     Result({"effect": (1.0, (), "logits")}, tables={"edges": edges}).save(folder / "edges")
     Result(torch.randn(32, 32, generator=g), ("layer", "head"), "logits").save(folder / "grid-again")
+    ends = {"low": (0.5, (), "share"), "high": (0.875, (), "share"), "null": ([0.0, -0.25, 0.125], ("draw",), "share")}
+    groups = [{"group": "short", "value": 0.625, "low": 0.25, "high": 0.75}, {"group": "long", "value": -0.5}]
+    Result({"recovered": (0.75, (), "share")} | ends, tables={"groups": groups}).save(folder / "number")
     shutil.copytree(folder / "lens", folder / "cut")
     (folder / "cut" / "arrays.safetensors").write_bytes(b"cut")
 
@@ -193,6 +196,7 @@ VIEWS = {
     "results/attribution": ".bars li",
     "results/dose": ".curve path.line",
     "results/bars": ".bar-track .whisker",
+    "results/number": ".bar-track .draw",
     "results/long": ".heat canvas",
     "results/off.knob": ".edits code",
     "results/cut": "[role=alert]",
@@ -242,6 +246,18 @@ def test_the_numbers_at_the_pointer_are_the_results(page: Any, site: Site) -> No
     assert page.locator(".bars").inner_text().count("\u2212") >= sum(
         float(v) < -0.0005 for v in result.values.flatten()
     )
+
+
+def test_one_number_is_drawn_with_its_interval_its_draws_and_its_groups(page: Any, site: Site) -> None:
+    open_(page, site, "results/number")
+    told = [row.replace("\u2212", "-").split("\n") for row in page.locator(".bars li").all_inner_texts()]
+    assert told == [["all", "0.750"], ["short", "0.625"], ["long", "-0.500"]]
+    shape = """() => [...document.querySelectorAll('.bars li .bar-track')].map((track) => { const at = (x) => x.getBoundingClientRect();
+      const zero = at(track.querySelector('.zero')).left, bar = at(track.querySelector('.bar')).width;
+      return [[...track.querySelectorAll('.whisker')].map((x) => at(x).width / bar), [...track.querySelectorAll('.draw')].map((x) => (at(x).left - zero) / bar)]; })"""
+    whiskers, draws = zip(*page.evaluate(shape), strict=True)
+    assert whiskers == ([pytest.approx(0.375 / 0.75, abs=0.02)], [pytest.approx(0.5 / 0.625, abs=0.02)], [])
+    assert draws == ([pytest.approx(x / 0.75, abs=0.02) for x in (0.0, -0.25, 0.125)], [], [])
 
 
 def test_what_a_result_says_is_text(page: Any, site: Site) -> None:

@@ -225,7 +225,12 @@ def test_diff_subtracts_and_says_what_else_differs(replayable):
     assert result.unit == "logits"
     assert len(result.notes) == 2
     assert "model fingerprints differ" in result.notes[0]
-    assert "task differ" in result.notes[1]
+    assert "task differ in " in result.notes[1]
+    assert "[[" not in result.notes[1]
+    first.provenance |= {"model": second.provenance["model"], "options": {"n": 1, "long": [0] * 40, "same": 3}}
+    second.provenance |= {"task": first.provenance["task"], "options": {"n": 2, "long": [1] * 40, "same": 3}}
+    assert diff(first, second).notes == ("options differ in n (1 against 2), long",)
+    first, second = function(Model(), Task(3)), function(Model(seed=1), Task(2))
     assert diff(first, first).notes == ()
     assert (diff(first, first).values == 0).all()
 

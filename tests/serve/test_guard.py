@@ -344,3 +344,39 @@ def test_other_machines_are_let_in_only_when_told() -> None:
         start = listen.address(at, "/page", keys)
         assert keys.token not in start
         assert keys.redeem(start.partition("?ticket=")[2])
+
+
+def test_what_the_end_of_the_server_cuts_off_is_told_so_and_leaves_no_trace() -> None:
+    """uvicorn cancels what still runs when its patience is over: an answer that has not begun is a 503, and nothing is raised."""
+    said: list[Any] = []
+
+    async def forever(request: Request) -> None:
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        guard = Guard(Router([Route("/", forever)]), KEYS)
+        head = [(b"host", b"127.0.0.1"), (b"authorization", f"Bearer {KEYS.token}".encode())]
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "headers": head,
+            "query_string": b"",
+            "server": ("127.0.0.1", 80),
+            "root_path": "",
+        }
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            said.append(message)
+
+        running = asyncio.ensure_future(guard(scope, receive, send))
+        await asyncio.sleep(0.05)
+        running.cancel()
+        await running
+
+    asyncio.run(main())
+    assert said[0]["status"] == 503
+    assert b"the server ended" in said[1]["body"]

@@ -11,13 +11,14 @@ export interface Bar {
   nullMean?: number | null;
   nullLow?: number | null;
   nullHigh?: number | null;
+  draws?: number[] | undefined; // of the control, one by one
   aside?: string;
   strong?: boolean;
   link?: string | undefined;
 }
 
 export function Bars({ bars, unit, label }: { bars: Bar[]; unit: string; label: string }) {
-  const known = bars.flatMap((bar) => [bar.value, bar.low, bar.high, bar.nullHigh, bar.nullLow, bar.nullMean, 0]);
+  const known = bars.flatMap((bar) => [bar.value, bar.low, bar.high, bar.nullHigh, bar.nullLow, bar.nullMean, ...(bar.draws ?? []), 0]);
   const finite = known.filter((value): value is number => typeof value === "number" && Number.isFinite(value));
   let [low, high] = [Math.min(...finite, 0), Math.max(...finite, 0)];
   if (low === high) high = 1;
@@ -28,13 +29,15 @@ export function Bars({ bars, unit, label }: { bars: Bar[]; unit: string; label: 
   const marks = ticks(low, high, 5);
   const texts = marked(marks);
   const hasNull = bars.some((bar) => has(bar.nullMean));
+  const hasDraws = bars.some((bar) => bar.draws?.length);
   const hasInterval = bars.some((bar) => has(bar.low));
   return (
     <figure class="bars">
-      {(hasNull || hasInterval) && (
+      {(hasNull || hasInterval || hasDraws) && (
         <p class="key">
           {hasInterval && <span><i class="key-whisker" /> 95 % interval</span>}
           {hasNull && <span><i class="key-null" /> random control</span>}
+          {hasDraws && <span><i class="key-draw" /> random draws</span>}
         </p>
       )}
       <ol aria-label={label}>
@@ -48,13 +51,14 @@ export function Bars({ bars, unit, label }: { bars: Bar[]; unit: string; label: 
               {has(bar.nullLow) && has(bar.nullHigh) && <i class="null" style={span(at(bar.nullLow), at(bar.nullHigh))} />}
               <i class={bar.value < 0 ? "bar below" : "bar"} style={span(at(0), at(bar.value))} />
               {has(bar.nullMean) && <i class="null-mean" style={{ left: `${at(bar.nullMean)}%` }} />}
+              {bar.draws?.filter(has).map((draw) => <i class="draw" style={{ left: `${at(draw)}%` }} />)}
               {has(bar.low) && has(bar.high) && <i class="whisker" style={span(at(bar.low), at(bar.high))} />}
             </span>
             <span class="bar-value num">{number(bar.value)}</span>
           </li>
         ))}
       </ol>
-      <div class="bar-axis" aria-hidden="true">
+      <div class={marks.length > 4 ? "bar-axis many" : "bar-axis"} aria-hidden="true">
         <span class="bar-name" />
         <span class="bar-track">
           {marks.map((mark, i) => (

@@ -10,7 +10,7 @@ import { PageHead } from "./results";
 import { RunCard } from "./runs";
 
 const TABS: [string, string][] = [["trending", "Trending"], ["day", "Day"], ["week", "Week"], ["month", "Month"], ["all", "All"]];
-const STATES: [string, string][] = [["", "any state"], ["runs here", "runs here"], ["works", "works"], ["partly", "partly"], ["unmeasured", "not measured"], ["not yet", "not yet"], ["not a system", "not a system"]];
+const STATES: [string, string][] = [["", "any state"], ["runs here", "all that runs"], ["works", "runs here"], ["partly", "runs in part"], ["unmeasured", "runs, not measured"], ["not yet", "not yet"], ["not a system", "nothing to run"]];
 const SAID: Record<string, string> = { works: "runs here", partly: "runs in part", unmeasured: "runs, not measured", "not yet": "not yet", "not a system": "nothing to run", "": "not in the catalogue" };
 
 function useLate<T>(value: T, after: number): T {

@@ -9,6 +9,7 @@ import {
   type Doc, type KnobDoc, type ResultDoc, type Row, type Slices, type Values, type Variable,
 } from "./data";
 import { Heat } from "./heat";
+import { OneNumber } from "./number";
 import { Copy, Failed, Panel } from "./parts";
 import { Table } from "./table";
 import { Tokens } from "./tokens";
@@ -91,7 +92,13 @@ function Knob({ doc, slices, link }: { doc: KnobDoc; slices: Slices | undefined;
 
 /** Variables that can stand in the figure: the main one first, then those of other axes or units that are no mere side of one. */
 function choices(doc: ResultDoc): Variable[] {
-  return doc.variables.filter((one) => one.axes.length > 0 && one.shape.every((size) => size > 0));
+  return doc.variables.filter((one) => (one.axes.length > 0 && one.shape.every((size) => size > 0)) || isNumber(doc, one));
+}
+
+/** Whether the Result is one number, with something to be seen beside it. */
+function isNumber(doc: ResultDoc, one: Variable): boolean {
+  const told = one.name === doc.main && one.axes.length === 0 && Number.isFinite(valuesOf(one)?.[0]);
+  return told && Boolean(variable(doc, "low") ?? variable(doc, "null") ?? doc.tables["groups"]);
 }
 
 function Figure({ doc, slices, link }: { doc: ResultDoc; slices: Slices | undefined; link: ShowProps["link"] }) {
@@ -103,7 +110,7 @@ function Figure({ doc, slices, link }: { doc: ResultDoc; slices: Slices | undefi
     <label class="pick">
       <span>Shown</span>
       <select value={chosen.name} onChange={(event) => setName(event.currentTarget.value)}>
-        {all.map((one) => <option value={one.name}>{words(one.name)} ({one.axes.map(words).join(" × ")})</option>)}
+        {all.map((one) => <option value={one.name}>{words(one.name)}{one.axes.length ? ` (${one.axes.map(words).join(" × ")})` : ""}</option>)}
       </select>
     </label>
   );
@@ -121,6 +128,7 @@ function sentence(text: string): string {
 
 function One({ doc, chosen, slices, link }: { doc: ResultDoc; chosen: Variable; slices: Slices | undefined; link: ShowProps["link"] }) {
   const main = chosen.name === doc.main;
+  if (!chosen.axes.length) return <OneNumber doc={doc} chosen={chosen} />;
   if (chosen.axes.length === 1) return <OneAxis doc={doc} chosen={chosen} main={main} link={link} />;
   const [first, second] = chosen.axes as [string, string];
   if (chosen.axes.length === 2 && isLines(first, second, doc)) return <ManyLines doc={doc} chosen={chosen} />;

@@ -101,7 +101,7 @@ export function ComparePage({ query, changed }: { query: URLSearchParams; change
       <div class="choose">{pick("a", a, "Left")}{pick("b", b, "Right")}</div>
       {both && (
         <Panel title="Left less right">
-          {less.failed ? <p class="note">{less.failed}</p> : less.got?.kind === "result" ? <><Figure doc={less.got} slices={undefined} link={undefined} /><ul class="notes">{less.got.notes.map((note) => <li>{note}</li>)}</ul></> : <div class="waiting" aria-busy="true">Reading both …</div>}
+          {less.failed ? <p class="note">{less.failed}</p> : less.got?.kind === "result" ? <div class="nested"><Figure doc={less.got} slices={undefined} link={undefined} /><ul class="notes">{less.got.notes.map((note) => <li>{note}</li>)}</ul></div> : <div class="waiting" aria-busy="true">Reading both …</div>}
         </Panel>
       )}
       {both && <div class="beside">{[a, b].map((name) => <Side key={name} name={name} changed={changed} />)}</div>}

@@ -34,7 +34,7 @@ function x(e, t) {
 }
 function S(t) {
 	var n, r = t.__v, i = r.__e, a = [], o = [], s = t.__P;
-	s && ((n = g({ constructor: u }, r)).__v = r.__v + 1, e.vnode && e.vnode(n), te(s, n, r, t.__n, s.namespaceURI, 32 & r.__u ? [i] : null, a, i || x(r), 32 & r.__u, o), n.__v = r.__v, n.__.__k[n.__i] = n, M(a, n, o), r.__ = r.__e = null, n.__e != i && C(n));
+	s && ((n = g({ constructor: u }, r)).__v = r.__v + 1, e.vnode && e.vnode(n), ne(s, n, r, t.__n, s.namespaceURI, 32 & r.__u ? [i] : null, a, i || x(r), 32 & r.__u, o), n.__v = r.__v, n.__.__k[n.__i] = n, j(a, n, o), r.__ = r.__e = null, n.__e != i && C(n));
 }
 function C(e) {
 	if ((e = e.__) && e.__c && !e.props.__P) return e.__e = null, e.__k.some(function(t) {
@@ -53,7 +53,7 @@ function T() {
 }
 function E(e, t, n, r, i, a, o, s, c, l, u) {
 	var p, m, h, g, _, v, y = r.__k || f, b = t.length;
-	for (c = D(n, t, y, c, b), p = 0; p < b; p++) (h = n.__k[p]) != null && (m = ~h.__i && y[h.__i] || d, h.__i = p, v = te(e, h, m, i, a, o, s, c, l, u), g = h.__e, (m.ref != h.ref || 8 & m.__u) && (m.ref && ae(m.ref, null, h, m), h.ref && u.push(h.ref, h.__c || g, h)), _ ||= g, 4 & h.__u ? (c = O(h, c, e, !m.__v), m.__e && (m.__e = null)) : typeof h.type == "function" && v !== void 0 ? c = v : g && (c = g.nextSibling), h.__u &= -21);
+	for (c = D(n, t, y, c, b), p = 0; p < b; p++) (h = n.__k[p]) != null && (m = ~h.__i && y[h.__i] || d, h.__i = p, v = ne(e, h, m, i, a, o, s, c, l, u), g = h.__e, (m.ref != h.ref || 8 & m.__u) && (m.ref && oe(m.ref, null, h, m), h.ref && u.push(h.ref, h.__c || g, h)), _ ||= g, 4 & h.__u ? (c = O(h, c, e, !m.__v), m.__e && (m.__e = null)) : typeof h.type == "function" && v !== void 0 ? c = v : g && (c = g.nextSibling), h.__u &= -21);
 	return n.__e = _, c;
 }
 function D(e, t, n, r, i) {
@@ -66,7 +66,7 @@ function D(e, t, n, r, i) {
 		}
 		for (b = d.length; a--;) f[a] && (f[a] == b ? b-- : C[a].__u |= 4);
 	}
-	if (_) for (a = 0; a < g; a++) !(s = n[a]) || 2 & s.__u || (s.__e == r && (r = x(s)), oe(s, s));
+	if (_) for (a = 0; a < g; a++) !(s = n[a]) || 2 & s.__u || (s.__e == r && (r = x(s)), se(s, s));
 	return r;
 }
 function O(e, t, n, r) {
@@ -92,7 +92,7 @@ function k(e, t, n, r) {
 function A(e, t, n) {
 	n ??= "", t[0] == "-" ? e.setProperty(t, n) : e[t] = n;
 }
-function j(e, t, n, r, i) {
+function ee(e, t, n, r, i) {
 	var a, o;
 	if (t == "style") {
 		if (typeof n == "string") e.style.cssText = n;
@@ -100,7 +100,7 @@ function j(e, t, n, r, i) {
 			if (typeof r == "string" && (e.style.cssText = r = ""), r) for (t in r) n && t in n || A(e.style, t);
 			if (n) for (t in n) r && n[t] == r[t] || A(e.style, t, n[t]);
 		}
-	} else if (t[0] == "o" && t[1] == "n") typeof n != "function" && (n = null), typeof r != "function" && (r = null), (e.__e ||= {})[t] = n, n && r || (o = l[t] || (l[t] = ee(t)), (e.__a ||= {})[t] = c, a = t != (t = t.replace(s, "$1")), (t = t.slice(2))[0] < "a" && (t = t.toLowerCase()), n ? e.addEventListener(t, o, a) : e.removeEventListener(t, o, a));
+	} else if (t[0] == "o" && t[1] == "n") typeof n != "function" && (n = null), typeof r != "function" && (r = null), (e.__e ||= {})[t] = n, n && r || (o = l[t] || (l[t] = te(t)), (e.__a ||= {})[t] = c, a = t != (t = t.replace(s, "$1")), (t = t.slice(2))[0] < "a" && (t = t.toLowerCase()), n ? e.addEventListener(t, o, a) : e.removeEventListener(t, o, a));
 	else {
 		if (i == "http://www.w3.org/2000/svg") t = t.replace(/xlink(H|:h)/, "h").replace(/sName$/, "s");
 		else if (t != "width" && t != "height" && t != "href" && t != "list" && t != "form" && t != "tabIndex" && t != "download" && t != "rowSpan" && t != "colSpan" && t != "role" && t != "popover" && t in e) try {
@@ -111,7 +111,7 @@ function j(e, t, n, r, i) {
 		n == null || !1 === n && t[4] != "-" ? e.removeAttribute(t) : e.setAttribute(t, t == "popover" && n == 1 ? "" : n);
 	}
 }
-function ee(t) {
+function te(t) {
 	return function(n) {
 		var r = this.__e;
 		if (r) {
@@ -121,15 +121,15 @@ function ee(t) {
 		}
 	};
 }
-function te(t, n, r, i, a, o, s, c, l, d) {
-	var p, h, v, S, C, w, T, D, O, k, A, j, ee, te, M, ae, N, P, F = n.type;
+function ne(t, n, r, i, a, o, s, c, l, d) {
+	var p, h, v, S, C, w, T, D, O, k, A, ee, te, ne, j, oe, M, N, P = n.type;
 	if (n.constructor !== u) return null;
-	128 & r.__u && (l = 32 & r.__u, p = r.__c.__z) && (n.__u |= l, h = o = [], p.nodeType == 8 ? c = ne(p, o) : o.push(p), c = o[0] || c), (p = e.__b) && p(n);
-	e: if (typeof F == "function") {
+	128 & r.__u && (l = 32 & r.__u, p = r.__c.__z) && (n.__u |= l, h = o = [], p.nodeType == 8 ? c = re(p, o) : o.push(p), c = o[0] || c), (p = e.__b) && p(n);
+	e: if (typeof P == "function") {
 		v = s.length;
 		try {
-			if (D = n.props, O = (p = F.prototype) && p.render, k = (p = F.contextType) && i[p.__c], A = p ? k ? k.props.value : p.__ : i, (S = r.__c) ? (n.__c = S, 2 & S.__g && (S.__g |= 1)) : (O ? n.__c = S = new F(D, A) : (n.__c = S = new b(D, A), S.constructor = F, S.render = se), k && k.sub(S), S.state || (S.state = {}), S.__n = i, S.__g |= 8, S.__h = [], S.__k = []), O && (S.__s || (S.__s = S.state), F.getDerivedStateFromProps && (S.__s == S.state && (S.__s = g({}, S.__s)), g(S.__s, F.getDerivedStateFromProps(D, S.__s)))), C = S.props, w = S.state, S.__v = n, r.__c) {
-				if (D !== C && O && !F.getDerivedStateFromProps && S.componentWillReceiveProps && S.componentWillReceiveProps(D, A), n.__v == r.__v && !(8 & S.__g) || !(4 & S.__g) && S.shouldComponentUpdate && !1 === S.shouldComponentUpdate(D, S.__s, A)) {
+			if (D = n.props, O = (p = P.prototype) && p.render, k = (p = P.contextType) && i[p.__c], A = p ? k ? k.props.value : p.__ : i, (S = r.__c) ? (n.__c = S, 2 & S.__g && (S.__g |= 1)) : (O ? n.__c = S = new P(D, A) : (n.__c = S = new b(D, A), S.constructor = P, S.render = ce), k && k.sub(S), S.state || (S.state = {}), S.__n = i, S.__g |= 8, S.__h = [], S.__k = []), O && (S.__s || (S.__s = S.state), P.getDerivedStateFromProps && (S.__s == S.state && (S.__s = g({}, S.__s)), g(S.__s, P.getDerivedStateFromProps(D, S.__s)))), C = S.props, w = S.state, S.__v = n, r.__c) {
+				if (D !== C && O && !P.getDerivedStateFromProps && S.componentWillReceiveProps && S.componentWillReceiveProps(D, A), n.__v == r.__v && !(8 & S.__g) || !(4 & S.__g) && S.shouldComponentUpdate && !1 === S.shouldComponentUpdate(D, S.__s, A)) {
 					n.__v != r.__v && (S.props = D, S.state = S.__s, S.__g &= -9), n.__e = r.__e, n.__k = r.__k, n.__k.some(function(e) {
 						e && (e.__ = n);
 					}), f.push.apply(S.__h, S.__k), S.__k = [], S.__h.length && s.push(S), c = x(r);
@@ -138,41 +138,41 @@ function te(t, n, r, i, a, o, s, c, l, d) {
 				S.componentWillUpdate && S.componentWillUpdate(D, S.__s, A), O && S.componentDidUpdate && S.__h.push(function() {
 					S.componentDidUpdate(C, w, T);
 				});
-			} else O && !F.getDerivedStateFromProps && S.componentWillMount && S.componentWillMount(), O && S.componentDidMount && S.__h.push(S.componentDidMount);
-			S.context = A, S.props = D, S.__P = t, S.__g &= -5, j = e.__r, ee = O ? 25 : 0;
+			} else O && !P.getDerivedStateFromProps && S.componentWillMount && S.componentWillMount(), O && S.componentDidMount && S.__h.push(S.componentDidMount);
+			S.context = A, S.props = D, S.__P = t, S.__g &= -5, ee = e.__r, te = O ? 25 : 0;
 			do
-				S.__g &= -9, j && j(n), p = S.render(S.props, S.state = S.__s, S.context);
-			while (8 & S.__g && ++ee < 25);
-			O && (f.push.apply(S.__h, S.__k), S.__k = []), S.state = S.__s, S.getChildContext && (i = g({}, i, S.getChildContext())), O && r.__c && S.getSnapshotBeforeUpdate && (T = S.getSnapshotBeforeUpdate(C, w)), te = p && p.type === y && p.key == null ? p.props.children : p, D.__P && (p = c, a = (t = D.__P).namespaceURI, l = o = null, r.props && r.props.__P != t && (r.__k.some(function(e) {
-				e && oe(e, e);
-			}), r.__k = null), c = r.__k ? x(r, 0) : null), c = E(t, m(te) ? te : [te], n, r, i, a, o, s, c, l, d), D.__P && (n.__e = null, c = p), n.__u &= -161, h && h.some(_), S.__h.length && s.push(S), 1 & S.__g && (S.__g &= -4);
+				S.__g &= -9, ee && ee(n), p = S.render(S.props, S.state = S.__s, S.context);
+			while (8 & S.__g && ++te < 25);
+			O && (f.push.apply(S.__h, S.__k), S.__k = []), S.state = S.__s, S.getChildContext && (i = g({}, i, S.getChildContext())), O && r.__c && S.getSnapshotBeforeUpdate && (T = S.getSnapshotBeforeUpdate(C, w)), ne = p && p.type === y && p.key == null ? p.props.children : p, D.__P && (p = c, a = (t = D.__P).namespaceURI, l = o = null, r.props && r.props.__P != t && (r.__k.some(function(e) {
+				e && se(e, e);
+			}), r.__k = null), c = r.__k ? x(r, 0) : null), c = E(t, m(ne) ? ne : [ne], n, r, i, a, o, s, c, l, d), D.__P && (n.__e = null, c = p), n.__u &= -161, h && h.some(_), S.__h.length && s.push(S), 1 & S.__g && (S.__g &= -4);
 		} catch (t) {
 			if (s.length = v, n.__v = null, l || o) {
 				if (t && t.then) {
 					if (n.__u |= 128 | l, o) {
-						for (~(N = o.indexOf(c || void 0)) || (N = o.length); (P = o[N - 1]) && P.nodeType == 8;) N--;
-						for (; N < o.length; N++) if (P = o[N]) {
-							if (o[N] = null, M) {
-								if (P == ae) break;
+						for (~(M = o.indexOf(c || void 0)) || (M = o.length); (N = o[M - 1]) && N.nodeType == 8;) M--;
+						for (; M < o.length; M++) if (N = o[M]) {
+							if (o[M] = null, j) {
+								if (N == oe) break;
 							} else {
-								if (P.nodeType != 8) break;
-								P.data.startsWith("$s") && (ae = ne(M = P));
+								if (N.nodeType != 8) break;
+								N.data.startsWith("$s") && (oe = re(j = N));
 							}
 						}
 					}
-					if (!M) {
+					if (!j) {
 						for (; c && c.nodeType == 8 && c.nextSibling;) c = c.nextSibling;
-						M = c;
+						j = c;
 					}
-					(p = ne(M = n.__c.__z || (n.__c.__z = M))) ? (n.__e = M, c = p) : n.__e = c, c &&= c.nextSibling;
+					(p = re(j = n.__c.__z || (n.__c.__z = j))) ? (n.__e = j, c = p) : n.__e = c, c &&= c.nextSibling;
 				} else o && o.some(_);
 			} else n.__e = r.__e;
-			n.__k ||= r.__k || [], t && t.then || re(n), e.__e(t, n, r);
+			n.__k ||= r.__k || [], t && t.then || ie(n), e.__e(t, n, r);
 		}
-	} else c = n.__e = ie(r.__e, n, r, i, a, o, s, l, d, t);
+	} else c = n.__e = ae(r.__e, n, r, i, a, o, s, l, d, t);
 	return (p = e.diffed) && p(n), c;
 }
-function ne(e, t) {
+function re(e, t) {
 	if (e && e.nodeType == 8 && e.data.startsWith("$s")) for (var n = 1; e = e.nextSibling;) {
 		if (e.nodeType == 8) {
 			if (e.data.startsWith("$s")) n++;
@@ -181,11 +181,11 @@ function ne(e, t) {
 		t && t.push(e);
 	}
 }
-function re(e) {
-	e && (e.__c && (e.__c.__g |= 4), e.__k && e.__k.some(re));
+function ie(e) {
+	e && (e.__c && (e.__c.__g |= 4), e.__k && e.__k.some(ie));
 }
-function M(t, n, r) {
-	for (var i = 0; i < r.length;) ae(r[i++], r[i++], r[i++]);
+function j(t, n, r) {
+	for (var i = 0; i < r.length;) oe(r[i++], r[i++], r[i++]);
 	e.__c && e.__c(n, t), t.some(function(n) {
 		try {
 			t = n.__h, n.__h = [], t.some(function(e) {
@@ -196,7 +196,7 @@ function M(t, n, r) {
 		}
 	});
 }
-function ie(t, n, r, i, a, o, s, c, l, u) {
+function ae(t, n, r, i, a, o, s, c, l, u) {
 	var f, g, v, y, b, S, C, w, T = r.props || d, D = n.props, O = n.type;
 	if (O == "svg" ? a = "http://www.w3.org/2000/svg" : O == "math" ? a = "http://www.w3.org/1998/Math/MathML" : a ||= "http://www.w3.org/1999/xhtml", o) {
 		for (f = 0; f < o.length; f++) if ((b = o[f]) && (O ? b.localName == O : b.nodeType == 3)) {
@@ -210,22 +210,22 @@ function ie(t, n, r, i, a, o, s, c, l, u) {
 	}
 	if (O) {
 		if (u = O == "template" && t.content || t, o = O == "textarea" && D.defaultValue != null ? null : o && h.call(u.childNodes), !c && o) for (T = {}, f = 0; f < t.attributes.length; f++) T[(b = t.attributes[f]).name] = b.value;
-		for (f in T) b = T[f], f == "dangerouslySetInnerHTML" ? v = b : f == "children" || f in D || f == "value" && "defaultValue" in D || f == "checked" && "defaultChecked" in D || j(t, f, null, b, a);
-		for (f in D) b = D[f], f == "children" ? y = b : f == "dangerouslySetInnerHTML" ? g = b : f == "value" ? S = b : f == "checked" ? C = b : c && typeof b != "function" || T[f] === b || j(t, f, b, T[f], a);
-		g ? (c || v && (g.__html == v.__html || g.__html == t.innerHTML) || (t.innerHTML = g.__html), n.__k = []) : (v && (t.textContent = ""), (O == "foreignObject" || a == "http://www.w3.org/1998/Math/MathML" && p.test(O)) && (a = "http://www.w3.org/1999/xhtml"), E(u, m(y) ? y : [y], n, r, i, a, o, s, o ? o[0] : r.__k && x(r, 0), c, l), o && o.some(_)), c && O != "textarea" || (f = "value", O == "progress" && S == null ? t.removeAttribute(f) : S == null || S === t[f] && (O != "progress" || S) || j(t, f, S, T[f], a), f = "checked", C != null && C != t[f] && j(t, f, C, T[f], a));
+		for (f in T) b = T[f], f == "dangerouslySetInnerHTML" ? v = b : f == "children" || f in D || f == "value" && "defaultValue" in D || f == "checked" && "defaultChecked" in D || ee(t, f, null, b, a);
+		for (f in D) b = D[f], f == "children" ? y = b : f == "dangerouslySetInnerHTML" ? g = b : f == "value" ? S = b : f == "checked" ? C = b : c && typeof b != "function" || T[f] === b || ee(t, f, b, T[f], a);
+		g ? (c || v && (g.__html == v.__html || g.__html == t.innerHTML) || (t.innerHTML = g.__html), n.__k = []) : (v && (t.textContent = ""), (O == "foreignObject" || a == "http://www.w3.org/1998/Math/MathML" && p.test(O)) && (a = "http://www.w3.org/1999/xhtml"), E(u, m(y) ? y : [y], n, r, i, a, o, s, o ? o[0] : r.__k && x(r, 0), c, l), o && o.some(_)), c && O != "textarea" || (f = "value", O == "progress" && S == null ? t.removeAttribute(f) : S == null || S === t[f] && (O != "progress" || S) || ee(t, f, S, T[f], a), f = "checked", C != null && C != t[f] && ee(t, f, C, T[f], a));
 	} else T === D || c && t.data == D || (t.data = D);
 	return t;
 }
-function ae(t, n, r, i) {
+function oe(t, n, r, i) {
 	try {
 		typeof t == "function" ? n ? n.__x = t(n) || 1 : (i &&= i.__c || i.__e) && (n = i.__x) && (i.__x = null, typeof n == "function" ? n() : t(null)) : t.current = n;
 	} catch (t) {
 		e.__e(t, r);
 	}
 }
-function oe(t, n, r) {
+function se(t, n, r) {
 	var i, a, o, s;
-	if (e.unmount && e.unmount(t), !(i = t.ref) || i.current && i.current != t.__e || ae(i, null, n, t), i = t.__c) {
+	if (e.unmount && e.unmount(t), !(i = t.ref) || i.current && i.current != t.__e || oe(i, null, n, t), i = t.__c) {
 		if (i.componentWillUnmount) try {
 			i.componentWillUnmount();
 		} catch (t) {
@@ -233,15 +233,15 @@ function oe(t, n, r) {
 		}
 		i.__P = i.__n = null;
 	}
-	if (i = t.__k) for (s = 0; s < i.length; s++) i[s] && oe(i[s], n, typeof t.type != "function" || r && !t.props.__P);
-	!r && (i = t.__c) && (i = i.__z) && (a = ne(i, o = [])) && (i == t.__e && o.some(_), _(a), _(i)), r || _(t.__e), t.__e = t.__c = t.__ = null;
+	if (i = t.__k) for (s = 0; s < i.length; s++) i[s] && se(i[s], n, typeof t.type != "function" || r && !t.props.__P);
+	!r && (i = t.__c) && (i = i.__z) && (a = re(i, o = [])) && (i == t.__e && o.some(_), _(a), _(i)), r || _(t.__e), t.__e = t.__c = t.__ = null;
 }
-function se(e, t, n) {
+function ce(e, t, n) {
 	return this.constructor(e, n);
 }
-function N(t, n) {
+function M(t, n) {
 	var r, i, a, o;
-	e.__ && e.__(t, n), n.nodeType == 9 && (n = n.documentElement), i = (r = t && 32 & t.__u) ? null : n.__k, n.__k = v(y, { children: [t] }), a = [], o = [], te(n, n.__k, i || d, d, n.namespaceURI, i ? null : n.firstChild ? h.call(n.childNodes) : null, a, i ? i.__e : n.firstChild, r, o), M(a, n.__k, o), n.__k.props.children = null;
+	e.__ && e.__(t, n), n.nodeType == 9 && (n = n.documentElement), i = (r = t && 32 & t.__u) ? null : n.__k, n.__k = v(y, { children: [t] }), a = [], o = [], ne(n, n.__k, i || d, d, n.namespaceURI, i ? null : n.firstChild ? h.call(n.childNodes) : null, a, i ? i.__e : n.firstChild, r, o), j(a, n.__k, o), n.__k.props.children = null;
 }
 e = { __e: function(e, t, n, r) {
 	for (var a, o, s; t = t.__;) if ((a = t.__c) && !(1 & a.__g)) {
@@ -262,32 +262,32 @@ e = { __e: function(e, t, n, r) {
 	return e.__v.__b - t.__v.__b;
 }, o = Symbol(), s = /(PointerCapture)$|Capture$/i, c = 0, l = {};
 // node_modules/preact/hooks/dist/hooks.mjs
-var P, F, ce, le, ue = Object.is, de = 0, fe = [], pe = [], I = e, me = I.__b, he = I.__r, ge = I.diffed, _e = I.__c, ve = I.unmount, ye = I.__;
-function be(e, t) {
-	I.__h && I.__h(F, e, de || t), de = 0;
-	var n = F.__H || (F.__H = {
+var N, P, le, ue, de = Object.is, fe = 0, pe = [], me = [], F = e, he = F.__b, ge = F.__r, _e = F.diffed, ve = F.__c, ye = F.unmount, be = F.__;
+function xe(e, t) {
+	F.__h && F.__h(P, e, fe || t), fe = 0;
+	var n = P.__H || (P.__H = {
 		__: [],
 		__h: []
 	});
 	return e >= n.__.length && n.__.push({}), n.__[e];
 }
-function L(e) {
-	return de = 1, xe(Ae, e);
+function I(e) {
+	return fe = 1, Se(je, e);
 }
-function xe(e, t, n) {
-	var r = be(P++, 2);
-	if (r.t = e, !r.__c && (r.__ = [n ? n(t) : Ae(void 0, t), function(e) {
+function Se(e, t, n) {
+	var r = xe(N++, 2);
+	if (r.t = e, !r.__c && (r.__ = [n ? n(t) : je(void 0, t), function(e) {
 		var t = (r.__N || r.__)[0], n = r.t(t, e);
-		ue(t, n) || (r.__N = [n, r.__[1]], r.__c.setState({}));
-	}], r.__c = F, !F.__f)) {
-		F.__f = !0;
-		var i = F.shouldComponentUpdate;
-		F.shouldComponentUpdate = function(e, t, n) {
+		de(t, n) || (r.__N = [n, r.__[1]], r.__c.setState({}));
+	}], r.__c = P, !P.__f)) {
+		P.__f = !0;
+		var i = P.shouldComponentUpdate;
+		P.shouldComponentUpdate = function(e, t, n) {
 			var r = this.__H;
 			if (!r) return !0;
 			var a = !1, o = this.props != e;
 			if (r.__.some(function(e) {
-				e.__N && (a = !0, ue(e.__[0], e.__N[0]) || (o = !0));
+				e.__N && (a = !0, de(e.__[0], e.__N[0]) || (o = !0));
 			}), i) {
 				var s = i.call(this, e, t, n);
 				return a ? s || o : s;
@@ -297,71 +297,71 @@ function xe(e, t, n) {
 	}
 	return r.__;
 }
-function R(e, t) {
-	var n = be(P++, 3);
-	!I.__s && ke(n.__H, t) && (n.__P = !0, n.__ = e, n.u = t, F.__H.__h.push(n));
+function L(e, t) {
+	var n = xe(N++, 3);
+	!F.__s && Ae(n.__H, t) && (n.__P = !0, n.__ = e, n.u = t, P.__H.__h.push(n));
 }
-function Se(e, t) {
-	var n = be(P++, 4);
-	!I.__s && ke(n.__H, t) && (n.__P = !1, n.__ = e, n.u = t, F.__h.push(n));
+function Ce(e, t) {
+	var n = xe(N++, 4);
+	!F.__s && Ae(n.__H, t) && (n.__P = !1, n.__ = e, n.u = t, P.__h.push(n));
 }
-function z(e) {
-	return de = 5, B(function() {
+function R(e) {
+	return fe = 5, z(function() {
 		return { current: e };
 	}, []);
 }
-function B(e, t) {
-	var n = be(P++, 7);
-	return ke(n.__H, t) && (n.__ = e(), n.__H = t), n.__;
+function z(e, t) {
+	var n = xe(N++, 7);
+	return Ae(n.__H, t) && (n.__ = e(), n.__H = t), n.__;
 }
-function Ce() {
+function we() {
 	var e;
 	do {
-		for (; e = pe.shift();) try {
-			De(e);
+		for (; e = me.shift();) try {
+			Oe(e);
 		} catch (t) {
-			I.__e(t, { __: (e = e.__P) && e.__v });
+			F.__e(t, { __: (e = e.__P) && e.__v });
 		}
-		for (; e = fe.shift();) {
+		for (; e = pe.shift();) {
 			var t = e.__H;
 			if (e.__P && t) try {
-				t.__h.some(De), t.__h.some(Oe), t.__h = [];
+				t.__h.some(Oe), t.__h.some(ke), t.__h = [];
 			} catch (n) {
-				t.__h = [], I.__e(n, e.__v);
+				t.__h = [], F.__e(n, e.__v);
 			}
 		}
-	} while (pe.length);
+	} while (me.length);
 }
-I.__b = function(e) {
-	F = null, me && me(e);
-}, I.__ = function(e, t) {
-	e && t.__k && t.__k.__m && (e.__m = t.__k.__m), ye && ye(e, t);
-}, I.__r = function(e) {
-	he && he(e), P = 0;
-	var t = (F = e.__c).__H;
-	t && (ce == F ? F.__h = [] : (t.__h.some(De), t.__h.some(Oe), P = 0), t.__h = [], t.__.some(function(e) {
+F.__b = function(e) {
+	P = null, he && he(e);
+}, F.__ = function(e, t) {
+	e && t.__k && t.__k.__m && (e.__m = t.__k.__m), be && be(e, t);
+}, F.__r = function(e) {
+	ge && ge(e), N = 0;
+	var t = (P = e.__c).__H;
+	t && (le == P ? P.__h = [] : (t.__h.some(Oe), t.__h.some(ke), N = 0), t.__h = [], t.__.some(function(e) {
 		e.__N && (e.__ = e.__N), e.u = e.__N = void 0;
-	})), ce = F;
-}, I.diffed = function(e) {
-	ge && ge(e);
+	})), le = P;
+}, F.diffed = function(e) {
+	_e && _e(e);
 	var t = e.__c;
-	t && t.__H && (t.__H.__h.length && Ee(fe.push(t)), t.__H.__.some(function(e) {
+	t && t.__H && (t.__H.__h.length && De(pe.push(t)), t.__H.__.some(function(e) {
 		e.u && (e.__H = e.u);
-	})), ce = F = null;
-}, I.__c = function(e, t) {
+	})), le = P = null;
+}, F.__c = function(e, t) {
 	t.some(function(e) {
 		try {
-			e.__h.some(De), e.__h = e.__h.filter(function(e) {
-				return !e.__ || Oe(e);
+			e.__h.some(Oe), e.__h = e.__h.filter(function(e) {
+				return !e.__ || ke(e);
 			});
 		} catch (t) {
 			e.__h = [function() {
 				throw t;
 			}];
 		}
-	}), _e && _e(e, t);
-}, I.unmount = function(e) {
-	ve && ve(e);
+	}), ve && ve(e, t);
+}, F.unmount = function(e) {
+	ye && ye(e);
 	var t, n, r = e.__c;
 	r && r.__H && (r.__H.__.some(function(r) {
 		try {
@@ -370,108 +370,108 @@ I.__b = function(e) {
 					for (n = e.__; n && (!n.__c || !n.__c.__P);) n = n.__;
 					n &&= n.__c;
 				}
-				r.__P = n, Ee(pe.push(r));
-			} else De(r);
+				r.__P = n, De(me.push(r));
+			} else Oe(r);
 		} catch (e) {
 			t = e;
 		}
-	}), r.__H = void 0, t && I.__e(t, r.__v));
+	}), r.__H = void 0, t && F.__e(t, r.__v));
 };
-var we = typeof requestAnimationFrame == "function";
-function Te(e) {
-	var t, n = function() {
-		clearTimeout(r), we && cancelAnimationFrame(t), setTimeout(e);
-	}, r = setTimeout(n, 35);
-	we && (t = requestAnimationFrame(n));
-}
+var Te = typeof requestAnimationFrame == "function";
 function Ee(e) {
-	e != 1 && le == I.requestAnimationFrame || ((le = I.requestAnimationFrame) || Te)(Ce);
+	var t, n = function() {
+		clearTimeout(r), Te && cancelAnimationFrame(t), setTimeout(e);
+	}, r = setTimeout(n, 35);
+	Te && (t = requestAnimationFrame(n));
 }
 function De(e) {
-	var t = F, n = e.__c;
-	typeof n == "function" && (e.__c = void 0, n()), F = t;
+	e != 1 && ue == F.requestAnimationFrame || ((ue = F.requestAnimationFrame) || Ee)(we);
 }
 function Oe(e) {
-	var t = F;
-	e.__c = e.__(), F = t;
+	var t = P, n = e.__c;
+	typeof n == "function" && (e.__c = void 0, n()), P = t;
 }
-function ke(e, t) {
-	return !e || e.length != t.length || t.some(function(t, n) {
-		return !ue(t, e[n]);
-	});
+function ke(e) {
+	var t = P;
+	e.__c = e.__(), P = t;
 }
 function Ae(e, t) {
+	return !e || e.length != t.length || t.some(function(t, n) {
+		return !de(t, e[n]);
+	});
+}
+function je(e, t) {
 	return typeof t == "function" ? t(e) : t;
 }
 // src/data.ts
-var je = /* @__PURE__ */ new WeakMap();
-function V(e) {
-	let t = je.get(e);
+var Me = /* @__PURE__ */ new WeakMap();
+function B(e) {
+	let t = Me.get(e);
 	if (t || e.data === null) return t ?? null;
-	let n = Me(Uint8Array.from(atob(e.data), (e) => e.charCodeAt(0)).buffer, e.type);
-	return je.set(e, n), n;
-}
-function Me(e, t) {
-	return t === "float32" ? new Float32Array(e) : new Float64Array(e);
-}
-function H(e, t) {
-	return e.variables.find((e) => e.name === t);
+	let n = Ne(Uint8Array.from(atob(e.data), (e) => e.charCodeAt(0)).buffer, e.type);
+	return Me.set(e, n), n;
 }
 function Ne(e, t) {
-	let n = H(e, e.main), r = H(e, t);
-	return !n || !r || r.unit !== n.unit || r.axes.join() !== n.axes.join() ? null : V(r);
+	return t === "float32" ? new Float32Array(e) : new Float64Array(e);
 }
-function U(e) {
+function V(e, t) {
+	return e.variables.find((e) => e.name === t);
+}
+function Pe(e, t) {
+	let n = V(e, e.main), r = V(e, t);
+	return !n || !r || r.unit !== n.unit || r.axes.join() !== n.axes.join() ? null : B(r);
+}
+function H(e) {
 	if (typeof e != "number") return e == null ? "–" : String(e);
 	if (!Number.isFinite(e)) return Number.isNaN(e) ? "–" : e > 0 ? "∞" : "−∞";
-	if (Number.isInteger(e) && Math.abs(e) < 1e7) return Ie(String(e));
+	if (Number.isInteger(e) && Math.abs(e) < 1e7) return Le(String(e));
 	let t = Math.abs(e);
-	if (t < .001 || t >= 1e5) return Ie(e.toExponential(2).replace("e+", "e"));
+	if (t < .001 || t >= 1e5) return Le(e.toExponential(2).replace("e+", "e"));
 	let n = Math.max(0, 3 - (t >= 1 ? Math.floor(Math.log10(t)) : 0));
-	return Ie(e.toFixed(n));
-}
-function Pe(e) {
-	if (!Number.isFinite(e)) return "";
-	let t = Math.abs(e);
-	return Ie(t && (t < .01 || t >= 1e4) ? e.toExponential(0).replace("e+", "e") : e.toFixed(t >= 100 ? 0 : t >= 10 ? 1 : 2));
+	return Le(e.toFixed(n));
 }
 function Fe(e) {
-	let t = e.length > 1 ? Math.abs(e[1] - e[0]) : Math.abs(e[0] ?? 1) || 1;
-	if (t < 1e-4 || t >= 1e5) return e.map((e) => e ? Ie(e.toExponential(1).replace("e+", "e")) : "0");
-	let n = Math.max(0, -Math.floor(Math.log10(t) + 1e-9));
-	return e.map((e) => Ie(e.toFixed(n)));
+	if (!Number.isFinite(e)) return "";
+	let t = Math.abs(e);
+	return Le(t && (t < .01 || t >= 1e4) ? e.toExponential(0).replace("e+", "e") : e.toFixed(t >= 100 ? 0 : t >= 10 ? 1 : 2));
 }
 function Ie(e) {
+	let t = e.length > 1 ? Math.abs(e[1] - e[0]) : Math.abs(e[0] ?? 1) || 1;
+	if (t < 1e-4 || t >= 1e5) return e.map((e) => e ? Le(e.toExponential(1).replace("e+", "e")) : "0");
+	let n = Math.max(0, -Math.floor(Math.log10(t) + 1e-9));
+	return e.map((e) => Le(e.toFixed(n)));
+}
+function Le(e) {
 	return e.replace(/^-/, Number(e) === 0 ? "" : "−").replace("e-", "e−");
 }
-function W(e) {
+function U(e) {
 	return e.replace(/^stories\./, "").replace("n_parts", "number of parts").replace(/_/g, " ");
 }
-function G(e) {
-	let t = W(e.slice(e.lastIndexOf(".") + 1));
+function W(e) {
+	let t = U(e.slice(e.lastIndexOf(".") + 1));
 	return t.charAt(0).toUpperCase() + t.slice(1);
 }
-function K(e) {
+function G(e) {
 	let t = e.replace(/\n/g, "\\n").replace(/\t/g, "\\t");
 	return t === t.trim() ? t : t.replace(/ /g, "␣");
 }
-function Le(e) {
-	return e == null ? "" : Array.isArray(e) ? e.map(Le).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? U(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
+function Re(e) {
+	return e == null ? "" : Array.isArray(e) ? e.map(Re).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? H(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
 }
-function Re(e, t) {
+function ze(e, t) {
 	return t.reduce((t, n, r) => t * (e[r] ?? 1) + n, 0);
 }
 // src/api.ts
-var ze = class extends Error {};
-async function Be(e) {
+var Be = class extends Error {};
+async function Ve(e) {
 	if (e.ok) return e;
 	let t = `${e.status} ${e.statusText}`;
 	try {
 		t = String((await e.json()).error.message);
 	} catch {}
-	throw new ze(t);
+	throw new Be(t);
 }
-async function Ve(e, t) {
+async function He(e, t) {
 	let n;
 	try {
 		n = await fetch(e, {
@@ -479,26 +479,26 @@ async function Ve(e, t) {
 			...t
 		});
 	} catch (e) {
-		throw e.name === "AbortError" ? e : new ze("The server does not answer. Is it still running?");
+		throw e.name === "AbortError" ? e : new Be("The server does not answer. Is it still running?");
 	}
-	return Be(n);
+	return Ve(n);
 }
-async function He(e, t) {
-	return (await Ve(e, t ? { signal: t } : {})).json();
+async function Ue(e, t) {
+	return (await He(e, t ? { signal: t } : {})).json();
 }
-async function Ue(e, t, n) {
+async function We(e, t, n) {
 	let r = {
 		method: "POST",
 		headers: { "content-type": "application/json" },
 		body: JSON.stringify(t)
 	};
-	return (await Ve(e, n ? {
+	return (await He(e, n ? {
 		...r,
 		signal: n
 	} : r)).json();
 }
-async function We(e, t, n) {
-	let r = await Ve("/api/look", {
+async function Ge(e, t, n) {
+	let r = await He("/api/look", {
 		method: "POST",
 		headers: { "content-type": "application/json" },
 		body: JSON.stringify(e),
@@ -511,23 +511,23 @@ async function We(e, t, n) {
 		a = r.pop() ?? "";
 		for (let e of r) {
 			let n = JSON.parse(e);
-			if (n.error) throw new ze(n.error.message);
+			if (n.error) throw new Be(n.error.message);
 			if (n.answer !== void 0) return n.answer;
 			n.piece !== void 0 && t(n.piece);
 		}
-		if (e) throw new ze("The server stopped before it had answered.");
+		if (e) throw new Be("The server stopped before it had answered.");
 	}
 }
-function q(e, t) {
-	let n = e ? JSON.stringify(e) : "", [r, i] = L({
+function K(e, t) {
+	let n = e ? JSON.stringify(e) : "", [r, i] = I({
 		key: "",
 		got: null,
 		failed: ""
 	});
-	return R(() => {
+	return L(() => {
 		if (!e) return;
 		let r = new AbortController();
-		return We(e, (e) => !r.signal.aborted && t?.(e), r.signal).then((e) => i({
+		return Ge(e, (e) => !r.signal.aborted && t?.(e), r.signal).then((e) => i({
 			key: n,
 			got: e,
 			failed: ""
@@ -545,24 +545,24 @@ function q(e, t) {
 		busy: !!e
 	};
 }
-function Ge(e) {
+function Ke(e) {
 	return e.split("/").map(encodeURIComponent).join("/");
 }
-function Ke(e) {
-	return async (t, n) => Me(await (await Ve(`/api/slice?${new URLSearchParams({
+function qe(e) {
+	return async (t, n) => Ne(await (await He(`/api/slice?${new URLSearchParams({
 		name: e,
 		variable: t.name,
 		fixed: n.join(",")
 	})}`)).arrayBuffer(), t.type);
 }
-function J(e, t = 0) {
-	let [n, r] = L({
+function q(e, t = 0) {
+	let [n, r] = I({
 		path: null,
 		got: null,
 		failed: "",
 		busy: !0
 	});
-	return R(() => {
+	return L(() => {
 		if (e === null) return;
 		let t = new AbortController();
 		return r((t) => ({
@@ -570,7 +570,7 @@ function J(e, t = 0) {
 			got: t.path === e ? t.got : null,
 			failed: "",
 			busy: !0
-		})), He(e, t.signal).then((t) => r({
+		})), Ue(e, t.signal).then((t) => r({
 			path: e,
 			got: t,
 			failed: "",
@@ -587,9 +587,9 @@ function J(e, t = 0) {
 		busy: !0
 	};
 }
-function qe() {
-	let [e, t] = L(null), [n, r] = L(!1);
-	return R(() => {
+function Je() {
+	let [e, t] = I(null), [n, r] = I(!1);
+	return L(() => {
 		let e = null, n = 0, i = () => {
 			e = new EventSource("/api/events"), e.onmessage = (e) => {
 				r(!1), t(JSON.parse(e.data));
@@ -606,9 +606,9 @@ function qe() {
 	};
 }
 // node_modules/preact/jsx-runtime/dist/jsxRuntime.mjs
-var Je = Symbol.for("pv"), Ye = 0;
+var Ye = Symbol.for("pv"), Xe = 0;
 Array.isArray;
-function Y(t, n, r, i, a, o) {
+function J(t, n, r, i, a, o) {
 	n ||= {};
 	var s, c, l = n;
 	if ("ref" in l && typeof t != "function") for (c in l = {}, n) c == "ref" ? s = n[c] : l[c] = n[c];
@@ -622,17 +622,17 @@ function Y(t, n, r, i, a, o) {
 		__b: 0,
 		__e: null,
 		__c: null,
-		constructor: Je,
-		__v: --Ye,
+		constructor: Ye,
+		__v: --Xe,
 		__i: -1,
 		__u: 0
 	};
 	return (a || o) && (u.__source = a, u.__self = o), e.vnode && e.vnode(u), u;
 }
 // src/parts.tsx
-function Xe(e, t = 640) {
-	let [n, r] = L(t);
-	return Se(() => {
+function Ze(e, t = 640) {
+	let [n, r] = I(t);
+	return Ce(() => {
 		let t = e.current;
 		if (!t) return;
 		let n = () => r(Math.max(120, Math.floor(t.clientWidth)));
@@ -641,10 +641,10 @@ function Xe(e, t = 640) {
 		return i.observe(t), () => i.disconnect();
 	}, []), n;
 }
-function Ze() {
-	let [e, t] = L(Qe());
-	return R(() => {
-		let e = () => t(Qe()), n = matchMedia("(prefers-color-scheme: dark)");
+function Qe() {
+	let [e, t] = I($e());
+	return L(() => {
+		let e = () => t($e()), n = matchMedia("(prefers-color-scheme: dark)");
 		n.addEventListener("change", e);
 		let r = new MutationObserver(e);
 		for (let e of [document.documentElement, document.body]) r.observe(e, {
@@ -660,15 +660,15 @@ function Ze() {
 		};
 	}, []), e;
 }
-function Qe() {
+function $e() {
 	let e = document.documentElement.dataset.theme;
 	if (e === "dark" || e === "light") return e === "dark";
 	let t = document.body?.dataset.jpThemeLight;
 	return t ? t === "false" : document.body?.classList.contains("vscode-dark") ? !0 : !document.body?.classList.contains("vscode-light") && matchMedia("(prefers-color-scheme: dark)").matches;
 }
-function $e({ text: e, label: t = "Copy" }) {
-	let [n, r] = L("");
-	return /* @__PURE__ */ Y("button", {
+function et({ text: e, label: t = "Copy" }) {
+	let [n, r] = I("");
+	return /* @__PURE__ */ J("button", {
 		type: "button",
 		class: "quiet",
 		onClick: async () => {
@@ -683,56 +683,56 @@ function $e({ text: e, label: t = "Copy" }) {
 		children: n || t
 	});
 }
-function et({ text: e }) {
-	return /* @__PURE__ */ Y(y, { children: e.split(/`([^`]+)`/).map((e, t) => t % 2 ? /* @__PURE__ */ Y("code", { children: e }) : e) });
+function tt({ text: e }) {
+	return /* @__PURE__ */ J(y, { children: e.split(/`([^`]+)`/).map((e, t) => t % 2 ? /* @__PURE__ */ J("code", { children: e }) : e) });
 }
-function X(e) {
-	return /* @__PURE__ */ Y("section", {
+function Y(e) {
+	return /* @__PURE__ */ J("section", {
 		class: `panel ${e.class ?? ""}`,
 		id: e.id,
-		children: [(e.title || e.aside) && /* @__PURE__ */ Y("div", {
+		children: [(e.title || e.aside) && /* @__PURE__ */ J("div", {
 			class: "panel-head",
-			children: [e.title && /* @__PURE__ */ Y("h2", { children: e.title }), e.aside && /* @__PURE__ */ Y("div", {
+			children: [e.title && /* @__PURE__ */ J("h2", { children: e.title }), e.aside && /* @__PURE__ */ J("div", {
 				class: "panel-aside",
 				children: e.aside
 			})]
 		}), e.children]
 	});
 }
-function Z({ title: e, children: t }) {
-	return /* @__PURE__ */ Y("div", {
+function X({ title: e, children: t }) {
+	return /* @__PURE__ */ J("div", {
 		class: "empty",
 		children: [
-			/* @__PURE__ */ Y("svg", {
+			/* @__PURE__ */ J("svg", {
 				viewBox: "0 0 96 40",
 				"aria-hidden": "true",
 				children: [
-					/* @__PURE__ */ Y("circle", {
+					/* @__PURE__ */ J("circle", {
 						cx: "16",
 						cy: "20",
 						r: "9"
 					}),
-					/* @__PURE__ */ Y("circle", {
+					/* @__PURE__ */ J("circle", {
 						cx: "80",
 						cy: "20",
 						r: "9"
 					}),
-					/* @__PURE__ */ Y("circle", {
+					/* @__PURE__ */ J("circle", {
 						cx: "16",
 						cy: "20",
 						r: "3",
 						class: "hole"
 					}),
-					/* @__PURE__ */ Y("circle", {
+					/* @__PURE__ */ J("circle", {
 						cx: "80",
 						cy: "20",
 						r: "3",
 						class: "hole"
 					}),
-					/* @__PURE__ */ Y("path", { d: "M16 20 C 34 44, 48 40, 54 30" })
+					/* @__PURE__ */ J("path", { d: "M16 20 C 34 44, 48 40, 54 30" })
 				]
 			}),
-			/* @__PURE__ */ Y("p", {
+			/* @__PURE__ */ J("p", {
 				class: "empty-title",
 				children: e
 			}),
@@ -740,15 +740,15 @@ function Z({ title: e, children: t }) {
 		]
 	});
 }
-function Q({ message: e, children: t }) {
-	return /* @__PURE__ */ Y("div", {
+function Z({ message: e, children: t }) {
+	return /* @__PURE__ */ J("div", {
 		class: "failed",
 		role: "alert",
-		children: [/* @__PURE__ */ Y("p", { children: e }), t]
+		children: [/* @__PURE__ */ J("p", { children: e }), t]
 	});
 }
 // src/colour.ts
-var tt = {
+var nt = {
 	below: [
 		[
 			250,
@@ -803,7 +803,7 @@ var tt = {
 		222,
 		228
 	]
-}, nt = {
+}, rt = {
 	below: [
 		[
 			74,
@@ -859,8 +859,8 @@ var tt = {
 		74
 	]
 };
-function rt(e, t, n) {
-	let r = n ? nt : tt, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
+function it(e, t, n) {
+	let r = n ? rt : nt, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
 	return {
 		low: o,
 		high: s,
@@ -868,11 +868,11 @@ function rt(e, t, n) {
 		at: (e) => {
 			if (!Number.isFinite(e)) return r.none;
 			let t = i ? e / a : (e - o) / (s - o);
-			return it([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
+			return at([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
 		}
 	};
 }
-function it(e, t) {
+function at(e, t) {
 	let n = t * (e.length - 1), r = Math.min(e.length - 2, Math.floor(n)), i = e[r], a = e[r + 1];
 	return [
 		0,
@@ -880,17 +880,17 @@ function it(e, t) {
 		2
 	].map((e) => Math.round(i[e] + (n - r) * (a[e] - i[e])));
 }
-function at(e) {
+function ot(e) {
 	return `rgb(${e.join(" ")})`;
 }
-function ot(e) {
+function st(e) {
 	let [t, n, r] = e.map((e) => {
 		let t = e / 255;
 		return t <= .04045 ? t / 12.92 : ((t + .055) / 1.055) ** 2.4;
 	});
 	return .2126 * t + .7152 * n + .0722 * r > .179 ? "#000000" : "#ffffff";
 }
-function st(e) {
+function ct(e) {
 	let t = /* @__PURE__ */ new Uint32Array(513), n = ([e, t, n]) => (255 << 24 | n << 16 | t << 8 | e) >>> 0;
 	for (let r = 0; r < 512; r++) t[r] = n(e.at(e.low + (e.high - e.low) * r / 511));
 	t[512] = n(e.at(NaN));
@@ -901,7 +901,7 @@ function st(e) {
 		colours: t
 	};
 }
-function ct(e, t, n = 5) {
+function lt(e, t, n = 5) {
 	if (!(t > e)) return [e];
 	let r = (t - e) / n, i = 10 ** Math.floor(Math.log10(r)), a = i * ([
 		1,
@@ -913,7 +913,7 @@ function ct(e, t, n = 5) {
 	return o;
 }
 // src/bars.tsx
-function lt({ bars: e, unit: t, label: n }) {
+function ut({ bars: e, unit: t, label: n }) {
 	let r = e.flatMap((e) => [
 		e.value,
 		e.low,
@@ -921,79 +921,88 @@ function lt({ bars: e, unit: t, label: n }) {
 		e.nullHigh,
 		e.nullLow,
 		e.nullMean,
+		...e.draws ?? [],
 		0
 	]).filter((e) => typeof e == "number" && Number.isFinite(e)), [i, a] = [Math.min(...r, 0), Math.max(...r, 0)];
 	i === a && (a = 1);
 	let o = (a - i) * .03;
 	i -= i < 0 ? o : 0, a += a > 0 ? o : 0;
-	let s = (e) => 100 * (e - i) / (a - i), c = ct(i, a, 5), l = Fe(c), u = e.some((e) => ut(e.nullMean)), d = e.some((e) => ut(e.low));
-	return /* @__PURE__ */ Y("figure", {
+	let s = (e) => 100 * (e - i) / (a - i), c = lt(i, a, 5), l = Ie(c), u = e.some((e) => Q(e.nullMean)), d = e.some((e) => e.draws?.length), f = e.some((e) => Q(e.low));
+	return /* @__PURE__ */ J("figure", {
 		class: "bars",
 		children: [
-			(u || d) && /* @__PURE__ */ Y("p", {
+			(u || f || d) && /* @__PURE__ */ J("p", {
 				class: "key",
-				children: [d && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-whisker" }), " 95 % interval"] }), u && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-null" }), " random control"] })]
+				children: [
+					f && /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-whisker" }), " 95 % interval"] }),
+					u && /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-null" }), " random control"] }),
+					d && /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-draw" }), " random draws"] })
+				]
 			}),
-			/* @__PURE__ */ Y("ol", {
+			/* @__PURE__ */ J("ol", {
 				"aria-label": n,
-				children: e.map((e) => /* @__PURE__ */ Y("li", {
+				children: e.map((e) => /* @__PURE__ */ J("li", {
 					class: e.strong ? "strong" : "",
-					title: `${e.name}: ${U(e.value)} ${t}${e.aside ? `, ${e.aside}` : ""}`,
+					title: `${e.name}: ${H(e.value)} ${t}${e.aside ? `, ${e.aside}` : ""}`,
 					children: [
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: "bar-name",
-							children: e.link ? /* @__PURE__ */ Y("a", {
+							children: e.link ? /* @__PURE__ */ J("a", {
 								href: e.link,
-								children: K(e.name)
-							}) : K(e.name)
+								children: G(e.name)
+							}) : G(e.name)
 						}),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: "bar-track",
 							"aria-hidden": "true",
 							children: [
-								c.map((e) => /* @__PURE__ */ Y("i", {
+								c.map((e) => /* @__PURE__ */ J("i", {
 									class: e === 0 ? "grid zero" : "grid",
 									style: { left: `${s(e)}%` }
 								})),
-								ut(e.nullLow) && ut(e.nullHigh) && /* @__PURE__ */ Y("i", {
+								Q(e.nullLow) && Q(e.nullHigh) && /* @__PURE__ */ J("i", {
 									class: "null",
 									style: dt(s(e.nullLow), s(e.nullHigh))
 								}),
-								/* @__PURE__ */ Y("i", {
+								/* @__PURE__ */ J("i", {
 									class: e.value < 0 ? "bar below" : "bar",
 									style: dt(s(0), s(e.value))
 								}),
-								ut(e.nullMean) && /* @__PURE__ */ Y("i", {
+								Q(e.nullMean) && /* @__PURE__ */ J("i", {
 									class: "null-mean",
 									style: { left: `${s(e.nullMean)}%` }
 								}),
-								ut(e.low) && ut(e.high) && /* @__PURE__ */ Y("i", {
+								e.draws?.filter(Q).map((e) => /* @__PURE__ */ J("i", {
+									class: "draw",
+									style: { left: `${s(e)}%` }
+								})),
+								Q(e.low) && Q(e.high) && /* @__PURE__ */ J("i", {
 									class: "whisker",
 									style: dt(s(e.low), s(e.high))
 								})
 							]
 						}),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: "bar-value num",
-							children: U(e.value)
+							children: H(e.value)
 						})
 					]
 				}))
 			}),
-			/* @__PURE__ */ Y("div", {
-				class: "bar-axis",
+			/* @__PURE__ */ J("div", {
+				class: c.length > 4 ? "bar-axis many" : "bar-axis",
 				"aria-hidden": "true",
 				children: [
-					/* @__PURE__ */ Y("span", { class: "bar-name" }),
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", { class: "bar-name" }),
+					/* @__PURE__ */ J("span", {
 						class: "bar-track",
-						children: c.map((e, t) => /* @__PURE__ */ Y("span", {
+						children: c.map((e, t) => /* @__PURE__ */ J("span", {
 							class: "num",
 							style: { left: `${s(e)}%` },
 							children: l[t]
 						}))
 					}),
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", {
 						class: "bar-value",
 						children: t
 					})
@@ -1002,7 +1011,7 @@ function lt({ bars: e, unit: t, label: n }) {
 		]
 	});
 }
-function ut(e) {
+function Q(e) {
 	return typeof e == "number" && Number.isFinite(e);
 }
 function dt(e, t) {
@@ -1013,7 +1022,7 @@ function dt(e, t) {
 }
 // src/curve.tsx
 function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
-	let o = z(null), s = Xe(o), [c, l] = L(null), [u, d, f, p] = [
+	let o = R(null), s = Ze(o), [c, l] = I(null), [u, d, f, p] = [
 		56,
 		14,
 		10,
@@ -1026,54 +1035,54 @@ function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 	g === _ && (_ = g + 1);
 	let v = (_ - g) * .06;
 	[g, _] = [g < 0 ? g - v : g, _ + v];
-	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = ct(g, _, 5), T = Fe(w), E = t || e.length <= 9 ? e : ct(b, x, 7), D = (t) => {
+	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = lt(g, _, 5), T = Ie(w), E = t || e.length <= 9 ? e : lt(b, x, 7), D = (t) => {
 		let n = o.current?.querySelector("svg")?.getBoundingClientRect();
 		if (!n) return null;
 		let r = e.map((e) => Math.abs(S(e) - (t - n.left)));
 		return r.indexOf(Math.min(...r));
 	};
-	return /* @__PURE__ */ Y("figure", {
+	return /* @__PURE__ */ J("figure", {
 		class: "curve",
 		ref: o,
 		children: [
-			/* @__PURE__ */ Y("output", {
+			/* @__PURE__ */ J("output", {
 				class: "readout",
 				"aria-live": "polite",
-				children: c === null ? /* @__PURE__ */ Y("span", {
+				children: c === null ? /* @__PURE__ */ J("span", {
 					class: "hint",
 					children: [r, ": point at a step, or move with the arrow keys"]
-				}) : /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("span", {
+				}) : /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("span", {
 					class: "where",
 					children: [
 						r,
 						" ",
-						t?.[c] ?? U(e[c])
+						t?.[c] ?? H(e[c])
 					]
-				}), n.map((e, t) => Number.isFinite(e.y[c]) && /* @__PURE__ */ Y("span", {
+				}), n.map((e, t) => Number.isFinite(e.y[c]) && /* @__PURE__ */ J("span", {
 					class: `told series-${e.control ? "control" : t % 6}`,
 					children: [
-						/* @__PURE__ */ Y("i", {}),
+						/* @__PURE__ */ J("i", {}),
 						" ",
 						e.name,
 						" ",
-						/* @__PURE__ */ Y("b", {
+						/* @__PURE__ */ J("b", {
 							class: "num",
-							children: U(e.y[c])
+							children: H(e.y[c])
 						}),
-						e.low && e.high && Number.isFinite(e.low[c]) && /* @__PURE__ */ Y("span", {
+						e.low && e.high && Number.isFinite(e.low[c]) && /* @__PURE__ */ J("span", {
 							class: "num",
 							children: [
 								" (",
-								U(e.low[c]),
+								H(e.low[c]),
 								" to ",
-								U(e.high[c]),
+								H(e.high[c]),
 								")"
 							]
 						})
 					]
 				}))] })
 			}),
-			/* @__PURE__ */ Y("svg", {
+			/* @__PURE__ */ J("svg", {
 				viewBox: `0 0 ${s} ${m}`,
 				width: s,
 				height: m,
@@ -1088,13 +1097,13 @@ function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 				onPointerMove: (e) => l(D(e.clientX)),
 				onPointerLeave: () => l(null),
 				children: [
-					w.map((e, t) => /* @__PURE__ */ Y("g", { children: [/* @__PURE__ */ Y("line", {
+					w.map((e, t) => /* @__PURE__ */ J("g", { children: [/* @__PURE__ */ J("line", {
 						class: e === 0 ? "zero" : "grid",
 						x1: u,
 						x2: s - d,
 						y1: C(e),
 						y2: C(e)
-					}), /* @__PURE__ */ Y("text", {
+					}), /* @__PURE__ */ J("text", {
 						class: "num",
 						x: u - 8,
 						y: C(e),
@@ -1102,39 +1111,39 @@ function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 						"dominant-baseline": "middle",
 						children: T[t]
 					})] })),
-					E.map((e, n) => /* @__PURE__ */ Y("text", {
+					E.map((e, n) => /* @__PURE__ */ J("text", {
 						class: "num",
 						x: S(e),
 						y: m - p + 16,
 						"text-anchor": "middle",
 						children: t ? t.length > 14 && n % Math.ceil(t.length / 14) ? "" : t[n] : `${+e.toPrecision(6)}`
 					})),
-					/* @__PURE__ */ Y("text", {
+					/* @__PURE__ */ J("text", {
 						class: "axis",
 						x: (u + s - d) / 2,
 						y: m - 4,
 						"text-anchor": "middle",
 						children: r
 					}),
-					n.map((t, n) => /* @__PURE__ */ Y("g", {
+					n.map((t, n) => /* @__PURE__ */ J("g", {
 						class: `series-${t.control ? "control" : n % 6}`,
 						children: [
-							t.low && t.high && /* @__PURE__ */ Y("path", {
+							t.low && t.high && /* @__PURE__ */ J("path", {
 								class: "band",
 								d: ht(e, t.low, t.high, S, C)
 							}),
-							/* @__PURE__ */ Y("path", {
+							/* @__PURE__ */ J("path", {
 								class: "line",
 								d: mt(e, t.y, S, C)
 							}),
-							e.length <= 40 && e.map((e, n) => Number.isFinite(t.y[n]) && /* @__PURE__ */ Y("circle", {
+							e.length <= 40 && e.map((e, n) => Number.isFinite(t.y[n]) && /* @__PURE__ */ J("circle", {
 								cx: S(e),
 								cy: C(t.y[n]),
 								r: c === n ? 5 : 3
 							}))
 						]
 					})),
-					c !== null && /* @__PURE__ */ Y("line", {
+					c !== null && /* @__PURE__ */ J("line", {
 						class: "at",
 						x1: S(e[c]),
 						x2: S(e[c]),
@@ -1143,16 +1152,16 @@ function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 					})
 				]
 			}),
-			/* @__PURE__ */ Y("p", {
+			/* @__PURE__ */ J("p", {
 				class: "key",
-				children: [n.map((e, t) => /* @__PURE__ */ Y("span", {
+				children: [n.map((e, t) => /* @__PURE__ */ J("span", {
 					class: `series-${e.control ? "control" : t % 6}`,
 					children: [
-						/* @__PURE__ */ Y("i", {}),
+						/* @__PURE__ */ J("i", {}),
 						" ",
 						e.name
 					]
-				})), i && /* @__PURE__ */ Y("span", {
+				})), i && /* @__PURE__ */ J("span", {
 					class: "legend-unit",
 					children: ["in ", i]
 				})]
@@ -1178,27 +1187,27 @@ function ht(e, t, n, r, i) {
 // src/heat.tsx
 var gt = "12px ui-sans-serif, system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif", _t = gt.replace("12px", "11px"), vt = 620;
 function yt(e) {
-	let t = z(null), n = z(null), r = z(null), i = Xe(t), a = Ze(), [o, s] = L(1), [c, l] = L(null), u = e.columns.length, d = B(() => {
+	let t = R(null), n = R(null), r = R(null), i = Ze(t), a = Qe(), [o, s] = I(1), [c, l] = I(null), u = e.columns.length, d = z(() => {
 		let [t, n] = e.range ?? Et(e.values);
-		return rt(t, n, a);
+		return it(t, n, a);
 	}, [
 		e.values,
 		a,
 		e.range?.[0],
 		e.range?.[1]
-	]), f = B(() => ({
-		rows: e.rows.map(K),
-		columns: e.columns.map(K)
-	}), [e.rows, e.columns]), p = B(() => Tt(e, f, i, o), [
+	]), f = z(() => ({
+		rows: e.rows.map(G),
+		columns: e.columns.map(G)
+	}), [e.rows, e.columns]), p = z(() => Tt(e, f, i, o), [
 		e,
 		f,
 		i,
 		o
-	]), m = B(() => new Dt(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
+	]), m = z(() => new Dt(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
 		let t = r.current, i = n.current;
 		t && i && Ot(t, i, e, f, p, d, m);
 	};
-	Se(h), R(() => {
+	Ce(h), L(() => {
 		let e = n.current, t = 0, r = () => {
 			cancelAnimationFrame(t), t = requestAnimationFrame(h);
 		};
@@ -1226,29 +1235,29 @@ function yt(e) {
 		}[t.key];
 		i === void 0 ? (t.key === "Enter" || t.key === " ") && c !== null && e.onPick ? (t.preventDefault(), e.onPick(Math.floor(c / u), c % u)) : t.key === "+" || t.key === "=" ? s(Math.min(64, o * 2)) : t.key === "-" ? s(Math.max(1, o / 2)) : t.key === "Escape" && l(null) : (t.preventDefault(), v(i >= 0 && i < e.values.length ? i : r));
 	}, b = c ?? e.picked ?? null, x = p.cell[0] < 26 || p.cell[1] < 14 || o > 1;
-	return /* @__PURE__ */ Y("figure", {
+	return /* @__PURE__ */ J("figure", {
 		class: "heat",
 		ref: t,
 		children: [
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "heat-bar",
-				children: [/* @__PURE__ */ Y("output", {
+				children: [/* @__PURE__ */ J("output", {
 					class: "readout",
 					"aria-live": "polite",
-					children: b === null ? /* @__PURE__ */ Y("span", {
+					children: b === null ? /* @__PURE__ */ J("span", {
 						class: "hint",
 						children: xt(e)
-					}) : /* @__PURE__ */ Y(bt, {
+					}) : /* @__PURE__ */ J(bt, {
 						...e,
 						place: b,
 						labels: f
 					})
-				}), x && /* @__PURE__ */ Y("span", {
+				}), x && /* @__PURE__ */ J("span", {
 					class: "zoom",
 					role: "group",
 					"aria-label": "Zoom",
 					children: [
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: o <= 1,
@@ -1256,14 +1265,14 @@ function yt(e) {
 							"aria-label": "Zoom out",
 							children: "−"
 						}),
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: o === 1,
 							onClick: () => s(1),
 							children: "Fit"
 						}),
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: o >= 64,
@@ -1274,7 +1283,7 @@ function yt(e) {
 					]
 				})]
 			}),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "heat-scroll",
 				ref: n,
 				tabIndex: 0,
@@ -1292,16 +1301,16 @@ function yt(e) {
 					let n = _(t);
 					n !== null && (e.onPick ? e.onPick(Math.floor(n / u), n % u) : l(n));
 				},
-				children: /* @__PURE__ */ Y("div", {
+				children: /* @__PURE__ */ J("div", {
 					class: "heat-space",
 					style: {
 						width: `${p.size[0]}px`,
 						height: `${p.size[1]}px`
 					},
-					children: [/* @__PURE__ */ Y("canvas", {
+					children: [/* @__PURE__ */ J("canvas", {
 						ref: r,
 						class: e.onPick ? "pick" : ""
-					}), b !== null && /* @__PURE__ */ Y("div", {
+					}), b !== null && /* @__PURE__ */ J("div", {
 						class: "heat-mark",
 						style: {
 							left: `${p.left + b % u * p.cell[0]}px`,
@@ -1312,7 +1321,7 @@ function yt(e) {
 					})]
 				})
 			}),
-			/* @__PURE__ */ Y(St, {
+			/* @__PURE__ */ J(St, {
 				scale: d,
 				unit: e.unit
 			})
@@ -1321,14 +1330,14 @@ function yt(e) {
 }
 function bt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told: o, place: s }) {
 	let c = r.length, l = t?.[s];
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y("b", {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J("b", {
 			class: "num",
-			children: U(e[s])
+			children: H(e[s])
 		}),
 		" ",
 		a,
-		/* @__PURE__ */ Y("span", {
+		/* @__PURE__ */ J("span", {
 			class: "where",
 			children: [
 				i[0],
@@ -1341,7 +1350,7 @@ function bt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told
 				l ? ` · ${l}` : ""
 			]
 		}),
-		o && /* @__PURE__ */ Y("span", {
+		o && /* @__PURE__ */ J("span", {
 			class: "beside",
 			children: o(s)
 		})
@@ -1351,27 +1360,27 @@ function xt(e) {
 	return `${e.values.length.toLocaleString("en")} cells: point at one, or move with the arrow keys`;
 }
 function St({ scale: e, unit: t }) {
-	let n = Array.from({ length: 17 }, (t, n) => at(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
+	let n = Array.from({ length: 17 }, (t, n) => ot(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
 		e.low,
 		0,
 		e.high
-	] : ct(e.low, e.high, 4), i = e.signed ? r.map(Pe) : Fe(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
-	return /* @__PURE__ */ Y("figcaption", {
+	] : lt(e.low, e.high, 4), i = e.signed ? r.map(Fe) : Ie(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
+	return /* @__PURE__ */ J("figcaption", {
 		class: "legend",
 		children: [
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "legend-ramp",
 				style: { backgroundImage: `linear-gradient(to right, ${n.join(", ")})` }
 			}),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "legend-marks",
-				children: r.map((e, t) => /* @__PURE__ */ Y("span", {
+				children: r.map((e, t) => /* @__PURE__ */ J("span", {
 					class: "num",
 					style: { left: a(e) },
 					children: i[t]
 				}))
 			}),
-			/* @__PURE__ */ Y("span", {
+			/* @__PURE__ */ J("span", {
 				class: "legend-unit",
 				children: t
 			})
@@ -1425,7 +1434,7 @@ var Dt = class {
 		[o.width, o.height] = [i, a];
 		let s = o.getContext("2d");
 		if (s) {
-			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = st(this.scale);
+			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = ct(this.scale);
 			for (let n = 0; n < a; n++) for (let a = 0; a < i; a++) r[n * i + a] = c[o(this.largest(a * e, n * t, e, t))];
 			s.putImageData(n, 0, 0);
 		}
@@ -1476,10 +1485,10 @@ function At(e, t, n, r, i, a, o, s) {
 		let s = t.upward ? u - 1 - o : o;
 		for (let u = h; u < g; u++) {
 			let h = s * d + u, g = t.values[h], [_, v] = [n.left + u * c - i, o * l - a], y = r.at(g);
-			if (e.fillStyle = at(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = ot(y), e.lineWidth = 2, e.stroke()), !m) continue;
-			e.fillStyle = ot(y);
+			if (e.fillStyle = ot(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = st(y), e.lineWidth = 2, e.stroke()), !m) continue;
+			e.fillStyle = st(y);
 			let b = t.names?.[h];
-			b && l >= 32 ? (e.fillText(jt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Pe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Pe(g), _ + c / 2, v + l / 2 + .5);
+			b && l >= 32 ? (e.fillText(jt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Fe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Fe(g), _ + c / 2, v + l / 2 + .5);
 		}
 	}
 }
@@ -1489,58 +1498,90 @@ function jt(e, t, n) {
 	for (; r > 1 && e.measureText(`${t.slice(0, r)}…`).width > n;) r--;
 	return `${t.slice(0, r)}…`;
 }
+// src/number.tsx
+var Mt = 24;
+function Nt({ doc: e, chosen: t }) {
+	let n = t.name === e.main, r = (t) => {
+		let n = V(e, t);
+		return n && n.axes.length === 0 ? B(n)?.[0] ?? null : null;
+	}, i = (e) => r(`${t.name}_${e}`) ?? (n ? r(e) : null), a = n ? V(e, "null") : void 0, o = a && a.axes.length && a.unit === t.unit ? Array.from(B(a) ?? []) : void 0, s = n ? (e.tables.groups?.rows ?? []).slice(0, Mt) : [];
+	return /* @__PURE__ */ J(ut, {
+		bars: [{
+			name: s.length ? "all" : U(t.name),
+			value: B(t)?.[0] ?? NaN,
+			low: i("low"),
+			high: i("high"),
+			draws: o,
+			nullMean: n ? r("null") ?? r("null_mean") : null,
+			nullLow: n ? r("null_low") : null,
+			nullHigh: n ? r("null_high") : null,
+			strong: s.length > 0
+		}, ...s.map(Pt)],
+		unit: t.unit,
+		label: `${U(t.name)} in ${t.unit}`
+	});
+}
+function Pt(e) {
+	let t = (t) => typeof e[t] == "number" ? e[t] : null;
+	return {
+		name: String(e.group),
+		value: t("value") ?? NaN,
+		low: t("low"),
+		high: t("high")
+	};
+}
 // src/table.tsx
-var Mt = 12;
-function Nt({ rows: e, n: t, title: n, open: r, link: i }) {
-	let a = B(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = L(null), [c, l] = L(!!r), u = B(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => It(e[t])))), [e]), d = B(() => o ? [...e].sort((e, t) => Lt(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
+var Ft = 12;
+function It({ rows: e, n: t, title: n, open: r, link: i }) {
+	let a = z(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = I(null), [c, l] = I(!!r), u = z(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => zt(e[t])))), [e]), d = z(() => o ? [...e].sort((e, t) => Bt(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
 	if (!e.length) return null;
-	let f = c ? d : d.slice(0, Mt), p = t ?? e.length;
-	return /* @__PURE__ */ Y("div", {
+	let f = c ? d : d.slice(0, Ft), p = t ?? e.length;
+	return /* @__PURE__ */ J("div", {
 		class: "table-box",
-		children: [/* @__PURE__ */ Y("div", {
+		children: [/* @__PURE__ */ J("div", {
 			class: "table-bar",
 			children: [
-				n && /* @__PURE__ */ Y("h3", { children: n }),
-				/* @__PURE__ */ Y("span", {
+				n && /* @__PURE__ */ J("h3", { children: n }),
+				/* @__PURE__ */ J("span", {
 					class: "count",
 					children: p > f.length ? `${f.length} of ${p.toLocaleString("en")} rows` : `${p} row${p === 1 ? "" : "s"}`
 				}),
-				e.length > Mt && /* @__PURE__ */ Y("button", {
+				e.length > Ft && /* @__PURE__ */ J("button", {
 					type: "button",
 					class: "quiet",
 					"aria-expanded": c,
 					onClick: () => l(!c),
 					children: c ? "Fewer" : `All ${e.length}`
 				}),
-				/* @__PURE__ */ Y($e, {
+				/* @__PURE__ */ J(et, {
 					label: "Copy as CSV",
-					text: () => Rt(a, d)
+					text: () => Vt(a, d)
 				})
 			]
-		}), /* @__PURE__ */ Y("div", {
+		}), /* @__PURE__ */ J("div", {
 			class: "table-scroll",
 			tabIndex: 0,
 			role: "region",
 			"aria-label": n ?? "Table",
-			children: /* @__PURE__ */ Y("table", { children: [/* @__PURE__ */ Y("thead", { children: /* @__PURE__ */ Y("tr", { children: a.map((e) => /* @__PURE__ */ Y("th", {
+			children: /* @__PURE__ */ J("table", { children: [/* @__PURE__ */ J("thead", { children: /* @__PURE__ */ J("tr", { children: a.map((e) => /* @__PURE__ */ J("th", {
 				class: u.has(e) ? "num" : "",
 				"aria-sort": o?.column === e ? o.down ? "descending" : "ascending" : "none",
-				children: /* @__PURE__ */ Y("button", {
+				children: /* @__PURE__ */ J("button", {
 					type: "button",
 					onClick: () => s({
 						column: e,
 						down: o?.column === e ? !o.down : u.has(e)
 					}),
-					children: [e.replace(/_/g, " ") || "what", /* @__PURE__ */ Y("span", {
+					children: [e.replace(/_/g, " ") || "what", /* @__PURE__ */ J("span", {
 						"aria-hidden": "true",
 						children: o?.column === e ? o.down ? " ↓" : " ↑" : ""
 					})]
 				})
-			})) }) }), /* @__PURE__ */ Y("tbody", { children: f.map((e) => /* @__PURE__ */ Y("tr", { children: a.map((t, n) => {
-				let r = Ft(e[t]), o = n === Pt(a) ? i?.(e) : void 0;
-				return /* @__PURE__ */ Y("td", {
+			})) }) }), /* @__PURE__ */ J("tbody", { children: f.map((e) => /* @__PURE__ */ J("tr", { children: a.map((t, n) => {
+				let r = Rt(e[t]), o = n === Lt(a) ? i?.(e) : void 0;
+				return /* @__PURE__ */ J("td", {
 					class: u.has(t) ? "num" : r.length <= 24 ? "whole" : "",
-					children: o ? /* @__PURE__ */ Y("a", {
+					children: o ? /* @__PURE__ */ J("a", {
 						href: o,
 						children: r
 					}) : r
@@ -1549,44 +1590,44 @@ function Nt({ rows: e, n: t, title: n, open: r, link: i }) {
 		})]
 	});
 }
-function Pt(e) {
+function Lt(e) {
 	let t = e.indexOf("part");
 	return t < 0 ? 0 : t;
 }
-function Ft(e) {
-	return typeof e == "string" ? K(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? K(e) : Le(e)).join(", ") : Le(e);
+function Rt(e) {
+	return typeof e == "string" ? G(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? G(e) : Re(e)).join(", ") : Re(e);
 }
-function It(e) {
+function zt(e) {
 	return typeof e == "number" || e == null || e === "inf" || e === "-inf";
 }
-function Lt(e, t) {
-	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : Le(e).localeCompare(Le(t), "en", { numeric: !0 });
+function Bt(e, t) {
+	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : Re(e).localeCompare(Re(t), "en", { numeric: !0 });
 }
-function Rt(e, t) {
+function Vt(e, t) {
 	let n = (e) => {
-		let t = typeof e == "number" ? String(e) : Le(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
+		let t = typeof e == "number" ? String(e) : Re(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
 		return /[",\n\r]/.test(n) ? `"${n.replace(/"/g, "\"\"")}"` : n;
 	};
 	return [e, ...t.map((t) => e.map((e) => t[e]))].map((e) => e.map((e) => n(e)).join(",")).join("\n") + "\n";
 }
 // src/tokens.tsx
-function zt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
-	let s = Ze(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? rt(Math.min(...c, 0), Math.max(...c), s) : null;
-	return /* @__PURE__ */ Y("div", {
+function Ht({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
+	let s = Qe(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? it(Math.min(...c, 0), Math.max(...c), s) : null;
+	return /* @__PURE__ */ J("div", {
 		class: "tokens-box",
-		children: [/* @__PURE__ */ Y("div", {
+		children: [/* @__PURE__ */ J("div", {
 			class: "tokens",
 			role: "group",
 			"aria-label": r,
 			children: e.map((e, r) => {
-				let o = t?.[r], s = l && o !== void 0 ? l.at(o) : null, c = `${r} ${K(e)}${o === void 0 ? "" : `: ${U(o)} ${n ?? ""}`}`, u = s ? {
-					background: at(s),
-					color: ot(s)
-				} : {}, d = /* @__PURE__ */ Y(y, { children: [e.startsWith(" ") ? /* @__PURE__ */ Y("span", {
+				let o = t?.[r], s = l && o !== void 0 ? l.at(o) : null, c = `${r} ${G(e)}${o === void 0 ? "" : `: ${H(o)} ${n ?? ""}`}`, u = s ? {
+					background: ot(s),
+					color: st(s)
+				} : {}, d = /* @__PURE__ */ J(y, { children: [e.startsWith(" ") ? /* @__PURE__ */ J("span", {
 					class: "space",
 					children: " "
-				}) : null, K(e.trim() ? e.trim() : e)] });
-				return a ? /* @__PURE__ */ Y("button", {
+				}) : null, G(e.trim() ? e.trim() : e)] });
+				return a ? /* @__PURE__ */ J("button", {
 					type: "button",
 					class: "token",
 					style: u,
@@ -1594,26 +1635,26 @@ function zt({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, leg
 					"aria-pressed": i === r,
 					onClick: () => a(r),
 					children: d
-				}) : /* @__PURE__ */ Y("span", {
+				}) : /* @__PURE__ */ J("span", {
 					class: `token ${i === r ? "chosen" : ""}`,
 					style: u,
 					title: c,
 					children: d
 				});
 			})
-		}), o && l && /* @__PURE__ */ Y(St, {
+		}), o && l && /* @__PURE__ */ J(St, {
 			scale: l,
 			unit: n ?? ""
 		})]
 	});
 }
 // src/wiring.tsx
-var Bt = 34, Vt = 62, Ht = 34, Ut = {
+var Ut = 34, Wt = 62, Gt = 34, Kt = {
 	q: "queries",
 	k: "keys",
 	v: "values"
 };
-function Wt(e) {
+function qt(e) {
 	let t = /^L(\d+)\.(.+)$/.exec(e);
 	if (!t) return /^(embed|positions)/.test(e) ? {
 		part: e.split(".")[0],
@@ -1628,10 +1669,10 @@ function Wt(e) {
 	return {
 		part: `L${n}.${a}`,
 		column: n,
-		reads: i ? Ut[i] : /^(mlp|E\d|router|N\d)/.test(a) ? "MLPs" : "other"
+		reads: i ? Kt[i] : /^(mlp|E\d|router|N\d)/.test(a) ? "MLPs" : "other"
 	};
 }
-function Gt(e) {
+function Jt(e) {
 	let t = /\.(H|KV|E|N|attn|mlp)(\d*)/.exec(e);
 	return [
 		"H",
@@ -1642,12 +1683,12 @@ function Gt(e) {
 		"N"
 	].indexOf(t?.[1] ?? "") * 1e6 + Number(t?.[2] ?? 0);
 }
-function Kt(e) {
+function Yt(e) {
 	let t = /* @__PURE__ */ new Map();
-	for (let n of e) for (let e of [Wt(n.from), Wt(n.to)]) t.set(e.column, (t.get(e.column) ?? /* @__PURE__ */ new Set()).add(e.part));
+	for (let n of e) for (let e of [qt(n.from), qt(n.to)]) t.set(e.column, (t.get(e.column) ?? /* @__PURE__ */ new Set()).add(e.part));
 	let n = [...t.keys()].sort((e, t) => e === "in" ? -1 : t === "in" || e === "out" ? 1 : t === "out" ? -1 : Number(e) - Number(t)), r = /* @__PURE__ */ new Map(), i = 0;
 	n.forEach((e, n) => {
-		let a = [...t.get(e)].sort((e, t) => Gt(e) - Gt(t) || e.localeCompare(t));
+		let a = [...t.get(e)].sort((e, t) => Jt(e) - Jt(t) || e.localeCompare(t));
 		i = Math.max(i, a.length), a.forEach((e, t) => r.set(e, {
 			part: e,
 			column: n,
@@ -1664,25 +1705,25 @@ function Kt(e) {
 		rows: i
 	};
 }
-function qt({ doc: e, link: t }) {
-	let n = e.cables, r = z(null), i = Xe(r), [a, o] = L(Math.min(n.lines.length, n.smallest ?? 24)), [s, c] = L(""), [l, u] = L(!1), [d, f] = L(""), [p, m] = L(null), h = n.lines.some((e) => e.p !== null), g = B(() => [...new Set(n.lines.map((e) => Wt(e.to).reads).filter(Boolean))].sort(), [n]), { jacks: _, columns: v, rows: b } = B(() => Kt(n.lines), [n]), x = n.lines.map((e, t) => ({
+function Xt({ doc: e, link: t }) {
+	let n = e.cables, r = R(null), i = Ze(r), [a, o] = I(Math.min(n.lines.length, n.smallest ?? 24)), [s, c] = I(""), [l, u] = I(!1), [d, f] = I(""), [p, m] = I(null), h = n.lines.some((e) => e.p !== null), g = z(() => [...new Set(n.lines.map((e) => qt(e.to).reads).filter(Boolean))].sort(), [n]), { jacks: _, columns: v, rows: b } = z(() => Yt(n.lines), [n]), x = n.lines.map((e, t) => ({
 		cable: e,
 		i: t,
-		from: Wt(e.from),
-		to: Wt(e.to)
-	})).slice(0, a).filter(({ cable: e, from: t, to: n }) => (!s || n.reads === s) && (!l || e.p !== null && e.p <= .05) && (!d || t.part === d || n.part === d)), S = Math.max(...n.lines.map((e) => Math.abs(e.score)), 1e-12), C = Math.max(118, (i - Vt - 8) / Math.max(1, v.length - 1)), [w, T] = [C * (v.length - 1) + Vt + 8, Ht + b * Bt + 6], E = (e) => 4 + e.column * C, D = (e) => Ht + (e.row + .5) * Bt, O = new Set(x.flatMap(({ from: e, to: t }) => [e.part, t.part])), k = x.find((e) => e.i === p), A = d ? t?.(d) : void 0;
-	return /* @__PURE__ */ Y("div", {
+		from: qt(e.from),
+		to: qt(e.to)
+	})).slice(0, a).filter(({ cable: e, from: t, to: n }) => (!s || n.reads === s) && (!l || e.p !== null && e.p <= .05) && (!d || t.part === d || n.part === d)), S = Math.max(...n.lines.map((e) => Math.abs(e.score)), 1e-12), C = Math.max(118, (i - Wt - 8) / Math.max(1, v.length - 1)), [w, T] = [C * (v.length - 1) + Wt + 8, Gt + b * Ut + 6], E = (e) => 4 + e.column * C, D = (e) => Gt + (e.row + .5) * Ut, O = new Set(x.flatMap(({ from: e, to: t }) => [e.part, t.part])), k = x.find((e) => e.i === p), A = d ? t?.(d) : void 0;
+	return /* @__PURE__ */ J("div", {
 		class: "wiring",
 		ref: r,
 		children: [
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "wiring-bar",
 				children: [
-					/* @__PURE__ */ Y("label", {
+					/* @__PURE__ */ J("label", {
 						class: "wiring-most",
 						children: [
 							"strongest ",
-							/* @__PURE__ */ Y("input", {
+							/* @__PURE__ */ J("input", {
 								type: "range",
 								min: 1,
 								max: n.lines.length,
@@ -1691,7 +1732,7 @@ function qt({ doc: e, link: t }) {
 								"aria-valuetext": `${a} of ${n.lines.length}`
 							}),
 							" ",
-							/* @__PURE__ */ Y("b", {
+							/* @__PURE__ */ J("b", {
 								class: "num",
 								children: a
 							}),
@@ -1699,29 +1740,29 @@ function qt({ doc: e, link: t }) {
 							n.n
 						]
 					}),
-					g.length > 1 && /* @__PURE__ */ Y("label", {
+					g.length > 1 && /* @__PURE__ */ J("label", {
 						class: "pick",
-						children: [/* @__PURE__ */ Y("span", { children: "read by" }), /* @__PURE__ */ Y("select", {
+						children: [/* @__PURE__ */ J("span", { children: "read by" }), /* @__PURE__ */ J("select", {
 							value: s,
 							onChange: (e) => c(e.currentTarget.value),
-							children: [/* @__PURE__ */ Y("option", {
+							children: [/* @__PURE__ */ J("option", {
 								value: "",
 								children: "all"
-							}), g.map((e) => /* @__PURE__ */ Y("option", {
+							}), g.map((e) => /* @__PURE__ */ J("option", {
 								value: e,
 								children: e
 							}))]
 						})]
 					}),
-					h && /* @__PURE__ */ Y("label", {
+					h && /* @__PURE__ */ J("label", {
 						class: "tick",
-						children: [/* @__PURE__ */ Y("input", {
+						children: [/* @__PURE__ */ J("input", {
 							type: "checkbox",
 							checked: l,
 							onChange: (e) => u(e.currentTarget.checked)
 						}), " adjusted p ≤ 0.05"]
 					}),
-					d && /* @__PURE__ */ Y("button", {
+					d && /* @__PURE__ */ J("button", {
 						type: "button",
 						class: "quiet",
 						onClick: () => f(""),
@@ -1733,27 +1774,27 @@ function qt({ doc: e, link: t }) {
 					})
 				]
 			}),
-			/* @__PURE__ */ Y("output", {
+			/* @__PURE__ */ J("output", {
 				class: "readout",
 				"aria-live": "polite",
-				children: k ? /* @__PURE__ */ Y(y, { children: [
-					/* @__PURE__ */ Y("b", {
+				children: k ? /* @__PURE__ */ J(y, { children: [
+					/* @__PURE__ */ J("b", {
 						class: "num",
-						children: U(k.cable.score)
+						children: H(k.cable.score)
 					}),
 					" ",
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", {
 						class: "where",
 						children: [
 							k.cable.from,
 							" → ",
 							k.cable.to,
-							k.cable.p === null ? "" : ` · p ${U(k.cable.p)}`,
+							k.cable.p === null ? "" : ` · p ${H(k.cable.p)}`,
 							" · number ",
 							k.i + 1
 						]
 					})
-				] }) : /* @__PURE__ */ Y("span", {
+				] }) : /* @__PURE__ */ J("span", {
 					class: "hint",
 					children: [
 						x.length,
@@ -1764,40 +1805,40 @@ function qt({ doc: e, link: t }) {
 					]
 				})
 			}),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "wiring-scroll",
 				tabIndex: 0,
 				role: "region",
 				"aria-label": "Wiring, layers from left to right",
-				children: /* @__PURE__ */ Y("svg", {
+				children: /* @__PURE__ */ J("svg", {
 					width: w,
 					height: T,
 					viewBox: `0 0 ${w} ${T}`,
 					role: "group",
 					"aria-label": `${x.length} cables between ${_.size} parts`,
 					children: [
-						v.map((e, t) => /* @__PURE__ */ Y("text", {
+						v.map((e, t) => /* @__PURE__ */ J("text", {
 							class: "wiring-layer",
-							x: 4 + t * C + Vt / 2,
+							x: 4 + t * C + Wt / 2,
 							y: 16,
 							"text-anchor": "middle",
 							children: e === "in" ? "text" : e === "out" ? "output" : `layer ${e}`
 						})),
 						[...x].reverse().map(({ cable: e, i: t, from: n, to: r }) => {
 							let [i, a] = [_.get(n.part), _.get(r.part)], [o, s, c, l] = [
-								E(i) + Vt - 3,
+								E(i) + Wt - 3,
 								D(i),
 								E(a) + 3,
 								D(a)
 							], u = Math.max(30, (c - o) * .45), d = Math.abs(e.score) / S, f = i.column === a.column ? `M${o} ${s} C${o + 34} ${s}, ${o + 34} ${l}, ${o} ${l}` : `M${o} ${s} C${o + u} ${s}, ${c - u} ${l}, ${c} ${l}`;
-							return /* @__PURE__ */ Y("g", {
+							return /* @__PURE__ */ J("g", {
 								class: `cable ${e.score < 0 ? "below" : ""} ${e.p !== null && e.p > .05 ? "unsure" : ""} ${p === t ? "chosen" : ""}`,
 								onPointerEnter: () => m(t),
 								onPointerLeave: () => m(null),
-								children: [/* @__PURE__ */ Y("path", {
+								children: [/* @__PURE__ */ J("path", {
 									class: "reach",
 									d: f
-								}), /* @__PURE__ */ Y("path", {
+								}), /* @__PURE__ */ J("path", {
 									d: f,
 									style: {
 										strokeWidth: `${1 + 6 * d}px`,
@@ -1806,7 +1847,7 @@ function qt({ doc: e, link: t }) {
 								})]
 							});
 						}),
-						[..._.values()].map((e) => /* @__PURE__ */ Y("g", {
+						[..._.values()].map((e) => /* @__PURE__ */ J("g", {
 							class: `plug ${O.has(e.part) ? "lit" : ""} ${d === e.part ? "chosen" : ""}`,
 							role: "button",
 							tabindex: 0,
@@ -1816,14 +1857,14 @@ function qt({ doc: e, link: t }) {
 							onKeyDown: (t) => {
 								(t.key === "Enter" || t.key === " ") && (t.preventDefault(), f(d === e.part ? "" : e.part));
 							},
-							children: [/* @__PURE__ */ Y("rect", {
+							children: [/* @__PURE__ */ J("rect", {
 								x: E(e),
 								y: D(e) - 12,
-								width: Vt,
+								width: Wt,
 								height: 24,
 								rx: 12
-							}), /* @__PURE__ */ Y("text", {
-								x: E(e) + Vt / 2,
+							}), /* @__PURE__ */ J("text", {
+								x: E(e) + Wt / 2,
 								y: D(e) + 4,
 								"text-anchor": "middle",
 								children: e.part.replace(/^L\d+\./, "")
@@ -1832,13 +1873,13 @@ function qt({ doc: e, link: t }) {
 					]
 				})
 			}),
-			/* @__PURE__ */ Y("p", {
+			/* @__PURE__ */ J("p", {
 				class: "key",
 				children: [
-					/* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-cable" }), "above 0, as wide as its score"] }),
-					n.lines.some((e) => e.score < 0) && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-cable below" }), "below 0"] }),
-					h && /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-cable unsure" }), "p above 0.05"] }),
-					A && /* @__PURE__ */ Y("a", {
+					/* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-cable" }), "above 0, as wide as its score"] }),
+					n.lines.some((e) => e.score < 0) && /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-cable below" }), "below 0"] }),
+					h && /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-cable unsure" }), "p above 0.05"] }),
+					A && /* @__PURE__ */ J("a", {
 						href: A,
 						children: ["The card of ", d]
 					})
@@ -1848,7 +1889,7 @@ function qt({ doc: e, link: t }) {
 	});
 }
 // src/result.tsx
-var Jt = /* @__PURE__ */ new Set([
+var Zt = /* @__PURE__ */ new Set([
 	"strength",
 	"n_parts",
 	"position",
@@ -1859,91 +1900,91 @@ var Jt = /* @__PURE__ */ new Set([
 	"layer",
 	"chunk",
 	"offset"
-]), Yt = /* @__PURE__ */ new Set([
+]), Qt = /* @__PURE__ */ new Set([
 	"position",
 	"query",
 	"key"
-]), Xt = 24;
-function Zt({ doc: e, slices: t, link: n }) {
-	return e.kind === "knob" ? /* @__PURE__ */ Y($t, {
+]), $t = 24;
+function en({ doc: e, slices: t, link: n }) {
+	return e.kind === "knob" ? /* @__PURE__ */ J(nn, {
 		doc: e,
 		slices: t,
 		link: n
-	}) : /* @__PURE__ */ Y(Qt, {
+	}) : /* @__PURE__ */ J(tn, {
 		doc: e,
 		slices: t,
 		link: n
 	});
 }
-function Qt({ doc: e, slices: t, link: n }) {
+function tn({ doc: e, slices: t, link: n }) {
 	let r = e.sections.find((e) => e.name === "in short"), i = e.sections.filter((e) => e !== r);
-	return /* @__PURE__ */ Y(y, { children: [
-		r && /* @__PURE__ */ Y(X, {
+	return /* @__PURE__ */ J(y, { children: [
+		r && /* @__PURE__ */ J(Y, {
 			title: "In short",
 			class: "lead",
-			children: r.notes.map((e) => /* @__PURE__ */ Y("p", { children: e }))
+			children: r.notes.map((e) => /* @__PURE__ */ J("p", { children: e }))
 		}),
-		e.cables && /* @__PURE__ */ Y(X, {
+		e.cables && /* @__PURE__ */ J(Y, {
 			title: e.cables.smallest ? "Circuit" : "Wiring",
 			class: "figure",
-			children: /* @__PURE__ */ Y(qt, {
+			children: /* @__PURE__ */ J(Xt, {
 				doc: e,
 				link: n
 			})
 		}),
-		/* @__PURE__ */ Y(tn, {
+		/* @__PURE__ */ J(on, {
 			doc: e,
 			slices: t,
 			link: n
 		}),
-		/* @__PURE__ */ Y(yn, { doc: e }),
-		/* @__PURE__ */ Y(xn, { doc: e }),
-		i.length > 0 && /* @__PURE__ */ Y(X, {
+		/* @__PURE__ */ J(Cn, { doc: e }),
+		/* @__PURE__ */ J(Tn, { doc: e }),
+		i.length > 0 && /* @__PURE__ */ J(Y, {
 			title: "What was found",
-			children: i.map((e) => /* @__PURE__ */ Y("div", {
+			children: i.map((e) => /* @__PURE__ */ J("div", {
 				class: "told-section",
-				children: [e.rows.length ? /* @__PURE__ */ Y(Nt, {
+				children: [e.rows.length ? /* @__PURE__ */ J(It, {
 					rows: e.rows,
 					n: e.n,
-					title: W(e.name),
-					link: vn(n)
-				}) : /* @__PURE__ */ Y("h3", { children: W(e.name) }), e.notes.map((e) => /* @__PURE__ */ Y("p", {
+					title: U(e.name),
+					link: Sn(n)
+				}) : /* @__PURE__ */ J("h3", { children: U(e.name) }), e.notes.map((e) => /* @__PURE__ */ J("p", {
 					class: "note",
 					children: e
 				}))]
 			}))
 		}),
-		e.notes.length > 0 && /* @__PURE__ */ Y(X, {
+		e.notes.length > 0 && /* @__PURE__ */ J(Y, {
 			title: "Notes",
-			children: /* @__PURE__ */ Y("ul", {
+			children: /* @__PURE__ */ J("ul", {
 				class: "notes",
-				children: e.notes.map((e) => /* @__PURE__ */ Y("li", { children: e }))
+				children: e.notes.map((e) => /* @__PURE__ */ J("li", { children: e }))
 			})
 		}),
-		/* @__PURE__ */ Y(Sn, {
+		/* @__PURE__ */ J(En, {
 			doc: e,
 			link: n
 		}),
-		/* @__PURE__ */ Y(Cn, {
+		/* @__PURE__ */ J(Dn, {
 			provenance: e.provenance,
 			python: e.python
 		})
 	] });
 }
-function $t({ doc: e, slices: t, link: n }) {
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y(X, {
+function nn({ doc: e, slices: t, link: n }) {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J(Y, {
 			title: "What it does",
 			children: [
-				/* @__PURE__ */ Y("p", { children: [
-					/* @__PURE__ */ Y("b", { children: e.name }),
+				/* @__PURE__ */ J("p", { children: [
+					/* @__PURE__ */ J("b", { children: e.name }),
 					" at strength ",
-					/* @__PURE__ */ Y("b", {
+					/* @__PURE__ */ J("b", {
 						class: "num",
-						children: U(e.strength)
+						children: H(e.strength)
 					}),
 					"; neutral at ",
-					U(e.neutral),
+					H(e.neutral),
 					".",
 					" ",
 					e.n_edits,
@@ -1951,11 +1992,11 @@ function $t({ doc: e, slices: t, link: n }) {
 					e.n_edits === 1 ? "" : "s",
 					"."
 				] }),
-				/* @__PURE__ */ Y("ul", {
+				/* @__PURE__ */ J("ul", {
 					class: "edits",
-					children: e.edits.slice(0, 24).map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y("code", { children: e }) }))
+					children: e.edits.slice(0, 24).map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J("code", { children: e }) }))
 				}),
-				e.n_edits > 24 && /* @__PURE__ */ Y("p", {
+				e.n_edits > 24 && /* @__PURE__ */ J("p", {
 					class: "note",
 					children: [
 						"and ",
@@ -1965,47 +2006,45 @@ function $t({ doc: e, slices: t, link: n }) {
 				})
 			]
 		}),
-		Object.entries(e.evidence).map(([e, r]) => /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("h2", {
+		Object.entries(e.evidence).map(([e, r]) => /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("h2", {
 			class: "evidence",
-			children: ["Evidence: ", W(e)]
-		}), /* @__PURE__ */ Y(Qt, {
+			children: ["Evidence: ", U(e)]
+		}), /* @__PURE__ */ J(tn, {
 			doc: r,
 			slices: t,
 			link: n
 		})] })),
-		/* @__PURE__ */ Y(Cn, {
+		/* @__PURE__ */ J(Dn, {
 			provenance: e.provenance,
 			python: ""
 		})
 	] });
 }
-function en(e) {
-	return e.variables.filter((e) => e.axes.length > 0 && e.shape.every((e) => e > 0));
+function rn(e) {
+	return e.variables.filter((t) => t.axes.length > 0 && t.shape.every((e) => e > 0) || an(e, t));
 }
-function tn({ doc: e, slices: t, link: n }) {
-	let r = en(e), [i, a] = L(e.tables.dose && H(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
+function an(e, t) {
+	return t.name === e.main && t.axes.length === 0 && Number.isFinite(B(t)?.[0]) && !!(V(e, "low") ?? V(e, "null") ?? e.tables.groups);
+}
+function on({ doc: e, slices: t, link: n }) {
+	let r = rn(e), [i, a] = I(e.tables.dose && V(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
 	if (!o) return null;
-	let s = r.length > 1 && /* @__PURE__ */ Y("label", {
+	let s = r.length > 1 && /* @__PURE__ */ J("label", {
 		class: "pick",
-		children: [/* @__PURE__ */ Y("span", { children: "Shown" }), /* @__PURE__ */ Y("select", {
+		children: [/* @__PURE__ */ J("span", { children: "Shown" }), /* @__PURE__ */ J("select", {
 			value: o.name,
 			onChange: (e) => a(e.currentTarget.value),
-			children: r.map((e) => /* @__PURE__ */ Y("option", {
+			children: r.map((e) => /* @__PURE__ */ J("option", {
 				value: e.name,
-				children: [
-					W(e.name),
-					" (",
-					e.axes.map(W).join(" × "),
-					")"
-				]
+				children: [U(e.name), e.axes.length ? ` (${e.axes.map(U).join(" × ")})` : ""]
 			}))
 		})]
 	});
-	return /* @__PURE__ */ Y(X, {
-		title: o.unit && o.unit !== o.name ? `${nn(W(o.name))}, ${o.unit}` : nn(W(o.name)),
+	return /* @__PURE__ */ J(Y, {
+		title: o.unit && o.unit !== o.name ? `${sn(U(o.name))}, ${o.unit}` : sn(U(o.name)),
 		aside: s,
 		class: "figure",
-		children: /* @__PURE__ */ Y(rn, {
+		children: /* @__PURE__ */ J(cn, {
 			doc: e,
 			chosen: o,
 			slices: t,
@@ -2013,74 +2052,78 @@ function tn({ doc: e, slices: t, link: n }) {
 		})
 	});
 }
-function nn(e) {
+function sn(e) {
 	return e.charAt(0).toUpperCase() + e.slice(1);
 }
-function rn({ doc: e, chosen: t, slices: n, link: r }) {
+function cn({ doc: e, chosen: t, slices: n, link: r }) {
 	let i = t.name === e.main;
-	if (t.axes.length === 1) return /* @__PURE__ */ Y(on, {
+	if (!t.axes.length) return /* @__PURE__ */ J(Nt, {
+		doc: e,
+		chosen: t
+	});
+	if (t.axes.length === 1) return /* @__PURE__ */ J(un, {
 		doc: e,
 		chosen: t,
 		main: i,
 		link: r
 	});
 	let [a, o] = t.axes;
-	return t.axes.length === 2 && an(a, o, e) ? /* @__PURE__ */ Y(ln, {
+	return t.axes.length === 2 && ln(a, o, e) ? /* @__PURE__ */ J(pn, {
 		doc: e,
 		chosen: t
-	}) : /* @__PURE__ */ Y("div", {
+	}) : /* @__PURE__ */ J("div", {
 		class: i && e.ranked && t.shape[1] <= 12 ? "two" : "one",
-		children: [/* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(fn, {
+		children: [/* @__PURE__ */ J("div", { children: /* @__PURE__ */ J(gn, {
 			doc: e,
 			chosen: t,
 			slices: n
-		}) }), i && e.ranked && /* @__PURE__ */ Y("div", { children: /* @__PURE__ */ Y(_n, {
+		}) }), i && e.ranked && /* @__PURE__ */ J("div", { children: /* @__PURE__ */ J(xn, {
 			doc: e,
 			link: r
 		}) })]
 	});
 }
-function an(e, t, n) {
-	let r = (e) => Jt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
+function ln(e, t, n) {
+	let r = (e) => Zt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
 	return i(e) && r(t) || i(t) && r(e);
 }
-function on({ doc: e, chosen: t, main: n, link: r }) {
-	let i = t.axes[0], a = e.steps[i] ?? [], o = V(t);
-	if (!o) return /* @__PURE__ */ Y(dn, {});
-	if (n && e.ranked) return /* @__PURE__ */ Y(_n, {
+function un({ doc: e, chosen: t, main: n, link: r }) {
+	let i = t.axes[0], a = e.steps[i] ?? [], o = B(t);
+	if (!o) return /* @__PURE__ */ J(hn, {});
+	if (n && e.ranked) return /* @__PURE__ */ J(xn, {
 		doc: e,
 		link: r
 	});
-	if (Jt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ Y(ft, {
+	if (Zt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ J(ft, {
 		x: a,
-		lines: cn(e, t),
-		axis: W(i),
+		lines: fn(e, t),
+		axis: U(i),
 		unit: t.unit,
-		label: `${W(t.name)} in ${t.unit}`
+		label: `${U(t.name)} in ${t.unit}`
 	});
 	let s = e.labels[i] ?? [], c = Array.from(o, (n, r) => ({
 		name: s[r] ?? String(r),
 		value: n,
-		...sn(e, t, r)
-	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, Xt), u = c.length > Xt ? c.filter((e) => l.includes(e)) : c;
-	return /* @__PURE__ */ Y(y, { children: [
-		Yt.has(i) && /* @__PURE__ */ Y(zt, {
+		...dn(e, t, r)
+	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, $t), u = c.length > $t ? c.filter((e) => l.includes(e)) : c;
+	return /* @__PURE__ */ J(y, { children: [
+		Qt.has(i) && /* @__PURE__ */ J(Ht, {
 			tokens: s,
 			values: o,
 			unit: t.unit,
-			label: W(t.name),
+			label: U(t.name),
 			legend: !0
 		}),
-		/* @__PURE__ */ Y(lt, {
+		/* @__PURE__ */ J(ut, {
 			bars: u,
 			unit: t.unit,
-			label: W(t.name)
+			label: U(t.name)
 		}),
-		c.length > Xt && /* @__PURE__ */ Y("p", {
+		c.length > $t && /* @__PURE__ */ J("p", {
 			class: "note",
 			children: [
 				"The ",
-				Xt,
+				$t,
 				" largest of ",
 				c.length,
 				", either sign."
@@ -2088,10 +2131,10 @@ function on({ doc: e, chosen: t, main: n, link: r }) {
 		})
 	] });
 }
-function sn(e, t, n) {
-	let r = (r) => (t.name === e.main ? Ne(e, r)?.[n] : null) ?? null, i = (i) => {
-		let a = H(e, `${t.name}_${i}`);
-		return a && a.axes.join() === t.axes.join() ? V(a)?.[n] ?? null : r(i);
+function dn(e, t, n) {
+	let r = (r) => (t.name === e.main ? Pe(e, r)?.[n] : null) ?? null, i = (i) => {
+		let a = V(e, `${t.name}_${i}`);
+		return a && a.axes.join() === t.axes.join() ? B(a)?.[n] ?? null : r(i);
 	};
 	return {
 		low: i("low"),
@@ -2101,10 +2144,10 @@ function sn(e, t, n) {
 		nullLow: r("null_low")
 	};
 }
-function cn(e, t) {
+function fn(e, t) {
 	let n = e.variables.filter((e) => e.axes.join() === t.axes.join() && e.unit === t.unit), r = (e) => {
 		let t = n.find((t) => t.name === e);
-		return t ? V(t) : null;
+		return t ? B(t) : null;
 	}, i = (e) => ({
 		low: r(`${e}_low`),
 		high: r(`${e}_high`)
@@ -2112,8 +2155,8 @@ function cn(e, t) {
 		low: r("low"),
 		high: r("high")
 	} : {}, o = [{
-		name: W(t.name),
-		y: V(t) ?? [],
+		name: U(t.name),
+		y: B(t) ?? [],
 		...a
 	}];
 	for (let e of [
@@ -2124,61 +2167,61 @@ function cn(e, t) {
 		let n = r(`${e}_mean`) ?? r(e), a = i(e);
 		e !== t.name && (n || a.low) && o.push({
 			name: "random control",
-			y: n ?? Array.from(t.data ? V(t) ?? [] : [], () => NaN),
+			y: n ?? Array.from(t.data ? B(t) ?? [] : [], () => NaN),
 			...a,
 			control: !0
 		});
 	}
 	return o;
 }
-function ln({ doc: e, chosen: t }) {
-	let n = V(t);
-	if (!n) return /* @__PURE__ */ Y(dn, {});
-	let r = Jt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
-		let a = t.name === e.main ? Ne(e, n) : null;
-		return a && un(a, t.shape, r, i, o);
+function pn({ doc: e, chosen: t }) {
+	let n = B(t);
+	if (!n) return /* @__PURE__ */ J(hn, {});
+	let r = Zt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
+		let a = t.name === e.main ? Pe(e, n) : null;
+		return a && mn(a, t.shape, r, i, o);
 	}, c = (e.labels[a] ?? []).map((e, i) => ({
 		name: e,
-		y: un(n, t.shape, r, i, o),
+		y: mn(n, t.shape, r, i, o),
 		low: s("low", i),
 		high: s("high", i),
 		control: a === "draw" || /random|control/.test(e)
 	}));
-	return /* @__PURE__ */ Y(ft, {
+	return /* @__PURE__ */ J(ft, {
 		x: e.steps[i],
 		lines: c.slice(0, 24),
-		axis: W(i),
+		axis: U(i),
 		unit: t.unit,
-		label: W(t.name)
+		label: U(t.name)
 	});
 }
-function un(e, t, n, r, i) {
-	return Array.from({ length: i }, (i, a) => e[n === 1 ? Re(t, [r, a]) : Re(t, [a, r])]);
+function mn(e, t, n, r, i) {
+	return Array.from({ length: i }, (i, a) => e[n === 1 ? ze(t, [r, a]) : ze(t, [a, r])]);
 }
-function dn() {
-	return /* @__PURE__ */ Y("p", {
+function hn() {
+	return /* @__PURE__ */ J("p", {
 		class: "note",
 		children: "These numbers are too many to be in this file; open the saved folder with patchbay ui."
 	});
 }
-function fn({ doc: e, chosen: t, slices: n }) {
-	let r = t.axes.slice(0, -2), [i, a] = L(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = mn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = B(() => hn(e, t), [e, t]), f = B(() => gn(e, t), [e, t]);
-	R(() => a(r.map(() => 0)), [t.name]);
+function gn({ doc: e, chosen: t, slices: n }) {
+	let r = t.axes.slice(0, -2), [i, a] = I(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = vn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = z(() => yn(e, t), [e, t]), f = z(() => bn(e, t), [e, t]);
+	L(() => a(r.map(() => 0)), [t.name]);
 	let p = (t) => e.labels[t] ?? [];
-	return /* @__PURE__ */ Y(y, { children: [r.length > 0 && /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J(y, { children: [r.length > 0 && /* @__PURE__ */ J("div", {
 		class: "choose",
-		children: r.map((e, t) => /* @__PURE__ */ Y("label", {
+		children: r.map((e, t) => /* @__PURE__ */ J("label", {
 			class: "pick",
-			children: [/* @__PURE__ */ Y("span", { children: W(e) }), /* @__PURE__ */ Y("select", {
+			children: [/* @__PURE__ */ J("span", { children: U(e) }), /* @__PURE__ */ J("select", {
 				value: String(i[t]),
 				onChange: (e) => a(i.map((n, r) => r === t ? Number(e.currentTarget.value) : n)),
-				children: p(e).map((e, t) => /* @__PURE__ */ Y("option", {
+				children: p(e).map((e, t) => /* @__PURE__ */ J("option", {
 					value: String(t),
 					children: e
 				}))
 			})]
 		}))
-	}), l ? /* @__PURE__ */ Y(Q, { message: l }) : c ? /* @__PURE__ */ Y(pn, {
+	}), l ? /* @__PURE__ */ J(Z, { message: l }) : c ? /* @__PURE__ */ J(_n, {
 		doc: e,
 		chosen: t,
 		values: c,
@@ -2187,24 +2230,24 @@ function fn({ doc: e, chosen: t, slices: n }) {
 		names: u ? e.names : null,
 		told: r.length ? void 0 : d,
 		marked: u ? f : void 0
-	}) : /* @__PURE__ */ Y("div", {
+	}) : /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: [
 			"Reading ",
-			W(t.name),
+			U(t.name),
 			" …"
 		]
 	})] });
 }
-function pn(e) {
-	let { doc: t, chosen: n, values: r, row: i, column: a } = e, o = i === "query" && a === "key", s = t.labels[a] ?? [], [c, l] = L(Math.max(0, (t.labels[i]?.length ?? 1) - 1)), u = n.axes.length > 2 && n.low !== null && n.high !== null ? [n.low, n.high] : void 0;
-	return /* @__PURE__ */ Y(y, { children: [o && s.length <= 256 && /* @__PURE__ */ Y("div", {
+function _n(e) {
+	let { doc: t, chosen: n, values: r, row: i, column: a } = e, o = i === "query" && a === "key", s = t.labels[a] ?? [], [c, l] = I(Math.max(0, (t.labels[i]?.length ?? 1) - 1)), u = n.axes.length > 2 && n.low !== null && n.high !== null ? [n.low, n.high] : void 0;
+	return /* @__PURE__ */ J(y, { children: [o && s.length <= 256 && /* @__PURE__ */ J("div", {
 		class: "attended",
-		children: [/* @__PURE__ */ Y("p", {
+		children: [/* @__PURE__ */ J("p", {
 			class: "note",
 			children: "What the chosen token attends to; choose another one."
-		}), /* @__PURE__ */ Y(zt, {
+		}), /* @__PURE__ */ J(Ht, {
 			tokens: s,
 			values: r.subarray(c * s.length, (c + 1) * s.length),
 			unit: n.unit,
@@ -2212,13 +2255,13 @@ function pn(e) {
 			chosen: c,
 			onPick: l
 		})]
-	}), /* @__PURE__ */ Y(yt, {
+	}), /* @__PURE__ */ J(yt, {
 		values: r,
 		rows: t.labels[i] ?? [],
 		columns: s,
-		axes: [W(i), W(a)],
+		axes: [U(i), U(a)],
 		unit: n.unit,
-		label: `${W(n.name)} in ${n.unit}`,
+		label: `${U(n.name)} in ${n.unit}`,
 		upward: i === "layer",
 		square: o,
 		names: e.names,
@@ -2228,13 +2271,13 @@ function pn(e) {
 		...o ? { onPick: (e) => l(e) } : {}
 	})] });
 }
-function mn(e, t, n) {
-	let r = V(e), [i, a] = L({
+function vn(e, t, n) {
+	let r = B(e), [i, a] = I({
 		key: "",
 		values: null,
 		failed: ""
 	}), o = `${e.name}:${t.join()}`;
-	if (R(() => {
+	if (L(() => {
 		if (r || i.key === o) return;
 		let s = !0;
 		return n ? n(e, t).then((e) => s && a({
@@ -2256,38 +2299,38 @@ function mn(e, t, n) {
 		values: null,
 		failed: ""
 	};
-	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = Re(e.shape.slice(0, -2), t);
+	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = ze(e.shape.slice(0, -2), t);
 	return {
 		values: r.length === s ? r : r.subarray(c * s, (c + 1) * s),
 		failed: ""
 	};
 }
-function hn(e, t) {
+function yn(e, t) {
 	if (t.name !== e.main) return;
 	let n = e.variables.filter((e) => e !== t && e.axes.join() === t.axes.join() && e.data !== null);
 	if (!n.length) return;
 	let [r, i] = ["low", "high"].map((e) => n.find((t) => t.name === e));
 	return (e) => {
-		let t = r && i ? [`95 % ${U(V(r)?.[e])} to ${U(V(i)?.[e])}`] : [];
-		for (let a of n.filter((e) => e !== r && e !== i && e.unit !== "token id").slice(0, 4)) t.push(`${W(a.name)} ${U(V(a)?.[e])}`);
+		let t = r && i ? [`95 % ${H(B(r)?.[e])} to ${H(B(i)?.[e])}`] : [];
+		for (let a of n.filter((e) => e !== r && e !== i && e.unit !== "token id").slice(0, 4)) t.push(`${U(a.name)} ${H(B(a)?.[e])}`);
 		return t.join(" · ");
 	};
 }
-function gn(e, t) {
+function bn(e, t) {
 	let n = /* @__PURE__ */ new Set();
 	if (!e.ranked || t.axes.length !== 2) return n;
 	let [r, i] = t.axes.map((t) => e.steps[t] ?? []);
 	for (let a of e.highlights) {
 		let e = /^L(\d+)\.[A-Z](\d+)$/.exec(a), o = e ? [r.indexOf(Number(e[1])), i.indexOf(Number(e[2]))] : [-1, -1];
-		o[0] >= 0 && o[1] >= 0 && n.add(Re(t.shape, o));
+		o[0] >= 0 && o[1] >= 0 && n.add(ze(t.shape, o));
 	}
 	return n;
 }
-function _n({ doc: e, link: t }) {
-	let n = H(e, e.main), r = (t, r) => {
+function xn({ doc: e, link: t }) {
+	let n = V(e, e.main), r = (t, r) => {
 		let i = t[r];
-		return typeof i == "number" && H(e, r)?.unit === n?.unit ? i : null;
-	}, i = e.rows.slice(0, Xt).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
+		return typeof i == "number" && V(e, r)?.unit === n?.unit ? i : null;
+	}, i = e.rows.slice(0, $t).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
 		name: String(n.part),
 		value: Number(n.value),
 		low: r(n, "low"),
@@ -2295,15 +2338,15 @@ function _n({ doc: e, link: t }) {
 		nullMean: r(n, "null_mean"),
 		nullLow: r(n, "null_low"),
 		nullHigh: r(n, "null_high"),
-		aside: typeof n.p == "number" ? `p ${U(n.p)}` : "",
+		aside: typeof n.p == "number" ? `p ${H(n.p)}` : "",
 		strong: e.highlights.includes(String(n.part)),
 		link: t?.(String(n.part))
 	}));
-	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(lt, {
+	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J(ut, {
 		bars: i,
 		unit: n?.unit ?? "",
-		label: `Parts by ${W(e.main)}`
-	}), e.measured > i.length && /* @__PURE__ */ Y("p", {
+		label: `Parts by ${U(e.main)}`
+	}), e.measured > i.length && /* @__PURE__ */ J("p", {
 		class: "note",
 		children: [
 			"The ",
@@ -2314,65 +2357,65 @@ function _n({ doc: e, link: t }) {
 		]
 	})] });
 }
-function vn(e) {
+function Sn(e) {
 	return (t) => typeof t.part == "string" ? e?.(t.part) : void 0;
 }
-function yn({ doc: e }) {
-	let t = e.tables.tokens?.rows ?? [], n = e.labels.position, r = e.variables.filter((e) => e.axes.join() === "position" && e.data !== null && e.name !== "token_id"), [i, a] = L(""), o = r.find((e) => e.name === i) ?? r[0];
-	return !t.length || !n || !o || e.main === o.name ? null : /* @__PURE__ */ Y(X, {
+function Cn({ doc: e }) {
+	let t = e.tables.tokens?.rows ?? [], n = e.labels.position, r = e.variables.filter((e) => e.axes.join() === "position" && e.data !== null && e.name !== "token_id"), [i, a] = I(""), o = r.find((e) => e.name === i) ?? r[0];
+	return !t.length || !n || !o || e.main === o.name ? null : /* @__PURE__ */ J(Y, {
 		title: "Tokens",
-		aside: r.length > 1 && /* @__PURE__ */ Y("label", {
+		aside: r.length > 1 && /* @__PURE__ */ J("label", {
 			class: "pick",
-			children: [/* @__PURE__ */ Y("span", { children: "Shown" }), /* @__PURE__ */ Y("select", {
+			children: [/* @__PURE__ */ J("span", { children: "Shown" }), /* @__PURE__ */ J("select", {
 				value: o.name,
 				onChange: (e) => a(e.currentTarget.value),
-				children: r.map((e) => /* @__PURE__ */ Y("option", {
+				children: r.map((e) => /* @__PURE__ */ J("option", {
 					value: e.name,
-					children: W(e.name)
+					children: U(e.name)
 				}))
 			})]
 		}),
-		children: /* @__PURE__ */ Y(zt, {
-			tokens: (e.steps.position ?? []).map((e) => bn(String(e))),
-			values: V(o) ?? void 0,
+		children: /* @__PURE__ */ J(Ht, {
+			tokens: (e.steps.position ?? []).map((e) => wn(String(e))),
+			values: B(o) ?? void 0,
 			unit: o.unit,
-			label: W(o.name),
+			label: U(o.name),
 			legend: !0
 		})
 	});
 }
-function bn(e) {
+function wn(e) {
 	return /^-?\d+ (['"])(.*)\1$/s.exec(e)?.[2] ?? e;
 }
-function xn({ doc: e }) {
+function Tn({ doc: e }) {
 	let t = e.variables.filter((e) => e.axes.length === 0), n = (e) => {
 		let n = t.find((t) => t.name === e);
-		return n ? V(n)?.[0] ?? NaN : NaN;
+		return n ? B(n)?.[0] ?? NaN : NaN;
 	}, r = new Set(t.map((e) => e.name).filter((e) => /_(low|high)$/.test(e) && !Number.isNaN(n(e.replace(/_(low|high)$/, "")))));
 	e.variables[0]?.axes.length === 0 && ["low", "high"].forEach((e) => r.add(e));
 	let i = t.filter((e) => !r.has(e.name) && !Number.isNaN(n(e.name)));
-	return i.length ? /* @__PURE__ */ Y(X, {
+	return i.length ? /* @__PURE__ */ J(Y, {
 		title: e.variables[0]?.axes.length === 0 ? "Measured" : "Single numbers",
-		children: /* @__PURE__ */ Y("dl", {
+		children: /* @__PURE__ */ J("dl", {
 			class: "tiles",
 			children: i.map((t) => {
 				let r = t.name === e.main && !Number.isNaN(n("low")) ? "" : `${t.name}_`, [i, a] = [n(`${r}low`), n(`${r}high`)];
-				return /* @__PURE__ */ Y("div", {
+				return /* @__PURE__ */ J("div", {
 					class: t.name === e.main ? "tile main" : "tile",
-					children: [/* @__PURE__ */ Y("dt", { children: W(t.name) }), /* @__PURE__ */ Y("dd", { children: [
-						/* @__PURE__ */ Y("b", {
+					children: [/* @__PURE__ */ J("dt", { children: U(t.name) }), /* @__PURE__ */ J("dd", { children: [
+						/* @__PURE__ */ J("b", {
 							class: "num",
-							children: U(n(t.name))
+							children: H(n(t.name))
 						}),
 						" ",
-						/* @__PURE__ */ Y("span", { children: t.unit }),
-						!Number.isNaN(i) && /* @__PURE__ */ Y("small", {
+						/* @__PURE__ */ J("span", { children: t.unit }),
+						!Number.isNaN(i) && /* @__PURE__ */ J("small", {
 							class: "num",
 							children: [
 								"95 % ",
-								U(i),
+								H(i),
 								" to ",
-								U(a)
+								H(a)
 							]
 						})
 					] })]
@@ -2381,166 +2424,166 @@ function xn({ doc: e }) {
 		})
 	}) : null;
 }
-function Sn({ doc: e, link: t }) {
+function En({ doc: e, link: t }) {
 	let n = new Set(e.sections.map((e) => e.name)), r = Object.entries(e.tables).filter(([e]) => !n.has(e) && e !== "cells" && e !== "tokens" && e !== "names");
-	return !r.length && !e.rows.length ? null : /* @__PURE__ */ Y(X, {
+	return !r.length && !e.rows.length ? null : /* @__PURE__ */ J(Y, {
 		title: "Numbers",
-		children: [e.rows.length > 0 && /* @__PURE__ */ Y(Nt, {
+		children: [e.rows.length > 0 && /* @__PURE__ */ J(It, {
 			rows: e.rows,
 			n: e.measured,
 			title: "parts, largest first",
-			link: vn(t)
-		}), r.map(([e, t]) => /* @__PURE__ */ Y(Nt, {
+			link: Sn(t)
+		}), r.map(([e, t]) => /* @__PURE__ */ J(It, {
 			rows: t.rows,
 			n: t.n,
-			title: W(e)
+			title: U(e)
 		}))]
 	});
 }
-function Cn({ provenance: e, python: t }) {
-	return /* @__PURE__ */ Y(X, {
+function Dn({ provenance: e, python: t }) {
+	return /* @__PURE__ */ J(Y, {
 		title: "Where the numbers came from",
 		class: "whence",
-		children: [t && /* @__PURE__ */ Y("div", {
+		children: [t && /* @__PURE__ */ J("div", {
 			class: "call",
-			children: [/* @__PURE__ */ Y("pre", {
+			children: [/* @__PURE__ */ J("pre", {
 				tabIndex: 0,
 				"aria-label": "Python that makes it again",
-				children: /* @__PURE__ */ Y("code", { children: t })
-			}), /* @__PURE__ */ Y($e, {
+				children: /* @__PURE__ */ J("code", { children: t })
+			}), /* @__PURE__ */ J(et, {
 				text: () => t,
 				label: "Copy Python"
 			})]
-		}), e.length ? /* @__PURE__ */ Y("details", { children: [/* @__PURE__ */ Y("summary", { children: [e.length, " facts of the record"] }), /* @__PURE__ */ Y("dl", {
+		}), e.length ? /* @__PURE__ */ J("details", { children: [/* @__PURE__ */ J("summary", { children: [e.length, " facts of the record"] }), /* @__PURE__ */ J("dl", {
 			class: "facts",
-			children: e.map(([e, t]) => /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("dt", { children: e }), /* @__PURE__ */ Y("dd", { children: t })] }))
-		})] }) : /* @__PURE__ */ Y("p", {
+			children: e.map(([e, t]) => /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("dt", { children: e }), /* @__PURE__ */ J("dd", { children: t })] }))
+		})] }) : /* @__PURE__ */ J("p", {
 			class: "note",
 			children: "Made by hand: no record."
 		})]
 	});
 }
-function wn(e) {
-	return e.method ? G(e.method) : e.kind === "knob" ? e.name : "Result";
+function On(e) {
+	return e.method ? W(e.method) : e.kind === "knob" ? e.name : "Result";
 }
 // src/results.tsx
-function Tn({ changed: e, folder: t }) {
-	let { got: n, failed: r, busy: i } = J("/api/results", e), [a, o] = L(""), s = B(() => {
+function kn({ changed: e, folder: t }) {
+	let { got: n, failed: r, busy: i } = q("/api/results", e), [a, o] = I(""), s = z(() => {
 		let e = a.toLowerCase().split(/\s+/).filter(Boolean);
 		return (n ?? []).filter((t) => e.every((e) => `${t.name} ${t.method} ${t.model} ${t.about}`.toLowerCase().includes(e)));
 	}, [n, a]);
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
 			title: "Results",
 			lead: t ? `Folders of ${t}; the command line and the library read and write the same ones.` : ""
 		}),
-		r && /* @__PURE__ */ Y(Q, { message: r }),
-		n && n.length > 6 && /* @__PURE__ */ Y("label", {
+		r && /* @__PURE__ */ J(Z, { message: r }),
+		n && n.length > 6 && /* @__PURE__ */ J("label", {
 			class: "search",
-			children: [/* @__PURE__ */ Y("span", {
+			children: [/* @__PURE__ */ J("span", {
 				class: "hidden",
 				children: "Search results"
-			}), /* @__PURE__ */ Y("input", {
+			}), /* @__PURE__ */ J("input", {
 				type: "search",
 				placeholder: "Search by name, method, model or task",
 				value: a,
 				onInput: (e) => o(e.currentTarget.value)
 			})]
 		}),
-		n && !n.length && /* @__PURE__ */ Y(Z, {
+		n && !n.length && /* @__PURE__ */ J(X, {
 			title: "No results here yet",
-			children: /* @__PURE__ */ Y("p", { children: [
+			children: /* @__PURE__ */ J("p", { children: [
 				"Run a method on ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/find",
 					children: "Find"
 				}),
 				", ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/prove",
 					children: "Prove"
 				}),
 				" or ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/turn",
 					children: "Turn"
 				}),
 				", or save one from Python: ",
-				/* @__PURE__ */ Y("code", { children: [
+				/* @__PURE__ */ J("code", { children: [
 					"result.save(\"",
 					t || "FOLDER",
 					"/name\")"
 				] })
 			] })
 		}),
-		i && !n && /* @__PURE__ */ Y("div", {
+		i && !n && /* @__PURE__ */ J("div", {
 			class: "waiting",
 			"aria-busy": "true",
 			children: "Reading the folder …"
 		}),
-		/* @__PURE__ */ Y("ul", {
+		/* @__PURE__ */ J("ul", {
 			class: "entries",
-			children: s.map((e) => /* @__PURE__ */ Y("li", {
+			children: s.map((e) => /* @__PURE__ */ J("li", {
 				class: e.kind,
-				children: /* @__PURE__ */ Y("a", {
-					href: `#/results/${Ge(e.name)}`,
+				children: /* @__PURE__ */ J("a", {
+					href: `#/results/${Ke(e.name)}`,
 					children: [
-						/* @__PURE__ */ Y("b", { children: e.name }),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("b", { children: e.name }),
+						/* @__PURE__ */ J("span", {
 							class: "entry-method",
-							children: [e.kind === "damaged" ? "Damaged" : e.method ? G(e.method) : "Made by hand", e.kind === "knob" ? ", a knob" : ""]
+							children: [e.kind === "damaged" ? "Damaged" : e.method ? W(e.method) : "Made by hand", e.kind === "knob" ? ", a knob" : ""]
 						}),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: "entry-about",
 							children: e.kind === "damaged" ? e.message : [e.model, e.about].filter(Boolean).join(" · ")
 						}),
-						/* @__PURE__ */ Y("time", { children: e.date.replace("T", " ").slice(0, 16) })
+						/* @__PURE__ */ J("time", { children: e.date.replace("T", " ").slice(0, 16) })
 					]
 				})
 			}))
 		}),
-		n && n.length > 0 && !s.length && /* @__PURE__ */ Y(Z, { title: `Nothing here matches “${a}”` })
+		n && n.length > 0 && !s.length && /* @__PURE__ */ J(X, { title: `Nothing here matches “${a}”` })
 	] });
 }
-function En({ name: e, changed: t }) {
-	let { got: n, failed: r, busy: i } = J(`/api/result?name=${encodeURIComponent(e)}`, t), a = B(() => Ke(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
-			title: n ? wn(n) : e,
+function An({ name: e, changed: t }) {
+	let { got: n, failed: r, busy: i } = q(`/api/result?name=${encodeURIComponent(e)}`, t), a = z(() => qe(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
+			title: n ? On(n) : e,
 			back: {
 				to: "#/results",
 				text: "Results"
 			},
-			lead: n ? kn(n) : "",
-			children: n && /* @__PURE__ */ Y("div", {
+			lead: n ? Nn(n) : "",
+			children: n && /* @__PURE__ */ J("div", {
 				class: "exports",
 				children: [
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", {
 						class: "folder",
-						children: /* @__PURE__ */ Y("code", { children: e })
+						children: /* @__PURE__ */ J("code", { children: e })
 					}),
-					n.kind === "result" && /* @__PURE__ */ Y(y, { children: [
-						/* @__PURE__ */ Y("a", {
+					n.kind === "result" && /* @__PURE__ */ J(y, { children: [
+						/* @__PURE__ */ J("a", {
 							href: o("svg"),
 							download: `${e}.svg`,
 							children: "SVG"
 						}),
-						/* @__PURE__ */ Y("a", {
+						/* @__PURE__ */ J("a", {
 							href: o("png"),
 							download: `${e}.png`,
 							children: "PNG"
 						}),
-						/* @__PURE__ */ Y("a", {
+						/* @__PURE__ */ J("a", {
 							href: o("pdf"),
 							download: `${e}.pdf`,
 							children: "PDF"
 						})
 					] }),
-					n.kind === "result" && /* @__PURE__ */ Y("a", {
+					n.kind === "result" && /* @__PURE__ */ J("a", {
 						href: `#/compare?${new URLSearchParams({ a: e })}`,
 						children: "Compare"
 					}),
-					/* @__PURE__ */ Y("a", {
+					/* @__PURE__ */ J("a", {
 						href: `/api/saved?name=${encodeURIComponent(e)}`,
 						download: `${e}.html`,
 						children: "One file"
@@ -2548,14 +2591,14 @@ function En({ name: e, changed: t }) {
 				]
 			})
 		}),
-		r && /* @__PURE__ */ Y(Q, {
+		r && /* @__PURE__ */ J(Z, {
 			message: r,
-			children: /* @__PURE__ */ Y("p", { children: ["The other results are not touched by it. ", /* @__PURE__ */ Y("a", {
+			children: /* @__PURE__ */ J("p", { children: ["The other results are not touched by it. ", /* @__PURE__ */ J("a", {
 				href: "#/results",
 				children: "To the results"
 			})] })
 		}),
-		i && !n && /* @__PURE__ */ Y("div", {
+		i && !n && /* @__PURE__ */ J("div", {
 			class: "waiting",
 			"aria-busy": "true",
 			children: [
@@ -2564,15 +2607,15 @@ function En({ name: e, changed: t }) {
 				" …"
 			]
 		}),
-		n && /* @__PURE__ */ Y(Zt, {
+		n && /* @__PURE__ */ J(en, {
 			doc: n,
 			slices: a,
 			link: (e) => /^L\d+(\.|$)/.test(e) && !e.includes(">") ? `#/model/${e}` : void 0
 		}, e)
 	] });
 }
-function Dn({ query: e, changed: t }) {
-	let { got: n, failed: r } = J("/api/results", t), [i, a] = [e.get("a") ?? "", e.get("b") ?? ""], o = i && a && i !== a, s = J(o ? `/api/difference?${new URLSearchParams({
+function jn({ query: e, changed: t }) {
+	let { got: n, failed: r } = q("/api/results", t), [i, a] = [e.get("a") ?? "", e.get("b") ?? ""], o = i && a && i !== a, s = q(o ? `/api/difference?${new URLSearchParams({
 		a: i,
 		b: a
 	})}` : null), c = (n ?? []).filter((e) => e.kind === "result"), l = (e, t) => {
@@ -2580,23 +2623,23 @@ function Dn({ query: e, changed: t }) {
 			a: i,
 			b: a
 		});
-		n.set(e, t), kr(`compare?${n}`);
-	}, u = (e, t, n) => /* @__PURE__ */ Y("label", {
+		n.set(e, t), Nr(`compare?${n}`);
+	}, u = (e, t, n) => /* @__PURE__ */ J("label", {
 		class: "pick",
-		children: [/* @__PURE__ */ Y("span", { children: n }), /* @__PURE__ */ Y("select", {
+		children: [/* @__PURE__ */ J("span", { children: n }), /* @__PURE__ */ J("select", {
 			value: t,
 			onChange: (t) => l(e, t.currentTarget.value),
-			children: [/* @__PURE__ */ Y("option", {
+			children: [/* @__PURE__ */ J("option", {
 				value: "",
 				children: "choose a Result"
-			}), c.map((e) => /* @__PURE__ */ Y("option", {
+			}), c.map((e) => /* @__PURE__ */ J("option", {
 				value: e.name,
-				children: [e.name, e.method ? ` (${G(e.method)})` : ""]
+				children: [e.name, e.method ? ` (${W(e.method)})` : ""]
 			}))]
 		})]
 	});
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
 			title: "Compare",
 			back: {
 				to: "#/results",
@@ -2604,83 +2647,86 @@ function Dn({ query: e, changed: t }) {
 			},
 			lead: "Two Results side by side, and the one less the other where they have the same axes."
 		}),
-		r && /* @__PURE__ */ Y(Q, { message: r }),
-		n && c.length < 2 && /* @__PURE__ */ Y(Z, {
+		r && /* @__PURE__ */ J(Z, { message: r }),
+		n && c.length < 2 && /* @__PURE__ */ J(X, {
 			title: "Two Results are needed",
-			children: /* @__PURE__ */ Y("p", { children: [
+			children: /* @__PURE__ */ J("p", { children: [
 				"This folder has ",
 				c.length,
 				". Run a method on ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/find",
 					children: "Find"
 				}),
 				" or ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/prove",
 					children: "Prove"
 				}),
 				"."
 			] })
 		}),
-		/* @__PURE__ */ Y("div", {
+		/* @__PURE__ */ J("div", {
 			class: "choose",
 			children: [u("a", i, "Left"), u("b", a, "Right")]
 		}),
-		o && /* @__PURE__ */ Y(X, {
+		o && /* @__PURE__ */ J(Y, {
 			title: "Left less right",
-			children: s.failed ? /* @__PURE__ */ Y("p", {
+			children: s.failed ? /* @__PURE__ */ J("p", {
 				class: "note",
 				children: s.failed
-			}) : s.got?.kind === "result" ? /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(tn, {
-				doc: s.got,
-				slices: void 0,
-				link: void 0
-			}), /* @__PURE__ */ Y("ul", {
-				class: "notes",
-				children: s.got.notes.map((e) => /* @__PURE__ */ Y("li", { children: e }))
-			})] }) : /* @__PURE__ */ Y("div", {
+			}) : s.got?.kind === "result" ? /* @__PURE__ */ J("div", {
+				class: "nested",
+				children: [/* @__PURE__ */ J(on, {
+					doc: s.got,
+					slices: void 0,
+					link: void 0
+				}), /* @__PURE__ */ J("ul", {
+					class: "notes",
+					children: s.got.notes.map((e) => /* @__PURE__ */ J("li", { children: e }))
+				})]
+			}) : /* @__PURE__ */ J("div", {
 				class: "waiting",
 				"aria-busy": "true",
 				children: "Reading both …"
 			})
 		}),
-		o && /* @__PURE__ */ Y("div", {
+		o && /* @__PURE__ */ J("div", {
 			class: "beside",
-			children: [i, a].map((e) => /* @__PURE__ */ Y(On, {
+			children: [i, a].map((e) => /* @__PURE__ */ J(Mn, {
 				name: e,
 				changed: t
 			}, e))
 		})
 	] });
 }
-function On({ name: e, changed: t }) {
-	let { got: n, failed: r } = J(`/api/result?name=${encodeURIComponent(e)}`, t), i = B(() => Ke(e), [e]);
-	return r ? /* @__PURE__ */ Y(Q, { message: r }) : n ? /* @__PURE__ */ Y("section", { children: [
-		/* @__PURE__ */ Y("h2", {
+function Mn({ name: e, changed: t }) {
+	let { got: n, failed: r } = q(`/api/result?name=${encodeURIComponent(e)}`, t), i = z(() => qe(e), [e]);
+	return r ? /* @__PURE__ */ J(Z, { message: r }) : n ? /* @__PURE__ */ J("section", { children: [
+		/* @__PURE__ */ J("h2", {
 			class: "beside-name",
-			children: /* @__PURE__ */ Y("a", {
-				href: `#/results/${Ge(e)}`,
+			children: /* @__PURE__ */ J("a", {
+				href: `#/results/${Ke(e)}`,
 				children: e
 			})
 		}),
-		/* @__PURE__ */ Y("p", {
+		/* @__PURE__ */ J("p", {
 			class: "note",
 			children: [
-				wn(n),
+				On(n),
 				"; ",
-				kn(n)
+				Nn(n)
 			]
 		}),
-		n.kind === "result" ? /* @__PURE__ */ Y(tn, {
+		n.kind === "result" ? /* @__PURE__ */ J(on, {
 			doc: n,
 			slices: i,
 			link: void 0
-		}) : /* @__PURE__ */ Y("p", {
+		}) : /* @__PURE__ */ J("p", {
 			class: "note",
 			children: "A knob has no figure."
 		})
-	] }) : /* @__PURE__ */ Y("div", {
+	] }) : /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: [
@@ -2690,7 +2736,7 @@ function On({ name: e, changed: t }) {
 		]
 	});
 }
-function kn(e) {
+function Nn(e) {
 	if (e.kind === "knob") return e.origin;
 	let t = e.provenance.find(([e]) => e === "model source")?.[1];
 	return [
@@ -2700,16 +2746,16 @@ function kn(e) {
 	].filter(Boolean).join(" · ");
 }
 function $(e) {
-	return /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J("div", {
 		class: "page-head",
 		children: [
-			e.back && /* @__PURE__ */ Y("a", {
+			e.back && /* @__PURE__ */ J("a", {
 				class: "back",
 				href: e.back.to,
 				children: ["← ", e.back.text]
 			}),
-			/* @__PURE__ */ Y("h1", { children: e.title }),
-			e.lead && /* @__PURE__ */ Y("p", {
+			/* @__PURE__ */ J("h1", { children: e.title }),
+			e.lead && /* @__PURE__ */ J("p", {
 				class: "lead-line",
 				children: e.lead
 			}),
@@ -2718,38 +2764,38 @@ function $(e) {
 	});
 }
 // src/features.tsx
-var An = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
-function jn({ part: e, query: t, state: n }) {
-	let r = n?.model.state, { got: i, failed: a } = q(r === "ready" ? { what: "dictionaries" } : null), [o, s] = L(t.get("text") ?? An), [c, l] = L(o), u = t.get("place") ?? e.replace(/\.F\d+$/, ""), d = /* @__PURE__ */ Y($, {
+var Pn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function Fn({ part: e, query: t, state: n }) {
+	let r = n?.model.state, { got: i, failed: a } = K(r === "ready" ? { what: "dictionaries" } : null), [o, s] = I(t.get("text") ?? Pn), [c, l] = I(o), u = t.get("place") ?? e.replace(/\.F\d+$/, ""), d = /* @__PURE__ */ J($, {
 		title: "Features",
 		lead: "What a sparse dictionary finds in the model's signals, as parts that can be looked at, patched and turned."
 	});
-	if (r === "none") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+	if (r === "none") return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(X, {
 		title: "No model is open",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"Start ",
-			/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL --dictionary FOLDER" }),
+			/* @__PURE__ */ J("code", { children: "patchbay ui MODEL --dictionary FOLDER" }),
 			"."
 		] })
 	})] });
-	if (r === "failed") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: n?.model.message ?? "" })] });
-	if (a) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: a })] });
-	if (!i) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y("div", {
+	if (r === "failed") return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(Z, { message: n?.model.message ?? "" })] });
+	if (a) return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(Z, { message: a })] });
+	if (!i) return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: r === "ready" ? "Reading the dictionaries …" : "The model is loading …"
 	})] });
-	if (!i.dictionaries.length) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+	if (!i.dictionaries.length) return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(X, {
 		title: "No dictionary is attached",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"Start ",
-			/* @__PURE__ */ Y("code", { children: [
+			/* @__PURE__ */ J("code", { children: [
 				"patchbay ui ",
 				n?.model.source,
 				" --dictionary FOLDER"
 			] }),
 			" with one that SAELens, sparsify or Patchbay wrote; ",
-			/* @__PURE__ */ Y("a", {
+			/* @__PURE__ */ J("a", {
 				href: "#/train/dictionary",
 				children: "Train"
 			}),
@@ -2757,16 +2803,16 @@ function jn({ part: e, query: t, state: n }) {
 		] })
 	})] });
 	let f = i.dictionaries.find((e) => e.place === u) ?? i.dictionaries[0];
-	return /* @__PURE__ */ Y(y, { children: [
+	return /* @__PURE__ */ J(y, { children: [
 		d,
-		/* @__PURE__ */ Y(X, {
+		/* @__PURE__ */ J(Y, {
 			title: `${f.n.toLocaleString("en")} features of ${f.writes} in layer ${f.place.replace(/^L(\d+).*/, "$1")}`,
-			aside: i.dictionaries.length > 1 && /* @__PURE__ */ Y("label", {
+			aside: i.dictionaries.length > 1 && /* @__PURE__ */ J("label", {
 				class: "pick",
-				children: [/* @__PURE__ */ Y("span", { children: "dictionary" }), /* @__PURE__ */ Y("select", {
+				children: [/* @__PURE__ */ J("span", { children: "dictionary" }), /* @__PURE__ */ J("select", {
 					value: f.place,
-					onChange: (e) => kr(`features?place=${e.currentTarget.value}`),
-					children: i.dictionaries.map((e) => /* @__PURE__ */ Y("option", {
+					onChange: (e) => Nr(`features?place=${e.currentTarget.value}`),
+					children: i.dictionaries.map((e) => /* @__PURE__ */ J("option", {
 						value: e.place,
 						children: [
 							e.place,
@@ -2777,66 +2823,66 @@ function jn({ part: e, query: t, state: n }) {
 					}))
 				})]
 			}),
-			children: [/* @__PURE__ */ Y("form", {
+			children: [/* @__PURE__ */ J("form", {
 				class: "feature-ask",
 				onSubmit: (e) => {
 					e.preventDefault(), l(o);
 				},
 				children: [
-					/* @__PURE__ */ Y("label", {
+					/* @__PURE__ */ J("label", {
 						class: "hidden",
 						for: "feature-text",
 						children: "Texts, one to a line"
 					}),
-					/* @__PURE__ */ Y("textarea", {
+					/* @__PURE__ */ J("textarea", {
 						id: "feature-text",
 						rows: 3,
 						value: o,
 						onInput: (e) => s(e.currentTarget.value),
 						placeholder: "Texts, one to a line: the first is shown token by token, all of them are searched for contexts"
 					}),
-					/* @__PURE__ */ Y("div", {
+					/* @__PURE__ */ J("div", {
 						class: "form-foot",
-						children: [/* @__PURE__ */ Y("button", {
+						children: [/* @__PURE__ */ J("button", {
 							type: "submit",
 							class: "primary",
 							disabled: !o.trim(),
 							children: "Read"
-						}), /* @__PURE__ */ Y(Nn, {
+						}), /* @__PURE__ */ J(Ln, {
 							place: f.place,
 							n: f.n
 						})]
 					})
 				]
-			}), /* @__PURE__ */ Y("p", {
+			}), /* @__PURE__ */ J("p", {
 				class: "note",
-				children: /* @__PURE__ */ Y(et, { text: [f.source, ...f.notes].filter(Boolean).join("; ") })
+				children: /* @__PURE__ */ J(tt, { text: [f.source, ...f.notes].filter(Boolean).join("; ") })
 			})]
 		}),
-		c.trim() && /* @__PURE__ */ Y(Pn, {
-			text: Mn(c)[0],
+		c.trim() && /* @__PURE__ */ J(Rn, {
+			text: In(c)[0],
 			place: f.place,
 			part: e
 		}),
-		e && /* @__PURE__ */ Y(Fn, {
+		e && /* @__PURE__ */ J(zn, {
 			part: e,
-			texts: Mn(c)
+			texts: In(c)
 		})
 	] });
 }
-function Mn(e) {
+function In(e) {
 	return e.split("\n").filter((e) => e.trim()).slice(0, 64);
 }
-function Nn({ place: e, n: t }) {
-	let [n, r] = L(""), i = () => /^\d+$/.test(n) && Number(n) < t && kr(`features/${e}.F${n}`);
-	return /* @__PURE__ */ Y("span", {
+function Ln({ place: e, n: t }) {
+	let [n, r] = I(""), i = () => /^\d+$/.test(n) && Number(n) < t && Nr(`features/${e}.F${n}`);
+	return /* @__PURE__ */ J("span", {
 		class: "jump",
 		children: [
-			/* @__PURE__ */ Y("label", {
+			/* @__PURE__ */ J("label", {
 				for: "jump",
 				children: "Feature"
 			}),
-			/* @__PURE__ */ Y("input", {
+			/* @__PURE__ */ J("input", {
 				id: "jump",
 				type: "text",
 				inputMode: "numeric",
@@ -2847,7 +2893,7 @@ function Nn({ place: e, n: t }) {
 					e.key === "Enter" && (e.preventDefault(), i());
 				}
 			}),
-			/* @__PURE__ */ Y("button", {
+			/* @__PURE__ */ J("button", {
 				type: "button",
 				class: "quiet",
 				disabled: !/^\d+$/.test(n) || Number(n) >= t,
@@ -2857,50 +2903,50 @@ function Nn({ place: e, n: t }) {
 		]
 	});
 }
-function Pn({ text: e, place: t, part: n }) {
-	let { got: r, failed: i } = q({
+function Rn({ text: e, place: t, part: n }) {
+	let { got: r, failed: i } = K({
 		what: "active",
 		text: e,
 		place: t,
 		...n ? { part: n } : {}
-	}), [a, o] = L("");
-	if (R(() => o(""), [n, e]), i) return /* @__PURE__ */ Y(Q, { message: i });
-	if (!r) return /* @__PURE__ */ Y("div", {
+	}), [a, o] = I("");
+	if (L(() => o(""), [n, e]), i) return /* @__PURE__ */ J(Z, { message: i });
+	if (!r) return /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: "Reading the text …"
 	});
 	let s = r.rows.find((e) => e.feature === (a || n)) ?? r.rows[0], c = r.active.reduce((e, t) => e + t, 0) / Math.max(1, r.active.length), l = r.rows[0]?.most ?? 1;
-	return /* @__PURE__ */ Y(X, {
+	return /* @__PURE__ */ J(Y, {
 		title: "On this text",
-		aside: /* @__PURE__ */ Y("span", {
+		aside: /* @__PURE__ */ J("span", {
 			class: "note num",
 			children: [
-				U(Math.round(c * 10) / 10),
+				H(Math.round(c * 10) / 10),
 				" of ",
 				r.n,
 				" active at a token"
 			]
 		}),
-		children: s ? /* @__PURE__ */ Y(y, { children: [
-			/* @__PURE__ */ Y(zt, {
+		children: s ? /* @__PURE__ */ J(y, { children: [
+			/* @__PURE__ */ J(Ht, {
 				tokens: r.tokens,
 				values: s.values,
 				unit: "activation",
 				label: `Activation of ${s.feature}`,
 				legend: !0
 			}),
-			/* @__PURE__ */ Y("p", {
+			/* @__PURE__ */ J("p", {
 				class: "note",
 				children: [
 					s.feature,
 					", highest ",
-					U(s.most)
+					H(s.most)
 				]
 			}),
-			/* @__PURE__ */ Y("ol", {
+			/* @__PURE__ */ J("ol", {
 				class: "actives",
-				children: r.rows.map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y("a", {
+				children: r.rows.map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J("a", {
 					href: `#/features/${e.feature}`,
 					"aria-current": e.feature === n ? "true" : void 0,
 					onPointerEnter: () => o(e.feature),
@@ -2908,26 +2954,26 @@ function Pn({ text: e, place: t, part: n }) {
 					onFocus: () => o(e.feature),
 					onBlur: () => o(""),
 					children: [
-						/* @__PURE__ */ Y("code", { children: e.feature }),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("code", { children: e.feature }),
+						/* @__PURE__ */ J("span", {
 							class: "next-bar",
-							children: /* @__PURE__ */ Y("i", { style: { width: `${100 * e.most / l}%` } })
+							children: /* @__PURE__ */ J("i", { style: { width: `${100 * e.most / l}%` } })
 						}),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: "num",
-							children: U(e.most)
+							children: H(e.most)
 						})
 					]
 				}) }))
 			})
-		] }) : /* @__PURE__ */ Y("p", {
+		] }) : /* @__PURE__ */ J("p", {
 			class: "note",
 			children: "No feature is active on it."
 		})
 	});
 }
-function Fn({ part: e, texts: t }) {
-	let { got: n, failed: r } = q({
+function zn({ part: e, texts: t }) {
+	let { got: n, failed: r } = K({
 		what: "feature",
 		part: e,
 		texts: t
@@ -2938,17 +2984,17 @@ function Fn({ part: e, texts: t }) {
 		}),
 		name: e.replace(/\./g, "-").toLowerCase()
 	});
-	return /* @__PURE__ */ Y(X, {
+	return /* @__PURE__ */ J(Y, {
 		title: n?.title ?? e,
 		id: "part",
-		aside: /* @__PURE__ */ Y("a", {
+		aside: /* @__PURE__ */ J("a", {
 			class: "quiet",
 			href: `#/turn/scale?${i}`,
 			children: "Make a knob of it"
 		}),
 		children: [
-			r && /* @__PURE__ */ Y(Q, { message: r }),
-			!n && !r && /* @__PURE__ */ Y("div", {
+			r && /* @__PURE__ */ J(Z, { message: r }),
+			!n && !r && /* @__PURE__ */ J("div", {
 				class: "waiting",
 				"aria-busy": "true",
 				children: [
@@ -2957,7 +3003,7 @@ function Fn({ part: e, texts: t }) {
 					" …"
 				]
 			}),
-			n?.sections.map((e) => /* @__PURE__ */ Y(Nt, {
+			n?.sections.map((e) => /* @__PURE__ */ J(It, {
 				title: e.title,
 				rows: e.rows,
 				open: !0
@@ -2966,51 +3012,51 @@ function Fn({ part: e, texts: t }) {
 	});
 }
 // src/knobs.tsx
-var In = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is", Ln = 24;
-function Rn(e) {
+var Bn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is", Vn = 24;
+function Hn(e) {
 	return Object.fromEntries((e.get("knobs") ?? "").split("+").filter(Boolean).map((e) => {
 		let t = e.lastIndexOf("@");
 		return [e.slice(0, t), Number(e.slice(t + 1))];
 	}).filter(([e, t]) => e && Number.isFinite(t)));
 }
-function zn({ query: e, state: t }) {
-	let n = J("/api/results", t?.results ?? 0), r = t?.model.state, i = B(() => (n.got ?? []).filter((e) => e.kind === "knob").map((e) => e.name).slice(0, 64), [n.got]), a = q(r === "ready" && i.length ? {
+function Un({ query: e, state: t }) {
+	let n = q("/api/results", t?.results ?? 0), r = t?.model.state, i = z(() => (n.got ?? []).filter((e) => e.kind === "knob").map((e) => e.name).slice(0, 64), [n.got]), a = K(r === "ready" && i.length ? {
 		what: "knobs",
 		names: i
-	} : null), [o, s] = L(e.get("text") ?? In), [c, l] = L(() => Rn(e)), u = z(0);
-	R(() => (clearTimeout(u.current), u.current = window.setTimeout(() => {
+	} : null), [o, s] = I(e.get("text") ?? Bn), [c, l] = I(() => Hn(e)), u = R(0);
+	L(() => (clearTimeout(u.current), u.current = window.setTimeout(() => {
 		let e = Object.entries(c).map(([e, t]) => `${e}@${Number(t.toFixed(4))}`).join("+");
 		history.replaceState(null, "", `#/knobs?${new URLSearchParams({
 			text: o,
 			...e ? { knobs: e } : {}
 		})}`);
 	}, 250), () => clearTimeout(u.current)), [o, c]);
-	let d = /* @__PURE__ */ Y($, {
+	let d = /* @__PURE__ */ J($, {
 		title: "Knobs",
 		lead: "Turn a knob and see what it does to a text, as it turns."
 	});
-	if (r === "none") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+	if (r === "none") return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(X, {
 		title: "No model is open",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"Start ",
-			/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+			/* @__PURE__ */ J("code", { children: "patchbay ui MODEL" }),
 			", such as ",
-			/* @__PURE__ */ Y("code", { children: "patchbay ui tiny" }),
+			/* @__PURE__ */ J("code", { children: "patchbay ui tiny" }),
 			"."
 		] })
 	})] });
-	if (r === "failed") return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: t?.model.message ?? "" })] });
-	if (n.failed) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Q, { message: n.failed })] });
-	if (n.got && !i.length) return /* @__PURE__ */ Y(y, { children: [d, /* @__PURE__ */ Y(Z, {
+	if (r === "failed") return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(Z, { message: t?.model.message ?? "" })] });
+	if (n.failed) return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(Z, { message: n.failed })] });
+	if (n.got && !i.length) return /* @__PURE__ */ J(y, { children: [d, /* @__PURE__ */ J(X, {
 		title: "No knobs here yet",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"Make one on ",
-			/* @__PURE__ */ Y("a", {
+			/* @__PURE__ */ J("a", {
 				href: "#/turn",
 				children: "Turn"
 			}),
 			": ",
-			/* @__PURE__ */ Y("a", {
+			/* @__PURE__ */ J("a", {
 				href: `#/turn/scale?${new URLSearchParams({
 					given: JSON.stringify({
 						parts: "L1.H1",
@@ -3021,9 +3067,9 @@ function zn({ query: e, state: t }) {
 				children: "turn one head off"
 			}),
 			" is the shortest. A ",
-			/* @__PURE__ */ Y("code", { children: ".knob" }),
+			/* @__PURE__ */ J("code", { children: ".knob" }),
 			" file that is copied into ",
-			/* @__PURE__ */ Y("code", { children: "results" }),
+			/* @__PURE__ */ J("code", { children: "results" }),
 			" is here too."
 		] })
 	})] });
@@ -3031,25 +3077,25 @@ function zn({ query: e, state: t }) {
 		name: e.name,
 		strength: c[e.name] ?? e.neutral
 	}));
-	return /* @__PURE__ */ Y(y, { children: [
+	return /* @__PURE__ */ J(y, { children: [
 		d,
-		a.failed && /* @__PURE__ */ Y(Q, { message: a.failed }),
-		/* @__PURE__ */ Y("div", {
+		a.failed && /* @__PURE__ */ J(Z, { message: a.failed }),
+		/* @__PURE__ */ J("div", {
 			class: "turn-page",
-			children: [/* @__PURE__ */ Y(X, {
+			children: [/* @__PURE__ */ J(Y, {
 				title: `${f.length || i.length} knob${i.length === 1 ? "" : "s"}`,
-				aside: /* @__PURE__ */ Y("button", {
+				aside: /* @__PURE__ */ J("button", {
 					type: "button",
 					class: "quiet",
 					disabled: !m.some((e) => e.strength !== p.find((t) => t.name === e.name)?.neutral),
 					onClick: () => l({}),
 					children: "All neutral"
 				}),
-				children: [!a.got && !a.failed && /* @__PURE__ */ Y("div", {
+				children: [!a.got && !a.failed && /* @__PURE__ */ J("div", {
 					class: "waiting",
 					"aria-busy": "true",
 					children: r === "loading" ? "The model is loading …" : "Reading the knobs …"
-				}), f.map((e) => /* @__PURE__ */ Y(Bn, {
+				}), f.map((e) => /* @__PURE__ */ J(Wn, {
 					knob: e,
 					value: c[e.name] ?? e.neutral,
 					turn: (t) => l((n) => ({
@@ -3057,18 +3103,18 @@ function zn({ query: e, state: t }) {
 						[e.name]: t
 					}))
 				}, e.name))]
-			}), /* @__PURE__ */ Y("div", {
+			}), /* @__PURE__ */ J("div", {
 				class: "turn-side",
-				children: [/* @__PURE__ */ Y(X, { children: [/* @__PURE__ */ Y("label", {
+				children: [/* @__PURE__ */ J(Y, { children: [/* @__PURE__ */ J("label", {
 					class: "turn-label",
 					for: "turn-text",
 					children: "Prompt"
-				}), /* @__PURE__ */ Y("textarea", {
+				}), /* @__PURE__ */ J("textarea", {
 					id: "turn-text",
 					rows: 3,
 					value: o,
 					onInput: (e) => s(e.currentTarget.value)
-				})] }), o && a.got && /* @__PURE__ */ Y(Hn, {
+				})] }), o && a.got && /* @__PURE__ */ J(Kn, {
 					text: o,
 					given: m,
 					neutral: p.every((e) => (c[e.name] ?? e.neutral) === e.neutral)
@@ -3077,26 +3123,26 @@ function zn({ query: e, state: t }) {
 		})
 	] });
 }
-function Bn({ knob: e, value: t, turn: n }) {
-	let r = `knob-${e.name}`, [i, a] = L("");
-	if (e.message) return /* @__PURE__ */ Y("div", {
+function Wn({ knob: e, value: t, turn: n }) {
+	let r = `knob-${e.name}`, [i, a] = I("");
+	if (e.message) return /* @__PURE__ */ J("div", {
 		class: "slider",
-		children: [/* @__PURE__ */ Y("b", { children: e.name }), /* @__PURE__ */ Y("p", {
+		children: [/* @__PURE__ */ J("b", { children: e.name }), /* @__PURE__ */ J("p", {
 			class: "failed",
 			role: "alert",
 			children: e.message
 		})]
 	});
 	let o = (e.high - e.low) / 200, s = e.high - e.low, c = (t) => `${100 * (t - e.low) / s}%`;
-	return /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J("div", {
 		class: `slider ${t === e.neutral ? "" : "turned"}`,
 		children: [
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "slider-head",
-				children: [/* @__PURE__ */ Y("label", {
+				children: [/* @__PURE__ */ J("label", {
 					for: r,
 					children: e.name.replace(/\.knob$/, "")
-				}), /* @__PURE__ */ Y("input", {
+				}), /* @__PURE__ */ J("input", {
 					class: "num",
 					type: "number",
 					step: "any",
@@ -3105,68 +3151,68 @@ function Bn({ knob: e, value: t, turn: n }) {
 					onChange: (e) => Number.isFinite(e.currentTarget.valueAsNumber) && n(e.currentTarget.valueAsNumber)
 				})]
 			}),
-			/* @__PURE__ */ Y("input", {
+			/* @__PURE__ */ J("input", {
 				id: r,
 				type: "range",
 				min: Math.min(e.low, t),
 				max: Math.max(e.high, t),
 				step: o,
 				value: t,
-				"aria-valuetext": `${U(t)}${t === e.neutral ? ", neutral" : ""}`,
-				onInput: (t) => n(Vn(Number(t.currentTarget.value), e, o))
+				"aria-valuetext": `${H(t)}${t === e.neutral ? ", neutral" : ""}`,
+				onInput: (t) => n(Gn(Number(t.currentTarget.value), e, o))
 			}),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "slider-marks num",
 				"aria-hidden": "true",
-				children: [/* @__PURE__ */ Y("span", {
+				children: [/* @__PURE__ */ J("span", {
 					style: { left: c(e.neutral) },
-					children: [U(e.neutral), " neutral"]
-				}), e.strength !== e.neutral && Math.abs(e.strength - e.neutral) > .24 * s && /* @__PURE__ */ Y("span", {
+					children: [H(e.neutral), " neutral"]
+				}), e.strength !== e.neutral && Math.abs(e.strength - e.neutral) > .24 * s && /* @__PURE__ */ J("span", {
 					style: { left: c(e.strength) },
-					children: [U(e.strength), " saved"]
+					children: [H(e.strength), " saved"]
 				})]
 			}),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "slider-foot",
-				children: [/* @__PURE__ */ Y("code", {
+				children: [/* @__PURE__ */ J("code", {
 					title: e.edits.join("\n"),
 					children: [e.edits[0], e.n_edits > 1 ? ` and ${e.n_edits - 1} more` : ""]
-				}), /* @__PURE__ */ Y("span", {
+				}), /* @__PURE__ */ J("span", {
 					class: "slider-does",
 					children: [
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: t === e.neutral,
 							onClick: () => n(e.neutral),
 							children: "Neutral"
 						}),
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: t === e.strength,
-							onClick: () => Ue("/api/knob", {
+							onClick: () => We("/api/knob", {
 								name: e.name,
 								strength: t,
 								saved: ""
 							}).then((e) => a(`saved as ${e.name}`), (e) => a(e.message)),
 							children: "Save here"
 						}),
-						/* @__PURE__ */ Y("a", {
+						/* @__PURE__ */ J("a", {
 							class: "quiet",
-							href: `#/results/${Ge(e.name)}`,
+							href: `#/results/${Ke(e.name)}`,
 							children: "Evidence"
 						}),
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => kr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
+							onClick: () => Nr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
 							children: "Dose-response"
 						})
 					]
 				})]
 			}),
-			i && /* @__PURE__ */ Y("p", {
+			i && /* @__PURE__ */ J("p", {
 				class: "note",
 				role: "status",
 				children: i
@@ -3174,135 +3220,135 @@ function Bn({ knob: e, value: t, turn: n }) {
 		]
 	});
 }
-function Vn(e, t, n) {
+function Gn(e, t, n) {
 	return Math.abs(e - t.neutral) < 1.5 * n ? t.neutral : Number(e.toFixed(6));
 }
-function Hn({ text: e, given: t, neutral: n }) {
-	let r = q({
+function Kn({ text: e, given: t, neutral: n }) {
+	let r = K({
 		what: "turned",
 		text: e,
 		knobs: t
-	}), i = z(null);
+	}), i = R(null);
 	r.got && (i.current = r.got);
-	let a = r.got ?? i.current, [o, s] = L({
+	let a = r.got ?? i.current, [o, s] = I({
 		text: e,
 		given: t
 	});
-	return R(() => {
+	return L(() => {
 		let n = window.setTimeout(() => s({
 			text: e,
 			given: t
 		}), 400);
 		return () => clearTimeout(n);
-	}, [JSON.stringify([e, t])]), /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y(X, {
+	}, [JSON.stringify([e, t])]), /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J(Y, {
 		title: "What comes next",
-		aside: a && /* @__PURE__ */ Y("span", {
+		aside: a && /* @__PURE__ */ J("span", {
 			class: "note num",
 			children: [
 				"KL ",
-				U(a.kl),
+				H(a.kl),
 				" nats"
 			]
 		}),
 		children: [
-			r.failed && /* @__PURE__ */ Y(Q, { message: r.failed }),
-			!a && !r.failed && /* @__PURE__ */ Y("div", {
+			r.failed && /* @__PURE__ */ J(Z, { message: r.failed }),
+			!a && !r.failed && /* @__PURE__ */ J("div", {
 				class: "waiting",
 				"aria-busy": "true",
 				children: "The model is reading …"
 			}),
-			a && /* @__PURE__ */ Y(Un, {
+			a && /* @__PURE__ */ J(qn, {
 				rows: a.next,
 				before: "without",
 				after: n ? "all neutral" : "with the knobs"
 			}),
-			a?.notes.map((e) => /* @__PURE__ */ Y("p", {
+			a?.notes.map((e) => /* @__PURE__ */ J("p", {
 				class: "note",
 				children: e
 			}))
 		]
-	}), /* @__PURE__ */ Y(Wn, { ...o }, JSON.stringify(o))] });
+	}), /* @__PURE__ */ J(Jn, { ...o }, JSON.stringify(o))] });
 }
-function Un({ rows: e, before: t, after: n }) {
-	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("ol", {
+function qn({ rows: e, before: t, after: n }) {
+	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("ol", {
 		class: "nexts",
-		children: e.map((e) => /* @__PURE__ */ Y("li", { children: [
-			/* @__PURE__ */ Y("code", { children: K(e.token) }),
-			/* @__PURE__ */ Y("span", {
+		children: e.map((e) => /* @__PURE__ */ J("li", { children: [
+			/* @__PURE__ */ J("code", { children: G(e.token) }),
+			/* @__PURE__ */ J("span", {
 				class: "nexts-bars",
-				children: [/* @__PURE__ */ Y("i", {
+				children: [/* @__PURE__ */ J("i", {
 					class: "was",
 					style: { width: `${100 * e.before}%` }
-				}), /* @__PURE__ */ Y("i", {
+				}), /* @__PURE__ */ J("i", {
 					class: "is",
 					style: { width: `${100 * e.after}%` }
 				})]
 			}),
-			/* @__PURE__ */ Y("span", {
+			/* @__PURE__ */ J("span", {
 				class: "num",
-				children: U(e.before)
+				children: H(e.before)
 			}),
-			/* @__PURE__ */ Y("span", {
+			/* @__PURE__ */ J("span", {
 				class: "num strong",
-				children: U(e.after)
+				children: H(e.after)
 			})
 		] }))
-	}), /* @__PURE__ */ Y("p", {
+	}), /* @__PURE__ */ J("p", {
 		class: "key",
-		children: [/* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-was" }), t] }), /* @__PURE__ */ Y("span", { children: [/* @__PURE__ */ Y("i", { class: "key-is" }), n] })]
+		children: [/* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-was" }), t] }), /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-is" }), n] })]
 	})] });
 }
-function Wn({ text: e, given: t }) {
-	let [n, r] = L({
+function Jn({ text: e, given: t }) {
+	let [n, r] = I({
 		before: [],
 		after: []
-	}), { got: i, failed: a } = q({
+	}), { got: i, failed: a } = K({
 		what: "turned",
 		text: e,
 		knobs: t,
-		new: Ln
+		new: Vn
 	}, (e) => r((t) => ({
 		...t,
 		[e.side]: [...t[e.side], e.token]
-	}))), o = n.before.findIndex((e, t) => n.after[t] !== e), s = (e, t) => /* @__PURE__ */ Y("div", { children: [/* @__PURE__ */ Y("h3", { children: t }), /* @__PURE__ */ Y("p", {
+	}))), o = n.before.findIndex((e, t) => n.after[t] !== e), s = (e, t) => /* @__PURE__ */ J("div", { children: [/* @__PURE__ */ J("h3", { children: t }), /* @__PURE__ */ J("p", {
 		class: "text",
 		"aria-live": "polite",
 		children: [
-			n[e].map((t, n) => /* @__PURE__ */ Y("span", {
+			n[e].map((t, n) => /* @__PURE__ */ J("span", {
 				class: e === "after" && o >= 0 && n >= o ? "differs" : "",
 				children: t
 			})),
-			!i && !a && /* @__PURE__ */ Y("span", {
+			!i && !a && /* @__PURE__ */ J("span", {
 				class: "caret",
 				"aria-hidden": "true"
 			}),
-			i && !n[e].length && /* @__PURE__ */ Y("span", {
+			i && !n[e].length && /* @__PURE__ */ J("span", {
 				class: "note",
 				children: i[e] || "The model ends the text here."
 			})
 		]
 	})] });
-	return /* @__PURE__ */ Y(X, {
+	return /* @__PURE__ */ J(Y, {
 		title: "How the text goes on",
-		aside: /* @__PURE__ */ Y("span", {
+		aside: /* @__PURE__ */ J("span", {
 			class: "note",
 			children: [
 				"greedy, up to ",
-				Ln,
+				Vn,
 				" tokens"
 			]
 		}),
-		children: [a ? /* @__PURE__ */ Y(Q, { message: a }) : /* @__PURE__ */ Y("div", {
+		children: [a ? /* @__PURE__ */ J(Z, { message: a }) : /* @__PURE__ */ J("div", {
 			class: "sides",
 			children: [s("before", "Without"), s("after", "With the knobs")]
-		}), i && /* @__PURE__ */ Y($e, {
+		}), i && /* @__PURE__ */ J(et, {
 			label: "Copy both",
 			text: () => `without: ${e}${i.before ?? ""}\nwith: ${e}${i.after ?? ""}\n`
 		})]
 	});
 }
 // src/runs.tsx
-var Gn = {
+var Yn = {
 	queued: "waits",
 	running: "running",
 	stopping: "stopping",
@@ -3310,84 +3356,84 @@ var Gn = {
 	failed: "failed",
 	cancelled: "cancelled"
 };
-function Kn({ runs: e }) {
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
+function Xn({ runs: e }) {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
 			title: "Runs",
 			lead: "One at a time, in their order. What a cancelled sweep had finished is kept: the same call goes on from there."
 		}),
-		e && !e.length && /* @__PURE__ */ Y(Z, {
+		e && !e.length && /* @__PURE__ */ J(X, {
 			title: "Nothing has run since the server started",
-			children: /* @__PURE__ */ Y("p", { children: [
+			children: /* @__PURE__ */ J("p", { children: [
 				"Choose a method on ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/find",
 					children: "Find"
 				}),
 				" or ",
-				/* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("a", {
 					href: "#/prove",
 					children: "Prove"
 				}),
 				"."
 			] })
 		}),
-		/* @__PURE__ */ Y("ul", {
+		/* @__PURE__ */ J("ul", {
 			class: "runs",
-			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(qn, { run: e }) }, e.id))
+			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J(Zn, { run: e }) }, e.id))
 		})
 	] });
 }
-function qn({ run: e }) {
+function Zn({ run: e }) {
 	let t = new URLSearchParams({
 		given: JSON.stringify(e.given),
 		name: e.name
 	});
-	return /* @__PURE__ */ Y("article", {
+	return /* @__PURE__ */ J("article", {
 		class: `run ${e.state}`,
 		children: [
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "run-head",
 				children: [
-					/* @__PURE__ */ Y("b", { children: G(e.method) }),
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("b", { children: W(e.method) }),
+					/* @__PURE__ */ J("span", {
 						class: `state ${e.state}`,
-						children: Gn[e.state]
+						children: Yn[e.state]
 					}),
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", {
 						class: "num run-time",
-						children: e.seconds > 0 ? Qn(e.seconds) : ""
+						children: e.seconds > 0 ? nr(e.seconds) : ""
 					})
 				]
 			}),
-			["running", "stopping"].includes(e.state) && /* @__PURE__ */ Y(Yn, { run: e }),
-			e.message && /* @__PURE__ */ Y("p", {
+			["running", "stopping"].includes(e.state) && /* @__PURE__ */ J($n, { run: e }),
+			e.message && /* @__PURE__ */ J("p", {
 				class: e.state === "failed" ? "failed" : "note",
 				role: e.state === "failed" ? "alert" : void 0,
 				children: e.message
 			}),
-			e.drawn > 0 && e.state !== "done" && /* @__PURE__ */ Y(Xn, { run: e }),
-			/* @__PURE__ */ Y("details", { children: [/* @__PURE__ */ Y("summary", { children: "The call" }), /* @__PURE__ */ Y("div", {
+			e.drawn > 0 && e.state !== "done" && /* @__PURE__ */ J(er, { run: e }),
+			/* @__PURE__ */ J("details", { children: [/* @__PURE__ */ J("summary", { children: "The call" }), /* @__PURE__ */ J("div", {
 				class: "call",
-				children: [/* @__PURE__ */ Y("pre", {
+				children: [/* @__PURE__ */ J("pre", {
 					tabIndex: 0,
-					children: /* @__PURE__ */ Y("code", { children: e.command })
-				}), /* @__PURE__ */ Y($e, { text: () => e.command })]
+					children: /* @__PURE__ */ J("code", { children: e.command })
+				}), /* @__PURE__ */ J(et, { text: () => e.command })]
 			})] }),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "run-foot",
 				children: [
-					e.result && /* @__PURE__ */ Y("a", {
+					e.result && /* @__PURE__ */ J("a", {
 						class: "button",
-						href: `#/results/${Ge(e.result)}`,
+						href: `#/results/${Ke(e.result)}`,
 						children: ["Open ", e.result]
 					}),
-					["running", "queued"].includes(e.state) && /* @__PURE__ */ Y("button", {
+					["running", "queued"].includes(e.state) && /* @__PURE__ */ J("button", {
 						type: "button",
-						onClick: () => void Ue(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
+						onClick: () => void We(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
 						children: "Cancel"
 					}),
-					["failed", "cancelled"].includes(e.state) && /* @__PURE__ */ Y("a", {
+					["failed", "cancelled"].includes(e.state) && /* @__PURE__ */ J("a", {
 						class: "button",
 						href: `#/${e.room}/${e.method}?${t}`,
 						children: e.state === "failed" ? "Change and run again" : "Go on"
@@ -3397,99 +3443,99 @@ function qn({ run: e }) {
 		]
 	});
 }
-function Jn({ run: e, waiting: t }) {
-	return /* @__PURE__ */ Y("a", {
+function Qn({ run: e, waiting: t }) {
+	return /* @__PURE__ */ J("a", {
 		class: "run-line",
 		href: "#/runs",
-		children: [/* @__PURE__ */ Y("span", { children: [
-			G(e.method),
+		children: [/* @__PURE__ */ J("span", { children: [
+			W(e.method),
 			": ",
-			Gn[e.state],
+			Yn[e.state],
 			e.total ? `, ${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")}` : "",
 			t ? `; ${t} more wait` : ""
-		] }), /* @__PURE__ */ Y(Zn, { run: e })]
+		] }), /* @__PURE__ */ J(tr, { run: e })]
 	});
 }
-function Yn({ run: e }) {
+function $n({ run: e }) {
 	let t = e.done > 0 && e.total > e.done ? e.seconds * (e.total - e.done) / e.done : null;
-	return /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J("div", {
 		class: "progress",
-		children: [/* @__PURE__ */ Y(Zn, { run: e }), /* @__PURE__ */ Y("span", {
+		children: [/* @__PURE__ */ J(tr, { run: e }), /* @__PURE__ */ J("span", {
 			class: "note num",
 			children: [
 				e.total ? `${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")} cells` : "working",
-				t !== null && t > 1 ? `, about ${Qn(t)} left` : "",
+				t !== null && t > 1 ? `, about ${nr(t)} left` : "",
 				e.estimate ? ` · ${e.estimate}` : ""
 			]
 		})]
 	});
 }
-function Xn({ run: e }) {
-	let { got: t } = J(`/api/partial?id=${e.id}`, e.drawn), n = B(() => Float64Array.from((t?.values ?? []).flat(), (e) => e ?? NaN), [t]);
+function er({ run: e }) {
+	let { got: t } = q(`/api/partial?id=${e.id}`, e.drawn), n = z(() => Float64Array.from((t?.values ?? []).flat(), (e) => e ?? NaN), [t]);
 	if (!t) return null;
 	let r = n.reduce((e, t) => e + +!Number.isNaN(t), 0);
-	return /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J("div", {
 		class: "so-far",
-		children: [/* @__PURE__ */ Y("p", {
+		children: [/* @__PURE__ */ J("p", {
 			class: "note num",
 			children: [
 				r === n.length ? "the sweep, whole" : `${r.toLocaleString("en")} of ${n.length.toLocaleString("en")} cells of the map so far`,
 				": mean effect, ",
 				t.unit
 			]
-		}), /* @__PURE__ */ Y(yt, {
+		}), /* @__PURE__ */ J(yt, {
 			values: n,
 			rows: t.rows,
 			columns: t.columns,
 			axes: t.axes,
 			unit: t.unit,
-			label: `What the sweep of ${G(e.method)} has found so far`,
+			label: `What the sweep of ${W(e.method)} has found so far`,
 			upward: !0
 		})]
 	});
 }
-function Zn({ run: e }) {
-	return e.total ? /* @__PURE__ */ Y("progress", {
+function tr({ run: e }) {
+	return e.total ? /* @__PURE__ */ J("progress", {
 		value: e.done,
 		max: e.total,
-		"aria-label": `${G(e.method)}: ${Math.round(100 * e.done / e.total)} %`
-	}) : /* @__PURE__ */ Y("progress", { "aria-label": `${G(e.method)}: working` });
+		"aria-label": `${W(e.method)}: ${Math.round(100 * e.done / e.total)} %`
+	}) : /* @__PURE__ */ J("progress", { "aria-label": `${W(e.method)}: working` });
 }
-function Qn(e) {
+function nr(e) {
 	return e < 60 ? `${e < 10 ? e.toFixed(1) : Math.round(e)} s` : `${Math.floor(e / 60)} min ${Math.round(e % 60)} s`;
 }
 // src/method.tsx
-function $n({ room: e }) {
-	let [t, n] = L(""), r = t.toLowerCase().split(/\s+/).filter(Boolean), i = e.methods.filter((e) => r.every((t) => `${e.name.replace(/_/g, " ")} ${e.doc}`.toLowerCase().includes(t)));
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
-			title: G(e.name),
+function rr({ room: e }) {
+	let [t, n] = I(""), r = t.toLowerCase().split(/\s+/).filter(Boolean), i = e.methods.filter((e) => r.every((t) => `${e.name.replace(/_/g, " ")} ${e.doc}`.toLowerCase().includes(t)));
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
+			title: W(e.name),
 			lead: e.doc
 		}),
-		/* @__PURE__ */ Y("label", {
+		/* @__PURE__ */ J("label", {
 			class: "search",
-			children: [/* @__PURE__ */ Y("span", {
+			children: [/* @__PURE__ */ J("span", {
 				class: "hidden",
 				children: "Search methods"
-			}), /* @__PURE__ */ Y("input", {
+			}), /* @__PURE__ */ J("input", {
 				type: "search",
 				placeholder: `Search ${e.methods.length} methods`,
 				value: t,
 				onInput: (e) => n(e.currentTarget.value)
 			})]
 		}),
-		/* @__PURE__ */ Y("ul", {
+		/* @__PURE__ */ J("ul", {
 			class: "methods",
-			children: i.map((t) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y("a", {
+			children: i.map((t) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J("a", {
 				href: `#/${e.name}/${t.name}`,
-				children: [/* @__PURE__ */ Y("b", { children: G(t.name) }), /* @__PURE__ */ Y("span", { children: t.doc.replace(/^[^:]{0,60}: /, (e) => e.length < 50 ? "" : e) })]
+				children: [/* @__PURE__ */ J("b", { children: W(t.name) }), /* @__PURE__ */ J("span", { children: t.doc.replace(/^[^:]{0,60}: /, (e) => e.length < 50 ? "" : e) })]
 			}) }))
 		})
 	] });
 }
-function er({ room: e, name: t, state: n, about: r, query: i }) {
-	let { got: a, failed: o } = J(`/api/method?room=${e}&name=${t}`), s = `patchbay-form-${e}-${t}`, [c, l] = L({}), [u, d] = L(""), [f, p] = L(""), [m, h] = L(!1), [g, _] = L(null);
-	R(() => {
+function ir({ room: e, name: t, state: n, about: r, query: i }) {
+	let { got: a, failed: o } = q(`/api/method?room=${e}&name=${t}`), s = `patchbay-form-${e}-${t}`, [c, l] = I({}), [u, d] = I(""), [f, p] = I(""), [m, h] = I(!1), [g, _] = I(null);
+	L(() => {
 		let e = i.get("given") ?? sessionStorage.getItem(s);
 		l(e ? JSON.parse(e) : {}), d(i.get("name") ?? ""), p(""), _(null);
 	}, [
@@ -3506,7 +3552,7 @@ function er({ room: e, name: t, state: n, about: r, query: i }) {
 	}, b = async (n) => {
 		n.preventDefault(), p(""), h(!0);
 		try {
-			_((await Ue("/api/runs", {
+			_((await We("/api/runs", {
 				room: e,
 				method: t,
 				given: c,
@@ -3517,63 +3563,63 @@ function er({ room: e, name: t, state: n, about: r, query: i }) {
 		}
 		h(!1);
 	};
-	if (o) return /* @__PURE__ */ Y(Q, {
+	if (o) return /* @__PURE__ */ J(Z, {
 		message: o,
-		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
+		children: /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J("a", {
 			href: `#/${e}`,
 			children: ["All methods of ", e]
 		}) })
 	});
-	if (!a) return /* @__PURE__ */ Y("div", {
+	if (!a) return /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: [
 			"Reading ",
-			G(t),
+			W(t),
 			" …"
 		]
 	});
-	let x = n?.runs.find((e) => e.id === g) ?? tr(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
-	return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, {
-		title: G(t),
+	let x = n?.runs.find((e) => e.id === g) ?? ar(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
+	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, {
+		title: W(t),
 		lead: a.head.replace(/`/g, ""),
 		back: {
 			to: `#/${e}`,
-			text: G(e)
+			text: W(e)
 		}
-	}), /* @__PURE__ */ Y("div", {
+	}), /* @__PURE__ */ J("div", {
 		class: "form-page",
-		children: [/* @__PURE__ */ Y("form", {
+		children: [/* @__PURE__ */ J("form", {
 			class: "panel form",
 			onSubmit: b,
 			children: [
-				C.map((e) => /* @__PURE__ */ Y(nr, {
+				C.map((e) => /* @__PURE__ */ J(or, {
 					field: e,
 					value: c[e.name],
 					tasks: r.tasks,
 					change: v
 				})),
-				w.length > 0 && /* @__PURE__ */ Y("details", {
+				w.length > 0 && /* @__PURE__ */ J("details", {
 					open: w.some((e) => e.required || e.name in c),
-					children: [/* @__PURE__ */ Y("summary", { children: [
+					children: [/* @__PURE__ */ J("summary", { children: [
 						w.length,
 						" option",
 						w.length === 1 ? "" : "s"
-					] }), w.map((e) => /* @__PURE__ */ Y(nr, {
+					] }), w.map((e) => /* @__PURE__ */ J(or, {
 						field: e,
 						value: c[e.name],
 						tasks: r.tasks,
 						change: v
 					}))]
 				}),
-				/* @__PURE__ */ Y("div", {
+				/* @__PURE__ */ J("div", {
 					class: "field",
 					children: [
-						/* @__PURE__ */ Y("label", {
+						/* @__PURE__ */ J("label", {
 							for: "target",
 							children: "Save as"
 						}),
-						/* @__PURE__ */ Y("input", {
+						/* @__PURE__ */ J("input", {
 							id: "target",
 							type: "text",
 							value: u,
@@ -3581,49 +3627,49 @@ function er({ room: e, name: t, state: n, about: r, query: i }) {
 							onInput: (e) => d(e.currentTarget.value),
 							"aria-describedby": "target-word"
 						}),
-						/* @__PURE__ */ Y("p", {
+						/* @__PURE__ */ J("p", {
 							class: "word",
 							id: "target-word",
 							children: "A folder of the results; without, the method's name and the next free number."
 						})
 					]
 				}),
-				f && /* @__PURE__ */ Y(Q, { message: f }),
-				/* @__PURE__ */ Y("div", {
+				f && /* @__PURE__ */ J(Z, { message: f }),
+				/* @__PURE__ */ J("div", {
 					class: "form-foot",
-					children: [/* @__PURE__ */ Y("button", {
+					children: [/* @__PURE__ */ J("button", {
 						type: "submit",
 						class: "primary",
 						disabled: m || !S,
 						children: "Run"
-					}), !S && /* @__PURE__ */ Y("span", {
+					}), !S && /* @__PURE__ */ J("span", {
 						class: "note",
 						children: n?.model.state === "failed" ? n.model.message : "Start patchbay ui with a MODEL to run methods."
 					})]
 				})
 			]
-		}), /* @__PURE__ */ Y("div", {
+		}), /* @__PURE__ */ J("div", {
 			class: "form-side",
-			children: [x && /* @__PURE__ */ Y(qn, { run: x }), /* @__PURE__ */ Y("details", {
+			children: [x && /* @__PURE__ */ J(Zn, { run: x }), /* @__PURE__ */ J("details", {
 				class: "panel help",
 				open: !x,
-				children: [/* @__PURE__ */ Y("summary", { children: "What it measures" }), a.help.split("\n\n").map((e) => e.startsWith("    ") ? /* @__PURE__ */ Y("pre", {
+				children: [/* @__PURE__ */ J("summary", { children: "What it measures" }), a.help.split("\n\n").map((e) => e.startsWith("    ") ? /* @__PURE__ */ J("pre", {
 					tabIndex: 0,
 					children: e.replace(/^ {4}/gm, "")
-				}) : /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y(et, { text: e }) }))]
+				}) : /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J(tt, { text: e }) }))]
 			})]
 		})]
 	})] });
 }
-function tr(e, t, n) {
+function ar(e, t, n) {
 	return [...e?.runs ?? []].reverse().find((e) => e.room === t && e.method === n);
 }
-function nr({ field: e, value: t, tasks: n, change: r }) {
+function or({ field: e, value: t, tasks: n, change: r }) {
 	let i = `field-${e.name}`, a = `${i}-word`, o = typeof t == "string" ? t : "", s = (t) => r(e.name, t.currentTarget.value), c = e.name === "task" ? "tasks" : void 0;
-	return e.kind === "flag" ? /* @__PURE__ */ Y("div", {
+	return e.kind === "flag" ? /* @__PURE__ */ J("div", {
 		class: "field flag",
-		children: [/* @__PURE__ */ Y("label", { children: [
-			/* @__PURE__ */ Y("input", {
+		children: [/* @__PURE__ */ J("label", { children: [
+			/* @__PURE__ */ J("input", {
 				type: "checkbox",
 				checked: t === void 0 ? e.initial === "true" : !!t,
 				onChange: (t) => r(e.name, t.currentTarget.checked),
@@ -3631,35 +3677,35 @@ function nr({ field: e, value: t, tasks: n, change: r }) {
 			}),
 			" ",
 			e.flag
-		] }), /* @__PURE__ */ Y("p", {
+		] }), /* @__PURE__ */ J("p", {
 			class: "word",
 			id: a,
-			children: /* @__PURE__ */ Y(et, { text: e.word })
+			children: /* @__PURE__ */ J(tt, { text: e.word })
 		})]
-	}) : /* @__PURE__ */ Y("div", {
+	}) : /* @__PURE__ */ J("div", {
 		class: "field",
 		children: [
-			/* @__PURE__ */ Y("label", {
+			/* @__PURE__ */ J("label", {
 				for: i,
-				children: [e.flag, e.required && /* @__PURE__ */ Y("span", {
+				children: [e.flag, e.required && /* @__PURE__ */ J("span", {
 					class: "needed",
 					children: " needed"
 				})]
 			}),
-			e.kind === "choice" ? /* @__PURE__ */ Y("select", {
+			e.kind === "choice" ? /* @__PURE__ */ J("select", {
 				id: i,
 				value: o || e.initial,
 				onChange: s,
 				"aria-describedby": a,
 				required: e.required,
-				children: [!e.initial && /* @__PURE__ */ Y("option", {
+				children: [!e.initial && /* @__PURE__ */ J("option", {
 					value: "",
 					children: e.required ? "choose" : "not given"
-				}), e.choices.map((e) => /* @__PURE__ */ Y("option", {
+				}), e.choices.map((e) => /* @__PURE__ */ J("option", {
 					value: e,
 					children: e
 				}))]
-			}) : /* @__PURE__ */ Y("input", {
+			}) : /* @__PURE__ */ J("input", {
 				id: i,
 				type: "text",
 				inputMode: e.kind === "integer" ? "numeric" : e.kind === "number" ? "decimal" : "text",
@@ -3672,95 +3718,95 @@ function nr({ field: e, value: t, tasks: n, change: r }) {
 				autocomplete: "off",
 				spellcheck: !1
 			}),
-			c && /* @__PURE__ */ Y("datalist", {
+			c && /* @__PURE__ */ J("datalist", {
 				id: "tasks",
-				children: n.map((e) => /* @__PURE__ */ Y("option", {
+				children: n.map((e) => /* @__PURE__ */ J("option", {
 					value: e.name,
 					children: e.doc
 				}))
 			}),
-			/* @__PURE__ */ Y("p", {
+			/* @__PURE__ */ J("p", {
 				class: "word",
 				id: a,
-				children: /* @__PURE__ */ Y(et, { text: e.word })
+				children: /* @__PURE__ */ J(tt, { text: e.word })
 			})
 		]
 	});
 }
 // src/model.tsx
-function rr({ part: e, state: t }) {
-	let n = t?.model.state, r = J(n === "ready" ? "/api/model" : null);
-	if (n === "none") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Z, {
+function sr({ part: e, state: t }) {
+	let n = t?.model.state, r = q(n === "ready" ? "/api/model" : null);
+	if (n === "none") return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "Model" }), /* @__PURE__ */ J(X, {
 		title: "No model is open",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"Start ",
-			/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+			/* @__PURE__ */ J("code", { children: "patchbay ui MODEL" }),
 			", such as ",
-			/* @__PURE__ */ Y("code", { children: "patchbay ui tiny" }),
+			/* @__PURE__ */ J("code", { children: "patchbay ui tiny" }),
 			". Results can be read without one."
 		] })
 	})] });
-	if (n === "failed") return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y(Q, { message: t?.model.message ?? "" })] });
-	if (r.failed) return /* @__PURE__ */ Y(Q, { message: r.failed });
-	if (!r.got) return /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "Model" }), /* @__PURE__ */ Y("div", {
+	if (n === "failed") return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "Model" }), /* @__PURE__ */ J(Z, { message: t?.model.message ?? "" })] });
+	if (r.failed) return /* @__PURE__ */ J(Z, { message: r.failed });
+	if (!r.got) return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "Model" }), /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: n === "ready" ? "Reading the model …" : "The model is loading …"
 	})] });
 	let i = r.got;
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
 			title: i.source,
-			lead: `${i.family} · ${sr(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
+			lead: `${i.family} · ${dr(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
 		}),
-		/* @__PURE__ */ Y(X, {
+		/* @__PURE__ */ J(Y, {
 			title: "Patch bay",
-			aside: /* @__PURE__ */ Y(ir, { check: i.check }),
-			children: [/* @__PURE__ */ Y("div", {
+			aside: /* @__PURE__ */ J(cr, { check: i.check }),
+			children: [/* @__PURE__ */ J("div", {
 				class: "bay",
 				role: "list",
 				"aria-label": "Layers, the last on top",
-				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ Y(ar, {
+				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ J(lr, {
 					layer: t,
 					chosen: e
 				}))
-			}), /* @__PURE__ */ Y("p", {
+			}), /* @__PURE__ */ J("p", {
 				class: "note",
 				children: ["Choose a jack to see its ports, and what it reads and writes in tokens. ", i.carried.join("; ")]
 			})]
 		}),
-		e && /* @__PURE__ */ Y(or, { part: e })
+		e && /* @__PURE__ */ J(ur, { part: e })
 	] });
 }
-function ir({ check: e }) {
-	return /* @__PURE__ */ Y("span", {
+function cr({ check: e }) {
+	return /* @__PURE__ */ J("span", {
 		class: e.passed ? "good" : "bad",
 		children: [
 			e.passed ? "self-check passed" : "self-check FAILED",
 			": stream ",
-			U(e.stream),
+			H(e.stream),
 			", logits ",
-			U(e.logits),
+			H(e.logits),
 			", heads ",
-			U(e.heads)
+			H(e.heads)
 		]
 	});
 }
-function ar({ layer: e, chosen: t }) {
-	let n = `L${e.layer}`, r = (e, n, r) => /* @__PURE__ */ Y("a", {
+function lr({ layer: e, chosen: t }) {
+	let n = `L${e.layer}`, r = (e, n, r) => /* @__PURE__ */ J("a", {
 		class: `jack ${r}`,
 		href: `#/model/${e}`,
 		"aria-current": t === e ? "true" : void 0,
 		title: e,
 		children: n
 	});
-	return /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J("div", {
 		class: "bay-row",
 		role: "listitem",
-		children: [/* @__PURE__ */ Y("span", {
+		children: [/* @__PURE__ */ J("span", {
 			class: "bay-name",
 			children: r(n, n, "layer")
-		}), /* @__PURE__ */ Y("span", {
+		}), /* @__PURE__ */ J("span", {
 			class: "bay-parts",
 			children: [
 				Array.from({ length: e.heads }, (e, t) => r(`${n}.H${t}`, `H${t}`, "head")),
@@ -3771,14 +3817,14 @@ function ar({ layer: e, chosen: t }) {
 		})]
 	});
 }
-function or({ part: e }) {
-	let { got: t, failed: n, busy: r } = J(`/api/part?part=${encodeURIComponent(e)}`);
-	return /* @__PURE__ */ Y(X, {
+function ur({ part: e }) {
+	let { got: t, failed: n, busy: r } = q(`/api/part?part=${encodeURIComponent(e)}`);
+	return /* @__PURE__ */ J(Y, {
 		title: t?.title ?? e,
 		id: "part",
 		children: [
-			n && /* @__PURE__ */ Y(Q, { message: n }),
-			r && !t && /* @__PURE__ */ Y("div", {
+			n && /* @__PURE__ */ J(Z, { message: n }),
+			r && !t && /* @__PURE__ */ J("div", {
 				class: "waiting",
 				"aria-busy": "true",
 				children: [
@@ -3787,7 +3833,7 @@ function or({ part: e }) {
 					" …"
 				]
 			}),
-			t?.sections.map((e) => /* @__PURE__ */ Y(Nt, {
+			t?.sections.map((e) => /* @__PURE__ */ J(It, {
 				title: e.title,
 				rows: e.rows,
 				open: !0
@@ -3795,25 +3841,25 @@ function or({ part: e }) {
 		]
 	});
 }
-function sr(e) {
+function dr(e) {
 	return e >= 1e9 ? `${(e / 1e9).toFixed(1)} billion` : e >= 1e6 ? `${(e / 1e6).toFixed(1)} million` : e.toLocaleString("en");
 }
 // src/papers.tsx
-var cr = [
+var fr = [
 	["trending", "Trending"],
 	["day", "Day"],
 	["week", "Week"],
 	["month", "Month"],
 	["all", "All"]
-], lr = [
+], pr = [
 	["", "any state"],
-	["runs here", "runs here"],
-	["works", "works"],
-	["partly", "partly"],
-	["unmeasured", "not measured"],
+	["runs here", "all that runs"],
+	["works", "runs here"],
+	["partly", "runs in part"],
+	["unmeasured", "runs, not measured"],
 	["not yet", "not yet"],
-	["not a system", "not a system"]
-], ur = {
+	["not a system", "nothing to run"]
+], mr = {
 	works: "runs here",
 	partly: "runs in part",
 	unmeasured: "runs, not measured",
@@ -3821,19 +3867,19 @@ var cr = [
 	"not a system": "nothing to run",
 	"": "not in the catalogue"
 };
-function dr(e, t) {
-	let [n, r] = L(e);
-	return R(() => {
+function hr(e, t) {
+	let [n, r] = I(e);
+	return L(() => {
 		let n = window.setTimeout(() => r(e), t);
 		return () => clearTimeout(n);
 	}, [e]), n;
 }
-function fr({ query: e }) {
-	let [t, n] = L(e.get("words") ?? ""), [r, i] = L(60), a = dr(t, 90), o = z(null), s = (t, n) => {
+function gr({ query: e }) {
+	let [t, n] = I(e.get("words") ?? ""), [r, i] = I(60), a = hr(t, 90), o = R(null), s = (t, n) => {
 		let r = new URLSearchParams(e);
-		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), kr(`papers${r.size ? `?${r}` : ""}`);
+		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), Nr(`papers${r.size ? `?${r}` : ""}`);
 	};
-	R(() => {
+	L(() => {
 		if (a !== (e.get("words") ?? "")) {
 			let t = new URLSearchParams(e);
 			a ? t.set("words", a) : t.delete("words"), history.replaceState(null, "", `#/papers${t.size ? `?${t}` : ""}`);
@@ -3841,27 +3887,27 @@ function fr({ query: e }) {
 	}, [a]);
 	let c = new URLSearchParams([...e].filter(([e]) => e !== "words"));
 	a.trim() && c.set("words", a), r > 60 && c.set("rows", String(r));
-	let { got: l, failed: u } = J(`/api/papers?${c}`);
+	let { got: l, failed: u } = q(`/api/papers?${c}`);
 	l && (o.current = l);
 	let d = l ?? o.current, f = e.get("view") ?? d?.view ?? "", p = [
 		"day",
 		"week",
 		"month"
 	].includes(f) && !a.trim();
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
 			title: "Papers",
 			lead: d ? `${d.of.toLocaleString("en")} papers, each beside what of it runs here.` : ""
 		}),
-		/* @__PURE__ */ Y("div", {
+		/* @__PURE__ */ J("div", {
 			class: "papers-bar",
 			children: [
-				/* @__PURE__ */ Y("label", {
+				/* @__PURE__ */ J("label", {
 					class: "search",
-					children: [/* @__PURE__ */ Y("span", {
+					children: [/* @__PURE__ */ J("span", {
 						class: "hidden",
 						children: "Search papers"
-					}), /* @__PURE__ */ Y("input", {
+					}), /* @__PURE__ */ J("input", {
 						type: "search",
 						placeholder: "Search titles, abstracts, authors, methods",
 						value: t,
@@ -3870,21 +3916,21 @@ function fr({ query: e }) {
 						}
 					})]
 				}),
-				/* @__PURE__ */ Y(pr, {
+				/* @__PURE__ */ J(_r, {
 					label: "State",
 					value: e.get("state") ?? "",
-					options: lr,
+					options: pr,
 					change: (e) => s("state", e)
 				}),
-				/* @__PURE__ */ Y(pr, {
+				/* @__PURE__ */ J(_r, {
 					label: "Kind",
 					value: e.get("kind") ?? "",
 					options: [["", "any kind"], ...(d?.kinds ?? []).map((e) => [e, e])],
 					change: (e) => s("kind", e)
 				}),
-				/* @__PURE__ */ Y("label", {
+				/* @__PURE__ */ J("label", {
 					class: "tick",
-					children: [/* @__PURE__ */ Y("input", {
+					children: [/* @__PURE__ */ J("input", {
 						type: "checkbox",
 						checked: e.has("marked"),
 						onChange: (e) => s("marked", e.currentTarget.checked ? "1" : "")
@@ -3892,12 +3938,12 @@ function fr({ query: e }) {
 				})
 			]
 		}),
-		/* @__PURE__ */ Y("div", {
+		/* @__PURE__ */ J("div", {
 			class: "tabs",
 			role: "group",
 			"aria-label": "Which papers",
 			children: [
-				cr.map(([e, t]) => /* @__PURE__ */ Y("button", {
+				fr.map(([e, t]) => /* @__PURE__ */ J("button", {
 					type: "button",
 					"aria-pressed": f === e && !a.trim(),
 					onClick: () => {
@@ -3905,21 +3951,21 @@ function fr({ query: e }) {
 					},
 					children: t
 				})),
-				p && d && /* @__PURE__ */ Y("span", {
+				p && d && /* @__PURE__ */ J("span", {
 					class: "moving",
 					children: [
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: !d.before,
 							onClick: () => s("day", d.before ?? ""),
 							children: "← earlier"
 						}),
-						/* @__PURE__ */ Y("b", {
+						/* @__PURE__ */ J("b", {
 							class: "num",
 							children: d.first === d.last ? d.first : `${d.first} to ${d.last}`
 						}),
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
 							disabled: !d.after,
@@ -3928,29 +3974,29 @@ function fr({ query: e }) {
 						})
 					]
 				}),
-				f === "trending" && !a.trim() && /* @__PURE__ */ Y("span", {
+				f === "trending" && !a.trim() && /* @__PURE__ */ J("span", {
 					class: "note",
 					children: "likes / (1 + days since publication)"
 				})
 			]
 		}),
-		u && /* @__PURE__ */ Y(Q, { message: u }),
-		!d && !u && /* @__PURE__ */ Y("div", {
+		u && /* @__PURE__ */ J(Z, { message: u }),
+		!d && !u && /* @__PURE__ */ J("div", {
 			class: "waiting",
 			"aria-busy": "true",
 			children: "Opening the store of papers …"
 		}),
-		d && !d.papers.length && /* @__PURE__ */ Y(mr, {
+		d && !d.papers.length && /* @__PURE__ */ J(vr, {
 			shown: d,
 			words: a.trim(),
 			dated: f !== "all"
 		}),
-		/* @__PURE__ */ Y("ul", {
+		/* @__PURE__ */ J("ul", {
 			class: "papers",
 			"aria-label": "Papers",
-			children: d?.papers.map((e) => /* @__PURE__ */ Y("li", { children: /* @__PURE__ */ Y(_r, { paper: e }) }, e.name))
+			children: d?.papers.map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J(xr, { paper: e }) }, e.name))
 		}),
-		d && d.more > 0 && /* @__PURE__ */ Y("button", {
+		d && d.more > 0 && /* @__PURE__ */ J("button", {
 			type: "button",
 			class: "more",
 			onClick: () => i(r + 120),
@@ -3958,126 +4004,126 @@ function fr({ query: e }) {
 		})
 	] });
 }
-function pr({ label: e, value: t, options: n, change: r }) {
-	return /* @__PURE__ */ Y("label", {
+function _r({ label: e, value: t, options: n, change: r }) {
+	return /* @__PURE__ */ J("label", {
 		class: "pick",
-		children: [/* @__PURE__ */ Y("span", {
+		children: [/* @__PURE__ */ J("span", {
 			class: "hidden",
 			children: e
-		}), /* @__PURE__ */ Y("select", {
+		}), /* @__PURE__ */ J("select", {
 			"aria-label": e,
 			value: t,
 			onChange: (e) => r(e.currentTarget.value),
-			children: n.map(([e, t]) => /* @__PURE__ */ Y("option", {
+			children: n.map(([e, t]) => /* @__PURE__ */ J("option", {
 				value: e,
 				children: t
 			}))
 		})]
 	});
 }
-function mr({ shown: e, words: t, dated: n }) {
-	return n && !t && !e.dated ? /* @__PURE__ */ Y(Z, {
+function vr({ shown: e, words: t, dated: n }) {
+	return n && !t && !e.dated ? /* @__PURE__ */ J(X, {
 		title: "No feed has been read yet",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"What is published comes from a feed: ",
-			/* @__PURE__ */ Y("code", { children: "patchbay papers sync hugging-face" }),
+			/* @__PURE__ */ J("code", { children: "patchbay papers sync hugging-face" }),
 			", ",
-			/* @__PURE__ */ Y("code", { children: "arxiv" }),
+			/* @__PURE__ */ J("code", { children: "arxiv" }),
 			", or a saved Daily Papers page. The catalogue's ",
 			e.of,
 			" papers are under ",
-			/* @__PURE__ */ Y("a", {
+			/* @__PURE__ */ J("a", {
 				href: "#/papers?view=all",
 				children: "All"
 			}),
 			"."
 		] })
-	}) : /* @__PURE__ */ Y(Z, {
+	}) : /* @__PURE__ */ J(X, {
 		title: t ? `No paper has all of “${t}”` : "No papers here",
-		children: /* @__PURE__ */ Y("p", { children: [
+		children: /* @__PURE__ */ J("p", { children: [
 			"Fewer words or filters find more of ",
 			e.of.toLocaleString("en"),
 			"."
 		] })
 	});
 }
-function hr({ text: e }) {
-	return /* @__PURE__ */ Y(y, { children: e.split(/\x02([^\x03]*)\x03/).map((e, t) => t % 2 ? /* @__PURE__ */ Y("mark", { children: e }) : e) });
+function yr({ text: e }) {
+	return /* @__PURE__ */ J(y, { children: e.split(/\x02([^\x03]*)\x03/).map((e, t) => t % 2 ? /* @__PURE__ */ J("mark", { children: e }) : e) });
 }
-function gr(e) {
+function br(e) {
 	let t = e.authors.slice(0, 3).join(", "), n = Math.max(e.n_authors ?? 0, e.authors.length);
 	return t ? n > 3 ? `${t} and ${n - 3} more` : t : e.organization || (n ? `${n} author${n === 1 ? "" : "s"}` : "");
 }
-function _r({ paper: e }) {
-	return /* @__PURE__ */ Y("article", {
+function xr({ paper: e }) {
+	return /* @__PURE__ */ J("article", {
 		class: "paper",
-		children: [/* @__PURE__ */ Y("div", {
+		children: [/* @__PURE__ */ J("div", {
 			class: "paper-side num",
-			children: e.likes !== null && /* @__PURE__ */ Y("span", {
+			children: e.likes !== null && /* @__PURE__ */ J("span", {
 				class: "likes",
 				title: "likes",
-				children: [/* @__PURE__ */ Y("b", { children: e.likes.toLocaleString("en") }), /* @__PURE__ */ Y("small", { children: "likes" })]
+				children: [/* @__PURE__ */ J("b", { children: e.likes.toLocaleString("en") }), /* @__PURE__ */ J("small", { children: "likes" })]
 			})
-		}), /* @__PURE__ */ Y("div", {
+		}), /* @__PURE__ */ J("div", {
 			class: "paper-body",
 			children: [
-				/* @__PURE__ */ Y("h2", { children: /* @__PURE__ */ Y("a", {
+				/* @__PURE__ */ J("h2", { children: /* @__PURE__ */ J("a", {
 					href: `#/paper/${encodeURIComponent(e.name)}`,
-					children: /* @__PURE__ */ Y(hr, { text: e.marked_title ?? e.title })
+					children: /* @__PURE__ */ J(yr, { text: e.marked_title ?? e.title })
 				}) }),
-				/* @__PURE__ */ Y("p", {
+				/* @__PURE__ */ J("p", {
 					class: "paper-line",
 					children: [
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: `state ${e.state === "works" ? "done" : e.state === "partly" ? "running" : ""}`,
-							children: ur[e.state] ?? e.state
+							children: mr[e.state] ?? e.state
 						}),
-						e.verdict && /* @__PURE__ */ Y("span", {
-							class: `state ${vr(e.verdict)}`,
+						e.verdict && /* @__PURE__ */ J("span", {
+							class: `state ${Sr(e.verdict)}`,
 							children: e.verdict
 						}),
-						e.marked && /* @__PURE__ */ Y("span", {
+						e.marked && /* @__PURE__ */ J("span", {
 							class: "state",
 							children: "marked"
 						}),
-						/* @__PURE__ */ Y("span", { children: [
-							gr(e),
+						/* @__PURE__ */ J("span", { children: [
+							br(e),
 							e.published ?? e.year,
 							e.kind
 						].filter(Boolean).join(" · ") })
 					]
 				}),
-				e.snippet && /* @__PURE__ */ Y("p", {
+				e.snippet && /* @__PURE__ */ J("p", {
 					class: "snippet",
-					children: /* @__PURE__ */ Y(hr, { text: e.snippet })
+					children: /* @__PURE__ */ J(yr, { text: e.snippet })
 				}),
-				/* @__PURE__ */ Y(yr, { methods: e.methods })
+				/* @__PURE__ */ J(Cr, { methods: e.methods })
 			]
 		})]
 	});
 }
-function vr(e) {
+function Sr(e) {
 	return e.startsWith("confirmed") ? "done" : e.startsWith("not confirmed") ? "failed" : "";
 }
-function yr({ methods: e }) {
-	return e.length ? /* @__PURE__ */ Y("ul", {
+function Cr({ methods: e }) {
+	return e.length ? /* @__PURE__ */ J("ul", {
 		class: "chips",
-		children: e.map((e) => /* @__PURE__ */ Y("li", { children: /^(find|prove|turn|decode|train|measure)\./.test(e) ? /* @__PURE__ */ Y("a", {
+		children: e.map((e) => /* @__PURE__ */ J("li", { children: /^(find|prove|turn|decode|train|measure)\./.test(e) ? /* @__PURE__ */ J("a", {
 			href: `#/${e.replace(".", "/")}`,
 			children: e
-		}) : /* @__PURE__ */ Y("span", { children: e }) }))
+		}) : /* @__PURE__ */ J("span", { children: e }) }))
 	}) : null;
 }
-function br({ name: e, state: t }) {
-	let [n, r] = L(0), i = (t?.runs ?? []).filter((e) => e.room === "papers" && e.state === "done").length, { got: a, failed: o } = J(`/api/paper?name=${encodeURIComponent(e)}`, `${n} ${i}`), [s, c] = L("");
-	if (o) return /* @__PURE__ */ Y(Q, {
+function wr({ name: e, state: t }) {
+	let [n, r] = I(0), i = (t?.runs ?? []).filter((e) => e.room === "papers" && e.state === "done").length, { got: a, failed: o } = q(`/api/paper?name=${encodeURIComponent(e)}`, `${n} ${i}`), [s, c] = I("");
+	if (o) return /* @__PURE__ */ J(Z, {
 		message: o,
-		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
+		children: /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J("a", {
 			href: "#/papers",
 			children: "All papers"
 		}) })
 	});
-	if (!a) return /* @__PURE__ */ Y("div", {
+	if (!a) return /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: "Reading the paper …"
@@ -4086,38 +4132,38 @@ function br({ name: e, state: t }) {
 		"queued",
 		"running",
 		"stopping"
-	].includes(l.state), d = () => Ue("/api/papers/check", { key: a.key }).then(() => c(""), (e) => c(e.message)), f = () => Ue("/api/papers/mark", {
+	].includes(l.state), d = () => We("/api/papers/check", { key: a.key }).then(() => c(""), (e) => c(e.message)), f = () => We("/api/papers/mark", {
 		name: e,
 		marked: +!a.marked
 	}).then(() => r(n + 1), (e) => c(e.message)), p = a.likes_by_day.filter((e) => e.likes !== null);
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, {
 			title: a.title,
 			back: {
 				to: "#/papers",
 				text: "Papers"
 			},
-			lead: [a.authors.length ? a.authors.slice(0, 12).join(", ") + (a.authors.length > 12 ? ` and ${a.authors.length - 12} more` : "") : gr(a), a.published ?? a.year].filter(Boolean).join(" · "),
-			children: /* @__PURE__ */ Y("div", {
+			lead: [a.authors.length ? a.authors.slice(0, 12).join(", ") + (a.authors.length > 12 ? ` and ${a.authors.length - 12} more` : "") : br(a), a.published ?? a.year].filter(Boolean).join(" · "),
+			children: /* @__PURE__ */ J("div", {
 				class: "exports",
 				children: [
-					a.address && /* @__PURE__ */ Y("a", {
+					a.address && /* @__PURE__ */ J("a", {
 						href: a.address,
 						target: "_blank",
 						rel: "noreferrer",
 						children: ["arXiv ", a.arxiv]
 					}),
-					/^https:\/\//.test(a.code) && /* @__PURE__ */ Y("a", {
+					/^https:\/\//.test(a.code) && /* @__PURE__ */ J("a", {
 						href: a.code,
 						target: "_blank",
 						rel: "noreferrer",
 						children: "Code"
 					}),
-					a.likes !== null && /* @__PURE__ */ Y("span", {
+					a.likes !== null && /* @__PURE__ */ J("span", {
 						class: "num",
 						children: [a.likes, " likes"]
 					}),
-					/* @__PURE__ */ Y("button", {
+					/* @__PURE__ */ J("button", {
 						type: "button",
 						class: "quiet",
 						"aria-pressed": a.marked,
@@ -4127,25 +4173,25 @@ function br({ name: e, state: t }) {
 				]
 			})
 		}),
-		s && /* @__PURE__ */ Y(Q, { message: s }),
-		/* @__PURE__ */ Y(X, {
+		s && /* @__PURE__ */ J(Z, { message: s }),
+		/* @__PURE__ */ J(Y, {
 			title: "What of it runs here",
-			aside: /* @__PURE__ */ Y("span", {
+			aside: /* @__PURE__ */ J("span", {
 				class: `state ${a.state === "works" ? "done" : a.state === "partly" ? "running" : ""}`,
-				children: ur[a.state] ?? a.state
+				children: mr[a.state] ?? a.state
 			}),
 			children: [
-				a.does && /* @__PURE__ */ Y("p", { children: [a.does, "."] }),
-				a.headline && /* @__PURE__ */ Y("p", {
+				a.does && /* @__PURE__ */ J("p", { children: [a.does, "."] }),
+				a.headline && /* @__PURE__ */ J("p", {
 					class: "note",
 					children: a.headline
 				}),
-				/* @__PURE__ */ Y(yr, { methods: a.methods }),
-				!a.key && /* @__PURE__ */ Y("p", {
+				/* @__PURE__ */ J(Cr, { methods: a.methods }),
+				!a.key && /* @__PURE__ */ J("p", {
 					class: "note",
 					children: [
 						"The catalogue has no entry for it. In a checkout, ",
-						/* @__PURE__ */ Y("code", { children: [
+						/* @__PURE__ */ J("code", { children: [
 							"patchbay papers add ",
 							a.arxiv ?? "TITLE",
 							" --name METHOD"
@@ -4153,81 +4199,81 @@ function br({ name: e, state: t }) {
 						" begins one."
 					]
 				}),
-				a.claim && /* @__PURE__ */ Y("dl", {
+				a.claim && /* @__PURE__ */ J("dl", {
 					class: "claim",
 					children: [
-						/* @__PURE__ */ Y("dt", { children: "Claim" }),
-						/* @__PURE__ */ Y("dd", { children: a.claim }),
-						a.measured && /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y("dt", { children: ["Measured", a.model ? ` on ${a.model}` : ""] }), /* @__PURE__ */ Y("dd", { children: a.measured })] })
+						/* @__PURE__ */ J("dt", { children: "Claim" }),
+						/* @__PURE__ */ J("dd", { children: a.claim }),
+						a.measured && /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("dt", { children: ["Measured", a.model ? ` on ${a.model}` : ""] }), /* @__PURE__ */ J("dd", { children: a.measured })] })
 					]
 				}),
-				a.verdicts.map((e) => /* @__PURE__ */ Y("details", {
+				a.verdicts.map((e) => /* @__PURE__ */ J("details", {
 					class: "verdict",
 					children: [
-						/* @__PURE__ */ Y("summary", { children: [
-							/* @__PURE__ */ Y("span", {
-								class: `state ${vr(e.verdict)}`,
+						/* @__PURE__ */ J("summary", { children: [
+							/* @__PURE__ */ J("span", {
+								class: `state ${Sr(e.verdict)}`,
 								children: e.verdict
 							}),
 							" on ",
 							e.model,
 							", ",
-							/* @__PURE__ */ Y("span", {
+							/* @__PURE__ */ J("span", {
 								class: "num",
 								children: e.at.slice(0, 10)
 							})
 						] }),
-						/* @__PURE__ */ Y("p", {
+						/* @__PURE__ */ J("p", {
 							class: "said",
 							children: e.told
 						}),
-						/* @__PURE__ */ Y("p", {
+						/* @__PURE__ */ J("p", {
 							class: "note",
-							children: ["Weights ", /* @__PURE__ */ Y("code", { children: e.weights })]
+							children: ["Weights ", /* @__PURE__ */ J("code", { children: e.weights })]
 						})
 					]
 				})),
-				a.claim && /* @__PURE__ */ Y("div", {
+				a.claim && /* @__PURE__ */ J("div", {
 					class: "form-foot",
 					children: [
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "primary",
 							disabled: t?.model.state !== "ready" || u,
 							onClick: d,
 							children: ["Check the claim", t?.model.source ? ` on ${t.model.source}` : ""]
 						}),
-						t?.model.state === "none" && /* @__PURE__ */ Y("span", {
+						t?.model.state === "none" && /* @__PURE__ */ J("span", {
 							class: "note",
 							children: [
 								"Start ",
-								/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+								/* @__PURE__ */ J("code", { children: "patchbay ui MODEL" }),
 								" to check it."
 							]
 						}),
-						a.command && /* @__PURE__ */ Y("span", {
+						a.command && /* @__PURE__ */ J("span", {
 							class: "note",
 							children: [
-								/* @__PURE__ */ Y("code", { children: a.command }),
+								/* @__PURE__ */ J("code", { children: a.command }),
 								" ",
-								/* @__PURE__ */ Y($e, { text: () => a.command })
+								/* @__PURE__ */ J(et, { text: () => a.command })
 							]
 						})
 					]
 				}),
-				l && /* @__PURE__ */ Y(qn, { run: l })
+				l && /* @__PURE__ */ J(Zn, { run: l })
 			]
 		}),
-		a.abstract && /* @__PURE__ */ Y(X, {
+		a.abstract && /* @__PURE__ */ J(Y, {
 			title: "Abstract",
-			children: /* @__PURE__ */ Y("p", {
+			children: /* @__PURE__ */ J("p", {
 				class: "abstract",
 				children: a.abstract
 			})
 		}),
-		p.length > 1 && /* @__PURE__ */ Y(X, {
+		p.length > 1 && /* @__PURE__ */ J(Y, {
 			title: "Likes",
-			children: /* @__PURE__ */ Y(ft, {
+			children: /* @__PURE__ */ J(ft, {
 				x: p.map((e) => Date.parse(e.day) / 864e5 - Date.parse(p[0].day) / 864e5),
 				lines: [{
 					name: "likes",
@@ -4238,26 +4284,26 @@ function br({ name: e, state: t }) {
 				label: "Likes by day"
 			})
 		}),
-		a.similar.length > 0 && /* @__PURE__ */ Y(X, {
+		a.similar.length > 0 && /* @__PURE__ */ J(Y, {
 			title: "Papers like it",
-			aside: /* @__PURE__ */ Y("span", {
+			aside: /* @__PURE__ */ J("span", {
 				class: "note",
 				children: "by the words that mark them (tf-idf)"
 			}),
-			children: /* @__PURE__ */ Y("ul", {
+			children: /* @__PURE__ */ J("ul", {
 				class: "near",
-				children: a.similar.map((e) => /* @__PURE__ */ Y("li", { children: [
-					/* @__PURE__ */ Y("a", {
+				children: a.similar.map((e) => /* @__PURE__ */ J("li", { children: [
+					/* @__PURE__ */ J("a", {
 						href: `#/paper/${encodeURIComponent(e.name)}`,
 						children: e.title
 					}),
 					" ",
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", {
 						class: "note",
 						children: [
 							e.year,
-							ur[e.state] ?? e.state,
-							e.heat ? U(e.heat) : ""
+							mr[e.state] ?? e.state,
+							e.heat ? H(e.heat) : ""
 						].filter(Boolean).join(" · ")
 					})
 				] }))
@@ -4266,28 +4312,28 @@ function br({ name: e, state: t }) {
 	] });
 }
 // src/prompt.tsx
-var xr = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
-function Sr({ query: e, state: t }) {
-	let n = e.get("text") ?? "", [r, i] = L(n), a = t?.model.state, { got: o, failed: s, busy: c } = q(a === "ready" && n ? {
+var Tr = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function Er({ query: e, state: t }) {
+	let n = e.get("text") ?? "", [r, i] = I(n), a = t?.model.state, { got: o, failed: s, busy: c } = K(a === "ready" && n ? {
 		what: "prompt",
 		text: n
 	} : null);
-	R(() => i(n), [n]);
+	L(() => i(n), [n]);
 	let l = (e) => {
-		e.preventDefault(), r && kr(`prompt?${new URLSearchParams({ text: r })}`);
+		e.preventDefault(), r && Nr(`prompt?${new URLSearchParams({ text: r })}`);
 	};
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y($, { title: "Prompt" }),
-		/* @__PURE__ */ Y("form", {
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J($, { title: "Prompt" }),
+		/* @__PURE__ */ J("form", {
 			class: "panel ask",
 			onSubmit: l,
 			children: [
-				/* @__PURE__ */ Y("label", {
+				/* @__PURE__ */ J("label", {
 					for: "text",
 					class: "hidden",
 					children: "Prompt"
 				}),
-				/* @__PURE__ */ Y("textarea", {
+				/* @__PURE__ */ J("textarea", {
 					id: "text",
 					rows: 3,
 					value: r,
@@ -4297,22 +4343,22 @@ function Sr({ query: e, state: t }) {
 						e.key === "Enter" && (e.ctrlKey || e.metaKey) && l(e);
 					}
 				}),
-				/* @__PURE__ */ Y("div", {
+				/* @__PURE__ */ J("div", {
 					class: "form-foot",
 					children: [
-						/* @__PURE__ */ Y("button", {
+						/* @__PURE__ */ J("button", {
 							type: "submit",
 							class: "primary",
 							disabled: !r || a === "none" || a === "failed",
 							children: "Read it"
 						}),
-						!r && /* @__PURE__ */ Y("button", {
+						!r && /* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => i(xr),
+							onClick: () => i(Tr),
 							children: "An example"
 						}),
-						/* @__PURE__ */ Y("span", {
+						/* @__PURE__ */ J("span", {
 							class: "note",
 							children: "Ctrl + Enter"
 						})
@@ -4320,44 +4366,44 @@ function Sr({ query: e, state: t }) {
 				})
 			]
 		}),
-		a === "none" && /* @__PURE__ */ Y(Z, {
+		a === "none" && /* @__PURE__ */ J(X, {
 			title: "No model is open",
-			children: /* @__PURE__ */ Y("p", { children: [
+			children: /* @__PURE__ */ J("p", { children: [
 				"Start ",
-				/* @__PURE__ */ Y("code", { children: "patchbay ui MODEL" }),
+				/* @__PURE__ */ J("code", { children: "patchbay ui MODEL" }),
 				", such as ",
-				/* @__PURE__ */ Y("code", { children: "patchbay ui tiny" }),
+				/* @__PURE__ */ J("code", { children: "patchbay ui tiny" }),
 				"."
 			] })
 		}),
-		a === "failed" && /* @__PURE__ */ Y(Q, { message: t?.model.message ?? "" }),
-		s && /* @__PURE__ */ Y(Q, { message: s }),
-		n && !o && !s && (c || a === "loading") && /* @__PURE__ */ Y("div", {
+		a === "failed" && /* @__PURE__ */ J(Z, { message: t?.model.message ?? "" }),
+		s && /* @__PURE__ */ J(Z, { message: s }),
+		n && !o && !s && (c || a === "loading") && /* @__PURE__ */ J("div", {
 			class: "waiting",
 			"aria-busy": "true",
 			children: a === "loading" ? "The model is loading …" : t?.runs.some((e) => e.state === "running") ? "Waiting for the run to end …" : "The model is reading …"
 		}),
-		o && n && /* @__PURE__ */ Y(Cr, {
+		o && n && /* @__PURE__ */ J(Dr, {
 			got: o,
 			text: n
 		})
 	] });
 }
-function Cr({ got: e, text: t }) {
-	let n = e.tokens, r = H(e.next, "surprise"), [i, a] = L(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y(X, {
+function Dr({ got: e, text: t }) {
+	let n = e.tokens, r = V(e.next, "surprise"), [i, a] = I(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J(Y, {
 			title: `${n.length} tokens`,
-			aside: /* @__PURE__ */ Y("span", {
+			aside: /* @__PURE__ */ J("span", {
 				class: "note",
 				children: ["by surprise at each, ", r?.unit]
 			}),
-			children: /* @__PURE__ */ Y("div", {
+			children: /* @__PURE__ */ J("div", {
 				class: n.length > 160 ? "tokens-scroll" : "",
 				tabIndex: n.length > 160 ? 0 : void 0,
-				children: /* @__PURE__ */ Y(zt, {
+				children: /* @__PURE__ */ J(Ht, {
 					tokens: n,
-					values: r ? V(r) ?? void 0 : void 0,
+					values: r ? B(r) ?? void 0 : void 0,
 					unit: r?.unit ?? "",
 					label: "Tokens of the prompt; choose one to see what comes after it",
 					chosen: o,
@@ -4366,88 +4412,88 @@ function Cr({ got: e, text: t }) {
 				})
 			})
 		}),
-		/* @__PURE__ */ Y(X, {
-			title: `What comes after ${o} ${K(n[o] ?? "")}`,
-			children: [s.length ? /* @__PURE__ */ Y("ol", {
+		/* @__PURE__ */ J(Y, {
+			title: `What comes after ${o} ${G(n[o] ?? "")}`,
+			children: [s.length ? /* @__PURE__ */ J("ol", {
 				class: "next",
-				children: s.map((e) => /* @__PURE__ */ Y("li", { children: [
-					/* @__PURE__ */ Y("code", { children: K(String(e.token)) }),
-					/* @__PURE__ */ Y("span", {
+				children: s.map((e) => /* @__PURE__ */ J("li", { children: [
+					/* @__PURE__ */ J("code", { children: G(String(e.token)) }),
+					/* @__PURE__ */ J("span", {
 						class: "next-bar",
-						children: /* @__PURE__ */ Y("i", { style: { width: `${100 * Number(e.probability)}%` } })
+						children: /* @__PURE__ */ J("i", { style: { width: `${100 * Number(e.probability)}%` } })
 					}),
-					/* @__PURE__ */ Y("span", {
+					/* @__PURE__ */ J("span", {
 						class: "num",
-						children: U(e.probability)
+						children: H(e.probability)
 					})
 				] }))
-			}) : /* @__PURE__ */ Y("p", {
+			}) : /* @__PURE__ */ J("p", {
 				class: "note",
 				children: "Listed are the last 64 positions."
-			}), /* @__PURE__ */ Y("p", {
+			}), /* @__PURE__ */ J("p", {
 				class: "note",
 				children: [
 					"Why? ",
-					/* @__PURE__ */ Y("code", { children: "patchbay why" }),
+					/* @__PURE__ */ J("code", { children: "patchbay why" }),
 					" of this prompt: ",
-					/* @__PURE__ */ Y("a", {
+					/* @__PURE__ */ J("a", {
 						href: `#/find/logit_lens?${new URLSearchParams({ given: JSON.stringify({ prompt: t }) })}`,
 						children: "logit lens"
 					})
 				]
 			})]
 		}),
-		e.lens ? /* @__PURE__ */ Y(X, {
+		e.lens ? /* @__PURE__ */ J(Y, {
 			title: "Logit lens",
 			class: "plain",
-			children: /* @__PURE__ */ Y(Zt, { doc: e.lens })
-		}) : /* @__PURE__ */ Y(X, {
+			children: /* @__PURE__ */ J(en, { doc: e.lens })
+		}) : /* @__PURE__ */ J(Y, {
 			title: "Logit lens",
-			children: /* @__PURE__ */ Y("p", {
+			children: /* @__PURE__ */ J("p", {
 				class: "note",
 				children: e.lens_message
 			})
 		}),
-		/* @__PURE__ */ Y(wr, {
+		/* @__PURE__ */ J(Or, {
 			text: t,
 			n: n.length
 		}),
-		e.heads.some(Boolean) && /* @__PURE__ */ Y(Er, {
+		e.heads.some(Boolean) && /* @__PURE__ */ J(Ar, {
 			text: t,
 			heads: e.heads
 		})
 	] });
 }
-function wr({ text: e, n: t }) {
-	let [n, r] = L(""), [i, a] = L("");
-	return R(() => a(""), [e]), /* @__PURE__ */ Y(X, {
+function Or({ text: e, n: t }) {
+	let [n, r] = I(""), [i, a] = I("");
+	return L(() => a(""), [e]), /* @__PURE__ */ J(Y, {
 		title: "Patch from another prompt",
-		children: [/* @__PURE__ */ Y("form", {
+		children: [/* @__PURE__ */ J("form", {
 			class: "patch-form",
 			onSubmit: (e) => {
 				e.preventDefault(), a(n);
 			},
 			children: [
-				/* @__PURE__ */ Y("label", {
+				/* @__PURE__ */ J("label", {
 					class: "hidden",
 					for: "other",
 					children: "Another prompt"
 				}),
-				/* @__PURE__ */ Y("textarea", {
+				/* @__PURE__ */ J("textarea", {
 					id: "other",
 					rows: 2,
 					value: n,
 					placeholder: `A prompt of ${t} tokens with another answer: where does what differs sit?`,
 					onInput: (e) => r(e.currentTarget.value)
 				}),
-				/* @__PURE__ */ Y("div", {
+				/* @__PURE__ */ J("div", {
 					class: "form-foot",
-					children: [/* @__PURE__ */ Y("button", {
+					children: [/* @__PURE__ */ J("button", {
 						type: "submit",
 						class: "primary",
 						disabled: !n.trim() || n === e,
 						children: "Patch every cell"
-					}), !n && /* @__PURE__ */ Y("button", {
+					}), !n && /* @__PURE__ */ J("button", {
 						type: "button",
 						class: "quiet",
 						onClick: () => r(e),
@@ -4455,49 +4501,49 @@ function wr({ text: e, n: t }) {
 					})]
 				})
 			]
-		}), i && /* @__PURE__ */ Y(Tr, {
+		}), i && /* @__PURE__ */ J(kr, {
 			text: e,
 			other: i,
 			n: t
 		}, `${e}\n${i}`)]
 	});
 }
-function Tr({ text: e, other: t, n }) {
-	let [r, i] = L([]), { got: a, failed: o } = q({
+function kr({ text: e, other: t, n }) {
+	let [r, i] = I([]), { got: a, failed: o } = K({
 		what: "patching",
 		text: e,
 		other: t
-	}, (e) => i((t) => [...t, e])), [s, c] = L(null), l = q(s ? {
+	}, (e) => i((t) => [...t, e])), [s, c] = I(null), l = K(s ? {
 		what: "cell",
 		text: e,
 		other: t,
 		layer: s[0],
 		position: s[1]
-	} : null), u = B(() => Float64Array.from(r.flatMap((e) => e.values)), [r]);
-	if (o) return /* @__PURE__ */ Y(Q, { message: o });
-	if (!r.length) return /* @__PURE__ */ Y("div", {
+	} : null), u = z(() => Float64Array.from(r.flatMap((e) => e.values)), [r]);
+	if (o) return /* @__PURE__ */ J(Z, { message: o });
+	if (!r.length) return /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: "Patching the first layer …"
 	});
-	let d = (a?.tokens ?? Array.from({ length: n }, (e, t) => String(t))).map((e, t) => a && a.others[t] !== e ? `${K(e)} ← ${K(a.others[t] ?? "")}` : K(e));
-	return /* @__PURE__ */ Y(y, { children: [
-		/* @__PURE__ */ Y("p", {
+	let d = (a?.tokens ?? Array.from({ length: n }, (e, t) => String(t))).map((e, t) => a && a.others[t] !== e ? `${G(e)} ← ${G(a.others[t] ?? "")}` : G(e));
+	return /* @__PURE__ */ J(y, { children: [
+		/* @__PURE__ */ J("p", {
 			class: "note",
 			role: "status",
-			children: a ? /* @__PURE__ */ Y(y, { children: [
+			children: a ? /* @__PURE__ */ J(y, { children: [
 				"Logit of ",
-				/* @__PURE__ */ Y("code", { children: K(a.theirs) }),
+				/* @__PURE__ */ J("code", { children: G(a.theirs) }),
 				" over ",
-				/* @__PURE__ */ Y("code", { children: K(a.ours) }),
+				/* @__PURE__ */ J("code", { children: G(a.ours) }),
 				" with the other prompt's stream in one place; ",
-				U(a.clean),
+				H(a.clean),
 				" without, ",
-				U(a.other),
+				H(a.other),
 				" in the other prompt. Choose a cell."
 			] }) : `${r.length} layers done …`
 		}),
-		/* @__PURE__ */ Y(yt, {
+		/* @__PURE__ */ J(yt, {
 			values: u,
 			rows: r.map((e) => `L${e.layer}`),
 			columns: d,
@@ -4509,15 +4555,15 @@ function Tr({ text: e, other: t, n }) {
 			onPick: (e, t) => c([r[e]?.layer ?? e, t]),
 			picked: s ? s[0] * n + s[1] : null
 		}),
-		l.failed && /* @__PURE__ */ Y(Q, { message: l.failed }),
-		s && !l.failed && (l.got ? /* @__PURE__ */ Y("div", {
+		l.failed && /* @__PURE__ */ J(Z, { message: l.failed }),
+		s && !l.failed && (l.got ? /* @__PURE__ */ J("div", {
 			class: "cell-told",
-			children: [/* @__PURE__ */ Y("h3", { children: /* @__PURE__ */ Y("code", { children: l.got.edit }) }), /* @__PURE__ */ Y(Un, {
+			children: [/* @__PURE__ */ J("h3", { children: /* @__PURE__ */ J("code", { children: l.got.edit }) }), /* @__PURE__ */ J(qn, {
 				rows: l.got.next,
 				before: "as it was",
 				after: "patched"
 			})]
-		}) : /* @__PURE__ */ Y("div", {
+		}) : /* @__PURE__ */ J("div", {
 			class: "waiting",
 			"aria-busy": "true",
 			children: [
@@ -4530,44 +4576,44 @@ function Tr({ text: e, other: t, n }) {
 		}))
 	] });
 }
-function Er({ text: e, heads: t }) {
-	let [n, r] = L(t.findIndex(Boolean)), [i, a] = L(0), o = q({
+function Ar({ text: e, heads: t }) {
+	let [n, r] = I(t.findIndex(Boolean)), [i, a] = I(0), o = K({
 		what: "heads",
 		text: e,
 		layer: n
-	}), s = q({
+	}), s = K({
 		what: "pattern",
 		text: e,
 		layer: n,
 		head: i
 	});
-	return /* @__PURE__ */ Y(X, {
+	return /* @__PURE__ */ J(Y, {
 		title: "Where heads look",
-		aside: /* @__PURE__ */ Y("label", {
+		aside: /* @__PURE__ */ J("label", {
 			class: "pick",
-			children: [/* @__PURE__ */ Y("span", { children: "layer" }), /* @__PURE__ */ Y("select", {
+			children: [/* @__PURE__ */ J("span", { children: "layer" }), /* @__PURE__ */ J("select", {
 				value: String(n),
 				onChange: (e) => {
 					r(Number(e.currentTarget.value)), a(0);
 				},
-				children: t.map((e, t) => e ? /* @__PURE__ */ Y("option", {
+				children: t.map((e, t) => e ? /* @__PURE__ */ J("option", {
 					value: String(t),
 					children: ["L", t]
 				}) : null)
 			})]
 		}),
 		children: [
-			o.failed && /* @__PURE__ */ Y(Q, { message: o.failed }),
-			/* @__PURE__ */ Y("div", {
+			o.failed && /* @__PURE__ */ J(Z, { message: o.failed }),
+			/* @__PURE__ */ J("div", {
 				class: "thumbs",
 				role: "group",
 				"aria-label": `Heads of layer ${n}`,
-				children: (o.got?.heads ?? []).map((e) => /* @__PURE__ */ Y("button", {
+				children: (o.got?.heads ?? []).map((e) => /* @__PURE__ */ J("button", {
 					type: "button",
 					"aria-pressed": e.head === i,
 					onClick: () => a(e.head),
 					children: [
-						/* @__PURE__ */ Y(Dr, {
+						/* @__PURE__ */ J(jr, {
 							side: o.got?.side ?? 1,
 							data: e.data
 						}),
@@ -4578,11 +4624,11 @@ function Er({ text: e, heads: t }) {
 					]
 				}))
 			}),
-			s.failed && /* @__PURE__ */ Y(Q, { message: s.failed }),
-			s.got ? /* @__PURE__ */ Y("div", {
+			s.failed && /* @__PURE__ */ J(Z, { message: s.failed }),
+			s.got ? /* @__PURE__ */ J("div", {
 				class: "nested",
-				children: /* @__PURE__ */ Y(Zt, { doc: s.got })
-			}) : !s.failed && /* @__PURE__ */ Y("div", {
+				children: /* @__PURE__ */ J(en, { doc: s.got })
+			}) : !s.failed && /* @__PURE__ */ J("div", {
 				class: "waiting",
 				"aria-busy": "true",
 				children: [
@@ -4596,9 +4642,9 @@ function Er({ text: e, heads: t }) {
 		]
 	});
 }
-function Dr({ side: e, data: t }) {
-	let n = z(null);
-	return R(() => {
+function jr({ side: e, data: t }) {
+	let n = R(null);
+	return L(() => {
 		let r = n.current?.getContext("2d");
 		if (!r) return;
 		let i = r.createImageData(e, e);
@@ -4608,7 +4654,7 @@ function Dr({ side: e, data: t }) {
 			186,
 			Math.round(255 * Math.sqrt(Math.max(0, Math.min(1, e))))
 		], 4 * t)), r.clearRect(0, 0, e, e), r.putImageData(i, 0, 0);
-	}, [t, e]), /* @__PURE__ */ Y("canvas", {
+	}, [t, e]), /* @__PURE__ */ J("canvas", {
 		ref: n,
 		width: e,
 		height: e,
@@ -4616,17 +4662,17 @@ function Dr({ side: e, data: t }) {
 	});
 }
 // src/app.tsx
-function Or() {
+function Mr() {
 	let [e, t] = location.hash.replace(/^#\/?/, "").split("?");
 	return {
 		path: (e ?? "").split("/").filter(Boolean).map(decodeURIComponent),
 		query: new URLSearchParams(t ?? "")
 	};
 }
-function kr(e) {
+function Nr(e) {
 	location.hash = `#/${e}`;
 }
-var Ar = {
+var Pr = {
 	find: "Find",
 	prove: "Prove",
 	turn: "Turn",
@@ -4634,34 +4680,34 @@ var Ar = {
 	train: "Train",
 	measure: "Measure"
 };
-function jr() {
-	let [e, t] = L(Or), { state: n, lost: r } = qe(), i = J("/api/about");
-	R(() => {
+function Fr() {
+	let [e, t] = I(Mr), { state: n, lost: r } = Je(), i = q("/api/about");
+	L(() => {
 		let e = () => {
-			t(Or()), document.getElementById("main")?.scrollIntoView({ block: "start" });
+			t(Mr()), document.getElementById("main")?.scrollIntoView({ block: "start" });
 		};
 		return addEventListener("hashchange", e), () => removeEventListener("hashchange", e);
 	}, []);
 	let a = e.path[0] ?? "papers";
-	R(() => {
+	L(() => {
 		document.title = [...e.path.slice(0, 2).reverse().map(decodeURIComponent), "Patchbay"].join(" · ");
 	}, [e]);
-	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Ar), s = n?.runs.filter((e) => [
+	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Pr), s = n?.runs.filter((e) => [
 		"queued",
 		"running",
 		"stopping"
-	].includes(e.state)) ?? [], c = (e, t, n) => /* @__PURE__ */ Y("a", {
+	].includes(e.state)) ?? [], c = (e, t, n) => /* @__PURE__ */ J("a", {
 		href: `#/${e}`,
 		"aria-current": a === e || a === "paper" && e === "papers" || a === "compare" && e === "results" ? "page" : void 0,
-		children: [t, n && /* @__PURE__ */ Y("span", {
+		children: [t, n && /* @__PURE__ */ J("span", {
 			class: "badge num",
 			children: n
 		})]
 	});
-	return /* @__PURE__ */ Y("div", {
+	return /* @__PURE__ */ J("div", {
 		class: "shell",
 		children: [
-			/* @__PURE__ */ Y("a", {
+			/* @__PURE__ */ J("a", {
 				class: "skip",
 				href: "#main",
 				onClick: (e) => {
@@ -4669,53 +4715,53 @@ function jr() {
 				},
 				children: "To the content"
 			}),
-			/* @__PURE__ */ Y("header", {
+			/* @__PURE__ */ J("header", {
 				class: "side",
 				children: [
-					/* @__PURE__ */ Y("a", {
+					/* @__PURE__ */ J("a", {
 						class: "brand",
 						href: "#/",
-						children: [/* @__PURE__ */ Y(Fr, {}), " Patchbay"]
+						children: [/* @__PURE__ */ J(zr, {}), " Patchbay"]
 					}),
-					/* @__PURE__ */ Y("nav", {
+					/* @__PURE__ */ J("nav", {
 						"aria-label": "Pages",
 						children: [
 							c("papers", "Papers"),
 							c("prompt", "Prompt"),
 							c("model", "Model"),
 							c("features", "Features"),
-							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
-							o.map((e) => c(e, Ar[e] ?? e)),
+							/* @__PURE__ */ J("span", { class: "nav-rule" }),
+							o.map((e) => c(e, Pr[e] ?? e)),
 							c("knobs", "Knobs"),
-							/* @__PURE__ */ Y("span", { class: "nav-rule" }),
+							/* @__PURE__ */ J("span", { class: "nav-rule" }),
 							c("results", "Results"),
 							c("runs", "Runs", s.length ? String(s.length) : void 0)
 						]
 					}),
-					/* @__PURE__ */ Y(Nr, { state: n }),
-					/* @__PURE__ */ Y(Pr, {})
+					/* @__PURE__ */ J(Lr, { state: n }),
+					/* @__PURE__ */ J(Rr, {})
 				]
 			}),
-			/* @__PURE__ */ Y("div", {
+			/* @__PURE__ */ J("div", {
 				class: "content",
 				children: [
-					r && /* @__PURE__ */ Y("div", {
+					r && /* @__PURE__ */ J("div", {
 						class: "lost",
 						role: "alert",
 						children: [
 							"The server has stopped or cannot be reached; what is shown stays. Start it again with ",
-							/* @__PURE__ */ Y("code", { children: "patchbay ui" }),
+							/* @__PURE__ */ J("code", { children: "patchbay ui" }),
 							" and open its new address."
 						]
 					}),
-					s[0] && a !== "runs" && /* @__PURE__ */ Y(Jn, {
+					s[0] && a !== "runs" && /* @__PURE__ */ J(Qn, {
 						run: s[0],
 						waiting: s.length - 1
 					}),
-					/* @__PURE__ */ Y("main", {
+					/* @__PURE__ */ J("main", {
 						id: "main",
 						tabIndex: -1,
-						children: i.failed ? /* @__PURE__ */ Y(Q, { message: i.failed }) : /* @__PURE__ */ Y(Mr, {
+						children: i.failed ? /* @__PURE__ */ J(Z, { message: i.failed }) : /* @__PURE__ */ J(Ir, {
 							place: e,
 							state: n,
 							about: i.got
@@ -4726,56 +4772,56 @@ function jr() {
 		]
 	});
 }
-function Mr({ place: e, state: t, about: n }) {
+function Ir({ place: e, state: t, about: n }) {
 	let [r = "papers", ...i] = e.path, a = n?.rooms.find((e) => e.name === r);
-	return r === "results" ? i.length ? /* @__PURE__ */ Y(En, {
+	return r === "results" ? i.length ? /* @__PURE__ */ J(An, {
 		name: i.join("/"),
 		changed: t?.results ?? 0
-	}) : /* @__PURE__ */ Y(Tn, {
+	}) : /* @__PURE__ */ J(kn, {
 		changed: t?.results ?? 0,
 		folder: n?.folder ?? ""
-	}) : r === "papers" ? /* @__PURE__ */ Y(fr, { query: e.query }) : r === "paper" ? /* @__PURE__ */ Y(br, {
+	}) : r === "papers" ? /* @__PURE__ */ J(gr, { query: e.query }) : r === "paper" ? /* @__PURE__ */ J(wr, {
 		name: i.join("/"),
 		state: t
-	}) : r === "compare" ? /* @__PURE__ */ Y(Dn, {
+	}) : r === "compare" ? /* @__PURE__ */ J(jn, {
 		query: e.query,
 		changed: t?.results ?? 0
-	}) : r === "knobs" ? /* @__PURE__ */ Y(zn, {
+	}) : r === "knobs" ? /* @__PURE__ */ J(Un, {
 		query: e.query,
 		state: t
-	}) : r === "features" ? /* @__PURE__ */ Y(jn, {
+	}) : r === "features" ? /* @__PURE__ */ J(Fn, {
 		part: i.join("/"),
 		query: e.query,
 		state: t
-	}) : r === "model" ? /* @__PURE__ */ Y(rr, {
+	}) : r === "model" ? /* @__PURE__ */ J(sr, {
 		part: i.join("/"),
 		state: t
-	}) : r === "prompt" ? /* @__PURE__ */ Y(Sr, {
+	}) : r === "prompt" ? /* @__PURE__ */ J(Er, {
 		query: e.query,
 		state: t
-	}) : r === "runs" ? /* @__PURE__ */ Y(Kn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ Y(er, {
+	}) : r === "runs" ? /* @__PURE__ */ J(Xn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ J(ir, {
 		room: a.name,
 		name: i[0],
 		state: t,
 		about: n,
 		query: e.query
-	}) : /* @__PURE__ */ Y($n, { room: a }) : n ? /* @__PURE__ */ Y(y, { children: [/* @__PURE__ */ Y($, { title: "No such page" }), /* @__PURE__ */ Y(Q, {
+	}) : /* @__PURE__ */ J(rr, { room: a }) : n ? /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "No such page" }), /* @__PURE__ */ J(Z, {
 		message: `There is no page ${e.path.join("/")}.`,
-		children: /* @__PURE__ */ Y("p", { children: /* @__PURE__ */ Y("a", {
+		children: /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J("a", {
 			href: "#/results",
 			children: "To the results"
 		}) })
-	})] }) : /* @__PURE__ */ Y("div", {
+	})] }) : /* @__PURE__ */ J("div", {
 		class: "waiting",
 		"aria-busy": "true",
 		children: "Opening …"
 	});
 }
-function Nr({ state: e }) {
+function Lr({ state: e }) {
 	let t = e?.model;
-	if (!t) return /* @__PURE__ */ Y("p", {
+	if (!t) return /* @__PURE__ */ J("p", {
 		class: "model-line",
-		children: [/* @__PURE__ */ Y("span", { class: "lamp" }), " …"]
+		children: [/* @__PURE__ */ J("span", { class: "lamp" }), " …"]
 	});
 	let n = {
 		none: "no model",
@@ -4783,38 +4829,38 @@ function Nr({ state: e }) {
 		ready: "ready",
 		failed: "did not load"
 	}[t.state];
-	return /* @__PURE__ */ Y("p", {
+	return /* @__PURE__ */ J("p", {
 		class: "model-line",
 		title: t.message,
 		children: [
-			/* @__PURE__ */ Y("span", {
+			/* @__PURE__ */ J("span", {
 				class: `lamp ${t.state}`,
 				"aria-hidden": "true"
 			}),
-			/* @__PURE__ */ Y("b", { children: t.source ?? "No model" }),
-			/* @__PURE__ */ Y("span", { children: t.source ? n : "results only" })
+			/* @__PURE__ */ J("b", { children: t.source ?? "No model" }),
+			/* @__PURE__ */ J("span", { children: t.source ? n : "results only" })
 		]
 	});
 }
-function Pr() {
-	let [e, t] = L(localStorage.getItem("patchbay-theme") ?? "system");
-	return R(() => {
+function Rr() {
+	let [e, t] = I(localStorage.getItem("patchbay-theme") ?? "system");
+	return L(() => {
 		e === "system" ? delete document.documentElement.dataset.theme : document.documentElement.dataset.theme = e, localStorage.setItem("patchbay-theme", e);
-	}, [e]), /* @__PURE__ */ Y("label", {
+	}, [e]), /* @__PURE__ */ J("label", {
 		class: "theme",
-		children: [/* @__PURE__ */ Y("span", { children: "Colours" }), /* @__PURE__ */ Y("select", {
+		children: [/* @__PURE__ */ J("span", { children: "Colours" }), /* @__PURE__ */ J("select", {
 			value: e,
 			onChange: (e) => t(e.currentTarget.value),
 			children: [
-				/* @__PURE__ */ Y("option", {
+				/* @__PURE__ */ J("option", {
 					value: "system",
 					children: "system"
 				}),
-				/* @__PURE__ */ Y("option", {
+				/* @__PURE__ */ J("option", {
 					value: "light",
 					children: "light"
 				}),
-				/* @__PURE__ */ Y("option", {
+				/* @__PURE__ */ J("option", {
 					value: "dark",
 					children: "dark"
 				})
@@ -4822,30 +4868,30 @@ function Pr() {
 		})]
 	});
 }
-function Fr() {
-	return /* @__PURE__ */ Y("svg", {
+function zr() {
+	return /* @__PURE__ */ J("svg", {
 		class: "mark",
 		viewBox: "0 0 32 32",
 		"aria-hidden": "true",
 		children: [
-			/* @__PURE__ */ Y("path", { d: "M9 10 C 9 26, 23 6, 23 22" }),
-			/* @__PURE__ */ Y("circle", {
+			/* @__PURE__ */ J("path", { d: "M9 10 C 9 26, 23 6, 23 22" }),
+			/* @__PURE__ */ J("circle", {
 				cx: "9",
 				cy: "10",
 				r: "5"
 			}),
-			/* @__PURE__ */ Y("circle", {
+			/* @__PURE__ */ J("circle", {
 				cx: "23",
 				cy: "22",
 				r: "5"
 			}),
-			/* @__PURE__ */ Y("circle", {
+			/* @__PURE__ */ J("circle", {
 				class: "hole",
 				cx: "9",
 				cy: "10",
 				r: "1.8"
 			}),
-			/* @__PURE__ */ Y("circle", {
+			/* @__PURE__ */ J("circle", {
 				class: "hole",
 				cx: "23",
 				cy: "22",
@@ -4855,22 +4901,22 @@ function Fr() {
 	});
 }
 // src/saved.tsx
-function Ir({ doc: e, bare: t }) {
-	return /* @__PURE__ */ Y("div", {
+function Br({ doc: e, bare: t }) {
+	return /* @__PURE__ */ J("div", {
 		class: t ? "alone bare" : "alone",
 		children: [
-			/* @__PURE__ */ Y("header", {
+			/* @__PURE__ */ J("header", {
 				class: "alone-head",
-				children: [t ? /* @__PURE__ */ Y("p", {
+				children: [t ? /* @__PURE__ */ J("p", {
 					class: "alone-title",
-					children: wn(e)
-				}) : /* @__PURE__ */ Y("h1", { children: wn(e) }), /* @__PURE__ */ Y("p", {
+					children: On(e)
+				}) : /* @__PURE__ */ J("h1", { children: On(e) }), /* @__PURE__ */ J("p", {
 					class: "lead-line",
-					children: e.kind === "result" ? (e.asked ? `${e.asked} · ` : "") + e.title.replace(/^[^:]*: /, "") : G(e.method)
+					children: e.kind === "result" ? (e.asked ? `${e.asked} · ` : "") + e.title.replace(/^[^:]*: /, "") : W(e.method)
 				})]
 			}),
-			t ? /* @__PURE__ */ Y(Zt, { doc: e }) : /* @__PURE__ */ Y("main", { children: /* @__PURE__ */ Y(Zt, { doc: e }) }),
-			!t && /* @__PURE__ */ Y("footer", {
+			t ? /* @__PURE__ */ J(en, { doc: e }) : /* @__PURE__ */ J("main", { children: /* @__PURE__ */ J(en, { doc: e }) }),
+			!t && /* @__PURE__ */ J("footer", {
 				class: "foot",
 				children: ["Made by patchbay. ", e.origin]
 			})
@@ -4878,24 +4924,24 @@ function Ir({ doc: e, bare: t }) {
 	});
 }
 // src/main.tsx
-function Lr({ model: e, el: t }) {
-	let n = () => N(/* @__PURE__ */ Y(Ir, {
+function Vr({ model: e, el: t }) {
+	let n = () => M(/* @__PURE__ */ J(Br, {
 		doc: JSON.parse(String(e.get("document"))),
 		bare: !0
 	}), t);
-	t.classList.add("pb", "pb-cell"), t.dataset.dark = String(Qe());
-	let r = new MutationObserver(() => t.dataset.dark = String(Qe()));
+	t.classList.add("pb", "pb-cell"), t.dataset.dark = String($e());
+	let r = new MutationObserver(() => t.dataset.dark = String($e()));
 	return r.observe(document.body, {
 		attributes: !0,
 		attributeFilter: ["data-jp-theme-light", "class"]
 	}), n(), e.on("change:document", n), () => {
-		r.disconnect(), e.off("change:document", n), N(null, t);
+		r.disconnect(), e.off("change:document", n), M(null, t);
 	};
 }
-var Rr = document.getElementById("patchbay-page");
-if (Rr) {
+var Hr = document.getElementById("patchbay-page");
+if (Hr) {
 	let e = document.getElementById("patchbay-data");
-	N(e ? /* @__PURE__ */ Y(Ir, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ Y(jr, {}), Rr);
+	M(e ? /* @__PURE__ */ J(Br, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ J(Fr, {}), Hr);
 }
-var zr = { render: Lr };
-export { zr as default };
+var Ur = { render: Vr };
+export { Ur as default };
