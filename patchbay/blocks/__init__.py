@@ -15,6 +15,7 @@ prefix_bag     a term of the logits that knows which words came before, and not 
 register       make the class of a family's models with blocks known to transformers by name
 state_space    recurrences as long convolutions: H3, LSSL, HiPPO
 structured     feed-forward maps in factors, with a dense guide
+subnetworks    what is left of a model without parts of its layers, and which of these nothing of their size beats
 trees          trees from heights and distances, and from any attention pattern
 turned         angles between queries and keys, times a number and plus another for each pair of channels
 two_way        later keys seen as if they stood as far before, for a while
@@ -35,6 +36,7 @@ from patchbay.blocks import (
     prefix_bag,
     state_space,
     structured,
+    subnetworks,
     trees,
     turned,
     two_way,
@@ -58,6 +60,7 @@ __all__ = [
     "register",
     "state_space",
     "structured",
+    "subnetworks",
     "trees",
     "turned",
     "two_way",

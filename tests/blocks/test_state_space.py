@@ -13,12 +13,20 @@ from tests.tolerance import close
 
 @pytest.mark.parametrize("a", [0.0, 0.5, 1.0])
 def test_reference_the_convolution_is_the_scan(a: float) -> None:
-    """LegS under Euler, bilinear and backward steps: the long convolution by FFT, and state after state."""
+    """LegS under Euler, bilinear and backward steps: the long convolution by FFT, and state after state, and their gradients."""
     A, B = state_space.hippo(6)
     Ab, Bb = state_space.discretised(A, B, 1.0 / 64, a)
     C, u = torch.randn(3, 6, dtype=torch.float64), torch.randn(2, 64, 3, dtype=torch.float64)
     made = state_space.convolve(state_space.kernel(Ab, Bb, C, 64), u)
     assert close(made, state_space.scan(Ab, Bb, C, u), dtype=torch.float64)
+    with torch.enable_grad():
+        asked, along = [C.clone().requires_grad_(), u.clone().requires_grad_()], torch.randn_like(made)
+        ways = (
+            state_space.convolve(state_space.kernel(Ab, Bb, asked[0], 64), asked[1]),
+            state_space.scan(Ab, Bb, *asked),
+        )
+        one, other = (torch.autograd.grad((found * along).sum(), asked) for found in ways)
+    assert all(close(x, y, dtype=torch.float64) for x, y in zip(one, other, strict=True))
     delayed = torch.nn.functional.pad(u, (0, 0, 5, 0))[:, :64]
     assert close(
         state_space.convolve(state_space.kernel(Ab, Bb, C, 64), delayed)[:, 5:], made[:, :59], dtype=torch.float64

@@ -11,12 +11,14 @@ analogue, and says so.
 blocks    the identities that other architectures stand on, and a cut by one threshold
 corpora   what texts, tokenizers, vocabularies and times tell and teach
 behaviour what models say, where most papers need larger ones
+factored  matrices in factors: low ranks tuned alone, feed-forward layers beside narrower ones
 features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
 languages what several languages in one network do, clones of one
 neurons   neurons and experts
 objectives what training by another objective, or few numbers, brings
 meters    what published evaluations say
+mixtures  which tokens are learned, in which order they come, how many are held
 layers    where something can be read, and in which words
 readings  what sharper probes of behaviour say
 prompting what examples, glosses, judges and histories in prompts do
@@ -38,11 +40,13 @@ from patchbay.papers.claims import (
     blocks,
     corpora,
     decoding,
+    factored,
     features,
     heads,
     languages,
     layers,
     meters,
+    mixtures,
     neurons,
     objectives,
     prompting,
@@ -70,12 +74,14 @@ __all__ = [
     "claim",
     "corpora",
     "decoding",
+    "factored",
     "features",
     "heads",
     "known",
     "languages",
     "layers",
     "meters",
+    "mixtures",
     "neurons",
     "objectives",
     "prompting",

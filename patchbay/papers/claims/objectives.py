@@ -316,33 +316,3 @@ def _rewarded(seed: int) -> dict[str, Tensor]:
 
     network = lab.small(24, layers=1, width=32, mlp=64)
     return trained(network, documents, worth, seed, arms, fresh=True, steps=30, batch_size=16, rate=3e-3)
-
-
-# --- spans moved behind the rest ----------------------------------------------------------------------
-
-
-@claim("nijkamp2023", "comparison", seeds=TRAINED)
-def nijkamp2023(model: Model, seed: int) -> Claim:
-    """Confirmed if, after as many steps, plain documents are less likely where spans of half of the documents were moved behind the rest than where none were: that filling in is
-    not free (the paper's second lesson)."""
-    found = _infilled(seed)
-    told = {name: float(one.mean()) for name, one in found.items()}
-    text = f"in networks of 50,000 weights, plain documents cost {told['half']:.3f} nats a token after half of the documents had a span moved behind the rest, and {told['plain']:.3f} after none had, at as many steps"
-    return Claim(text, *difference(found["half"], found["plain"]), 0.0, "nats per token")
-
-
-@functools.cache
-def _infilled(seed: int) -> dict[str, Tensor]:
-    from patchbay.tiny import lab
-    from patchbay.train._objectives import objective
-    from patchbay.train._plan import Arm
-
-    held, aim = [[one] for one in lab.backcopies(80, seed + 1000)], objective("ntp")
-
-    def loss(tuned: Model) -> Tensor:
-        return aim.scores(tuned, held)
-
-    vocab = 64 + 3  # the last are <sep>, <end> and <mask_0>
-    arms = {"half": Arm(f"infill:vocab={vocab}"), "plain": Arm()}
-    network = lab.small(vocab, width=48, mlp=96)
-    return trained(network, lab.backcopies(1500, seed), loss, seed, arms, fresh=True, steps=150, batch_size=16)
