@@ -74,6 +74,49 @@ def test_shares_and_costs_are_counted_at_the_tokens_that_come() -> None:
     assert close(_grown.nats(logits, texts), torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    ("says", "fails"),
+    [
+        (lambda ids: next_token(ids)[..., :19], 0.0),
+        (lambda ids: torch.zeros(*ids.shape, 19), 1.0),
+        (lambda ids: torch.full((*ids.shape, 19), math.nan), 1.0),
+    ],
+)
+def test_a_network_that_learned_no_order_or_broke_has_failed(
+    monkeypatch: pytest.MonkeyPatch, says: Any, fails: float
+) -> None:
+    monkeypatch.setattr(variants, "grown", lambda *_, **__: Saying(says))
+    found = variants._steady.__wrapped__(0, "plain")
+    assert found.shape == (len(variants.RATES), 64)
+    assert float(found.mean()) == fails
+
+
+def test_words_by_how_often_they_come_have_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is below what frequencies alone cost."""
+    texts = torch.tensor([ids for ids, _ in lab.phrases(500, 3)])
+    often = torch.bincount(texts[:, 1:].flatten(), minlength=19).double()
+    monkeypatch.setattr(
+        variants, "grown", lambda *_, **__: Saying(lambda ids: (often + 0.01).log().expand(*ids.shape, 19))
+    )
+    assert float(variants._steady.__wrapped__(0, "plain").mean()) == 1.0
+
+
+def test_a_plain_network_of_as_many_weights_as_the_gated_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: dict[str, int] = {}
+    monkeypatch.setattr(lab, "steps_of", lambda *_, **__: None)
+    monkeypatch.setattr(variants, "RATES", (0.1,))
+
+    def grown(network: Any, texts: Any, blocks: Any, seed: int, **options: Any) -> Any:
+        sizes[name] = sum(one.numel() for one in _grown.grown(network, texts, blocks, seed, **options).parameters())
+        return Saying(lambda ids: torch.zeros(*ids.shape, 19))
+
+    monkeypatch.setattr(variants, "grown", grown)
+    for name in ("gated", "wide", "plain"):
+        variants._steady.__wrapped__(0, name)
+    assert sizes["wide"] == pytest.approx(sizes["gated"], rel=0.02)
+    assert sizes["plain"] < 0.8 * sizes["gated"]
+
+
 def test_a_head_is_chosen_on_one_half_and_told_of_the_other() -> None:
     scores = torch.tensor([[0.9, 0.1], [0.9, 0.2], [0.3, 1.0], [0.4, 1.0]])
     assert symbols._chosen(scores).tolist() == pytest.approx([0.3, 0.4])

@@ -3,7 +3,6 @@ more is not testable at this size; `patchbay.blocks` builds the models, and trai
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import patchbay as pb
@@ -62,21 +61,6 @@ def shao2025(model: Model, seed: int) -> Claim:
         expected = (z_q.abs() * z_k.abs() * torch.cos(D * (z_q.angle() - z_k.angle()) + b)).sum(-1)
         errors.append(_off(made, expected))
     return _within("attention by angles that heads bend is a dot product of mapped queries and keys", errors, 1e-9)
-
-
-@claim("parisotto2019", "identity", ON)
-def parisotto2019(model: Model, seed: int) -> Claim:
-    """A gate of zero weights keeps 1 - sigma(-2) = 0.8808 of the stream, exactly."""
-    import torch
-
-    errors = []
-    for generator in _draws(seed):
-        one, x = pb.blocks.gate.ResidualGate(16), torch.randn(5, 16, generator=generator)
-        with torch.no_grad():
-            for weight in one.parameters():
-                weight.zero_()
-            errors.append(_off(x + one(x, x), x / (1 + math.exp(-2.0))))
-    return _within("a new gate keeps the stream near what it was", errors, 1e-5)
 
 
 @claim("wei2024", "identity", ON)

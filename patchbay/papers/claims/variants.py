@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
+import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._grown import grown, said
+from patchbay.papers.claims._grown import grown, nats, said
 from patchbay.papers.claims.training import difference
 
 if TYPE_CHECKING:
@@ -82,3 +83,47 @@ def fu2022(model: Model, seed: int) -> Claim:
         "(one of the text's own: 25%)"
     )
     return Claim(text, *difference(_recalled(seed, "h3")[0], _recalled(seed, "lssl")[0]), 0.3, "share of values")
+
+
+# --- gates in place of sums ---------------------------------------------------------------------------
+
+LEARNED = 0.5  # nats a token
+RATES = (0.12, 0.24, 0.48, 0.96)  # at the least a plain network learns all texts, at four times it some of them no more
+GATES: dict[str, dict[str, Any]] = {"gated": {"gate": 2.0}, "open": {"gate": 0.0}, "wide": {}, "plain": {}}
+
+
+@claim("parisotto2019", "comparison")
+def parisotto2019(model: Model, seed: int) -> Claim:
+    """Confirmed if, over rates of 1, 2, 4 and 8 times the least, training fails of fewer texts where gates stand in place of sums than in a plain network of as many
+    weights: fails where a text costs, in the end, not half a nat a token less than its words do by how often they come. Told beside it: gates that start half open, and the plain network of the same width. The paper's own networks are taught by rewards."""
+    found = {name: _steady(seed, name) for name in GATES}
+    told = {name: ", ".join(f"{float(share):.2f}" for share in one.mean(1)) for name, one in found.items()}
+    text = (
+        f"in networks of three layers, at rates of {', '.join(f'{rate:g}' for rate in RATES)}, training fails of {told['gated']} of the texts where gates stand in place of sums, {told['wide']} in a plain "
+        f"network of as many weights ({told['plain']} in one of the same width, {told['open']} where gates start half open)"
+    )
+    return Claim(text, *difference(found["wide"].mean(0), found["gated"].mean(0)), 0.0, "share of runs")
+
+
+@functools.cache
+def _steady(seed: int, name: str) -> Tensor:
+    """Whether a text costs not LEARNED less than its words do by how often they come, 0 or 1, [rate, text]; also where the weights are no numbers."""
+    import torch
+
+    from patchbay.tiny import lab
+    from patchbay.train import _equal
+
+    texts, held = ([ids for ids, _ in lab.phrases(n, at)] for n, at in ((2048, seed), (64, seed + 1000)))
+    often = torch.bincount(torch.tensor(texts)[:, 1:].flatten(), minlength=19).double() + 1.0
+    alone = nats((often / often.sum()).log().expand(len(held), 12, -1), held).mean(1)
+    network = lab.small(19, layers=3, width=32, heads=2, mlp=64)
+    mlp = 0
+    if name == "wide":
+        network_gated = pb.blocks.build(network.hf, **GATES["gated"])
+        mlp = _equal.width(network, sum(weight.numel() for weight in network_gated.parameters()))
+    rows = []
+    for rate in RATES:
+        hf = grown(network, texts, GATES[name], seed, steps=60, rate=rate, mlp=mlp)
+        cost = nats(said(hf, held), held).mean(1)
+        rows.append(~(cost <= alone - LEARNED))  # so that what is no number counts
+    return torch.stack(rows).double()
