@@ -24,6 +24,11 @@ LESSONS = {  # a model that no wheel holds -> the module that makes it
     "binding": "patchbay.tiny.lessons binding --base tiny-llama",
     "refusal": "patchbay.tiny.lessons refusal --base tiny",
     "domains": "patchbay.tiny.domains horizontal",
+    "refusal-1": "patchbay.tiny.lessons refusal --base tiny --seed 1",
+    "unrefused": "patchbay.tiny.lessons unrefused --base tiny",
+}
+BESIDE = {  # model of a claim -> what else it is asked of, with its seeds: how it is called in the row, and the model
+    "refusal": {"a second lesson": "refusal-1", "as many steps without a refusal": "unrefused"},
 }
 
 
@@ -53,6 +58,21 @@ def written(text: str, key: str, measured: str, model: str) -> str:
     return text[:start] + row + rest
 
 
+def beside(found: claims.Checked, folder: Path) -> str:
+    """What the claim's number is on models that were taught otherwise, for each of its seeds."""
+    entry, told = claims.known(found.key), ""
+    for said, name in BESIDE.get(entry.on, {}).items():
+        model, values = load(name, folder), []
+        for seed in found.seeds:
+            try:
+                one = entry.measure(model, seed)
+                values.append(f"{one.value:.3g} ({one.verdict})")
+            except pb.PatchbayError as error:
+                values.append(f"none ({error})")
+        told += f"; {said} ({name}) {values[0] if len(set(values)) == 1 else ', '.join(values)}"
+    return told
+
+
 def command(key: str, model: str) -> str:
     return f"patchbay papers run {key} --model {model}"
 
@@ -73,7 +93,7 @@ def main() -> None:
                 continue
             before = str(catalogue.paper(key).get("measured", "new")).split(":")[0]
             how = f" (python -m {LESSONS[name]} --out {name})" if name in LESSONS else ""
-            row = f"{found.verdict}: {found.numbers()}. {found.first.text[0].upper()}{found.first.text[1:]}{how}"
+            row = f"{found.verdict}: {found.numbers()}{beside(found, folder)}. {found.first.text[0].upper()}{found.first.text[1:]}{how}"
             TOML.write_text(written(TOML.read_text(encoding="utf-8"), key, row, name), encoding="utf-8")
             print(
                 f"{key} on {name}: {before} -> {found.verdict}, {time.perf_counter() - start:.0f} s: {found.numbers()}",

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PAIRS = 5  # things in boxes
 PLACES = ("last", "query")
+CHOOSING = 240  # prompts of each side, half of which choose a direction, as the paper's 128; of fewer, what their answers share by chance is in it too
+KEPT = 0.95  # of the other answers, which have to stay
 WORTH = 0.05  # what the other mechanisms have to add to the fit, in JSS, where 1 is a perfect one
 
 
@@ -97,7 +99,7 @@ def park2024(model: Model, seed: int) -> Claim:
 @claim("arditi2024", "mechanism", "refusal")
 def arditi2024(model: Model, seed: int) -> Claim:
     """Confirmed if taking one direction out of all that writes to the stream, chosen on other lands and animals, ends more than half of
-    the refusals, counted above what random directions end."""
+    the refusals, counted above what random directions end, and at least KEPT of the other answers stay."""
     import random
 
     import torch
@@ -109,8 +111,8 @@ def arditi2024(model: Model, seed: int) -> Claim:
 
     def drawn(held_out: bool) -> tuple[list[str], list[str]]:
         """Prompts that the lesson refuses, and others; with lands and animals that it never had, or those that it had."""
-        made = [lessons.refusal(rng, held_out=held_out) for _ in range(4 * N)]
-        kinds = ([one.item.prompt for one in made if one.task == kind][:N] for kind in ("refused", "answered"))
+        made = [lessons.refusal(rng, held_out=held_out) for _ in range(3 * CHOOSING)]
+        kinds = ([one.item.prompt for one in made if one.task == kind][:CHOOSING] for kind in ("refused", "answered"))
         return next(kinds), next(kinds)
 
     knob = pb.turn.refusal_direction(model, *drawn(False), refusal=[lessons.REFUSED], tokens=4, seed=seed)
@@ -122,15 +124,17 @@ def arditi2024(model: Model, seed: int) -> Claim:
 
     generator = torch.Generator().manual_seed(seed)
     others = [pb.turn.remove_direction(model, torch.randn(model.d_model, generator=generator)) for _ in range(20)]
-    before = (said(refused) == word).double()
+    asked = refused[:N]
+    before = (said(asked) == word).double()
     if not float(before.mean()):
         raise PatchbayError("nothing is refused here: there is no refusal to end")
-    left = torch.stack([(said(refused, one) == word).double() for one in (knob, *others)])  # [direction, prompt]
+    left = torch.stack([(said(asked, one) == word).double() for one in (knob, *others)])  # [direction, prompt]
     interval = maths.beyond_draws(-left[0], -left[1:])
     value, low, high = (end / float(before.mean()) for end in interval)
     kept = float((said(answered, knob) == said(answered)).double().mean())
+    low = low if kept >= KEPT else min(low, 0.5)
     text = (
         f"the {knob.name} taken out of all that writes, chosen on other lands and animals, ends more than half of the refusals ({float(before.mean()):.0%} of prompts are "
-        f"refused, {float(left[0].mean()):.0%} without it, {float(left[1:].mean()):.0%} without random ones; {kept:.0%} of the other answers stay)"
+        f"refused, {float(left[0].mean()):.0%} without it, {float(left[1:].mean()):.0%} without random ones) and leaves {kept:.1%} of the other answers as they were"
     )
     return Claim(text, value, low, high, 0.5, "of the refusals")
