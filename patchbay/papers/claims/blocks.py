@@ -63,29 +63,6 @@ def shao2025(model: Model, seed: int) -> Claim:
     return _within("attention by angles that heads bend is a dot product of mapped queries and keys", errors, 1e-9)
 
 
-@claim("wei2024", "identity", ON)
-def wei2024(model: Model, seed: int) -> Claim:
-    """Each structured map against its dense product, guided at half share too."""
-    import torch
-
-    from patchbay.results.method import seeded
-
-    errors = []
-    for generator in _draws(seed):
-        x = torch.randn(5, 32, generator=generator)
-        for form, sizes in (
-            ("low_rank", {"rank": 6}),
-            ("block_dense", {"rank": 12, "blocks": 4}),
-            ("block_shuffle", {"blocks": 4}),
-        ):
-            with seeded(seed):
-                made = pb.blocks.structured.of(torch.nn.Linear(32, 48), form, guided=True, **sizes)
-            dense = x @ made.dense().T
-            pb.blocks.structured.set_share(made, 0.5)
-            errors.append(_off(made(x), dense))
-    return _within("structured maps, guided from the start or not, are their dense product", errors, 1e-4)
-
-
 @claim("shah2025", "identity", ON)
 def shah2025(model: Model, seed: int) -> Claim:
     """What the last layer, made a meta-layer, adds to texts without the token."""

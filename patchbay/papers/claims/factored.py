@@ -6,6 +6,7 @@ The model at hand has no part in them, so that what an untrained network of its 
 from __future__ import annotations
 
 import functools
+import json
 from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
@@ -75,3 +76,49 @@ def _cut(seed: int) -> dict[str, Tensor]:
         sum(p.numel() for p in some) for some in (learns("low-ranks", cuts["cut"]), cuts["cut"].hf.parameters())
     )
     return found | {"share": torch.tensor([moved / every])}
+
+
+# --- feed-forward layers in factors -------------------------------------------------------------------
+
+WIDE, NARROW, RANK, BLOCKS = (
+    256,
+    80,
+    16,
+    4,
+)  # three maps between 64 and 256 in factors have the numbers of three between 64 and 80
+
+
+@claim("wei2024", "comparison", seeds=TRAINED)
+def wei2024(model: pb.Model, seed: int) -> Claim:
+    """Confirmed if wide feed-forward layers in factors, of the form that other texts choose, are left with less loss after as many steps than a dense one that is narrower and so has as many weights. Told
+    beside it: each form, the low-rank one with its guide, and the wide dense layer. The paper's steeper scaling is of up to 1.3 billion weights."""
+    found = _structured(seed)
+    forms = ("low_rank", "block_dense", "block_shuffle", "guided")
+    best = min(forms, key=lambda name: float(found[name][::2].mean()))
+    told = {name: float(one[1::2].mean()) for name, one in found.items()}
+    each = ", ".join(f"{name.replace('_', ' ')} {told[name]:.3f}" for name in forms)
+    text = (
+        f"in networks of width 64, feed-forward layers in factors are left with {each} nats a token (chosen: {best.replace('_', ' ')}), a narrower dense layer of as many weights with {told['narrow']:.3f}, and the dense "
+        f"layer of their own width, of {WIDE / NARROW:.1f} times the weights, with {told['dense']:.3f}"
+    )
+    return Claim(text, *difference(found["narrow"][1::2], found[best][1::2]), 0.0, "nats per token")
+
+
+@functools.cache
+def _structured(seed: int) -> dict[str, Tensor]:
+    from patchbay.tiny import lab
+    from patchbay.train._plan import Arm
+
+    tiny = pb.load("tiny")
+    texts = lab.pieces(tiny, 2064, seed, range(12, 36))
+    forms: dict[str, dict[str, Any]] = {
+        "low_rank": {"kind": "low_rank", "rank": RANK},
+        # the largest rank that has no more numbers
+        "block_dense": {"kind": "block_dense", "rank": RANK + BLOCKS, "blocks": BLOCKS},
+        "block_shuffle": {"kind": "block_shuffle", "blocks": BLOCKS},
+        "guided": {"kind": "low_rank", "rank": RANK, "guided": True},
+    }
+    arms = {name: Arm(blocks=json.dumps({"feedforward": form})) for name, form in forms.items()}
+    arms |= {"dense": Arm(), "narrow": Arm(mlp=NARROW)}
+    network = lab.small(tiny.vocab_size, mlp=WIDE)
+    return trained(network, texts[64:], _loss(texts[:64]), seed, arms, fresh=True, steps=90, batch_size=16, rate=4e-3)
