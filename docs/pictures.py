@@ -119,7 +119,7 @@ def picture(html: str, target: Path, *, width: int = 1100, dark: bool = False, h
 
 
 def _small(raw: Path, target: Path) -> Path:
-    """Cut what is empty below, and write with 64 colours."""
+    """Cut what is empty below, and write with few colours."""
     from PIL import Image, ImageChops
 
     image = Image.open(raw).convert("RGB")
@@ -127,7 +127,7 @@ def _small(raw: Path, target: Path) -> Path:
     box = ImageChops.difference(image, ground).getbbox()
     bottom = image.size[1] if box is None else min(image.size[1], box[3] + 16)
     image = image.crop((0, 0, image.size[0], bottom))
-    image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
+    image.quantize(255, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(target, optimize=True)
     return target
 
 
