@@ -58,7 +58,7 @@ def _imbalanced(seed: int) -> dict[str, Tensor]:
     return {"uneven": uneven, "even": even, **few}
 
 
-@claim("liu2024", "comparison")
+@claim("liu2024", "comparison", seeds=TRAINED)
 def liu2024(model: Model, seed: int) -> Claim:
     """Confirmed if a network that learned two clones of a language with language vectors before its unembedding finds more translations by its middle states than one
     that learned them without, and than one whose vectors did not follow the language."""
