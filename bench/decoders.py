@@ -56,6 +56,11 @@ def table(found: pb.Result) -> list[str]:
     return lines
 
 
+def gained(parts: pb.Result) -> str:
+    """What each line of `knn_parts` gains on the model, with its interval."""
+    return "; ".join(f"{row['line']} {row['gain']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in parts.tables["lines"][1:])  # fmt: skip
+
+
 def main() -> None:
     model, judge, ids = texts()
     held = [row for row in ids[700:] if len(row) >= PROMPT + NEW][:N]
@@ -72,11 +77,10 @@ def main() -> None:
         found = pb.decode.compare(model, prompts, decoders, references=people, judge=judge, **how)
         parts = pb.decode.knn_parts(model, f"{folder}/store", ids[400:520])
     null = found["null"]
-    gains = "; ".join(f"{row['condition']} {row['gain']:.3f} ({row['low']:.3f} to {row['high']:.3f})" for row in parts.tables["lines"][1:])  # fmt: skip
     said = [
         f"Likeness of people's text to itself: {float(null.mean()):.2f} ({float(null.min()):.2f} to {float(null.max()):.2f} by halves).",
         f"Speculative: {float(fast['agreed'].nanmean()):.2f} of the draft's tokens agreed with, {float(fast['per_pass'].mean()):.2f} tokens for a pass.",
-        f"What the store gains on text not in it, in nats per token of {float(parts['loss'][0]):.3f}: {gains}.",
+        f"What the store gains on text not in it, in nats per token of {float(parts['loss'][0]):.3f}: {gained(parts)}.",
     ]
     setting = describe("cpu", model.dtype, "wall", os.getloadavg()[0])
     body = [setting, "", __doc__.split("\n\n", 1)[1].replace("\n", " ").strip(), "", *table(found), "", *said]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import patchbay as pb
+from bench import decoders
 from patchbay.decode.knn_parts import HEATS, SCALES, WEIGHTS, Read, by_token, tuned
 from patchbay.tiny.twins import twin
 from tests.tolerance import close
@@ -68,6 +69,7 @@ def test_reference(tmp_path: Path) -> None:
     known, texts = cycles(10, 0) + noise(4, 3), cycles(10, 5)[4:] + noise(4, 4)
     store = store_in(tmp_path / "store", model, known, [SITE])
     found = pb.decode.knn_parts(model, store, texts, neighbours=k, cells=(1, 1))
+    assert decoders.gained(found).startswith(f"{found.labels_of('condition')[1]} {float(found['gain'][1]):.3f} (")
     keys: list[tuple[torch.Tensor, int]] = []
     for text in known:
         states = pb.run(model, [text], taps=[SITE])[SITE][0].double()
