@@ -39,12 +39,6 @@ def _draws(seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(1000 * seed + i) for i in range(DRAWS)]
 
 
-def _ids(model: Model, seed: int) -> Tensor:
-    import torch
-
-    return torch.randint(3, model.vocab_size - 1, (4, 24), generator=torch.Generator().manual_seed(seed))
-
-
 @claim("shao2025", "identity", ON)
 def shao2025(model: Model, seed: int) -> Claim:
     """The dot product of turned queries and keys against the explicit cosine, float64."""
@@ -61,17 +55,6 @@ def shao2025(model: Model, seed: int) -> Claim:
         expected = (z_q.abs() * z_k.abs() * torch.cos(D * (z_q.angle() - z_k.angle()) + b)).sum(-1)
         errors.append(_off(made, expected))
     return _within("attention by angles that heads bend is a dot product of mapped queries and keys", errors, 1e-9)
-
-
-@claim("shah2025", "identity", ON)
-def shah2025(model: Model, seed: int) -> Claim:
-    """What the last layer, made a meta-layer, adds to texts without the token."""
-    last = model.n_layers - 1
-    hf = pb.blocks.build(model.hf, meta_tokens={"id": model.vocab_size - 1, "layers": [last]})
-    port = pb.Port("attn.out", last)
-    added = pb.run(pb.load(hf), _ids(model, seed), taps=[port])[port]
-    errors = added.abs().amax((1, 2)).tolist()
-    return _within("without its token a meta-layer adds nothing", errors, 1e-6, "largest number added")
 
 
 @claim("gu2021", "identity", ON)

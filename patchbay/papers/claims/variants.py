@@ -85,6 +85,46 @@ def fu2022(model: Model, seed: int) -> Claim:
     return Claim(text, *difference(_recalled(seed, "h3")[0], _recalled(seed, "lssl")[0]), 0.3, "share of values")
 
 
+# --- meta-tokens --------------------------------------------------------------------------------------
+
+META = 32
+META_ARMS: dict[str, tuple[int, dict[str, Any]]] = {
+    "meta": (3, {"convolution": 3, "meta_tokens": {"id": META, "layers": [1]}}),
+    "open": (3, {"convolution": 3, "meta_tokens": {"id": META, "layers": [1], "masked": False}}),
+    "without": (2, {"convolution": 3}),
+    "plain": (2, {"convolution": 3}),
+}
+
+
+@claim("shah2025", "comparison")
+def shah2025(model: Model, seed: int) -> Claim:
+    """Confirmed if, at twice the length and the pairs that were trained on, a network with a layer in which only meta-tokens see one another recalls more values than one whose
+    layer is open to all tokens, as dear and with the same texts. Told beside it: the texts without the layer, and no meta-tokens."""
+    found = {name: _bookmarked(seed, name) for name in META_ARMS}
+    told = {name: [f"{float(one.mean()):.0%}" for one in some] for name, some in found.items()}
+    text = (
+        "in small networks, of values whose key came before, in texts of one, two and three times the length and pairs that were trained on, a layer among meta-tokens recalls "
+        f"{', '.join(told['meta'])}, the same layer open to all tokens {', '.join(told['open'])}, meta-tokens without the layer {', '.join(told['without'])}, and neither {', '.join(told['plain'])}"
+    )
+    return Claim(text, *difference(found["meta"][1], found["open"][1]), 0.0, "share of values")
+
+
+@functools.cache
+def _bookmarked(seed: int, name: str) -> tuple[Tensor, ...]:
+    """The share of values that are right, by text, at one, two and three times the length."""
+    from patchbay.tiny import lab
+
+    after = () if name == "plain" else (META,)  # behind every pair
+    layers, blocks = META_ARMS[name]
+
+    def drawn(n: int, at: int, times: int) -> Any:
+        return lab.recalls(n, at, pairs=4 * times, length=12 * times * (2 + len(after)), after=after)
+
+    network = lab.small(META + 1, layers=layers, width=48, mlp=48)
+    hf = grown(network, [ids for ids, _ in drawn(4096, seed, 1)], blocks, seed, steps=200, rate=5e-3)
+    return tuple(_right(hf, drawn(64, seed + 1000, times)) for times in (1, 2, 3))
+
+
 # --- gates in place of sums ---------------------------------------------------------------------------
 
 LEARNED = 0.5  # nats a token
