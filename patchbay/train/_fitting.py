@@ -28,14 +28,15 @@ from patchbay.train._places import Places
 
 PATIENCE = 50  # batches
 WIDTH = 0.2  # of the pseudo-gradients of thresholds
-RATE = 8e-4  # of Adam, for 2^14 features
+RATE, FASTEST = 8e-4, 8e-3  # of Adam, for 2^14 features; and the most, for few
 FASTER = 2.5  # thresholds learn so many times as fast as the rest
 BUDGETED = ("topk", "batchtopk", "feature_choice")
 
 
 def rate_of(n_features: int) -> float:
-    """Adam's rate for a number of features, as one over its root (Gao et al. 2024, whose 2e-4 is for thousands of times as many tokens)."""
-    return RATE / (max(n_features, 1) / 2**14) ** 0.5
+    """Adam's rate for a number of features, as one over its root (Gao et al. 2024, whose 2e-4 is for thousands of times as many tokens); no
+    more than FASTEST: at 0.02 a crosscoder of 24 does not find the direction that one model alone has."""
+    return min(FASTEST, RATE / (max(n_features, 1) / 2**14) ** 0.5)
 
 
 @dataclass(frozen=True)
