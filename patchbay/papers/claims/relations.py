@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING
 
 import patchbay as pb
 from patchbay.papers.claims._claim import Claim, claim
-from patchbay.papers.claims._shared import FEW, against, ends_of, over_sets, stories
+from patchbay.papers.claims._shared import FEW, against, ends_of, over_sets, stories, student
 
 if TYPE_CHECKING:
     from patchbay.model.model import Model
@@ -30,19 +31,49 @@ def belrose2023(model: Model, seed: int) -> Claim:
 
 @claim("gurnee2026", "comparison")
 def gurnee2026(model: Model, seed: int) -> Claim:
-    """Confirmed if, at half depth, the lens ranks the token that is said three places later higher than the logit lens does."""
-    half = model.n_layers // 2
+    """Confirmed if, at half depth, the lens ranks the token that is said three places later higher than the logit lens does. Beside it what either
+    is worth when it is written: a token's direction, as long as the stream, added there, and what that adds to its log probability three places later."""
+    half, written = model.n_layers // 2, list[tuple[float, float]]()
 
     def higher(at: int) -> float:
         encoded = [ids for ids in model.encode(stories(FEW, at)) if len(ids) > 12]
         cut = [ids[:10] for ids in encoded[4:]]
         later = [ids[9 + AHEAD] for ids in encoded[4:]]
         task = pb.Task("later", cut, later, [[]] * len(cut), metric="log_probability")  # type: ignore[arg-type]
-        found = pb.find.jacobian_lens(model, task, texts=encoded[:4], skip=2, positions=1)
+        with tempfile.TemporaryDirectory(prefix="patchbay-lens-") as made:
+            found = pb.find.jacobian_lens(model, task, texts=encoded[:4], skip=2, positions=1, folder=f"{made}/lens")
+            written.append(_written(model, f"{made}/lens", half, encoded[4:]))
         return float(pb.find.logit_lens(model, task, positions=1)["rank"][half, -1] - found["rank"][half, -1])
 
-    text = f"at half depth the Jacobian lens ranks the token that is said {AHEAD} places later higher than the logit lens does"
-    return Claim(text, *over_sets(higher, seed), 0.0, "ranks")
+    interval = over_sets(higher, seed)
+    more, low, high = student([ours - plain for ours, plain in written])
+    text = (
+        f"at half depth the Jacobian lens ranks the token that is said {AHEAD} places later higher than the logit lens does (written there, its direction of a token "
+        f"adds {more:.2g} nats more to that token {AHEAD} places later than the logit lens's as long, 95 % {low:.2g} to {high:.2g})"
+    )
+    return Claim(text, *interval, 0.0, "ranks")
+
+
+def _written(model: Model, folder: str, depth: int, encoded: list[list[int]]) -> tuple[float, float]:
+    """By how much a token of another text is likelier AHEAD places after its direction, by the Jacobian and by the logit lens, was added; mean."""
+    from patchbay.features.lens import JACOBIAN, load, stream_ports
+    from patchbay.wiring.components import folded_norm
+
+    port, weight = stream_ports(model)[depth], load(folder, model, JACOBIAN).weight[depth]
+    reading = folded_norm(model, None, "", model.final_norm_module, model.unembed.weight.T).float().detach()
+    gains = []
+    for ids, other in zip(encoded, [*encoded[1:], encoded[0]], strict=True):
+        token, seen = other[9 + AHEAD], ids[: 9 + AHEAD]
+        base = pb.run(model, [seen], taps=[port])
+        size = base[port][0, 9].norm()
+        row = []
+        for direction in (weight.T @ reading[:, token], reading[:, token]):
+            edit = pb.add(port, direction * size / direction.norm(), positions=9)
+            said = pb.run(model, [seen], edits=[edit], logits="last").last_logits
+            row.append(float((said.log_softmax(-1) - base.logits[:, -1].log_softmax(-1))[0, token]))
+        gains.append(row)
+    ours, plain = (sum(column) / len(column) for column in zip(*gains, strict=True))
+    return ours, plain
 
 
 @claim("kramar2024", "comparison")
