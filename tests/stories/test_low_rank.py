@@ -91,7 +91,8 @@ def test_the_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_claim(tmp_path: Path) -> None:
     told = low_rank.tell(low_rank.form(), report=tmp_path / "page.html", quiet=True)
     assert told["verdict"] is True
-    assert told["cut"]["0.35"]["beyond"][1] > 0
+    assert told["cut"]["0.5"]["p"] < 0.05
+    assert told["cut"]["0.5"]["beyond"][0] > 1.0
 
 
 @pytest.mark.parametrize("given", [["--folder", "runs"], ["--dry-run"]])
