@@ -39,24 +39,6 @@ def _draws(seed: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(1000 * seed + i) for i in range(DRAWS)]
 
 
-@claim("shao2025", "identity", ON)
-def shao2025(model: Model, seed: int) -> Claim:
-    """The dot product of turned queries and keys against the explicit cosine, float64."""
-    import torch
-
-    errors = []
-    for generator in _draws(seed):
-        q, k, D, b = (
-            torch.randn(*shape, generator=generator, dtype=torch.float64)
-            for shape in ((9, 2, 8), (9, 2, 8), (2, 4), (2, 4))
-        )
-        made = (pb.blocks.turned.turned(q, D, b) * pb.blocks.turned.turned(k, D, None)).sum(-1)
-        z_q, z_k = (torch.complex(*t.chunk(2, -1)) for t in (q, k))
-        expected = (z_q.abs() * z_k.abs() * torch.cos(D * (z_q.angle() - z_k.angle()) + b)).sum(-1)
-        errors.append(_off(made, expected))
-    return _within("attention by angles that heads bend is a dot product of mapped queries and keys", errors, 1e-9)
-
-
 @claim("gu2021", "identity", ON)
 def gu2021(model: Model, seed: int) -> Claim:
     """LegS, discretised three ways: the convolution against state after state, float64."""

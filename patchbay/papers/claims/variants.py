@@ -125,6 +125,34 @@ def _bookmarked(seed: int, name: str) -> tuple[Tensor, ...]:
     return tuple(_right(hf, drawn(64, seed + 1000, times)) for times in (1, 2, 3))
 
 
+# --- angles that heads bend ---------------------------------------------------------------------------
+
+ANGLES: dict[str, dict[str, Any]] = {"bent": {"turned": True}, "phases": {"turned": {"bend": False}}, "plain": {}}
+
+
+@claim("shao2025", "comparison")
+def shao2025(model: Model, seed: int) -> Claim:
+    """Confirmed if texts whose names come again cost less after as many steps where heads bend angles than under plain rotation, from the same start. Told beside it: phases alone,
+    the angles as they are."""
+    found = {name: _bent(seed, name) for name in ANGLES}
+    told = {name: float(one.mean()) for name, one in found.items()}
+    text = (
+        f"in networks of two layers, texts whose names come again cost {told['bent']:.3f} nats a token where heads bend angles, {told['phases']:.3f} where they add phases alone and {told['plain']:.3f} under "
+        "plain rotation"
+    )
+    return Claim(text, *difference(found["plain"], found["bent"]), 0.0, "nats per token")
+
+
+@functools.cache
+def _bent(seed: int, name: str) -> Tensor:
+    """Nats per token by text."""
+    from patchbay.tiny import lab
+
+    texts, held = ([ids for ids, _ in lab.mentions(n, at)] for n, at in ((4096, seed), (96, seed + 1000)))
+    hf = grown(lab.small(64, width=48, mlp=96), texts, ANGLES[name], seed, steps=200, rate=5e-3)
+    return nats(said(hf, held), held).mean(1)
+
+
 # --- gates in place of sums ---------------------------------------------------------------------------
 
 LEARNED = 0.5  # nats a token
