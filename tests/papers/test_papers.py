@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import json
 import math
 import subprocess
@@ -102,8 +103,14 @@ def test_a_claim_is_checked_with_three_seeds(monkeypatch: pytest.MonkeyPatch) ->
     found = claims.check("nobody2024", model, seed=4)
     assert [seed for _, seed in asked] == [*found.seeds] * 2
     assert len(set(found.seeds)) == 3
-    monkeypatch.setitem(CLAIMS, "nobody2024", Entry(measure, "comparison", "tiny", 5))  # networks that are trained
-    assert claims.check("nobody2024", model).seeds == (0, 10, 20, 30, 40)
+    monkeypatch.setitem(CLAIMS, "nobody2024", Entry(measure, "made", "tiny", 5))  # networks that are trained
+    own = claims.check("nobody2024", model)
+    assert own.seeds == (0, 10, 20, 30, 40)
+    assert [name for name, _ in asked[6:]] == [model.fingerprint] * 5, (
+        "and no untrained network, which would say the same"
+    )
+    assert own.twins == ()
+    assert "untrained" not in own.numbers() + "".join(own.told())
     assert {name for name, _ in asked[:3]} == {model.fingerprint}
     assert len({name for name, _ in asked[:6]}) == 4, "three other networks"
 
@@ -142,6 +149,8 @@ def test_every_seed_counts_and_kinds_differ_in_what_untrained_networks_say() -> 
     assert checked("comparison", [made(1.0)] * 3, [made(1.0)] * 3).verdict == "confirmed"
     assert checked("comparison", [made(1.0), "refused", made(1.0)], [made(1.0)] * 3).verdict == "inconclusive"
     assert checked("comparison", [made(-1.0)] * 3, [made(1.0)] * 3).verdict == "not confirmed"
+    assert checked("made", [made(1.0)] * 3, []).verdict == "confirmed"
+    assert checked("made", [made(1.0), made(-1.0), made(1.0)], []).verdict == "inconclusive"
     assert checked("identity", [made(1.0)] * 3, [made(1.0)] * 3).verdict == "confirmed"
     assert checked("identity", [made(1.0)] * 3, [made(-1.0)] * 3).verdict == "inconclusive"
     few = [made(1.0, untestable="9 different random sets: p is at least 0.1")] * 3
@@ -246,3 +255,11 @@ def test_what_is_added_to_openings_is_graded_without_them() -> None:
     assert found[0].tolist()[:4] == pytest.approx([1 / 3, 0.0, 1.0, 0.0])
     assert found[1].tolist()[:4] == pytest.approx([2 / 3, 0.0, 1.0, 0.0])
     assert found.shape == (2, corpora.OPENINGS)
+
+
+def test_what_the_model_has_no_part_in_is_told_without_untrained_networks_of_its_form() -> None:
+    for key, entry in CLAIMS.items():
+        asks = any(step.argval == "model" for step in dis.get_instructions(entry.measure))
+        assert asks or entry.kind in ("made", "identity"), key
+        if entry.kind == "made":
+            assert "; untrained " not in str(catalogue.paper(key)["measured"]), key

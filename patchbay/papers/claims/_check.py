@@ -8,7 +8,7 @@ started from. With e the excess of a number over its bound on the side that is c
     half       = sqrt(mean squared half-width of their intervals + (1.96 * spread of e over them)^2)
 
 A mechanism is confirmed when the whole interval of every seed lies beyond the limit, an identity when every seed and every
-untrained network lies within its bound, a comparison when every seed lies beyond its bound; not confirmed when no seed does
+untrained network lies within its bound, a comparison and what the check makes itself when every seed lies beyond its bound; not confirmed when no seed does
 at all; else inconclusive. An untrained network of which the claim cannot even be asked shows nothing, and says why.
 """
 
@@ -32,7 +32,7 @@ Seen = Claim | str  # what came of one run, or why it could not be made
 
 @dataclass(frozen=True)
 class Checked:
-    """What came of a claim: on the model by seed, and on the untrained network of each seed."""
+    """What came of a claim: on the model by seed, and on the untrained network of each seed (none where the model has no part)."""
 
     key: str
     kind: Kind
@@ -79,15 +79,16 @@ class Checked:
         told = f"{one.value:.3g} {one.unit} (95 % {one.low:.3g} to {one.high:.3g}); other seeds {more}; claimed {side} {one.bound:.3g}"
         if self.kind == "mechanism":
             told += f" by {self.limit:.3g}" if self.limit else ""
-        untrained_too = _together([_value(seen) for seen in self.twins])
-        return f"{told}; untrained {untrained_too}" + (f"; {one.untestable}" if one.untestable else "")
+        if self.twins:
+            told += f"; untrained {_together([_value(seen) for seen in self.twins])}"
+        return told + (f"; {one.untestable}" if one.untestable else "")
 
     def told(self) -> list[str]:
         """Every run in a line, and what else the verdict stands on."""
         lines = [f"  {self.first.untestable}"] if self.first.untestable else []
-        for name, seen in (("model", self.runs), ("untrained", self.twins)):
+        for name, seen in (("model" if self.twins else "made", self.runs), ("untrained", self.twins)):
             told = [one if isinstance(one, str) else one.numbers() for one in seen]
-            lines += [f"  {name}, seed {seed}: {one}" for seed, one in zip(self.seeds, told, strict=True)]
+            lines += [f"  {name}, seed {seed}: {one}" for seed, one in zip(self.seeds, told, strict=bool(told))]
         limit = f"  as untrained networks are, it has to be more than {self.limit:.3g} beyond the bound"
         return [*lines, limit] if self.limit else lines
 
@@ -107,7 +108,7 @@ def _together(values: list[str]) -> str:
 
 
 def check(key: str, model: Model, *, seed: int = 0) -> Checked:
-    """Check the claim of one paper on a model, with its seeds, and on an untrained network of its form for each.
+    """Check the claim of one paper on a model, with its seeds, and on an untrained network of its form for each, but where the check makes all itself.
 
     Raises PatchbayError where the claim cannot be asked of the model, and for a mechanism where no untrained network can be made.
     """
@@ -115,7 +116,8 @@ def check(key: str, model: Model, *, seed: int = 0) -> Checked:
     seeds = tuple(seed + STEP * at for at in range(entry.seeds))
     first = entry.measure(model, seeds[0])
     runs = (first, *(_seen(entry, model, at) for at in seeds[1:]))
-    return Checked(key, entry.kind, seeds, runs, tuple(_twin(entry, model, at) for at in seeds))
+    twins = () if entry.kind == "made" else tuple(_twin(entry, model, at) for at in seeds)
+    return Checked(key, entry.kind, seeds, runs, twins)
 
 
 def _seen(entry: Entry, model: Model, seed: int) -> Seen:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from patchbay.signal.port import PatchbayError, suggest
 
-Kind = Literal["identity", "mechanism", "comparison"]
+Kind = Literal["identity", "mechanism", "comparison", "made"]
 KINDS: dict[Kind, str] = {
     "identity": "holds of every model, trained or not, to rounding",
     "mechanism": "is learned: beyond matched controls, and beyond untrained networks of the same form",
     "comparison": "two measures of one model agree or differ; an untrained network may show it too",
+    "made": "is of networks, texts or functions that the check makes itself, with what stands against them; the model at hand has no part in it",
 }
 WIDE = "tiny-wide"  # the built-in model with the most heads: claims about few heads against random ones are made on it
 UNTESTABLE = "not testable here"

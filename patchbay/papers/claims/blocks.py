@@ -62,7 +62,7 @@ def gu2021(model: Model, seed: int) -> Claim:
     return _within("a linear state-space layer is a recurrence and a convolution", errors, 1e-9)
 
 
-@claim("barrault2024", "comparison")
+@claim("barrault2024", "made")
 def barrault2024(model: Model, seed: int) -> Claim:
     """Confirmed if, where one of two sentences may follow, vectors drawn by codes lie nearer to a sentence than the one that squared error fits: a demo of the quantised model's reason. Its
     encoder, and what it says in other languages, are not here."""

@@ -1,6 +1,6 @@
 """Claims about matrices in factors: what is left after tuning the low ranks of a cut alone, and what feed-forward layers in factors learn beside narrower ones.
 
-The model at hand has no part in them, so that what an untrained network of its form shows is the same number again.
+The model at hand has no part in them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _loss(held: list[Any]) -> Any:
 KEEP = 0.5  # of the full ranks
 
 
-@claim("jaiswal2024", "comparison", seeds=TRAINED)
+@claim("jaiswal2024", "made", seeds=TRAINED)
 def jaiswal2024(model: pb.Model, seed: int) -> Claim:
     """Confirmed if a model cut by one threshold, whose matrices of less than half of their rank were then tuned alone, is left with less loss than one cut to the same ranks dealt anew
     among matrices of one shape and tuned alike. Told beside it: the same cut with all of its weights tuned, which the paper finds worse at 7 billion; each at the best of three rates,
@@ -88,7 +88,7 @@ WIDE, NARROW, RANK, BLOCKS = (
 )  # three maps between 64 and 256 in factors have the numbers of three between 64 and 80
 
 
-@claim("wei2024", "comparison", seeds=TRAINED)
+@claim("wei2024", "made", seeds=TRAINED)
 def wei2024(model: pb.Model, seed: int) -> Claim:
     """Confirmed if wide feed-forward layers in factors, of the form that other texts choose, are left with less loss after as many steps than a dense one that is narrower and so has as many weights. Told
     beside it: each form, the low-rank one with its guide, and the wide dense layer. The paper's steeper scaling is of up to 1.3 billion weights."""

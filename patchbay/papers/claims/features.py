@@ -61,7 +61,7 @@ def ameisen2025(model: Model, seed: int) -> Claim:
     return beyond_random(text, interval, float(found["p"]), DRAWS, "nats")
 
 
-@claim("schwettmann2023", "comparison")
+@claim("schwettmann2023", "made")
 def schwettmann2023(model: Model, seed: int) -> Claim:
     """Confirmed if an interpreter that says what black boxes do, `find.feature_names` with its search over predicates, is right less often at a planted exception, a tenth to a
     fifth of where the box should fire, than elsewhere. In place of agents that are language models; of the published score for functions of numbers it is told what a table passes, a constant, and answers blind

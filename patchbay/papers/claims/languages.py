@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 VOCAB = 24  # tokens of one language
 
 
-@claim("schafer2024", "comparison", seeds=TRAINED)
+@claim("schafer2024", "made", seeds=TRAINED)
 def schafer2024(model: Model, seed: int) -> Claim:
     """Confirmed if the smaller of two clones of a language, a tenth of the documents, costs less beside the larger one than it costs a network that read it alone, as many documents of it in
     as many steps, by more than a tenth of a nat. Told beside it: alone in a tenth of the steps; and an even mixture, which by the paper is worse for both."""
@@ -58,7 +58,7 @@ def _imbalanced(seed: int) -> dict[str, Tensor]:
     return {"uneven": uneven, "even": even, **few}
 
 
-@claim("liu2024", "comparison", seeds=TRAINED)
+@claim("liu2024", "made", seeds=TRAINED)
 def liu2024(model: Model, seed: int) -> Claim:
     """Confirmed if a network that learned two clones of a language with language vectors before its unembedding finds more translations by its middle states than one
     that learned them without, and than one whose vectors did not follow the language."""
@@ -67,7 +67,7 @@ def liu2024(model: Model, seed: int) -> Claim:
     return _translations("vectors for languages before the unembedding", found)
 
 
-@claim("liu2024b", "comparison", seeds=TRAINED)
+@claim("liu2024b", "made", seeds=TRAINED)
 def liu2024b(model: Model, seed: int) -> Claim:
     """Confirmed if a network trained with a contrast of texts and their transliterations finds more translations by its middle states than one that read both scripts alone,
     by more than 0.3 of the texts."""

@@ -1,6 +1,6 @@
 """Claims about which tokens of a text are learned, in which order they come, and how many are held at a time; networks of the lab's own, five seeds each where they are trained.
 
-The model at hand has no part in most of them, so that what an untrained network of its form shows is the same number again.
+The model at hand has no part in most of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # --- spans moved behind the rest ----------------------------------------------------------------------
 
 
-@claim("nijkamp2023", "comparison", seeds=TRAINED)
+@claim("nijkamp2023", "made", seeds=TRAINED)
 def nijkamp2023(model: Model, seed: int) -> Claim:
     """Confirmed if, after as many steps, plain documents are less likely where spans of half of the documents were moved behind the rest than where none were: that filling in is
     not free (the paper's second lesson). Told beside it: twice the steps, after which as many documents were read plain, and half of the documents read with a prefix that is seen both ways (its first
@@ -59,7 +59,7 @@ def _infilled(seed: int) -> dict[str, Tensor]:
 RARE = 0.25  # of the tokens that were read: those of the words that came least often
 
 
-@claim("zhong2022", "comparison", seeds=TRAINED)
+@claim("zhong2022", "made", seeds=TRAINED)
 def zhong2022(model: Model, seed: int) -> Claim:
     """Confirmed if held-out stories are likelier after training on the hardest 30 % of the tokens of each batch, with targets softened by the network's own guess, than after plain training
     for as many steps. Told beside it: as many tokens drawn at random, and each on the words that came least often."""
@@ -149,7 +149,7 @@ def oliaro2024(model: Model, seed: int) -> Claim:
     return Claim(text, *maths.bootstrap_interval(errors)[:3], 1e-4, "relative error", above=False)
 
 
-@claim("gupta2018", "comparison", seeds=TRAINED)
+@claim("gupta2018", "made", seeds=TRAINED)
 def gupta2018(model: Model, seed: int) -> Claim:
     """Confirmed if documents of topics cost a small network less when it was trained with a bag of its prefix beside its logits than with a bag of another document's prefix, which has as many weights.
     Told beside it: the network alone. Topics that people would name are not asked."""
@@ -219,7 +219,7 @@ def _topics(n: int, seed: int) -> Tensor:
 PRUNED = 0.1  # of the neurons of each layer
 
 
-@claim("chavhan2024", "comparison", seeds=TRAINED)
+@claim("chavhan2024", "made", seeds=TRAINED)
 def chavhan2024(model: Model, seed: int) -> Claim:
     """Confirmed if strings that a network memorised are continued worse without the tenth of each layer's neurons that write more on other memorised strings than on fresh ones than without as many drawn
     neurons. The paper's strings are prompts, and its networks paint."""

@@ -1,7 +1,6 @@
 """Claims about objectives and tuning: small networks are trained in pairs from weights drawn by the seed, five seeds each.
 
-The model at hand has no part in most of them, so that what an untrained network of its form shows is the same number again. What a paper shows on large
-models and people's text is asked here of its small analogue, which the function names before anything runs.
+The model at hand has no part in most of them. What a paper shows on large models and people's text is asked here of its small analogue, which the function names before anything runs.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 FACTS = 24
 
 
-@claim("lv2023", "comparison", seeds=TRAINED)
+@claim("lv2023", "made", seeds=TRAINED)
 def lv2023(model: Model, seed: int) -> Claim:
     """Confirmed if, of facts that were read one way alone, more are known the other way after masked tokens were filled from both sides than after
     plain training, by more than half of the facts (the paper's 70 % beside none)."""
@@ -65,7 +64,7 @@ RATES = (1e-3, 4e-3, 1.6e-2)
 RANK = 8
 
 
-@claim("ponkshe2024", "comparison", seeds=TRAINED)
+@claim("ponkshe2024", "made", seeds=TRAINED)
 def ponkshe2024(model: Model, seed: int) -> Claim:
     """Confirmed if tuning of rank 8 in the bases of the first update leaves less loss than LoRA of the same rank, which learns more numbers; each
     at the best of three rates, chosen on other sentences. Told beside it: bases of the weights (LoRA-XS) and drawn ones."""
@@ -119,7 +118,7 @@ def _few_numbers(seed: int) -> dict[str, Tensor]:
 # --- labels -------------------------------------------------------------------------------------------
 
 
-@claim("li2023", "comparison", seeds=TRAINED)
+@claim("li2023", "made", seeds=TRAINED)
 def li2023(model: Model, seed: int) -> Claim:
     """Confirmed if a token's label that the next token tells is found without the causal mask, and not with it, by more than 0.4 of the tokens, where
     chance is half. Told beside it: labels that the token before tells, which the causal model has to find."""
@@ -175,7 +174,7 @@ def _tagged(seed: int) -> dict[str, Tensor]:
 # --- rationales ---------------------------------------------------------------------------------------
 
 
-@claim("wang2022b", "comparison", seeds=TRAINED)
+@claim("wang2022b", "made", seeds=TRAINED)
 def wang2022b(model: Model, seed: int) -> Claim:
     """Confirmed if, where a token of the question tells the answer as well as the rationale does, an answer that is smoothed away without its rationale loses more when the
     rationale is masked than a plainly trained one, by more than 0.3. Told beside it: where that token misleads."""
@@ -228,7 +227,7 @@ def _reasoned(seed: int) -> dict[str, Tensor]:
 STYLES, KIND = 4, 4  # principles, and tokens of the style of each
 
 
-@claim("franken2024", "comparison", seeds=TRAINED)
+@claim("franken2024", "made", seeds=TRAINED)
 def franken2024(model: Model, seed: int) -> Claim:
     """Confirmed if responses keep to their principle more often after the mutual information of principles and the model's own responses was raised than before. Told
     beside it: the likelihood of the same responses raised, and principles that were dealt to other responses."""
@@ -285,7 +284,7 @@ def _principled(seed: int) -> dict[str, Tensor]:
 # --- rewards ------------------------------------------------------------------------------------------
 
 
-@claim("wu2023", "comparison", seeds=TRAINED)
+@claim("wu2023", "made", seeds=TRAINED)
 def wu2023(model: Model, seed: int) -> Claim:
     """Confirmed if, after as many steps, rewards at the ends of segments have brought more reward than the same total at the end of an answer. Told beside it: the
     same rewards at segments that are drawn."""
