@@ -33,7 +33,7 @@ def test_planted() -> None:
     for t in (1, 2, 100, 249):
         ids = [50] * (3 + t)
         assert close(odds(Rules(3, [2], penalty=0.0), ids, 2, 9), 0.06 * t, of=1.0, dtype=torch.float64)
-    assert odds(Rules(3, [2], penalty=0.0), [50] * (3 + 250), 2, 9) == 0.0
+    assert close(odds(Rules(3, [2], penalty=0.0), [50] * (3 + 250), 2, 9), 0.0, of=1.0, dtype=torch.float64)
     assert close(odds(Rules(3, [2], penalty=0.0, mode="capped"), [50] * 300, 2, 9), 15.0, of=1.0, dtype=torch.float64)
     assert close(odds(Rules(3, [], penalty=1.5), [4, 4, 4, 7], 4, 9), -1.5, of=1.0, dtype=torch.float64)
     assert close(odds(Rules(1, [], penalty=1.5, since=1), [4, 5, 7], 4, 9), 0.0, of=1.0, dtype=torch.float64)
