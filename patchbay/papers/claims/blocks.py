@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._claim import TRAINED, Claim, claim
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def gu2021(model: Model, seed: int) -> Claim:
     return _within("a linear state-space layer is a recurrence and a convolution", errors, 1e-9)
 
 
-@claim("barrault2024", "made")
+@claim("barrault2024", "made", seeds=TRAINED)
 def barrault2024(model: Model, seed: int) -> Claim:
     """Confirmed if, where one of two sentences may follow, vectors drawn by codes lie nearer to a sentence than the one that squared error fits: a demo of the quantised model's reason. Its
     encoder, and what it says in other languages, are not here."""

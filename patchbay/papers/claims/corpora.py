@@ -93,7 +93,7 @@ def _continued(model: Model, seed: int) -> Tensor:
     return rights
 
 
-@claim("hayase2024", "made")
+@claim("hayase2024", "made", seeds=TRAINED)
 def hayase2024(model: Model, seed: int) -> Claim:
     """Confirmed if the shares of three kinds of text in what a byte-pair tokenizer was trained on, inferred from its merges and other texts of these kinds,
     are nearer to the truth than even shares, by more than a factor of ten in squared error."""
@@ -174,7 +174,7 @@ def he2025(model: Model, seed: int) -> Claim:
     return Claim(text_, *found, 0.0, "share of texts")
 
 
-@claim("soldaini2024", "made")
+@claim("soldaini2024", "made", seeds=TRAINED)
 def soldaini2024(model: Model, seed: int) -> Claim:
     """Confirmed if a network repeats more tokens of strings that its corpus held forty times than of the same strings after copies were dropped, at equal steps,
     by more than 0.3 of the tokens."""
@@ -275,7 +275,7 @@ def _retokenized(model: Model, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@claim("fittschen2025", "made")
+@claim("fittschen2025", "made", seeds=TRAINED)
 def fittschen2025(model: Model, seed: int) -> Claim:
     """Confirmed if, between two slices of a language of 24 words, six of which changed places in the later one, those six changed more by networks of each slice than
     the other words did, by more than half a nat."""
@@ -322,7 +322,7 @@ def _slices(seed: int) -> list[Any]:
     return diachronic.changes(batteries[0], batteries[1], late[1200:], bands=2)
 
 
-@claim("yi2024", "made")
+@claim("yi2024", "made", seeds=TRAINED)
 def yi2024(model: Model, seed: int) -> Claim:
     """Confirmed if, of facts that a network knew and lost when it was tuned to other facts, more is said again under a learned mask of what tuning changed than under a
     random one that keeps as many numbers, on facts that the mask was not learned on. The paper's is of refusals."""

@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Claim, claim
+from patchbay.papers.claims._claim import TRAINED, Claim, claim
 from patchbay.papers.claims._grown import grown, nats, said
 from patchbay.papers.claims.training import difference
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WORDS, TREES = 11, 200
 
 
-@claim("momen2024", "made")
+@claim("momen2024", "made", seeds=TRAINED)
 def momen2024(model: Model, seed: int) -> Claim:
     """Confirmed if binary trees read off the patterns of one head, which other sentences chose, are nearer to those of the grammar than trees that branch to the right, by
     unlabelled F1. Told beside it: random trees, and the best head of a network that read the same words in no order. The paper's own parser, which is trained as a part
@@ -104,7 +104,7 @@ TEXTS, LENGTH, END = (
 FRESH: dict[str, Any] = {"convolution": 3, "lexinvariant": True}
 
 
-@claim("huang2023", "made")
+@claim("huang2023", "made", seeds=TRAINED)
 def huang2023(model: Model, seed: int) -> Claim:
     """Confirmed if what fresh embeddings for every text cost beside an ordinary network of the same form falls from the first twelve characters of a text to the last twelve by
     more than it does in shuffled characters, of which only frequencies can be learned. Told beside it: both costs, and that of the

@@ -58,7 +58,7 @@ def difference(one: Tensor, other: Tensor) -> tuple[float, float, float]:
     return mean, low, high
 
 
-@claim("guo2024", "made")
+@claim("guo2024", "made", seeds=TRAINED)
 def guo2024(model: Model, seed: int) -> Claim:
     """Confirmed if, of facts that were read one way alone, more are known the other way after units were permuted than after plain
     training, by more than half of the facts."""
@@ -88,7 +88,7 @@ def _reversal(seed: int) -> tuple[Tensor, Tensor]:
     return pair(network, lab.read_one_way(known), right, seed, (Arm("spt"), Arm()), steps=400, batch_size=24)
 
 
-@claim("gao2025", "made")
+@claim("gao2025", "made", seeds=TRAINED)
 def gao2025(model: Model, seed: int) -> Claim:
     """Confirmed if, at one loss, the nodes that a task needs have fewer weights in a weight-sparse network than in its dense twin, by more than the
     ratio of all their weights: what the zeros alone take away shows nothing of circuits."""
@@ -136,7 +136,7 @@ def _circuits(seed: int) -> tuple[Tensor, Tensor, tuple[float, float], float]:
     return weights[0], weights[1], (nodes[0], nodes[1]), nonzero(found[1].hf) / nonzero(found[0].hf)
 
 
-@claim("yusuf2023", "made")
+@claim("yusuf2023", "made", seeds=TRAINED)
 def yusuf2023(model: Model, seed: int) -> Claim:
     """Confirmed if one attention layer whose queries, keys and values are convolved repeats what it has read more often than a plain one, by
     more than 0.3 of the tokens. The paper's own claim is of accuracy on other tasks, and its sentence on memory contradicts itself."""
@@ -166,7 +166,7 @@ def _one_layer(seed: int) -> tuple[Tensor, Tensor]:
     return pair(network, lab.repeats(2048, seed, **strings), right, seed, arms, steps=350, batch_size=24, rate=4e-3)
 
 
-@claim("gu2024", "made")
+@claim("gu2024", "made", seeds=TRAINED)
 def gu2024(model: Model, seed: int) -> Claim:
     """Confirmed if a head of the softmax rests on the first token, from tokens at which it has nothing to do, and one of the sigmoid does not:
     the difference by text of attention there less attention at triggers, of the head that other texts chose, beyond what even attention gives."""
@@ -235,7 +235,7 @@ def _impossible(seed: int) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-@claim("yao2022", "made")
+@claim("yao2022", "made", seeds=TRAINED)
 def yao2022(model: Model, seed: int) -> Claim:
     """Confirmed if, after a little text, names that return cost less in a network that read repeating strings before than in one that read tokens which
     follow from nothing, by more than half a nat; rows of tokens are drawn anew between. The paper's source is the language of playing agents."""
