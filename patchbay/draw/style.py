@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator
@@ -101,7 +102,7 @@ def blank(size: tuple[float, float], result: Result) -> tuple[Figure, Axes]:
 
 
 def words(name: str) -> str:
-    return name.replace("n_parts", "number of parts").replace("_", " ")
+    return re.sub(r"(?<![a-z])n_parts", "number of parts", name).replace("_", " ")
 
 
 def quantity(result: Result) -> str:

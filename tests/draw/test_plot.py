@@ -210,3 +210,11 @@ def test_a_circuit_of_edges_is_drawn_as_a_graph(tmp_path: Path) -> None:
     assert len(circuit(result, n=2).axes[0].patches) == 2
     with pytest.raises(PatchbayError, match="holds no circuit of edges"):
         Result(torch.rand(3), ("n_parts",)).plot(graph=True)
+
+
+def test_names_are_said_in_words() -> None:
+    assert [style.words(name) for name in ("n_parts", "max_n_parts", "knn_parts")] == [
+        "number of parts",
+        "max number of parts",
+        "knn parts",
+    ]

@@ -126,7 +126,7 @@ function minus(text: string): string {
 }
 
 export function words(name: string): string {
-  return name.replace(/^stories\./, "").replace("n_parts", "number of parts").replace(/_/g, " ");
+  return name.replace(/^stories\./, "").replace(/(?<![a-z])n_parts/, "number of parts").replace(/_/g, " ");
 }
 
 export function methodName(name: string): string {

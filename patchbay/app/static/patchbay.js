@@ -445,7 +445,7 @@ function Le(e) {
 	return e.replace(/^-/, Number(e) === 0 ? "" : "−").replace("e-", "e−");
 }
 function U(e) {
-	return e.replace(/^stories\./, "").replace("n_parts", "number of parts").replace(/_/g, " ");
+	return e.replace(/^stories\./, "").replace(/(?<![a-z])n_parts/, "number of parts").replace(/_/g, " ");
 }
 function W(e) {
 	let t = U(e.slice(e.lastIndexOf(".") + 1));
