@@ -58,3 +58,11 @@ def nats(logits: Tensor, texts: list[list[int]]) -> Tensor:
 
     ids = torch.tensor(texts)[:, 1:, None]
     return -torch.log_softmax(logits[:, :-1].double(), -1).gather(2, ids)[..., 0]
+
+
+def nats_by_frequency(texts: Tensor, held: list[list[int]], vocab: int) -> Tensor:
+    """What every token but the first of held-out texts of one length costs by how often it comes in `texts`, one added to each count, [text, position]."""
+    import torch
+
+    often = torch.bincount(texts.flatten(), minlength=vocab).double() + 1.0
+    return nats((often / often.sum()).log().expand(len(held), len(held[0]), -1), held)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import TRAINED, Claim, claim
-from patchbay.papers.claims._grown import grown, nats, said
+from patchbay.papers.claims._grown import grown, nats, nats_by_frequency, said
 from patchbay.papers.claims.training import difference
 
 if TYPE_CHECKING:
@@ -173,5 +173,4 @@ def _frequencies(seed: int) -> Tensor:
     from patchbay.tiny import lab
 
     texts, held = _stretches(seed, True)
-    often = torch.bincount(torch.tensor(texts).flatten(), minlength=len(lab.ALPHABET)).double() + 1.0
-    return _ends(nats((often / often.sum()).log().expand(len(held), LENGTH, -1), held))
+    return _ends(nats_by_frequency(torch.tensor(texts), held, len(lab.ALPHABET)))

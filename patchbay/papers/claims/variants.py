@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
 from patchbay.papers.claims._claim import TRAINED, Claim, claim
-from patchbay.papers.claims._grown import grown, nats, said
+from patchbay.papers.claims._grown import grown, nats, nats_by_frequency, said
 from patchbay.papers.claims.training import difference
 
 if TYPE_CHECKING:
@@ -182,8 +182,7 @@ def _steady(seed: int, name: str) -> Tensor:
     from patchbay.train import _equal
 
     texts, held = ([ids for ids, _ in lab.phrases(n, at)] for n, at in ((2048, seed), (64, seed + 1000)))
-    often = torch.bincount(torch.tensor(texts)[:, 1:].flatten(), minlength=19).double() + 1.0
-    alone = nats((often / often.sum()).log().expand(len(held), 12, -1), held).mean(1)
+    alone = nats_by_frequency(torch.tensor(texts)[:, 1:], held, 19).mean(1)
     network = lab.small(19, layers=3, width=32, heads=2, mlp=64)
     mlp = 0
     if name == "wide":
