@@ -56,7 +56,7 @@ def page() -> str:
         f"{len(papers())} papers; written from `patchbay/papers/papers.toml` by `python -m patchbay.papers.catalogue`.",
         "`patchbay papers WORDS` searches them, `patchbay papers run KEY --model M` checks the claim of one that works.",
         "",
-        "A claim is run with three seeds (some that train networks with five) on the model and, where the model has a part in it, on untrained",
+        "A claim is run with three seeds (five where it trains networks) on the model and, where the model has a part in it, on untrained",
         "networks of its form; all numbers are shown. Its kind says what is asked:",
         "",
         *(f"- `{kind}`: {meaning}." for kind, meaning in claims.KINDS.items()),

@@ -205,7 +205,7 @@ class Instrument:
         ) or "none", {"papers": found}
 
     def check_claim(self, key: str, seed: int = 0) -> tuple[str, dict[str, Any]]:
-        """A paper's claim run on this model, with three seeds, beside untrained networks of its form."""
+        """A paper's claim run on this model, with three seeds (five where it trains networks), beside untrained networks of its form."""
         from patchbay.papers import catalogue, claims
 
         catalogue.paper(key)

@@ -2,7 +2,7 @@
 
 A claim says that a number stands above (or below) a bound: what chance or the control gives, or what the claim itself names. It
 stands in the function, before anything is run. Four kinds: an `identity` holds of every model, a `mechanism` is learned, a
-`comparison` is of two measures, and what is `made` is of networks that the check makes itself (`KINDS`). Each is run with three seeds (many that train networks with five)
+`comparison` is of two measures, and what is `made` is of networks that the check makes itself (`KINDS`). Each is run with three seeds (five where networks are trained)
 on the model and, but for what is made, on untrained networks of its form, all told, and one rule gives the verdict (`_check`): confirmed, not confirmed, inconclusive, or not testable here, where the model has
 too few parts for its random controls to reach p = .05. What a claim shows holds for this model and these prompts, whose like the
 built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small

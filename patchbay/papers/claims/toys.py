@@ -9,7 +9,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import patchbay as pb
-from patchbay.papers.claims._claim import Check, Claim, claim
+from patchbay.papers.claims._claim import TRAINED, Check, Claim, claim
 from patchbay.papers.claims._shared import LEVEL, N, over_sets, unrelated
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def _once(measure: Callable[[int], Claim]) -> Check:
     return check
 
 
-@claim("akyurek2024", "made")
+@claim("akyurek2024", "made", seeds=TRAINED)
 @_once
 def akyurek2024(seed: int) -> Claim:
     """Confirmed if a network with n-gram layers in the place of a block comes nearer to automata it never met than one with the block, after the same steps. What the
@@ -74,7 +74,7 @@ def _heads_of(plain: Model, seed: int) -> tuple[list[Any], Any]:
     return heads, pb.prove.ablation(plain, task, heads, draws=DRAWN, seed=seed)
 
 
-@claim("zhang2025c", "made")
+@claim("zhang2025c", "made", seeds=TRAINED)
 @_once
 def zhang2025c(seed: int) -> Claim:
     """Confirmed if tuning one layer on half of the words, all as often, deciphers more of the other half than the same steps of that layer on the rows that were read
@@ -105,7 +105,7 @@ def zhang2025c(seed: int) -> Claim:
     return Claim(text, *maths.paired_interval(tuned.mean(0), further.mean(0))[:3], 0.0, "share of words")
 
 
-@claim("zhong2024", "made")
+@claim("zhong2024", "made", seeds=TRAINED)
 @_once
 def zhong2024(seed: int) -> Claim:
     """Confirmed if, where the next word is the minor language's and the last one is shared by both, the lens after the second of four layers says the dominant language's own words more than the lens of a
@@ -139,7 +139,7 @@ def zhong2024(seed: int) -> Claim:
     )
 
 
-@claim("li2024", "made")
+@claim("li2024", "made", seeds=TRAINED)
 @_once
 def li2024(seed: int) -> Claim:
     """Confirmed if, of eight languages of one law that one network read by shares that halve, the states of a text lie nearer to those of the most read language the more its own was read: by ranks,
@@ -179,7 +179,7 @@ def li2024(seed: int) -> Claim:
     return Claim(text, value, low, high, bound, "Spearman's correlation with shares")
 
 
-@claim("jian2025", "made")
+@claim("jian2025", "made", seeds=TRAINED)
 @_once
 def jian2025(seed: int) -> Claim:
     """Confirmed if a network that learned axes of its states from examples reports axes within the span it was taught more often than axes without, though the same
