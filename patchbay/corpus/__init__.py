@@ -14,24 +14,33 @@ selection    the texts of a pool that bring it nearest to a target
 stories      short stories from a grammar, and a grader of any text
 synthetic    languages that mean nothing, in which one thing alone can be learned
 transtokens  a model under another vocabulary, its rows from those of aligned tokens
+
+Each is imported when it is used: what only reads and counts texts needs no torch.
 """
 
-from patchbay.corpus import (
-    automata,
-    compression,
-    dedup,
-    diachronic,
-    languages,
-    mixer,
-    mixture,
-    mixture_law,
-    recovery,
-    selection,
-    stories,
-    synthetic,
-    transtokens,
-)
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from patchbay.corpus.reading import records_of, texts_of
+
+if TYPE_CHECKING:
+    from patchbay.corpus import (
+        automata,
+        compression,
+        dedup,
+        diachronic,
+        languages,
+        mixer,
+        mixture,
+        mixture_law,
+        recovery,
+        selection,
+        stories,
+        synthetic,
+        transtokens,
+    )
 
 __all__ = [
     "automata",
@@ -50,3 +59,13 @@ __all__ = [
     "texts_of",
     "transtokens",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return import_module(f"patchbay.corpus.{name}")
+    raise AttributeError(f"patchbay.corpus has no {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from blake3 import blake3
 
+from patchbay.corpus.reading import several
 from patchbay.errors import PatchbayError
 
 TOGETHER = 8192  # texts that are looked up at once
@@ -38,7 +39,12 @@ class Bloom:
         self.capacity, self.rate, self.held = capacity, rate, 0
         self.n_bits = max(64, math.ceil(-capacity * math.log(rate) / math.log(2) ** 2))
         self.n_hashes = max(1, round(self.n_bits / capacity * math.log(2)))
-        self.bits = np.zeros(-(-self.n_bits // 8), dtype=np.uint8)
+        try:
+            self.bits = np.zeros(-(-self.n_bits // 8), dtype=np.uint8)
+        except (MemoryError, ValueError) as error:  # numpy's own for what no address reaches
+            raise PatchbayError(
+                f"capacity={capacity} at rate={rate:g} takes {self.n_bits / 8e9:,.1f} GB, which this machine has not got: give a smaller capacity, or a larger rate"
+            ) from error
 
     @property
     def n_bytes(self) -> int:
@@ -80,7 +86,7 @@ class Bloom:
 
 def digests(texts: Sequence[str | bytes]) -> np.ndarray[Any, Any]:
     """128 bits of each text without the white space around it, uint64 [n, 2]."""
-    said = [(text.encode() if isinstance(text, str) else text).strip() for text in texts]
+    said = [(text.encode(errors="surrogatepass") if isinstance(text, str) else text).strip() for text in texts]
     return np.frombuffer(b"".join([blake3(one).digest(16) for one in said]), dtype=np.uint64).reshape(-1, 2)
 
 
@@ -105,21 +111,32 @@ def unique(
 
     Memory is the filter's, 2.4 bytes for each of `capacity` at the rate of 1e-4, and a batch of texts.
     """
+    found = unique_records(({"text": text} for text in several(texts)), unit=unit, capacity=capacity, rate=rate)
+    return (str(record["text"]) for record in found)
+
+
+def unique_records(
+    records: Iterable[Mapping[str, Any]], *, unit: Unit = "text", capacity: int = 1_000_000, rate: float = 1e-4
+) -> Iterator[dict[str, Any]]:
+    """The same of records, by their field `text`; what else they hold stays with what is left of it."""
     if unit not in ("text", "paragraph"):
         raise PatchbayError(f"unit={unit!r}: text or paragraph")
-    seen, stream = Bloom(capacity, rate), iter(texts)
+    return _unique(Bloom(capacity, rate), iter(records), unit)
+
+
+def _unique(seen: Bloom, stream: Iterator[Mapping[str, Any]], unit: Unit) -> Iterator[dict[str, Any]]:
     while batch := list(islice(stream, TOGETHER)):
-        pieces = [[text] if unit == "text" else text.split("\n") for text in batch]
+        pieces = [[one["text"]] if unit == "text" else one["text"].split("\n") for one in batch]
         flat = [piece for one in pieces for piece in one]
         empty = np.array([not piece.strip() for piece in flat])
         keep = empty.copy()  # an empty line is no copy of another
         keep[~empty] = seen.new(digests([piece for piece, gone in zip(flat, empty, strict=True) if not gone]))
         at = 0
-        for one in pieces:
+        for record, one in zip(batch, pieces, strict=True):
             left = [piece for piece, stays in zip(one, keep[at : at + len(one)], strict=True) if stays]
             at += len(one)
             if any(piece.strip() for piece in left):
-                yield "\n".join(left)
+                yield {**record, "text": "\n".join(left)}
 
 
 # --- near copies --------------------------------------------------------------------------------------
@@ -140,7 +157,7 @@ class MinHash:
         """uint32 [bands * rows]; equal in a place with the probability of the texts' Jaccard similarity."""
         words = text.lower().split()
         last = max(1, len(words) - self.width + 1)
-        shingles = {zlib.crc32(" ".join(words[i : i + self.width]).encode()) for i in range(last)}
+        shingles = {zlib.crc32(" ".join(words[i : i + self.width]).encode(errors="surrogatepass")) for i in range(last)}
         hashed = np.fromiter(shingles, dtype=np.uint64, count=len(shingles))
         hashed *= np.uint64(0x9E3779B97F4A7C15)  # a CRC is linear: mixed before it is multiplied
         hashed ^= hashed >> np.uint64(29)
@@ -160,7 +177,7 @@ def near_unique(
     hasher = MinHash(bands, rows, width)
     kept: list[np.ndarray[Any, Any]] = []
     tables: list[dict[bytes, list[int]]] = [{} for _ in range(bands)]
-    for text in texts:
+    for text in several(texts):
         own = hasher.signature(text)
         keys = [band.tobytes() for band in own.reshape(bands, rows)]
         met = {place for key, table in zip(keys, tables, strict=True) for place in table.get(key, ())}

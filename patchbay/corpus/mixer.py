@@ -17,9 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import TypeVar
 
+from patchbay.corpus.reading import several
 from patchbay.errors import PatchbayError, suggest
 
+T = TypeVar("T")
 Rule = tuple[str, float | None, float | None]  # attribute, least, most; None: no bound
 
 
@@ -130,8 +133,8 @@ def attributes(text: str, taggers: Mapping[str, Callable[[str], float]] = TAGGER
     return {name: float(tagger(text)) for name, tagger in taggers.items()}
 
 
-def kept(texts: Iterable[str], attributes: Iterable[Mapping[str, float]], rules: Sequence[Rule]) -> Iterator[str]:
-    """Texts that keep every rule by what taggers said of them before, a record for each text, in order.
+def kept(texts: Iterable[T], attributes: Iterable[Mapping[str, float]], rules: Sequence[Rule]) -> Iterator[T]:
+    """Texts (or records of them) that keep every rule by what taggers said of them before, a record for each text, in order.
 
     Raises PatchbayError for a text without a record, a record without a text, and one that has not got what a rule asks.
     """
@@ -151,14 +154,23 @@ def kept(texts: Iterable[str], attributes: Iterable[Mapping[str, float]], rules:
 
 def told(path: str | Path) -> Iterator[dict[str, float]]:
     """What taggers said of each text, from a `.jsonl` of numbers by name; PatchbayError names the line that is none."""
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                said = json.loads(line)
-                yield {str(name): float(value) for name, value in said.items()}
-            except (ValueError, TypeError, AttributeError) as error:
-                cut = "" if line.endswith("\n") else ": the file ends in mid-line, as one that was cut off"
-                raise PatchbayError(f"{path}, line {number} is no record of numbers by name{cut} ({error})") from error
+    try:
+        with Path(path).open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield _told(f"{path}, line {number}", line)
+    except OSError as error:
+        raise PatchbayError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _told(where: str, line: bytes) -> dict[str, float]:
+    try:
+        found = {str(name): float(value) for name, value in json.loads(line.decode()).items()}
+        if wrong := [name for name, value in found.items() if value != value]:
+            raise ValueError(f"{wrong[0]!r} is no number")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        cut = "" if line.endswith(b"\n") else ": the file ends in mid-line, as one that was cut off"
+        raise PatchbayError(f"{where} is no record of numbers by name{cut} ({error})") from error
+    return found
 
 
 def _keeps(said: Callable[[str], float], rules: Sequence[Rule]) -> bool:
@@ -171,10 +183,17 @@ def filtered(
     texts: Iterable[str], rules: Sequence[Rule], taggers: Mapping[str, Callable[[str], float]] = TAGGERS
 ) -> Iterator[str]:
     """Texts that keep every rule, in order; only the taggers that rules name are asked."""
-    for name, _, _ in rules:
+    return filter(keeping(rules, taggers), several(texts))
+
+
+def keeping(rules: Sequence[Rule], taggers: Mapping[str, Callable[[str], float]] = TAGGERS) -> Callable[[str], bool]:
+    """Whether a text keeps every rule, as a function of it. Raises PatchbayError for a rule without a tagger, and one that no text can keep."""
+    for name, least, most in rules:
         if name not in taggers:
             raise PatchbayError(f"no tagger {name!r}; taggers are {', '.join(taggers)}{suggest(name, list(taggers))}")
-    return (text for text in texts if _keeps(lambda name, text=text: taggers[name](text), rules))  # type: ignore[misc]
+        if least is not None and most is not None and not least <= most:
+            raise PatchbayError(f"{name} of at least {least:g} and at most {most:g}: no text has that")
+    return lambda text: _keeps(lambda name: taggers[name](text), rules)
 
 
 def mixed(

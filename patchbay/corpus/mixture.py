@@ -59,7 +59,10 @@ class Merges:
 
             if not Path(made).is_file():
                 raise PatchbayError(f"{made} is no file: give a tokenizer.json, or a tokenizer")
-            made = Tokenizer.from_file(str(made))
+            try:
+                made = Tokenizer.from_file(str(made))
+            except Exception as error:  # tokenizers raises no other kind
+                raise PatchbayError(f"{made} is no tokenizer.json ({str(error)[:200]})") from error
         if not hasattr(made, "to_str"):
             raise PatchbayError(
                 f"a {type(tokenizer).__name__} says no merges: give a fast tokenizer or its tokenizer.json"
@@ -198,6 +201,10 @@ def _words(read: Merges, kind: str, texts: Iterable[str], draws: int, seed: int)
             found[word] += count * often
     if not any(read.symbols(word) for word in found):
         raise PatchbayError(f"the texts of {kind!r} hold no pair of letters that this tokenizer has")
+    if empty := sum(not any(found[word][draw] for word in found if read.symbols(word)) for draw in range(1 + draws)):
+        raise PatchbayError(
+            f"{empty} of {draws} samples of {kind!r} drawn again hold nothing: there are too few texts for an interval; give more, each a line, or draws=0"
+        )
     return dict(found)
 
 
@@ -258,7 +265,7 @@ def _solved(steps: Sequence[tuple[int, Pair]], rows: Array) -> tuple[Array, floa
     """Shares [kind] and the least slack."""
     program = _program(steps, rows)
     found = _run(1.0 - program["A_eq"][0], **program)
-    return found.x[: rows.shape[1]], max(0.0, float(found.fun))
+    return found.x[: rows.shape[1]].clip(0.0, 1.0), max(0.0, float(found.fun))
 
 
 def _ends(steps: Sequence[tuple[int, Pair]], rows: Array, slack: float) -> Array:
@@ -269,4 +276,5 @@ def _ends(steps: Sequence[tuple[int, Pair]], rows: Array, slack: float) -> Array
     bound = csr_array(1.0 - program["A_eq"])
     program |= {"A_ub": vstack([program["A_ub"], bound]), "b_ub": np.append(program["b_ub"], slack * (1 + SAME) + 1e-9)}
     one = np.eye(rows.shape[1], bound.shape[1])
-    return np.array([[_run(sign * unit, **program).x[i] for sign in (1.0, -1.0)] for i, unit in enumerate(one)])
+    ends = [[_run(sign * unit, **program).x[i] for sign in (1.0, -1.0)] for i, unit in enumerate(one)]
+    return np.array(ends).clip(0.0, 1.0)  # the solver is exact to its tolerance, on either side

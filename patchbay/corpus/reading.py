@@ -6,7 +6,8 @@ Lines are of at most `LONGEST` bytes, so that a file of one line is refused rath
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,25 @@ from typing import Any
 from patchbay.errors import PatchbayError
 
 LONGEST = 1 << 26  # bytes of a line
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
+HALVES = re.compile(rb"\\u[dD][89a-fA-F]")  # how JSON writes halves of a letter, which may stand alone
+MARK = b"\xef\xbb\xbf"  # what some programs begin a file with
 
 
 def texts_of(path: str | Path) -> Iterator[str]:
-    """Every text of a file, in order; lines without a letter are left out.
+    """Every text of a file, in order; empty lines are left out. Texts are as they are written: equal letters in another form of Unicode are other letters.
 
     Raises PatchbayError for a file that is not there, that has no text, that is not UTF-8, whose last line was cut off in its middle, or with a
-    line that is no text but a file.
+    line that is no text but a file; and for a record with a field twice or half a letter.
     """
     return (str(record["text"]) for record in records_of(path))
+
+
+def several(texts: Iterable[str]) -> Iterator[str]:
+    """Texts that were given one after another. Raises PatchbayError for one text, whose letters would be taken for texts."""
+    if isinstance(texts, str | bytes):
+        raise PatchbayError(f"{texts!r:.40} is one text: give a list of them, or corpus.texts_of(file)")
+    return iter(texts)
 
 
 def documents_of(path: str | Path) -> Iterator[str | list[Any]]:
@@ -34,7 +45,10 @@ def records_of(path: str | Path, *, units: bool = False) -> Iterator[dict[str, A
     """The same with all fields of a `.jsonl`, such as `url`; of a `.txt` with `text` alone. With `units`, a record may have these in its place."""
     file = Path(path)
     if file.suffix not in (".txt", ".jsonl"):
-        raise PatchbayError(f"{path}: texts lie in a .txt, a line each, or in a .jsonl with a field `text`")
+        first = "; unpack it" if file.suffix in PACKED else ""
+        raise PatchbayError(
+            f"{path}: texts lie in a file, a .txt, a line each, or in a .jsonl with a field `text`{first}"
+        )
     n = 0
     try:
         with file.open("rb") as lines:
@@ -43,11 +57,11 @@ def records_of(path: str | Path, *, units: bool = False) -> Iterator[dict[str, A
                     raise PatchbayError(
                         f"{path}, line {number} is longer than {LONGEST:,} bytes: a text is a line; cut it, or write texts as a .jsonl"
                     )
-                if line.strip():
+                if (line.removeprefix(MARK) if number == 1 else line).strip():
                     n += 1
                     yield _record(file, number, line, units)
     except OSError as error:
-        raise PatchbayError(f"{path} cannot be read: {error}") from error
+        raise PatchbayError(f"{path} cannot be read: {error.strerror or error}") from error
     if not n:
         raise PatchbayError(f"{path} holds no text")
 
@@ -62,8 +76,14 @@ def _record(file: Path, number: int, line: bytes, units: bool) -> dict[str, Any]
     if file.suffix == ".txt":
         return {"text": text}
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = json.loads(text, object_pairs_hook=_once)
+        if HALVES.search(line):
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise PatchbayError(
+            f"{file}, line {number} holds half a letter (a surrogate without the other half), which no text has"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise PatchbayError(f"{file}, line {number} is no JSON{cut} ({error})") from error
     if units and isinstance(found, dict) and isinstance(found.get("units"), list) and found["units"]:
         return found
@@ -71,4 +91,13 @@ def _record(file: Path, number: int, line: bytes, units: bool) -> dict[str, Any]
         raise PatchbayError(
             f"{file}, line {number} has no field `text` that is a text; it has {sorted(found) if isinstance(found, dict) else type(found).__name__}"
         )
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a record, none of which may stand there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} stands there twice")
     return found

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from patchbay.corpus.reading import several
 from patchbay.errors import PatchbayError
 from patchbay.tasks import words
 from patchbay.tasks.words import fresh_words, sentences
@@ -125,7 +126,7 @@ def grade(text: str) -> float:
 
 def graded(some: Sequence[str]) -> dict[str, float]:
     """Means over texts: `grade`, `parse` (share of sentences that parse), `people` (of those that parse, that speak of the opening's two), `whole` (texts that are stories)."""
-    if not some:
+    if not list(several(some)):
         raise PatchbayError("no texts to grade")
     read = [parse(text) for text in some]
     known = [(one, found[0]) for found in read for one in found if one is not None]

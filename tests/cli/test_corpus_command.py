@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import patchbay as pb
-from patchbay.corpus import texts_of
+from patchbay.corpus import records_of, texts_of
 from tests.commands import answer, patchbay
 
 TEXTS = ["one two three", "one two three", "mail a@b.org", "###"]
@@ -39,12 +41,43 @@ def test_texts_are_tagged_filtered_and_once(file: str, tmp_path: Path) -> None:
     ]
     for more in ((), ("--attributes", said)):
         done = patchbay(
-            "corpus", "filter", file, "--keep", "n_words:2:", "--keep", "symbols::0.5", *more, "--mask", "-o", out
-        )
+            "corpus", "filter", file, "--keep", "n_words:2:", "--keep", "symbols::0.5", *more, "--mask", "-o", out, "--overwrite"
+        )  # fmt: skip
         assert done.exit_code == 0, done.output
-        assert list(texts_of(out)) == [TEXTS[0], TEXTS[1], "mail |||EMAIL_ADDRESS|||"]
+        left = [TEXTS[0], TEXTS[1], "mail |||EMAIL_ADDRESS|||"]
+        assert list(records_of(out)) == [{"text": text, "url": f"u{i // 3}"} for i, text in enumerate(left)]
     assert patchbay("corpus", "unique", file).stdout.splitlines() == [TEXTS[0], TEXTS[2], TEXTS[3]]
     assert patchbay("corpus", "unique", file, "--unit", "url").stdout.splitlines() == [TEXTS[0], TEXTS[3]]
+    lines = patchbay("corpus", "unique", file, "--json").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == [{"text": TEXTS[i], "url": f"u{i // 3}"} for i in (0, 2, 3)]
+
+
+def test_a_file_that_is_there_stays(file: str) -> None:
+    before = Path(file).read_text()
+    done = patchbay("corpus", "filter", file, "--keep", "n_words:2:", "-o", file)
+    assert done.exit_code == 2
+    assert "is already there; --overwrite replaces it" in done.output
+    assert Path(file).read_text() == before
+    assert patchbay("corpus", "filter", file, "--keep", "n_words:2:", "-o", file, "--overwrite").exit_code == 0
+    assert list(texts_of(file)) == TEXTS[:3]
+
+
+def test_texts_are_read_without_torch(file: str) -> None:
+    asked = "import runpy, sys; sys.argv = ['patchbay', 'corpus', 'unique', sys.argv[1]]\ntry: runpy.run_module('patchbay', run_name='__main__')"
+    asked += "\nexcept SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked, file], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [TEXTS[0], TEXTS[2], TEXTS[3], "False"]
+
+
+@pytest.mark.parametrize("slack", [0.2, 0.3])
+def test_shares_that_explain_nothing_say_so(
+    slack: float, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = {"a": 0.5, "b": 0.5}
+    found = pb.corpus.mixture.Mixture(shares, shares, shares, None, None, slack, 0.5, 4, 9)
+    monkeypatch.setattr(pb.corpus.mixture, "infer", lambda *_, **__: found)
+    said = " ".join(patchbay("corpus", "mixture", str(tmp_path), f"a={file}", f"b={file}").stdout.split())
+    assert ("the shares say little" in said) == (slack > 0.25)
 
 
 def test_a_mixture_is_that_of_the_function(tmp_path: Path) -> None:
@@ -70,6 +103,14 @@ def test_a_mixture_is_that_of_the_function(tmp_path: Path) -> None:
     [
         (("filter", "FILE", "--keep", "length"), "a rule is NAME:LEAST:MOST"),
         (("filter", "FILE", "--keep", "length::"), "a rule is NAME:LEAST:MOST"),
+        (("filter", "FILE", "--keep", "length:nan:"), "a rule is NAME:LEAST:MOST"),
+        (("filter", "FILE", "--keep", "length:1:2:3"), "a rule is NAME:LEAST:MOST"),
+        (("filter", "FILE", "--keep", "length:5:2"), "no text has that"),
+        (("filter", "FILE"), "nothing to filter by"),
+        (("filter", "FILE", "--keep", "length:1:", "--attributes", "none.jsonl"), "cannot be read"),
+        (("unique", "FILE", "--capacity", str(10**15)), "this machine has not got"),
+        (("mixture", "FILE", "a=FILE", "b=FILE"), "is no tokenizer.json"),
+        (("mixture", "FILE", "a=FILE", "a=FILE"), "name of two samples"),
         (("filter", "FILE", "--keep", "lenght:1:"), "did you mean 'length'"),
         (("filter", "FILE", "--keep", "length:1000:"), "no text is left"),
         (("stories", "-o", "a.txt"), "written as a .jsonl"),
@@ -80,9 +121,9 @@ def test_a_mixture_is_that_of_the_function(tmp_path: Path) -> None:
 def test_refusals(args: tuple[str, ...], says: str, file: str, tmp_path: Path) -> None:
     out = tmp_path / "left.jsonl"
     more = ("-o", str(out)) if "-o" not in args and args[0] != "mixture" else ()
-    done = patchbay("corpus", *[file if one == "FILE" else one for one in args], *more)
+    done = patchbay("corpus", *[one.replace("FILE", file) for one in args], *more)
     assert done.exit_code == 2
-    assert says in done.output
+    assert says in " ".join(done.output.split())
     assert not out.exists()
 
 

@@ -138,3 +138,13 @@ def test_refusals(known: Any, tmp_path: Path) -> None:
         infer(Tokenizer(models.WordLevel()), texts)
     with pytest.raises(pb.PatchbayError, match="end_of_word_suffix"):
         infer(Tokenizer(models.BPE(end_of_word_suffix="</w>")), texts)
+
+
+def test_samples_drawn_again_that_hold_nothing_are_refused(known: Any, tmp_path: Path) -> None:
+    """One text is drawn no times in a third of the draws, and a share of nothing is no number."""
+    made, texts = known[0], known[1]
+    with pytest.raises(pb.PatchbayError, match=r"\d+ of 20 samples of 'a' drawn again hold nothing"):
+        infer(made, {"a": texts["a"][:1], "b": texts["b"]}, merges=2, draws=20)
+    (tmp_path / "tokenizer.json").write_text("no JSON")
+    with pytest.raises(pb.PatchbayError, match=r"is no tokenizer.json \("):
+        infer(tmp_path / "tokenizer.json", texts)

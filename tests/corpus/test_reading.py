@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import patchbay as pb
 from patchbay.corpus import reading, records_of, texts_of
+from patchbay.corpus.dedup import near_unique, unique
+from patchbay.corpus.mixer import filtered
+from patchbay.corpus.stories import graded
 
 
 def test_texts_come_in_order_from_both_forms(tmp_path: Path) -> None:
@@ -42,6 +47,17 @@ def test_records_keep_their_fields_and_a_huge_line_is_not_read(tmp_path: Path, m
     assert asked == [21]  # no more of a line than tells that it is too long
 
 
+def test_letters_of_two_halves_are_letters(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "\\ud83d\\ude00"}\n')
+    assert list(texts_of(tmp_path / "a.jsonl")) == ["\U0001f600"]
+
+
+@pytest.mark.parametrize("call", [unique, near_unique, partial(filtered, rules=[]), graded])
+def test_one_text_is_not_taken_for_its_letters(call: Callable[[str], Any]) -> None:
+    with pytest.raises(pb.PatchbayError, match="'abc' is one text: give a list"):
+        list(call("abc"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -57,6 +73,13 @@ def test_records_keep_their_fields_and_a_huge_line_is_not_read(tmp_path: Path, m
         ("a.jsonl", b'{"txt": "one"}\n', r"no field `text` that is a text; it has \['txt'\]"),
         ("a.jsonl", b"[1]\n", "it has list"),
         ("a.csv", b"one\n", "a .txt, a line each, or in a .jsonl"),
+        ("a.jsonl.gz", b"one\n", "unpack it"),
+        ("a.txt", b"\xef\xbb\xbf\n", "holds no text"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}\n', "'text' stands there twice"),
+        ("a.jsonl", b'{"text": "a", "of": {"x": 1, "x": 1}}\n', "'x' stands there twice"),
+        ("a.jsonl", b'{"text": "a \\ud800 b"}\n', "line 1 holds half a letter"),
+        ("a.jsonl", b'{"text": "a", "url": "\\uDCfe"}\n', "line 1 holds half a letter"),
+        ("a.jsonl", b'{"text": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "line 1 is no JSON"),
     ],
 )
 def test_refusals(tmp_path: Path, name: str, content: bytes, says: str) -> None:
