@@ -35,6 +35,7 @@ from patchbay.cli import (
     why_command,
 )
 from patchbay.cli.commands import CALLED, Commands, json_option, load_model, model_options
+from patchbay.cli.outputs import page_options, refuse_to_replace_page
 from patchbay.cli.rooms import Room
 from patchbay.cli.spoken import spoken
 from patchbay.results import outside
@@ -177,20 +178,15 @@ def story_options(default: str | None = "tiny", word: str = "Any model that `sho
 @command(
     "demo",
     *story_options(),
-    click.Option(
-        ["--report"],
-        default="patchbay-demo.html",
-        show_default=True,
-        metavar="FILE",
-        help="Page to write; a knob goes beside it.",
-    ),
+    *page_options("patchbay-demo.html", "Page to write; a knob goes beside it."),
     click.Option(["--n"], type=click.IntRange(8), help="Number of prompts; without it, fewer for larger models."),
 )
-def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **given: Any) -> None:
+def demo(model: str, report: str, overwrite: bool, n: int | None, seed: int, as_json: bool, **given: Any) -> None:
     """The whole story in a minute: find the heads, prove it, turn one, see what else changes."""
     from patchbay.draw import screen
     from patchbay.stories import demo as story
 
+    refuse_to_replace_page(report, "patchbay demo", seed, overwrite)
     told = story.tell(load_model(model, given, quiet=as_json), seed=seed, report=report, quiet=as_json, n=n)
     if as_json:
         screen.emit(told)
@@ -200,7 +196,7 @@ def demo(model: str, report: str, n: int | None, seed: int, as_json: bool, **giv
     "run",
     click.Argument(["story"], required=False),
     *story_options(None, "Any model that `show` takes; without it `tiny`, or the small network that the story trains."),
-    click.Option(["--report"], metavar="FILE", help="Page to write; without it, patchbay-STORY.html."),
+    *page_options(None, "Page to write; without it, patchbay-STORY.html."),
     click.Option(["--n"], type=click.IntRange(6), help="Prompts of each kind; without it, fewer for larger models."),
     click.Option(
         ["--folder"], metavar="DIR", help="Where what is trained is kept; a call that was cut off goes on there."
@@ -211,6 +207,7 @@ def run_story(
     story: str | None,
     model: str | None,
     report: str | None,
+    overwrite: bool,
     n: int | None,
     folder: str | None,
     dry_run: bool,
@@ -241,6 +238,8 @@ def run_story(
         raise PatchbayError(
             f"--folder and --dry-run are of stories that train; {story} trains nothing, and runs in one piece"
         )
+    if not dry_run:
+        refuse_to_replace_page(page, f"patchbay run {story.replace('_', '-')}", seed, overwrite)
     lent = load_model(model or "tiny", given, quiet=as_json) if form is None else form()
     told = tell(lent, seed=seed, report=page, quiet=as_json, n=n, **trains)
     if as_json:

@@ -37,6 +37,25 @@ def output_options() -> list[click.Parameter]:
     ]
 
 
+def page_options(default: str | None, word: str) -> list[click.Parameter]:
+    """The page of a story."""
+    return [
+        click.Option(["--report"], default=default, show_default=True, metavar="FILE", help=word),
+        click.Option(
+            ["--overwrite"], is_flag=True, help="Replace a page, and a knob beside it, of another story or seed."
+        ),
+    ]
+
+
+def refuse_to_replace_page(page: str, command: str, seed: int, overwrite: bool) -> None:
+    """Refuse to replace a page, or the knob beside it, that the same command with the same seed did not make."""
+    path, knob = Path(page), Path(page).with_suffix(".knob")
+    made = path.is_file() and f"Made by the command {command}, seed {seed}," in path.read_text(errors="replace")
+    there = next((one for one in (path, knob) if one.is_file()), None)
+    if there is not None and not made and not overwrite:
+        raise PatchbayError(f"{there} is already there, and not of {command}, seed {seed}; --overwrite replaces it")
+
+
 def refuse_to_replace(given: Mapping[str, Any]) -> None:
     out = given["out"]
     if out is not None and not given["overwrite"] and Path(out).exists():

@@ -25,6 +25,8 @@ from patchbay.signal.port import PatchbayError, parse_part, parse_port, suggest
 if TYPE_CHECKING:
     from patchbay import Model, Task
 
+FORMS = (".txt", ".jsonl")  # of a corpus, read as a stream
+
 
 def read(text: str, hint: Any, what: str, model: Model | None = None) -> Any:
     """The value that a text gives for an annotation, or a PatchbayError that names the option and what it takes."""
@@ -107,9 +109,11 @@ def _read_mapping(text: str, value: Any, what: str, model: Model | None) -> dict
 
 
 def _read_first(text: str, inner: list[Any], what: str, model: Model | None) -> Any:
-    """The first type of a union that takes the text; plain text comes last. Texts or lists of ids are prompts, and may lie in a file."""
+    """The first type of a union that takes the text; plain text comes last. Texts or lists of ids are prompts, and may lie in a file; one that is also
+    taken by its name is read where it is used, if it is of the forms that are read there."""
     if {list[str], list[list[int]]} <= set(inner):
-        return prompt_files.read_texts(text, what)
+        named = str in inner and Path(text).suffix in FORMS and not text.startswith("[")
+        return text.removeprefix("@") if named else prompt_files.read_texts(text, what)
     reasons = []
     for hint in sorted(inner, key=lambda item: item is str):
         if writable(hint):

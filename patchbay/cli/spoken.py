@@ -8,6 +8,7 @@ option of the command is left as it is: an option of a task is written `key=valu
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ COLUMNS = (
     "labels",
     "marks",
 )  # of a file of prompts; `Task.from_prompts` has them as arguments
-QUOTED = r"""(?P<value>\[[^\[\]]*\]|'[^']*'|"[^"]*"|[\w.+-]+)?"""  # a value as Python writes it, or none
+QUOTED = r"""(?P<value>\[[^\[\]]*\]|\{[^{}]*\}|'[^']*'|"[^"]*"|[\w.+-]+)?"""  # a value as Python writes it, or none
 
 
 def spoken(text: str, parameters: Sequence[click.Parameter]) -> str:
@@ -54,6 +55,10 @@ def _written(text: str, name: str, flag: str, option: click.Option) -> str:
         value = found["value"]
         if value is None:
             return flag
+        if value.startswith("{") and isinstance(
+            option.type, click.Choice
+        ):  # `columns={...}` of a table is no `--columns all`
+            return found[0]
         end = value[-1] if value[-1] in ".-+" and value != "..." else ""  # of the sentence
         value = value.removesuffix(end) if end else value
         if value in ("True", "False") and option.is_flag:
@@ -65,13 +70,15 @@ def _written(text: str, name: str, flag: str, option: click.Option) -> str:
 
 
 def _plain(value: str) -> str:
-    """A Python value as the command line takes it: no quotes, commas between items, a file where anything may stand."""
+    """A Python value as the command line takes it: no quotes, commas between items, a table as JSON, a file where anything may stand."""
     if value == "[...]":
         return "FILE"
     try:
         held = ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return value
+    if isinstance(held, dict):
+        return f"'{json.dumps(held)}'"
     if isinstance(held, list):
         return ",".join(map(str, held)) if held else "''"
     return str(held) if isinstance(held, str) and held else value

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import html
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchbay.errors import PatchbayError
 from patchbay.files import write_file
 
 if TYPE_CHECKING:
@@ -82,6 +84,16 @@ def page(
         f"<style>{STYLE}</style>\n</head>\n<body>\n<header><h1>{_text(title)}</h1><p>{_text(lead)}</p>{first}<nav>{links}</nav></header>\n"
         f"<main>\n{body}\n</main>\n<footer>{small}</footer>\n</body>\n</html>\n"
     )
+
+
+def check_place(path: str | Path) -> None:
+    """Raise PatchbayError, before anything runs, where a page could not be written."""
+    page = Path(path)
+    place = next(parent for parent in page.absolute().parents if parent.exists())
+    if page.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
+        raise PatchbayError(f"cannot write the report to {page}: give a file in a folder that can be written")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise PatchbayError(f"cannot write the report to {page}: the suffix is .html")
 
 
 def write(path: str | Path, text: str) -> Path:

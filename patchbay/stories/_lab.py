@@ -16,7 +16,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.draw import report, screen
-from patchbay.draw.report import BAD, GOOD, INK, Picture, Section, Table, _axes
+from patchbay.draw.report import BAD, GOOD, INK, Picture, Section, Table, _axes, check_place
 from patchbay.model.model import Model
 from patchbay.results.record import versions
 from patchbay.signal.port import PatchbayError
@@ -161,8 +161,7 @@ def tell(
     """Tell a story on networks of this model's form, or on the model; or with `dry_run` what that would cost. `folder`: where runs are kept, and gone on with."""
     needs(model, story.vocab, f"the story {story.name}")
     page = Path(report)
-    if page.is_dir():
-        raise PatchbayError(f"cannot write the report to {page}: give a file")
+    check_place(page)
     telling = Telling(model, seed, SEEDS, n)
     if story.arms is None:
         return _told(story, telling, page, quiet)

@@ -11,7 +11,6 @@ What it does not show: that the head does this on other wordings, or that nothin
 from __future__ import annotations
 
 import copy
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 import patchbay as pb
 from patchbay import maths
 from patchbay.draw import plot, report, screen
-from patchbay.draw.report import Picture, Section, Table
+from patchbay.draw.report import Picture, Section, Table, check_place
 from patchbay.model.cards import model_card
 from patchbay.model.model import Model
 from patchbay.results.printed import model_details
@@ -39,7 +38,7 @@ def tell(
 ) -> dict[str, Any]:
     """Run the demo, printing each step as it ends; write the page and, if one is found, the knob. Returns the numbers."""
     began = time.perf_counter()
-    _check_place(Path(report))
+    check_place(report)
     if not any("attn.z" in model.signals(i) for i in range(model.n_layers)):
         raise PatchbayError(f"the demo turns attention heads, and this {model.family.name} model offers none")
     with screen.working("finding a question that this model can take", quiet=quiet):
@@ -56,13 +55,6 @@ def tell(
     if not quiet:
         screen.say(*screen.sections(told[-1], len(told)))
     return {key: value for section in told for key, value in section.data.items()}
-
-
-def _check_place(path: Path) -> None:
-    """Raise before anything runs where the page could not be written."""
-    place = next(parent for parent in [path.parent, *path.parent.parents] if parent.exists())
-    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
-        raise PatchbayError(f"cannot write the report to {path}: give a file in a folder that can be written")
 
 
 def _prompts_for(model: Model) -> int:

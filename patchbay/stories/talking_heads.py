@@ -14,7 +14,6 @@ no inhibition; where the movers look at done objects as much as at the missing o
 
 from __future__ import annotations
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import patchbay as pb
 from patchbay import maths
 from patchbay.draw import report, screen
-from patchbay.draw.report import Picture, Section, Table
+from patchbay.draw.report import Picture, Section, Table, check_place
 from patchbay.find.channels import channels
 from patchbay.find.inhibition_heads import inhibition_heads
 from patchbay.find.name_mover_heads import name_mover_heads
@@ -67,9 +66,7 @@ def tell(
 
 def _check(model: Model, path: Path) -> None:
     """Raise before anything runs where the story cannot be told of this model, or the page not be written."""
-    place = next(parent for parent in [path.parent, *path.parent.parents] if parent.exists())
-    if path.is_dir() or not place.is_dir() or not os.access(place, os.W_OK):
-        raise PatchbayError(f"cannot write the report to {path}: give a file in a folder that can be written")
+    check_place(path)
     layers = [i for i in range(model.n_layers) if "attn.z" in model.signals(i)]
     if len(layers) < 2:
         found = f"attention heads in {len(layers)} layers" if layers else "no layer with attention heads"

@@ -23,6 +23,7 @@ from patchbay.model.model import Model
 from patchbay.model.source import quietly
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
+from patchbay.sweeps.settings import SETTINGS
 from patchbay.train._objectives._objective import collated, learned
 from patchbay.train._optimizers import learns, optimizer
 from patchbay.train._plan import Arm, Plan, Rows
@@ -177,6 +178,7 @@ def _class() -> Any:
 
         def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
             model.eval()
+            SETTINGS.get().far(len(self.losses), self.rows.plan.steps)
             for one in self.guided:
                 set_share(one, guide_share(len(self.losses), self.rows.plan.steps))
             if self.watch is not None and len(self.losses) % self.watch[0] == 0:

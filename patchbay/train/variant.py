@@ -35,6 +35,7 @@ from patchbay.model.model import Model
 from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
+from patchbay.sweeps.settings import in_turn
 from patchbay.train._documents import digest_of, read
 from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
@@ -101,7 +102,8 @@ def variant(
         request = {"model": model.fingerprint, "data": digest_of(documents), "plan": asdict(how)}
         kept = Kept(None if folder is None else Path(folder), Path(nowhere), request)
         seeds_of = range(how.seed, how.seed + seeds)
-        runs = {(name, seed): run_of(lab, name, arm, seed, kept) for seed in seeds_of for name, arm in arms.items()}
+        asked = [(name, seed) for seed in seeds_of for name in arms]
+        runs = {(name, seed): run_of(lab, name, arms[name], seed, kept) for name, seed in in_turn(asked)}
     return _told(lab, wanted, arms, runs, seeds_of)
 
 

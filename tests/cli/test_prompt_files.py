@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from click.testing import CliRunner
@@ -105,3 +105,14 @@ def test_contrast_pairs_are_two_files_of_any_lengths(tmp_path: Path) -> None:
     assert "there are 6 positive and 5 negative prompts" in done.stderr
     done = CliRunner().invoke(cli, ["turn", "steer", str(tmp_path / "m")])
     assert "give a task with twins, or both" in done.stderr
+
+
+def test_a_corpus_is_read_where_it_is_used(tmp_path: Path) -> None:
+    """What takes documents also by a file's name is given that name: `text`, units and files larger than memory are read there."""
+    hint = get_type_hints(pb.train.variant)["data"]
+    for name in ("a.jsonl", "a.txt", "none.jsonl"):
+        assert reading.read(str(tmp_path / name), hint, "--data") == str(tmp_path / name)
+    assert reading.read('["a b.txt"]', hint, "--data") == ["a b.txt"]
+    assert reading.read("[[1, 2], [3, 4]]", hint, "--data") == [[1, 2], [3, 4]]
+    (tmp_path / "a.csv").write_text("body\none\ntwo\n")
+    assert reading.read(f"{tmp_path / 'a.csv'}:prompt=body", hint, "--data") == ["one", "two"]

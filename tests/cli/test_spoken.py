@@ -52,6 +52,9 @@ def test_values_are_written_as_a_command_takes_them() -> None:
         ("pb.load(model, family=patchbay.Family(...))", "pb.load(model, family=patchbay.Family(...))"),
     ):  # fmt: skip
         assert spoken(python, params) == command
+    table = "train it anew: plan={'fresh': 1}; a file's columns={'prompt': 'text', ...}"
+    said = """train it anew: --plan '{"fresh": 1}'; a file's columns={'prompt': 'text', ...}"""
+    assert spoken(table, COMMANDS["train variant"].params) == said
     flags = COMMANDS["knob export"].params
     assert spoken("x is there; overwrite=True replaces it", flags) == "x is there; --overwrite replaces it"
     assert spoken("form='vector' holds other ports", flags) == "--form vector holds other ports"

@@ -56,6 +56,15 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text()
     assert text.count("<svg") == 1
     assert "patchbay run reversal" in text
+    for other in (["--seed", "1"], ["--report", str(page.with_suffix(".knob"))]):
+        done = CliRunner().invoke(cli, ["run", "reversal", "--n", "8", "--report", str(page), *other])
+        assert done.exit_code == 2
+        assert ("--overwrite replaces it" if "--seed" in other else "the suffix is .html") in done.output
+    assert page.read_text() == text
+    page.write_text("mine")
+    assert CliRunner().invoke(cli, ["run", "reversal", "--report", str(page)]).exit_code == 2
+    monkeypatch.setattr(_lab, "_told", lambda *_: {"told": 1})
+    assert CliRunner().invoke(cli, ["run", "reversal", "--report", str(page), "--overwrite"]).exit_code == 0
     done = CliRunner().invoke(cli, ["run", "reversal", "--n", "10000", "--report", str(tmp_path / "none.html")])
     assert done.exit_code == 2
     assert "1 to 512 facts" in " ".join(done.output.split())

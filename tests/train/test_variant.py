@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import patchbay as pb
+from patchbay.sweeps.settings import using
 from patchbay.train import _trainer
 from patchbay.train._copies import copied
 from patchbay.train._objectives._objective import collated
@@ -300,6 +301,13 @@ def test_documents_that_are_scored_are_not_trained_on() -> None:
         assert len(scored) == count
         assert sorted(train + scored) == list(range(n))
     assert split(4, 0.0) == ([0, 1, 2, 3], [0, 1, 2, 3])
+
+
+def test_how_far_all_runs_are_is_told_at_every_step() -> None:
+    seen: list[tuple[int, int]] = []
+    with using(progress=lambda *at: seen.append(at)):
+        variant(objective="spt", plan={**PLAN, "steps": 3})
+    assert seen == [(i, 9) for i in range(9)]  # three arms of three steps, and none is trained twice
 
 
 def test_rows_follow_from_seed_and_place_alone() -> None:
