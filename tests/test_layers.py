@@ -51,7 +51,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "wiring": "timing components words wiring",
     "features": "hooks saved shapes dictionary folds files across formats load contexts reading lens",
     "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
-    "blocks": "kinds convolved gla gate turned structured welore monet state_space lexinvariant meta_tokens trees prefix_bag next_vector subnetworks ngram two_way abs_topk dispatch installed build",
+    "blocks": "kinds convolved gla gate turned structured welore monet state_space lexinvariant meta_tokens trees prefix_bag next_vector subnetworks ngram two_way abs_topk dispatch host installed build",
     "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_number plot_effects plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
     "serve": "guard listen asking named words prefill joined choosing work room engine answers api run replicas outside schema instrument agents",

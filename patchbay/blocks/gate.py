@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 BIAS = 2.0
 
@@ -58,7 +59,7 @@ class GatedBlock(nn.Module):
         return added
 
 
-class GatedLayer(nn.Module):
+class GatedLayer(GradientCheckpointingLayer):
     """A decoder layer of the Llama kind, its norms, attention and MLP as they are, with a gate behind each block."""
 
     def __init__(self, layer: Any, width: int, bias: float = BIAS) -> None:

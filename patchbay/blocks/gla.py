@@ -15,7 +15,8 @@ inside one chunk and only where its whole decay leaves them far from overflow; e
 Yang et al. 2023, "Gated Linear Attention Transformers with Hardware-Efficient Training".
 
 The mixer calls transformers' attention interface with the decay as one keyword more, so that q, k, v, z and the pattern P are ports. P may be negative: finders read |P| and say so. The norm and the
-gate come after the port z: what they make is the input of `o_proj`, so that z W_O summed over heads is not what attention adds. No cache: a text runs whole.
+gate come after the port z: what they make is the input of `o_proj`, so that z W_O summed over heads is not what attention adds. No cache: a text runs whole. Windows of the family's attention are not the
+recurrence's: it forgets by its decay alone.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from patchbay.errors import PatchbayError
 from patchbay.jacks.patterns import to_heads
 
 CHUNK, PIECE = 64, 16
@@ -36,13 +38,14 @@ TEMPER = 16.0  # the root that is taken of the gate: decays near 1 at the start
 
 def recurrent(q: Tensor, k: Tensor, v: Tensor, log_a: Tensor) -> Tensor:
     """o [prompt, head, position, d_value] token by token: the definition."""
-    log_a = log_a.to(q)
+    dtype = torch.promote_types(q.dtype, torch.float32)  # a state that is rounded at every token drifts
+    given, (q, k, v, log_a) = q.dtype, (t.to(dtype) for t in (q, k, v, log_a))
     state = q.new_zeros(*q.shape[:2], q.shape[-1], v.shape[-1])  # [prompt, head, d_key, d_value]
     out = []
     for t in range(q.shape[2]):
         state = log_a[:, :, t, :, None].exp() * state + k[:, :, t, :, None] * v[:, :, t, None, :]
         out.append((q[:, :, t, None] @ state)[:, :, 0])
-    return torch.stack(out, 2)
+    return torch.stack(out, 2).to(given)
 
 
 def pattern(q: Tensor, k: Tensor, log_a: Tensor) -> Tensor:
@@ -148,6 +151,7 @@ class GatedLinearAttention(nn.Module):
         super().__init__()
         d = config.hidden_size
         self.config, self.layer_idx, self.n_heads, self.names = config, layer_idx, n_heads, names
+        self.seen: list[Tensor] | None = None  # where `half_lives` asks, those of each call
         self.is_causal, self.scaling = True, (d // n_heads) ** -0.5
         for name in names:  # queries, keys, values, output
             setattr(self, name, nn.Linear(d, d, bias=False))
@@ -170,12 +174,34 @@ class GatedLinearAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         x = hidden_states
         q, k, v = (getattr(self, name)(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for name in self.names[:3])
-        function = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
-        z, weights = function(self, q, k, v, attention_mask, scaling=self.scaling, log_decay=self.log_decay(x))
+        function = ALL_ATTENTION_FUNCTIONS[
+            self.config._attn_implementation
+        ]  # mask: none, texts end where padding begins
+        log_decay = self.log_decay(x)
+        if self.seen is not None:
+            self.seen.append(half_life(log_decay))
+        z, weights = function(self, q, k, v, None, scaling=self.scaling, log_decay=log_decay)
         gate = nn.functional.silu(self.read_gate(x)).unflatten(-1, (self.n_heads, -1))
         return getattr(self, self.names[3])((self.head_norm(z) * gate).flatten(-2)), weights
 
 
 def half_life(log_a: Tensor) -> Tensor:
-    """Tokens after which half of what a channel holds is gone, ln 2 / (-mean log a), over all but the last axis: [d_key]."""
-    return -torch.log(torch.tensor(2.0)) / log_a.double().mean(tuple(range(log_a.ndim - 1)))
+    """Tokens after which half of what a channel holds is gone, ln 2 / (-mean log a), of log a [prompt, head, position, d_key] over prompts and positions: [head, d_key].
+    Infinite where nothing decays."""
+    return math.log(2.0) / log_a.double().mean((0, 2)).abs()
+
+
+@torch.no_grad()
+def half_lives(model: nn.Module, ids: Tensor) -> Tensor:
+    """`half_life` of every layer on a text, [layer, head, d_key]. `model`: a Hugging Face model; layers are those that have this mixer, in their order."""
+    mixers, found = [one for one in model.modules() if isinstance(one, GatedLinearAttention)], list[Tensor]()
+    if not mixers:
+        raise PatchbayError("half_lives: no layer of this model is gated linear attention (mixer='gla')")
+    for one in mixers:
+        one.seen = found
+    try:
+        model(input_ids=ids, use_cache=False)
+    finally:
+        for one in mixers:
+            one.seen = None
+    return torch.stack(found)

@@ -6,7 +6,6 @@ Where attention, MLP and their maps lie is the row of `families.py` of the model
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,50 +16,15 @@ from patchbay.blocks import abs_topk, kinds, lexinvariant, monet, ngram, structu
 from patchbay.blocks.convolved import Convolved
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
+from patchbay.blocks.host import Asked, Host, by_layer
 from patchbay.blocks.meta_tokens import MetaLayer
 from patchbay.blocks.state_space import H3, LSSL
 from patchbay.blocks.turned import Turned, TurnedKeys
 from patchbay.errors import PatchbayError
-from patchbay.model.families import FAMILIES, Family
+from patchbay.model.families import FAMILIES
 from patchbay.model.linear import width_out
 from patchbay.model.placing import follow
 from patchbay.signal.port import suggest
-
-
-@dataclass
-class Asked:
-    """What was installed: whether attention goes through `dispatch`, and the blocks that need their text whole."""
-
-    dispatched: bool = False
-    whole: list[str] = field(default_factory=list)
-    meta: int | None = None  # the meta-token, whose places attention is told
-    ids: list[str] = field(default_factory=list)  # blocks that read the text's ids
-    drawn: bool = False  # a table of embeddings for each text in training
-
-    def need_whole(self, block: str) -> None:
-        """Note a block that needs its text whole."""
-        if block not in self.whole:
-            self.whole.append(block)
-
-
-@dataclass(frozen=True)
-class Host:
-    """A model that takes blocks: its row and its layers."""
-
-    hf: Any
-    family: Family
-    layers: Any
-    kept: bool  # whether its weights are those of a model that was given
-
-    def attention(self, layer: int) -> Any:
-        found = follow(self.layers[layer], self.family.attn)
-        assert found is not None
-        return found
-
-    def refuse(self, block: str, why: str) -> PatchbayError:
-        return PatchbayError(
-            f"{block} cannot be put into {self.hf.config.model_type.removeprefix('blocks_')}, which {why}"
-        )
 
 
 def install(hf: Any, base_type: str, blocks: dict[str, Any], *, kept: bool) -> Asked:
@@ -76,21 +40,13 @@ def install(hf: Any, base_type: str, blocks: dict[str, Any], *, kept: bool) -> A
     for name, put in BLOCKS.items():
         if name in blocks:
             put(host, blocks[name], asked)
+    found = (follow(layer, family.attn) for layer in layers) if asked.dispatched else ()
+    asked.plain = [i for i, one in enumerate(found) if one is not None and not _own_kind(one)]
     return asked
 
 
-def by_layer(host: Host, block: str, value: Any) -> list[dict[str, Any]]:
-    """One table of settings for each layer, of a name, a table, or a list of these."""
-    values = value if isinstance(value, list | tuple) else [value] * len(host.layers)
-    if len(values) != len(host.layers):
-        raise PatchbayError(f"{block}: {len(values)} given for {len(host.layers)} layers")
-    made = []
-    for one in values:
-        table = {"kind": one} if isinstance(one, str) else dict(one) if isinstance(one, dict) else None
-        if table is None or "kind" not in table:
-            raise PatchbayError(f"{block} takes a name, a table with a kind, or a list of these by layer; got {one!r}")
-        made.append(table)
-    return made
+def _own_kind(attention: nn.Module) -> bool:
+    return hasattr(attention, "attention_kind") or isinstance(attention, H3 | LSSL)
 
 
 def _attention(host: Host, value: Any, asked: Asked) -> None:
@@ -117,8 +73,8 @@ def _attention(host: Host, value: Any, asked: Asked) -> None:
         module.attention_kind = kind
         if "sigmoid" in kind:
             module.sigmoid_bias = float(given.get("bias", 0.0))
-        groups, width = _heads(host, module)
         for name in ("null_key", "null_value")[: {"k_bias": 1, "kv_bias": 2}.get(kind, 0)]:
+            groups, width = _heads(host, module)
             module.register_parameter(name, nn.Parameter(0.02 * torch.randn(groups, width)))
         if kind == "kv_bias":
             module.beside_pattern = "value"
@@ -126,10 +82,16 @@ def _attention(host: Host, value: Any, asked: Asked) -> None:
 
 
 def _heads(host: Host, module: Any) -> tuple[int, int]:
-    """Groups of keys and their width."""
-    config = host.hf.config.get_text_config()
-    width = getattr(module, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads), int(width)
+    """Groups of keys and their width, of the maps as they are: configs carry fields that a family does not read."""
+    config, names = host.hf.config.get_text_config(), host.family.qkv_modules
+    if host.family.qkv == "latent":
+        raise host.refuse("a learned key", "makes keys of a latent; possible: softmax1, or llama, mistral, qwen2, gpt2")
+    n = int(config.num_attention_heads)
+    d = next((one for name in ("head_dim", "head_size") if (one := getattr(module, name, None))), None)
+    d = int(d or config.hidden_size // n)
+    if len(names) == 1:  # queries, keys and values in one map
+        return (width_out(follow(module, names[0])) // d - n) // 2, d
+    return width_out(follow(module, names[1])) // d, d
 
 
 def _convolution(host: Host, value: Any, asked: Asked) -> None:
@@ -182,16 +144,19 @@ def _mixer(host: Host, value: Any, asked: Asked) -> None:
 
 def _gla(host: Host, i: int, asked: Asked, *, decay: bool = True) -> None:
     config = host.hf.config.get_text_config()
+    if config.hidden_size % config.num_attention_heads:
+        raise host.refuse("mixer", "has a width here that its heads do not share alike")
     names = (*host.family.qkv_modules, host.family.attn_proj)
     made = GatedLinearAttention(host.hf.config, i, config.num_attention_heads, names, decay=decay)
     setattr(host.layers[i], host.family.attn, made)
-    asked.dispatched = True
+    asked.dispatched = asked.mixes = True
     asked.need_whole("gla")
 
 
 def _state_space(made: type[H3] | type[LSSL], host: Host, i: int, asked: Asked) -> None:
-    if host.family.attn != "self_attn":
-        raise host.refuse("mixer", f"keeps its attention under {host.family.attn}; possible: llama, mistral, qwen2")
+    if host.family.name not in ("llama", "moe"):
+        raise host.refuse("mixer", "names its layers' parts in another way than llama, mistral, qwen2, mixtral")
+    asked.mixes = True
     host.layers[i].self_attn = made(host.hf.config.get_text_config())
     asked.need_whole(made.__name__.lower())
 

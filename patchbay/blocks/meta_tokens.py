@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from patchbay.errors import PatchbayError
 from patchbay.jacks.patterns import additive_mask, to_heads
@@ -40,7 +41,7 @@ def insert(
     return texts, labels
 
 
-class MetaLayer(nn.Module):
+class MetaLayer(GradientCheckpointingLayer):
     """A decoder layer of attention alone, whose attention is among places of M (`attention_kind` "meta")."""
 
     def __init__(self, layer: Any) -> None:
@@ -59,10 +60,17 @@ def show(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     opened = (numbers > torch.finfo(numbers.dtype).min / 2) & (meta[:, None, :, None] & meta[:, None, None, :])
     scores = (query * scale) @ to_heads(key, query.shape[1]).transpose(-1, -2)
-    weights = torch.softmax(scores.masked_fill(~opened, torch.finfo(scores.dtype).min), -1) * opened
+    closed = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(
+        ~opened, torch.finfo(scores.dtype).min
+    )
+    weights = (torch.softmax(closed, -1) * opened).to(query.dtype)
     return (weights @ to_heads(value, query.shape[1])).transpose(1, 2), weights
 
 
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
-    """z [prompt, query, head, d]."""
-    return show(module, query, key, value, additive_mask(mask, query, key.shape[2]), **options)[0]
+    """z [prompt, query, head, d], with the family's dropout in training."""
+    z, weights = show(module, query, key, value, additive_mask(mask, query, key.shape[2]), **options)
+    if not (module.training and options.get("dropout")):
+        return z
+    weights = nn.functional.dropout(weights, options["dropout"])
+    return (weights @ to_heads(value, query.shape[1])).transpose(1, 2)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from patchbay.errors import PatchbayError
+
 
 class PrefixBag(nn.Module):
     """The term for a vocabulary, of `width` hidden numbers; `state`: the width of a language model's states, 0 for none."""
@@ -25,8 +27,12 @@ class PrefixBag(nn.Module):
 
     def forward(self, ids: Tensor, states: Tensor | None = None) -> Tensor:
         """Logits [prompt, position, vocab] of the token at each position of ids [prompt, position], from those before it."""
+        if self.lam and (self.context is None or states is None):
+            raise PatchbayError(
+                f"lam={self.lam:g}: the term then reads a model's states; give `state`, their width, and states [prompt, position, state], or lam=0"
+            )
         before = self.words(ids).cumsum(1)[:, :-1]
         total = self.start + nn.functional.pad(before, (0, 0, 1, 0))
-        if self.context is not None and states is not None and self.lam:
+        if self.lam and self.context is not None:
             total = total + self.lam * self.context(states)
         return self.read(torch.tanh(total))  # type: ignore[no-any-return]

@@ -76,11 +76,15 @@ class H3(nn.Module):
         self.skip = nn.Parameter(torch.ones(d))
 
     def kernel(self, n: int) -> Tensor:
-        """Re(C L^j B) [position, channel]: L = exp(-exp(log_decay) + i phase), built in float64."""
+        """Re(C L^j B) [position, channel]: L = exp(-exp(log_decay) + i phase), built in float64, given in float32 or better."""
         log_l = torch.complex(-self.log_decay.double().exp(), self.phase.double())
         place = torch.arange(n, device=self.skip.device, dtype=torch.float64)
         powers = (place[:, None, None] * log_l).exp()  # [position, channel, state]
-        return (powers * torch.complex(self.gain[0].double(), self.gain[1].double())).sum(-1).real.to(self.skip.dtype)
+        return (
+            (powers * torch.complex(self.gain[0].double(), self.gain[1].double()))
+            .sum(-1)
+            .real.to(torch.promote_types(self.skip.dtype, torch.float32))
+        )
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, kb and v, each [..., position, channel]."""
@@ -103,7 +107,7 @@ class H3(nn.Module):
         lags = (
             self.kernel(n)[apart.clamp(min=0)] * (apart >= 0)[..., None] + (apart == 0)[..., None] * self.skip
         )  # [query, key, channel]
-        return (q[..., :, None, :] * lags * kb[..., None, :, :]).movedim(-1, -3)
+        return (q[..., :, None, :] * lags * kb[..., None, :, :]).movedim(-1, -3).to(x.dtype)
 
 
 class LSSL(nn.Module):
@@ -129,7 +133,7 @@ class LSSL(nn.Module):
         for _ in range(n):
             rows.append((self.gain.double() * x).sum(-1))
             x = (Ab @ x[..., None])[..., 0]
-        return torch.stack(rows).to(self.skip.dtype)
+        return torch.stack(rows).to(torch.promote_types(self.skip.dtype, torch.float32))
 
     def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
         u = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))

@@ -24,14 +24,18 @@ LEAST = 1e-12  # squared length under which a pair has no angle: it is given tha
 
 
 def turned(x: Tensor, D: Tensor, b: Tensor | None) -> Tensor:
-    """x [..., head, d_head], channels c and c + d_head / 2 a pair: its length kept, its angle times D [head, d_head / 2], plus b."""
-    real, imaginary = x.chunk(2, -1)
+    """x [..., head, d_head], channels c and c + d_head / 2 a pair: its length kept, its angle times D [head, d_head / 2], plus b.
+
+    In float32 or better: squares of float16 overflow, and an angle of eight bits is another.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    real, imaginary = x.to(dtype).chunk(2, -1)
     squared = real.square() + imaginary.square()
     none = squared < LEAST
     length = torch.where(none, 0.0, torch.where(none, 1.0, squared).sqrt())
     angle = torch.atan2(torch.where(none, 0.0, imaginary), torch.where(none, 1.0, real)) * D
     angle = angle if b is None else angle + b
-    return torch.cat([length * angle.cos(), length * angle.sin()], -1)
+    return torch.cat([length * angle.cos(), length * angle.sin()], -1).to(x.dtype)
 
 
 class Turned(nn.Module):

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
 from patchbay.errors import PatchbayError
@@ -40,6 +41,13 @@ def matrices(hf: Any) -> Iterator[tuple[str, nn.Linear]]:
     if family is None or follow(hf, family.layers) is None:
         raise PatchbayError(f"ranks need a family that is known by type, whose layers are known; {base_type!r} is none")
     found = [(name, module) for name, module in hf.named_modules() if name.startswith(family.layers + ".")]
+    for name, module in found:
+        deep = any(one.ndim > 2 for one in module.parameters(recurse=False)) and not isinstance(module, _ConvNd)
+        if deep or (isinstance(module, nn.Linear) and not is_plain(module)):
+            raise PatchbayError(
+                f"{name} ({type(module).__name__}) is no plain matrix (experts in one tensor, or quantised): ranks of the other matrices alone would be no cut of this {base_type}; "
+                "possible: llama, mistral, qwen2"
+            )
     maps = [(name, module) for name, module in found if isinstance(module, nn.Linear) and is_plain(module)]
     if not maps:
         stored = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -55,7 +56,8 @@ def test_decays_of_1_are_linear_attention_and_constant_ones_a_retentive_network(
     apart = torch.arange(40)[:, None] - torch.arange(40)
     kept = torch.where(apart >= 0, 0.9 ** apart.clamp(min=0).double(), 0.0)
     assert close(gla.chunked(q, k, v, constant), ((q @ k.transpose(-1, -2)) * kept) @ v, dtype=torch.float64)
-    assert close(gla.half_life(constant), torch.full((8,), 6.5788, dtype=torch.float64), of=1e3)
+    assert close(gla.half_life(constant), torch.full((3, 8), 6.5788, dtype=torch.float64), of=1e3)
+    assert bool((gla.half_life(torch.zeros_like(q)) == torch.inf).all())
 
 
 def test_decay_in_factors_apart_is_no_number_where_the_forms_are() -> None:
@@ -67,6 +69,37 @@ def test_decay_in_factors_apart_is_no_number_where_the_forms_are() -> None:
     made, exact = gla.chunked(q, k, v, log_a), gla.recurrent(*(t.double() for t in (q, k, v, log_a)))
     assert close(made, exact)
     assert close(gla.parallel(q, k, v, log_a), exact)
+
+
+def test_half_lives_of_a_model_are_those_of_each_layers_own_gates() -> None:
+    """By hand from the layer's input, channel by channel; a layer of attention between them is none, a model without is refused."""
+    hf = built(mixer=["gla", "attention"])
+    mixer, x = hf.model.layers[0].self_attn, hf.model.layers[0].input_layernorm(hf.model.embed_tokens(IDS))
+    found = gla.half_lives(hf, IDS)
+    assert found.shape == (1, 4, 8)
+    gate = torch.sigmoid(mixer.decay_up(mixer.decay_down(x))).detach().double() ** (1 / 16)
+    for head, channel in ((0, 0), (3, 5)):
+        mean = float(gate[..., head * 8 + channel].log().mean())
+        assert abs(float(found[0, head, channel]) * -mean / math.log(2) - 1) < 1e-5
+    assert mixer.seen is None
+    with pytest.raises(PatchbayError, match="no layer of this model is gated linear attention"):
+        gla.half_lives(built(attention="sigmoid"), IDS)
+
+
+def test_a_window_of_the_family_is_none_of_the_recurrence() -> None:
+    """Mistral hides what lies further back than its window; a state forgets by its decay alone."""
+    hf = built("mistral", mixer="gla")
+    assert hf.config.sliding_window < IDS.shape[1]
+    other = IDS.clone()
+    other[:, 0] = 5
+    mixer, x = hf.model.layers[0].self_attn, hf.model.embed_tokens(IDS)
+    with torch.no_grad():
+        port = pb.load(hf).layers[0].attn.pattern
+        pattern = pb.run(pb.load(hf), IDS, taps=[port])[port]
+        assert float(pattern[:, :, -1, 0].abs().min()) > 0.0
+        norm = hf.model.layers[0].input_layernorm(x)
+        q, k = (getattr(mixer, name)(norm).unflatten(-1, (4, -1)).transpose(1, 2) for name in ("q_proj", "k_proj"))
+        assert close(pattern, gla.pattern(q * mixer.scaling, k, mixer.log_decay(norm)))
 
 
 def model_of(**blocks: Any) -> pb.Model:

@@ -14,6 +14,7 @@ from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward
 import patchbay as pb
 from patchbay.blocks import kinds
 from patchbay.signal.port import PatchbayError
+from patchbay.tiny.twins import twin
 from tests.blocks.given import IDS, built
 from tests.tolerance import close
 
@@ -176,6 +177,32 @@ def test_sweeps_and_gradients() -> None:
     ) * len(IDS)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "opt", "gemma"])
+def test_learned_keys_are_as_many_as_the_maps_make(family: str) -> None:
+    """Also where a config carries a number of groups that its family does not read: a group each, of the key's width; the pattern times the values, and the null's, is z."""
+    model = pb.load(built(family, attention="kv_bias"))
+    attn, module = model.layers[1].attn, model.modules[1].attn
+    trace = pb.run(model, IDS, taps=[attn.pattern, attn.k, attn.v, attn.z])
+    assert module.null_key.shape == (trace[attn.k].shape[1], trace[attn.k].shape[3])
+    heads = trace[attn.pattern].shape[1]
+    v, null = (
+        t.repeat_interleave(heads // len(module.null_value), d) for t, d in ((trace[attn.v], 1), (module.null_value, 0))
+    )
+    z = trace[attn.pattern] @ v + (1 - trace[attn.pattern].sum(-1))[..., None] * null[None, :, None].detach()
+    assert close(trace[attn.z].reshape(z.transpose(1, 2).shape), z.transpose(1, 2))
+
+
+def test_a_layer_without_a_kind_is_its_familys_own_also_where_it_has_sinks() -> None:
+    """Beside a mixer, whose implementation the config then names for all layers."""
+    plain = twin("gpt_oss")
+    hf = pb.blocks.build(plain, mixer=["attention", *["gla"] * (len(plain.model.layers) - 1)])
+    with torch.no_grad():
+        one, other = (m.model(IDS, output_hidden_states=True).hidden_states[1] for m in (hf, plain))
+        assert close(one, other)
+        plain.model.layers[0].self_attn.sinks.add_(2.0)
+        assert not close(plain.model(IDS, output_hidden_states=True).hidden_states[1], other)
+
+
 def test_any_model_takes_a_kind_without_weights_by_name() -> None:
     """softmax1 in a model that was trained with a softmax: rows of less than 1, and the first token's attention beside their mass."""
     model, plain = pb.load("tiny", attn_implementation="softmax1"), pb.load("tiny")
@@ -198,6 +225,13 @@ def test_what_a_kind_cannot_be_is_refused() -> None:
         built("gpt_neo", attention="sigmoid")
     with pytest.raises(PatchbayError, match="attention 'sigmoid' has no s_aux"):
         built("gpt_oss", attention="sigmoid")(IDS)
+    for family in ("jamba", "mamba"):
+        with pytest.raises(PatchbayError, match=f"layer 0 of this {family} has no attention to put blocks into"):
+            built(family, attention="sigmoid")
+    with pytest.raises(
+        PatchbayError, match="a learned key cannot be put into deepseek_v3, which makes keys of a latent"
+    ):
+        built("deepseek_v3", attention="k_bias")
     hf = built(attention="sigmoid")
     hf.set_attn_implementation("sdpa")
     with pytest.raises(

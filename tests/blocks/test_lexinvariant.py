@@ -82,3 +82,13 @@ def test_training_draws_a_table_for_each_text() -> None:
 def test_an_untied_config_is_refused() -> None:
     with pytest.raises(PatchbayError, match="lexinvariant=True: True, on a config with tie_word_embeddings=True"):
         pb.blocks.build(twins.twin("llama").config, lexinvariant=True)
+
+
+def test_blocks_that_read_ids_are_refused_beside_it() -> None:
+    config = twins.twin("llama").config
+    config.tie_word_embeddings = True
+    for blocks in ({"ngram": 1}, {"meta_tokens": {"id": 95, "layers": [1]}}):
+        with pytest.raises(
+            PatchbayError, match=f"lexinvariant beside {next(iter(blocks))}: a text trains on embeddings of its own"
+        ):
+            pb.blocks.build(config, lexinvariant=True, **blocks)

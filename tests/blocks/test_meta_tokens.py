@@ -82,6 +82,17 @@ def test_inserted_tokens_and_their_labels() -> None:
         meta_tokens.insert(rows, rows[0][0])
 
 
+def test_dropout_of_the_family_is_the_layers_too() -> None:
+    """In training alone, and by its share: what is kept is scaled up, so that the mean is the plain z."""
+    q, k, v = (torch.randn(1, 2, 6, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    module, meta = torch.nn.Module(), torch.ones(1, 6, dtype=torch.bool)
+    torch.manual_seed(0)
+    draws = torch.stack([meta_tokens.attend(module, q, k, v, None, meta=meta, dropout=0.5) for _ in range(2000)])
+    plain = meta_tokens.attend(module.eval(), q, k, v, None, meta=meta, dropout=0.5)
+    assert float(draws.std(0).max()) > 0.1
+    assert float((draws.mean(0) - plain).abs().max()) < 0.15
+
+
 def test_what_is_refused() -> None:
     with pytest.raises(PatchbayError, match="a table of the token's id, the layers"):
         built(meta_tokens={"id": META, "layers": [7]})

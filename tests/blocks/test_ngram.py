@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 import patchbay as pb
 from patchbay.blocks import ngram
@@ -86,6 +87,7 @@ def test_what_cannot_be_is_refused() -> None:
     hf = built(ngram=1)
     with pytest.raises(PatchbayError, match="what came before is read off input_ids"):
         hf(inputs_embeds=hf.get_input_embeddings()(IDS))
-    cache = hf.model(IDS, use_cache=True).past_key_values
+    cache = DynamicCache()
+    cache.update(torch.zeros(2, 2, 12, 8), torch.zeros(2, 2, 12, 8), 0)
     with pytest.raises(PatchbayError, match="which a cache does not hold"):
         hf(IDS[:, -1:], past_key_values=cache)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from patchbay.blocks.prefix_bag import PrefixBag
+from patchbay.signal.port import PatchbayError
 from tests.blocks.given import IDS
 from tests.tolerance import close
 
@@ -21,6 +23,10 @@ def test_reference_and_order() -> None:
             assert close(found[0, i], bag.read.bias + bag.read.weight @ torch.tanh(h))
         permuted = IDS.clone()
         permuted[:, :6] = IDS[:, torch.tensor([3, 1, 5, 0, 4, 2])]
+        with pytest.raises(PatchbayError, match="lam=0.5: the term then reads a model's states"):
+            bag(IDS)
+        with pytest.raises(PatchbayError, match="lam=0.5: the term then reads a model's states"):
+            PrefixBag(96, 5, lam=0.5)(IDS, states)
         bag.lam = 0.0
         assert close(bag(permuted, states)[:, 6:], bag(IDS, states)[:, 6:])
         assert not close(bag(permuted, states)[:, 3], bag(IDS, states)[:, 3])

@@ -7,6 +7,7 @@ import torch
 
 import patchbay as pb
 from patchbay.blocks import state_space
+from patchbay.signal.port import PatchbayError
 from tests.blocks.given import IDS, built
 from tests.tolerance import close
 
@@ -86,6 +87,10 @@ def test_a_model_of_h3(tmp_path: object) -> None:
     hf.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(pb.load(str(tmp_path)).hf(IDS).logits, hf(IDS).logits)
+    with pytest.raises(
+        PatchbayError, match="mixer cannot be put into opt, which names its layers' parts in another way"
+    ):
+        built("opt", mixer="h3")
 
 
 def test_a_model_of_lssl(tmp_path: object) -> None:

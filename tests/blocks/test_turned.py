@@ -74,6 +74,15 @@ def test_angles_jump_at_pi_and_a_pair_of_no_length_has_a_gradient() -> None:
     assert bool(grad.isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_angles_as_they_are_change_nothing_in_half_precision(dtype: torch.dtype) -> None:
+    """Within a step of the dtype, also where squares of float16 are no numbers."""
+    x = torch.randn(4, 2, 16, generator=torch.Generator().manual_seed(0))
+    for size in (1.0, 300.0):
+        given = (x * size).to(dtype)
+        assert close(turned(given, torch.ones(2, 8, dtype=dtype), None), given, dtype=dtype)
+
+
 def test_saved_with_one_D_for_queries_and_keys(tmp_path: object) -> None:
     config = twins.twin("llama").config
     config.num_key_value_heads = config.num_attention_heads

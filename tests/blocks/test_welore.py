@@ -119,5 +119,9 @@ def test_what_pays_and_what_is_refused() -> None:
         pb.blocks.build(hf, ranks={"x": 3})
     with pytest.raises(PatchbayError, match="rank 99 of model.layers.0.self_attn.q_proj: from 1 to 32"):
         pb.blocks.build(hf, ranks={"model.layers.0.self_attn.q_proj": 99})
+    with pytest.raises(
+        PatchbayError, match=r"mlp.experts \(MixtralExperts\) is no plain matrix .*experts in one tensor"
+    ):
+        welore.ranks(twins.twin("mixtral"), 0.5)
     with pytest.raises(PatchbayError, match=r"gpt2 stores the maps of its layers as \[in, out\] \(Conv1D\)"):
         welore.ranks(twins.twin("gpt2"), 0.5)
