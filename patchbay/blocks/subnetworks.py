@@ -1,13 +1,14 @@
 """Sub-networks: what is left of a model whose layers lose their attention or part of their neurons, and which of these nothing of their size beats.
 
-    a choice     for each layer whether its attention stays, and which share of its neurons does: those that write most, mean |activation| x length of what the neuron writes
+    a choice     for each layer whether its attention stays, and which share of its neurons does: those that write most, mean |activation| x length of what the neuron writes,
+                 or without texts the first of them, for which `train.variant(objective="supernet")` tunes a model
     the front    the choices that no other is below in both loss and size
     search       NSGA-II: parents by rank of their front, then by how alone they are on it; children take each gene of either parent, and change one in so many
 
 Where there are few choices, `every` one can be asked; the search is for more. `hypervolume` is the area between a front and a corner: what two searches are compared by.
 
-Sarah et al. 2024, "LLaMA-NAS: Efficient Neural Architecture Search for Large Language Models", whose model is first tuned on random sub-networks, and whose neurons are the first of each width: neither is here.
-A choice is a list of edits, so that nothing is built; what it is worth after tuning they do not say.
+Sarah et al. 2024, "LLaMA-NAS: Efficient Neural Architecture Search for Large Language Models", whose model is first tuned on random sub-networks, and whose neurons are the first of each width.
+A choice is a list of edits, so that nothing is built; what it is worth after tuning of its own they do not say.
 """
 
 from __future__ import annotations
@@ -28,20 +29,19 @@ from patchbay.signal.port import Port
 
 Choice = tuple[int, ...]  # of each gene the number of the option
 Point = tuple[float, float]  # loss and size: less of both is better
+SHARES = (1.0, 0.5, 0.25)  # of a layer's neurons
 
 
 class Space:
-    """The sub-networks of a model: of each layer with or without its attention, and a share of its neurons out of `shares`, the first of which is the whole."""
+    """The sub-networks of a model: of each layer with or without its attention, and a share of its neurons out of `shares`, the first of which is the whole. Neurons stay
+    by what they write on `texts`; without texts, those that stand first."""
 
     def __init__(
-        self, model: Model, texts: Sequence[Sequence[int]], shares: Sequence[float] = (1.0, 0.5, 0.25)
+        self, model: Model, texts: Sequence[Sequence[int]] | None = None, shares: Sequence[float] = SHARES
     ) -> None:
-        if not shares or shares[0] != 1.0 or not all(0 <= one <= 1 for one in shares):
-            raise PatchbayError(f"shares={list(shares)}: of the neurons, from 0 to 1, and first 1, the whole layer")
+        check(model, shares)
         self.model, self.shares = model, list(shares)
-        for port in (Port(name, layer) for name in ("mlp.act", "attn.out") for layer in range(model.n_layers)):
-            model.require(port)
-        self.order = [one.argsort(descending=True) for one in written(model, texts)]
+        self.order = in_order(model) if texts is None else [one.argsort(descending=True) for one in written(model, texts)]  # fmt: skip
         self.each: list[tuple[int, int]] = []  # numbers of each layer's attention, and of one neuron
         for layer, module, order in zip(model.layers, model.modules, self.order, strict=True):
             weights = layer.mlp.weights()
@@ -53,16 +53,7 @@ class Space:
 
     def edits(self, choice: Choice) -> list[Edit]:
         """What makes the model the sub-network."""
-        found = []
-        for layer, order in enumerate(self.order):
-            off, share = choice[2 * layer : 2 * layer + 2]
-            if off:
-                found.append(zero(Port("attn.out", layer)))
-            if self.shares[share] < 1:
-                keep = torch.zeros(len(order))
-                keep[order[: round(self.shares[share] * len(order))]] = 1.0
-                found.append(scale(Port("mlp.act", layer), keep.to(self.model.device)))
-        return found
+        return cuts(self.model, self.shares, choice, self.order)
 
     def size(self, choice: Choice) -> int:
         """Numbers of the attention and the neurons that are left."""
@@ -71,6 +62,33 @@ class Space:
             off, share = choice[2 * layer : 2 * layer + 2]
             total += (0 if off else attention) + round(self.shares[share] * len(order)) * neuron
         return total
+
+
+def check(model: Model, shares: Sequence[float]) -> None:
+    """Raise PatchbayError where no such shares can be, or the model has no such parts."""
+    if not shares or shares[0] != 1.0 or not all(0 <= one <= 1 for one in shares):
+        raise PatchbayError(f"shares={list(shares)}: of the neurons, from 0 to 1, and first 1, the whole layer")
+    for port in (Port(name, layer) for name in ("mlp.act", "attn.out") for layer in range(model.n_layers)):
+        model.require(port)
+
+
+def cuts(model: Model, shares: Sequence[float], choice: Choice, order: Sequence[Tensor]) -> list[Edit]:
+    """What makes a model the sub-network of a choice, whose neurons stay in an order, a permutation for each layer."""
+    found = []
+    for layer, first in enumerate(order):
+        off, share = choice[2 * layer : 2 * layer + 2]
+        if off:
+            found.append(zero(Port("attn.out", layer)))
+        if shares[share] < 1:
+            keep = torch.zeros(len(first))
+            keep[first[: round(shares[share] * len(first))]] = 1.0
+            found.append(scale(Port("mlp.act", layer), keep.to(model.device)))
+    return found
+
+
+def in_order(model: Model) -> list[Tensor]:
+    """Of each layer, its neurons as they stand."""
+    return [torch.arange(model.n_neurons(layer)) for layer in range(model.n_layers)]
 
 
 def written(model: Model, texts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -8,7 +8,7 @@ too few parts for its random controls to reach p = .05. What a claim shows holds
 built-in models were trained on. Where a paper's own case cannot be had at this size (languages, refusals), the claim is of its small
 analogue, and says so.
 
-blocks    the identities that other architectures stand on, and a cut by one threshold
+blocks    the identities that other architectures stand on, and a tuning for sub-networks
 corpora   what texts, tokenizers, vocabularies and times tell and teach
 behaviour what models say, where most papers need larger ones
 factored  matrices in factors: low ranks tuned alone, feed-forward layers beside narrower ones

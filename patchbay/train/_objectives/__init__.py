@@ -22,6 +22,7 @@ from patchbay.train._objectives import (
     sami,
     self_evolution,
     spt,
+    supernet,
     transfer,
     translico,
 )
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
         sami,
         self_evolution,
         spt,
+        supernet,
         transfer,
         translico,
     )
