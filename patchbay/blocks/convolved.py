@@ -14,8 +14,22 @@ a layer are refused by name. Text in pieces (a cache, padding on the left) would
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from patchbay.errors import PatchbayError
+
+
+def check_width(width: Any, longest: int | None) -> None:
+    """Raise PatchbayError for a width that no text of the model, of `longest` tokens, has."""
+    if not isinstance(width, int) or isinstance(width, bool) or width < 2:
+        raise PatchbayError(f"convolution={width!r}: the width, 2 tokens or more (1 is a scale)")
+    if longest and width > longest:
+        raise PatchbayError(
+            f"convolution={width}: this model reads at most {longest} tokens, and no tap would see more"
+        )
 
 
 class Convolved(nn.Module):

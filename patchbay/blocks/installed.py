@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from patchbay.blocks import abs_topk, kinds, lexinvariant, monet, ngram, structured, welore
-from patchbay.blocks.convolved import Convolved
+from patchbay.blocks.convolved import Convolved, check_width
 from patchbay.blocks.gate import BIAS, GatedLayer
 from patchbay.blocks.gla import GatedLinearAttention
 from patchbay.blocks.host import Asked, Host, by_layer
@@ -72,7 +72,7 @@ def _attention(host: Host, value: Any, asked: Asked) -> None:
             )
         module.attention_kind = kind
         if "sigmoid" in kind:
-            module.sigmoid_bias = float(given.get("bias", 0.0))
+            module.sigmoid_bias = kinds.finite(given.get("bias", 0.0), f"attention {kind!r}: bias")
         for name in ("null_key", "null_value")[: {"k_bias": 1, "kv_bias": 2}.get(kind, 0)]:
             groups, width = _heads(host, module)
             module.register_parameter(name, nn.Parameter(0.02 * torch.randn(groups, width)))
@@ -95,8 +95,7 @@ def _heads(host: Host, module: Any) -> tuple[int, int]:
 
 
 def _convolution(host: Host, value: Any, asked: Asked) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 2:
-        raise PatchbayError(f"convolution={value!r}: the width, 2 tokens or more (1 is a scale)")
+    check_width(value, getattr(host.hf.config.get_text_config(), "max_position_embeddings", None))
     if host.family.qkv == "latent":
         raise host.refuse(
             "convolution",
@@ -278,7 +277,7 @@ def _gate(host: Host, value: Any, asked: Asked) -> None:
             "gate", "builds its layers in another way than norm, block, sum, twice; possible: llama, mistral"
         )
     for i, layer in enumerate(host.layers):
-        host.layers[i] = GatedLayer(layer, host.hf.config.hidden_size, float(bias))
+        host.layers[i] = GatedLayer(layer, host.hf.config.hidden_size, kinds.finite(bias, "gate"))
 
 
 def _abs_topk(host: Host, value: Any, asked: Asked) -> None:

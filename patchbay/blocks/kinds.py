@@ -17,6 +17,7 @@ What is learned lies on the attention module, as `null_key` and `null_value` [gr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -157,3 +158,10 @@ def register() -> None:
     """Let transformers know the kinds that need no weights of their own by name, for any model: `attn_implementation="softmax1"`."""
     for kind in FREE:
         implement(kind, _function(kind), _row(kind))
+
+
+def finite(value: Any, what: str) -> float:
+    """A number that was asked for, or a PatchbayError."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise PatchbayError(f"{what}={value!r}: a number, and a finite one")
+    return float(value)

@@ -142,6 +142,18 @@ def of(linear: nn.Linear, form: str, *, guided: bool = False, **sizes: int) -> S
     """A structured map of the shape of a linear layer, with its bias or without, as new."""
     options = {"bias": linear.bias is not None, "guided": guided}
     width_in, width_out = linear.in_features, linear.out_features
+    takes = {"low_rank": ("rank",), "block_dense": ("rank", "blocks"), "block_shuffle": ("blocks",)}.get(
+        form, tuple(sizes)
+    )
+    for name, size in sizes.items():
+        most = min(width_in, width_out) if name == "rank" and form == "low_rank" else math.inf
+        if name not in takes:
+            raise PatchbayError(f"feed-forward form {form!r} has no {name}; it has {', '.join(takes)} and guided")
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= most:
+            raise PatchbayError(
+                f"feed-forward form {form!r}: {name}={size!r}; a whole number from 1"
+                + (f" to {most}" if most < math.inf else "")
+            )
     try:
         if form == "low_rank":
             return LowRank(width_in, width_out, sizes["rank"], **options)

@@ -223,6 +223,10 @@ class Fold:
             raise NotFoldableError(
                 "experts contribute where they are chosen: only what is linear in each folds, adding does not"
             )
+        if experts is None:
+            raise NotFoldableError(
+                f"no map of weights makes what layer {layer} adds there, as where a gate stands behind"
+            )
         if not down:
             raise NotFoldableError("its experts have no down_proj to change")
         for name, weight in down:  # [expert, d_model, neuron] or [expert, neuron, d_model]; a bias is [expert, d_model]

@@ -58,7 +58,19 @@ def compared(
             rows.append({"reading": name, "condition": condition, **row, **runs})
     missing = sorted({name for one in every for name in one} - set(names))
     notes = [f"panel: {', '.join(missing)} not read in every arm"] if missing else []
-    return rows, [*_said(rows, twin, nulls), *notes]
+    return rows, [*_said(rows, twin, nulls), *_masses(panels), *notes]
+
+
+def _masses(panels: Mapping[str, Sequence[Readings]]) -> list[str]:
+    """Where rows of attention do not sum to 1 in every arm, that its readings are no shares."""
+    sums = {arm: [x for one in runs for x in one.get("mass_mean", [])] for arm, runs in panels.items()}
+    means = {arm: sum(some) / len(some) for arm, some in sums.items() if some}
+    if all(abs(mean - 1) < 0.01 for mean in means.values()):
+        return []
+    said = ", ".join(f"{arm} {mean:.3g}" for arm, mean in means.items())
+    return [
+        f"a row of attention sums to {said}: alpha, previous_token and induction are sums of attention there, not shares of a row, and differ by that alone"
+    ]
 
 
 def _said(rows: Sequence[Mapping[str, Any]], twin: str, nulls: Sequence[str]) -> list[str]:

@@ -140,7 +140,7 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
             *[f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights" for name, arm in arms.items()],
             *[f"of the entries of matrices are not 0: {said}"] * (min(nonzero.values()) < 0.99),
             *_sizes(lab, {name: runs[name, seeds[0]].weights for name in arms}),
-            f"trained on {len(lab.train)} documents, scored on {len(lab.held)} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
+            f"trained on {_read(lab)}, scored on {len(lab.held):,} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
         ],
         provenance={"checkpoints": {row["run"]: row["folder"] for row in table}},
     )
@@ -155,6 +155,12 @@ def _sizes(lab: Lab, weights: dict[str, int]) -> list[str]:
     return [
         f"variant and twin differ in size: {weights['variant']:,} weights and {weights['twin']:,}; plan={{'equal': 1, 'fresh': 1}} trains a plain one of as many beside them"
     ]
+
+
+def _read(lab: Lab) -> str:
+    """How much of the documents a run reads."""
+    rows, n = lab.plan.steps * lab.plan.batch_size, len(lab.train)
+    return f"{rows:,} of {n:,} documents, each once" if rows < n else f"{n:,} documents, each read {rows / n:.3g} times"
 
 
 def _said(arm: Arm) -> str:

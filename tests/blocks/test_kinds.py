@@ -16,6 +16,7 @@ from patchbay.blocks import kinds
 from patchbay.signal.port import PatchbayError
 from patchbay.tiny.twins import twin
 from tests.blocks.given import IDS, built
+from tests.given import lent
 from tests.tolerance import close
 
 
@@ -239,3 +240,17 @@ def test_what_a_kind_cannot_be_is_refused() -> None:
         match="attention 'sdpa' was named for a model whose blocks are attention: it would compute a plain softmax",
     ):
         hf(IDS)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ({"attention": {"kind": "sigmoid", "bias": float("nan")}}, "bias=nan: a number, and a finite one"),
+        ({"attention": {"kind": "sigmoid", "bias": "low"}}, "bias='low': a number"),
+        ({"gate": float("inf")}, "gate=inf: a number, and a finite one"),
+        ({"convolution": 10**6}, r"convolution=1000000: this model reads at most \d+ tokens"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(blocks: dict[str, Any], says: str) -> None:
+    with pytest.raises(PatchbayError, match=says):
+        pb.blocks.build(lent("llama").hf.config, **blocks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -105,3 +107,19 @@ def test_what_does_not_divide_is_refused() -> None:
         built(feedforward={"kind": "lowrank", "rank": 3})
     with pytest.raises(PatchbayError, match="feedforward cannot be put into gpt2, which has no linear layers"):
         built("gpt2", feedforward={"kind": "low_rank", "rank": 4})
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"kind": "low_rank", "rank": 0}, "rank=0; a whole number from 1 to 32"),
+        ({"kind": "low_rank", "rank": 33}, "rank=33; a whole number from 1 to 32"),
+        ({"kind": "low_rank", "rank": 2.5}, "rank=2.5"),
+        ({"kind": "block_dense", "rank": 16, "blocks": "2"}, "blocks='2'"),
+        ({"kind": "low_rank", "rank": 16, "blocks": 2}, "has no blocks; it has rank and guided"),
+        ({"kind": "block_shuffle", "rank": 16, "blocks": 2}, "has no rank; it has blocks and guided"),
+    ],
+)
+def test_sizes_are_whole_numbers_of_the_form(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(PatchbayError, match=says):
+        structured.of(nn.Linear(32, 48), given["kind"], **{key: size for key, size in given.items() if key != "kind"})

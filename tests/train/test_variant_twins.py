@@ -127,3 +127,16 @@ def test_a_panel_that_is_no_more_than_the_null_is_not_told() -> None:
     assert "a +1" not in notes[0]
     rows, notes = _panels.compared({"variant": [{}], "twin": base[:1]}, twin="twin", nulls=[], seeds=[0])
     assert (rows, notes[0][:23]) == ([], "the panel was not read:")
+
+
+def test_rows_that_do_not_sum_to_one_are_told_and_how_much_was_read() -> None:
+    """Readings of a sigmoid's attention are no shares of a row: which arms those are stands beside them; and 8 rows are not 22 documents."""
+    found = pb.train.variant(
+        lent("llama"), texts(), seeds=1, blocks={"attention": "sigmoid"}, plan={**PLAN, "panel": 4}
+    )
+    [said] = [note for note in found.notes if note.startswith("a row of attention sums to variant ")]
+    assert "twin 1, null 1: alpha, previous_token and induction are sums of attention there, not shares" in said
+    assert any(note.startswith("trained on 8 of 22 documents, each once, scored on 2 others") for note in found.notes)
+    plain = pb.train.variant(lent("llama"), texts(), seeds=1, plan={**PLAN, "panel": 4, "steps": 11})
+    assert not any(note.startswith("a row of attention") for note in plain.notes)
+    assert any(note.startswith("trained on 22 documents, each read 2 times") for note in plain.notes)
