@@ -136,7 +136,7 @@ class _Pass:
         start = Port("resid_in", 0)
         with torch.enable_grad(), Rules(rule) as rules:
             self.trace = run(model, prompts, taps=[*dict.fromkeys([start, *ports])], logits="last", grad=True)
-        logits = self.trace.last_logits
+            logits = self.trace.last_logits
         if not kinds(self.trace.logits):
             raise PatchbayError(
                 f"{model.family.name}: a step of this model is no function of torch that rules could be given for: relevance ends there"
@@ -144,9 +144,9 @@ class _Pass:
         with torch.enable_grad():
             scores = torch.stack([_score(row, *answer) for row, answer in zip(logits, answers, strict=True)])
             entering, *self.gradients = self.trace.gradient(scores.sum(), start, *ports)
+            biases = rules.biases(scores, self.trace[start], entering)
         tokens = (self.trace[start].detach().double() * entering.double()).sum(-1).cpu()  # [prompt, position]
         self.scores = scores.detach().double().cpu()
-        biases = rules.biases(scores, self.trace[start], entering)
         rest = self.scores - tokens.sum(1) - biases
         self.told = torch.stack([self.scores, biases, rest], 1)  # [prompt, 3]
         off = float((rest.abs() / (tokens.abs().sum(1) + biases.abs() + self.scores.abs()).clamp_min(1e-30)).max())

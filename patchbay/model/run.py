@@ -173,18 +173,19 @@ def _together(
         torch.enable_grad() if grad else torch.no_grad(),
     ):
         output = model.hf(input_ids=_filled(ids, lengths, model) if ragged else ids, **options)
-    kept = output.logits
-    if logits == "last" and kept.shape[1] > 1:
-        kept = kept[torch.arange(len(ids)), (lengths - 1).to(kept.device)][:, None]
-    captured, touched = dict(session.captured), session.touched[-len(edits) :] if conditional(edits) else []
-    session.captured.clear()  # hooks and session name one another: what they hold stays until Python looks for such circles
-    if ragged:  # with grad a masked copy would stand beside the graph: it is made when it is read
-        captured = {p: v if v.requires_grad else nan_padding(v, p, lengths) for p, v in captured.items()}
-        if kept.shape[1] > 1 and (kept.requires_grad or Port("logits") in captured):
-            kept = nan_padding(kept, Port("logits"), lengths)
-        elif kept.shape[1] > 1:  # a vocabulary is wide: no second copy of it
-            for row, n in zip(kept, lengths.tolist(), strict=True):
-                row[n:] = torch.nan
+    with torch.set_grad_enabled(grad):  # whatever the caller's mode: what is read of a graph is of it
+        kept = output.logits
+        if logits == "last" and kept.shape[1] > 1:
+            kept = kept[torch.arange(len(ids)), (lengths - 1).to(kept.device)][:, None]
+        captured, touched = dict(session.captured), session.touched[-len(edits) :] if conditional(edits) else []
+        session.captured.clear()  # hooks and session name one another: what they hold stays until Python looks for such circles
+        if ragged:  # with grad a masked copy would stand beside the graph: it is made when it is read
+            captured = {p: v if v.requires_grad else nan_padding(v, p, lengths) for p, v in captured.items()}
+            if kept.shape[1] > 1 and (kept.requires_grad or Port("logits") in captured):
+                kept = nan_padding(kept, Port("logits"), lengths)
+            elif kept.shape[1] > 1:  # a vocabulary is wide: no second copy of it
+                for row, n in zip(kept, lengths.tolist(), strict=True):
+                    row[n:] = torch.nan
     return Trace(ids, lengths, kept, touched, [], captured)
 
 

@@ -169,6 +169,13 @@ def test_attnlrp_gives_queries_keys_and_values_their_shares() -> None:
             assert close(one, share * own)
 
 
+def test_a_caller_that_keeps_no_graphs_gets_the_same() -> None:
+    model, _, task = chain("gpt2", 4)
+    with torch.no_grad():
+        found = pb.find.relevance(model, task[:2], site="head")
+    assert torch.equal(found.values, pb.find.relevance(model, task[:2], site="head").values)
+
+
 def test_null() -> None:
     """Random answers of a random model: no head is clear of 0 more often than by chance."""
     model = pb.load(planted.null(seed=3).model)

@@ -588,6 +588,21 @@ def test_the_gradient_at_every_port_is_the_slope_of_an_edit_there(name: str, fro
     assert all(p.grad is None for p in model.hf.parameters())
 
 
+@pytest.mark.parametrize("kept", ["all", "last"])
+def test_a_graph_is_kept_where_the_caller_keeps_none(kept: str) -> None:
+    """Prompts of several lengths: the logits that are read of the batch belong to the graph under torch.no_grad() too."""
+    model = lent("llama")
+    port = model.layers[0].resid_out
+    grads = []
+    for mode in (torch.enable_grad, torch.no_grad):
+        with mode():
+            trace = pb.run(model, PROMPTS, taps=[port], logits=kept, grad=True)
+            assert trace.logits.requires_grad
+        with torch.enable_grad():
+            grads.append(trace.gradient(trace.last_logits[:, 5].sum(), port)[0].nan_to_num())
+    assert torch.equal(*grads)
+
+
 def test_gradients_of_parts_rows_and_padded_prompts() -> None:
     model = lent("llama")
     layer = model.layers[0]
