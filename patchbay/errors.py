@@ -71,6 +71,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {  # a kind as annotations
 
 def _kind(text: str) -> tuple[str, Callable[[Any], bool]] | None:
     """What to say of a kind and what is one; None where it is not looked at."""
+    if re.match(r"(?:dict|Mapping)\[", text):
+        return "a dict by names", lambda value: isinstance(value, Mapping)
     many = re.match(r"(?:list|tuple|Sequence|Iterable)\[(.*)", text)
     if many is None:
         return KINDS.get(text)

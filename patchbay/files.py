@@ -18,6 +18,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from patchbay.errors import PatchbayError
 
 Writer = Callable[[Path], object]  # writes what is to be saved to the path that it is given
@@ -75,6 +80,31 @@ def record_of(folder: Path, name: str, what: str) -> Any:
     if folder.is_dir() and any(not found.name.endswith(PARTIAL) for found in folder.iterdir()):
         raise PatchbayError(f"{folder} is not empty and not {what}: choose another folder")
     return None
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that is there for the block, against other calls and processes that do the same; one that ends, killed or not, lets go.
+
+    Raises PatchbayError where another holds it. Systems without such locks (Windows, some network file systems) hold nothing.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise PatchbayError(
+            f"{folder} is being written to by another call: let it end, or give another folder"
+        ) from None
+    except OSError:  # not on this file system
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ Exact copies are known by 128 bits of BLAKE3, kept in a Bloom filter of m bits a
 
 No true copy survives; a share of at most `rate` of new texts is dropped for nothing, as long as no more than `capacity` were seen, and more are
 refused. The first of equals stays, in order. Near copies are known by MinHash: `bands` bands of `rows` minima over shingles of `width` words, and two texts
-of Jaccard similarity s meet in a band with probability 1 - (1 - s^rows)^bands; a meeting is believed where the share of equal minima reaches
+of Jaccard similarity s meet in a band with probability 1 - (1 - s^rows)^bands, which has to be a half or more at `least`; a meeting is believed where the share of equal minima reaches
 `least`. Kept are the minima of all texts, 4 bytes each.
 
 Soldaini et al. 2024, "Dolma". Hashes are BLAKE3 and CRC-32, never Python's own, which is another in each process.
@@ -174,6 +174,10 @@ def near_unique(
     """Each text of which no earlier one that stayed is a near copy, of estimated Jaccard similarity `least` or more."""
     if not 0 < least <= 1:
         raise PatchbayError(f"least={least}: a share above 0, to 1")
+    if (chance := 1 - (1 - least**rows) ** bands) < 0.5:
+        raise PatchbayError(
+            f"texts of similarity {least} meet in one of {bands} bands of {rows} minima with probability {chance:.2g}: most would stay; give more bands or fewer rows"
+        )
     hasher = MinHash(bands, rows, width)
     kept: list[np.ndarray[Any, Any]] = []
     tables: list[dict[bytes, list[int]]] = [{} for _ in range(bands)]

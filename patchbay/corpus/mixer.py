@@ -138,6 +138,7 @@ def kept(texts: Iterable[T], attributes: Iterable[Mapping[str, float]], rules: S
 
     Raises PatchbayError for a text without a record, a record without a text, and one that has not got what a rule asks.
     """
+    _possible(rules)
     for number, (text, said) in enumerate(zip_longest(texts, attributes), 1):
         if text is None or said is None:
             raise PatchbayError(
@@ -173,10 +174,22 @@ def _told(where: str, line: bytes) -> dict[str, float]:
     return found
 
 
+def _possible(rules: Sequence[Rule]) -> None:
+    """Raise PatchbayError for a rule that no text can keep."""
+    for name, least, most in rules:
+        low, high = -float("inf") if least is None else least, float("inf") if most is None else most
+        if not low <= high:  # NaN too
+            raise PatchbayError(f"{name} of at least {low:g} and at most {high:g}: no text has that")
+
+
 def _keeps(said: Callable[[str], float], rules: Sequence[Rule]) -> bool:
-    return all(
-        (least is None or said(name) >= least) and (most is None or said(name) <= most) for name, least, most in rules
-    )
+    for name, least, most in rules:
+        value = said(name)
+        if value != value:
+            raise PatchbayError(f"{name!r} of a text is NaN, which is neither kept nor left out by a rule")
+        if (least is not None and value < least) or (most is not None and value > most):
+            return False
+    return True
 
 
 def filtered(
@@ -188,11 +201,10 @@ def filtered(
 
 def keeping(rules: Sequence[Rule], taggers: Mapping[str, Callable[[str], float]] = TAGGERS) -> Callable[[str], bool]:
     """Whether a text keeps every rule, as a function of it. Raises PatchbayError for a rule without a tagger, and one that no text can keep."""
-    for name, least, most in rules:
+    for name, _, _ in rules:
         if name not in taggers:
             raise PatchbayError(f"no tagger {name!r}; taggers are {', '.join(taggers)}{suggest(name, list(taggers))}")
-        if least is not None and most is not None and not least <= most:
-            raise PatchbayError(f"{name} of at least {least:g} and at most {most:g}: no text has that")
+    _possible(rules)
     return lambda text: _keeps(lambda name: taggers[name](text), rules)
 
 
@@ -208,12 +220,12 @@ def mixed(
         raise PatchbayError(
             f"shares {dict(shares)} of sources {', '.join(sources) or 'none'}: one share above 0 for each"
         )
-    draw, streams = random.Random(seed), {name: iter(begin()) for name, begin in sources.items()}
+    draw, streams = random.Random(seed), {name: several(begin()) for name, begin in sources.items()}
     while streams:
         [name] = draw.choices(list(streams), [shares[one] for one in streams])
         text = next(streams[name], None)
         if text is None and again:
-            streams[name] = iter(sources[name]())
+            streams[name] = several(sources[name]())
             text = next(streams[name], None)
             if text is None:
                 raise PatchbayError(f"source {name!r} is empty")

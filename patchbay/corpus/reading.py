@@ -30,10 +30,24 @@ def texts_of(path: str | Path) -> Iterator[str]:
 
 
 def several(texts: Iterable[str]) -> Iterator[str]:
-    """Texts that were given one after another. Raises PatchbayError for one text, whose letters would be taken for texts."""
+    """Texts that were given one after another. Raises PatchbayError for one text, whose letters would be taken for texts, and by its number for what is none."""
     if isinstance(texts, str | bytes):
         raise PatchbayError(f"{texts!r:.40} is one text: give a list of them, or corpus.texts_of(file)")
-    return iter(texts)
+    return (whole(text, f"text {number}") for number, text in enumerate(texts, 1))
+
+
+def whole(text: Any, what: str) -> str:
+    """The text; PatchbayError where it is none, or holds half of a letter (a surrogate alone), which no UTF-8 has."""
+    if not isinstance(text, str):
+        raise PatchbayError(f"{what} is a {type(text).__name__}: texts are asked for, of a record its field")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PatchbayError(
+                f"{what} holds half a letter (a surrogate without the other half), which no text has"
+            ) from error
+    return text
 
 
 def documents_of(path: str | Path) -> Iterator[str | list[Any]]:

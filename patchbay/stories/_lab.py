@@ -172,8 +172,8 @@ def tell(
         telling.folder = Path(folder) if folder else Path(nowhere) / "runs"
         plans = {name: asdict(lab.plan) for name, (lab, _) in arms.items()}
         request = {"story": story.name, "model": model.fingerprint, "seed": seed, "n": n, "plans": plans}
-        telling.kept = Kept(telling.folder, telling.folder, request)
-        return _told(story, telling, page, quiet)
+        with Kept(telling.folder, telling.folder, request).alone() as telling.kept:
+            return _told(story, telling, page, quiet)
 
 
 def _estimate(telling: Telling, arms: Arms, quiet: bool) -> dict[str, Any]:

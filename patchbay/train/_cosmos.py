@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.train._states import Kept, wide
+
 GUARD = 1e-4  # a residual below this share of the momentum is rounding
 ROWS = 10_000
 NS5 = (3.4445, -4.7750, 2.0315)
@@ -35,7 +37,7 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return y if wide else y.T
 
 
-class Cosmos(torch.optim.Optimizer):
+class Cosmos(Kept):
     """`rank` leading directions by rotated Adam, the rest by Newton-Schulz; the whole step has norm sqrt(m n) lr `ratio`."""
 
     def __init__(
@@ -65,7 +67,8 @@ class Cosmos(torch.optim.Optimizer):
                 state = self.state[p]
                 state["step"] = state.get("step", 0) + 1
                 small = p.ndim != 2 or p.shape[0] > ROWS
-                update = _adam(p.grad, state, group) if small else direction(p.grad, state, group)
+                g = wide(p.grad)
+                update = _adam(g, state, group) if small else direction(g, state, group)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(update * group["lr"])
         return loss

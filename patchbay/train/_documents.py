@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchbay.corpus.reading import documents_of
+from patchbay.corpus.reading import documents_of, whole
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.train._objectives._objective import Document
@@ -15,10 +15,16 @@ from patchbay.train._objectives._objective import Document
 
 def read(model: Model, data: Any, length: int) -> list[Document]:
     """Every document as units of ids, none longer than `length` tokens; PatchbayError names the document that cannot be."""
+    return read_whose(model, data, length)[0]
+
+
+def read_whose(model: Model, data: Any, length: int) -> tuple[list[Document], list[int]]:
+    """The same, and of which of the given documents each is a piece."""
     given = documents_of(data) if isinstance(data, str) else data
-    if not isinstance(given, list | tuple) and not hasattr(given, "__iter__"):
+    if isinstance(given, Mapping) or not hasattr(given, "__iter__"):
         raise PatchbayError(f"data: documents are a list or a file, got {type(data).__name__}")
     found: list[Document] = []
+    whose: list[int] = []
     for number, one in enumerate(given):
         units = [list(unit) for unit in _units(model, one, number)]
         total = sum(map(len, units))
@@ -31,13 +37,14 @@ def read(model: Model, data: Any, length: int) -> list[Document]:
                 f"document {number} has {total} tokens in {len(units)} units, and a row holds length={length}"
             )
         found += [units] if total <= length else [[units[0][i : i + length]] for i in range(0, total - 1, length)]
+        whose += [number] * (len(found) - len(whose))
     if not found:
         raise PatchbayError("data: no documents")
     limit = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     longest = max(sum(map(len, one)) for one in found)
     if limit and longest > limit:
         raise PatchbayError(f"rows of {longest} tokens; this model reads at most {limit}: give a smaller length")
-    return found
+    return found, whose
 
 
 def _units(model: Model, one: Any, number: int) -> Sequence[Sequence[int]]:
@@ -59,13 +66,13 @@ def _ids(model: Model, one: Any, number: int) -> list[int]:
     if isinstance(one, str):
         if model.tokenizer is None:
             raise PatchbayError(f"document {number} is a text, and this model has no tokenizer: give token ids")
-        ids = list(model.tokenizer(one)["input_ids"])
-        unknown = getattr(model.tokenizer, "unk_token_id", None)
-        if unknown is not None and unknown in ids:
+        ids = list(model.tokenizer(whole(one, f"document {number}"))["input_ids"])
+        unknown = _unknown(model.tokenizer)
+        if unknown in ids:
             raise PatchbayError(
                 f"document {number}: its token {ids.index(unknown)} is unknown to this tokenizer: {one!r:.60}"
             )
-        return ids
+        one = ids
     wrong = next(
         (
             token
@@ -79,5 +86,14 @@ def _ids(model: Model, one: Any, number: int) -> list[int]:
     return list(one)
 
 
-def digest_of(documents: Sequence[Document]) -> str:
-    return hashlib.sha256(json.dumps([[list(unit) for unit in one] for one in documents]).encode()).hexdigest()
+def _unknown(tokenizer: Any) -> int | None:
+    """The token that stands for what a tokenizer does not know; None where it has none, or gives the same one another use, as OPT begins every text with it."""
+    found: int | None = getattr(tokenizer, "unk_token_id", None)
+    others = (getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "cls", "sep"))
+    return None if found in others else found
+
+
+def digest_of(documents: Sequence[Document], whose: Sequence[int]) -> str:
+    """Of all tokens, and of which document each piece is."""
+    told = [[list(unit) for unit in one] for one in documents]
+    return hashlib.sha256(json.dumps([told, list(whose)]).encode()).hexdigest()

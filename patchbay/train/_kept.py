@@ -1,15 +1,22 @@
-"""What stays of runs in a folder: finished ones as checkpoints with what was told of them, the one at work, and whose they are."""
+"""What stays of runs in a folder: finished ones as checkpoints with what was told of them, the one at work, and whose they are.
+
+One call at a time has a folder: another that comes meanwhile is refused, and what a killed one left half written goes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from patchbay import files
 from patchbay.files import record_of, write_file
 from patchbay.signal.port import PatchbayError
+from patchbay.train import _together
 
 REQUEST, TOLD = "lab.json", "run.json"
 
@@ -24,27 +31,47 @@ class Kept:
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Raise PatchbayError for a folder of something else; else it is this call's."""
         if self.folder is None:
             return
         found = record_of(self.folder, REQUEST, "a folder of training runs")
         if found is not None and found != self.request:
+            if not isinstance(found, dict):
+                raise PatchbayError(f"{self.folder / REQUEST} is not of training runs: give another folder")
             differ = ", ".join(key for key in self.request if found.get(key) != self.request[key])
             raise PatchbayError(f"{self.folder} holds runs of another {differ}: give another folder, or remove it")
         if found is None:
             write_file(self.folder / REQUEST, json.dumps(self.request).encode())
 
-    def finished(self, name: str, arm: dict[str, Any]) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint of a run that ended, and what was told of it."""
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[Kept]:
+        """While the block runs no other call has the folder; one that has it already is told by a PatchbayError."""
+        if self.folder is None or not _together.first():
+            yield self
+            return
+        with files.alone(self.folder):
+            self.__post_init__()  # another call may have come between
+            for left in self.folder.glob(f".*{files.PARTIAL}"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield self
+
+    def finished(self, name: str, arm: dict[str, Any]) -> dict[str, Any] | None:
+        """What was told of a run that ended."""
         if self.folder is None or not (self.folder / name / TOLD).is_file():
             return None
-        told = json.loads((self.folder / name / TOLD).read_text(encoding="utf-8"))
+        told: dict[str, Any] = record_of(self.folder / name, TOLD, "a run")
+        if not isinstance(told, dict) or "arm" not in told or "scores" not in told:
+            raise PatchbayError(
+                f"{self.folder / name / TOLD} does not say what came of a run: remove {self.folder / name}, and it is trained again"
+            )
         if told["arm"] != arm:
             raise PatchbayError(f"{self.folder / name} is of another run ({told['arm']}): give another folder")
-        return self.folder / name, told
+        return told
 
     def at_work(self, name: str) -> Path:
         """Where checkpoints of the run lie while it is trained."""
         return (self.nowhere if self.folder is None else self.folder) / f".{name}"
 
     def end(self, name: str) -> None:
+        """Remove what the run was trained from."""
         shutil.rmtree(self.at_work(name), ignore_errors=True)

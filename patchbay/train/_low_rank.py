@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from patchbay.files import write_folder
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
+from patchbay.train._states import Kept, wide
 
 BASES = ("gradient", "weights", "random")
 BETAS, EPS = (0.9, 0.999), 1e-8
-LEFT = 1e-4  # of a change: what may be left of it beyond the rank, which is rounding
+LEFT = 1e-4  # of a change, or of weights: what may be left beyond the rank, which is rounding; of weights in half precision as much as these round
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def maps(model: Model) -> dict[str, nn.Module]:
     return found
 
 
-class LowRank(torch.optim.Optimizer):
+class LowRank(Kept):
     """Adam on the factors of the matrices in `among` (ids of parameters); no other parameter moves."""
 
     def __init__(self, params: Iterable[Any], lr: float, form: Form, among: frozenset[int], seed: int = 0) -> None:
@@ -141,10 +142,10 @@ class LowRank(torch.optim.Optimizer):
         return loss
 
     def _moved(self, p: Tensor, rate: float, number: int) -> None:
-        state, G, scale = self.state[p], p.grad.float(), self.form.scale  # type: ignore[union-attr]
+        state, G, scale = self.state[p], wide(p.grad), self.form.scale  # type: ignore[arg-type]
         if not state:
             draw = torch.Generator().manual_seed(1_000_003 * self.seed + number)
-            state.update(self.form.start(p.float(), G, draw), W=p.detach().clone(), step=0)
+            state.update(self.form.start(wide(p), G, draw), W=p.detach().clone(), step=0)
             for name in self.form.learned:
                 state[f"m {name}"], state[f"v {name}"] = torch.zeros_like(state[name]), torch.zeros_like(state[name])
             if "R" in self.form.learned and bool(state["R"].any()):  # the start is the first update
@@ -177,7 +178,8 @@ def adapter(start: Model, tuned: Model, rank: int, folder: Path) -> None:
         change = (after.double() - before.double()).cpu()  # type: ignore[operator]
         U, S, V = torch.linalg.svd(change.T if type(module).__name__ == "Conv1D" else change, full_matrices=False)
         left, whole = float(S[rank:].square().sum().sqrt()), float(before.double().norm())  # type: ignore[operator]
-        if left > LEFT * max(whole, float(S.norm())):
+        rounds = max(LEFT, torch.finfo(after.dtype).eps)  # type: ignore[union-attr]
+        if left > rounds * max(whole, float(S.norm())):
             raise PatchbayError(
                 f"{name} changed by more than rank {rank} ({left:.2g} of {float(S.norm()):.2g} is left): no adapter of that rank"
             )

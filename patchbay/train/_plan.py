@@ -107,12 +107,17 @@ class Rows:
         return aim.row(self.documents[self._order(epoch)[at]], random.Random(f"{self.seed} {place}"))
 
 
-def split(n: int, held: float) -> tuple[list[int], list[int]]:
-    """Places of the documents that are trained on and of those that are held out, the same for every run; with `held` 0 all are both."""
+def split(n: int, held: float, whose: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
+    """Places of the documents that are trained on and of those that are held out, the same for every run; with `held` 0 all are both.
+
+    `whose`: of which document each of the n is a piece. Pieces of one document stay on one side, unless it is the only one.
+    """
     if n < 2:
         raise PatchbayError(f"{n} documents: two or more, so that one is held out")
     if held == 0:
         return list(range(n)), list(range(n))
-    order = shuffled(n, "held out")
-    count = min(n - 1, max(1, round(n * held)))
-    return sorted(order[count:]), sorted(order[:count])
+    of = list(range(n)) if whose is None or len(set(whose)) < 2 else list(whose)
+    names = sorted(set(of))
+    order = shuffled(len(names), "held out")
+    out = {names[i] for i in order[: min(len(names) - 1, max(1, round(len(names) * held)))]}
+    return [i for i in range(n) if of[i] not in out], [i for i in range(n) if of[i] in out]

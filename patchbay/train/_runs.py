@@ -20,6 +20,7 @@ from patchbay.model.model import Model
 from patchbay.results.method import seeded
 from patchbay.results.untrained import untrained
 from patchbay.signal.port import PatchbayError
+from patchbay.train import _together
 from patchbay.train._copies import copied, write
 from patchbay.train._equal import of_width, operations, width
 from patchbay.train._kept import TOLD, Kept
@@ -48,6 +49,8 @@ class Lab:
         None  # weights after pre-training, where several runs begin with the same
     )
     watch: Watch | None = None
+    whose: list[int] | None = None  # of which document each held-out row is a piece; None: each is one
+    alone: bool = False  # whether all rows, those trained on too, are pieces of one document
 
 
 @dataclass(frozen=True)
@@ -154,35 +157,45 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
     if (same := kept.made.get((arm, seed))) is not None and kept.folder is None:
         return same  # type: ignore[no-any-return]
     called, spec = f"{name}-{seed}", dataclasses.asdict(arm)
-    aim = objective(arm.objective)
-    there = kept.finished(called, spec)
-    if there is not None:
-        model, told = load(there[0]), there[1]
-    else:
-        model = begun(lab, arm, seed)
-        told = {"arm": spec, "start": model.fingerprint}
-        aim.adapt(model)
-        place = kept.at_work(called)
-        plan, keep = lengthened(lab.plan, arm), kept.folder is not None
-        told["losses"], told["seen"] = trained(
-            model, Rows(lab.train, arm, plan, seed), arm, plan, place, keep=keep, watch=lab.watch
-        )
-        aim.leave(model)
-        model._fingerprint = None
-        told["end"] = model.fingerprint
-        if kept.folder is not None:
-            _adapted(lab, arm, seed, model, kept.folder / f"{called}.adapter")
-            write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
-        kept.end(called)
+    told = kept.finished(called, spec)
+    if told is None:
+        with memory_named(None if kept.folder is None else kept.at_work(called)):
+            told = _made(lab, called, arm, seed, kept)
+    kept.end(called)
     folder = None if kept.folder is None else str(kept.folder / called)
-    panel = read(model, lab.held, aim, lab.plan.panel) if lab.plan.panel else {}
-    n = sum(p.numel() for p in model.hf.parameters())
-    scores = aim.scores(model, lab.held)
-    found = Run(
-        scores, told["losses"], told["start"], told["end"], folder, told.get("seen", []), panel, n, nonzero(model.hf)
-    )
-    kept.made[arm, seed] = found
+    scores = torch.tensor(told["scores"], dtype=torch.float64)
+    rest = {key: told[key] for key in ("losses", "start", "end", "seen", "panel", "weights", "nonzero")}
+    found = kept.made[arm, seed] = Run(scores, folder=folder, **rest)
     return found
+
+
+def _made(lab: Lab, called: str, arm: Arm, seed: int, kept: Kept) -> dict[str, Any]:
+    """Train, score and write a run; what is told of it is what every later call reads, wherever that opens the weights."""
+    model, aim, plan = begun(lab, arm, seed), objective(arm.objective), lengthened(lab.plan, arm)
+    told: dict[str, Any] = {"arm": dataclasses.asdict(arm), "start": model.fingerprint}
+    aim.adapt(model)
+    rows, place, keep = Rows(lab.train, arm, plan, seed), kept.at_work(called), kept.folder is not None
+    told["losses"], told["seen"] = trained(model, rows, arm, plan, place, keep=keep, watch=lab.watch)
+    aim.leave(model)
+    model._fingerprint = None
+    told |= {"end": model.fingerprint, "weights": sum(p.numel() for p in model.hf.parameters())}
+    told |= {"nonzero": nonzero(model.hf), "scores": by_document(lab, aim.scores(model, lab.held)).tolist()}
+    told["panel"] = read(model, lab.held, aim, lab.plan.panel) if lab.plan.panel else {}
+    if kept.folder is not None and _together.first():
+        _adapted(lab, arm, seed, model, kept.folder / f"{called}.adapter")
+        write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
+    _together.wait()
+    return told
+
+
+def by_document(lab: Lab, scores: Tensor) -> Tensor:
+    """Scores of held-out rows [row] as means over the tokens of each document [document]."""
+    if lab.whose is None:
+        return scores
+    of = torch.tensor([sorted(set(lab.whose)).index(one) for one in lab.whose])
+    n = torch.tensor([sum(map(len, one)) - 1 for one in lab.held], dtype=torch.float64)
+    sums = torch.zeros(2, int(of.max()) + 1, dtype=torch.float64).index_add_(1, of, torch.stack([scores * n, n]))
+    return sums[0] / sums[1]
 
 
 def _adapted(lab: Lab, arm: Arm, seed: int, tuned: Model, folder: Path) -> None:

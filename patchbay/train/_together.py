@@ -1,11 +1,12 @@
-"""Together: what processes that train one dictionary tell one another, by torch.distributed; of one process nothing.
+"""Together: what processes that train together tell one another, by torch.distributed; of one process nothing.
 
-Each takes an equal share of the rows of every batch. Means of gradients, the largest activations of the whole batch and how often features
+Of a dictionary each takes an equal share of the rows of every batch. Means of gradients, the largest activations of the whole batch and how often features
 were active are those of all, so that any number of processes makes the same steps as one, but for the order of sums.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -21,6 +22,17 @@ def world() -> tuple[int, int]:
     if not dist.is_available() or not dist.is_initialized():
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
+
+
+def first() -> bool:
+    """Whether this is the process that writes, also before the processes have met."""
+    return int(os.environ.get("RANK", "0")) == 0 if world()[1] == 1 else world()[0] == 0
+
+
+def wait() -> None:
+    """Until all processes are here."""
+    if world()[1] > 1:
+        dist.barrier()
 
 
 def share(items: Sequence[T]) -> list[T]:

@@ -1,6 +1,7 @@
 """One run on Hugging Face's Trainer: the same weights from the same plan, also when it was killed and goes on.
 
-The Trainer (accelerate) brings devices, several processes and FSDP; rows, their order and the loss are the lab's. The model trains without
+The Trainer (accelerate) brings devices, several processes and FSDP; rows, their order and the loss are the lab's. Processes take equal parts of the rows of a step, and its loss
+is over the tokens of all of them, so that any number of processes makes the steps of one. The model trains without
 dropout, at a constant rate, with gradients clipped to norm 1; the guides of guided maps have left in the end (`blocks.structured`). A checkpoint counts once `whole.json` lies in it, which is written last; a
 run goes on from the last that does, and what was half written is removed. Nothing of a run is drawn from global random states.
 """
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from patchbay.blocks.structured import guide_share, guided, set_share
-from patchbay.files import write_file
+from patchbay.files import reason, write_file
 from patchbay.model.model import Model
 from patchbay.model.source import quietly
 from patchbay.results.method import seeded
 from patchbay.signal.port import PatchbayError
 from patchbay.sweeps.settings import SETTINGS
-from patchbay.train._objectives._objective import collated, learned
+from patchbay.train import _together
+from patchbay.train._objectives._objective import IGNORED, collated, learned
 from patchbay.train._optimizers import learns, optimizer
 from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._windows import backward, prove
@@ -55,7 +58,7 @@ def trained(
     for p in hf.parameters():
         p.requires_grad_(id(p) in moved)
     try:
-        with memory_named(place if keep else None), quietly():
+        with memory_named(place if keep else None), disk_named(place), quietly():
             trainer = _trainer(model, rows, arm, plan, place, keep, losses, seen)
             trainer.watch = watch
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -76,18 +79,37 @@ def trained(
 
 @contextlib.contextmanager
 def memory_named(kept: Path | None) -> Iterator[None]:
-    """Say in a sentence that memory ran out, and what is kept."""
+    """Say in a sentence that memory ran out, and what is kept; `kept`: where checkpoints go, None where none do."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
         if not memory:
             raise
-        last = None if kept is None else _last_whole(kept)
-        where = "nothing of this run is kept" if last is None else f"{last} is kept, and the same call goes on from it"
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise PatchbayError(
-            f"memory ran out while training ({str(error).splitlines()[0][:120] or 'MemoryError'}); {where}. Give a smaller batch_size or length"
+            f"memory ran out while training ({why}); {_left(kept)}. Give a smaller batch_size or length"
         ) from error
+
+
+@contextlib.contextmanager
+def disk_named(place: Path) -> Iterator[None]:
+    """Say in a sentence that a checkpoint could not be written, and what is kept."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save's writer
+            raise
+        why = "the file could not be written whole" if isinstance(error, RuntimeError) else reason(error)
+        raise PatchbayError(
+            f"could not write a checkpoint to {place}: {why}; {_left(place)}. Make room there, or give another folder"
+        ) from error
+
+
+def _left(kept: Path | None) -> str:
+    """What of a run that failed is kept; what was half written goes, and leaves its room."""
+    last = None if kept is None else _last_whole(kept)
+    return "nothing of this run is kept" if last is None else f"{last} is kept, and the same call goes on from it"
 
 
 def _last_whole(place: Path) -> Path | None:
@@ -97,7 +119,7 @@ def _last_whole(place: Path) -> Path | None:
         if (folder / WHOLE).is_file():
             found.append(folder)
         else:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another process may be at it
     return max(found, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
 
 
@@ -134,6 +156,10 @@ def _trainer(
     if plan.batch_size % arguments.world_size:
         raise PatchbayError(
             f"batch_size={plan.batch_size} over {arguments.world_size} processes: give a multiple of their number"
+        )
+    if arguments.world_size > 1 and rows.objective.alone:
+        raise PatchbayError(
+            f"{arm.objective}: {rows.objective.alone}, and there are {arguments.world_size} processes: train it in one"
         )
     arguments.per_device_train_batch_size = plan.batch_size // arguments.world_size
     if plan.window:
@@ -185,6 +211,11 @@ def _class() -> Any:
                 self.seen.append(self.watch[1](self.view))
             batch = self._prepare_inputs(inputs)
             n = learned(batch["labels"])
+            if (n_processes := _together.world()[1]) > 1:
+                # gradients are meant over processes: over the mean count they are those of all tokens
+                n = (batch["labels"][:, 1:] != IGNORED).sum().float()
+                _together.mean(n)
+                n.clamp_min_(1.0 / n_processes)
             if self.rows.plan.window:
                 whole = backward(model, batch, n, self.rows.plan.window, self.accelerator.backward)
                 self.losses.append(whole)
@@ -192,8 +223,10 @@ def _class() -> Any:
             with self.compute_loss_context_manager():
                 loss = self.rows.objective.loss(self.view, model, batch, n)
             self.accelerator.backward(loss)
-            self.losses.append(loss.detach())
-            return loss.detach()
+            told = loss.detach().clone()
+            _together.mean(told)
+            self.losses.append(told)
+            return told
 
         def _save_rng_state(self, output_dir: str) -> None:
             pass

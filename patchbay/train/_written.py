@@ -21,6 +21,8 @@ def made(what: str, text: str, form: type[Made]) -> Made:
         if key not in known:
             has = ", ".join(known) or "none"
             raise PatchbayError(f"{what} {name.strip()} has no setting {key!r}; its settings are {has}")
+        if key in given:
+            raise PatchbayError(f"{what} {name.strip()}: {key} is given twice, in {text!r}")
         try:
             given[key] = known[key](value.strip())
         except ValueError:

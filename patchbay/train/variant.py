@@ -36,7 +36,7 @@ from patchbay.results.method import method
 from patchbay.results.result import Result
 from patchbay.signal.port import PatchbayError
 from patchbay.sweeps.settings import in_turn
-from patchbay.train._documents import digest_of, read
+from patchbay.train._documents import digest_of, read_whose
 from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
 from patchbay.train._objectives._objective import Objective
@@ -85,25 +85,28 @@ def variant(
         raise PatchbayError(
             f"optimizer {optimizer!r} keeps more than it should for {sparse.over} steps, and steps={how.steps}: give over= a smaller number"
         )
-    documents = read(model, data, how.length)
-    train, held = split(len(documents), how.held)
+    documents, whose = read_whose(model, data, how.length)
+    train, held = split(len(documents), how.held, whose)
     arms = {
         "variant": Arm(objective, json.dumps(blocks, sort_keys=True) if blocks else "", optimizer),
         "twin": Arm(wanted.twin),
         "null": Arm(wanted.twin, other_batches=True) if wanted.null is None else Arm(wanted.null),
     }
-    lab = Lab(model, [documents[i] for i in train], [documents[i] for i in held], how)
+    of = [whose[i] for i in held] if len(set(whose)) < len(whose) else None  # long texts were cut
+    lab = Lab(
+        model, [documents[i] for i in train], [documents[i] for i in held], how, whose=of, alone=len(set(whose)) == 1
+    )
     same = equal(lab, arms["variant"], arms["twin"]) if how.equal else None
     if same is not None:
         arms["equal"] = same
     if dry:
         return _estimate(lab, arms, seeds)
     with tempfile.TemporaryDirectory() as nowhere:
-        request = {"model": model.fingerprint, "data": digest_of(documents), "plan": asdict(how)}
-        kept = Kept(None if folder is None else Path(folder), Path(nowhere), request)
+        request = {"model": model.fingerprint, "data": digest_of(documents, whose), "plan": asdict(how)}
         seeds_of = range(how.seed, how.seed + seeds)
         asked = [(name, seed) for seed in seeds_of for name in arms]
-        runs = {(name, seed): run_of(lab, name, arms[name], seed, kept) for name, seed in in_turn(asked)}
+        with Kept(None if folder is None else Path(folder), Path(nowhere), request).alone() as kept:
+            runs = {(name, seed): run_of(lab, name, arms[name], seed, kept) for name, seed in in_turn(asked)}
     return _told(lab, wanted, arms, runs, seeds_of)
 
 
@@ -126,7 +129,6 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
              for i, loss in enumerate(runs[name, seed].losses)]  # fmt: skip
     nonzero = {name: runs[name, seeds[0]].nonzero for name in arms}
     said = ", ".join(f"{name} {part:.3g}" for name, part in nonzero.items())
-    others = "others" if lab.plan.held else "documents, the same: what is scored was learned"
     panels = {name: [runs[name, seed].panel for seed in seeds] for name in arms}
     rows, seen = compared(panels, twin="twin", nulls=nulls, seeds=seeds) if lab.plan.panel else ([], [])
     return Result(
@@ -140,10 +142,20 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
             *[f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights" for name, arm in arms.items()],
             *[f"of the entries of matrices are not 0: {said}"] * (min(nonzero.values()) < 0.99),
             *_sizes(lab, {name: runs[name, seeds[0]].weights for name in arms}),
-            f"trained on {_read(lab)}, scored on {len(lab.held):,} {others}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
+            f"trained on {_read(lab)}, scored on {_scored(lab)}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
         ],
         provenance={"checkpoints": {row["run"]: row["folder"] for row in table}},
     )
+
+
+def _scored(lab: Lab) -> str:
+    """What of the documents is scored, and whether it was learned."""
+    if not lab.plan.held:
+        return f"{len(lab.held):,} documents, the same: what is scored was learned"
+    if lab.whose is None:
+        return f"{len(lab.held):,} others"
+    of = "the one document, which was cut" if lab.alone else f"{len(set(lab.whose)):,} documents of which none was trained on"
+    return f"{len(lab.held):,} rows of {of}"
 
 
 def _sizes(lab: Lab, weights: dict[str, int]) -> list[str]:
@@ -160,7 +172,8 @@ def _sizes(lab: Lab, weights: dict[str, int]) -> list[str]:
 def _read(lab: Lab) -> str:
     """How much of the documents a run reads."""
     rows, n = lab.plan.steps * lab.plan.batch_size, len(lab.train)
-    return f"{rows:,} of {n:,} documents, each once" if rows < n else f"{n:,} documents, each read {rows / n:.3g} times"
+    what = "documents" if lab.whose is None else "rows of documents"
+    return f"{rows:,} of {n:,} {what}, each once" if rows < n else f"{n:,} {what}, each read {rows / n:.3g} times"
 
 
 def _said(arm: Arm) -> str:

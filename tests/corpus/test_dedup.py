@@ -77,6 +77,10 @@ def test_near_copies_go_and_others_stay() -> None:
         (lambda: list(unique(["a"], unit="word")), "text or paragraph"),  # type: ignore[arg-type]
         (lambda: MinHash(0), "one or more of each"),
         (lambda: list(near_unique(["a"], least=0.0)), "a share above 0"),
+        (
+            lambda: list(near_unique(["a"], least=0.5)),
+            "in one of 16 bands of 8 minima with probability 0.061: most would stay",
+        ),
     ],
 )
 def test_refusals(call: object, says: str) -> None:

@@ -75,6 +75,18 @@ def test_rules_read_what_was_said_before() -> None:
             list(kept(texts, given, [("length", None, 100)]))
 
 
+def test_what_no_rule_can_judge_is_told() -> None:
+    with pytest.raises(pb.PatchbayError, match="'length' of a text is NaN, which is neither kept nor left out"):
+        list(kept(["aaa"], [{"length": float("nan")}], [("length", 1.0, None)]))
+    with pytest.raises(pb.PatchbayError, match="'x' of a text is NaN"):
+        list(filtered(["a"], [("x", None, 1.0)], {"x": lambda text: float("nan")}))
+    for rule in (("length", 5, 1), ("length", float("nan"), None)):
+        with pytest.raises(pb.PatchbayError, match="length of at least .*: no text has that"):
+            filtered(["a"], [rule])
+        with pytest.raises(pb.PatchbayError, match="length of at least .*: no text has that"):
+            list(kept(["a"], [{"length": 1.0}], [rule]))
+
+
 def test_sources_come_by_their_shares() -> None:
     sources = {"a": lambda: (f"a{i}" for i in range(10**6)), "b": lambda: ["b0", "b1"]}
     found = list(islice(mixed(sources, {"a": 3, "b": 1}, again=True), 4000))

@@ -88,3 +88,21 @@ def test_refusals(tmp_path: Path, name: str, content: bytes, says: str) -> None:
         list(texts_of(tmp_path / name))
     with pytest.raises(pb.PatchbayError, match="cannot be read"):
         list(texts_of(tmp_path / "none.txt"))
+
+
+def test_streams_of_texts_hold_texts_alone() -> None:
+    assert list(reading.several(iter(["a", "zw\u00f6lf", ""]))) == ["a", "zw\u00f6lf", ""]
+    for given, says in (
+        ("abc", "'abc' is one text: give a list of them"),
+        (["a", None], "text 2 is a NoneType"),
+        ([{"text": "a"}], "text 1 is a dict: texts are asked for, of a record its field"),
+        (["a\udc00"], "text 1 holds half a letter"),
+    ):
+        for tool in (
+            reading.several,
+            pb.corpus.dedup.unique,
+            pb.corpus.dedup.near_unique,
+            partial(pb.corpus.mixer.filtered, rules=[]),
+        ):
+            with pytest.raises(pb.PatchbayError, match=says):
+                list(tool(given))  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ def test_what_is_no_task_is_answered_with_the_line_that_makes_one(room: str, nam
         ("str | None", ["a", None], [3, ["a"]]),
         ("list[int] | None", [[3], (), range(3), None], [3, 1.5, "anything", ["3"], {3: 4}]),
         ("list[str]", ["anything", ["a"]], [3]),
+        ("dict[str, float] | None", [{"a": 1}, {}, None], [[1], "a", 3]),
     ],
 )
 def test_numbers_and_texts_are_what_the_annotation_says(annotation: str, good: list[Any], bad: list[Any]) -> None:

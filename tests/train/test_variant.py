@@ -380,6 +380,8 @@ def test_files_that_cannot_be_read_whole_are_refused_and_nothing_is_written(
         (None, {"objective": "sbt"}, "did you mean 'spt'"),
         (None, {"objective": "spt:keep=1"}, "its settings are kept, reversed, tokens"),
         (None, {"objective": "spt:kept=x"}, "is written as float"),
+        (None, {"objective": "spt:kept=.1,reversed=0,kept=.9"}, "kept is given twice"),
+        (None, {"plan": [3]}, "plan takes a dict by names or None, got list"),
         (None, {"objective": "spt:kept=0.9"}, "together at most 1"),
         (None, {"optimizer": "adam"}, "did you mean 'adamw'"),
         (None, {"seeds": 0}, "seeds=0: one pair"),

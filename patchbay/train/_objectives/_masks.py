@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 
-HEARD = 1e-4  # of the largest logit: by as much a mask of four axes may change what the model's own mask gives
+HEARD = 1e-4  # of the largest logit: by as much a mask of four axes may change what the model's own mask gives; in half precision by four roundings
 
 
 def opened(seen: Tensor, both: Tensor, dtype: torch.dtype) -> Tensor:
@@ -49,7 +49,7 @@ def prove(model: Model, what: str, around: contextlib.AbstractContextManager[Non
     except Exception as error:  # whatever a family's own code says of such a mask
         raise PatchbayError(f"{what}: this {model.family.name} model takes no mask of four axes ({error})") from error
     off = float((closed - plain).abs().max() / plain.abs().max())
-    if off > HEARD or torch.equal(open_[:, 0], other.logits[:, 0]):
+    if off > max(HEARD, 4 * torch.finfo(plain.dtype).eps) or torch.equal(open_[:, 0], other.logits[:, 0]):
         raise PatchbayError(
             f"{what}: this {model.family.name} model does not do what a mask of four axes says (closed, its logits are {off:.0e} off; opened, the last "
             f"token {'does not move' if torch.equal(open_[:, 0], other.logits[:, 0]) else 'moves'} the first logit); possible: llama, qwen2"

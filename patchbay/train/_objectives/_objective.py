@@ -32,6 +32,8 @@ class Before:
 class Objective:
     """The next token of the document as it stands. Others say what they do otherwise."""
 
+    alone = ""  # why processes cannot share the rows of a step; "" where its loss is a sum over n, or a mean over rows
+
     def check(self) -> None:
         """Raise PatchbayError for settings that cannot be."""
 

@@ -75,6 +75,7 @@ def reinforce(logp: Tensor, r: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FineGrained(Objective):
+    alone = "its loss is of all rows of a step together"
     weights: str = "1"
     segment: int = 4
     length: int = 16

@@ -29,6 +29,7 @@ from patchbay.train._objectives._parts import among, written
 
 @dataclass(frozen=True)
 class LabelSupervision(Objective):
+    alone = "its loss is of all rows of a step together"
     classes: str = ""
     two_way: bool = False
     pool: str = "last"

@@ -28,6 +28,7 @@ NAMES = ("language_vectors", "script_vectors")
 
 @dataclass(frozen=True)
 class LangSamp(Objective):
+    alone = "its vectors stand outside of what processes wrap"
     vocab: int = 0
     languages: int = 2
     scripts: int = 1

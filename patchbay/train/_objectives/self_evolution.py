@@ -22,6 +22,7 @@ from patchbay.train._objectives._objective import IGNORED, Objective, logits_of
 
 @dataclass(frozen=True)
 class SelfEvolution(Objective):
+    alone = "its loss is of all rows of a step together"
     share: float = 0.3
     soft: float = 0.1
     chosen: str = "hardest"

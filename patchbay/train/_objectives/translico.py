@@ -41,6 +41,7 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TransliCo(Objective):
+    alone = "its loss is of all rows of a step together"
     vocab: int = 0
     weight: float = 1.0
     temperature: float = 0.1
