@@ -154,7 +154,11 @@ def _scored(lab: Lab) -> str:
         return f"{len(lab.held):,} documents, the same: what is scored was learned"
     if lab.whose is None:
         return f"{len(lab.held):,} others"
-    of = "the one document, which was cut" if lab.alone else f"{len(set(lab.whose)):,} documents of which none was trained on"
+    of = (
+        "the one document, which was cut"
+        if lab.alone
+        else f"{len(set(lab.whose)):,} documents of which none was trained on"
+    )
     return f"{len(lab.held):,} rows of {of}"
 
 

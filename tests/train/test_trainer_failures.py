@@ -175,9 +175,10 @@ def test_parts_of_a_batch_make_its_loss_or_the_objective_says_why_not(name: str)
     }
     model, aim = pb.load(twin("llama")), objective(given.get(name, name))
     aim.adapt(model)
+    one = aim.of_batch(random.Random(0))
     documents = documents_of(name)
     rows = [
-        aim.row(
+        one.row(
             [[t % 10 for t in u] for u in d] if name in ("cloned", "langsamp", "translico") else d, random.Random(i)
         )
         for i, d in enumerate(documents)
@@ -262,7 +263,7 @@ def test_pieces_of_one_document_are_on_one_side_and_one_number() -> None:
     found = variant(long, plan={**PLAN, "steps": 0, "length": 10, "held": 0.4})
     assert any("rows of 2 documents of which none was trained on" in note for note in found.notes)
     alone = variant(long[:1], plan={**PLAN, "steps": 0, "length": 10})
-    assert any("the one document that was cut into all of them" in note for note in alone.notes)
+    assert any("rows of the one document, which was cut" in note for note in alone.notes)
     assert bool(alone["low"].isnan().all())
 
 
