@@ -28,7 +28,7 @@ HALF, QUARTER = 1 << (WORD - 1), 1 << (WORD - 2)
 
 def encode(model: Model, ids: Sequence[int]) -> bytes:
     """The tokens after the first, as bytes. `ids` begin with a token that the decoder is given."""
-    _check(model, ids)
+    ids = _check(model, ids)
     coder = Encoder()
     for cumulative, token in zip(_distributions(model, ids[0], ids[1:]), ids[1:], strict=False):
         coder.write(int(cumulative[token]), int(cumulative[token + 1]))
@@ -36,24 +36,41 @@ def encode(model: Model, ids: Sequence[int]) -> bytes:
 
 
 def decode(model: Model, data: bytes, n: int, first: int) -> list[int]:
-    """`n` tokens that begin with `first`, from the bytes that `encode` wrote."""
-    ids = [first]
+    """`n` tokens that begin with `first`, from the bytes that `encode` wrote.
+
+    What was decoded is coded again beside it, from the same distributions. PatchbayError where that gives other bytes: those of a damaged or cut file, of
+    another model or edits, or of other than n tokens; a few in so many such files give the same bytes and cannot be told.
+    """
     _check(model, [first, first])
-    decoder = Decoder(data)
-    told: list[int] = []
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise PatchbayError(f"data is a {type(data).__name__}: give the bytes that encode wrote")
+    limit = model.max_positions
+    if n < 2 or (limit is not None and n > limit):
+        raise PatchbayError(
+            f"n={n}: from 2 tokens, the first among them, to the {limit or 'many'} that this model reads"
+        )
+    ids, told, decoder, coder = [first], list[int](), Decoder(bytes(data)), Encoder()
     for cumulative in _distributions(model, first, told):
+        place = decoder.place()
+        if place >= cumulative[-1]:  # where rounding left room above the last token, which no text is coded by
+            break
+        token = int(np.searchsorted(cumulative, place, side="right")) - 1
+        for one in (decoder.read, coder.write):
+            one(int(cumulative[token]), int(cumulative[token + 1]))
+        ids.append(token)
         if len(ids) == n:
             break
-        token = int(np.searchsorted(cumulative, decoder.place(), side="right")) - 1
-        decoder.read(int(cumulative[token]), int(cumulative[token + 1]))
-        ids.append(token)
         told.append(token)
+    if len(ids) < n or coder.end() != bytes(data):
+        raise PatchbayError(
+            f"these {len(data)} bytes are not what {n} tokens are coded to by this model: they are damaged or cut short, or of another model, other edits, or another number of tokens"
+        )
     return ids
 
 
 def bits(model: Model, ids: Sequence[int]) -> float:
     """- log2 of the probability of the tokens after the first, under the whole numbers that the coder uses."""
-    _check(model, ids)
+    ids = _check(model, ids)
     shares = [
         int(cumulative[token + 1]) - int(cumulative[token])
         for cumulative, token in zip(_distributions(model, ids[0], ids[1:]), ids[1:], strict=False)
@@ -61,7 +78,11 @@ def bits(model: Model, ids: Sequence[int]) -> float:
     return sum(PRECISION - math.log2(share) for share in shares)
 
 
-def _check(model: Model, ids: Sequence[int]) -> None:
+def _check(model: Model, given: Sequence[int]) -> list[int]:
+    """The ids as a list, or a PatchbayError for those that cannot be coded."""
+    ids = list(given.tolist() if hasattr(given, "tolist") else given)
+    if any(not isinstance(token, int) or isinstance(token, bool) for token in ids):
+        raise PatchbayError(f"{given!r:.60}: token ids are coded, as model.encode([text])[0] gives them")
     if len(ids) < 2:
         raise PatchbayError(f"{len(ids)} tokens: two or more, the first of which the decoder is given")
     limit = model.max_positions
@@ -74,6 +95,7 @@ def _check(model: Model, ids: Sequence[int]) -> None:
     wrong = next((token for token in ids if not 0 <= token < model.vocab_size), None)
     if wrong is not None:
         raise PatchbayError(f"{wrong} is no token; this model has 0..{model.vocab_size - 1}")
+    return ids
 
 
 @torch.no_grad()

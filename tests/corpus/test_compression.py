@@ -42,6 +42,28 @@ def test_a_knob_changes_the_bits_and_not_the_text() -> None:
     assert turned != plain == encode(model, ids)
 
 
+def test_bytes_that_are_not_of_this_text_are_refused() -> None:
+    """Every bit turned, every cut, and another number of tokens: none gives a text, and no call goes on without end."""
+    model, ids = lent("llama"), texts()[1]
+    data = encode(model, ids)
+    turned = [
+        bytes(b ^ (1 << bit) * (at == i) for at, b in enumerate(data)) for i in range(len(data)) for bit in (0, 5)
+    ]
+    wrong = [(one, len(ids)) for one in (*turned, *(data[:i] for i in range(len(data))), data + b"\0", b"\xff" * 9)]
+    for damaged, n in [*wrong, (data, len(ids) - 1), (data, len(ids) + 1)]:
+        with pytest.raises(pb.PatchbayError, match=r"are not what \d+ tokens are coded to by this model"):
+            decode(model, damaged, n, ids[0])
+    for n in (1, 0, -3, 10**6):
+        with pytest.raises(pb.PatchbayError, match=rf"n={n}: from 2 tokens"):
+            decode(model, data, n, ids[0])
+    with pytest.raises(pb.PatchbayError, match="give the bytes that encode wrote"):
+        decode(model, "text", 5, ids[0])  # type: ignore[arg-type]
+    for given in ("a text", [1.0, 2.0], [True, False]):
+        with pytest.raises(pb.PatchbayError, match="token ids are coded"):
+            encode(model, given)  # type: ignore[arg-type]
+    assert encode(model, torch.tensor(ids)) == data  # type: ignore[arg-type]
+
+
 def test_the_coder_alone() -> None:
     """Shares of 1 in 2^24 among others: at most two bits over their worth, and everything comes back."""
     rng, total = random.Random(0), 1 << PRECISION
