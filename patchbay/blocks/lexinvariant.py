@@ -24,10 +24,11 @@ def fresh(n: int, vocab: int, d: int, like: Tensor) -> Tensor:
     return torch.randn(n, vocab, d, device=like.device, dtype=like.dtype) * d**-0.5
 
 
-def tables(ids: Tensor, vocab: int, d: int, *, seed: int = 0) -> Tensor:
-    """A table for each prompt of ids [prompt, position], that follows from its tokens and the seed: [prompt, vocab, d]."""
+def tables(ids: Tensor, vocab: int, d: int, *, mask: Tensor | None = None, seed: int = 0) -> Tensor:
+    """A table for each prompt of ids [prompt, position], that follows from its tokens and the seed: [prompt, vocab, d]. `mask`: as the model's, 0 at padding, which is no part of a prompt."""
     made = []
-    for row in ids.tolist():
+    for at, padded in enumerate(ids.tolist()):
+        row = padded if mask is None else [token for token, real in zip(padded, mask[at].tolist(), strict=True) if real]
         digest = hashlib.sha256(repr((seed, row)).encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
         made.append(torch.randn(vocab, d, generator=generator) * d**-0.5)

@@ -81,6 +81,10 @@ class Fold:
     def hold(self, module: nn.Module) -> int:
         key = id(module)
         if key not in self.before:
+            if module._parameters.get("weight") is None:
+                raise NotFoldableError(
+                    f"{self.names[key]} computes its weight ({type(module).__name__}: a product of factors), so that nothing can be written there"
+                )
             weight = matrix(module).detach().double().cpu()
             bias = getattr(module, "bias", None)
             self.before[key] = (module, weight.clone())

@@ -58,6 +58,8 @@ def test_a_batch_equals_its_prompts() -> None:
     assert not torch.equal(tables[0], tables[1])
     assert not torch.equal(tables, lexinvariant.tables(IDS, 96, 32, seed=1))
     assert abs(float(tables.std()) * 32**0.5 - 1) < 0.05
+    padded, mask = torch.nn.functional.pad(IDS, (2, 3)), torch.nn.functional.pad(torch.ones_like(IDS), (2, 3))
+    assert torch.equal(lexinvariant.tables(padded, 96, 32, mask=mask), tables)
     with torch.no_grad():
         both = lexinvariant.logits(hf, IDS, tables)
         assert close(both[1:], lexinvariant.logits(hf, IDS[1:], tables[1:]))

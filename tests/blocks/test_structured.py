@@ -93,6 +93,8 @@ def test_a_model_of_each_has_neurons_and_weights(form: str, tmp_path: object) ->
     lost = plain[mlp.act][..., 3, None] * hf.model.layers[1].mlp.down_proj.weight[:, 3]
     assert close(plain[mlp.out] - edited, lost, of=plain[mlp.out])
     assert len(pb.find.neuron_vocabulary(model).table(3)) == 3
+    with pytest.raises(PatchbayError, match=r"down_proj computes its weight \(\w+: a product of factors\)"):
+        pb.turn.scale("L0.N3", 0.0).export(model, f"{tmp_path}/out")
     hf.save_pretrained(tmp_path)
     with torch.no_grad():
         assert torch.equal(pb.load(str(tmp_path)).hf(IDS).logits, hf(IDS).logits)

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+import patchbay as pb
 from patchbay.blocks import trees
 from patchbay.signal.port import PatchbayError
+from tests.blocks.given import IDS, built
 from tests.tolerance import close
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -64,6 +66,19 @@ def test_planted_a_tree_in_a_pattern_and_chance() -> None:
     chance = [trees.f1(trees.random_tree(8, seed), gold, 8) for seed in range(200)]
     assert sum(score == 1.0 for score in chance) < 10
     assert trees.f1(trees.right_branching(8), gold, 8) < 0.5
+
+
+def test_trees_of_any_models_patterns() -> None:
+    """Of every head of a model whose weights may be negative: a tree of the text, each gap cut once."""
+    model = pb.load(built(mixer="gla"))
+    port = model.layers[1].attn.pattern
+    distances = trees.of_pattern(pb.run(model, IDS, taps=[port])[port])
+    assert distances.shape == (2, 4, 11)
+    for head in distances.flatten(0, 1):
+        spans = trees.splits(head)
+        assert len(set(spans)) == 11
+        assert spans[0] == (0, 11)
+        assert {first + int(head[first:last].argmax()) for first, last in spans} == set(range(11))
 
 
 def test_what_is_refused() -> None:

@@ -83,6 +83,30 @@ def test_angles_as_they_are_change_nothing_in_half_precision(dtype: torch.dtype)
         assert close(turned(given, torch.ones(2, 8, dtype=dtype), None), given, dtype=dtype)
 
 
+def test_D_is_a_knob_of_one_head_that_finders_read() -> None:
+    """From 1 to 0 in one head of the first layer: its previous-token score moves, its neighbours' do not by a bit; at 0 lengths and places alone decide."""
+    config = twins.twin("llama").config
+    config.num_key_value_heads = config.num_attention_heads
+    hf = pb.blocks.build(type(twins.twin("llama"))(config).eval(), turned=True)
+    with torch.no_grad():
+        hf.model.layers[0].self_attn.q_proj.inner.weight.mul_(20)
+        hf.model.layers[0].self_attn.k_proj.inner.weight.mul_(20)
+    model, scores = pb.load(hf), []
+    for D in (1.0, 0.5, 0.0):
+        with torch.no_grad():
+            hf.model.layers[0].self_attn.q_proj.D[2] = D
+        scores.append(pb.find.previous_token_heads(model, IDS.tolist()).values[0])
+    assert torch.equal(scores[0][[0, 1, 3]], scores[2][[0, 1, 3]])
+    assert len({round(float(one[2]), 4) for one in scores}) == 3
+    attn = model.layers[0].attn
+    trace = pb.run(model, IDS, taps=[attn.q, attn.k, attn.pattern])
+    q, k = ((x[:, 2, :, :4].square() + x[:, 2, :, 4:].square()).sqrt() for x in (trace[attn.q], trace[attn.k]))
+    apart = (torch.arange(12)[:, None] - torch.arange(12))[..., None] * 10000.0 ** (-torch.arange(4) / 4)
+    expected = (q[:, :, None] * k[:, None] * apart.cos()).sum(-1) / 8**0.5
+    expected = expected.masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf).softmax(-1)
+    assert close(trace[attn.pattern][:, 2], expected, noise=100.0)
+
+
 def test_saved_with_one_D_for_queries_and_keys(tmp_path: object) -> None:
     config = twins.twin("llama").config
     config.num_key_value_heads = config.num_attention_heads
