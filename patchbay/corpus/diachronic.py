@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from patchbay import maths
+from patchbay.corpus.reading import no_text
 from patchbay.errors import PatchbayError
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -44,7 +45,7 @@ class Change:
 
 def surprisals(model: Model, texts: Sequence[Any], *, batch_size: int = 32) -> Tensor:
     """- log p of every token but the first of each text, one after another, float64 [token]."""
-    ids, found = model.encode(list(texts)), []
+    ids, found = model.encode(list(no_text(texts))), []
     for i in range(0, len(ids), batch_size):
         some = ids[i : i + batch_size]
         logits = run(model, some).logits
@@ -83,7 +84,7 @@ def changes(
         raise PatchbayError(f"models of {', '.join(map(str, sorted(shapes)))} tokens: one vocabulary for all")
     if not len(texts):
         raise PatchbayError("no late texts to look for changes in")
-    used = torch.tensor([token for ids in early[0].encode(list(texts)) for token in ids[1:]])
+    used = torch.tensor([token for ids in early[0].encode(list(no_text(texts))) for token in ids[1:]])
     nats = [torch.stack([surprisals(model, texts) for model in models]) for models in (early, late)]
     return judged(nats[0], nats[1], used, least=least, bands=bands)
 

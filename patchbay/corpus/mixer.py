@@ -220,6 +220,10 @@ def mixed(
         raise PatchbayError(
             f"shares {dict(shares)} of sources {', '.join(sources) or 'none'}: one share above 0 for each"
         )
+    if wrong := [name for name, begin in sources.items() if not callable(begin)]:
+        raise PatchbayError(
+            f"source {wrong[0]!r} is a {type(sources[wrong[0]]).__name__}: a source is a function that begins it, such as lambda: texts"
+        )
     draw, streams = random.Random(seed), {name: several(begin()) for name, begin in sources.items()}
     while streams:
         [name] = draw.choices(list(streams), [shares[one] for one in streams])

@@ -31,9 +31,16 @@ def texts_of(path: str | Path) -> Iterator[str]:
 
 def several(texts: Iterable[str]) -> Iterator[str]:
     """Texts that were given one after another. Raises PatchbayError for one text, whose letters would be taken for texts, and by its number for what is none."""
+    return (whole(text, f"text {number}") for number, text in enumerate(no_text(texts), 1))
+
+
+def no_text(texts: Any) -> Any:
+    """What was given for several texts, or texts as token ids; PatchbayError where it is one text, or nothing that can be gone through."""
     if isinstance(texts, str | bytes):
         raise PatchbayError(f"{texts!r:.40} is one text: give a list of them, or corpus.texts_of(file)")
-    return (whole(text, f"text {number}") for number, text in enumerate(texts, 1))
+    if not isinstance(texts, Iterable):
+        raise PatchbayError(f"{texts!r:.40} is no list of texts: give one, or corpus.texts_of(file)")
+    return texts
 
 
 def whole(text: Any, what: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchbay.corpus.reading import no_text
 from patchbay.errors import PatchbayError
 from patchbay.model.model import Model
 from patchbay.model.run import run
@@ -26,7 +27,7 @@ from patchbay.signal.port import Port
 
 def states(model: Model, texts: Sequence[Any], *, layer: int | None = None, batch_size: int = 32) -> Tensor:
     """The mean stream of each text after a layer (the middle one without), less the mean of all, float64 [text, d_model]."""
-    at = model.n_layers // 2 if layer is None else layer
+    texts, at = list(no_text(texts)), model.n_layers // 2 if layer is None else layer
     port, found = Port("resid_out", at), []
     for i in range(0, len(texts), batch_size):
         trace = run(model, list(texts[i : i + batch_size]), taps=[port], logits="last")

@@ -12,8 +12,12 @@ import pytest
 import patchbay as pb
 from patchbay.corpus import reading, records_of, texts_of
 from patchbay.corpus.dedup import near_unique, unique
-from patchbay.corpus.mixer import filtered
+from patchbay.corpus.diachronic import surprisals
+from patchbay.corpus.mixer import filtered, mixed
+from patchbay.corpus.recovery import divergence, pick
+from patchbay.corpus.selection import states
 from patchbay.corpus.stories import graded
+from tests.given import lent
 
 
 def test_texts_come_in_order_from_both_forms(tmp_path: Path) -> None:
@@ -52,10 +56,34 @@ def test_letters_of_two_halves_are_letters(tmp_path: Path) -> None:
     assert list(texts_of(tmp_path / "a.jsonl")) == ["\U0001f600"]
 
 
-@pytest.mark.parametrize("call", [unique, near_unique, partial(filtered, rules=[]), graded])
+def test_a_source_is_a_function() -> None:
+    with pytest.raises(pb.PatchbayError, match="source 'a' is a list: a source is a function that begins it"):
+        list(mixed({"a": ["x"]}, {"a": 1}))  # type: ignore[dict-item]
+
+
+def other(call: Callable[..., Any]) -> Callable[[Any], Any]:
+    """A function of a model and texts, as one of texts."""
+    return lambda given: call(lent("llama"), given) or []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        unique,
+        near_unique,
+        partial(filtered, rules=[]),
+        graded,
+        other(states),
+        other(surprisals),
+        other(partial(divergence, cut=[])),
+        other(partial(pick, n=1, cut=[])),
+    ],
+)
 def test_one_text_is_not_taken_for_its_letters(call: Callable[[str], Any]) -> None:
     with pytest.raises(pb.PatchbayError, match="'abc' is one text: give a list"):
         list(call("abc"))
+    with pytest.raises(pb.PatchbayError, match="None is no list of texts"):
+        list(call(None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
