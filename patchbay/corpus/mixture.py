@@ -189,6 +189,40 @@ def infer(
     )  # fmt: skip
 
 
+def made_by(
+    tokenizer: Any,
+    samples: Mapping[str, Iterable[str]],
+    tokens: Iterable[int],
+    *,
+    shares: Mapping[str, float] | None = None,
+) -> dict[int, dict[str, float]]:
+    """Of each token, how much of the pair that it was merged from stands in which kind of text, at the step that merged it:
+
+        a_i c_i / sum over kinds of a_j c_j,   c_i the pair's count per pair of text of kind i
+
+    `tokens`: ids, such as those that `find.neuron_vocabulary` names. `shares`: a_i, as `infer` gives them; without, all kinds alike. A token whose pair stands
+    in no sample then has NaN for every kind; one that no merge made (a letter, a special token) is refused.
+    """
+    read = Merges(tokenizer)
+    if shares is not None and set(shares) != set(samples):
+        raise PatchbayError(f"shares of {', '.join(shares)}, samples of {', '.join(samples)}: one share for each kind")
+    made = {read.vocab[left + right]: step for step, (left, right) in reversed(list(enumerate(read.pairs)))}
+    asked = list(tokens)
+    if wrong := [token for token in asked if token not in made]:
+        raise PatchbayError(f"token {wrong[0]} is made by no merge of this tokenizer")
+    counts = {kind: Counts(_words(read, kind, texts, 0, 0), read) for kind, texts in samples.items()}
+    at_step: dict[int, dict[str, float]] = {}
+    for step, pair in enumerate(read.pairs[: 1 + max((made[token] for token in asked), default=-1)]):
+        mine = {
+            kind: float(own.share(pair)[0]) * (1.0 if shares is None else shares[kind]) for kind, own in counts.items()
+        }
+        total = sum(mine.values())
+        at_step[step] = {kind: one / total if total else float("nan") for kind, one in mine.items()}
+        for own in counts.values():
+            own.merge(pair)
+    return {token: at_step[made[token]] for token in asked}
+
+
 def _words(read: Merges, kind: str, texts: Iterable[str], draws: int, seed: int) -> dict[str, Array]:
     """How often each word stands in the texts, and in samples in which each text comes as often as a Poisson number of mean 1 says [1 + draw]."""
     if isinstance(texts, str):

@@ -118,6 +118,14 @@ def cross_model_patching(
     return Result(values, parts=chosen, notes=notes)
 
 
+def _other_token(model: Model, tuned: Model) -> tuple[str, int, int] | None:
+    """A token that both tokenizers have, under different numbers: the prompts of one say something else to the other."""
+    if model.tokenizer is None or tuned.tokenizer is None or model.tokenizer is tuned.tokenizer:
+        return None
+    own, theirs = model.tokenizer.get_vocab(), tuned.tokenizer.get_vocab()
+    return next(((token, i, theirs[token]) for token, i in own.items() if theirs.get(token, i) != i), None)
+
+
 # --- what is copied -------------------------------------------------------------------------------------
 
 
@@ -127,6 +135,8 @@ def _check_shape(model: Model, tuned: Model) -> None:
     sizes = ("n_layers", "d_model", "vocab_size")
     if model.family.name != tuned.family.name:
         unlike.append(f"family {model.family.name} and {tuned.family.name}")
+    if other := _other_token(model, tuned):
+        unlike.append(f"token {other[0]!r} under the numbers {other[1]} and {other[2]}")
     unlike += [
         f"{name} {getattr(model, name)} and {getattr(tuned, name)}"
         for name in sizes

@@ -40,6 +40,11 @@ def read(model: Model, held: Sequence[Document], aim: Objective, n: int) -> Read
     }
 
 
+def means(panel: Readings) -> dict[str, float]:
+    """Each reading of a run as one number."""
+    return {name: sum(values) / len(values) for name, values in panel.items()}
+
+
 def compared(
     panels: Mapping[str, Sequence[Readings]], *, twin: str, nulls: Sequence[str], seeds: Sequence[int]
 ) -> tuple[list[dict[str, Any]], list[str]]:

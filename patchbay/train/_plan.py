@@ -19,7 +19,7 @@ class Plan:
     """How long and how: `steps` updates of `batch_size` rows at a constant `rate`, weight decay `decay` on matrices; rows of at most `length`
     tokens; `held` of the documents are scored and never trained on (0: the same are trained on and scored); a checkpoint `every` so many steps (0: four in all); `fresh`: from
     weights drawn by seed in place of the lent ones; `redraw`: the rows of
-    tokens, in the embedding and the unembedding, drawn anew by seed, all else as it is; `panel`: held-out documents that the panel reads in each run (0: none); `equal`: beside
+    tokens, in the embedding and the unembedding, drawn anew by seed, all else as it is; `panel`: held-out documents that the panel reads in each run (0: none); `curve`: the panel and the held-out loss are read every so many steps too (0: at the end alone); `equal`: beside
     them a plain arm of as many weights as the variant has, or of as many operations; `window`: tokens of a row whose activations are held at a time (0: all); `seed`: the first of
     the seeds."""
 
@@ -33,6 +33,7 @@ class Plan:
     fresh: bool = False
     redraw: bool = False
     panel: int = 0
+    curve: int = 0
     equal: bool = False
     window: int = 0
     seed: int = 0
@@ -45,11 +46,12 @@ class Plan:
             and 0 <= self.decay < float("inf")
             and 0 <= self.held < 1
             and self.panel >= 0
+            and self.curve >= 0
             and self.window >= 0
         ):
             raise PatchbayError(
                 f"plan {asdict(self)}: 0 or more steps, 1 or more rows, rows of 2 or more tokens, a rate above 0, a decay of 0 or more, "
-                "a held-out share from 0 to below 1, and 0 or more documents for the panel and tokens for a window"
+                "a held-out share from 0 to below 1, and 0 or more documents for the panel, steps between readings and tokens for a window"
             )
 
 

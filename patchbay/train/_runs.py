@@ -26,9 +26,9 @@ from patchbay.train._equal import of_width, operations, width
 from patchbay.train._kept import TOLD, Kept
 from patchbay.train._low_rank import adapter
 from patchbay.train._objectives import objective
-from patchbay.train._objectives._objective import Before, Document
+from patchbay.train._objectives._objective import Before, Document, Objective
 from patchbay.train._optimizers import form_of
-from patchbay.train._panels import Readings, read
+from patchbay.train._panels import Readings, means, read
 from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._sparse import nonzero
 from patchbay.train._trainer import Watch, memory_named, trained
@@ -175,7 +175,9 @@ def _made(lab: Lab, called: str, arm: Arm, seed: int, kept: Kept) -> dict[str, A
     told: dict[str, Any] = {"arm": dataclasses.asdict(arm), "start": model.fingerprint}
     aim.adapt(model)
     rows, place, keep = Rows(lab.train, arm, plan, seed), kept.at_work(called), kept.folder is not None
-    told["losses"], told["seen"] = trained(model, rows, arm, plan, place, keep=keep, watch=lab.watch)
+    told["losses"], told["seen"] = trained(
+        model, rows, arm, plan, place, keep=keep, watch=lab.watch or curve_of(lab, aim)
+    )
     aim.leave(model)
     model._fingerprint = None
     told |= {"end": model.fingerprint, "weights": sum(p.numel() for p in model.hf.parameters())}
@@ -186,6 +188,35 @@ def _made(lab: Lab, called: str, arm: Arm, seed: int, kept: Kept) -> dict[str, A
         write(lab.model, model, kept.folder / called, {TOLD: json.dumps(told)})
     _together.wait()
     return told
+
+
+def curve_of(lab: Lab, aim: Objective) -> Watch | None:
+    """The panel's readings, as means, and the held-out loss, every so many steps of the plan."""
+    if not lab.plan.curve:
+        return None
+
+    def seen(model: Model) -> dict[str, float]:
+        panel = read(model, lab.held, aim, lab.plan.panel) if lab.plan.panel else {}
+        return {**means(panel), "loss": float(by_document(lab, aim.scores(model, lab.held)).mean())}
+
+    return lab.plan.curve, seen
+
+
+def curves(lab: Lab, runs: dict[tuple[str, int], Run]) -> dict[str, list[dict[str, Any]]]:
+    """What was read of every run on the way, and at its end: a row for each reading."""
+    rows = [
+        {
+            "arm": name,
+            "seed": seed,
+            "step": min(i * lab.plan.curve, len(run.losses)),
+            "reading": reading,
+            "value": value,
+        }
+        for (name, seed), run in runs.items()
+        for i, seen in enumerate([*run.seen, {**means(run.panel), "loss": float(run.scores.mean())}])
+        for reading, value in seen.items()
+    ]
+    return {"curves": rows} if lab.plan.curve else {}
 
 
 def by_document(lab: Lab, scores: Tensor) -> Tensor:

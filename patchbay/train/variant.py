@@ -44,7 +44,7 @@ from patchbay.train._optimizers import form_of, sparse_of
 from patchbay.train._paired import paired
 from patchbay.train._panels import compared
 from patchbay.train._plan import Arm, plan_of, split
-from patchbay.train._runs import PROBED, Lab, Run, cost, equal, run_of
+from patchbay.train._runs import PROBED, Lab, Run, cost, curves, equal, run_of
 
 NULLS = ("null", "equal")
 PANEL = 16  # held-out documents that the panel reads where the plan does not say
@@ -65,7 +65,7 @@ def variant(
     """Held-out loss of the variant, its twin and the null arm, by seed, and what the variant differs by.
 
     Main variable `effect` [condition], of variant - twin, null - twin and variant - null, with ends `low` and `high`, `p` and the counts `above`
-    and `below`; `by_run` [condition, run] with ends. Tables: `panel`, what the instruments show by reading and condition; `arms` with mean losses, `runs` with digests and folders, `steps` with losses. With
+    and `below`; `by_run` [condition, run] with ends. Tables: `panel`, what the instruments show by reading and condition; `arms` with mean losses, `runs` with digests and folders, `steps` with losses, and with a plan's `curve` what the panel and the held-out loss were on the way, by step (`curves`). With
     `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
@@ -73,7 +73,7 @@ def variant(
     or `units` where documents have parts. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`. `blocks`: what
     `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw, cosmos, sparse (as
     `sparse:keep=0.1,over=100`: each matrix keeps its largest entries), lora or lora-sb, as `lora-sb:rank=8`; a run of these two has a LoRA for PEFT beside it, `FOLDER/RUN.adapter`; low-ranks, of a model that was cut (`patchbay.blocks.welore`): its matrices of less than half of their rank alone. `seeds`: how many pairs are trained. `folder`: where checkpoints are
-    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, equal, window, seed, dry_run.
+    written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, curve, equal, window, seed, dry_run.
     """
     given = {"panel": PANEL, **(plan or {})}
     dry = bool(given.pop("dry_run", False))
@@ -134,7 +134,13 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
     return Result(
         {name: (found[name], found.axes_of(name), found.units[name]) for name in found.variables},
         coords=found.coords,
-        tables={**found.tables, **({"panel": rows} if rows else {}), "runs": table, "steps": steps},
+        tables={
+            **found.tables,
+            **({"panel": rows} if rows else {}),
+            "runs": table,
+            "steps": steps,
+            **curves(lab, runs),
+        },
         shown=["panel"] if rows else [],
         notes=[
             *found.notes,

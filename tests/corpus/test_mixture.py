@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import patchbay as pb
-from patchbay.corpus.mixture import Counts, Merges, infer, merged
+from patchbay.corpus.mixture import Counts, Merges, infer, made_by, merged
 
 KINDS = {"a": "abcdef", "b": "cdefgh", "c": "efghij"}
 
@@ -148,3 +148,33 @@ def test_samples_drawn_again_that_hold_nothing_are_refused(known: Any, tmp_path:
     (tmp_path / "tokenizer.json").write_text("no JSON")
     with pytest.raises(pb.PatchbayError, match=r"is no tokenizer.json \("):
         infer(tmp_path / "tokenizer.json", texts)
+
+
+def test_which_text_made_a_token(known: Any) -> None:
+    """Pairs counted in words that are merged again from the start for each token; nothing of it in a kind without its letters."""
+    made, samples, _ = known
+    read, shares = Merges(made), {"a": 0.5, "b": 0.3, "c": 0.2}
+    steps = {read.vocab["".join(pair)]: step for step, pair in reversed(list(enumerate(read.pairs)))}
+    tokens = sorted(steps)[::20]
+    found = made_by(made, samples, tokens, shares=shares)
+    for token in tokens:
+        pair, mine = read.pairs[steps[token]], {}
+        for kind, texts in samples.items():
+            seen = total = 0
+            for text in texts:
+                for word in text.split():
+                    run = list(word)
+                    total += len(run) - 1
+                    for done in read.pairs[: steps[token]]:
+                        run = merged(run, done)
+                    seen += sum(one == pair for one in pairwise(run))
+            mine[kind] = shares[kind] * seen / total
+        assert found[token] == pytest.approx({kind: one / sum(mine.values()) for kind, one in mine.items()})
+    alike = made_by(made, samples, tokens)
+    letters = {token: next(name for name, i in read.vocab.items() if i == token) for token in tokens}
+    for token in tokens:
+        assert all(alike[token][kind] == 0.0 for kind in KINDS if not set(letters[token]) <= set(KINDS[kind]))
+    with pytest.raises(pb.PatchbayError, match="is made by no merge"):
+        made_by(made, samples, [read.vocab["a"]])
+    with pytest.raises(pb.PatchbayError, match="one share for each kind"):
+        made_by(made, samples, tokens, shares={"a": 1.0})

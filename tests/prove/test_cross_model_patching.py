@@ -11,6 +11,7 @@ import torch
 import patchbay as pb
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
+from tests.measure import words
 from tests.shares import by_turns
 from tests.tolerance import close
 
@@ -218,3 +219,16 @@ def test_kl_is_taken_from_the_tuned_model() -> None:
     assert result["score_tuned"] == 0.0
     assert result["score_base"] > 0.5
     assert float(result["share"]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_models_that_number_their_tokens_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ids of one would be other words to the other; a token that one has alone is no other number."""
+    base, tuned = (pb.load(twin("gpt2"), copy.deepcopy(words.tokenizer("characters"))) for _ in range(2))
+    task = pb.Task("t", [[5, 6, 7]], [8], [[9]])
+    own = dict(tuned.tokenizer.get_vocab())
+    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {"one more": 90})
+    pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)
+    (one, i), (other, j) = list(own.items())[3:5]
+    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {one: j, other: i})
+    with pytest.raises(pb.PatchbayError, match=f"token {one!r} under the numbers {i} and {j}"):
+        pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)

@@ -11,8 +11,9 @@ import torch
 
 import patchbay as pb
 from patchbay.train import _equal, _panels
+from patchbay.train._kept import Kept
 from patchbay.train._plan import Arm, Rows, plan_of, split
-from patchbay.train._runs import Lab, begun, equal
+from patchbay.train._runs import Lab, begun, curves, equal, run_of
 from tests.given import lent
 from tests.tolerance import close
 
@@ -140,3 +141,23 @@ def test_rows_that_do_not_sum_to_one_are_told_and_how_much_was_read() -> None:
     plain = pb.train.variant(lent("llama"), texts(), seeds=1, plan={**PLAN, "panel": 4, "steps": 11})
     assert not any(note.startswith("a row of attention") for note in plain.notes)
     assert any(note.startswith("trained on 22 documents, each read 2 times") for note in plain.notes)
+
+
+def test_a_curve_is_what_shorter_runs_end_with() -> None:
+    """Readings before steps 0 and 1: those of runs of no step and of one, since batches follow from seed and step alone; the last is the run's own."""
+    train, held = split(24, 0.1)
+    ends = []
+    for steps in (2, 1, 0):
+        plan = plan_of({**PLAN, "panel": 1, "curve": 1, "steps": steps})
+        some = Lab(lent("llama"), *([[texts()[i]] for i in places] for places in (train, held)), plan)
+        ends.append((some, run_of(some, "twin", Arm(), 0, Kept(None, Path(), {}))))
+    table = curves(*ends[0][:1], {("twin", 0): ends[0][1]})["curves"]
+    rows = {(row["step"], row["reading"]): row["value"] for row in table if (row["arm"], row["seed"]) == ("twin", 0)}
+    assert len(rows) == len(table)
+    assert sorted({step for step, _ in rows}) == [0, 1, 2]
+    assert {"alpha_mean", "induction_highest", "kl_mean"} <= set(ends[0][1].panel)
+    for step, (_, run) in zip((2, 1, 0), ends, strict=True):
+        for reading, value in {**_panels.means(run.panel), "loss": float(run.scores.mean())}.items():
+            assert close(rows[step, reading], value, of=10.0, dtype=torch.float32), reading
+    assert rows[0, "loss"] != rows[1, "loss"]
+    assert curves(lab(), {("twin", 0): ends[0][1]}) == {}
