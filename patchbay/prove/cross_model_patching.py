@@ -123,7 +123,8 @@ def _other_token(model: Model, tuned: Model) -> tuple[str, int, int] | None:
     if model.tokenizer is None or tuned.tokenizer is None or model.tokenizer is tuned.tokenizer:
         return None
     own, theirs = model.tokenizer.get_vocab(), tuned.tokenizer.get_vocab()
-    return next(((token, i, theirs[token]) for token, i in own.items() if theirs.get(token, i) != i), None)
+    other = [(i, token) for token, i in own.items() if theirs.get(token, i) != i]
+    return (min(other)[1], min(other)[0], theirs[min(other)[1]]) if other else None
 
 
 # --- what is copied -------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ def test_models_that_number_their_tokens_otherwise_are_refused(monkeypatch: pyte
     own = dict(tuned.tokenizer.get_vocab())
     monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {"one more": 90})
     pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)
-    (one, i), (other, j) = list(own.items())[3:5]
+    (one, i), (other, j) = sorted(((token, own[token]) for token in "at"), key=lambda pair: pair[1])
     monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {one: j, other: i})
     with pytest.raises(pb.PatchbayError, match=f"token {one!r} under the numbers {i} and {j}"):
         pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)
