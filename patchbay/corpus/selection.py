@@ -4,7 +4,8 @@
 
 g_i is how the cost changes as mass moves from all others to text i: more of what is low brings the pool nearer to the target. The plan is
 entropic (Sinkhorn, on logarithms): its potentials are unique up to a constant, which g does not see; those of the exact optimum with even weights
-on both sides are not, so that an exact solver's gradient may be far off. `reach` is the regularisation, as a share of the mean cost.
+on both sides are not, so that an exact solver's gradient may be far off. `reach` is the regularisation, as a share of the mean cost. `pick` takes the states of pool and
+target together: states that are centred on means of their own no longer tell the one from the other.
 
 Kang et al. 2024, "Get more for less: Principled Data Selection for Warming Up Fine-Tuning in LLMs". Nearest neighbours of the target answer
 another question: they take the commonest kind of it again and again.
@@ -26,7 +27,7 @@ from patchbay.signal.port import Port
 
 
 def states(model: Model, texts: Sequence[Any], *, layer: int | None = None, batch_size: int = 32) -> Tensor:
-    """The mean stream of each text after a layer (the middle one without), less the mean of all, float64 [text, d_model]."""
+    """The mean stream of each text after a layer (the middle one without), less the mean of all that are given, float64 [text, d_model]."""
     texts, at = list(no_text(texts)), model.n_layers // 2 if layer is None else layer
     port, found = Port("resid_out", at), []
     for i in range(0, len(texts), batch_size):
@@ -87,3 +88,14 @@ def select(pool: Tensor, target: Tensor, k: int, *, reach: float = 0.05) -> list
     _, f = transport(cost, *even, reach=reach)
     order: list[int] = gradient(f).argsort(stable=True)[:k].tolist()
     return order
+
+
+def pick(
+    model: Model, pool: Sequence[Any], target: Sequence[Any], k: int, *, layer: int | None = None, reach: float = 0.05
+) -> list[int]:
+    """Places of the k texts of a pool that bring it nearest to the texts of a target, by the model's states after a layer (the middle one without); the lowest gradient first."""
+    pool, target = list(no_text(pool)), list(no_text(target))
+    if not pool or not target:
+        raise PatchbayError(f"a pool of {len(pool)} texts, a target of {len(target)}: one or more of each")
+    both = states(model, pool + target, layer=layer)
+    return select(both[: len(pool)], both[len(pool) :], k, reach=reach)

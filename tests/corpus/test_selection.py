@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
 import patchbay as pb
-from patchbay.corpus.selection import gradient, select, states, transport
+from patchbay.corpus.selection import gradient, pick, select, states, transport
 from tests.given import lent
 from tests.tolerance import close
 
@@ -69,6 +71,32 @@ def test_states_are_means_over_tokens_less_the_mean_of_all() -> None:
     assert close(found.float(), (rows - rows.mean(0)).float(), of=float(rows.abs().max()))
 
 
+def test_pool_and_target_are_centred_together() -> None:
+    """Texts of the target's tokens are taken; by states that have means of their own, others are."""
+    model, draw = lent("llama"), random.Random(0)
+    mine, other = ([[draw.randrange(a, a + 8) for _ in range(8)] for _ in range(n)] for a, n in ((5, 12), (60, 6)))
+    target = [[draw.randrange(60, 68) for _ in range(8)] for _ in range(12)]
+    found = pick(model, mine + other, target, 6, layer=0)
+    both = states(model, [*mine, *other, *target], layer=0)
+    assert found == select(both[:18], both[18:], 6)
+    assert set(found) == set(range(12, 18))
+    assert set(select(states(model, mine + other, layer=0), states(model, target, layer=0), 6)) != set(found)
+
+
+def test_even_weights_on_both_sides_leave_an_exact_plan_open() -> None:
+    """Of two points each, every potential between two ends is optimal, and their gradients differ; at a small reach the plan's is one of them, far off or not."""
+    cost = torch.tensor([[0.0, 3.0], [3.0, 0.0]], dtype=torch.float64)
+    even = torch.full((2,), 0.5, dtype=torch.float64)
+    value, f = transport(cost, even, even)
+    for apart in (-3.0, 0.0, 3.0):  # f = (apart, 0), g = (- apart, 0): feasible, and of the optimum's value
+        one, other = torch.tensor([apart, 0.0]), torch.tensor([-apart, 0.0])
+        assert bool((one[:, None] + other[None] <= cost + 1e-12).all())
+        assert float((one * 0.5).sum() + (other * 0.5).sum()) == 0.0
+        assert float(gradient(one.double())[0]) == apart
+    assert close(gradient(f), torch.zeros(2, dtype=torch.float64), of=3.0)  # the entropic one is in the middle
+    assert float(value) == pytest.approx(0.0, abs=0.2)
+
+
 def test_refusals() -> None:
     two = torch.zeros(2, 3, dtype=torch.float64)
     for call, says in (
@@ -76,6 +104,8 @@ def test_refusals() -> None:
         (lambda: select(two, two, 3), "at most all of them"),
         (lambda: select(two, two, 1), "all above 0"),
         (lambda: states(lent("llama"), []), "no texts"),
+        (lambda: pick(lent("llama"), [], [[5, 6]], 1), "a pool of 0 texts, a target of 1"),
+        (lambda: pick(lent("llama"), [[5, 6], [7, 8]], [], 1), "a target of 0"),
     ):
         with pytest.raises(pb.PatchbayError, match=says):
             call()
