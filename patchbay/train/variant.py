@@ -146,6 +146,7 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
             *found.notes,
             *seen,
             *[f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights" for name, arm in arms.items()],
+            *_nothing(runs, seeds),
             *[f"of the entries of matrices are not 0: {said}"] * (min(nonzero.values()) < 0.99),
             *_sizes(lab, {name: runs[name, seeds[0]].weights for name in arms}),
             f"trained on {_read(lab)}, scored on {_scored(lab)}; {lab.plan.steps} steps of {lab.plan.batch_size} rows",
@@ -166,6 +167,13 @@ def _scored(lab: Lab) -> str:
         else f"{len(set(lab.whose)):,} documents of which none was trained on"
     )
     return f"{len(lab.held):,} rows of {of}"
+
+
+def _nothing(runs: dict[tuple[str, int], Run], seeds: range) -> list[str]:
+    """That what was asked changed nothing: as units permuted in documents that are one unit each."""
+    if any(runs["variant", seed].end != runs["twin", seed].end for seed in seeds):
+        return []
+    return ["variant and twin end with the same weights: what was asked changes nothing on these documents"]
 
 
 def _sizes(lab: Lab, weights: dict[str, int]) -> list[str]:

@@ -11,9 +11,8 @@ import torch
 
 import patchbay as pb
 from patchbay.train import _equal, _panels
-from patchbay.train._kept import Kept
 from patchbay.train._plan import Arm, Rows, plan_of, split
-from patchbay.train._runs import Lab, begun, curves, equal, run_of
+from patchbay.train._runs import Lab, begun, equal
 from tests.given import lent
 from tests.tolerance import close
 
@@ -130,34 +129,30 @@ def test_a_panel_that_is_no_more_than_the_null_is_not_told() -> None:
     assert (rows, notes[0][:23]) == ([], "the panel was not read:")
 
 
-def test_rows_that_do_not_sum_to_one_are_told_and_how_much_was_read() -> None:
-    """Readings of a sigmoid's attention are no shares of a row: which arms those are stands beside them; and 8 rows are not 22 documents."""
-    found = pb.train.variant(
-        lent("llama"), texts(), seeds=1, blocks={"attention": "sigmoid"}, plan={**PLAN, "panel": 4}
-    )
-    [said] = [note for note in found.notes if note.startswith("a row of attention sums to variant ")]
-    assert "twin 1, null 1: alpha, previous_token and induction are sums of attention there, not shares" in said
-    assert any(note.startswith("trained on 8 of 22 documents, each once, scored on 2 others") for note in found.notes)
-    plain = pb.train.variant(lent("llama"), texts(), seeds=1, plan={**PLAN, "panel": 4, "steps": 11})
-    assert not any(note.startswith("a row of attention") for note in plain.notes)
-    assert any(note.startswith("trained on 22 documents, each read 2 times") for note in plain.notes)
+def test_rows_that_do_not_sum_to_one_are_told() -> None:
+    """Readings of a sigmoid's attention are no shares of a row: which arms those are stands beside them."""
+    runs = {
+        arm: [{"mass_mean": [mass, mass + 0.5 * (mass > 1)], "kl_mean": [1.0, 2.0]}]
+        for arm, mass in (("variant", 4.0), ("twin", 1.0), ("null", 1.0))
+    }
+    notes = _panels.compared(runs, twin="twin", nulls=["null"], seeds=[0])[1]
+    [said] = [note for note in notes if note.startswith("a row of attention sums to ")]
+    assert "variant 4.25, twin 1, null 1: alpha, previous_token and induction are sums of attention there" in said
+    even = {arm: [{"mass_mean": [1.0, 1.0]}] for arm in runs}
+    assert not any("a row" in note for note in _panels.compared(even, twin="twin", nulls=["null"], seeds=[0])[1])
 
 
-def test_a_curve_is_what_shorter_runs_end_with() -> None:
-    """Readings before steps 0 and 1: those of runs of no step and of one, since batches follow from seed and step alone; the last is the run's own."""
-    train, held = split(24, 0.1)
-    ends = []
-    for steps in (2, 1, 0):
-        plan = plan_of({**PLAN, "panel": 1, "curve": 1, "steps": steps})
-        some = Lab(lent("llama"), *([[texts()[i]] for i in places] for places in (train, held)), plan)
-        ends.append((some, run_of(some, "twin", Arm(), 0, Kept(None, Path(), {}))))
-    table = curves(*ends[0][:1], {("twin", 0): ends[0][1]})["curves"]
-    rows = {(row["step"], row["reading"]): row["value"] for row in table if (row["arm"], row["seed"]) == ("twin", 0)}
-    assert len(rows) == len(table)
-    assert sorted({step for step, _ in rows}) == [0, 1, 2]
-    assert {"alpha_mean", "induction_highest", "kl_mean"} <= set(ends[0][1].panel)
-    for step, (_, run) in zip((2, 1, 0), ends, strict=True):
-        for reading, value in {**_panels.means(run.panel), "loss": float(run.scores.mean())}.items():
-            assert close(rows[step, reading], value, of=10.0, dtype=torch.float32), reading
-    assert rows[0, "loss"] != rows[1, "loss"]
-    assert curves(lab(), {("twin", 0): ends[0][1]}) == {}
+def test_how_much_of_the_documents_was_read_is_told() -> None:
+    for steps, said in (
+        (2, "trained on 8 of 22 documents, each once, scored on 2 others"),
+        (11, "trained on 22 documents, each read 2 times"),
+    ):
+        notes = pb.train.variant(lent("llama"), texts(), seeds=1, plan={**PLAN, "steps": steps}).notes
+        assert any(note.startswith(said) for note in notes)
+
+
+def test_a_variant_that_changes_nothing_says_so() -> None:
+    """Units are permuted where a document is one unit; of three units they are."""
+    for documents, nothing in ((texts(8), True), ([[ids[:4], ids[4:8], ids[8:]] for ids in texts(8)], False)):
+        found = pb.train.variant(lent("llama"), documents, objective="spt", seeds=1, plan=PLAN)
+        assert any(note.startswith("variant and twin end with the same weights") for note in found.notes) == nothing
