@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cache
 
 import torch
@@ -162,32 +162,63 @@ def standardised_logistic(items: Tensor) -> Tensor:
     return fit.masked_fill((labels.amin(-1) == labels.amax(-1))[..., None], NAN)
 
 
+def coefficient(items: Tensor) -> float:
+    """The coefficient of the first input in that fit of items [item, 1 + input]."""
+    return float(standardised_logistic(items)[1])
+
+
 # --- how sure ---------------------------------------------------------------------------------------
+
+AT_ONCE: dict[Estimate, Callable[[Tensor], Tensor]] = {coefficient: lambda items: standardised_logistic(items)[..., 1]}
+ROOM = 2**20  # numbers of items that are estimated at once
+
+
+def each(estimate: Estimate, sets: Iterable[Tensor]) -> Iterator[float]:
+    """The estimate of each of many sets of items [item, ingredient]: of many at once, to rounding, where there is a way (`AT_ONCE`) and they are of one size."""
+    many = AT_ONCE.get(estimate)
+    if many is None:
+        yield from map(estimate, sets)
+        return
+    some: list[Tensor] = []
+    for items in sets:
+        if some and (items.shape != some[0].shape or (1 + len(some)) * items.numel() > ROOM):
+            yield from many(torch.stack(some)).tolist()
+            some = []
+        some.append(items)
+    if some:
+        yield from many(torch.stack(some)).tolist()
+
 
 
 def resampled(
     estimate: Estimate,
     items: Tensor,
     *,
+    less: Tensor | None = None,
     groups: Sequence[Hashable] | None = None,
     n: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """An estimate of items [item, ingredient] and its percentile bootstrap interval: items drawn with replacement, or whole groups.
+    """An estimate of items [item, ingredient] and its percentile bootstrap interval: items drawn with replacement, or whole groups. With `less`, another
+    reading of the same items: the estimate of items less that of the other's, of which the same are drawn.
 
     Draws on which there is no estimate are left out. One unit alone has no interval: NaN ends."""
     items = torch.as_tensor(items).double()
-    value = estimate(items)
+    value = estimate(items) - (0.0 if less is None else estimate(less))
     units = _units(len(items), groups)
     if len(units) < 2 or value != value:
         return Interval(value, NAN, NAN)
     generator = torch.Generator().manual_seed(seed)
-    found = []
-    for _ in range(n):
-        drawn = torch.randint(len(units), (len(units),), generator=generator)
-        at = drawn if groups is None else torch.cat([units[i] for i in drawn.tolist()])
-        found.append(estimate(items[at]))
+
+    def drawn() -> Tensor:
+        which = torch.randint(len(units), (len(units),), generator=generator)
+        return which if groups is None else torch.cat([units[i] for i in which.tolist()])
+
+    one, other = itertools.tee(drawn() for _ in range(n))
+    found = each(estimate, (items[at] for at in one))
+    if less is not None:
+        found = (x - y for x, y in zip(found, each(estimate, (less[at] for at in other)), strict=True))
     kept = torch.tensor([x for x in found if x == x], dtype=torch.float64)
     if len(kept) < 2:
         return Interval(value, NAN, NAN)
@@ -207,9 +238,11 @@ def exchanged(
     if seen <= floor:
         return 1.0
     generator, hits, made = torch.Generator().manual_seed(seed), 0, 0
-    for _ in range(n):
-        coin = torch.randint(2, (len(first), 1), generator=generator).bool()
-        gap = abs(estimate(torch.where(coin, first, second)) - estimate(torch.where(coin, second, first)))
+    coins = itertools.tee(torch.randint(2, (len(first), 1), generator=generator).bool() for _ in range(n))
+    there = each(estimate, (torch.where(coin, first, second) for coin in coins[0]))
+    back = each(estimate, (torch.where(coin, second, first) for coin in coins[1]))
+    for one, other in zip(there, back, strict=True):
+        gap = abs(one - other)
         hits += gap >= seen - 1e-9 * max(1.0, seen)
         made += gap == gap
     return (1 + hits) / (1 + made)

@@ -38,7 +38,7 @@ MADE: dict[str, Callable[[Tensor], float]] = {  # of [item, ingredient]
     "auroc": lambda items: estimates.auroc(items[:, 0], items[:, 1]),
     "calibration_error": lambda items: estimates.calibration_error(items[:, 0], items[:, 1]),
     "spearman": lambda items: maths.spearman(items[:, 0], items[:, 1]),
-    "coefficient": lambda items: float(estimates.standardised_logistic(items)[1]),
+    "coefficient": estimates.coefficient,
 }
 
 

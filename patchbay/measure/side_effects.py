@@ -124,10 +124,8 @@ def compared(without: Seen, under: Seen, seed: int, n: int = 10_000) -> Compared
         value, low, high = (float(x) for x in maths.intervals(gap[:, :1], a[:, 1], seed=seed))
         p = float(maths.sign_flip_p(gap[:, 0:1], n=n, seed=seed)[0])
     else:
-        make, k = MADE[without.made], a.shape[1]
-        value, low, high = estimates.resampled(
-            lambda x: make(x[:, k:]) - make(x[:, :k]), torch.cat([a, a + gap], 1), seed=seed
-        )
+        make = MADE[without.made]
+        value, low, high = estimates.resampled(make, a + gap, less=a, seed=seed)
         p = estimates.exchanged(make, a, a + gap, seed=seed)
     return Compared(value, low, high, p)
 

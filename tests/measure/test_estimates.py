@@ -151,3 +151,39 @@ def test_holm_is_the_step_down_rule() -> None:
     held = estimates.holm(p)
     assert held[[0, 2, 1, 4]].tolist() == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert bool(held[3].isnan())
+
+
+def test_many_sets_at_once_are_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fits of resampled and of exchanged items: all at once, in pieces and one by one are the same to rounding; labels of one class have none."""
+    draw = torch.Generator().manual_seed(3)
+    inputs = torch.randn(30, 2, generator=draw, dtype=torch.float64)
+    labels = (inputs[:, :1] + torch.randn(30, 1, generator=draw) > 0).double()
+    items, groups = torch.cat([labels, inputs], 1), [i // 3 for i in range(30)]
+    other = torch.cat([labels, inputs.flip(1)], 1)
+
+    def found() -> list[float]:
+        told = [estimates.resampled(estimates.coefficient, items, less=less, groups=of, n=40) for less in (None, other) for of in (None, groups)]  # fmt: skip
+        return [x for one in told for x in one] + [estimates.exchanged(estimates.coefficient, items, other, n=40)]
+
+    together = found()
+    monkeypatch.setattr(estimates, "ROOM", 7 * items.numel())
+    pieces = found()
+    monkeypatch.setattr(estimates, "AT_ONCE", {})
+    alone = found()
+    assert together == pytest.approx(alone, rel=1e-8)
+    assert pieces == pytest.approx(alone, rel=1e-8)
+    assert alone[0] == pytest.approx(float(estimates.standardised_logistic(items)[1]))
+    monkeypatch.undo()
+    one_class = torch.cat([torch.ones(30, 1), inputs], 1)
+    sets = [items, one_class, items[:20], other]
+    values = list(estimates.each(estimates.coefficient, sets))
+    assert values[0::2] == pytest.approx([estimates.coefficient(one) for one in sets[0::2]], rel=1e-8)
+    assert math.isnan(values[1])
+    assert values[3] == pytest.approx(estimates.coefficient(other), rel=1e-8)
+
+
+def test_a_difference_of_two_readings_draws_the_same_items_of_both() -> None:
+    """A reading that is another plus one differs by one in every draw."""
+    values = torch.randn(50, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = estimates.resampled(lambda x: float(x.mean()), values + 1.0, less=values, n=50)
+    assert list(found) == pytest.approx([1.0, 1.0, 1.0])
