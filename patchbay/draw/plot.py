@@ -185,19 +185,19 @@ def _steps(result: Result, name: str) -> list[Any]:
 def _name_steps(axis: Axes, which: str, name: str, labels: list[Any], count: int) -> None:
     """Ticks with the labels of an axis: all of them when few, numbers at round places when many."""
     texts = [_visible(label) for label in labels]
-    words = any(not isinstance(label, (int, float)) for label in labels)
+    named = any(not isinstance(label, (int, float)) for label in labels)
     stride = max(1, math.ceil(count / MAX_TICKS))
     places = list(range(0, count, stride))
-    if not words and stride > 1:
+    if not named and stride > 1:
         stride = next(
             step for step in (2, 4, 5, 8, 10, 16, 20, 32, 50, 100, 200, 500, 10**9) if count / step <= MAX_TICKS / 2
         )
         places = list(range(0, count, stride))
-    long = which == "x" and words and (count > 6 or max(map(len, texts)) > 8)
+    long = which == "x" and named and (count > 6 or max(map(len, texts)) > 8)
     turned: dict[str, Any] = {"rotation": 90} if long else {}
     set_ticks = axis.set_xticks if which == "x" else axis.set_yticks
     set_ticks(places, [texts[place] for place in places], **turned)
-    (axis.set_xlabel if which == "x" else axis.set_ylabel)(name.replace("n_parts", "number of parts"))
+    (axis.set_xlabel if which == "x" else axis.set_ylabel)(words(name))
 
 
 # --- curves -----------------------------------------------------------------------------------------

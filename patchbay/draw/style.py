@@ -26,6 +26,16 @@ INK, FAINT, GREY = "#1f2933", "#9aa5b1", "#d9dee4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#333333")  # Okabe and Ito
 DIVERGING, SEQUENTIAL = "RdBu", "viridis"
 DATES = {"svg": "Date", "pdf": "CreationDate"}  # left out: the same Result gives the same file
+WRITTEN = {  # methods that their papers write otherwise than with one capital in front; the page has the same (web/src/data.ts)
+    "acdc": "ACDC",
+    "atp_star": "AtP*",
+    "das": "DAS",
+    "dexperts": "DExperts",
+    "dola": "DoLa",
+    "knn": "kNN-LM",
+    "knn_parts": "kNN-LM by parts",
+    "longheads": "LongHeads",
+}
 SUFFIXES = (".png", ".svg", ".pdf")
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -94,14 +104,21 @@ def blank(size: tuple[float, float], result: Result) -> tuple[Figure, Axes]:
     source = Path(str((result.provenance.get("model") or {}).get("source") or "")).name
     task = (result.provenance.get("task") or {}).get("name")
     under = ", ".join(str(piece) for piece in (source, task and words(task)) if piece)
-    axis.set_title(words(title).capitalize(), pad=19 if under else 8)
+    axis.set_title(spoken(title), pad=19 if under else 8)
     if under:
         at: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
         axis.annotate(textwrap.shorten(under, 70), (0, 1), (0, 6), color="#616e7c", fontsize=8, **at)
     return drawn, axis
 
 
+def spoken(method: str) -> str:
+    """A method's name as a title: as its paper writes it, else its words with a capital in front."""
+    said = words(method)
+    return WRITTEN.get(method, said[:1].upper() + said[1:])
+
+
 def words(name: str) -> str:
+    """A name as people read it, of an axis, a number or a task."""
     return re.sub(r"(?<![a-z])n_parts", "number of parts", name).replace("_", " ")
 
 

@@ -189,7 +189,6 @@ def each(estimate: Estimate, sets: Iterable[Tensor]) -> Iterator[float]:
         yield from many(torch.stack(some)).tolist()
 
 
-
 def resampled(
     estimate: Estimate,
     items: Tensor,

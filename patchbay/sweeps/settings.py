@@ -60,7 +60,7 @@ AFTER = 2.0  # seconds: what is done sooner shows no progress
 
 
 def in_notebook() -> Callable[[int, int], None] | None:
-    """What tells a notebook how far a sweep is, once it has run for two seconds: one line, written over itself. None elsewhere."""
+    """What tells a notebook how far a sweep is, or several in turn, once two seconds have gone: one line, written over itself. None elsewhere."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if not hasattr(shell, "kernel"):
         return None
@@ -101,7 +101,12 @@ def using(**given: Any) -> Iterator[None]:
 
 def in_turn(parts: Sequence[T], sizes: Sequence[float] | None = None) -> Iterator[T]:
     """The parts of a method's work, one after another, each with a sweep of its own (or loops of them): what is told of progress and cost
-    meanwhile is of all parts. `sizes`: how much work each is beside the others; without, all are alike."""
+    meanwhile is of all parts, in a notebook too. `sizes`: how much work each is beside the others; without, all are alike."""
+    tell = None if SETTINGS.get().progress else in_notebook()
+    if tell is not None:  # one line for all of the parts
+        with using(progress=tell, turn=SETTINGS.get().turn or Turn()):
+            yield from in_turn(parts, sizes)
+        return
     turn, sizes = SETTINGS.get().turn, [1.0] * len(parts) if sizes is None else sizes
     if turn is None:
         yield from parts

@@ -1,5 +1,6 @@
 """plot: what is drawn is what the Result holds, with its labels and units. Reads the drawn objects, not pixels."""
 
+import re
 import warnings
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from patchbay.signal.port import PatchbayError
 from tests.shares import by_turns
 from tests.tolerance import close
 
+PACKAGE = Path(style.__file__).parents[1]
 SCORES = torch.tensor([[0.1, -2.0, float("nan")], [0.9, 0.1, -0.3]])
 TOKENS = [" Warsaw", "$x$", "\n", "\u4e2d", "<b>", "a" * 40]
 
@@ -218,3 +220,18 @@ def test_names_are_said_in_words() -> None:
         "max number of parts",
         "knn parts",
     ]
+
+
+def test_methods_are_named_as_their_papers_write_them_in_figures_and_on_the_page() -> None:
+    assert [style.spoken(name) for name in ("dola", "dexperts", "knn", "logit_lens", "n_parts_kept")] == [
+        "DoLa", "DExperts", "kNN-LM", "Logit lens", "Number of parts kept",
+    ]  # fmt: skip
+    written = style.WRITTEN
+    methods = {path.stem for path in PACKAGE.glob("*/*.py")}
+    assert written.keys() <= methods
+    page = (PACKAGE.parent / "web" / "src" / "data.ts").read_text(encoding="utf-8")
+    table = page[page.index("const WRITTEN") : page.index("};", page.index("const WRITTEN"))]
+    assert dict(re.findall(r'^  (\w+): "(.+)",$', table, flags=re.MULTILINE)) == written
+    result = Result({"value": (torch.ones(3), ("layer",), "nats")}, provenance={"method": "decode.dola"})
+    _, axis = style.blank((3, 2), result)
+    assert axis.get_title() == "DoLa"

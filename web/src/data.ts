@@ -129,10 +129,22 @@ export function words(name: string): string {
   return name.replace(/^stories\./, "").replace(/(?<![a-z])n_parts/, "number of parts").replace(/_/g, " ");
 }
 
+/** Methods that their papers write otherwise than with one capital in front; figures have the same (patchbay/draw/style.py). */
+const WRITTEN: Record<string, string> = {
+  acdc: "ACDC",
+  atp_star: "AtP*",
+  das: "DAS",
+  dexperts: "DExperts",
+  dola: "DoLa",
+  knn: "kNN-LM",
+  knn_parts: "kNN-LM by parts",
+  longheads: "LongHeads",
+};
+
 export function methodName(name: string): string {
   const last = name.slice(name.lastIndexOf(".") + 1);
   const said = words(last);
-  return said.charAt(0).toUpperCase() + said.slice(1);
+  return WRITTEN[last] ?? said.charAt(0).toUpperCase() + said.slice(1);
 }
 
 /** Labels with their spaces shown, as a token is told from another. */

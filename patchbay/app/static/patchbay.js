@@ -447,31 +447,41 @@ function Le(e) {
 function U(e) {
 	return e.replace(/^stories\./, "").replace(/(?<![a-z])n_parts/, "number of parts").replace(/_/g, " ");
 }
+var Re = {
+	acdc: "ACDC",
+	atp_star: "AtP*",
+	das: "DAS",
+	dexperts: "DExperts",
+	dola: "DoLa",
+	knn: "kNN-LM",
+	knn_parts: "kNN-LM by parts",
+	longheads: "LongHeads"
+};
 function W(e) {
-	let t = U(e.slice(e.lastIndexOf(".") + 1));
-	return t.charAt(0).toUpperCase() + t.slice(1);
+	let t = e.slice(e.lastIndexOf(".") + 1), n = U(t);
+	return Re[t] ?? n.charAt(0).toUpperCase() + n.slice(1);
 }
 function G(e) {
 	let t = e.replace(/\n/g, "\\n").replace(/\t/g, "\\t");
 	return t === t.trim() ? t : t.replace(/ /g, "␣");
 }
-function Re(e) {
-	return e == null ? "" : Array.isArray(e) ? e.map(Re).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? H(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
+function ze(e) {
+	return e == null ? "" : Array.isArray(e) ? e.map(ze).join(", ") : typeof e == "object" ? JSON.stringify(e) : typeof e == "number" ? H(e) : typeof e == "boolean" ? e ? "yes" : "no" : e;
 }
-function ze(e, t) {
+function Be(e, t) {
 	return t.reduce((t, n, r) => t * (e[r] ?? 1) + n, 0);
 }
 // src/api.ts
-var Be = class extends Error {};
-async function Ve(e) {
+var Ve = class extends Error {};
+async function He(e) {
 	if (e.ok) return e;
 	let t = `${e.status} ${e.statusText}`;
 	try {
 		t = String((await e.json()).error.message);
 	} catch {}
-	throw new Be(t);
+	throw new Ve(t);
 }
-async function He(e, t) {
+async function Ue(e, t) {
 	let n;
 	try {
 		n = await fetch(e, {
@@ -479,26 +489,26 @@ async function He(e, t) {
 			...t
 		});
 	} catch (e) {
-		throw e.name === "AbortError" ? e : new Be("The server does not answer. Is it still running?");
+		throw e.name === "AbortError" ? e : new Ve("The server does not answer. Is it still running?");
 	}
-	return Ve(n);
+	return He(n);
 }
-async function Ue(e, t) {
-	return (await He(e, t ? { signal: t } : {})).json();
+async function We(e, t) {
+	return (await Ue(e, t ? { signal: t } : {})).json();
 }
-async function We(e, t, n) {
+async function Ge(e, t, n) {
 	let r = {
 		method: "POST",
 		headers: { "content-type": "application/json" },
 		body: JSON.stringify(t)
 	};
-	return (await He(e, n ? {
+	return (await Ue(e, n ? {
 		...r,
 		signal: n
 	} : r)).json();
 }
-async function Ge(e, t, n) {
-	let r = await He("/api/look", {
+async function Ke(e, t, n) {
+	let r = await Ue("/api/look", {
 		method: "POST",
 		headers: { "content-type": "application/json" },
 		body: JSON.stringify(e),
@@ -511,11 +521,11 @@ async function Ge(e, t, n) {
 		a = r.pop() ?? "";
 		for (let e of r) {
 			let n = JSON.parse(e);
-			if (n.error) throw new Be(n.error.message);
+			if (n.error) throw new Ve(n.error.message);
 			if (n.answer !== void 0) return n.answer;
 			n.piece !== void 0 && t(n.piece);
 		}
-		if (e) throw new Be("The server stopped before it had answered.");
+		if (e) throw new Ve("The server stopped before it had answered.");
 	}
 }
 function K(e, t) {
@@ -527,7 +537,7 @@ function K(e, t) {
 	return L(() => {
 		if (!e) return;
 		let r = new AbortController();
-		return Ge(e, (e) => !r.signal.aborted && t?.(e), r.signal).then((e) => i({
+		return Ke(e, (e) => !r.signal.aborted && t?.(e), r.signal).then((e) => i({
 			key: n,
 			got: e,
 			failed: ""
@@ -545,11 +555,11 @@ function K(e, t) {
 		busy: !!e
 	};
 }
-function Ke(e) {
+function qe(e) {
 	return e.split("/").map(encodeURIComponent).join("/");
 }
-function qe(e) {
-	return async (t, n) => Ne(await (await He(`/api/slice?${new URLSearchParams({
+function Je(e) {
+	return async (t, n) => Ne(await (await Ue(`/api/slice?${new URLSearchParams({
 		name: e,
 		variable: t.name,
 		fixed: n.join(",")
@@ -570,7 +580,7 @@ function q(e, t = 0) {
 			got: t.path === e ? t.got : null,
 			failed: "",
 			busy: !0
-		})), Ue(e, t.signal).then((t) => r({
+		})), We(e, t.signal).then((t) => r({
 			path: e,
 			got: t,
 			failed: "",
@@ -587,7 +597,7 @@ function q(e, t = 0) {
 		busy: !0
 	};
 }
-function Je() {
+function Ye() {
 	let [e, t] = I(null), [n, r] = I(!1);
 	return L(() => {
 		let e = null, n = 0, i = () => {
@@ -606,7 +616,7 @@ function Je() {
 	};
 }
 // node_modules/preact/jsx-runtime/dist/jsxRuntime.mjs
-var Ye = Symbol.for("pv"), Xe = 0;
+var Xe = Symbol.for("pv"), Ze = 0;
 Array.isArray;
 function J(t, n, r, i, a, o) {
 	n ||= {};
@@ -622,15 +632,15 @@ function J(t, n, r, i, a, o) {
 		__b: 0,
 		__e: null,
 		__c: null,
-		constructor: Ye,
-		__v: --Xe,
+		constructor: Xe,
+		__v: --Ze,
 		__i: -1,
 		__u: 0
 	};
 	return (a || o) && (u.__source = a, u.__self = o), e.vnode && e.vnode(u), u;
 }
 // src/parts.tsx
-function Ze(e, t = 640) {
+function Qe(e, t = 640) {
 	let [n, r] = I(t);
 	return Ce(() => {
 		let t = e.current;
@@ -641,10 +651,10 @@ function Ze(e, t = 640) {
 		return i.observe(t), () => i.disconnect();
 	}, []), n;
 }
-function Qe() {
-	let [e, t] = I($e());
+function $e() {
+	let [e, t] = I(et());
 	return L(() => {
-		let e = () => t($e()), n = matchMedia("(prefers-color-scheme: dark)");
+		let e = () => t(et()), n = matchMedia("(prefers-color-scheme: dark)");
 		n.addEventListener("change", e);
 		let r = new MutationObserver(e);
 		for (let e of [document.documentElement, document.body]) r.observe(e, {
@@ -660,13 +670,13 @@ function Qe() {
 		};
 	}, []), e;
 }
-function $e() {
+function et() {
 	let e = document.documentElement.dataset.theme;
 	if (e === "dark" || e === "light") return e === "dark";
 	let t = document.body?.dataset.jpThemeLight;
 	return t ? t === "false" : document.body?.classList.contains("vscode-dark") ? !0 : !document.body?.classList.contains("vscode-light") && matchMedia("(prefers-color-scheme: dark)").matches;
 }
-function et({ text: e, label: t = "Copy" }) {
+function tt({ text: e, label: t = "Copy" }) {
 	let [n, r] = I("");
 	return /* @__PURE__ */ J("button", {
 		type: "button",
@@ -683,7 +693,7 @@ function et({ text: e, label: t = "Copy" }) {
 		children: n || t
 	});
 }
-function tt({ text: e }) {
+function nt({ text: e }) {
 	return /* @__PURE__ */ J(y, { children: e.split(/`([^`]+)`/).map((e, t) => t % 2 ? /* @__PURE__ */ J("code", { children: e }) : e) });
 }
 function Y(e) {
@@ -748,7 +758,7 @@ function Z({ message: e, children: t }) {
 	});
 }
 // src/colour.ts
-var nt = {
+var rt = {
 	below: [
 		[
 			250,
@@ -803,7 +813,7 @@ var nt = {
 		222,
 		228
 	]
-}, rt = {
+}, it = {
 	below: [
 		[
 			74,
@@ -859,8 +869,8 @@ var nt = {
 		74
 	]
 };
-function it(e, t, n) {
-	let r = n ? rt : nt, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
+function at(e, t, n) {
+	let r = n ? it : rt, i = e < 0, a = Math.max(-e, t) || 1, o = i ? -a : e >= 0 && e < t / 2 ? 0 : e, s = i ? a : t > o ? t : o + 1;
 	return {
 		low: o,
 		high: s,
@@ -868,11 +878,11 @@ function it(e, t, n) {
 		at: (e) => {
 			if (!Number.isFinite(e)) return r.none;
 			let t = i ? e / a : (e - o) / (s - o);
-			return at([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
+			return ot([r.zero, ...t < 0 ? r.below : r.above], Math.min(1, Math.abs(t)));
 		}
 	};
 }
-function at(e, t) {
+function ot(e, t) {
 	let n = t * (e.length - 1), r = Math.min(e.length - 2, Math.floor(n)), i = e[r], a = e[r + 1];
 	return [
 		0,
@@ -880,17 +890,17 @@ function at(e, t) {
 		2
 	].map((e) => Math.round(i[e] + (n - r) * (a[e] - i[e])));
 }
-function ot(e) {
+function st(e) {
 	return `rgb(${e.join(" ")})`;
 }
-function st(e) {
+function ct(e) {
 	let [t, n, r] = e.map((e) => {
 		let t = e / 255;
 		return t <= .04045 ? t / 12.92 : ((t + .055) / 1.055) ** 2.4;
 	});
 	return .2126 * t + .7152 * n + .0722 * r > .179 ? "#000000" : "#ffffff";
 }
-function ct(e) {
+function lt(e) {
 	let t = /* @__PURE__ */ new Uint32Array(513), n = ([e, t, n]) => (255 << 24 | n << 16 | t << 8 | e) >>> 0;
 	for (let r = 0; r < 512; r++) t[r] = n(e.at(e.low + (e.high - e.low) * r / 511));
 	t[512] = n(e.at(NaN));
@@ -901,7 +911,7 @@ function ct(e) {
 		colours: t
 	};
 }
-function lt(e, t, n = 5) {
+function ut(e, t, n = 5) {
 	if (!(t > e)) return [e];
 	let r = (t - e) / n, i = 10 ** Math.floor(Math.log10(r)), a = i * ([
 		1,
@@ -913,7 +923,7 @@ function lt(e, t, n = 5) {
 	return o;
 }
 // src/bars.tsx
-function ut({ bars: e, unit: t, label: n }) {
+function dt({ bars: e, unit: t, label: n }) {
 	let r = e.flatMap((e) => [
 		e.value,
 		e.low,
@@ -927,7 +937,7 @@ function ut({ bars: e, unit: t, label: n }) {
 	i === a && (a = 1);
 	let o = (a - i) * .03;
 	i -= i < 0 ? o : 0, a += a > 0 ? o : 0;
-	let s = (e) => 100 * (e - i) / (a - i), c = lt(i, a, 5), l = Ie(c), u = e.some((e) => Q(e.nullMean)), d = e.some((e) => e.draws?.length), f = e.some((e) => Q(e.low));
+	let s = (e) => 100 * (e - i) / (a - i), c = ut(i, a, 5), l = Ie(c), u = e.some((e) => Q(e.nullMean)), d = e.some((e) => e.draws?.length), f = e.some((e) => Q(e.low));
 	return /* @__PURE__ */ J("figure", {
 		class: "bars",
 		children: [
@@ -962,11 +972,11 @@ function ut({ bars: e, unit: t, label: n }) {
 								})),
 								Q(e.nullLow) && Q(e.nullHigh) && /* @__PURE__ */ J("i", {
 									class: "null",
-									style: dt(s(e.nullLow), s(e.nullHigh))
+									style: ft(s(e.nullLow), s(e.nullHigh))
 								}),
 								/* @__PURE__ */ J("i", {
 									class: e.value < 0 ? "bar below" : "bar",
-									style: dt(s(0), s(e.value))
+									style: ft(s(0), s(e.value))
 								}),
 								Q(e.nullMean) && /* @__PURE__ */ J("i", {
 									class: "null-mean",
@@ -978,7 +988,7 @@ function ut({ bars: e, unit: t, label: n }) {
 								})),
 								Q(e.low) && Q(e.high) && /* @__PURE__ */ J("i", {
 									class: "whisker",
-									style: dt(s(e.low), s(e.high))
+									style: ft(s(e.low), s(e.high))
 								})
 							]
 						}),
@@ -1014,28 +1024,28 @@ function ut({ bars: e, unit: t, label: n }) {
 function Q(e) {
 	return typeof e == "number" && Number.isFinite(e);
 }
-function dt(e, t) {
+function ft(e, t) {
 	return {
 		left: `${Math.min(e, t)}%`,
 		width: `${Math.abs(t - e)}%`
 	};
 }
 // src/curve.tsx
-function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
-	let o = R(null), s = Ze(o), [c, l] = I(null), [u, d, f, p] = [
+function pt({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
+	let o = R(null), s = Qe(o), [c, l] = I(null), [u, d, f, p] = [
 		56,
 		14,
 		10,
 		40
 	], m = Math.round(Math.min(300, Math.max(190, s * .46))), h = n.flatMap((e) => [
-		...pt(e.y),
-		...pt(e.low),
-		...pt(e.high)
+		...mt(e.y),
+		...mt(e.low),
+		...mt(e.high)
 	]), [g, _] = [Math.min(...h, 0), Math.max(...h, 0)];
 	g === _ && (_ = g + 1);
 	let v = (_ - g) * .06;
 	[g, _] = [g < 0 ? g - v : g, _ + v];
-	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = lt(g, _, 5), T = Ie(w), E = t || e.length <= 9 ? e : lt(b, x, 7), D = (t) => {
+	let [b, x] = [Math.min(...e), Math.max(...e)], S = (e) => u + (s - u - d) * (e - b) / (x - b || 1), C = (e) => f + (m - f - p) * (_ - e) / (_ - g), w = ut(g, _, 5), T = Ie(w), E = t || e.length <= 9 ? e : ut(b, x, 7), D = (t) => {
 		let n = o.current?.querySelector("svg")?.getBoundingClientRect();
 		if (!n) return null;
 		let r = e.map((e) => Math.abs(S(e) - (t - n.left)));
@@ -1130,11 +1140,11 @@ function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 						children: [
 							t.low && t.high && /* @__PURE__ */ J("path", {
 								class: "band",
-								d: ht(e, t.low, t.high, S, C)
+								d: gt(e, t.low, t.high, S, C)
 							}),
 							/* @__PURE__ */ J("path", {
 								class: "line",
-								d: mt(e, t.y, S, C)
+								d: ht(e, t.y, S, C)
 							}),
 							e.length <= 40 && e.map((e, n) => Number.isFinite(t.y[n]) && /* @__PURE__ */ J("circle", {
 								cx: S(e),
@@ -1169,27 +1179,27 @@ function ft({ x: e, names: t, lines: n, axis: r, unit: i, label: a }) {
 		]
 	});
 }
-function pt(e) {
+function mt(e) {
 	return e ? Array.from(e).filter(Number.isFinite) : [];
 }
-function mt(e, t, n, r) {
+function ht(e, t, n, r) {
 	let i = "M", a = "";
 	return e.forEach((e, o) => {
 		Number.isFinite(t[o]) ? (a += `${i}${n(e).toFixed(1)} ${r(t[o]).toFixed(1)}`, i = "L") : i = "M";
 	}), a;
 }
-function ht(e, t, n, r, i) {
+function gt(e, t, n, r, i) {
 	let a = e.map((e, t) => t).filter((e) => Number.isFinite(t[e]) && Number.isFinite(n[e]));
 	if (a.length < 2) return "";
 	let o = (t, n) => `${r(e[t]).toFixed(1)} ${i(n[t]).toFixed(1)}`;
 	return `M${a.map((e) => o(e, n)).join("L")}L${a.reverse().map((e) => o(e, t)).join("L")}Z`;
 }
 // src/heat.tsx
-var gt = "12px ui-sans-serif, system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif", _t = gt.replace("12px", "11px"), vt = 620;
-function yt(e) {
-	let t = R(null), n = R(null), r = R(null), i = Ze(t), a = Qe(), [o, s] = I(1), [c, l] = I(null), u = e.columns.length, d = z(() => {
-		let [t, n] = e.range ?? Et(e.values);
-		return it(t, n, a);
+var _t = "12px ui-sans-serif, system-ui, -apple-system, \"Segoe UI\", Roboto, sans-serif", vt = _t.replace("12px", "11px"), yt = 620;
+function bt(e) {
+	let t = R(null), n = R(null), r = R(null), i = Qe(t), a = $e(), [o, s] = I(1), [c, l] = I(null), u = e.columns.length, d = z(() => {
+		let [t, n] = e.range ?? Dt(e.values);
+		return at(t, n, a);
 	}, [
 		e.values,
 		a,
@@ -1198,14 +1208,14 @@ function yt(e) {
 	]), f = z(() => ({
 		rows: e.rows.map(G),
 		columns: e.columns.map(G)
-	}), [e.rows, e.columns]), p = z(() => Tt(e, f, i, o), [
+	}), [e.rows, e.columns]), p = z(() => Et(e, f, i, o), [
 		e,
 		f,
 		i,
 		o
-	]), m = z(() => new Dt(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
+	]), m = z(() => new Ot(e.values, e.rows.length, u, d), [e.values, d]), h = () => {
 		let t = r.current, i = n.current;
-		t && i && Ot(t, i, e, f, p, d, m);
+		t && i && kt(t, i, e, f, p, d, m);
 	};
 	Ce(h), L(() => {
 		let e = n.current, t = 0, r = () => {
@@ -1246,8 +1256,8 @@ function yt(e) {
 					"aria-live": "polite",
 					children: b === null ? /* @__PURE__ */ J("span", {
 						class: "hint",
-						children: xt(e)
-					}) : /* @__PURE__ */ J(bt, {
+						children: St(e)
+					}) : /* @__PURE__ */ J(xt, {
 						...e,
 						place: b,
 						labels: f
@@ -1321,14 +1331,14 @@ function yt(e) {
 					})]
 				})
 			}),
-			/* @__PURE__ */ J(St, {
+			/* @__PURE__ */ J(Ct, {
 				scale: d,
 				unit: e.unit
 			})
 		]
 	});
 }
-function bt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told: o, place: s }) {
+function xt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told: o, place: s }) {
 	let c = r.length, l = t?.[s];
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J("b", {
@@ -1356,15 +1366,15 @@ function bt({ values: e, names: t, labels: n, columns: r, axes: i, unit: a, told
 		})
 	] });
 }
-function xt(e) {
+function St(e) {
 	return `${e.values.length.toLocaleString("en")} cells: point at one, or move with the arrow keys`;
 }
-function St({ scale: e, unit: t }) {
-	let n = Array.from({ length: 17 }, (t, n) => ot(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
+function Ct({ scale: e, unit: t }) {
+	let n = Array.from({ length: 17 }, (t, n) => st(e.at(e.low + (e.high - e.low) * n / 16))), r = e.signed ? [
 		e.low,
 		0,
 		e.high
-	] : lt(e.low, e.high, 4), i = e.signed ? r.map(Fe) : Ie(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
+	] : ut(e.low, e.high, 4), i = e.signed ? r.map(Fe) : Ie(r), a = (t) => `${100 * (t - e.low) / (e.high - e.low)}%`;
 	return /* @__PURE__ */ J("figcaption", {
 		class: "legend",
 		children: [
@@ -1387,30 +1397,30 @@ function St({ scale: e, unit: t }) {
 		]
 	});
 }
-var Ct = null;
-function wt(e, t) {
-	if (Ct ??= document.createElement("canvas").getContext("2d"), !Ct) return 60;
-	Ct.font = t;
+var wt = null;
+function Tt(e, t) {
+	if (wt ??= document.createElement("canvas").getContext("2d"), !wt) return 60;
+	wt.font = t;
 	let n = 0, r = Math.max(1, Math.floor(e.length / 200));
-	for (let t = 0; t < e.length; t += r) n = Math.max(n, Ct.measureText(e[t]).width);
+	for (let t = 0; t < e.length; t += r) n = Math.max(n, wt.measureText(e[t]).width);
 	return Math.ceil(n);
 }
-function Tt(e, t, n, r) {
-	let [i, a] = [e.rows.length, e.columns.length], o = Math.min(Math.round(n * .34), Math.max(22, wt(t.rows, gt) + 12), 150), s = Math.max(60, n - o - 2), c = wt(t.columns, gt), l = e.names ? 62 : 0, u = Math.max(l, s / a);
+function Et(e, t, n, r) {
+	let [i, a] = [e.rows.length, e.columns.length], o = Math.min(Math.round(n * .34), Math.max(22, Tt(t.rows, _t) + 12), 150), s = Math.max(60, n - o - 2), c = Tt(t.columns, _t), l = e.names ? 62 : 0, u = Math.max(l, s / a);
 	u = Math.min(u, e.names ? 104 : 76);
-	let d = e.square ? u : Math.min(34, Math.max(Math.min(22, vt / i), 440 / i));
-	e.names && (d = 36), e.square && (u = d = Math.min(u, 30, vt / i)), u *= r, d *= r > 1 && !e.square && d >= 20 ? 1 : r;
+	let d = e.square ? u : Math.min(34, Math.max(Math.min(22, yt / i), 440 / i));
+	e.names && (d = 36), e.square && (u = d = Math.min(u, 30, yt / i)), u *= r, d *= r > 1 && !e.square && d >= 20 ? 1 : r;
 	let f = c + 10 > u, p = (f ? Math.min(110, c + 10) : 20) + 20, m = [o + u * a + 1, d * i + p], h = m[0] > n ? 14 : 0;
 	return {
 		left: o,
 		bottom: p,
 		cell: [u, d],
 		size: m,
-		window: [Math.min(n, Math.ceil(m[0])), Math.min(vt + p, Math.ceil(m[1])) + h],
+		window: [Math.min(n, Math.ceil(m[0])), Math.min(yt + p, Math.ceil(m[1])) + h],
 		turned: f
 	};
 }
-function Et(e) {
+function Dt(e) {
 	let t = 1e400, n = -1e400;
 	for (let r = 0; r < e.length; r++) {
 		let i = e[r];
@@ -1418,7 +1428,7 @@ function Et(e) {
 	}
 	return t > n ? [0, 1] : [t, n];
 }
-var Dt = class {
+var Ot = class {
 	values;
 	rows;
 	columns;
@@ -1434,7 +1444,7 @@ var Dt = class {
 		[o.width, o.height] = [i, a];
 		let s = o.getContext("2d");
 		if (s) {
-			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = ct(this.scale);
+			let n = s.createImageData(i, a), r = new Uint32Array(n.data.buffer), { of: o, colours: c } = lt(this.scale);
 			for (let n = 0; n < a; n++) for (let a = 0; a < i; a++) r[n * i + a] = c[o(this.largest(a * e, n * t, e, t))];
 			s.putImageData(n, 0, 0);
 		}
@@ -1450,7 +1460,7 @@ var Dt = class {
 		return i;
 	}
 };
-function Ot(e, t, n, r, i, a, o) {
+function kt(e, t, n, r, i, a, o) {
 	let s = e.getContext("2d");
 	if (!s) return;
 	let c = Math.min(3, devicePixelRatio || 1), l = i.size[0] > i.window[0] ? 14 : 0, [u, d] = [i.window[0], i.window[1] - l];
@@ -1458,54 +1468,54 @@ function Ot(e, t, n, r, i, a, o) {
 	let f = getComputedStyle(t).color;
 	s.setTransform(c, 0, 0, c, 0, 0), s.clearRect(0, 0, u, d);
 	let [p, m] = i.cell, [h, g] = [n.rows.length, n.columns.length], _ = d - i.bottom, [v, y] = [t.scrollLeft, t.scrollTop];
-	s.save(), s.beginPath(), s.rect(i.left, 0, u - i.left, Math.min(_, m * h)), s.clip(), p < 5 || m < 5 ? kt(s, o, n, i, v, y, c) : At(s, n, i, a, v, y, u, _), s.restore(), s.fillStyle = f, s.font = gt, s.textBaseline = "middle", s.textAlign = "right";
+	s.save(), s.beginPath(), s.rect(i.left, 0, u - i.left, Math.min(_, m * h)), s.clip(), p < 5 || m < 5 ? At(s, o, n, i, v, y, c) : jt(s, n, i, a, v, y, u, _), s.restore(), s.fillStyle = f, s.font = _t, s.textBaseline = "middle", s.textAlign = "right";
 	let b = Math.max(1, Math.ceil(14 / m));
 	for (let e = 0; e < h; e++) {
 		let t = n.upward ? h - 1 - e : e, a = e * m - y + m / 2;
-		t % b || a < 0 || a > _ || s.fillText(jt(s, r.rows[t], i.left - 8), i.left - 8, a);
+		t % b || a < 0 || a > _ || s.fillText(Mt(s, r.rows[t], i.left - 8), i.left - 8, a);
 	}
 	let x = Math.max(1, Math.ceil((i.turned ? 14 : 18) / p));
 	for (let e = 0; e < g; e += x) {
 		let t = i.left + e * p - v + p / 2;
-		t < i.left || t > u || (s.save(), s.translate(t, Math.min(_, m * h) + 6), i.turned ? (s.rotate(-Math.PI / 2), s.textAlign = "right", s.fillText(jt(s, r.columns[e], i.bottom - 26), 0, 0)) : (s.textAlign = "center", s.textBaseline = "top", s.fillText(r.columns[e], 0, 1)), s.restore());
+		t < i.left || t > u || (s.save(), s.translate(t, Math.min(_, m * h) + 6), i.turned ? (s.rotate(-Math.PI / 2), s.textAlign = "right", s.fillText(Mt(s, r.columns[e], i.bottom - 26), 0, 0)) : (s.textAlign = "center", s.textBaseline = "top", s.fillText(r.columns[e], 0, 1)), s.restore());
 	}
-	s.fillStyle = f, s.font = _t, s.textAlign = "left", s.textBaseline = "alphabetic", s.fillText(`${n.axes[1]} →   ${n.axes[0]} ${n.upward ? "↑" : "↓"}`, i.left, d - 4);
+	s.fillStyle = f, s.font = vt, s.textAlign = "left", s.textBaseline = "alphabetic", s.fillText(`${n.axes[1]} →   ${n.axes[0]} ${n.upward ? "↑" : "↓"}`, i.left, d - 4);
 }
-function kt(e, t, n, r, i, a, o) {
+function At(e, t, n, r, i, a, o) {
 	let [s, c] = r.cell, l = Math.max(1, Math.ceil(1 / (s * o) - 1e-9)), u = Math.max(1, Math.ceil(1 / (c * o) - 1e-9)), d = t.pooled(l, u);
 	e.imageSmoothingEnabled = !1;
 	let f = n.rows.length;
 	n.upward ? (e.translate(0, f * c - a), e.scale(1, -1), e.drawImage(d, r.left - i, 0, d.width * l * s, d.height * u * c)) : e.drawImage(d, r.left - i, -a, d.width * l * s, d.height * u * c);
 }
-function At(e, t, n, r, i, a, o, s) {
+function jt(e, t, n, r, i, a, o, s) {
 	let [c, l] = n.cell, [u, d] = [t.rows.length, t.columns.length], f = c > 12 && l > 10 ? 1.5 : c > 7 && l > 7 ? .5 : 0, p = c > 20 && l > 16 ? 3 : 0, m = !t.square && c >= 40 && l >= 17;
-	e.font = _t, e.textAlign = "center", e.textBaseline = "middle";
+	e.font = vt, e.textAlign = "center", e.textBaseline = "middle";
 	let h = Math.max(0, Math.floor(i / c)), g = Math.min(d, Math.ceil((i + o - n.left) / c));
 	for (let o = Math.max(0, Math.floor(a / l)); o < Math.min(u, Math.ceil((a + s) / l)); o++) {
 		let s = t.upward ? u - 1 - o : o;
 		for (let u = h; u < g; u++) {
 			let h = s * d + u, g = t.values[h], [_, v] = [n.left + u * c - i, o * l - a], y = r.at(g);
-			if (e.fillStyle = ot(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = st(y), e.lineWidth = 2, e.stroke()), !m) continue;
-			e.fillStyle = st(y);
+			if (e.fillStyle = st(y), e.beginPath(), e.roundRect(_ + f / 2, v + f / 2, c - f, l - f, p), e.fill(), t.marked?.has(h) && (e.strokeStyle = ct(y), e.lineWidth = 2, e.stroke()), !m) continue;
+			e.fillStyle = ct(y);
 			let b = t.names?.[h];
-			b && l >= 32 ? (e.fillText(jt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Fe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Fe(g), _ + c / 2, v + l / 2 + .5);
+			b && l >= 32 ? (e.fillText(Mt(e, b, c - 6), _ + c / 2, v + l / 2 - 7), e.globalAlpha = .78, e.fillText(Fe(g), _ + c / 2, v + l / 2 + 8), e.globalAlpha = 1) : e.fillText(Fe(g), _ + c / 2, v + l / 2 + .5);
 		}
 	}
 }
-function jt(e, t, n) {
+function Mt(e, t, n) {
 	if (e.measureText(t).width <= n) return t;
 	let r = t.length;
 	for (; r > 1 && e.measureText(`${t.slice(0, r)}…`).width > n;) r--;
 	return `${t.slice(0, r)}…`;
 }
 // src/number.tsx
-var Mt = 24;
-function Nt({ doc: e, chosen: t }) {
+var Nt = 24;
+function Pt({ doc: e, chosen: t }) {
 	let n = t.name === e.main, r = (t) => {
 		let n = V(e, t);
 		return n && n.axes.length === 0 ? B(n)?.[0] ?? null : null;
-	}, i = (e) => r(`${t.name}_${e}`) ?? (n ? r(e) : null), a = n ? V(e, "null") : void 0, o = a && a.axes.length && a.unit === t.unit ? Array.from(B(a) ?? []) : void 0, s = n ? (e.tables.groups?.rows ?? []).slice(0, Mt) : [];
-	return /* @__PURE__ */ J(ut, {
+	}, i = (e) => r(`${t.name}_${e}`) ?? (n ? r(e) : null), a = n ? V(e, "null") : void 0, o = a && a.axes.length && a.unit === t.unit ? Array.from(B(a) ?? []) : void 0, s = n ? (e.tables.groups?.rows ?? []).slice(0, Nt) : [];
+	return /* @__PURE__ */ J(dt, {
 		bars: [{
 			name: s.length ? "all" : U(t.name),
 			value: B(t)?.[0] ?? NaN,
@@ -1516,12 +1526,12 @@ function Nt({ doc: e, chosen: t }) {
 			nullLow: n ? r("null_low") : null,
 			nullHigh: n ? r("null_high") : null,
 			strong: s.length > 0
-		}, ...s.map(Pt)],
+		}, ...s.map(Ft)],
 		unit: t.unit,
 		label: `${U(t.name)} in ${t.unit}`
 	});
 }
-function Pt(e) {
+function Ft(e) {
 	let t = (t) => typeof e[t] == "number" ? e[t] : null;
 	return {
 		name: String(e.group),
@@ -1531,11 +1541,11 @@ function Pt(e) {
 	};
 }
 // src/table.tsx
-var Ft = 12;
-function It({ rows: e, n: t, title: n, open: r, link: i }) {
-	let a = z(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = I(null), [c, l] = I(!!r), u = z(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => zt(e[t])))), [e]), d = z(() => o ? [...e].sort((e, t) => Bt(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
+var It = 12;
+function Lt({ rows: e, n: t, title: n, open: r, link: i }) {
+	let a = z(() => [...new Set(e.flatMap((e) => Object.keys(e)))], [e]), [o, s] = I(null), [c, l] = I(!!r), u = z(() => new Set(a.filter((t) => e.some((e) => typeof e[t] == "number") && e.every((e) => Bt(e[t])))), [e]), d = z(() => o ? [...e].sort((e, t) => Vt(e[o.column], t[o.column]) * (o.down ? -1 : 1)) : e, [e, o]);
 	if (!e.length) return null;
-	let f = c ? d : d.slice(0, Ft), p = t ?? e.length;
+	let f = c ? d : d.slice(0, It), p = t ?? e.length;
 	return /* @__PURE__ */ J("div", {
 		class: "table-box",
 		children: [/* @__PURE__ */ J("div", {
@@ -1546,16 +1556,16 @@ function It({ rows: e, n: t, title: n, open: r, link: i }) {
 					class: "count",
 					children: p > f.length ? `${f.length} of ${p.toLocaleString("en")} rows` : `${p} row${p === 1 ? "" : "s"}`
 				}),
-				e.length > Ft && /* @__PURE__ */ J("button", {
+				e.length > It && /* @__PURE__ */ J("button", {
 					type: "button",
 					class: "quiet",
 					"aria-expanded": c,
 					onClick: () => l(!c),
 					children: c ? "Fewer" : `All ${e.length}`
 				}),
-				/* @__PURE__ */ J(et, {
+				/* @__PURE__ */ J(tt, {
 					label: "Copy as CSV",
-					text: () => Vt(a, d)
+					text: () => Ht(a, d)
 				})
 			]
 		}), /* @__PURE__ */ J("div", {
@@ -1578,7 +1588,7 @@ function It({ rows: e, n: t, title: n, open: r, link: i }) {
 					})]
 				})
 			})) }) }), /* @__PURE__ */ J("tbody", { children: f.map((e) => /* @__PURE__ */ J("tr", { children: a.map((t, n) => {
-				let r = Rt(e[t]), o = n === Lt(a) ? i?.(e) : void 0;
+				let r = zt(e[t]), o = n === Rt(a) ? i?.(e) : void 0;
 				return /* @__PURE__ */ J("td", {
 					class: u.has(t) ? "num" : r.length <= 24 ? "whole" : "",
 					children: o ? /* @__PURE__ */ J("a", {
@@ -1590,29 +1600,29 @@ function It({ rows: e, n: t, title: n, open: r, link: i }) {
 		})]
 	});
 }
-function Lt(e) {
+function Rt(e) {
 	let t = e.indexOf("part");
 	return t < 0 ? 0 : t;
 }
-function Rt(e) {
-	return typeof e == "string" ? G(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? G(e) : Re(e)).join(", ") : Re(e);
-}
 function zt(e) {
+	return typeof e == "string" ? G(e) : Array.isArray(e) ? e.map((e) => typeof e == "string" ? G(e) : ze(e)).join(", ") : ze(e);
+}
+function Bt(e) {
 	return typeof e == "number" || e == null || e === "inf" || e === "-inf";
 }
-function Bt(e, t) {
-	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : Re(e).localeCompare(Re(t), "en", { numeric: !0 });
-}
 function Vt(e, t) {
+	return typeof e == "number" && typeof t == "number" ? e - t : typeof e == "number" || typeof t == "number" ? typeof e == "number" ? 1 : -1 : ze(e).localeCompare(ze(t), "en", { numeric: !0 });
+}
+function Ht(e, t) {
 	let n = (e) => {
-		let t = typeof e == "number" ? String(e) : Re(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
+		let t = typeof e == "number" ? String(e) : ze(e), n = typeof e == "string" && /^[=+\-@\t\r]/.test(t) ? `'${t}` : t;
 		return /[",\n\r]/.test(n) ? `"${n.replace(/"/g, "\"\"")}"` : n;
 	};
 	return [e, ...t.map((t) => e.map((e) => t[e]))].map((e) => e.map((e) => n(e)).join(",")).join("\n") + "\n";
 }
 // src/tokens.tsx
-function Ht({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
-	let s = Qe(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? it(Math.min(...c, 0), Math.max(...c), s) : null;
+function Ut({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, legend: o }) {
+	let s = $e(), c = t ? Array.from(t).filter(Number.isFinite) : [], l = c.length ? at(Math.min(...c, 0), Math.max(...c), s) : null;
 	return /* @__PURE__ */ J("div", {
 		class: "tokens-box",
 		children: [/* @__PURE__ */ J("div", {
@@ -1621,8 +1631,8 @@ function Ht({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, leg
 			"aria-label": r,
 			children: e.map((e, r) => {
 				let o = t?.[r], s = l && o !== void 0 ? l.at(o) : null, c = `${r} ${G(e)}${o === void 0 ? "" : `: ${H(o)} ${n ?? ""}`}`, u = s ? {
-					background: ot(s),
-					color: st(s)
+					background: st(s),
+					color: ct(s)
 				} : {}, d = /* @__PURE__ */ J(y, { children: [e.startsWith(" ") ? /* @__PURE__ */ J("span", {
 					class: "space",
 					children: " "
@@ -1642,19 +1652,19 @@ function Ht({ tokens: e, values: t, unit: n, label: r, chosen: i, onPick: a, leg
 					children: d
 				});
 			})
-		}), o && l && /* @__PURE__ */ J(St, {
+		}), o && l && /* @__PURE__ */ J(Ct, {
 			scale: l,
 			unit: n ?? ""
 		})]
 	});
 }
 // src/wiring.tsx
-var Ut = 34, Wt = 62, Gt = 34, Kt = {
+var Wt = 34, Gt = 62, Kt = 34, qt = {
 	q: "queries",
 	k: "keys",
 	v: "values"
 };
-function qt(e) {
+function Jt(e) {
 	let t = /^L(\d+)\.(.+)$/.exec(e);
 	if (!t) return /^(embed|positions)/.test(e) ? {
 		part: e.split(".")[0],
@@ -1669,10 +1679,10 @@ function qt(e) {
 	return {
 		part: `L${n}.${a}`,
 		column: n,
-		reads: i ? Kt[i] : /^(mlp|E\d|router|N\d)/.test(a) ? "MLPs" : "other"
+		reads: i ? qt[i] : /^(mlp|E\d|router|N\d)/.test(a) ? "MLPs" : "other"
 	};
 }
-function Jt(e) {
+function Yt(e) {
 	let t = /\.(H|KV|E|N|attn|mlp)(\d*)/.exec(e);
 	return [
 		"H",
@@ -1683,12 +1693,12 @@ function Jt(e) {
 		"N"
 	].indexOf(t?.[1] ?? "") * 1e6 + Number(t?.[2] ?? 0);
 }
-function Yt(e) {
+function Xt(e) {
 	let t = /* @__PURE__ */ new Map();
-	for (let n of e) for (let e of [qt(n.from), qt(n.to)]) t.set(e.column, (t.get(e.column) ?? /* @__PURE__ */ new Set()).add(e.part));
+	for (let n of e) for (let e of [Jt(n.from), Jt(n.to)]) t.set(e.column, (t.get(e.column) ?? /* @__PURE__ */ new Set()).add(e.part));
 	let n = [...t.keys()].sort((e, t) => e === "in" ? -1 : t === "in" || e === "out" ? 1 : t === "out" ? -1 : Number(e) - Number(t)), r = /* @__PURE__ */ new Map(), i = 0;
 	n.forEach((e, n) => {
-		let a = [...t.get(e)].sort((e, t) => Jt(e) - Jt(t) || e.localeCompare(t));
+		let a = [...t.get(e)].sort((e, t) => Yt(e) - Yt(t) || e.localeCompare(t));
 		i = Math.max(i, a.length), a.forEach((e, t) => r.set(e, {
 			part: e,
 			column: n,
@@ -1705,13 +1715,13 @@ function Yt(e) {
 		rows: i
 	};
 }
-function Xt({ doc: e, link: t }) {
-	let n = e.cables, r = R(null), i = Ze(r), [a, o] = I(Math.min(n.lines.length, n.smallest ?? 24)), [s, c] = I(""), [l, u] = I(!1), [d, f] = I(""), [p, m] = I(null), h = n.lines.some((e) => e.p !== null), g = z(() => [...new Set(n.lines.map((e) => qt(e.to).reads).filter(Boolean))].sort(), [n]), { jacks: _, columns: v, rows: b } = z(() => Yt(n.lines), [n]), x = n.lines.map((e, t) => ({
+function Zt({ doc: e, link: t }) {
+	let n = e.cables, r = R(null), i = Qe(r), [a, o] = I(Math.min(n.lines.length, n.smallest ?? 24)), [s, c] = I(""), [l, u] = I(!1), [d, f] = I(""), [p, m] = I(null), h = n.lines.some((e) => e.p !== null), g = z(() => [...new Set(n.lines.map((e) => Jt(e.to).reads).filter(Boolean))].sort(), [n]), { jacks: _, columns: v, rows: b } = z(() => Xt(n.lines), [n]), x = n.lines.map((e, t) => ({
 		cable: e,
 		i: t,
-		from: qt(e.from),
-		to: qt(e.to)
-	})).slice(0, a).filter(({ cable: e, from: t, to: n }) => (!s || n.reads === s) && (!l || e.p !== null && e.p <= .05) && (!d || t.part === d || n.part === d)), S = Math.max(...n.lines.map((e) => Math.abs(e.score)), 1e-12), C = Math.max(118, (i - Wt - 8) / Math.max(1, v.length - 1)), [w, T] = [C * (v.length - 1) + Wt + 8, Gt + b * Ut + 6], E = (e) => 4 + e.column * C, D = (e) => Gt + (e.row + .5) * Ut, O = new Set(x.flatMap(({ from: e, to: t }) => [e.part, t.part])), k = x.find((e) => e.i === p), A = d ? t?.(d) : void 0;
+		from: Jt(e.from),
+		to: Jt(e.to)
+	})).slice(0, a).filter(({ cable: e, from: t, to: n }) => (!s || n.reads === s) && (!l || e.p !== null && e.p <= .05) && (!d || t.part === d || n.part === d)), S = Math.max(...n.lines.map((e) => Math.abs(e.score)), 1e-12), C = Math.max(118, (i - Gt - 8) / Math.max(1, v.length - 1)), [w, T] = [C * (v.length - 1) + Gt + 8, Kt + b * Wt + 6], E = (e) => 4 + e.column * C, D = (e) => Kt + (e.row + .5) * Wt, O = new Set(x.flatMap(({ from: e, to: t }) => [e.part, t.part])), k = x.find((e) => e.i === p), A = d ? t?.(d) : void 0;
 	return /* @__PURE__ */ J("div", {
 		class: "wiring",
 		ref: r,
@@ -1819,14 +1829,14 @@ function Xt({ doc: e, link: t }) {
 					children: [
 						v.map((e, t) => /* @__PURE__ */ J("text", {
 							class: "wiring-layer",
-							x: 4 + t * C + Wt / 2,
+							x: 4 + t * C + Gt / 2,
 							y: 16,
 							"text-anchor": "middle",
 							children: e === "in" ? "text" : e === "out" ? "output" : `layer ${e}`
 						})),
 						[...x].reverse().map(({ cable: e, i: t, from: n, to: r }) => {
 							let [i, a] = [_.get(n.part), _.get(r.part)], [o, s, c, l] = [
-								E(i) + Wt - 3,
+								E(i) + Gt - 3,
 								D(i),
 								E(a) + 3,
 								D(a)
@@ -1860,11 +1870,11 @@ function Xt({ doc: e, link: t }) {
 							children: [/* @__PURE__ */ J("rect", {
 								x: E(e),
 								y: D(e) - 12,
-								width: Wt,
+								width: Gt,
 								height: 24,
 								rx: 12
 							}), /* @__PURE__ */ J("text", {
-								x: E(e) + Wt / 2,
+								x: E(e) + Gt / 2,
 								y: D(e) + 4,
 								"text-anchor": "middle",
 								children: e.part.replace(/^L\d+\./, "")
@@ -1889,7 +1899,7 @@ function Xt({ doc: e, link: t }) {
 	});
 }
 // src/result.tsx
-var Zt = /* @__PURE__ */ new Set([
+var Qt = /* @__PURE__ */ new Set([
 	"strength",
 	"n_parts",
 	"position",
@@ -1900,23 +1910,23 @@ var Zt = /* @__PURE__ */ new Set([
 	"layer",
 	"chunk",
 	"offset"
-]), Qt = /* @__PURE__ */ new Set([
+]), $t = /* @__PURE__ */ new Set([
 	"position",
 	"query",
 	"key"
-]), $t = 24;
-function en({ doc: e, slices: t, link: n }) {
-	return e.kind === "knob" ? /* @__PURE__ */ J(nn, {
+]), en = 24;
+function tn({ doc: e, slices: t, link: n }) {
+	return e.kind === "knob" ? /* @__PURE__ */ J(rn, {
 		doc: e,
 		slices: t,
 		link: n
-	}) : /* @__PURE__ */ J(tn, {
+	}) : /* @__PURE__ */ J(nn, {
 		doc: e,
 		slices: t,
 		link: n
 	});
 }
-function tn({ doc: e, slices: t, link: n }) {
+function nn({ doc: e, slices: t, link: n }) {
 	let r = e.sections.find((e) => e.name === "in short"), i = e.sections.filter((e) => e !== r);
 	return /* @__PURE__ */ J(y, { children: [
 		r && /* @__PURE__ */ J(Y, {
@@ -1927,27 +1937,27 @@ function tn({ doc: e, slices: t, link: n }) {
 		e.cables && /* @__PURE__ */ J(Y, {
 			title: e.cables.smallest ? "Circuit" : "Wiring",
 			class: "figure",
-			children: /* @__PURE__ */ J(Xt, {
+			children: /* @__PURE__ */ J(Zt, {
 				doc: e,
 				link: n
 			})
 		}),
-		/* @__PURE__ */ J(on, {
+		/* @__PURE__ */ J(sn, {
 			doc: e,
 			slices: t,
 			link: n
 		}),
-		/* @__PURE__ */ J(Cn, { doc: e }),
-		/* @__PURE__ */ J(Tn, { doc: e }),
+		/* @__PURE__ */ J(wn, { doc: e }),
+		/* @__PURE__ */ J(En, { doc: e }),
 		i.length > 0 && /* @__PURE__ */ J(Y, {
 			title: "What was found",
 			children: i.map((e) => /* @__PURE__ */ J("div", {
 				class: "told-section",
-				children: [e.rows.length ? /* @__PURE__ */ J(It, {
+				children: [e.rows.length ? /* @__PURE__ */ J(Lt, {
 					rows: e.rows,
 					n: e.n,
 					title: U(e.name),
-					link: Sn(n)
+					link: Cn(n)
 				}) : /* @__PURE__ */ J("h3", { children: U(e.name) }), e.notes.map((e) => /* @__PURE__ */ J("p", {
 					class: "note",
 					children: e
@@ -1961,17 +1971,17 @@ function tn({ doc: e, slices: t, link: n }) {
 				children: e.notes.map((e) => /* @__PURE__ */ J("li", { children: e }))
 			})
 		}),
-		/* @__PURE__ */ J(En, {
+		/* @__PURE__ */ J(Dn, {
 			doc: e,
 			link: n
 		}),
-		/* @__PURE__ */ J(Dn, {
+		/* @__PURE__ */ J(On, {
 			provenance: e.provenance,
 			python: e.python
 		})
 	] });
 }
-function nn({ doc: e, slices: t, link: n }) {
+function rn({ doc: e, slices: t, link: n }) {
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J(Y, {
 			title: "What it does",
@@ -2009,25 +2019,25 @@ function nn({ doc: e, slices: t, link: n }) {
 		Object.entries(e.evidence).map(([e, r]) => /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("h2", {
 			class: "evidence",
 			children: ["Evidence: ", U(e)]
-		}), /* @__PURE__ */ J(tn, {
+		}), /* @__PURE__ */ J(nn, {
 			doc: r,
 			slices: t,
 			link: n
 		})] })),
-		/* @__PURE__ */ J(Dn, {
+		/* @__PURE__ */ J(On, {
 			provenance: e.provenance,
 			python: ""
 		})
 	] });
 }
-function rn(e) {
-	return e.variables.filter((t) => t.axes.length > 0 && t.shape.every((e) => e > 0) || an(e, t));
+function an(e) {
+	return e.variables.filter((t) => t.axes.length > 0 && t.shape.every((e) => e > 0) || on(e, t));
 }
-function an(e, t) {
+function on(e, t) {
 	return t.name === e.main && t.axes.length === 0 && Number.isFinite(B(t)?.[0]) && !!(V(e, "low") ?? V(e, "null") ?? e.tables.groups);
 }
-function on({ doc: e, slices: t, link: n }) {
-	let r = rn(e), [i, a] = I(e.tables.dose && V(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
+function sn({ doc: e, slices: t, link: n }) {
+	let r = an(e), [i, a] = I(e.tables.dose && V(e, "effect") ? "effect" : e.main), o = r.find((e) => e.name === i) ?? r[0];
 	if (!o) return null;
 	let s = r.length > 1 && /* @__PURE__ */ J("label", {
 		class: "pick",
@@ -2041,10 +2051,10 @@ function on({ doc: e, slices: t, link: n }) {
 		})]
 	});
 	return /* @__PURE__ */ J(Y, {
-		title: o.unit && o.unit !== o.name ? `${sn(U(o.name))}, ${o.unit}` : sn(U(o.name)),
+		title: o.unit && o.unit !== o.name ? `${cn(U(o.name))}, ${o.unit}` : cn(U(o.name)),
 		aside: s,
 		class: "figure",
-		children: /* @__PURE__ */ J(cn, {
+		children: /* @__PURE__ */ J(ln, {
 			doc: e,
 			chosen: o,
 			slices: t,
@@ -2052,51 +2062,51 @@ function on({ doc: e, slices: t, link: n }) {
 		})
 	});
 }
-function sn(e) {
+function cn(e) {
 	return e.charAt(0).toUpperCase() + e.slice(1);
 }
-function cn({ doc: e, chosen: t, slices: n, link: r }) {
+function ln({ doc: e, chosen: t, slices: n, link: r }) {
 	let i = t.name === e.main;
-	if (!t.axes.length) return /* @__PURE__ */ J(Nt, {
+	if (!t.axes.length) return /* @__PURE__ */ J(Pt, {
 		doc: e,
 		chosen: t
 	});
-	if (t.axes.length === 1) return /* @__PURE__ */ J(un, {
+	if (t.axes.length === 1) return /* @__PURE__ */ J(dn, {
 		doc: e,
 		chosen: t,
 		main: i,
 		link: r
 	});
 	let [a, o] = t.axes;
-	return t.axes.length === 2 && ln(a, o, e) ? /* @__PURE__ */ J(pn, {
+	return t.axes.length === 2 && un(a, o, e) ? /* @__PURE__ */ J(mn, {
 		doc: e,
 		chosen: t
 	}) : /* @__PURE__ */ J("div", {
 		class: i && e.ranked && t.shape[1] <= 12 ? "two" : "one",
-		children: [/* @__PURE__ */ J("div", { children: /* @__PURE__ */ J(gn, {
+		children: [/* @__PURE__ */ J("div", { children: /* @__PURE__ */ J(_n, {
 			doc: e,
 			chosen: t,
 			slices: n
-		}) }), i && e.ranked && /* @__PURE__ */ J("div", { children: /* @__PURE__ */ J(xn, {
+		}) }), i && e.ranked && /* @__PURE__ */ J("div", { children: /* @__PURE__ */ J(Sn, {
 			doc: e,
 			link: r
 		}) })]
 	});
 }
-function ln(e, t, n) {
-	let r = (e) => Zt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
+function un(e, t, n) {
+	let r = (e) => Qt.has(e) && (n.steps[e] ?? []).every((e) => typeof e == "number"), i = (e) => e === "condition" || e === "draw";
 	return i(e) && r(t) || i(t) && r(e);
 }
-function un({ doc: e, chosen: t, main: n, link: r }) {
+function dn({ doc: e, chosen: t, main: n, link: r }) {
 	let i = t.axes[0], a = e.steps[i] ?? [], o = B(t);
-	if (!o) return /* @__PURE__ */ J(hn, {});
-	if (n && e.ranked) return /* @__PURE__ */ J(xn, {
+	if (!o) return /* @__PURE__ */ J(gn, {});
+	if (n && e.ranked) return /* @__PURE__ */ J(Sn, {
 		doc: e,
 		link: r
 	});
-	if (Zt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ J(ft, {
+	if (Qt.has(i) && a.every((e) => typeof e == "number") && a.length > 1) return /* @__PURE__ */ J(pt, {
 		x: a,
-		lines: fn(e, t),
+		lines: pn(e, t),
 		axis: U(i),
 		unit: t.unit,
 		label: `${U(t.name)} in ${t.unit}`
@@ -2104,26 +2114,26 @@ function un({ doc: e, chosen: t, main: n, link: r }) {
 	let s = e.labels[i] ?? [], c = Array.from(o, (n, r) => ({
 		name: s[r] ?? String(r),
 		value: n,
-		...dn(e, t, r)
-	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, $t), u = c.length > $t ? c.filter((e) => l.includes(e)) : c;
+		...fn(e, t, r)
+	})).filter((e) => !Number.isNaN(e.value)), l = [...c].sort((e, t) => Math.abs(t.value) - Math.abs(e.value)).slice(0, en), u = c.length > en ? c.filter((e) => l.includes(e)) : c;
 	return /* @__PURE__ */ J(y, { children: [
-		Qt.has(i) && /* @__PURE__ */ J(Ht, {
+		$t.has(i) && /* @__PURE__ */ J(Ut, {
 			tokens: s,
 			values: o,
 			unit: t.unit,
 			label: U(t.name),
 			legend: !0
 		}),
-		/* @__PURE__ */ J(ut, {
+		/* @__PURE__ */ J(dt, {
 			bars: u,
 			unit: t.unit,
 			label: U(t.name)
 		}),
-		c.length > $t && /* @__PURE__ */ J("p", {
+		c.length > en && /* @__PURE__ */ J("p", {
 			class: "note",
 			children: [
 				"The ",
-				$t,
+				en,
 				" largest of ",
 				c.length,
 				", either sign."
@@ -2131,7 +2141,7 @@ function un({ doc: e, chosen: t, main: n, link: r }) {
 		})
 	] });
 }
-function dn(e, t, n) {
+function fn(e, t, n) {
 	let r = (r) => (t.name === e.main ? Pe(e, r)?.[n] : null) ?? null, i = (i) => {
 		let a = V(e, `${t.name}_${i}`);
 		return a && a.axes.join() === t.axes.join() ? B(a)?.[n] ?? null : r(i);
@@ -2144,7 +2154,7 @@ function dn(e, t, n) {
 		nullLow: r("null_low")
 	};
 }
-function fn(e, t) {
+function pn(e, t) {
 	let n = e.variables.filter((e) => e.axes.join() === t.axes.join() && e.unit === t.unit), r = (e) => {
 		let t = n.find((t) => t.name === e);
 		return t ? B(t) : null;
@@ -2174,20 +2184,20 @@ function fn(e, t) {
 	}
 	return o;
 }
-function pn({ doc: e, chosen: t }) {
+function mn({ doc: e, chosen: t }) {
 	let n = B(t);
-	if (!n) return /* @__PURE__ */ J(hn, {});
-	let r = Zt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
+	if (!n) return /* @__PURE__ */ J(gn, {});
+	let r = Qt.has(t.axes[1]) && t.axes[1] !== "draw" ? 1 : 0, [i, a] = [t.axes[r], t.axes[1 - r]], o = e.steps[i]?.length ?? 0, s = (n, i) => {
 		let a = t.name === e.main ? Pe(e, n) : null;
-		return a && mn(a, t.shape, r, i, o);
+		return a && hn(a, t.shape, r, i, o);
 	}, c = (e.labels[a] ?? []).map((e, i) => ({
 		name: e,
-		y: mn(n, t.shape, r, i, o),
+		y: hn(n, t.shape, r, i, o),
 		low: s("low", i),
 		high: s("high", i),
 		control: a === "draw" || /random|control/.test(e)
 	}));
-	return /* @__PURE__ */ J(ft, {
+	return /* @__PURE__ */ J(pt, {
 		x: e.steps[i],
 		lines: c.slice(0, 24),
 		axis: U(i),
@@ -2195,17 +2205,17 @@ function pn({ doc: e, chosen: t }) {
 		label: U(t.name)
 	});
 }
-function mn(e, t, n, r, i) {
-	return Array.from({ length: i }, (i, a) => e[n === 1 ? ze(t, [r, a]) : ze(t, [a, r])]);
+function hn(e, t, n, r, i) {
+	return Array.from({ length: i }, (i, a) => e[n === 1 ? Be(t, [r, a]) : Be(t, [a, r])]);
 }
-function hn() {
+function gn() {
 	return /* @__PURE__ */ J("p", {
 		class: "note",
 		children: "These numbers are too many to be in this file; open the saved folder with patchbay ui."
 	});
 }
-function gn({ doc: e, chosen: t, slices: n }) {
-	let r = t.axes.slice(0, -2), [i, a] = I(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = vn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = z(() => yn(e, t), [e, t]), f = z(() => bn(e, t), [e, t]);
+function _n({ doc: e, chosen: t, slices: n }) {
+	let r = t.axes.slice(0, -2), [i, a] = I(r.map(() => 0)), [o, s] = t.axes.slice(-2), { values: c, failed: l } = yn(t, r.length === i.length ? i : r.map(() => 0), n), u = t.name === e.main, d = z(() => bn(e, t), [e, t]), f = z(() => xn(e, t), [e, t]);
 	L(() => a(r.map(() => 0)), [t.name]);
 	let p = (t) => e.labels[t] ?? [];
 	return /* @__PURE__ */ J(y, { children: [r.length > 0 && /* @__PURE__ */ J("div", {
@@ -2221,7 +2231,7 @@ function gn({ doc: e, chosen: t, slices: n }) {
 				}))
 			})]
 		}))
-	}), l ? /* @__PURE__ */ J(Z, { message: l }) : c ? /* @__PURE__ */ J(_n, {
+	}), l ? /* @__PURE__ */ J(Z, { message: l }) : c ? /* @__PURE__ */ J(vn, {
 		doc: e,
 		chosen: t,
 		values: c,
@@ -2240,14 +2250,14 @@ function gn({ doc: e, chosen: t, slices: n }) {
 		]
 	})] });
 }
-function _n(e) {
+function vn(e) {
 	let { doc: t, chosen: n, values: r, row: i, column: a } = e, o = i === "query" && a === "key", s = t.labels[a] ?? [], [c, l] = I(Math.max(0, (t.labels[i]?.length ?? 1) - 1)), u = n.axes.length > 2 && n.low !== null && n.high !== null ? [n.low, n.high] : void 0;
 	return /* @__PURE__ */ J(y, { children: [o && s.length <= 256 && /* @__PURE__ */ J("div", {
 		class: "attended",
 		children: [/* @__PURE__ */ J("p", {
 			class: "note",
 			children: "What the chosen token attends to; choose another one."
-		}), /* @__PURE__ */ J(Ht, {
+		}), /* @__PURE__ */ J(Ut, {
 			tokens: s,
 			values: r.subarray(c * s.length, (c + 1) * s.length),
 			unit: n.unit,
@@ -2255,7 +2265,7 @@ function _n(e) {
 			chosen: c,
 			onPick: l
 		})]
-	}), /* @__PURE__ */ J(yt, {
+	}), /* @__PURE__ */ J(bt, {
 		values: r,
 		rows: t.labels[i] ?? [],
 		columns: s,
@@ -2271,7 +2281,7 @@ function _n(e) {
 		...o ? { onPick: (e) => l(e) } : {}
 	})] });
 }
-function vn(e, t, n) {
+function yn(e, t, n) {
 	let r = B(e), [i, a] = I({
 		key: "",
 		values: null,
@@ -2299,13 +2309,13 @@ function vn(e, t, n) {
 		values: null,
 		failed: ""
 	};
-	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = ze(e.shape.slice(0, -2), t);
+	let s = e.shape.slice(-2).reduce((e, t) => e * t, 1), c = Be(e.shape.slice(0, -2), t);
 	return {
 		values: r.length === s ? r : r.subarray(c * s, (c + 1) * s),
 		failed: ""
 	};
 }
-function yn(e, t) {
+function bn(e, t) {
 	if (t.name !== e.main) return;
 	let n = e.variables.filter((e) => e !== t && e.axes.join() === t.axes.join() && e.data !== null);
 	if (!n.length) return;
@@ -2316,21 +2326,21 @@ function yn(e, t) {
 		return t.join(" · ");
 	};
 }
-function bn(e, t) {
+function xn(e, t) {
 	let n = /* @__PURE__ */ new Set();
 	if (!e.ranked || t.axes.length !== 2) return n;
 	let [r, i] = t.axes.map((t) => e.steps[t] ?? []);
 	for (let a of e.highlights) {
 		let e = /^L(\d+)\.[A-Z](\d+)$/.exec(a), o = e ? [r.indexOf(Number(e[1])), i.indexOf(Number(e[2]))] : [-1, -1];
-		o[0] >= 0 && o[1] >= 0 && n.add(ze(t.shape, o));
+		o[0] >= 0 && o[1] >= 0 && n.add(Be(t.shape, o));
 	}
 	return n;
 }
-function xn({ doc: e, link: t }) {
+function Sn({ doc: e, link: t }) {
 	let n = V(e, e.main), r = (t, r) => {
 		let i = t[r];
 		return typeof i == "number" && V(e, r)?.unit === n?.unit ? i : null;
-	}, i = e.rows.slice(0, $t).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
+	}, i = e.rows.slice(0, en).sort((e, t) => Number(t.value) - Number(e.value)).map((n) => ({
 		name: String(n.part),
 		value: Number(n.value),
 		low: r(n, "low"),
@@ -2342,7 +2352,7 @@ function xn({ doc: e, link: t }) {
 		strong: e.highlights.includes(String(n.part)),
 		link: t?.(String(n.part))
 	}));
-	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J(ut, {
+	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J(dt, {
 		bars: i,
 		unit: n?.unit ?? "",
 		label: `Parts by ${U(e.main)}`
@@ -2357,10 +2367,10 @@ function xn({ doc: e, link: t }) {
 		]
 	})] });
 }
-function Sn(e) {
+function Cn(e) {
 	return (t) => typeof t.part == "string" ? e?.(t.part) : void 0;
 }
-function Cn({ doc: e }) {
+function wn({ doc: e }) {
 	let t = e.tables.tokens?.rows ?? [], n = e.labels.position, r = e.variables.filter((e) => e.axes.join() === "position" && e.data !== null && e.name !== "token_id"), [i, a] = I(""), o = r.find((e) => e.name === i) ?? r[0];
 	return !t.length || !n || !o || e.main === o.name ? null : /* @__PURE__ */ J(Y, {
 		title: "Tokens",
@@ -2375,8 +2385,8 @@ function Cn({ doc: e }) {
 				}))
 			})]
 		}),
-		children: /* @__PURE__ */ J(Ht, {
-			tokens: (e.steps.position ?? []).map((e) => wn(String(e))),
+		children: /* @__PURE__ */ J(Ut, {
+			tokens: (e.steps.position ?? []).map((e) => Tn(String(e))),
 			values: B(o) ?? void 0,
 			unit: o.unit,
 			label: U(o.name),
@@ -2384,10 +2394,10 @@ function Cn({ doc: e }) {
 		})
 	});
 }
-function wn(e) {
+function Tn(e) {
 	return /^-?\d+ (['"])(.*)\1$/s.exec(e)?.[2] ?? e;
 }
-function Tn({ doc: e }) {
+function En({ doc: e }) {
 	let t = e.variables.filter((e) => e.axes.length === 0), n = (e) => {
 		let n = t.find((t) => t.name === e);
 		return n ? B(n)?.[0] ?? NaN : NaN;
@@ -2424,23 +2434,23 @@ function Tn({ doc: e }) {
 		})
 	}) : null;
 }
-function En({ doc: e, link: t }) {
+function Dn({ doc: e, link: t }) {
 	let n = new Set(e.sections.map((e) => e.name)), r = Object.entries(e.tables).filter(([e]) => !n.has(e) && e !== "cells" && e !== "tokens" && e !== "names");
 	return !r.length && !e.rows.length ? null : /* @__PURE__ */ J(Y, {
 		title: "Numbers",
-		children: [e.rows.length > 0 && /* @__PURE__ */ J(It, {
+		children: [e.rows.length > 0 && /* @__PURE__ */ J(Lt, {
 			rows: e.rows,
 			n: e.measured,
 			title: "parts, largest first",
-			link: Sn(t)
-		}), r.map(([e, t]) => /* @__PURE__ */ J(It, {
+			link: Cn(t)
+		}), r.map(([e, t]) => /* @__PURE__ */ J(Lt, {
 			rows: t.rows,
 			n: t.n,
 			title: U(e)
 		}))]
 	});
 }
-function Dn({ provenance: e, python: t }) {
+function On({ provenance: e, python: t }) {
 	return /* @__PURE__ */ J(Y, {
 		title: "Where the numbers came from",
 		class: "whence",
@@ -2450,7 +2460,7 @@ function Dn({ provenance: e, python: t }) {
 				tabIndex: 0,
 				"aria-label": "Python that makes it again",
 				children: /* @__PURE__ */ J("code", { children: t })
-			}), /* @__PURE__ */ J(et, {
+			}), /* @__PURE__ */ J(tt, {
 				text: () => t,
 				label: "Copy Python"
 			})]
@@ -2463,11 +2473,11 @@ function Dn({ provenance: e, python: t }) {
 		})]
 	});
 }
-function On(e) {
+function kn(e) {
 	return e.method ? W(e.method) : e.kind === "knob" ? e.name : "Result";
 }
 // src/results.tsx
-function kn({ changed: e, folder: t }) {
+function An({ changed: e, folder: t }) {
 	let { got: n, failed: r, busy: i } = q("/api/results", e), [a, o] = I(""), s = z(() => {
 		let e = a.toLowerCase().split(/\s+/).filter(Boolean);
 		return (n ?? []).filter((t) => e.every((e) => `${t.name} ${t.method} ${t.model} ${t.about}`.toLowerCase().includes(e)));
@@ -2526,7 +2536,7 @@ function kn({ changed: e, folder: t }) {
 			children: s.map((e) => /* @__PURE__ */ J("li", {
 				class: e.kind,
 				children: /* @__PURE__ */ J("a", {
-					href: `#/results/${Ke(e.name)}`,
+					href: `#/results/${qe(e.name)}`,
 					children: [
 						/* @__PURE__ */ J("b", { children: e.name }),
 						/* @__PURE__ */ J("span", {
@@ -2545,16 +2555,16 @@ function kn({ changed: e, folder: t }) {
 		n && n.length > 0 && !s.length && /* @__PURE__ */ J(X, { title: `Nothing here matches “${a}”` })
 	] });
 }
-function An({ name: e, changed: t }) {
-	let { got: n, failed: r, busy: i } = q(`/api/result?name=${encodeURIComponent(e)}`, t), a = z(() => qe(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
+function jn({ name: e, changed: t }) {
+	let { got: n, failed: r, busy: i } = q(`/api/result?name=${encodeURIComponent(e)}`, t), a = z(() => Je(e), [e]), o = (t) => `/api/figure?name=${encodeURIComponent(e)}&format=${t}`;
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J($, {
-			title: n ? On(n) : e,
+			title: n ? kn(n) : e,
 			back: {
 				to: "#/results",
 				text: "Results"
 			},
-			lead: n ? Nn(n) : "",
+			lead: n ? Pn(n) : "",
 			children: n && /* @__PURE__ */ J("div", {
 				class: "exports",
 				children: [
@@ -2607,14 +2617,14 @@ function An({ name: e, changed: t }) {
 				" …"
 			]
 		}),
-		n && /* @__PURE__ */ J(en, {
+		n && /* @__PURE__ */ J(tn, {
 			doc: n,
 			slices: a,
 			link: (e) => /^L\d+(\.|$)/.test(e) && !e.includes(">") ? `#/model/${e}` : void 0
 		}, e)
 	] });
 }
-function jn({ query: e, changed: t }) {
+function Mn({ query: e, changed: t }) {
 	let { got: n, failed: r } = q("/api/results", t), [i, a] = [e.get("a") ?? "", e.get("b") ?? ""], o = i && a && i !== a, s = q(o ? `/api/difference?${new URLSearchParams({
 		a: i,
 		b: a
@@ -2623,7 +2633,7 @@ function jn({ query: e, changed: t }) {
 			a: i,
 			b: a
 		});
-		n.set(e, t), Nr(`compare?${n}`);
+		n.set(e, t), Pr(`compare?${n}`);
 	}, u = (e, t, n) => /* @__PURE__ */ J("label", {
 		class: "pick",
 		children: [/* @__PURE__ */ J("span", { children: n }), /* @__PURE__ */ J("select", {
@@ -2677,7 +2687,7 @@ function jn({ query: e, changed: t }) {
 				children: s.failed
 			}) : s.got?.kind === "result" ? /* @__PURE__ */ J("div", {
 				class: "nested",
-				children: [/* @__PURE__ */ J(on, {
+				children: [/* @__PURE__ */ J(sn, {
 					doc: s.got,
 					slices: void 0,
 					link: void 0
@@ -2693,32 +2703,32 @@ function jn({ query: e, changed: t }) {
 		}),
 		o && /* @__PURE__ */ J("div", {
 			class: "beside",
-			children: [i, a].map((e) => /* @__PURE__ */ J(Mn, {
+			children: [i, a].map((e) => /* @__PURE__ */ J(Nn, {
 				name: e,
 				changed: t
 			}, e))
 		})
 	] });
 }
-function Mn({ name: e, changed: t }) {
-	let { got: n, failed: r } = q(`/api/result?name=${encodeURIComponent(e)}`, t), i = z(() => qe(e), [e]);
+function Nn({ name: e, changed: t }) {
+	let { got: n, failed: r } = q(`/api/result?name=${encodeURIComponent(e)}`, t), i = z(() => Je(e), [e]);
 	return r ? /* @__PURE__ */ J(Z, { message: r }) : n ? /* @__PURE__ */ J("section", { children: [
 		/* @__PURE__ */ J("h2", {
 			class: "beside-name",
 			children: /* @__PURE__ */ J("a", {
-				href: `#/results/${Ke(e)}`,
+				href: `#/results/${qe(e)}`,
 				children: e
 			})
 		}),
 		/* @__PURE__ */ J("p", {
 			class: "note",
 			children: [
-				On(n),
+				kn(n),
 				"; ",
-				Nn(n)
+				Pn(n)
 			]
 		}),
-		n.kind === "result" ? /* @__PURE__ */ J(on, {
+		n.kind === "result" ? /* @__PURE__ */ J(sn, {
 			doc: n,
 			slices: i,
 			link: void 0
@@ -2736,7 +2746,7 @@ function Mn({ name: e, changed: t }) {
 		]
 	});
 }
-function Nn(e) {
+function Pn(e) {
 	if (e.kind === "knob") return e.origin;
 	let t = e.provenance.find(([e]) => e === "model source")?.[1];
 	return [
@@ -2764,9 +2774,9 @@ function $(e) {
 	});
 }
 // src/features.tsx
-var Pn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
-function Fn({ part: e, query: t, state: n }) {
-	let r = n?.model.state, { got: i, failed: a } = K(r === "ready" ? { what: "dictionaries" } : null), [o, s] = I(t.get("text") ?? Pn), [c, l] = I(o), u = t.get("place") ?? e.replace(/\.F\d+$/, ""), d = /* @__PURE__ */ J($, {
+var Fn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function In({ part: e, query: t, state: n }) {
+	let r = n?.model.state, { got: i, failed: a } = K(r === "ready" ? { what: "dictionaries" } : null), [o, s] = I(t.get("text") ?? Fn), [c, l] = I(o), u = t.get("place") ?? e.replace(/\.F\d+$/, ""), d = /* @__PURE__ */ J($, {
 		title: "Features",
 		lead: "What a sparse dictionary finds in the model's signals, as parts that can be looked at, patched and turned."
 	});
@@ -2811,7 +2821,7 @@ function Fn({ part: e, query: t, state: n }) {
 				class: "pick",
 				children: [/* @__PURE__ */ J("span", { children: "dictionary" }), /* @__PURE__ */ J("select", {
 					value: f.place,
-					onChange: (e) => Nr(`features?place=${e.currentTarget.value}`),
+					onChange: (e) => Pr(`features?place=${e.currentTarget.value}`),
 					children: i.dictionaries.map((e) => /* @__PURE__ */ J("option", {
 						value: e.place,
 						children: [
@@ -2848,7 +2858,7 @@ function Fn({ part: e, query: t, state: n }) {
 							class: "primary",
 							disabled: !o.trim(),
 							children: "Read"
-						}), /* @__PURE__ */ J(Ln, {
+						}), /* @__PURE__ */ J(Rn, {
 							place: f.place,
 							n: f.n
 						})]
@@ -2856,25 +2866,25 @@ function Fn({ part: e, query: t, state: n }) {
 				]
 			}), /* @__PURE__ */ J("p", {
 				class: "note",
-				children: /* @__PURE__ */ J(tt, { text: [f.source, ...f.notes].filter(Boolean).join("; ") })
+				children: /* @__PURE__ */ J(nt, { text: [f.source, ...f.notes].filter(Boolean).join("; ") })
 			})]
 		}),
-		c.trim() && /* @__PURE__ */ J(Rn, {
-			text: In(c)[0],
+		c.trim() && /* @__PURE__ */ J(zn, {
+			text: Ln(c)[0],
 			place: f.place,
 			part: e
 		}),
-		e && /* @__PURE__ */ J(zn, {
+		e && /* @__PURE__ */ J(Bn, {
 			part: e,
-			texts: In(c)
+			texts: Ln(c)
 		})
 	] });
 }
-function In(e) {
+function Ln(e) {
 	return e.split("\n").filter((e) => e.trim()).slice(0, 64);
 }
-function Ln({ place: e, n: t }) {
-	let [n, r] = I(""), i = () => /^\d+$/.test(n) && Number(n) < t && Nr(`features/${e}.F${n}`);
+function Rn({ place: e, n: t }) {
+	let [n, r] = I(""), i = () => /^\d+$/.test(n) && Number(n) < t && Pr(`features/${e}.F${n}`);
 	return /* @__PURE__ */ J("span", {
 		class: "jump",
 		children: [
@@ -2903,7 +2913,7 @@ function Ln({ place: e, n: t }) {
 		]
 	});
 }
-function Rn({ text: e, place: t, part: n }) {
+function zn({ text: e, place: t, part: n }) {
 	let { got: r, failed: i } = K({
 		what: "active",
 		text: e,
@@ -2929,7 +2939,7 @@ function Rn({ text: e, place: t, part: n }) {
 			]
 		}),
 		children: s ? /* @__PURE__ */ J(y, { children: [
-			/* @__PURE__ */ J(Ht, {
+			/* @__PURE__ */ J(Ut, {
 				tokens: r.tokens,
 				values: s.values,
 				unit: "activation",
@@ -2972,7 +2982,7 @@ function Rn({ text: e, place: t, part: n }) {
 		})
 	});
 }
-function zn({ part: e, texts: t }) {
+function Bn({ part: e, texts: t }) {
 	let { got: n, failed: r } = K({
 		what: "feature",
 		part: e,
@@ -3003,7 +3013,7 @@ function zn({ part: e, texts: t }) {
 					" …"
 				]
 			}),
-			n?.sections.map((e) => /* @__PURE__ */ J(It, {
+			n?.sections.map((e) => /* @__PURE__ */ J(Lt, {
 				title: e.title,
 				rows: e.rows,
 				open: !0
@@ -3012,18 +3022,18 @@ function zn({ part: e, texts: t }) {
 	});
 }
 // src/knobs.tsx
-var Bn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is", Vn = 24;
-function Hn(e) {
+var Vn = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is", Hn = 24;
+function Un(e) {
 	return Object.fromEntries((e.get("knobs") ?? "").split("+").filter(Boolean).map((e) => {
 		let t = e.lastIndexOf("@");
 		return [e.slice(0, t), Number(e.slice(t + 1))];
 	}).filter(([e, t]) => e && Number.isFinite(t)));
 }
-function Un({ query: e, state: t }) {
+function Wn({ query: e, state: t }) {
 	let n = q("/api/results", t?.results ?? 0), r = t?.model.state, i = z(() => (n.got ?? []).filter((e) => e.kind === "knob").map((e) => e.name).slice(0, 64), [n.got]), a = K(r === "ready" && i.length ? {
 		what: "knobs",
 		names: i
-	} : null), [o, s] = I(e.get("text") ?? Bn), [c, l] = I(() => Hn(e)), u = R(0);
+	} : null), [o, s] = I(e.get("text") ?? Vn), [c, l] = I(() => Un(e)), u = R(0);
 	L(() => (clearTimeout(u.current), u.current = window.setTimeout(() => {
 		let e = Object.entries(c).map(([e, t]) => `${e}@${Number(t.toFixed(4))}`).join("+");
 		history.replaceState(null, "", `#/knobs?${new URLSearchParams({
@@ -3095,7 +3105,7 @@ function Un({ query: e, state: t }) {
 					class: "waiting",
 					"aria-busy": "true",
 					children: r === "loading" ? "The model is loading …" : "Reading the knobs …"
-				}), f.map((e) => /* @__PURE__ */ J(Wn, {
+				}), f.map((e) => /* @__PURE__ */ J(Gn, {
 					knob: e,
 					value: c[e.name] ?? e.neutral,
 					turn: (t) => l((n) => ({
@@ -3114,7 +3124,7 @@ function Un({ query: e, state: t }) {
 					rows: 3,
 					value: o,
 					onInput: (e) => s(e.currentTarget.value)
-				})] }), o && a.got && /* @__PURE__ */ J(Kn, {
+				})] }), o && a.got && /* @__PURE__ */ J(qn, {
 					text: o,
 					given: m,
 					neutral: p.every((e) => (c[e.name] ?? e.neutral) === e.neutral)
@@ -3123,7 +3133,7 @@ function Un({ query: e, state: t }) {
 		})
 	] });
 }
-function Wn({ knob: e, value: t, turn: n }) {
+function Gn({ knob: e, value: t, turn: n }) {
 	let r = `knob-${e.name}`, [i, a] = I("");
 	if (e.message) return /* @__PURE__ */ J("div", {
 		class: "slider",
@@ -3159,7 +3169,7 @@ function Wn({ knob: e, value: t, turn: n }) {
 				step: o,
 				value: t,
 				"aria-valuetext": `${H(t)}${t === e.neutral ? ", neutral" : ""}`,
-				onInput: (t) => n(Gn(Number(t.currentTarget.value), e, o))
+				onInput: (t) => n(Kn(Number(t.currentTarget.value), e, o))
 			}),
 			/* @__PURE__ */ J("div", {
 				class: "slider-marks num",
@@ -3191,7 +3201,7 @@ function Wn({ knob: e, value: t, turn: n }) {
 							type: "button",
 							class: "quiet",
 							disabled: t === e.strength,
-							onClick: () => We("/api/knob", {
+							onClick: () => Ge("/api/knob", {
 								name: e.name,
 								strength: t,
 								saved: ""
@@ -3200,13 +3210,13 @@ function Wn({ knob: e, value: t, turn: n }) {
 						}),
 						/* @__PURE__ */ J("a", {
 							class: "quiet",
-							href: `#/results/${Ke(e.name)}`,
+							href: `#/results/${qe(e.name)}`,
 							children: "Evidence"
 						}),
 						/* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => Nr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
+							onClick: () => Pr(`measure/dose_response?${new URLSearchParams({ given: JSON.stringify({ knob: e.name }) })}`),
 							children: "Dose-response"
 						})
 					]
@@ -3220,10 +3230,10 @@ function Wn({ knob: e, value: t, turn: n }) {
 		]
 	});
 }
-function Gn(e, t, n) {
+function Kn(e, t, n) {
 	return Math.abs(e - t.neutral) < 1.5 * n ? t.neutral : Number(e.toFixed(6));
 }
-function Kn({ text: e, given: t, neutral: n }) {
+function qn({ text: e, given: t, neutral: n }) {
 	let r = K({
 		what: "turned",
 		text: e,
@@ -3257,7 +3267,7 @@ function Kn({ text: e, given: t, neutral: n }) {
 				"aria-busy": "true",
 				children: "The model is reading …"
 			}),
-			a && /* @__PURE__ */ J(qn, {
+			a && /* @__PURE__ */ J(Jn, {
 				rows: a.next,
 				before: "without",
 				after: n ? "all neutral" : "with the knobs"
@@ -3267,9 +3277,9 @@ function Kn({ text: e, given: t, neutral: n }) {
 				children: e
 			}))
 		]
-	}), /* @__PURE__ */ J(Jn, { ...o }, JSON.stringify(o))] });
+	}), /* @__PURE__ */ J(Yn, { ...o }, JSON.stringify(o))] });
 }
-function qn({ rows: e, before: t, after: n }) {
+function Jn({ rows: e, before: t, after: n }) {
 	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J("ol", {
 		class: "nexts",
 		children: e.map((e) => /* @__PURE__ */ J("li", { children: [
@@ -3298,7 +3308,7 @@ function qn({ rows: e, before: t, after: n }) {
 		children: [/* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-was" }), t] }), /* @__PURE__ */ J("span", { children: [/* @__PURE__ */ J("i", { class: "key-is" }), n] })]
 	})] });
 }
-function Jn({ text: e, given: t }) {
+function Yn({ text: e, given: t }) {
 	let [n, r] = I({
 		before: [],
 		after: []
@@ -3306,7 +3316,7 @@ function Jn({ text: e, given: t }) {
 		what: "turned",
 		text: e,
 		knobs: t,
-		new: Vn
+		new: Hn
 	}, (e) => r((t) => ({
 		...t,
 		[e.side]: [...t[e.side], e.token]
@@ -3334,21 +3344,21 @@ function Jn({ text: e, given: t }) {
 			class: "note",
 			children: [
 				"greedy, up to ",
-				Vn,
+				Hn,
 				" tokens"
 			]
 		}),
 		children: [a ? /* @__PURE__ */ J(Z, { message: a }) : /* @__PURE__ */ J("div", {
 			class: "sides",
 			children: [s("before", "Without"), s("after", "With the knobs")]
-		}), i && /* @__PURE__ */ J(et, {
+		}), i && /* @__PURE__ */ J(tt, {
 			label: "Copy both",
 			text: () => `without: ${e}${i.before ?? ""}\nwith: ${e}${i.after ?? ""}\n`
 		})]
 	});
 }
 // src/runs.tsx
-var Yn = {
+var Xn = {
 	queued: "waits",
 	running: "running",
 	stopping: "stopping",
@@ -3356,7 +3366,7 @@ var Yn = {
 	failed: "failed",
 	cancelled: "cancelled"
 };
-function Xn({ runs: e }) {
+function Zn({ runs: e }) {
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J($, {
 			title: "Runs",
@@ -3380,11 +3390,11 @@ function Xn({ runs: e }) {
 		}),
 		/* @__PURE__ */ J("ul", {
 			class: "runs",
-			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J(Zn, { run: e }) }, e.id))
+			children: [...e ?? []].reverse().map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J(Qn, { run: e }) }, e.id))
 		})
 	] });
 }
-function Zn({ run: e }) {
+function Qn({ run: e }) {
 	let t = new URLSearchParams({
 		given: JSON.stringify(e.given),
 		name: e.name
@@ -3398,39 +3408,39 @@ function Zn({ run: e }) {
 					/* @__PURE__ */ J("b", { children: W(e.method) }),
 					/* @__PURE__ */ J("span", {
 						class: `state ${e.state}`,
-						children: Yn[e.state]
+						children: Xn[e.state]
 					}),
 					/* @__PURE__ */ J("span", {
 						class: "num run-time",
-						children: e.seconds > 0 ? nr(e.seconds) : ""
+						children: e.seconds > 0 ? rr(e.seconds) : ""
 					})
 				]
 			}),
-			["running", "stopping"].includes(e.state) && /* @__PURE__ */ J($n, { run: e }),
+			["running", "stopping"].includes(e.state) && /* @__PURE__ */ J(er, { run: e }),
 			e.message && /* @__PURE__ */ J("p", {
 				class: e.state === "failed" ? "failed" : "note",
 				role: e.state === "failed" ? "alert" : void 0,
 				children: e.message
 			}),
-			e.drawn > 0 && e.state !== "done" && /* @__PURE__ */ J(er, { run: e }),
+			e.drawn > 0 && e.state !== "done" && /* @__PURE__ */ J(tr, { run: e }),
 			/* @__PURE__ */ J("details", { children: [/* @__PURE__ */ J("summary", { children: "The call" }), /* @__PURE__ */ J("div", {
 				class: "call",
 				children: [/* @__PURE__ */ J("pre", {
 					tabIndex: 0,
 					children: /* @__PURE__ */ J("code", { children: e.command })
-				}), /* @__PURE__ */ J(et, { text: () => e.command })]
+				}), /* @__PURE__ */ J(tt, { text: () => e.command })]
 			})] }),
 			/* @__PURE__ */ J("div", {
 				class: "run-foot",
 				children: [
 					e.result && /* @__PURE__ */ J("a", {
 						class: "button",
-						href: `#/results/${Ke(e.result)}`,
+						href: `#/results/${qe(e.result)}`,
 						children: ["Open ", e.result]
 					}),
 					["running", "queued"].includes(e.state) && /* @__PURE__ */ J("button", {
 						type: "button",
-						onClick: () => void We(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
+						onClick: () => void Ge(`/api/runs/${e.id}/cancel`, {}).catch(() => void 0),
 						children: "Cancel"
 					}),
 					["failed", "cancelled"].includes(e.state) && /* @__PURE__ */ J("a", {
@@ -3443,34 +3453,34 @@ function Zn({ run: e }) {
 		]
 	});
 }
-function Qn({ run: e, waiting: t }) {
+function $n({ run: e, waiting: t }) {
 	return /* @__PURE__ */ J("a", {
 		class: "run-line",
 		href: "#/runs",
 		children: [/* @__PURE__ */ J("span", { children: [
 			W(e.method),
 			": ",
-			Yn[e.state],
+			Xn[e.state],
 			e.total ? `, ${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")}` : "",
 			t ? `; ${t} more wait` : ""
-		] }), /* @__PURE__ */ J(tr, { run: e })]
+		] }), /* @__PURE__ */ J(nr, { run: e })]
 	});
 }
-function $n({ run: e }) {
+function er({ run: e }) {
 	let t = e.done > 0 && e.total > e.done ? e.seconds * (e.total - e.done) / e.done : null;
 	return /* @__PURE__ */ J("div", {
 		class: "progress",
-		children: [/* @__PURE__ */ J(tr, { run: e }), /* @__PURE__ */ J("span", {
+		children: [/* @__PURE__ */ J(nr, { run: e }), /* @__PURE__ */ J("span", {
 			class: "note num",
 			children: [
 				e.total ? `${e.done.toLocaleString("en")} of ${e.total.toLocaleString("en")} cells` : "working",
-				t !== null && t > 1 ? `, about ${nr(t)} left` : "",
+				t !== null && t > 1 ? `, about ${rr(t)} left` : "",
 				e.estimate ? ` · ${e.estimate}` : ""
 			]
 		})]
 	});
 }
-function er({ run: e }) {
+function tr({ run: e }) {
 	let { got: t } = q(`/api/partial?id=${e.id}`, e.drawn), n = z(() => Float64Array.from((t?.values ?? []).flat(), (e) => e ?? NaN), [t]);
 	if (!t) return null;
 	let r = n.reduce((e, t) => e + +!Number.isNaN(t), 0);
@@ -3483,7 +3493,7 @@ function er({ run: e }) {
 				": mean effect, ",
 				t.unit
 			]
-		}), /* @__PURE__ */ J(yt, {
+		}), /* @__PURE__ */ J(bt, {
 			values: n,
 			rows: t.rows,
 			columns: t.columns,
@@ -3494,18 +3504,18 @@ function er({ run: e }) {
 		})]
 	});
 }
-function tr({ run: e }) {
+function nr({ run: e }) {
 	return e.total ? /* @__PURE__ */ J("progress", {
 		value: e.done,
 		max: e.total,
 		"aria-label": `${W(e.method)}: ${Math.round(100 * e.done / e.total)} %`
 	}) : /* @__PURE__ */ J("progress", { "aria-label": `${W(e.method)}: working` });
 }
-function nr(e) {
+function rr(e) {
 	return e < 60 ? `${e < 10 ? e.toFixed(1) : Math.round(e)} s` : `${Math.floor(e / 60)} min ${Math.round(e % 60)} s`;
 }
 // src/method.tsx
-function rr({ room: e }) {
+function ir({ room: e }) {
 	let [t, n] = I(""), r = t.toLowerCase().split(/\s+/).filter(Boolean), i = e.methods.filter((e) => r.every((t) => `${e.name.replace(/_/g, " ")} ${e.doc}`.toLowerCase().includes(t)));
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J($, {
@@ -3533,7 +3543,7 @@ function rr({ room: e }) {
 		})
 	] });
 }
-function ir({ room: e, name: t, state: n, about: r, query: i }) {
+function ar({ room: e, name: t, state: n, about: r, query: i }) {
 	let { got: a, failed: o } = q(`/api/method?room=${e}&name=${t}`), s = `patchbay-form-${e}-${t}`, [c, l] = I({}), [u, d] = I(""), [f, p] = I(""), [m, h] = I(!1), [g, _] = I(null);
 	L(() => {
 		let e = i.get("given") ?? sessionStorage.getItem(s);
@@ -3552,7 +3562,7 @@ function ir({ room: e, name: t, state: n, about: r, query: i }) {
 	}, b = async (n) => {
 		n.preventDefault(), p(""), h(!0);
 		try {
-			_((await We("/api/runs", {
+			_((await Ge("/api/runs", {
 				room: e,
 				method: t,
 				given: c,
@@ -3579,7 +3589,7 @@ function ir({ room: e, name: t, state: n, about: r, query: i }) {
 			" …"
 		]
 	});
-	let x = n?.runs.find((e) => e.id === g) ?? ar(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
+	let x = n?.runs.find((e) => e.id === g) ?? or(n, e, t), S = n?.model.state === "ready" || n?.model.state === "loading", C = a.fields.filter((e) => e.group === "acts on"), w = a.fields.filter((e) => e.group !== "acts on");
 	return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, {
 		title: W(t),
 		lead: a.head.replace(/`/g, ""),
@@ -3593,7 +3603,7 @@ function ir({ room: e, name: t, state: n, about: r, query: i }) {
 			class: "panel form",
 			onSubmit: b,
 			children: [
-				C.map((e) => /* @__PURE__ */ J(or, {
+				C.map((e) => /* @__PURE__ */ J(sr, {
 					field: e,
 					value: c[e.name],
 					tasks: r.tasks,
@@ -3605,7 +3615,7 @@ function ir({ room: e, name: t, state: n, about: r, query: i }) {
 						w.length,
 						" option",
 						w.length === 1 ? "" : "s"
-					] }), w.map((e) => /* @__PURE__ */ J(or, {
+					] }), w.map((e) => /* @__PURE__ */ J(sr, {
 						field: e,
 						value: c[e.name],
 						tasks: r.tasks,
@@ -3650,21 +3660,21 @@ function ir({ room: e, name: t, state: n, about: r, query: i }) {
 			]
 		}), /* @__PURE__ */ J("div", {
 			class: "form-side",
-			children: [x && /* @__PURE__ */ J(Zn, { run: x }), /* @__PURE__ */ J("details", {
+			children: [x && /* @__PURE__ */ J(Qn, { run: x }), /* @__PURE__ */ J("details", {
 				class: "panel help",
 				open: !x,
 				children: [/* @__PURE__ */ J("summary", { children: "What it measures" }), a.help.split("\n\n").map((e) => e.startsWith("    ") ? /* @__PURE__ */ J("pre", {
 					tabIndex: 0,
 					children: e.replace(/^ {4}/gm, "")
-				}) : /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J(tt, { text: e }) }))]
+				}) : /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J(nt, { text: e }) }))]
 			})]
 		})]
 	})] });
 }
-function ar(e, t, n) {
+function or(e, t, n) {
 	return [...e?.runs ?? []].reverse().find((e) => e.room === t && e.method === n);
 }
-function or({ field: e, value: t, tasks: n, change: r }) {
+function sr({ field: e, value: t, tasks: n, change: r }) {
 	let i = `field-${e.name}`, a = `${i}-word`, o = typeof t == "string" ? t : "", s = (t) => r(e.name, t.currentTarget.value), c = e.name === "task" ? "tasks" : void 0;
 	return e.kind === "flag" ? /* @__PURE__ */ J("div", {
 		class: "field flag",
@@ -3680,7 +3690,7 @@ function or({ field: e, value: t, tasks: n, change: r }) {
 		] }), /* @__PURE__ */ J("p", {
 			class: "word",
 			id: a,
-			children: /* @__PURE__ */ J(tt, { text: e.word })
+			children: /* @__PURE__ */ J(nt, { text: e.word })
 		})]
 	}) : /* @__PURE__ */ J("div", {
 		class: "field",
@@ -3728,13 +3738,13 @@ function or({ field: e, value: t, tasks: n, change: r }) {
 			/* @__PURE__ */ J("p", {
 				class: "word",
 				id: a,
-				children: /* @__PURE__ */ J(tt, { text: e.word })
+				children: /* @__PURE__ */ J(nt, { text: e.word })
 			})
 		]
 	});
 }
 // src/model.tsx
-function sr({ part: e, state: t }) {
+function cr({ part: e, state: t }) {
 	let n = t?.model.state, r = q(n === "ready" ? "/api/model" : null);
 	if (n === "none") return /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "Model" }), /* @__PURE__ */ J(X, {
 		title: "No model is open",
@@ -3757,16 +3767,16 @@ function sr({ part: e, state: t }) {
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J($, {
 			title: i.source,
-			lead: `${i.family} · ${dr(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
+			lead: `${i.family} · ${fr(i.parameters)} parameters · ${i.layers.length} layers · width ${i.d_model} · ${i.vocab.toLocaleString("en")} tokens · ${i.dtype} on ${i.device}`
 		}),
 		/* @__PURE__ */ J(Y, {
 			title: "Patch bay",
-			aside: /* @__PURE__ */ J(cr, { check: i.check }),
+			aside: /* @__PURE__ */ J(lr, { check: i.check }),
 			children: [/* @__PURE__ */ J("div", {
 				class: "bay",
 				role: "list",
 				"aria-label": "Layers, the last on top",
-				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ J(lr, {
+				children: [...i.layers].reverse().map((t) => /* @__PURE__ */ J(ur, {
 					layer: t,
 					chosen: e
 				}))
@@ -3775,10 +3785,10 @@ function sr({ part: e, state: t }) {
 				children: ["Choose a jack to see its ports, and what it reads and writes in tokens. ", i.carried.join("; ")]
 			})]
 		}),
-		e && /* @__PURE__ */ J(ur, { part: e })
+		e && /* @__PURE__ */ J(dr, { part: e })
 	] });
 }
-function cr({ check: e }) {
+function lr({ check: e }) {
 	return /* @__PURE__ */ J("span", {
 		class: e.passed ? "good" : "bad",
 		children: [
@@ -3792,7 +3802,7 @@ function cr({ check: e }) {
 		]
 	});
 }
-function lr({ layer: e, chosen: t }) {
+function ur({ layer: e, chosen: t }) {
 	let n = `L${e.layer}`, r = (e, n, r) => /* @__PURE__ */ J("a", {
 		class: `jack ${r}`,
 		href: `#/model/${e}`,
@@ -3817,7 +3827,7 @@ function lr({ layer: e, chosen: t }) {
 		})]
 	});
 }
-function ur({ part: e }) {
+function dr({ part: e }) {
 	let { got: t, failed: n, busy: r } = q(`/api/part?part=${encodeURIComponent(e)}`);
 	return /* @__PURE__ */ J(Y, {
 		title: t?.title ?? e,
@@ -3833,7 +3843,7 @@ function ur({ part: e }) {
 					" …"
 				]
 			}),
-			t?.sections.map((e) => /* @__PURE__ */ J(It, {
+			t?.sections.map((e) => /* @__PURE__ */ J(Lt, {
 				title: e.title,
 				rows: e.rows,
 				open: !0
@@ -3841,17 +3851,17 @@ function ur({ part: e }) {
 		]
 	});
 }
-function dr(e) {
+function fr(e) {
 	return e >= 1e9 ? `${(e / 1e9).toFixed(1)} billion` : e >= 1e6 ? `${(e / 1e6).toFixed(1)} million` : e.toLocaleString("en");
 }
 // src/papers.tsx
-var fr = [
+var pr = [
 	["trending", "Trending"],
 	["day", "Day"],
 	["week", "Week"],
 	["month", "Month"],
 	["all", "All"]
-], pr = [
+], mr = [
 	["", "any state"],
 	["runs here", "all that runs"],
 	["works", "runs here"],
@@ -3859,7 +3869,7 @@ var fr = [
 	["unmeasured", "runs, not measured"],
 	["not yet", "not yet"],
 	["not a system", "nothing to run"]
-], mr = {
+], hr = {
 	works: "runs here",
 	partly: "runs in part",
 	unmeasured: "runs, not measured",
@@ -3867,17 +3877,17 @@ var fr = [
 	"not a system": "nothing to run",
 	"": "not in the catalogue"
 };
-function hr(e, t) {
+function gr(e, t) {
 	let [n, r] = I(e);
 	return L(() => {
 		let n = window.setTimeout(() => r(e), t);
 		return () => clearTimeout(n);
 	}, [e]), n;
 }
-function gr({ query: e }) {
-	let [t, n] = I(e.get("words") ?? ""), [r, i] = I(60), a = hr(t, 90), o = R(null), s = (t, n) => {
+function _r({ query: e }) {
+	let [t, n] = I(e.get("words") ?? ""), [r, i] = I(60), a = gr(t, 90), o = R(null), s = (t, n) => {
 		let r = new URLSearchParams(e);
-		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), Nr(`papers${r.size ? `?${r}` : ""}`);
+		n ? r.set(t, n) : r.delete(t), t === "view" && r.delete("day"), Pr(`papers${r.size ? `?${r}` : ""}`);
 	};
 	L(() => {
 		if (a !== (e.get("words") ?? "")) {
@@ -3916,13 +3926,13 @@ function gr({ query: e }) {
 						}
 					})]
 				}),
-				/* @__PURE__ */ J(_r, {
+				/* @__PURE__ */ J(vr, {
 					label: "State",
 					value: e.get("state") ?? "",
-					options: pr,
+					options: mr,
 					change: (e) => s("state", e)
 				}),
-				/* @__PURE__ */ J(_r, {
+				/* @__PURE__ */ J(vr, {
 					label: "Kind",
 					value: e.get("kind") ?? "",
 					options: [["", "any kind"], ...(d?.kinds ?? []).map((e) => [e, e])],
@@ -3943,7 +3953,7 @@ function gr({ query: e }) {
 			role: "group",
 			"aria-label": "Which papers",
 			children: [
-				fr.map(([e, t]) => /* @__PURE__ */ J("button", {
+				pr.map(([e, t]) => /* @__PURE__ */ J("button", {
 					type: "button",
 					"aria-pressed": f === e && !a.trim(),
 					onClick: () => {
@@ -3986,7 +3996,7 @@ function gr({ query: e }) {
 			"aria-busy": "true",
 			children: "Opening the store of papers …"
 		}),
-		d && !d.papers.length && /* @__PURE__ */ J(vr, {
+		d && !d.papers.length && /* @__PURE__ */ J(yr, {
 			shown: d,
 			words: a.trim(),
 			dated: f !== "all"
@@ -3994,7 +4004,7 @@ function gr({ query: e }) {
 		/* @__PURE__ */ J("ul", {
 			class: "papers",
 			"aria-label": "Papers",
-			children: d?.papers.map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J(xr, { paper: e }) }, e.name))
+			children: d?.papers.map((e) => /* @__PURE__ */ J("li", { children: /* @__PURE__ */ J(Sr, { paper: e }) }, e.name))
 		}),
 		d && d.more > 0 && /* @__PURE__ */ J("button", {
 			type: "button",
@@ -4004,7 +4014,7 @@ function gr({ query: e }) {
 		})
 	] });
 }
-function _r({ label: e, value: t, options: n, change: r }) {
+function vr({ label: e, value: t, options: n, change: r }) {
 	return /* @__PURE__ */ J("label", {
 		class: "pick",
 		children: [/* @__PURE__ */ J("span", {
@@ -4021,7 +4031,7 @@ function _r({ label: e, value: t, options: n, change: r }) {
 		})]
 	});
 }
-function vr({ shown: e, words: t, dated: n }) {
+function yr({ shown: e, words: t, dated: n }) {
 	return n && !t && !e.dated ? /* @__PURE__ */ J(X, {
 		title: "No feed has been read yet",
 		children: /* @__PURE__ */ J("p", { children: [
@@ -4047,14 +4057,14 @@ function vr({ shown: e, words: t, dated: n }) {
 		] })
 	});
 }
-function yr({ text: e }) {
+function br({ text: e }) {
 	return /* @__PURE__ */ J(y, { children: e.split(/\x02([^\x03]*)\x03/).map((e, t) => t % 2 ? /* @__PURE__ */ J("mark", { children: e }) : e) });
 }
-function br(e) {
+function xr(e) {
 	let t = e.authors.slice(0, 3).join(", "), n = Math.max(e.n_authors ?? 0, e.authors.length);
 	return t ? n > 3 ? `${t} and ${n - 3} more` : t : e.organization || (n ? `${n} author${n === 1 ? "" : "s"}` : "");
 }
-function xr({ paper: e }) {
+function Sr({ paper: e }) {
 	return /* @__PURE__ */ J("article", {
 		class: "paper",
 		children: [/* @__PURE__ */ J("div", {
@@ -4069,17 +4079,17 @@ function xr({ paper: e }) {
 			children: [
 				/* @__PURE__ */ J("h2", { children: /* @__PURE__ */ J("a", {
 					href: `#/paper/${encodeURIComponent(e.name)}`,
-					children: /* @__PURE__ */ J(yr, { text: e.marked_title ?? e.title })
+					children: /* @__PURE__ */ J(br, { text: e.marked_title ?? e.title })
 				}) }),
 				/* @__PURE__ */ J("p", {
 					class: "paper-line",
 					children: [
 						/* @__PURE__ */ J("span", {
 							class: `state ${e.state === "works" ? "done" : e.state === "partly" ? "running" : ""}`,
-							children: mr[e.state] ?? e.state
+							children: hr[e.state] ?? e.state
 						}),
 						e.verdict && /* @__PURE__ */ J("span", {
-							class: `state ${Sr(e.verdict)}`,
+							class: `state ${Cr(e.verdict)}`,
 							children: e.verdict
 						}),
 						e.marked && /* @__PURE__ */ J("span", {
@@ -4087,7 +4097,7 @@ function xr({ paper: e }) {
 							children: "marked"
 						}),
 						/* @__PURE__ */ J("span", { children: [
-							br(e),
+							xr(e),
 							e.published ?? e.year,
 							e.kind
 						].filter(Boolean).join(" · ") })
@@ -4095,17 +4105,17 @@ function xr({ paper: e }) {
 				}),
 				e.snippet && /* @__PURE__ */ J("p", {
 					class: "snippet",
-					children: /* @__PURE__ */ J(yr, { text: e.snippet })
+					children: /* @__PURE__ */ J(br, { text: e.snippet })
 				}),
-				/* @__PURE__ */ J(Cr, { methods: e.methods })
+				/* @__PURE__ */ J(wr, { methods: e.methods })
 			]
 		})]
 	});
 }
-function Sr(e) {
+function Cr(e) {
 	return e.startsWith("confirmed") ? "done" : e.startsWith("not confirmed") ? "failed" : "";
 }
-function Cr({ methods: e }) {
+function wr({ methods: e }) {
 	return e.length ? /* @__PURE__ */ J("ul", {
 		class: "chips",
 		children: e.map((e) => /* @__PURE__ */ J("li", { children: /^(find|prove|turn|decode|train|measure)\./.test(e) ? /* @__PURE__ */ J("a", {
@@ -4114,7 +4124,7 @@ function Cr({ methods: e }) {
 		}) : /* @__PURE__ */ J("span", { children: e }) }))
 	}) : null;
 }
-function wr({ name: e, state: t }) {
+function Tr({ name: e, state: t }) {
 	let [n, r] = I(0), i = (t?.runs ?? []).filter((e) => e.room === "papers" && e.state === "done").length, { got: a, failed: o } = q(`/api/paper?name=${encodeURIComponent(e)}`, `${n} ${i}`), [s, c] = I("");
 	if (o) return /* @__PURE__ */ J(Z, {
 		message: o,
@@ -4132,7 +4142,7 @@ function wr({ name: e, state: t }) {
 		"queued",
 		"running",
 		"stopping"
-	].includes(l.state), d = () => We("/api/papers/check", { key: a.key }).then(() => c(""), (e) => c(e.message)), f = () => We("/api/papers/mark", {
+	].includes(l.state), d = () => Ge("/api/papers/check", { key: a.key }).then(() => c(""), (e) => c(e.message)), f = () => Ge("/api/papers/mark", {
 		name: e,
 		marked: +!a.marked
 	}).then(() => r(n + 1), (e) => c(e.message)), p = a.likes_by_day.filter((e) => e.likes !== null);
@@ -4143,7 +4153,7 @@ function wr({ name: e, state: t }) {
 				to: "#/papers",
 				text: "Papers"
 			},
-			lead: [a.authors.length ? a.authors.slice(0, 12).join(", ") + (a.authors.length > 12 ? ` and ${a.authors.length - 12} more` : "") : br(a), a.published ?? a.year].filter(Boolean).join(" · "),
+			lead: [a.authors.length ? a.authors.slice(0, 12).join(", ") + (a.authors.length > 12 ? ` and ${a.authors.length - 12} more` : "") : xr(a), a.published ?? a.year].filter(Boolean).join(" · "),
 			children: /* @__PURE__ */ J("div", {
 				class: "exports",
 				children: [
@@ -4178,7 +4188,7 @@ function wr({ name: e, state: t }) {
 			title: "What of it runs here",
 			aside: /* @__PURE__ */ J("span", {
 				class: `state ${a.state === "works" ? "done" : a.state === "partly" ? "running" : ""}`,
-				children: mr[a.state] ?? a.state
+				children: hr[a.state] ?? a.state
 			}),
 			children: [
 				a.does && /* @__PURE__ */ J("p", { children: [a.does, "."] }),
@@ -4186,7 +4196,7 @@ function wr({ name: e, state: t }) {
 					class: "note",
 					children: a.headline
 				}),
-				/* @__PURE__ */ J(Cr, { methods: a.methods }),
+				/* @__PURE__ */ J(wr, { methods: a.methods }),
 				!a.key && /* @__PURE__ */ J("p", {
 					class: "note",
 					children: [
@@ -4212,7 +4222,7 @@ function wr({ name: e, state: t }) {
 					children: [
 						/* @__PURE__ */ J("summary", { children: [
 							/* @__PURE__ */ J("span", {
-								class: `state ${Sr(e.verdict)}`,
+								class: `state ${Cr(e.verdict)}`,
 								children: e.verdict
 							}),
 							" on ",
@@ -4256,12 +4266,12 @@ function wr({ name: e, state: t }) {
 							children: [
 								/* @__PURE__ */ J("code", { children: a.command }),
 								" ",
-								/* @__PURE__ */ J(et, { text: () => a.command })
+								/* @__PURE__ */ J(tt, { text: () => a.command })
 							]
 						})
 					]
 				}),
-				l && /* @__PURE__ */ J(Zn, { run: l })
+				l && /* @__PURE__ */ J(Qn, { run: l })
 			]
 		}),
 		a.abstract && /* @__PURE__ */ J(Y, {
@@ -4273,7 +4283,7 @@ function wr({ name: e, state: t }) {
 		}),
 		p.length > 1 && /* @__PURE__ */ J(Y, {
 			title: "Likes",
-			children: /* @__PURE__ */ J(ft, {
+			children: /* @__PURE__ */ J(pt, {
 				x: p.map((e) => Date.parse(e.day) / 864e5 - Date.parse(p[0].day) / 864e5),
 				lines: [{
 					name: "likes",
@@ -4302,7 +4312,7 @@ function wr({ name: e, state: t }) {
 						class: "note",
 						children: [
 							e.year,
-							mr[e.state] ?? e.state,
+							hr[e.state] ?? e.state,
 							e.heat ? H(e.heat) : ""
 						].filter(Boolean).join(" · ")
 					})
@@ -4312,15 +4322,15 @@ function wr({ name: e, state: t }) {
 	] });
 }
 // src/prompt.tsx
-var Tr = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
-function Er({ query: e, state: t }) {
+var Er = "The capital of Lolavia is Grerum. Emma asked Kate about the violin. The capital of Lolavia is";
+function Dr({ query: e, state: t }) {
 	let n = e.get("text") ?? "", [r, i] = I(n), a = t?.model.state, { got: o, failed: s, busy: c } = K(a === "ready" && n ? {
 		what: "prompt",
 		text: n
 	} : null);
 	L(() => i(n), [n]);
 	let l = (e) => {
-		e.preventDefault(), r && Nr(`prompt?${new URLSearchParams({ text: r })}`);
+		e.preventDefault(), r && Pr(`prompt?${new URLSearchParams({ text: r })}`);
 	};
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J($, { title: "Prompt" }),
@@ -4355,7 +4365,7 @@ function Er({ query: e, state: t }) {
 						!r && /* @__PURE__ */ J("button", {
 							type: "button",
 							class: "quiet",
-							onClick: () => i(Tr),
+							onClick: () => i(Er),
 							children: "An example"
 						}),
 						/* @__PURE__ */ J("span", {
@@ -4383,13 +4393,13 @@ function Er({ query: e, state: t }) {
 			"aria-busy": "true",
 			children: a === "loading" ? "The model is loading …" : t?.runs.some((e) => e.state === "running") ? "Waiting for the run to end …" : "The model is reading …"
 		}),
-		o && n && /* @__PURE__ */ J(Dr, {
+		o && n && /* @__PURE__ */ J(Or, {
 			got: o,
 			text: n
 		})
 	] });
 }
-function Dr({ got: e, text: t }) {
+function Or({ got: e, text: t }) {
 	let n = e.tokens, r = V(e.next, "surprise"), [i, a] = I(null), o = i ?? n.length - 1, s = (e.next.tables.next?.rows ?? []).filter((e) => e.position === o);
 	return /* @__PURE__ */ J(y, { children: [
 		/* @__PURE__ */ J(Y, {
@@ -4401,7 +4411,7 @@ function Dr({ got: e, text: t }) {
 			children: /* @__PURE__ */ J("div", {
 				class: n.length > 160 ? "tokens-scroll" : "",
 				tabIndex: n.length > 160 ? 0 : void 0,
-				children: /* @__PURE__ */ J(Ht, {
+				children: /* @__PURE__ */ J(Ut, {
 					tokens: n,
 					values: r ? B(r) ?? void 0 : void 0,
 					unit: r?.unit ?? "",
@@ -4446,7 +4456,7 @@ function Dr({ got: e, text: t }) {
 		e.lens ? /* @__PURE__ */ J(Y, {
 			title: "Logit lens",
 			class: "plain",
-			children: /* @__PURE__ */ J(en, { doc: e.lens })
+			children: /* @__PURE__ */ J(tn, { doc: e.lens })
 		}) : /* @__PURE__ */ J(Y, {
 			title: "Logit lens",
 			children: /* @__PURE__ */ J("p", {
@@ -4454,17 +4464,17 @@ function Dr({ got: e, text: t }) {
 				children: e.lens_message
 			})
 		}),
-		/* @__PURE__ */ J(Or, {
+		/* @__PURE__ */ J(kr, {
 			text: t,
 			n: n.length
 		}),
-		e.heads.some(Boolean) && /* @__PURE__ */ J(Ar, {
+		e.heads.some(Boolean) && /* @__PURE__ */ J(jr, {
 			text: t,
 			heads: e.heads
 		})
 	] });
 }
-function Or({ text: e, n: t }) {
+function kr({ text: e, n: t }) {
 	let [n, r] = I(""), [i, a] = I("");
 	return L(() => a(""), [e]), /* @__PURE__ */ J(Y, {
 		title: "Patch from another prompt",
@@ -4501,14 +4511,14 @@ function Or({ text: e, n: t }) {
 					})]
 				})
 			]
-		}), i && /* @__PURE__ */ J(kr, {
+		}), i && /* @__PURE__ */ J(Ar, {
 			text: e,
 			other: i,
 			n: t
 		}, `${e}\n${i}`)]
 	});
 }
-function kr({ text: e, other: t, n }) {
+function Ar({ text: e, other: t, n }) {
 	let [r, i] = I([]), { got: a, failed: o } = K({
 		what: "patching",
 		text: e,
@@ -4543,7 +4553,7 @@ function kr({ text: e, other: t, n }) {
 				" in the other prompt. Choose a cell."
 			] }) : `${r.length} layers done …`
 		}),
-		/* @__PURE__ */ J(yt, {
+		/* @__PURE__ */ J(bt, {
 			values: u,
 			rows: r.map((e) => `L${e.layer}`),
 			columns: d,
@@ -4558,7 +4568,7 @@ function kr({ text: e, other: t, n }) {
 		l.failed && /* @__PURE__ */ J(Z, { message: l.failed }),
 		s && !l.failed && (l.got ? /* @__PURE__ */ J("div", {
 			class: "cell-told",
-			children: [/* @__PURE__ */ J("h3", { children: /* @__PURE__ */ J("code", { children: l.got.edit }) }), /* @__PURE__ */ J(qn, {
+			children: [/* @__PURE__ */ J("h3", { children: /* @__PURE__ */ J("code", { children: l.got.edit }) }), /* @__PURE__ */ J(Jn, {
 				rows: l.got.next,
 				before: "as it was",
 				after: "patched"
@@ -4576,7 +4586,7 @@ function kr({ text: e, other: t, n }) {
 		}))
 	] });
 }
-function Ar({ text: e, heads: t }) {
+function jr({ text: e, heads: t }) {
 	let [n, r] = I(t.findIndex(Boolean)), [i, a] = I(0), o = K({
 		what: "heads",
 		text: e,
@@ -4613,7 +4623,7 @@ function Ar({ text: e, heads: t }) {
 					"aria-pressed": e.head === i,
 					onClick: () => a(e.head),
 					children: [
-						/* @__PURE__ */ J(jr, {
+						/* @__PURE__ */ J(Mr, {
 							side: o.got?.side ?? 1,
 							data: e.data
 						}),
@@ -4627,7 +4637,7 @@ function Ar({ text: e, heads: t }) {
 			s.failed && /* @__PURE__ */ J(Z, { message: s.failed }),
 			s.got ? /* @__PURE__ */ J("div", {
 				class: "nested",
-				children: /* @__PURE__ */ J(en, { doc: s.got })
+				children: /* @__PURE__ */ J(tn, { doc: s.got })
 			}) : !s.failed && /* @__PURE__ */ J("div", {
 				class: "waiting",
 				"aria-busy": "true",
@@ -4642,7 +4652,7 @@ function Ar({ text: e, heads: t }) {
 		]
 	});
 }
-function jr({ side: e, data: t }) {
+function Mr({ side: e, data: t }) {
 	let n = R(null);
 	return L(() => {
 		let r = n.current?.getContext("2d");
@@ -4662,17 +4672,17 @@ function jr({ side: e, data: t }) {
 	});
 }
 // src/app.tsx
-function Mr() {
+function Nr() {
 	let [e, t] = location.hash.replace(/^#\/?/, "").split("?");
 	return {
 		path: (e ?? "").split("/").filter(Boolean).map(decodeURIComponent),
 		query: new URLSearchParams(t ?? "")
 	};
 }
-function Nr(e) {
+function Pr(e) {
 	location.hash = `#/${e}`;
 }
-var Pr = {
+var Fr = {
 	find: "Find",
 	prove: "Prove",
 	turn: "Turn",
@@ -4680,11 +4690,11 @@ var Pr = {
 	train: "Train",
 	measure: "Measure"
 };
-function Fr() {
-	let [e, t] = I(Mr), { state: n, lost: r } = Je(), i = q("/api/about");
+function Ir() {
+	let [e, t] = I(Nr), { state: n, lost: r } = Ye(), i = q("/api/about");
 	L(() => {
 		let e = () => {
-			t(Mr()), document.getElementById("main")?.scrollIntoView({ block: "start" });
+			t(Nr()), document.getElementById("main")?.scrollIntoView({ block: "start" });
 		};
 		return addEventListener("hashchange", e), () => removeEventListener("hashchange", e);
 	}, []);
@@ -4692,7 +4702,7 @@ function Fr() {
 	L(() => {
 		document.title = [...e.path.slice(0, 2).reverse().map(decodeURIComponent), "Patchbay"].join(" · ");
 	}, [e]);
-	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Pr), s = n?.runs.filter((e) => [
+	let o = i.got?.rooms.map((e) => e.name) ?? Object.keys(Fr), s = n?.runs.filter((e) => [
 		"queued",
 		"running",
 		"stopping"
@@ -4721,7 +4731,7 @@ function Fr() {
 					/* @__PURE__ */ J("a", {
 						class: "brand",
 						href: "#/",
-						children: [/* @__PURE__ */ J(zr, {}), " Patchbay"]
+						children: [/* @__PURE__ */ J(Br, {}), " Patchbay"]
 					}),
 					/* @__PURE__ */ J("nav", {
 						"aria-label": "Pages",
@@ -4731,15 +4741,15 @@ function Fr() {
 							c("model", "Model"),
 							c("features", "Features"),
 							/* @__PURE__ */ J("span", { class: "nav-rule" }),
-							o.map((e) => c(e, Pr[e] ?? e)),
+							o.map((e) => c(e, Fr[e] ?? e)),
 							c("knobs", "Knobs"),
 							/* @__PURE__ */ J("span", { class: "nav-rule" }),
 							c("results", "Results"),
 							c("runs", "Runs", s.length ? String(s.length) : void 0)
 						]
 					}),
-					/* @__PURE__ */ J(Lr, { state: n }),
-					/* @__PURE__ */ J(Rr, {})
+					/* @__PURE__ */ J(Rr, { state: n }),
+					/* @__PURE__ */ J(zr, {})
 				]
 			}),
 			/* @__PURE__ */ J("div", {
@@ -4754,14 +4764,14 @@ function Fr() {
 							" and open its new address."
 						]
 					}),
-					s[0] && a !== "runs" && /* @__PURE__ */ J(Qn, {
+					s[0] && a !== "runs" && /* @__PURE__ */ J($n, {
 						run: s[0],
 						waiting: s.length - 1
 					}),
 					/* @__PURE__ */ J("main", {
 						id: "main",
 						tabIndex: -1,
-						children: i.failed ? /* @__PURE__ */ J(Z, { message: i.failed }) : /* @__PURE__ */ J(Ir, {
+						children: i.failed ? /* @__PURE__ */ J(Z, { message: i.failed }) : /* @__PURE__ */ J(Lr, {
 							place: e,
 							state: n,
 							about: i.got
@@ -4772,40 +4782,40 @@ function Fr() {
 		]
 	});
 }
-function Ir({ place: e, state: t, about: n }) {
+function Lr({ place: e, state: t, about: n }) {
 	let [r = "papers", ...i] = e.path, a = n?.rooms.find((e) => e.name === r);
-	return r === "results" ? i.length ? /* @__PURE__ */ J(An, {
+	return r === "results" ? i.length ? /* @__PURE__ */ J(jn, {
 		name: i.join("/"),
 		changed: t?.results ?? 0
-	}) : /* @__PURE__ */ J(kn, {
+	}) : /* @__PURE__ */ J(An, {
 		changed: t?.results ?? 0,
 		folder: n?.folder ?? ""
-	}) : r === "papers" ? /* @__PURE__ */ J(gr, { query: e.query }) : r === "paper" ? /* @__PURE__ */ J(wr, {
+	}) : r === "papers" ? /* @__PURE__ */ J(_r, { query: e.query }) : r === "paper" ? /* @__PURE__ */ J(Tr, {
 		name: i.join("/"),
 		state: t
-	}) : r === "compare" ? /* @__PURE__ */ J(jn, {
+	}) : r === "compare" ? /* @__PURE__ */ J(Mn, {
 		query: e.query,
 		changed: t?.results ?? 0
-	}) : r === "knobs" ? /* @__PURE__ */ J(Un, {
+	}) : r === "knobs" ? /* @__PURE__ */ J(Wn, {
 		query: e.query,
 		state: t
-	}) : r === "features" ? /* @__PURE__ */ J(Fn, {
+	}) : r === "features" ? /* @__PURE__ */ J(In, {
 		part: i.join("/"),
 		query: e.query,
 		state: t
-	}) : r === "model" ? /* @__PURE__ */ J(sr, {
+	}) : r === "model" ? /* @__PURE__ */ J(cr, {
 		part: i.join("/"),
 		state: t
-	}) : r === "prompt" ? /* @__PURE__ */ J(Er, {
+	}) : r === "prompt" ? /* @__PURE__ */ J(Dr, {
 		query: e.query,
 		state: t
-	}) : r === "runs" ? /* @__PURE__ */ J(Xn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ J(ir, {
+	}) : r === "runs" ? /* @__PURE__ */ J(Zn, { runs: t?.runs ?? null }) : a && n ? i[0] ? /* @__PURE__ */ J(ar, {
 		room: a.name,
 		name: i[0],
 		state: t,
 		about: n,
 		query: e.query
-	}) : /* @__PURE__ */ J(rr, { room: a }) : n ? /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "No such page" }), /* @__PURE__ */ J(Z, {
+	}) : /* @__PURE__ */ J(ir, { room: a }) : n ? /* @__PURE__ */ J(y, { children: [/* @__PURE__ */ J($, { title: "No such page" }), /* @__PURE__ */ J(Z, {
 		message: `There is no page ${e.path.join("/")}.`,
 		children: /* @__PURE__ */ J("p", { children: /* @__PURE__ */ J("a", {
 			href: "#/results",
@@ -4817,7 +4827,7 @@ function Ir({ place: e, state: t, about: n }) {
 		children: "Opening …"
 	});
 }
-function Lr({ state: e }) {
+function Rr({ state: e }) {
 	let t = e?.model;
 	if (!t) return /* @__PURE__ */ J("p", {
 		class: "model-line",
@@ -4842,7 +4852,7 @@ function Lr({ state: e }) {
 		]
 	});
 }
-function Rr() {
+function zr() {
 	let [e, t] = I(localStorage.getItem("patchbay-theme") ?? "system");
 	return L(() => {
 		e === "system" ? delete document.documentElement.dataset.theme : document.documentElement.dataset.theme = e, localStorage.setItem("patchbay-theme", e);
@@ -4868,7 +4878,7 @@ function Rr() {
 		})]
 	});
 }
-function zr() {
+function Br() {
 	return /* @__PURE__ */ J("svg", {
 		class: "mark",
 		viewBox: "0 0 32 32",
@@ -4901,7 +4911,7 @@ function zr() {
 	});
 }
 // src/saved.tsx
-function Br({ doc: e, bare: t }) {
+function Vr({ doc: e, bare: t }) {
 	return /* @__PURE__ */ J("div", {
 		class: t ? "alone bare" : "alone",
 		children: [
@@ -4909,13 +4919,13 @@ function Br({ doc: e, bare: t }) {
 				class: "alone-head",
 				children: [t ? /* @__PURE__ */ J("p", {
 					class: "alone-title",
-					children: On(e)
-				}) : /* @__PURE__ */ J("h1", { children: On(e) }), /* @__PURE__ */ J("p", {
+					children: kn(e)
+				}) : /* @__PURE__ */ J("h1", { children: kn(e) }), /* @__PURE__ */ J("p", {
 					class: "lead-line",
 					children: e.kind === "result" ? (e.asked ? `${e.asked} · ` : "") + e.title.replace(/^[^:]*: /, "") : W(e.method)
 				})]
 			}),
-			t ? /* @__PURE__ */ J(en, { doc: e }) : /* @__PURE__ */ J("main", { children: /* @__PURE__ */ J(en, { doc: e }) }),
+			t ? /* @__PURE__ */ J(tn, { doc: e }) : /* @__PURE__ */ J("main", { children: /* @__PURE__ */ J(tn, { doc: e }) }),
 			!t && /* @__PURE__ */ J("footer", {
 				class: "foot",
 				children: ["Made by patchbay. ", e.origin]
@@ -4924,13 +4934,13 @@ function Br({ doc: e, bare: t }) {
 	});
 }
 // src/main.tsx
-function Vr({ model: e, el: t }) {
-	let n = () => M(/* @__PURE__ */ J(Br, {
+function Hr({ model: e, el: t }) {
+	let n = () => M(/* @__PURE__ */ J(Vr, {
 		doc: JSON.parse(String(e.get("document"))),
 		bare: !0
 	}), t);
-	t.classList.add("pb", "pb-cell"), t.dataset.dark = String($e());
-	let r = new MutationObserver(() => t.dataset.dark = String($e()));
+	t.classList.add("pb", "pb-cell"), t.dataset.dark = String(et());
+	let r = new MutationObserver(() => t.dataset.dark = String(et()));
 	return r.observe(document.body, {
 		attributes: !0,
 		attributeFilter: ["data-jp-theme-light", "class"]
@@ -4938,10 +4948,10 @@ function Vr({ model: e, el: t }) {
 		r.disconnect(), e.off("change:document", n), M(null, t);
 	};
 }
-var Hr = document.getElementById("patchbay-page");
-if (Hr) {
+var Ur = document.getElementById("patchbay-page");
+if (Ur) {
 	let e = document.getElementById("patchbay-data");
-	M(e ? /* @__PURE__ */ J(Br, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ J(Fr, {}), Hr);
+	M(e ? /* @__PURE__ */ J(Vr, { doc: JSON.parse(e.textContent ?? "null") }) : /* @__PURE__ */ J(Ir, {}), Ur);
 }
-var Ur = { render: Vr };
-export { Ur as default };
+var Wr = { render: Hr };
+export { Wr as default };
