@@ -93,7 +93,7 @@ def served(model: pb.Model) -> Iterator[Any]:
     try:
         yield ask
     finally:
-        server.should_exit = server.force_exit = True
+        server.should_exit = True  # forced, the lifespan is cut off, and says so
         thread.join()
         engine.close()
 

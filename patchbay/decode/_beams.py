@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call, best, refuse_dead_end
+from patchbay.decode._loop import Call, best, refuse_dead_end, refuse_too_many
 from patchbay.decode._result import Draft
 from patchbay.signal.port import PatchbayError
+
+MOST = 4096  # beams; of a larger vocabulary as many as it has tokens
 
 
 @dataclass
@@ -59,6 +61,12 @@ class Group:
 def search(call: Call, how: Asked) -> list[list[Draft]]:
     """Drafts [prompt][beam], group by group, in each the best first."""
     how.check()
+    most = max(MOST, call.model.vocab_size)
+    if how.beams > most:
+        raise PatchbayError(
+            f"beams={how.beams}: up to {most:,}; the first step of a search has one text for each of {call.model.vocab_size:,} tokens"
+        )
+    refuse_too_many(call, how.beams, f"beams={how.beams}", call.batch_size)
     found: list[list[Draft]] = [[] for _ in call.prompts]
     for members in call.batches():
         for place, drafts in zip(members, _batch(call, members, how), strict=True):

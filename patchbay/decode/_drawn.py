@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call, Rows, draw, generators
+from patchbay.decode._loop import Call, Rows, draw, generators, refuse_too_many
 from patchbay.decode._result import Draft
 from patchbay.decode._samplers import chain_of
 from patchbay.decode._stepwise import Chosen, stepwise
@@ -46,6 +46,8 @@ def drawn(call: Call, chain: Sequence[str], drafts: int, seed: int) -> list[list
     """Drafts [prompt][draft] of a call. Where `batch_size` prompts have several drafts, fewer of them run at a time."""
     if drafts < 1:
         raise PatchbayError(f"drafts={drafts}: one or more of each prompt")
+    room = max(1, call.batch_size // drafts)
+    refuse_too_many(call, drafts, f"drafts={drafts}", room)
     make, chance = chain_of(chain, call), generators(seed, call.prompts, drafts)
     steps = [[make(one) for one in several] for several in chance]
     found = [[Draft() for _ in range(drafts)] for _ in call.prompts]
@@ -62,7 +64,6 @@ def drawn(call: Call, chain: Sequence[str], drafts: int, seed: int) -> list[list
         said = law.gather(1, tokens[:, None])[:, 0]
         return Chosen(tokens, said, said)
 
-    room = max(1, call.batch_size // drafts)
     for batch in call.batches():
         for members in (batch[at : at + room] for at in range(0, len(batch), room)):
             with call.rows(members) as rows:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -112,6 +113,24 @@ def asked(
     if bad is not None:
         raise PatchbayError(f"ends={list(ends)}: {bad} is no token, the vocabulary is 0..{model.vocab_size - 1}")
     return Call(model, encoded, max_new_tokens, frozenset(ends), batch_size, model.active_edits())
+
+
+def refuse_too_many(call: Call, n: int, asked: str, together: int) -> None:
+    """Refuse so many texts of each prompt, `asked` for by name, of so many prompts at a time, where the logits of one step are more than the device holds."""
+    each = 4 * call.model.vocab_size * max(1, min(together, len(call.prompts)))
+    room = memory_of(call.model.device)
+    if n * each > room:
+        raise PatchbayError(
+            f"{asked}: the logits of one step alone take {n * each / 1e9:,.1f} GB of the {room / 1e9:,.1f} GB that this {call.model.device.type} has; up to {room // each:,} texts of each "
+            f"prompt fit" + (", more with a smaller batch_size" if together > 1 and len(call.prompts) > 1 else "")
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has in all."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def ids_of(model: Model, texts: Any) -> list[list[int]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.decode._loop import Call, Rows, asked, draw, generators
+from patchbay.decode._loop import Call, Rows, asked, draw, generators, refuse_too_many
 from patchbay.decode._published import published
 from patchbay.decode._result import Draft, as_result
 from patchbay.decode._sampling import check_top_p, nucleus
@@ -47,6 +47,7 @@ def decode(
     if len(pool) != 3 or min(pool) < 1:
         raise PatchbayError(f"pool={list(pool)}: beams, samples of each, tokens of a segment; each one or more")
     beams, samples, segment = pool
+    refuse_too_many(call, beams * samples, f"pool={list(pool)}", 1)
     score = scorer_of(call, scorer)
     chance = generators(seed, call.prompts, beams * samples)
     return [_one(call, i, (beams, samples, segment), top_p, chance[i], score) for i in range(len(call.prompts))]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import patchbay as pb
+from patchbay.decode import _loop
 from patchbay.results.method import seeded
 from patchbay.tiny import twins
 from tests.decode.shared_stories import new_tokens
@@ -130,3 +132,38 @@ def test_the_search_goes_on_only_while_something_can_come_before_what_has_ended(
 def test_refusals(options: dict[str, float], says: str) -> None:
     with pytest.raises(pb.PatchbayError, match=says):
         pb.decode.beam(model_of(), PROMPTS, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("asked", ["beam", "diverse_beam"])
+def test_more_beams_than_a_first_step_can_tell_apart_are_refused(asked: str) -> None:
+    with pytest.raises(
+        pb.PatchbayError,
+        match="beams=900000: up to 4,096; the first step of a search has one text for each of 96 tokens",
+    ):
+        getattr(pb.decode, asked)(model_of(), PROMPTS, beams=900_000)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda model: pb.decode.beam(model, PROMPTS[:1] * 4, beams=30), "beams=30: the logits of one step alone take 0.0 GB .* up to 26 texts of each prompt fit, more with"),
+        (lambda model: pb.decode.diverse_beam(model, PROMPTS[:1] * 4, beams=30, groups=2, batch_size=1), None),
+        (lambda model: pb.decode.best_of_n(model, PROMPTS[:1], drafts=105), "drafts=105: .* up to 104 texts of each prompt fit$"),
+        (lambda model: pb.decode.best_of_n(model, PROMPTS[:1], drafts=104, max_new_tokens=1), None),
+        (lambda model: pb.decode.rerank(model, PROMPTS, pool=(15, 7, 2)), r"pool=\[15, 7, 2\]: .* up to 104 texts"),
+    ],
+)  # fmt: skip
+def test_more_texts_than_memory_holds_are_refused(call: Any, says: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device of 40,000 bytes, where the logits of a text are 384."""
+    monkeypatch.setattr(_loop, "memory_of", lambda device: 40_000)
+    model = model_of()
+    assert 4 * model.vocab_size == 384
+    if says is None:
+        call(model)
+    else:
+        with pytest.raises(pb.PatchbayError, match=says):
+            call(model)
+
+
+def test_memory_is_the_machine_s() -> None:
+    assert 2**28 < _loop.memory_of(torch.device("cpu")) < 2**50
