@@ -151,6 +151,26 @@ def test_how_much_of_the_documents_was_read_is_told() -> None:
         assert any(note.startswith(said) for note in notes)
 
 
+def test_a_curve_is_what_shorter_runs_end_with() -> None:
+    """Readings before steps 0 and 1: those of runs of no step and of one, since batches follow from seed and step alone; the last is the run's own."""
+    train, held = split(24, 0.1)
+    ends = []
+    for steps in (2, 1, 0):
+        plan = plan_of({**PLAN, "panel": 1, "curve": 1, "steps": steps})
+        some = Lab(lent("llama"), *([[texts()[i]] for i in places] for places in (train, held)), plan)
+        ends.append((some, run_of(some, "twin", Arm(), 0, Kept(None, Path(), {}))))
+    table = curves(*ends[0][:1], {("twin", 0): ends[0][1]})["curves"]
+    rows = {(row["step"], row["reading"]): row["value"] for row in table if (row["arm"], row["seed"]) == ("twin", 0)}
+    assert len(rows) == len(table)
+    assert sorted({step for step, _ in rows}) == [0, 1, 2]
+    assert {"alpha_mean", "induction_highest", "kl_mean"} <= set(ends[0][1].panel)
+    for step, (_, run) in zip((2, 1, 0), ends, strict=True):
+        for reading, value in {**_panels.means(run.panel), "loss": float(run.scores.mean())}.items():
+            assert close(rows[step, reading], value, of=10.0, dtype=torch.float32), reading
+    assert rows[0, "loss"] != rows[1, "loss"]
+    assert curves(lab(), {("twin", 0): ends[0][1]}) == {}
+
+
 def test_a_variant_that_changes_nothing_says_so() -> None:
     """Units are permuted where a document is one unit; of three units they are."""
     for documents, nothing in ((texts(8), True), ([[ids[:4], ids[4:8], ids[8:]] for ids in texts(8)], False)):
