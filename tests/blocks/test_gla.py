@@ -90,12 +90,11 @@ def test_a_window_of_the_family_is_none_of_the_recurrence() -> None:
     """Mistral hides what lies further back than its window; a state forgets by its decay alone."""
     hf = built("mistral", mixer="gla")
     assert hf.config.sliding_window < IDS.shape[1]
-    other = IDS.clone()
-    other[:, 0] = 5
     mixer, x = hf.model.layers[0].self_attn, hf.model.embed_tokens(IDS)
     with torch.no_grad():
-        port = pb.load(hf).layers[0].attn.pattern
-        pattern = pb.run(pb.load(hf), IDS, taps=[port])[port]
+        model = pb.load(hf)
+        port = model.layers[0].attn.pattern
+        pattern = pb.run(model, IDS, taps=[port])[port]
         assert float(pattern[:, :, -1, 0].abs().min()) > 0.0
         norm = hf.model.layers[0].input_layernorm(x)
         q, k = (getattr(mixer, name)(norm).unflatten(-1, (4, -1)).transpose(1, 2) for name in ("q_proj", "k_proj"))

@@ -83,6 +83,7 @@ def test_angles_as_they_are_change_nothing_in_half_precision(dtype: torch.dtype)
         assert close(turned(given, torch.ones(2, 8, dtype=dtype), None), given, dtype=dtype)
 
 
+@pytest.mark.slow
 def test_D_is_a_knob_of_one_head_that_finders_read() -> None:
     """From 1 to 0 in one head of the first layer: its previous-token score moves, its neighbours' do not by a bit; at 0 lengths and places alone decide."""
     config = twins.twin("llama").config
