@@ -143,3 +143,74 @@ def test_beginning_end_and_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(found) == len(held)
     assert abs(float((found[:, 0] - found[:, 1]).mean())) < 0.1
     assert float(found.mean()) < math.log(len(lab.ALPHABET)) - 0.3
+
+
+def few(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, Any]]:
+    """At most 64 texts of the lab's at a time; what was asked."""
+    made, calls = getattr(lab, name), list[dict[str, Any]]()
+
+    def some(n: int, seed: int, **options: Any) -> Any:
+        calls.append({"n": n, "seed": seed, **options})
+        return made(min(n, 64), seed, **options)
+
+    monkeypatch.setattr(lab, name, some)
+    return calls
+
+
+def told_by(n: int, wrong: int | None = None) -> Any:
+    """Logits over n tokens: certain of what comes, or at every place of one text of another token."""
+
+    def says(ids: Tensor) -> Tensor:
+        coming = torch.nn.functional.pad(ids[:, 1:], (0, 1))
+        if wrong is not None:
+            coming[wrong] = (coming[wrong] + 1) % n
+        return 30.0 * torch.nn.functional.one_hot(coming, n).float()
+
+    return says
+
+
+@pytest.mark.parametrize("name", list(variants.META_ARMS))
+def test_planted_values_are_recalled_at_three_lengths_with_meta_tokens_behind_pairs(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A network that knows what comes recalls all, one that errs in one text all of the others'; which arm has which texts, layers and blocks, and that other texts are told."""
+    asked, read = few(monkeypatch, "recalls"), list[Any]()
+
+    def grown(network: Any, texts: Any, blocks: Any, seed: int, **_: Any) -> Saying:
+        read.append((network.n_layers, texts, blocks, seed))
+        return Saying(told_by(variants.META + 1, wrong))
+
+    monkeypatch.setattr(variants, "grown", grown)
+    for wrong in (None, 5):
+        found = variants._bookmarked.__wrapped__(3, name)
+        assert [len(one) for one in found] == [64] * 3
+        for one in found:
+            assert one.tolist() == [float(i != wrong) for i in range(64)]
+    layers, texts, blocks, seed = read[0]
+    assert (layers, blocks, seed) == (*variants.META_ARMS[name], 3)
+    assert {len(ids) for ids in texts} == {24 if name == "plain" else 36}
+    assert all((ids[2::3] == [variants.META] * 12) == (name != "plain") for ids in texts)
+    assert [one["pairs"] for one in asked[:4]] == [4, 4, 8, 12]
+    assert [one["length"] // asked[0]["length"] for one in asked[:4]] == [1, 1, 2, 3]
+    assert [one["seed"] for one in asked[:4]] == [3, 1003, 1003, 1003]
+
+
+def test_planted_costs_of_bent_angles_and_arms_that_read_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even chances cost ln 64 a token, certain ones nothing but in the text that is said wrong; all arms read the same texts and are told of others."""
+    asked, read = few(monkeypatch, "mentions"), list[Any]()
+
+    def grown(network: Any, texts: Any, blocks: Any, seed: int, **_: Any) -> Saying:
+        read.append((texts, blocks))
+        return Saying(says)
+
+    monkeypatch.setattr(variants, "grown", grown)
+    for name, blocks in variants.ANGLES.items():
+        says = lambda ids: torch.zeros(*ids.shape, 64)  # noqa: E731
+        assert close(variants._bent.__wrapped__(2, name), torch.full((64,), math.log(64), dtype=torch.float64))
+        assert read[-1][1] == blocks
+    assert all(texts == read[0][0] for texts, _ in read)
+    assert [(one["n"], one["seed"]) for one in asked[:2]] == [(4096, 2), (96, 1002)]
+    says = told_by(64, 7)
+    found = variants._bent.__wrapped__(2, "bent")
+    assert found[7] > 29.0
+    assert float(found.sum() - found[7]) < 0.01
