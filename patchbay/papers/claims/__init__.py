@@ -10,6 +10,7 @@ analogue, and says so.
 
 blocks    the identities that other architectures stand on, and a tuning for sub-networks
 corpora   what texts, tokenizers, vocabularies and times tell and teach
+choices   which texts of a pool are taken, for a target or after a cut
 behaviour what models say, where most papers need larger ones
 factored  matrices in factors: low ranks tuned alone, feed-forward layers beside narrower ones
 features  sparse dictionaries
@@ -38,6 +39,7 @@ from __future__ import annotations
 from patchbay.papers.claims import (
     behaviour,
     blocks,
+    choices,
     corpora,
     decoding,
     factored,
@@ -71,6 +73,7 @@ __all__ = [
     "behaviour",
     "blocks",
     "check",
+    "choices",
     "claim",
     "corpora",
     "decoding",

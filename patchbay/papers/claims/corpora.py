@@ -1,4 +1,4 @@
-"""Claims about texts: what a size learns of them, what a tokenizer tells, which texts bring a skill back, what another vocabulary or time does to small networks.
+"""Claims about texts: what a size learns of them, what a tokenizer tells, what copies teach, what another vocabulary or time does to small networks.
 
 Where networks are trained they are the lab's own, from weights drawn by the seed, and the model at hand has no part.
 """
@@ -143,35 +143,6 @@ def _tokenizer(texts: list[str]) -> Any:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=90, show_progress=False))
     return made
-
-
-@claim("he2025", "mechanism")
-def he2025(model: Model, seed: int) -> Claim:
-    """Confirmed if, of texts to recover a model whose heads that repeat were cut, more are taken from texts that repeat than when as many other heads of it were
-    cut. Half of the pool are stories."""
-    import torch
-
-    from patchbay import maths
-    from patchbay.corpus import recovery
-    from patchbay.tasks.spell import tokenizer_of
-    from patchbay.tiny import text
-
-    tokenizer_of(model, "this claim")
-    rng = random.Random(f"recovery {seed}")
-    pool = [text.make(task, rng, held_out=True).text for task in ("repeat", "story") for _ in range(20)]
-    task = pb.tasks.repeated_tokens(model, n=12, seed=seed)
-    ranked = pb.find.induction_heads(model, task).top(model.n_layers * model.n_heads(0))
-    k = max(1, len(ranked) // 8)
-    others = [random.Random(f"others {seed} {at}").sample(ranked[k:], k) for at in range(6)]
-
-    def share(parts: Any) -> float:
-        found = recovery.pick(model, pool, 12, cut=[pb.zero(part.port()) for part in parts], clusters=4)
-        return sum(i < 20 for i in found.texts) / 12
-
-    own = share(ranked[:k])
-    found = maths.bootstrap_interval(torch.tensor([own - share(some) for some in others]))[:3]
-    text_ = f"of 12 texts to recover with, {own:.0%} are strings that repeat where {k} heads that repeat were cut, and {own - found[0]:.0%} where others were"
-    return Claim(text_, *found, 0.0, "share of texts")
 
 
 @claim("soldaini2024", "made", seeds=TRAINED)
