@@ -11,8 +11,9 @@ import torch
 
 import patchbay as pb
 from patchbay.train import _equal, _panels
+from patchbay.train._kept import Kept
 from patchbay.train._plan import Arm, Rows, plan_of, split
-from patchbay.train._runs import Lab, begun, equal
+from patchbay.train._runs import Lab, begun, curves, equal, run_of
 from tests.given import lent
 from tests.tolerance import close
 
