@@ -254,3 +254,24 @@ def test_what_a_kind_cannot_be_is_refused() -> None:
 def test_numbers_that_mean_nothing_are_refused(blocks: dict[str, Any], says: str) -> None:
     with pytest.raises(PatchbayError, match=says):
         pb.blocks.build(lent("llama").hf.config, **blocks)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "says"),
+    [
+        ({"attention": {"kind": "softmax", "bias": 1.0}}, "attention 'softmax' has no bias; only the sigmoids"),
+        ({"attention": ["sigmoid", {"kind": "softmax", "temperature": 2}]}, "attention 'softmax' has no temperature; only"),
+        ({"attention": {"kind": "kv_bias", "width": 2, "bias": 0.0}}, "attention 'kv_bias' has no bias, width; only"),
+        ({"feedforward": {"kind": "dense", "rank": 4}}, "feedforward 'dense' has no rank: it is the family's own"),
+        ({"feedforward": [{"kind": "low_rank", "rank": 4}, {"kind": "dense", "blocks": 2, "guided": True}]}, "'dense' has no blocks, guided"),
+    ],
+)  # fmt: skip
+def test_settings_of_what_is_the_family_s_own_are_refused(blocks: dict[str, Any], says: str) -> None:
+    with pytest.raises(PatchbayError, match=says):
+        pb.blocks.build(lent("llama").hf.config, **blocks)
+
+
+def test_the_family_s_own_named_by_layer_is_the_plain_model() -> None:
+    plain = lent("llama")
+    named = pb.blocks.build(plain.hf, attention=["softmax"] * plain.n_layers, feedforward=["dense"] * plain.n_layers)
+    assert torch.equal(named(IDS).logits, plain.hf(IDS).logits)
