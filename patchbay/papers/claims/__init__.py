@@ -9,6 +9,7 @@ built-in models were trained on. Where a paper's own case cannot be had at this 
 analogue, and says so.
 
 blocks    the identities that other architectures stand on, and a tuning for sub-networks
+coded     text that another network compressed, in windows and in plain bits
 corpora   what texts, tokenizers, vocabularies and times tell and teach
 choices   which texts of a pool are taken, for a target or after a cut
 behaviour what models say, where most papers need larger ones
@@ -40,6 +41,7 @@ from patchbay.papers.claims import (
     behaviour,
     blocks,
     choices,
+    coded,
     corpora,
     decoding,
     factored,
@@ -75,6 +77,7 @@ __all__ = [
     "check",
     "choices",
     "claim",
+    "coded",
     "corpora",
     "decoding",
     "factored",
