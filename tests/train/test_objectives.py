@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import patchbay as pb
-from patchbay.tiny import twins
+from patchbay.tiny import lab, twins
 from patchbay.train import _objectives as folder
 from patchbay.train._objectives import names, objective
 from patchbay.train._objectives._objective import collated, learned
@@ -146,7 +147,10 @@ def test_the_plain_loss_by_loops(model: pb.Model) -> None:
         assert close(float(loss_of("ntp", model, batch)), sum(losses) / len(losses), of=10.0, dtype=torch.float32)
 
 
-def test_exits_are_the_lens_and_one_exit_is_the_plain_loss(model: pb.Model) -> None:
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_exits_are_the_lens_and_one_exit_is_the_plain_loss(name: str) -> None:
+    """Also of Mamba, whose `hidden_states` begin behind the first layer; the last exit, normed once, is the model itself."""
+    model = pb.load(twins.twin(name))
     batch, n = batch_of(), model.n_layers
     with torch.no_grad():
         assert torch.equal(loss_of(f"multi-exit:exits={n}", model, batch), loss_of("ntp", model, batch))
@@ -160,12 +164,49 @@ def test_exits_are_the_lens_and_one_exit_is_the_plain_loss(model: pb.Model) -> N
             losses = plain_losses(logits, batch)
             total += i / n * sum(losses) / len(losses)
         assert close(float(loss_of("multi-exit", model, batch)), total, of=10.0, dtype=torch.float32)
+
+
+def test_the_gradient_of_exits_is_the_sum_of_theirs_by_their_place_among_exits() -> None:
+    """Of exits after layers 1 and 3 of three: half the gradient of the first and the whole one of the plain loss, by the layers in turn."""
+    model, batch = lab.small(45, layers=3, width=16, heads=2, mlp=16), batch_of()
+    hf: Any = model.hf
+    weights = [p for p in hf.parameters() if p.requires_grad_() is not None]
+    with torch.enable_grad():
+        ids = batch["input_ids"]
+        at = torch.arange(ids.shape[1])[None]
+        first = hf.model.layers[0](
+            hf.model.embed_tokens(ids), position_ids=at, position_embeddings=hf.model.rotary_emb(hf.lm_head.weight, at)
+        )
+        said = hf.lm_head(hf.model.norm(first)).log_softmax(-1)
+        learn = batch["labels"][:, 1:] != -100
+        loss = -said[:, :-1].gather(-1, ids[:, 1:, None])[..., 0][learn].mean()
+        early = torch.autograd.grad(loss, weights, allow_unused=True)
+    own = torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for p, g in zip(weights, early, strict=True)])
+    assert float(own.abs().max()) > 0
+    found, plain = gradient("multi-exit:exits=1+3", model, batch), gradient("ntp", model, batch)
+    assert close(found, own / 2 + plain, of=float(plain.abs().max()), dtype=torch.float32)
+
+
+def test_exits_that_cannot_be(model: pb.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, says in (
-        (f"multi-exit:exits=2+{n + 3}", "the last layer is one"),
+        (f"multi-exit:exits=2+{model.n_layers + 3}", "the last layer is one"),
         ("multi-exit:exits=a", "with \\+ between"),
     ):
         with pytest.raises(pb.PatchbayError, match=says):
             objective(text).adapt(model)
+    own = model.hf.forward
+
+    def others(*args: Any, **options: Any) -> Any:
+        found = own(*args, **options)
+        if found.hidden_states is not None:
+            found.hidden_states = tuple(2 * one for one in found.hidden_states)
+        return found
+
+    monkeypatch.setattr(model.hf, "forward", others)
+    for text in ("multi-exit", "translico:vocab=5"):
+        with pytest.raises(pb.PatchbayError, match="hidden_states of this llama model are not the streams after its"):
+            objective(text).adapt(model)
+    objective(f"multi-exit:exits={model.n_layers}").adapt(model)
 
 
 def test_the_temporal_difference_fixes_the_gauge(model: pb.Model) -> None:

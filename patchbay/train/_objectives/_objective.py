@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from patchbay.model.model import Model
 from patchbay.model.run import run
+from patchbay.signal.port import PatchbayError, Port
 
 IGNORED = -100  # the label of a place that is not learned
 TOGETHER = 32  # held-out documents that run as one batch
@@ -128,3 +130,40 @@ def collated(rows: Sequence[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         "labels": torch.tensor(labels),
         "attention_mask": torch.tensor(mask),
     }
+
+
+_BEFORE: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+
+
+def states_before(model: Model) -> int:
+    """How many `hidden_states` of a Hugging Face model stand before the stream after its first layer: 1, the embedding's, or 0, as in Mamba.
+
+    Asked of a few tokens, once. Raises PatchbayError where the streams after the layers are not among them in their order.
+    """
+    if (known := _BEFORE.get(model.hf)) is not None:
+        return known
+    ids = [i % model.vocab_size for i in (1, 2, 3, 4)]
+    ports = [Port("resid_out", i) for i in range(model.n_layers - 1)]  # the last one is normed there
+    trace = run(model, [ids], taps=list(ports))
+    with torch.no_grad():
+        output = model.hf(
+            input_ids=torch.tensor([ids], device=model.device), use_cache=False, output_hidden_states=True
+        )
+    states = output.hidden_states or ()
+    for before in (1, 0):
+        some = states[before : before + len(ports)]
+        if len(some) == len(ports) and all(
+            torch.allclose(one, trace[port].to(one), rtol=1e-3, atol=1e-3)
+            for one, port in zip(some, ports, strict=True)
+        ):
+            _BEFORE[model.hf] = before
+            return before
+    raise PatchbayError(
+        f"the hidden_states of this {model.family.name} model are not the streams after its layers: objectives that read between layers (multi-exit, translico) cannot be had of it"
+    )
+
+
+def state_after(model: Model, output: Any, layer: int) -> Tensor:
+    """The stream after a layer, counted from 1, of an output with hidden states; after the last one normed, as the model itself has it."""
+    found: Tensor = output.hidden_states[-1 if layer == model.n_layers else states_before(model) + layer - 1]
+    return found

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
-from patchbay.train._objectives._objective import Objective, cross_entropy, output_of
+from patchbay.train._objectives._objective import Objective, cross_entropy, output_of, state_after, states_before
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ class MultiExit(Objective):
         return found
 
     def adapt(self, model: Model) -> None:
-        self.layers(model.n_layers)
+        if len(self.layers(model.n_layers)) > 1:
+            states_before(model)
 
     def loss(self, model: Model, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
         exits = self.layers(model.n_layers)
         if len(exits) == 1:
             return super().loss(model, hf, batch, n)
         output = output_of(hf, batch, output_hidden_states=True)
-        read = [model.unembed_logits(model.final_norm_module(output.hidden_states[at])) for at in exits[:-1]] + [
-            output.logits
-        ]
+        read = [model.unembed_logits(model.final_norm_module(state_after(model, output, at))) for at in exits[:-1]]
+        read.append(output.logits)
         losses = [cross_entropy(one, batch["labels"]) * (i / len(exits)) for i, one in enumerate(read, 1)]
         return torch.stack(losses).sum() / n
 

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from patchbay.corpus.languages import cloned
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
-from patchbay.train._objectives._objective import IGNORED, Document, Objective, cross_entropy, joined, output_of
+from patchbay.train._objectives._objective import (
+    IGNORED,
+    Document,
+    Objective,
+    cross_entropy,
+    joined,
+    output_of,
+    state_after,
+    states_before,
+)
 
 
 def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -70,6 +79,7 @@ class TransliCo(Objective):
             raise PatchbayError(
                 f"translico: two clones of {self.vocab} tokens; this model has {model.vocab_size}: make one of {2 * self.vocab}"
             )
+        states_before(model)
 
     def told(self, document: Document) -> list[int]:
         return cloned(joined(document), self.vocab, second=bool(self.scored))
@@ -93,7 +103,7 @@ class TransliCo(Objective):
         for side in (batch, self.other(batch)):
             output = output_of(hf, side, output_hidden_states=True)
             total = total + cross_entropy(output.logits, side["labels"]) / n
-            states.append(pooled(output.hidden_states[max(1, model.n_layers // 2)], side["attention_mask"]))
+            states.append(pooled(state_after(model, output, max(1, model.n_layers // 2)), side["attention_mask"]))
         if not self.weight:
             return total
         other = states[1] if self.paired else states[1].roll(1, 0)
