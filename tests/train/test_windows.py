@@ -97,5 +97,7 @@ def test_a_run_by_windows_ends_with_the_same_weights() -> None:
     for name in ("mamba", "gemma3_text"):
         with pytest.raises(pb.PatchbayError, match="window: this .* model keeps more than keys and values"):
             ended(Lab(lent(name), documents, documents, plan_of({"steps": 1, "window": 4})), Arm(), 0)
-    with pytest.raises(pb.PatchbayError, match="0 or more documents for the panel and tokens for a window"):
+    with pytest.raises(
+        pb.PatchbayError, match="0 or more documents for the panel, steps between readings and tokens for a window"
+    ):
         plan_of({"window": -1})
