@@ -22,9 +22,10 @@ def attend(
 ) -> tuple[Tensor, None]:
     """z [prompt, query, head, d], and no weights: the table gives them where they are asked."""
     kind = getattr(module, "attention_kind", None)
-    if kind is None and all(options.get(name) is None for name in kinds.UNHEARD):
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
-    if kind is None:  # soft caps, sinks: the family's own mathematics
+    if kind is None:
+        if all(options.get(name) is None for name in kinds.UNHEARD):
+            return sdpa_attention_forward(module, query, key, value, mask, **options)
+        # soft caps, sinks: the family's own mathematics
         numbers = additive_mask(mask, query, key.shape[2], causal=is_causal(module, NAME, options))
         return eager_of(module)(module, query, key, value, numbers, **options)[0], None
     if kind == "gla":

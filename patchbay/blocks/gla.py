@@ -174,12 +174,11 @@ class GatedLinearAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         x = hidden_states
         q, k, v = (getattr(self, name)(x).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for name in self.names[:3])
-        function = ALL_ATTENTION_FUNCTIONS[
-            self.config._attn_implementation
-        ]  # mask: none, texts end where padding begins
+        function = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         log_decay = self.log_decay(x)
         if self.seen is not None:
             self.seen.append(half_life(log_decay))
+        # no mask: texts end where padding begins
         z, weights = function(self, q, k, v, None, scaling=self.scaling, log_decay=log_decay)
         gate = nn.functional.silu(self.read_gate(x)).unflatten(-1, (self.n_heads, -1))
         return getattr(self, self.names[3])((self.head_norm(z) * gate).flatten(-2)), weights

@@ -30,14 +30,8 @@ from patchbay.jacks.patterns import additive_mask, is_causal, to_heads
 NULLED = ("softmax1", "k_bias", "kv_bias")
 KINDS = (*NULLED, "sigmoid", "normalised_sigmoid")
 FREE = ("softmax1", "sigmoid", "normalised_sigmoid")  # without weights of their own
-UNHEARD = (
-    "softcap",
-    "s_aux",
-    "sinks",
-    "position_bias",
-    "indices",
-    "block_indices",
-)  # terms of families' own attention that these functions do not have
+# terms of families' own attention that these functions do not have
+UNHEARD = ("softcap", "s_aux", "sinks", "position_bias", "indices", "block_indices")
 
 
 def attend(

@@ -64,9 +64,14 @@ class Space:
         return total
 
 
+def are_shares(some: Sequence[float]) -> bool:
+    """Whether these are shares of a layer's neurons, the first of them all."""
+    return bool(some) and some[0] == 1.0 and all(0 <= one <= 1 for one in some)
+
+
 def check(model: Model, shares: Sequence[float]) -> None:
     """Raise PatchbayError where no such shares can be, or the model has no such parts."""
-    if not shares or shares[0] != 1.0 or not all(0 <= one <= 1 for one in shares):
+    if not are_shares(shares):
         raise PatchbayError(f"shares={list(shares)}: of the neurons, from 0 to 1, and first 1, the whole layer")
     for port in (Port(name, layer) for name in ("mlp.act", "attn.out") for layer in range(model.n_layers)):
         model.require(port)

@@ -82,9 +82,10 @@ def changes(
         )
     if len(shapes := {model.vocab_size for model in (*early, *late)}) > 1:
         raise PatchbayError(f"models of {', '.join(map(str, sorted(shapes)))} tokens: one vocabulary for all")
-    if not len(texts):
+    texts = list(no_text(texts))
+    if not texts:
         raise PatchbayError("no late texts to look for changes in")
-    used = torch.tensor([token for ids in early[0].encode(list(no_text(texts))) for token in ids[1:]])
+    used = torch.tensor([token for ids in early[0].encode(texts) for token in ids[1:]])
     nats = [torch.stack([surprisals(model, texts) for model in models]) for models in (early, late)]
     return judged(nats[0], nats[1], used, least=least, bands=bands)
 

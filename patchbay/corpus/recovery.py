@@ -56,7 +56,8 @@ def divergence(model: Model, texts: Sequence[Any], *, cut: Any, batch_size: int 
         raise PatchbayError(
             f"the cut model has {cut.vocab_size} tokens, the whole one {model.vocab_size}: their texts are not the same"
         )
-    ids, found = model.encode(list(no_text(texts))) if len(no_text(texts)) else [], []
+    texts = list(no_text(texts))
+    ids, found = model.encode(texts) if texts else [], []
     for i in range(0, len(ids), batch_size):
         some = ids[i : i + batch_size]
         whole = run(model, some)
@@ -153,12 +154,13 @@ def pick(
     `cut`: the cut model, or the edits or knob that make it. `clusters`: kinds of text. `concepts`: what a text speaks of, without which none
     contradicts; `least`: in how many texts a concept is known.
     """
-    if not len(no_text(texts)):
+    texts = list(no_text(texts))
+    if not texts:
         raise PatchbayError("an empty pool: there are no texts to pick from")
     away = divergence(model, texts, cut=cut)
     mine = clustered(states(model, texts), min(clusters, len(texts)))
     out = contradicting([concepts(text) for text in texts], least) if concepts is not None else []
-    tokens = [len(ids) for ids in model.encode(list(no_text(texts)))]
+    tokens = [len(ids) for ids in model.encode(texts)]
     names, gone = range(max(mine) + 1), set(out)
     members = [[i for i, own in enumerate(mine) if own == name and i not in gone] for name in names]
     means = [float(away[some].mean()) if some else 0.0 for some in members]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchbay.train._states import Kept, wide
+from patchbay.train._states import Resumed, wide
 
 GUARD = 1e-4  # a residual below this share of the momentum is rounding
 ROWS = 10_000
@@ -37,7 +37,7 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return y if wide else y.T
 
 
-class Cosmos(Kept):
+class Cosmos(Resumed):
     """`rank` leading directions by rotated Adam, the rest by Newton-Schulz; the whole step has norm sqrt(m n) lr `ratio`."""
 
     def __init__(

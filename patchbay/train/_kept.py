@@ -31,17 +31,19 @@ class Kept:
     made: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.folder is not None:
+            self._check(self.folder)
+
+    def _check(self, folder: Path) -> None:
         """Raise PatchbayError for a folder of something else; else it is this call's."""
-        if self.folder is None:
-            return
-        found = record_of(self.folder, REQUEST, "a folder of training runs")
+        found = record_of(folder, REQUEST, "a folder of training runs")
         if found is not None and found != self.request:
             if not isinstance(found, dict):
-                raise PatchbayError(f"{self.folder / REQUEST} is not of training runs: give another folder")
+                raise PatchbayError(f"{folder / REQUEST} is not of training runs: give another folder")
             differ = ", ".join(key for key in self.request if found.get(key) != self.request[key])
-            raise PatchbayError(f"{self.folder} holds runs of another {differ}: give another folder, or remove it")
+            raise PatchbayError(f"{folder} holds runs of another {differ}: give another folder, or remove it")
         if found is None:
-            write_file(self.folder / REQUEST, json.dumps(self.request).encode())
+            write_file(folder / REQUEST, json.dumps(self.request).encode())
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Kept]:
@@ -50,7 +52,7 @@ class Kept:
             yield self
             return
         with files.alone(self.folder):
-            self.__post_init__()  # another call may have come between
+            self._check(self.folder)  # another call may have come between
             for left in self.folder.glob(f".*{files.PARTIAL}"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield self

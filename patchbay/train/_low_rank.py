@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from patchbay.files import write_folder
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
-from patchbay.train._states import Kept, wide
+from patchbay.train._states import Resumed, wide
 
 BASES = ("gradient", "weights", "random")
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -116,7 +116,7 @@ def maps(model: Model) -> dict[str, nn.Module]:
     return found
 
 
-class LowRank(Kept):
+class LowRank(Resumed):
     """Adam on the factors of the matrices in `among` (ids of parameters); no other parameter moves."""
 
     def __init__(self, params: Iterable[Any], lr: float, form: Form, among: frozenset[int], seed: int = 0) -> None:

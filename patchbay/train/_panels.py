@@ -69,10 +69,10 @@ def compared(
 def _masses(panels: Mapping[str, Sequence[Readings]]) -> list[str]:
     """Where rows of attention do not sum to 1 in every arm, that its readings are no shares."""
     sums = {arm: [x for one in runs for x in one.get("mass_mean", [])] for arm, runs in panels.items()}
-    means = {arm: sum(some) / len(some) for arm, some in sums.items() if some}
-    if all(abs(mean - 1) < 0.01 for mean in means.values()):
+    rows = {arm: sum(some) / len(some) for arm, some in sums.items() if some}
+    if all(abs(mean - 1) < 0.01 for mean in rows.values()):
         return []
-    said = ", ".join(f"{arm} {mean:.3g}" for arm, mean in means.items())
+    said = ", ".join(f"{arm} {mean:.3g}" for arm, mean in rows.items())
     return [
         f"a row of attention sums to {said}: alpha, previous_token and induction are sums of attention there, not shares of a row, and differ by that alone"
     ]

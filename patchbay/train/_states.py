@@ -14,7 +14,7 @@ def wide(x: Tensor) -> Tensor:
     return x if x.element_size() >= 4 else x.float()
 
 
-class Kept(torch.optim.Optimizer):
+class Resumed(torch.optim.Optimizer):
     """An optimiser whose loaded state has the dtypes that it was saved with; torch's own gives it those of the weights, which loses bits of half precision."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

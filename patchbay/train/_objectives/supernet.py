@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from patchbay.blocks.subnetworks import SHARES, check, cuts, in_order
+from patchbay.blocks.subnetworks import SHARES, are_shares, check, cuts, in_order
 from patchbay.edits.edit import Edit
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
@@ -42,8 +42,7 @@ class Supernet(Objective):
             raise PatchbayError(f"supernet: shares={self.shares!r} are numbers with + between, as 1+0.5+0.25") from None
 
     def check(self) -> None:
-        kept = self.kept
-        if kept[0] != 1.0 or not all(0 <= one <= 1 for one in kept) or {self.attention, self.nested} - {0, 1}:
+        if not are_shares(self.kept) or {self.attention, self.nested} - {0, 1}:
             raise PatchbayError(
                 f"supernet: shares={self.shares}, attention={self.attention}, nested={self.nested}: shares from 0 to 1, the first of them 1, and 0 or 1"
             )
@@ -69,9 +68,8 @@ class Supernet(Objective):
         return cuts(model, self.kept, tuple(genes), order)
 
     def loss(self, model: Model, hf: nn.Module, batch: dict[str, Tensor], n: Tensor | int) -> Tensor:
-        by = int(
-            batch["labels"][0, 0]
-        )  # the first token is never learned: where it has no label, the whole model is asked
+        # the first token is never learned: its label says what is drawn, and where it has none the whole model is asked
+        by = int(batch["labels"][0, 0])
         edits = [] if by == IGNORED else self.drawn(model, by)
         with model.edited(*edits):
             return super().loss(model, hf, batch, n)
