@@ -8,7 +8,8 @@ byte, and with premises pmi = log p(l | x) - log p(l | premise). `null`: the acc
 of another item (p: item by item); `chance`: one in as many as there are choices. Equal scores share the answer.
 One forward pass over the prompts, one more for the null.
 
-Wiegreffe et al. 2023, "Attentiveness to Answer Choices Doesn't Always Entail High QA Accuracy". Higher is better. Choices with a low PMV are
+Wiegreffe et al. 2023, "Attentiveness to Answer Choices Doesn't Always Entail High QA Accuracy"; labels of one token as choices make a classifier of the model's own unembedding
+(Clavié et al. 2025, "It's All in The [MASK]"). Higher is better. Choices with a low PMV are
 still ranked: what the model would rather have said is not seen here.
 """
 
