@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import patchbay as pb
 from patchbay.tiny import lab, twins
@@ -230,6 +231,55 @@ def test_the_temporal_difference_fixes_the_gauge(model: pb.Model) -> None:
     moved[0, 2] += 3.0
     assert plain_losses(moved, batch) == pytest.approx(plain_losses(logits, batch))
     assert float((rewards(moved, batch["labels"]) - whole).abs().sum()) == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.1, 0.75])
+def test_the_null_of_rewards_is_label_smoothing(model: pb.Model, smooth: float) -> None:
+    """torch's to the bit, loss and gradient; and by loops: a share of the target is all tokens alike. Beside a weight it is the null arm's alone; scores are without it."""
+    batch, text = batch_of(), f"inverse-rl:weight=0,smooth={smooth}"
+    weights = [p for p in model.hf.parameters() if p.requires_grad_() is not None]
+    labels = batch["labels"][:, 1:].flatten()
+    with torch.enable_grad():
+        logits = model.hf(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        torchs = (
+            nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels, reduction="sum", label_smoothing=smooth)
+            / (labels != -100).sum()
+        )
+        slopes = torch.autograd.grad(torchs, weights)
+    with torch.no_grad():
+        assert torch.equal(loss_of(text, model, batch), torchs)
+        assert torch.equal(gradient(text, model, batch), torch.cat([one.flatten() for one in slopes]))
+    logp = torch.log_softmax(logits.detach().double(), -1)
+    loops = []
+    for i, row in enumerate(batch["labels"].tolist()):
+        for t in [t for t in range(1, len(row)) if row[t] != -100]:
+            one = logp[i, t - 1]
+            loops.append(-(1 - smooth) * float(one[row[t]]) - smooth * float(one.sum()) / len(one))
+    assert close(float(torchs.detach()), sum(loops) / len(loops), of=10.0, dtype=torch.float32)
+    given = f"inverse-rl:weight=0.2,gamma=0.9,smooth={smooth}"
+    assert torch.equal(gradient(given, model, batch), gradient("inverse-rl:weight=0.2,gamma=0.9", model, batch))
+    assert objective(given).null == (text if smooth else None)
+    assert objective(text).null is None
+    held = [[row] for row in batch["input_ids"].tolist()]
+    assert torch.equal(objective(text).scores(model, held), objective("ntp").scores(model, held))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("weight=-1", "weight=-1.0: 0, for cross-entropy alone, or more"),
+        ("weight=inf", "weight=inf"),
+        ("gamma=1.5", "gamma=1.5: a discount, from 0 to 1"),
+        ("gamma=-0.1", "gamma=-0.1"),
+        ("gamma=nan", "gamma=nan"),
+        ("weight=0,smooth=1", "smooth=1.0: a share of the target, from 0 to below 1"),
+        ("smooth=-0.1", "smooth=-0.1"),
+        ("smooth=nan", "smooth=nan"),
+    ],
+)
+def test_rewards_that_cannot_be(text: str, says: str) -> None:
+    with pytest.raises(pb.PatchbayError, match=says):
+        objective(f"inverse-rl:{text}")
 
 
 def test_the_hardest_tokens_alone_and_all_of_them_are_the_plain_loss(model: pb.Model) -> None:

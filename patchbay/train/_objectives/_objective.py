@@ -108,11 +108,10 @@ def output_of(hf: nn.Module, batch: dict[str, Tensor], **more: Any) -> Any:
     return hf(input_ids=batch["input_ids"], use_cache=False, **{**masked, **more})
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The sum over places of - log p(label there | what is before), from logits and labels [row, position(, vocab)]."""
-    return nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+def cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 0.0) -> Tensor:
+    """The sum over places of - log p(label there | what is before), from logits and labels [row, position(, vocab)]; of the target a share `smooth` is all tokens alike."""
+    said, told = logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten()
+    return nn.functional.cross_entropy(said, told, ignore_index=IGNORED, reduction="sum", label_smoothing=smooth)
 
 
 def learned(labels: Tensor) -> Tensor:
