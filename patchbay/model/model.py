@@ -258,7 +258,7 @@ class Model:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer that was given, or the one that lies beside the model (loaded when first used); None without one."""
+        """The tokenizer that was given, or the one that lies beside the model (loaded when first used; False: none is looked for); None without one."""
         if self._tokenizer is None and self.source:
             from transformers import AutoTokenizer
 

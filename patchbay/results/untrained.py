@@ -14,6 +14,7 @@ def untrained(model: Model, seed: int) -> Model | str:
     try:
         with seeded(seed):
             hf = type(model.hf)(copy.deepcopy(model.hf.config)).to(device=model.device, dtype=model.dtype)
-        return Model(hf.eval(), family=model.family, source="untrained")
+        # False: that name is no place where a tokenizer is looked for
+        return Model(hf.eval(), False, family=model.family, source="untrained")
     except (PatchbayError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"

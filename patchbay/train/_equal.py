@@ -30,7 +30,7 @@ def of_width(model: Model, width: int, plain: Model, seed: int) -> Model:
     own = hf.state_dict()
     same = {name: value for name, value in plain.hf.state_dict().items() if value.shape == own[name].shape}
     hf.load_state_dict(same, strict=False)
-    return Model(hf.eval(), model.tokenizer, family=model.family, source="untrained")
+    return Model(hf.eval(), model.tokenizer or False, family=model.family, source="untrained")
 
 
 def width(model: Model, weights: int) -> int:
