@@ -28,6 +28,7 @@ from patchbay.train._low_rank import adapter
 from patchbay.train._objectives import objective
 from patchbay.train._objectives._objective import Before, Document, Objective
 from patchbay.train._optimizers import form_of
+from patchbay.train._padded import refuse_padding
 from patchbay.train._panels import Readings, means, read
 from patchbay.train._plan import Arm, Plan, Rows
 from patchbay.train._sparse import nonzero
@@ -87,6 +88,7 @@ def begun(lab: Lab, arm: Arm, seed: int, *, pretrain: bool = True) -> Model:
     if arm.blocks:
         with seeded(seed):  # of what is new; what has its place still keeps the plain start
             found = load(build(found.hf, **json.loads(arm.blocks)), lab.model.tokenizer)
+        refuse_padding(found, (sum(map(len, one)) for one in lab.train))
     return found
 
 

@@ -32,6 +32,7 @@ from patchbay.tasks.task import Task
 from patchbay.train._copies import copied, write
 from patchbay.train._merging import merged, way_of
 from patchbay.train._objectives._objective import collated
+from patchbay.train._padded import refuse_padding
 
 TEMPERATURE, START, BATCH = (
     0.5,
@@ -66,6 +67,8 @@ def subspace_fusion(
     """
     task.check(model.vocab_size)
     _check(model, folder, steps, rate)
+    if len(lengths := {len(prompt) for prompt in task.clean}) > 1:
+        refuse_padding(model, lengths)
     changed, several = _changed(model, tuned, merge, seed)
     dev, test = task.split(0.5, seed)
     whole = fused(model, changed, {name: torch.ones_like(tau) for name, tau in changed.items()}) if several else tuned

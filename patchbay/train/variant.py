@@ -41,6 +41,7 @@ from patchbay.train._kept import Kept
 from patchbay.train._objectives import objective as read_objective
 from patchbay.train._objectives._objective import Objective
 from patchbay.train._optimizers import form_of, sparse_of
+from patchbay.train._padded import refuse_padding
 from patchbay.train._paired import paired
 from patchbay.train._panels import compared
 from patchbay.train._plan import Arm, plan_of, split
@@ -88,6 +89,7 @@ def variant(
         )
     documents, whose = read_whose(model, data, how.length)
     train, held = split(len(documents), how.held, whose)
+    refuse_padding(model, (sum(map(len, one)) for one in documents))
     arms = {
         "variant": Arm(objective, json.dumps(blocks, sort_keys=True) if blocks else "", optimizer),
         "twin": Arm(wanted.twin),
