@@ -23,25 +23,34 @@ Entries = dict[str, Tensor]  # tensor name -> its flat places, int64
 
 def entries(model: Model, parts: Sequence[Part]) -> Entries:
     """The entries of all the parts together, by the names of the model's parameters."""
-    names = {id(parameter): name for name, parameter in model.hf.named_parameters()}
     found: dict[str, list[Tensor]] = {}
+    for own in each(model, list(dict.fromkeys(parts))):
+        for name, places in own.items():
+            found.setdefault(name, []).append(places)
+    return {name: torch.cat(pieces).unique() for name, pieces in sorted(found.items())}
 
-    def take(parameter: nn.Parameter, places: Tensor) -> None:
-        found.setdefault(names[id(parameter)], []).append(places.flatten().long())
 
+def each(model: Model, parts: Sequence[Part]) -> list[Entries]:
+    """The entries of each part by itself."""
+    names = {id(parameter): name for name, parameter in model.hf.named_parameters()}
     numbered: dict[int, Numbered] = {}
-    for part in dict.fromkeys(parts):
+    listed = []
+    for part in parts:
+        found: dict[str, list[Tensor]] = {}
         if part.kind in ("head", "group", "neuron", "expert"):
             model.require(part.port())
             layer = part.layer or 0
-            own = numbered.setdefault(layer, Numbered(model, layer))
+            if layer not in numbered:
+                numbered[layer] = Numbered(model, layer)
+            own = numbered[layer]
             for places in own.of(part):
                 for parameter, inside in own.split(places):
-                    take(parameter, inside)
+                    found.setdefault(names[id(parameter)], []).append(inside.flatten().long())
         else:
             for parameter in _whole(model, part).parameters():
-                take(parameter, torch.arange(parameter.numel()))
-    return {name: torch.cat(pieces).unique() for name, pieces in sorted(found.items())}
+                found.setdefault(names[id(parameter)], []).append(torch.arange(parameter.numel()))
+        listed.append({name: torch.cat(pieces).unique() for name, pieces in sorted(found.items())})
+    return listed
 
 
 def _whole(model: Model, part: Part) -> nn.Module:
@@ -80,6 +89,7 @@ class Numbered:
             parameter.data = places.reshape(parameter.shape)
         self.at: LayerModules = layer_modules(model.family, twin, model.config)
         self._heads: weights.HeadWeights | None = None
+        self._mlp: weights.MLPWeights | None = None
 
     def of(self, part: Part) -> list[Tensor]:
         """Places of a head's, group's, neuron's or expert's weights."""
@@ -89,7 +99,9 @@ class Numbered:
             n = self.model.n_experts(self.layer)
             return [p.detach()[index] for p in self.at.experts.parameters() if p.ndim > 1 and p.shape[0] == n]
         if part.kind == "neuron":
-            w = weights.mlp_weights(self.model.family, self.at)
+            if self._mlp is None:
+                self._mlp = weights.mlp_weights(self.model.family, self.at)
+            w = self._mlp
             columns = [one[:, index] for one in (w.W_in, w.W_gate) if one is not None]
             biases = [one[index] for one in (w.b_in, w.b_gate) if one is not None]
             return [*columns, *biases, w.W_out[index]]

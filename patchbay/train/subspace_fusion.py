@@ -6,7 +6,10 @@ One l for each number that tuning changed; only l learns, by Adam, on - log p(ri
 kept is scaled up by its share, so that the change stays as large. m = 1 is the tuned model (to rounding), m = 0 the base (to the bit). The prompts are of what the base does and the
 tuned model has lost; nothing in the loss asks for what tuning was for, so that `of_change`, the share of tau's length that is kept, says what was paid.
 
-The control is a mask drawn at random, as many entries kept; on the half of the prompts that no l was learned on. Two entries whose changes have one sign and one
+`merge={"mask": "head,neuron"}` has one l for all that tuning changed in a head, a neuron, an expert, a layer's attention or MLP, or a layer, in place of one for each number, and so
+says of parts whether they may stay: the weights' counterpart of a mask over what parts say at a run (`prove.desiderata_mask`). What is in no such part is kept or left by tensor.
+
+The control is a mask drawn at random, as many entries kept, or as many parts of each kind; on the half of the prompts that no l was learned on. Two entries whose changes have one sign and one
 effect cannot be told apart, and the mean couples all: a mask says which entries suffice to leave out, not where behaviour lies.
 
 Yi et al. 2024, "A safety realignment framework via subspace-oriented model fusion for large language models". There several
@@ -33,12 +36,14 @@ from patchbay.train._copies import copied, write
 from patchbay.train._merging import merged, way_of
 from patchbay.train._objectives._objective import collated
 from patchbay.train._padded import refuse_padding
+from patchbay.train._part_masks import Parts, parts_of
 
 TEMPERATURE, START, BATCH = (
     0.5,
     1.0,
     16,
 )  # of the mask; l at the start, where an entry is mostly kept; prompts of an update
+EACH = "parts"  # under which a mask over parts stands
 CONDITIONS = ("base", "tuned", "masked", "random")
 Tensors = dict[str, Tensor]
 
@@ -59,23 +64,28 @@ def subspace_fusion(
     """The task's score of the base, the tuned model, the masked one and one of a random mask, on prompts that no mask was learned on.
 
     `tuned`: the model that was tuned from this one. `merge`: others that were tuned from it too, and how all are made one change: `{"with": ["A", "B"], "by": "sum"}`, names or folders; ways are sum,
-    ties (as `ties:keep=0.2`) and dare (`dare:drop=0.9`); what is called tuned in the Result is then the merged model. `folder`: where the masked model is written as a checkpoint; without, nowhere. `steps`: updates
+    ties (as `ties:keep=0.2`) and dare (`dare:drop=0.9`); what is called tuned in the Result is then the merged model; `"mask"`: the parts that have one number of the mask each, as `"head,mlp"` (head, group, neuron, expert, attn, mlp, layer), in place of all numbers. `folder`: where the masked model is written as a checkpoint; without, nowhere. `steps`: updates
     of the mask. `rate`: Adam's learning rate of l.
 
     Main variable `score` [condition] with ends; `gain` of the mask over the random one with its ends and `p`; `kept`, the share of
-    changed numbers, and `of_change`. Tables: `tensors` with the share kept of each, `steps` with losses.
+    changed numbers, and `of_change`. Tables: `tensors` with the share kept of each, `steps` with losses, of a mask over parts `parts` with l of each and whether it is kept.
     """
     task.check(model.vocab_size)
     _check(model, folder, steps, rate)
     if len(lengths := {len(prompt) for prompt in task.clean}) > 1:
         refuse_padding(model, lengths)
     changed, several = _changed(model, tuned, merge, seed)
+    asked = (merge or {}).get("mask")
+    parts = None if asked is None else parts_of(model, changed, asked)
     dev, test = task.split(0.5, seed)
     whole = fused(model, changed, {name: torch.ones_like(tau) for name, tau in changed.items()}) if several else tuned
     scores = {name: _score(one, test, batch_size) for name, one in (("base", model), ("tuned", whole))}
-    logits, losses = learned_mask(model, changed, dev, steps, rate, seed, batch_size=batch_size)
+    logits, losses = learned_mask(model, changed, dev, steps, rate, seed, batch_size=batch_size, parts=parts)
     mask = {name: (one > 0).to(one.dtype) for name, one in logits.items()}
-    masked, drawn = (fused(model, changed, one) for one in (mask, _shuffled(mask, changed, seed)))
+    other = _shuffled(mask, changed, seed) if parts is None else parts.spread(parts.shuffled(mask[EACH], seed))
+    rows = [] if parts is None else parts.rows(logits[EACH], changed)
+    mask = mask if parts is None else parts.spread(mask[EACH])
+    masked, drawn = (fused(model, changed, one) for one in (mask, other))
     scores |= {name: _score(one, test, batch_size) for name, one in (("masked", masked), ("random", drawn))}
     ends = [maths.bootstrap_interval(scores[name]) for name in CONDITIONS]
     gain = maths.paired_interval(task.sign * scores["masked"], task.sign * scores["random"])
@@ -99,11 +109,13 @@ def subspace_fusion(
         tables={
             "tensors": [{"tensor": name, "kept": float(mask[name][tau != 0].mean()), "of": int((tau != 0).sum())} for name, tau in changed.items()],
             "steps": [{"step": i, "loss": loss} for i, loss in enumerate(losses)],
+            **({"parts": rows} if rows else {}),
         },
         notes=[
+            *[f"kept {sum(row['kept'] for row in rows)} of {len(rows)} parts"] * bool(rows),
             f"kept {left:,.0f} of {n:,.0f} numbers that tuning changed, in {len(changed)} tensors, scaled by {n / left if left else 0.0:.3g}",
             *[f"tuned is {several} models merged by {(merge or {}).get('by', 'sum')}"] * (several > 0),
-            f"learned on {len(dev)} prompts, scored on {len(test)} others; the random mask keeps as many numbers",
+            f"learned on {len(dev)} prompts, scored on {len(test)} others; the random mask keeps as many {'parts of each kind' if rows else 'numbers'}",
             f"the masked weights have the fingerprint {masked.fingerprint}" + (f" and are in {written}" if written else "; no folder was given, they are not kept"),
         ],
         provenance={"checkpoint": {"folder": written, "fingerprint": masked.fingerprint}},
@@ -137,14 +149,16 @@ def changes(model: Model, tuned: Model) -> Tensors:
 
 def _changed(model: Model, tuned: Model, merge: dict[str, Any] | None, seed: int) -> tuple[Tensors, int]:
     """tau of one model, or of several merged, and how many these are; 0 of one alone."""
-    own = changes(model, tuned)
+    own, table = changes(model, tuned), merge
+    if merge is not None and isinstance(merge.get("mask"), str):  # for those who mask parts
+        merge = {key: value for key, value in merge.items() if key != "mask"} or None
     if merge is None:
         return own, 0
     others, way = merge.get("with"), merge.get("by", "sum")
     named = isinstance(others, list) and others and all(isinstance(one, str) for one in others)
     if not named or not isinstance(way, str) or set(merge) - {"with", "by"}:
         raise PatchbayError(
-            f'merge={merge!r}: the names of other tuned models and how, as {{"with": ["A", "B"], "by": "ties:keep=0.2"}}'
+            f'merge={table!r}: the names of other tuned models and how, as {{"with": ["A", "B"], "by": "ties:keep=0.2"}}, and kinds of parts, as {{"mask": "head,mlp"}}'
         )
     way_of(way)
     return merged([own, *(changes(model, load(one)) for one in others or [])], way, seed), 1 + len(others or [])
@@ -193,20 +207,30 @@ def _shuffled(mask: Tensors, changed: Tensors, seed: int) -> Tensors:
 
 
 def learned_mask(
-    model: Model, changed: Tensors, dev: Task, steps: int, rate: float, seed: int, *, batch_size: int = 16
+    model: Model,
+    changed: Tensors,
+    dev: Task,
+    steps: int,
+    rate: float,
+    seed: int,
+    *,
+    batch_size: int = 16,
+    parts: Parts | None = None,
 ) -> tuple[Tensors, list[float]]:
-    """l of every entry after `steps` updates, and the loss of each."""
+    """l of every entry after `steps` updates, or of every part (under `EACH`), and the loss of each update."""
     generator, losses = torch.Generator().manual_seed(seed), list[float]()
-    logits = {name: torch.full_like(tau, START).requires_grad_() for name, tau in changed.items()}
+    like = changed if parts is None else {EACH: torch.zeros(len(parts.names), device=model.device)}
+    logits = {name: torch.full_like(tau, START).requires_grad_() for name, tau in like.items()}
     fit = torch.optim.Adam(list(logits.values()), lr=rate, foreach=False)
     for _ in range(steps):
         rows = torch.randperm(len(dev), generator=generator)[:batch_size].tolist()
         noise = {
             name: torch.rand(tau.shape, generator=generator).clamp(1e-6, 1 - 1e-6).logit().to(tau.device)
-            for name, tau in changed.items()
+            for name, tau in like.items()
         }
         with torch.enable_grad():
             mask = {name: torch.sigmoid((one + noise[name]) / TEMPERATURE) for name, one in logits.items()}
+            mask = mask if parts is None else parts.spread(mask[EACH])
             loss = _loss(
                 model, weights(model, changed, mask), [list(dev.clean[i]) for i in rows], [dev.right[i] for i in rows]
             )
