@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,7 @@ class Telling:
 
 @dataclass(frozen=True)
 class Story:
-    """A story as data: what it asks, how many tokens its own texts have, what it trains (None: nothing), and its steps."""
+    """A story as data: what it asks, how many tokens its own texts have, what it trains (None: nothing), its steps, and the key of the paper whose claim it tells."""
 
     name: str
     title: str
@@ -77,6 +78,7 @@ class Story:
     vocab: int
     arms: Callable[[Telling], Arms] | None
     steps: Sequence[Step]
+    paper: str
 
 
 def needs(model: Model, vocab: int, what: str) -> None:
@@ -118,6 +120,12 @@ def arms_section(
         f"{title}: a dot is a seed, the bar their mean.",
     )
     return Section(title, list(text), [Table(columns, rows)], [picture], {key: data})
+
+
+def judged(told: Section, held: bool, asked: str) -> None:
+    """Say in words, and by the section's colour, whether what decides holds."""
+    told.verdict, told.data["verdict"] = held, held
+    told.text.append(f"**It {'holds' if held else 'does not hold'}** that {asked}.")
 
 
 def dots(values: Mapping[str, Sequence[float]], unit: str) -> Figure:
@@ -164,7 +172,7 @@ def tell(
     check_place(page)
     telling = Telling(model, seed, SEEDS, n)
     if story.arms is None:
-        return _told(story, telling, page, quiet)
+        return _told(story, telling, page, quiet, f"patchbay papers run {story.paper} checks the paper's claim.")
     arms = story.arms(telling)
     if dry_run:
         return _estimate(telling, arms, quiet)
@@ -173,7 +181,7 @@ def tell(
         plans = {name: asdict(lab.plan) for name, (lab, _) in arms.items()}
         request = {"story": story.name, "model": model.fingerprint, "seed": seed, "n": n, "plans": plans}
         with Kept(telling.folder, telling.folder, request).alone() as telling.kept:
-            return _told(story, telling, page, quiet)
+            return _told(story, telling, page, quiet, _next(story, next(iter(arms)).replace(" ", "-"), seed, folder))
 
 
 def _estimate(telling: Telling, arms: Arms, quiet: bool) -> dict[str, Any]:
@@ -207,7 +215,17 @@ def _made(story: Story, telling: Telling) -> str:
     return f"Made by the command patchbay run {story.name}, seed {telling.seed}, {of}. Versions: {said}."
 
 
-def _told(story: Story, telling: Telling, page: Path, quiet: bool) -> dict[str, Any]:
+def _next(story: Story, arm: str, seed: int, folder: str | None) -> str:
+    """The commands that look at what was trained, and that check the paper's claim."""
+    keep = f"patchbay run {story.name} --folder runs keeps the networks, and " if folder is None else ""
+    one = shlex.quote(f"{folder or 'runs'}/{arm}-{seed}")
+    return (
+        f"{keep}patchbay show {one} opens one of them as any model; "
+        f"patchbay papers run {story.paper} checks the paper's claim."
+    )
+
+
+def _told(story: Story, telling: Telling, page: Path, quiet: bool, further: str) -> dict[str, Any]:
     """Run the steps, printing each as it ends; write the page; all numbers."""
     began, sections = time.perf_counter(), list[Section]()
     for step in story.steps:
@@ -217,12 +235,13 @@ def _told(story: Story, telling: Telling, page: Path, quiet: bool) -> dict[str, 
     seconds = time.perf_counter() - began
     foot = [
         _made(story, telling),
+        f"To look closer: {further}",
         f"Every number and figure is of this run. {'' if story.arms is None else SIGNS}Intervals are 95 %.",
     ]
     report.write(page, report.page(story.title, story.lead, sections, foot=foot))
     ending = Section(
         "What was written",
-        [f"The page is **{page}**. {seconds:.0f} s."],
+        [f"The page is **{page}**. {seconds:.0f} s.", f"To look closer: {further}"],
         data={"written": {"report": str(page)}, "seconds": seconds},
     )
     if not quiet:

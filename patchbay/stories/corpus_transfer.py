@@ -37,7 +37,7 @@ from patchbay.train._runs import Lab
 
 VOCAB, LENGTH = 64, 32
 BEFORE, STEPS, RATE, BATCH, EVERY = 250, 80, 4e-3, 16, 16
-TEXTS, HELD = 256, 64
+TEXTS, HELD, WATCHED = 256, 64, 24
 ARMS = {"repeats": "repeats", "brackets": "nested", "nothing follows": "independent", "nothing before": None}
 Text = tuple[list[int], list[int]]  # tokens, and the places of second tokens of names that return
 
@@ -53,7 +53,7 @@ def tell(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form; `n`: held-out texts. Writes the page, returns the numbers."""
     story = Story("corpus-transfer", "What strings that mean nothing teach", "Does a head of induction survive new tokens, and serve?", VOCAB, _arms,
-                  (_served, _by_step, _cut))  # fmt: skip
+                  (_served, _by_step, _cut), "yao2022")  # fmt: skip
     return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
 
 
@@ -64,7 +64,7 @@ def _arms(telling: Telling) -> _lab.Arms:
     telling.found["held"] = held
     train: list[Any] = [[ids] for ids, _ in lab.mentions(TEXTS, telling.seed, vocab=VOCAB, length=LENGTH)]
     plan = plan_of({"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True, "redraw": True, "length": LENGTH})
-    few = held[:24]
+    few = held[:WATCHED]
     shared = Lab(
         telling.model,
         train,
@@ -108,6 +108,7 @@ def _served(telling: Telling, quiet: bool) -> Section:
     telling.found["runs"] = telling.trained(_arms(telling), quiet, "before and after")
     held = telling.found["held"]
     values: dict[str, list[Tensor]] = {arm: [] for arm in ARMS}
+    rest: dict[str, list[float]] = {arm: [] for arm in ARMS}
     rows = []
     for arm in ARMS:
         seen = []
@@ -115,7 +116,8 @@ def _served(telling: Telling, quiet: bool) -> Section:
             model = telling.opened(arm, seed)
             values[arm].append(returning(model, held))
             looks = pb.find.induction_heads(model, twice(seed))
-            seen.append([float(others(model, held).mean()), float(looks.values.max()), float(looks["uniform"])])
+            rest[arm].append(float(others(model, held).mean()))
+            seen.append([rest[arm][-1], float(looks.values.max()), float(looks["uniform"])])
         rows.append([arm, *torch.tensor(seen).mean(0).tolist()])
     told = _lab.arms_section("Names that return", [], values, "nats", "nothing before", "returning")
     told.tables.append(
@@ -130,19 +132,34 @@ def _served(telling: Telling, quiet: bool) -> Section:
         f"After {STEPS} steps on {TEXTS} texts the second token of a name that returns costs "
         + ", ".join(f"**{value:.2f}** ({arm})" for arm, value in means.items())
         + f" nats; a guess among names costs {math.log(VOCAB // 2):.2f}. {telling.seeds} seeds, {BEFORE} steps before, of {BATCH} texts of {LENGTH} tokens.",
+        _elsewhere(rest["repeats"], rest["nothing before"]),
     ]
     gap, null = (told.data["returning"][arm] for arm in ("repeats", "nothing follows"))
-    told.verdict = bool(gap["below"] == telling.seeds and gap["difference"][2] < min(0.0, null["difference"][1]))
-    told.data |= {"verdict": told.verdict, "children": {row[0]: row[1:] for row in rows}}
+    _lab.judged(
+        told,
+        bool(gap["below"] == telling.seeds and gap["difference"][2] < min(0.0, null["difference"][1])),
+        "a returning name costs less after strings that repeat than after nothing, in every seed, and by more than after tokens that follow from nothing",
+    )
+    told.data |= {"others": rest, "children": {row[0]: row[1:] for row in rows}}
     return told
 
 
+def _elsewhere(after: list[float], before: list[float]) -> str:
+    """What the rest of the text costs after repeats and after nothing, by seed."""
+    above = sum(one > other for one, other in zip(after, before, strict=True))
+    return (
+        f"The rest of the text costs **{sum(after) / len(after):.2f}** nats a token after strings that repeat and {sum(before) / len(before):.2f} after nothing: "
+        f"more in {above} of {len(after)} seeds."
+    )
+
+
 def _by_step(telling: Telling, quiet: bool) -> Section:
-    steps = list(range(0, STEPS, EVERY))
-    curves = {
-        arm: torch.tensor([run.seen for run in runs], dtype=torch.float64).mean(0).tolist()
-        for arm, runs in telling.found["runs"].items()
-    }
+    steps, few = [*range(0, STEPS, EVERY), STEPS], telling.found["held"][:WATCHED]
+    curves = {}
+    for arm, runs in telling.found["runs"].items():
+        ends = [float(returning(telling.opened(arm, seed), few).mean()) for seed in telling.of_seeds]
+        seen = [[*run.seen, end] for run, end in zip(runs, ends, strict=True)]
+        curves[arm] = torch.tensor(seen, dtype=torch.float64).mean(0).tolist()
     rows = [[step, *[curve[i] for curve in curves.values()]] for i, step in enumerate(steps)]
     picture = Picture(
         partial(_lab.curves, {arm: (steps, curve) for arm, curve in curves.items()}, "step", "nats"),
@@ -152,7 +169,7 @@ def _by_step(telling: Telling, quiet: bool) -> Section:
     return Section(
         "In the course of training",
         text,
-        [Table(("step", *curves), rows, "nats, mean over seeds")],
+        [Table(("step", *curves), rows, f"nats, mean over seeds, of {len(few)} of the held-out texts")],
         [picture],
         {"by_step": {"step": steps, **curves}},
     )

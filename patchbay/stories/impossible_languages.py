@@ -51,7 +51,7 @@ def tell(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form and tokens; `n`: held-out stretches. Writes the page, returns the numbers."""
     story = Story("impossible-languages", "Languages that nobody speaks", "Are they learned, and by which heads?", 1, _arms,
-                  (_learned, _few, _panel))  # fmt: skip
+                  (_learned, _few, _panel), "kallini2024")  # fmt: skip
     return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
 
 
@@ -94,8 +94,12 @@ def _learned(telling: Telling, quiet: bool) -> Section:
     steps = list(zip(("reversed", "local"), ("local", "shuffled"), strict=True))
     gaps = [torch.stack(values[b]).mean(1) - torch.stack(values[a]).mean(1) for a, b in steps]
     far = abs(data["reversed"]["difference"][0]) < data["local"]["difference"][0] / 2
-    told.verdict = bool(all(float(gap.min()) > 0 for gap in gaps) and far)
-    told.data |= {"verdict": told.verdict, "beyond_pairs": beyond}
+    _lab.judged(
+        told,
+        bool(all(float(gap.min()) > 0 for gap in gaps) and far),
+        "shuffled windows cost more than the same stretches backwards, and whole shuffles more than shuffled windows, in every seed; and that backwards is less than half as far from the control as shuffled windows are",
+    )
+    told.data |= {"beyond_pairs": beyond}
     return told
 
 

@@ -48,7 +48,7 @@ def tell(
 ) -> dict[str, Any]:
     """Run the story on a model with a tokenizer; `n`: stories that the loss is of. Writes the page, returns the numbers."""
     story = Story("low-rank", "Where a model is of low rank", "Which matrices can be cut, and does their spectrum say so?", 1, None,
-                  (_spectra, _cut))  # fmt: skip
+                  (_spectra, _cut), "jaiswal2024")  # fmt: skip
     return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n)
 
 
@@ -123,11 +123,11 @@ def _cut(telling: Telling, quiet: bool) -> Section:
             table.append(
                 [f"{keep:.0%}", *[one["cost"][arm] for arm in ARMS], f"{one['beyond'][0]:+.3f}", ends, one["p"]]
             )
-    judged = data[JUDGED]
+    half = data[JUDGED]
     text_ = [
-        f"The whole model's loss is {float(whole.mean()):.3f} nats per token on {len(rows)} stories. With {JUDGED:.0%} of all ranks kept it rises by **{judged['cost'][ARMS[0]]:.3f}** "
-        f"by one threshold and by **{judged['cost'][ARMS[3]]:.3f}** with the same ranks dealt anew {DRAWS} times (p {judged['p']:.2g}); with as many numbers "
-        f"stored, by {judged['cost'][ARMS[1]]:.3f} at equal energy and {judged['cost'][ARMS[2]]:.3f} at an equal share of every rank.",
+        f"The whole model's loss is {float(whole.mean()):.3f} nats per token on {len(rows)} stories. With {JUDGED:.0%} of all ranks kept it rises by **{half['cost'][ARMS[0]]:.3f}** "
+        f"by one threshold and by **{half['cost'][ARMS[3]]:.3f}** with the same ranks dealt anew {DRAWS} times (p {half['p']:.2g}); with as many numbers "
+        f"stored, by {half['cost'][ARMS[1]]:.3f} at equal energy and {half['cost'][ARMS[2]]:.3f} at an equal share of every rank.",
     ]
     columns = ("ranks kept", *ARMS, "dealt less threshold", "95 %", "p of draws")
     lines = {arm: ([100 * keep for keep in KEEPS], [data[keep]["cost"][arm] for keep in KEEPS]) for arm in ARMS}
@@ -135,16 +135,17 @@ def _cut(telling: Telling, quiet: bool) -> Section:
         partial(_lab.curves, lines, "ranks kept, %", "nats per token more"),
         "What a cut costs, by how ranks are shared out.",
     )
-    verdict = bool(judged["p"] < 0.05)  # exact; the interval takes one more dealing for normal, and costs are not
-    told = {"cut": {f"{keep:g}": one for keep, one in data.items()}, "whole": float(whole.mean()), "verdict": verdict}
-    return Section(
+    told = Section(
         "What a cut costs",
         text_,
         [Table(columns, table, "nats per token more than the whole model")],
         [picture],
-        told,
-        verdict,
+        {"cut": {f"{keep:g}": one for keep, one in data.items()}, "whole": float(whole.mean())},
     )
+    asked = f"with {JUDGED:.0%} of all ranks kept, ranks by one threshold cost less than the same ranks dealt anew (exact p of draws below 0.05)"
+    # by p: the interval takes one more dealing for normal, and costs are not
+    _lab.judged(told, bool(half["p"] < 0.05), asked)
+    return told
 
 
 def cuts(

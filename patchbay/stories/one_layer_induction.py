@@ -45,7 +45,7 @@ def tell(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form; `n`: held-out strings. Writes the page, returns the numbers."""
     story = Story("one-layer-induction", "Induction in one layer", "Can one layer repeat what it has read, and through what?", VOCAB, _arms,
-                  (_repeating, _looking, _cutting))  # fmt: skip
+                  (_repeating, _looking, _cutting), "yusuf2023")  # fmt: skip
     return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
 
 
@@ -81,8 +81,11 @@ def _repeating(telling: Telling, quiet: bool) -> Section:
         f"{1 / VOCAB:.0%}. {telling.seeds} seeds, {STEPS} steps of {BATCH} strings of {LENGTH} tokens.",
     ]
     gap = data["convolved"]
-    told.verdict = bool(gap["above"] == telling.seeds and gap["difference"][1] > 0.3)
-    told.data["verdict"] = told.verdict
+    _lab.judged(
+        told,
+        bool(gap["above"] == telling.seeds and gap["difference"][1] > 0.3),
+        "convolved networks repeat more than plain ones, in every seed, and by more than 0.3 of the tokens",
+    )
     return told
 
 

@@ -46,7 +46,7 @@ def tell(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form; `n`: facts. Writes the page, returns the numbers."""
     story = Story("reversal", "Facts the other way round", "Is a fact that was read one way known the other way?", lab.FACT_VOCAB, _arms,
-                  (_training, _asked, _where))  # fmt: skip
+                  (_training, _asked, _where), "guo2024")  # fmt: skip
     return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
 
 
@@ -115,8 +115,12 @@ def _asked(telling: Telling, quiet: bool) -> Section:
         + ": what an arm does not know of these it has not learned at all.",
     ]  # fmt: skip
     gap = data["units permuted"]
-    told.verdict = bool(gap["above"] == telling.seeds and gap["difference"][1] > 0)
-    told.data["verdict"], told.data["read_both_ways"] = told.verdict, seen
+    _lab.judged(
+        told,
+        bool(gap["above"] == telling.seeds and gap["difference"][1] > 0),
+        "more facts are known the way that was not read after units were permuted than after plain training, in every seed",
+    )
+    told.data["read_both_ways"] = seen
     return told
 
 

@@ -36,7 +36,7 @@ from patchbay.train._runs import Lab
 
 VOCAB, LENGTH, TRIGGERS = 64, 32, 3
 STEPS, RATE, BATCH, STRINGS, EVERY = 480, 3e-3, 16, 4096, 60
-HELD = 64
+HELD, WATCHED = 64, 16
 KINDS = {
     "softmax": None,
     "sigmoid": {"kind": "sigmoid", "bias": -math.log(LENGTH)},
@@ -56,7 +56,7 @@ def tell(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the story on networks of this model's form; `n`: held-out strings. Writes the page, returns the numbers."""
     story = Story("sinks", "Attention that rests", "When do heads rest on the first token, and which kinds of attention need not?", VOCAB, _arms,
-                  (_resting, _by_step, _removing))  # fmt: skip
+                  (_resting, _by_step, _removing), "gu2024")  # fmt: skip
     return _lab.tell(story, model, seed=seed, report=report, quiet=quiet, n=n, folder=folder, dry_run=dry_run)
 
 
@@ -69,7 +69,7 @@ def _arms(telling: Telling) -> _lab.Arms:
     held = telling.found["held"] = held[: telling.n or HELD]
     train: list[Any] = [[text] for text in lab.backcopies(STRINGS, telling.seed, length=LENGTH)]
     plan = plan_of({"steps": STEPS, "rate": RATE, "batch_size": BATCH, "fresh": True, "length": LENGTH})
-    few = held[:16]
+    few = held[:WATCHED]
     shared = Lab(
         telling.model, train, [[text] for text in held], plan, watch=(EVERY, lambda model: list(highest(model, few)))
     )
@@ -148,20 +148,24 @@ def _resting(telling: Telling, quiet: bool) -> Section:
         + f"; even attention gives none, and the start {even():.2f}. {telling.seeds} seeds, {STEPS} steps of {BATCH} strings of {LENGTH} tokens.",
     ]
     gap = data["sigmoid"]
-    told.verdict = bool(
-        min(data["softmax"]["by_seed"]) > even() and gap["below"] == telling.seeds and gap["difference"][2] < 0
+    _lab.judged(
+        told,
+        bool(min(data["softmax"]["by_seed"]) > even() and gap["below"] == telling.seeds and gap["difference"][2] < 0),
+        "softmax heads rest on the start by more than even attention gives it, in every seed, and sigmoid heads by less than softmax heads, in every seed",
     )
-    told.data |= {"verdict": told.verdict, "even": even(), "heads": {row[0]: row[1:] for row in rows}}
+    told.data |= {"even": even(), "heads": {row[0]: row[1:] for row in rows}}
     return told
 
 
 def _by_step(telling: Telling, quiet: bool) -> Section:
     """What was watched in the course of training."""
-    curves = {}
+    curves, few = {}, telling.found["held"][:WATCHED]
     for arm, runs in telling.found["runs"].items():
-        seen = torch.tensor([[*run.seen] for run in runs], dtype=torch.float64).mean(0)  # [step, reading]
+        ends = [highest(telling.opened(arm, seed), few) for seed in telling.of_seeds]
+        each = [[*run.seen, end] for run, end in zip(runs, ends, strict=True)]
+        seen = torch.tensor(each, dtype=torch.float64).mean(0)  # [step, reading]
         curves[arm] = {
-            "step": [EVERY * i for i in range(len(seen))],
+            "step": [min(EVERY * i, STEPS) for i in range(len(seen))],
             "attention": seen[:, 0].tolist(),
             "mass": seen[:, 2].tolist(),
         }

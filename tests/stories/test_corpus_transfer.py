@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import pytest
@@ -57,9 +58,28 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = corpus_transfer.tell(corpus_transfer.form(), report=page, quiet=True, n=8)
     assert told["verdict"] is False
     assert set(told["returning"]) == set(corpus_transfer.ARMS)
-    assert told["by_step"]["step"] == [0]
+    assert told["by_step"]["step"] == [0, 1]
+    held = [
+        one for one in lab.mentions(4 * 8, 1000, vocab=corpus_transfer.VOCAB, length=corpus_transfer.LENGTH) if one[1]
+    ][:8]
+    monkeypatch.setattr(corpus_transfer, "WATCHED", 3)
+    kept = tmp_path / "runs"
+    again = corpus_transfer.tell(corpus_transfer.form(), report=page, quiet=True, n=8, folder=str(kept))
+    for arm, place in (("repeats", "repeats-0"), ("nothing before", "nothing-before-0")):
+        end = float(corpus_transfer.returning(pb.load(kept / place), held[:3]).mean())
+        assert again["by_step"][arm][1] == pytest.approx(end)  # the network as it ended, on what was watched
+        rest = float(corpus_transfer.others(pb.load(kept / place), held).mean())
+        assert again["others"][arm] == pytest.approx([rest])
     assert set(told["cut"]) == {"head of induction", "another head", "tap cut"}
-    assert "patchbay run corpus-transfer" in page.read_text()
+    shown = html.unescape(page.read_text())
+    assert "patchbay run corpus-transfer" in shown
+    assert "It does not hold</b> that a returning name costs less after strings that repeat than after nothing" in shown
+    assert f"patchbay show {kept}/repeats-0 opens one of them as any model; patchbay papers run yao2022 checks" in shown
+
+
+def test_what_the_rest_of_the_text_costs_is_told() -> None:
+    told = corpus_transfer._elsewhere([4.0, 4.5, 3.0], [3.5, 4.0, 4.0])
+    assert "**3.83** nats a token after strings that repeat and 3.83 after nothing: more in 2 of 3 seeds" in told
 
 
 @pytest.mark.slow

@@ -85,6 +85,8 @@ def test_the_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert told["verdict"] is False  # four draws reach no p of .05
     assert told["kept"]["q_proj"]["kept"] < told["kept"]["down_proj"]["kept"]
     assert "patchbay run low-rank" in page.read_text()
+    assert "To look closer: patchbay papers run jaiswal2024 checks the paper" in page.read_text()
+    assert "It does not hold</b> that with 50% of all ranks kept" in page.read_text()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import patchbay as pb
 from patchbay.cli import cli
+from patchbay.draw.report import Section
 from patchbay.stories import _lab, reversal
 from patchbay.tiny import lab
 from tests.given import lent
@@ -102,3 +103,32 @@ def test_arms_are_compared_seed_by_seed() -> None:
     assert found["a"]["difference"][0] == pytest.approx(0.5)
     assert (found["a"]["above"], found["a"]["below"], found["a"]["p"]) == (2, 0, 0.5)
     assert found["b"] == {"by_seed": [0.0, 0.0]}
+
+
+@pytest.mark.parametrize(("held", "words"), [(True, "holds"), (False, "does not hold")])
+def test_what_decides_is_said_in_words_on_the_screen_and_on_the_page(held: bool, words: str) -> None:
+    """Colours alone say it to nobody who prints, pipes or does not tell them apart."""
+    told = Section("t", ["first"], data={"key": 1})
+    _lab.judged(told, held, "one is above the other")
+    assert told.text == ["first", f"**It {words}** that one is above the other."]
+    assert told.verdict is held
+    assert told.data == {"key": 1, "verdict": held}
+
+
+def test_every_story_of_training_names_a_paper_whose_claim_can_be_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchbay.papers.claims import CLAIMS
+    from patchbay.stories import corpus_transfer, impossible_languages, low_rank, one_layer_induction, sinks
+
+    told: list[_lab.Story] = []
+    monkeypatch.setattr(_lab, "tell", lambda story, *_, **__: told.append(story))
+    for one in (reversal, corpus_transfer, impossible_languages, low_rank, one_layer_induction, sinks):
+        one.tell(lent("llama"), report=tmp_path / "page.html")
+    assert len(told) == 6
+    assert all(story.paper in CLAIMS for story in told)
+    closer = _lab._next(told[0], "units-permuted", 3, None)
+    assert closer.startswith(
+        "patchbay run reversal --folder runs keeps the networks, and patchbay show runs/units-permuted-3 opens"
+    )
+    assert _lab._next(told[0], "plain", 0, "my runs").startswith("patchbay show 'my runs/plain-0' opens one of them")

@@ -84,12 +84,26 @@ def test_even_attention() -> None:
     assert sinks.even() == pytest.approx(float(pattern[2:, 0].mean()))
 
 
+def held_out(n: int) -> list[list[int]]:
+    texts = lab.backcopies(4 * n, 1, length=sinks.LENGTH)
+    return [text for text in texts if sinks.triggers([text]).sum() > 1][:n]
+
+
+def moved(model: pb.Model, *given: Any, **more: Any) -> Any:
+    """In place of training: larger queries, after all was watched."""
+    found = untrained(model, *given, **more)
+    with torch.no_grad():
+        for name, weight in model.hf.named_parameters():
+            weight.mul_(100.0 if "q_proj" in name else 1.0)
+    return found
+
+
 def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One seed and no steps: nothing rests, the verdict says so; an estimate trains nothing; a folder is gone on with."""
     for name, value in {"STEPS": 2, "STRINGS": 8, "BATCH": 2, "EVERY": 1}.items():
         monkeypatch.setattr(sinks, name, value)
     monkeypatch.setattr(_lab, "SEEDS", 1)
-    monkeypatch.setattr("patchbay.train._runs.trained", untrained)
+    monkeypatch.setattr("patchbay.train._runs.trained", moved)
     page, runs = tmp_path / "page.html", tmp_path / "runs"
     given = {"report": page, "quiet": True, "n": 8, "folder": str(runs)}
     cost = sinks.tell(sinks.form(), dry_run=True, **given)["estimate"]
@@ -99,7 +113,10 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not runs.exists()
     told = sinks.tell(sinks.form(), **given)
     assert told["verdict"] is False
-    assert told["by_step"]["softmax"]["step"] == [0, 1]
+    assert told["by_step"]["softmax"]["step"] == [0, 1, 2]
+    ends = sinks.highest(pb.load(runs / "softmax-0"), held_out(8))
+    assert [told["by_step"]["softmax"][name][2] for name in ("attention", "mass")] == pytest.approx([ends[0], ends[2]])
+    assert told["by_step"]["softmax"]["attention"][1] != pytest.approx(ends[0])
     assert set(told["removed"]) == {"at triggers", "at other tokens"}
     assert page.read_text().count("<svg") == 3
     monkeypatch.setattr("patchbay.train._runs.trained", None)  # a second call trains nothing
