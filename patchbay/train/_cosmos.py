@@ -5,7 +5,7 @@ For W [m, n] with gradient G, rank R, e the running step:
     P <- QR(b2 P S + (1 - b2) G^T G P), S <- b2 P'^T P S P^T P' + (1 - b2) P'^T G^T G P'   (P, S from the SVD of G^T G at first)
     V <- b2 V + (1 - b2) (G P)^2
     step = (N P / sqrt V^) P^T + .2 sqrt(m n) unit(NS5(N - N P P^T)), scaled to norm sqrt(m n) lr ratio
-Vectors, and matrices of more than 10,000 rows, take Adam. State: m n + m R + n R + R^2 numbers against Adam's 2 m n.
+What is no matrix of a linear map takes Adam (`_optimizers`). State: m n + m R + n R + R^2 numbers against Adam's 2 m n, which is less only where (m + R)(n + R) < 2 m n.
 
 Liu et al. 2025, "COSMOS: A Hybrid Adaptive Optimizer". The residual is taken for 0 where it is below 1e-4 of N: at R = n rounding alone is
 left of it, which Newton-Schulz would blow up to a step of full size (cosine to the right step .905 in place of 1).
@@ -14,20 +14,21 @@ left of it, which Newton-Schulz would blow up to a step of full size (cosine to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patchbay.errors import PatchbayError
 from patchbay.train._states import Resumed, wide
 
 GUARD = 1e-4  # a residual below this share of the momentum is rounding
-ROWS = 10_000
 NS5 = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
-    """A matrix with the singular directions of x and singular values near 1 (0.68 to 1.14)."""
+    """A matrix with the singular directions of x and singular values near 1: 0.68 to 1.14 where they are 0.0075 of the norm of x or more."""
     a, b, c = NS5
     wide = x.shape[0] <= x.shape[1]
     y = (x if wide else x.T) / (x.norm() + 1e-7)
@@ -37,8 +38,21 @@ def newton_schulz(x: Tensor, steps: int = 5) -> Tensor:
     return y if wide else y.T
 
 
+@dataclass(frozen=True)
+class Split:
+    """How many leading directions of a matrix Adam takes, all where it has no more, and how large the whole step is beside the rate."""
+
+    rank: int = 16
+    ratio: float = 0.2
+
+    def check(self) -> None:
+        if self.rank < 1 or not 0 < self.ratio < float("inf"):
+            raise PatchbayError(f"cosmos: rank={self.rank}, ratio={self.ratio}: 1 or more, above 0")
+
+
 class Cosmos(Resumed):
-    """`rank` leading directions by rotated Adam, the rest by Newton-Schulz; the whole step has norm sqrt(m n) lr `ratio`."""
+    """`rank` leading directions by rotated Adam, the rest by Newton-Schulz; the whole step has norm sqrt(m n) lr `ratio`. Of parameters in `among` (their ids; None: all matrices),
+    and Adam on all others."""
 
     def __init__(
         self,
@@ -49,10 +63,12 @@ class Cosmos(Resumed):
         ratio: float = 0.2,
         weight_decay: float = 0.0,
         eps: float = 1e-8,
+        among: frozenset[int] | None = None,
     ) -> None:
         super().__init__(
             params, {"lr": lr, "betas": betas, "rank": rank, "ratio": ratio, "weight_decay": weight_decay, "eps": eps}
         )
+        self.among = among
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -66,9 +82,8 @@ class Cosmos(Resumed):
                     continue
                 state = self.state[p]
                 state["step"] = state.get("step", 0) + 1
-                small = p.ndim != 2 or p.shape[0] > ROWS
-                g = wide(p.grad)
-                update = _adam(g, state, group) if small else direction(g, state, group)
+                g, whole = wide(p.grad), p.ndim == 2 if self.among is None else id(p) in self.among
+                update = direction(g, state, group) if whole else _adam(g, state, group)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(update * group["lr"])
         return loss

@@ -101,8 +101,8 @@ def kept(G: Tensor, rank: int) -> float:
     return float(squares[:rank].sum() / squares.sum())
 
 
-def maps(model: Model) -> dict[str, nn.Module]:
-    """The linear maps of the layers, by name: what has a matrix, embedding and unembedding aside."""
+def maps(model: Model, what: str = "low-rank tuning") -> dict[str, nn.Module]:
+    """The linear maps of the layers, by name: what has a matrix, embedding and unembedding aside. `what` asks, where there are none."""
     tables = {id(m) for m in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings())}
     found = {
         name: module
@@ -111,7 +111,7 @@ def maps(model: Model) -> dict[str, nn.Module]:
     }
     if not found:
         raise PatchbayError(
-            f"low-rank tuning: this {model.family.name} model has no linear maps as modules (fused experts have none)"
+            f"{what}: this {model.family.name} model has no linear maps as modules (fused experts have none)"
         )
     return found
 

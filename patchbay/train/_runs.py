@@ -67,10 +67,11 @@ class Run:
     panel: Readings = field(default_factory=dict)
     weights: int = 0
     nonzero: float = 1.0  # share of the entries of matrices
+    state: int = 0  # bytes of the optimizer's
 
     def row(self, name: str, seed: int) -> dict[str, Any]:
         return {"run": f"{name}-{seed}", "arm": name, "seed": seed, "loss": float(self.scores.mean()), "start": self.start, "end": self.end,
-                "nonzero": self.nonzero, "folder": self.folder}  # fmt: skip
+                "nonzero": self.nonzero, "state_bytes": self.state, "folder": self.folder}  # fmt: skip
 
 
 def lengthened(plan: Plan, arm: Arm) -> Plan:
@@ -166,7 +167,7 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
     kept.end(called)
     folder = None if kept.folder is None else str(kept.folder / called)
     scores = torch.tensor(told["scores"], dtype=torch.float64)
-    rest = {key: told[key] for key in ("losses", "start", "end", "seen", "panel", "weights", "nonzero")}
+    rest = {key: told[key] for key in ("losses", "start", "end", "seen", "panel", "weights", "nonzero", "state")}
     found = kept.made[arm, seed] = Run(scores, folder=folder, **rest)
     return found
 
@@ -177,9 +178,8 @@ def _made(lab: Lab, called: str, arm: Arm, seed: int, kept: Kept) -> dict[str, A
     told: dict[str, Any] = {"arm": dataclasses.asdict(arm), "start": model.fingerprint}
     aim.adapt(model)
     rows, place, keep = Rows(lab.train, arm, plan, seed), kept.at_work(called), kept.folder is not None
-    told["losses"], told["seen"] = trained(
-        model, rows, arm, plan, place, keep=keep, watch=lab.watch or curve_of(lab, aim)
-    )
+    found = trained(model, rows, arm, plan, place, keep=keep, watch=lab.watch or curve_of(lab, aim))
+    told |= found._asdict()
     aim.leave(model)
     model._fingerprint = None
     told |= {"end": model.fingerprint, "weights": sum(p.numel() for p in model.hf.parameters())}
@@ -255,7 +255,7 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
     n = sum(p.numel() for p in model.hf.parameters())
     rows = Rows(lab.train, arm, dataclasses.replace(lab.plan, steps=PROBED), 0)
     with memory_named(None):
-        _, starts = trained(
+        _, starts, state = trained(
             model,
             rows,
             arm,
@@ -268,8 +268,8 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
     tokens = sum(len(rows[i][0]) for i in range(len(rows))) / PROBED
     steps = lengthened(lab.plan, arm).steps + (aim.before.steps if aim.before is not None else 0)
     size = next(model.hf.parameters()).element_size()
-    return {"seconds": each * steps, "flops": 6.0 * n * tokens * steps, "bytes": float(n * size),
-            "memory": float(4 * n * size)}  # weights, gradients and two moments; activations come on top  # fmt: skip
+    return {"seconds": each * steps, "flops": 6.0 * n * tokens * steps, "bytes": float(n * size), "state": float(state),
+            "memory": float(2 * n * size + state)}  # weights, gradients and the optimizer's state; activations come on top  # fmt: skip
 
 
 def equal(lab: Lab, arm: Arm, twin: Arm) -> Arm | None:

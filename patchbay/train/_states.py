@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 
+def held(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of an optimiser's state, counts of steps aside."""
+    states = [
+        value
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if isinstance(value, Tensor) and name != "step"
+    ]
+    return sum(value.numel() * value.element_size() for value in states)
+
+
 def wide(x: Tensor) -> Tensor:
     """In float32 where it is narrower."""
     return x if x.element_size() >= 4 else x.float()
@@ -25,4 +36,4 @@ class Resumed(torch.optim.Optimizer):
         for number, p in zip(numbers, own, strict=True):
             for name, value in state_dict["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
-                    self.state[p][name] = value.detach().clone().to(p.device)
+                    self.state[p][name] = value.detach().clone().to(self.state[p][name].device)

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,7 @@ from patchbay.train import _together
 from patchbay.train._objectives._objective import IGNORED, collated, learned
 from patchbay.train._optimizers import learns, optimizer
 from patchbay.train._plan import Arm, Plan, Rows
+from patchbay.train._states import held
 from patchbay.train._windows import backward, prove
 
 CLIP = 1.0  # the norm that gradients are clipped to
@@ -39,16 +40,24 @@ WHOLE = "whole.json"
 Watch = tuple[int, Callable[[Model], Any]]  # every so many steps, what is read of the model as JSON can hold it
 
 
+class Trained(NamedTuple):
+    """The loss of every step, what was watched, and the bytes of the optimizer's state in the end."""
+
+    losses: list[float]
+    seen: list[Any]
+    state: int
+
+
 def trained(
     model: Model, rows: Rows, arm: Arm, plan: Plan, place: Path, *, keep: bool, watch: Watch | None = None
-) -> tuple[list[float], list[Any]]:
-    """Train the model in place by the plan; the loss of every step, and what was watched before every so many of them.
+) -> Trained:
+    """Train the model in place by the plan; what is watched is read before every so many steps.
 
     With `keep`, checkpoints go to `place` and a run that is there goes on.
     """
     hf = model.hf
     if plan.steps == 0:
-        return [], []
+        return Trained([], [], 0)
     last = _last_whole(place) if keep else None
     told = {} if last is None else json.loads((last / WHOLE).read_text(encoding="utf-8"))
     losses, seen = told.get("losses", []), told.get("seen", [])
@@ -74,7 +83,7 @@ def trained(
         raise PatchbayError(
             f"the weights are no longer finite after {plan.steps} steps at rate {plan.rate}: lower the rate"
         )
-    return [float(loss) for loss in losses], seen
+    return Trained([float(loss) for loss in losses], seen, held(trainer.optimizer))
 
 
 @contextlib.contextmanager

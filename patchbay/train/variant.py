@@ -67,13 +67,14 @@ def variant(
 
     Main variable `effect` [condition], of variant - twin, null - twin and variant - null, with ends `low` and `high`, `p` and the counts `above`
     and `below`; `by_run` [condition, run] with ends. Tables: `panel`, what the instruments show by reading and condition; `arms` with mean losses, `runs` with digests and folders, `steps` with losses, and with a plan's `curve` what the panel and the held-out loss were on the way, by step (`curves`). With
-    `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops` and `bytes` of checkpoints, from a few steps.
+    `plan={"dry_run": 1}` nothing is trained: main variable `seconds` in all, with `flops`, `bytes` of checkpoints, `memory` and in it the optimizer's `state` [condition], from a few steps.
 
     `data`: documents: texts, token ids, or lists of units (texts or ids) for objectives that order units; or a file of them, `.txt` by lines or
     `.jsonl` with `text`,
     or `units` where documents have parts. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`: bico,
     cloned, fine-grained, impossible, infill, inverse-rl, label-supervision, langsamp, multi-exit, ntp, pinto, sami, self-evolution, spt, supernet, transfer, translico. `blocks`: what
-    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw, cosmos, sparse (as
+    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw; muon or cosmos (as `cosmos:rank=16,ratio=0.2`: so many leading
+    directions of a matrix by Adam), which step by the matrices of linear maps, all else by Adam; sparse (as
     `sparse:keep=0.1,over=100`: each matrix keeps its largest entries), lora or lora-sb, as `lora-sb:rank=8`; a run of these two has a LoRA for PEFT beside it, `FOLDER/RUN.adapter`; low-ranks, of a model that was cut (`patchbay.blocks.welore`): its matrices of less than half of their rank alone. `seeds`: how many pairs are trained. `folder`: where checkpoints are
     written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, curve, equal, window, seed, dry_run.
     """
@@ -148,7 +149,10 @@ def _told(lab: Lab, wanted: Objective, arms: dict[str, Arm], runs: dict[tuple[st
         notes=[
             *found.notes,
             *seen,
-            *[f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights" for name, arm in arms.items()],
+            *[
+                f"{name}: {_said(arm)}, {runs[name, seeds[0]].weights:,} weights, {runs[name, seeds[0]].state:,} bytes of the optimizer's state"
+                for name, arm in arms.items()
+            ],
             *_nothing(runs, seeds),
             *[f"of the entries of matrices are not 0: {said}"] * (min(nonzero.values()) < 0.99),
             *_sizes(lab, {name: runs[name, seeds[0]].weights for name in arms}),
@@ -214,6 +218,7 @@ def _estimate(lab: Lab, arms: dict[str, Arm], seeds: int) -> Result:
             "by_arm": (each["seconds"], ("condition",), "s"),
             "flops": (sum(each["flops"]), (), "operations"),
             "bytes": (sum(each["bytes"]), (), "bytes"),
+            "state": ([found[name]["state"] for name in arms], ("condition",), "bytes"),
             "memory": (max(found[name]["memory"] for name in arms), (), "bytes"),
         },
         coords={"condition": list(arms)},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 
 from patchbay.train import _cosmos
@@ -16,18 +19,72 @@ def matrix(m: int, n: int, seed: int = 0, dtype: torch.dtype = torch.float32) ->
 
 
 def test_newton_schulz_brings_singular_values_near_one() -> None:
-    for shape in ((12, 20), (20, 12)):
-        found = torch.linalg.svdvals(newton_schulz(matrix(*shape)))
-        assert float(found.min()) > 0.3
-        assert float(found.max()) < 1.2
+    """Between .68 and 1.14 from 0.0075 of the norm up, in the directions that they had; both ends are reached, and what is smaller is left below."""
+    values = torch.logspace(math.log10(0.0075), 0, 200, dtype=torch.float64)
+    seen = []
+    for i in range(0, 200, 8):
+        some = values[i : i + 8]
+        U, V = (torch.linalg.qr(matrix(n, 9, i + n, torch.float64)).Q for n in (12, 20))
+        least = (1 - some.square()[:, None]).clamp_min(0).sqrt()  # a ninth direction makes the norm 1
+        for one, rest in zip(some, least[:, 0], strict=True):
+            x = 3.0 * (one * torch.outer(U[:, 0], V[:, 0]) + rest * torch.outer(U[:, 1], V[:, 1]))
+            for found in (newton_schulz(x), newton_schulz(x.T).T):
+                seen.append(float(U[:, 0] @ found @ V[:, 0]))
+                assert close(found @ V[:, 0], seen[-1] * U[:, 0], dtype=torch.float64, noise=512)
+    assert 0.68 < min(seen) < 0.69
+    assert 1.13 < max(seen) < 1.14
+    tiny = newton_schulz(torch.diag(torch.tensor([1.0, 1e-4])))
+    assert float(tiny[1, 1]) < 0.1
 
 
-def test_the_step_has_the_norm_that_it_says() -> None:
+@pytest.mark.parametrize("ratio", [0.2, 0.7])
+def test_the_step_has_the_norm_that_it_says(ratio: float) -> None:
     state: dict[str, object] = {}
     for t in range(1, 4):
         state["step"] = t
-        step = direction(matrix(6, 10, t), state, GROUP)
-        assert close(step.norm(), (60**0.5) * 0.2)
+        step = direction(matrix(6, 10, t), state, {**GROUP, "ratio": ratio})
+        assert close(step.norm(), (60**0.5) * ratio)
+
+
+@pytest.mark.parametrize(("m", "n"), [(24, 10), (6, 9)], ids=["tall", "wide"])
+def test_at_full_rank_the_step_is_that_of_one_sided_soap(m: int, n: int) -> None:
+    """The right side's covariance kept whole, its directions turned by QR as SOAP turns them, Adam in them; the signs of directions cancel."""
+    b1, b2 = 0.9, 0.95
+    state: dict[str, object] = {}
+    gram, first = torch.zeros(n, n, dtype=torch.float64), torch.zeros(m, n, dtype=torch.float64)
+    second = torch.zeros(m, n, dtype=torch.float64)
+    for t in range(1, 6):
+        g = matrix(m, n, t, torch.float64)
+        state["step"] = t
+        mine = direction(g.clone(), state, {**GROUP, "rank": n})
+        gram = b2 * gram + (1 - b2) * g.T @ g
+        first = b1 * first + g
+        # the first basis is any of the eigenvectors', which a wide matrix leaves free where its gradient is 0
+        basis = state["P"].clone() if t == 1 else torch.linalg.qr(gram @ basis).Q  # type: ignore[attr-defined]
+        second = b2 * second + (1 - b2) * (g @ basis).square()
+        nesterov = (g + b1 * first) / (1 + b1 * sum(b1**k for k in range(t)))
+        soap = (nesterov @ basis / ((second / (1 - b2**t)).sqrt() + 1e-8)) @ basis.T
+        if t == 1:
+            inside = basis.T @ g.T @ g @ basis
+            assert close(inside, inside.diagonal().diag(), of=float(inside.max()), dtype=torch.float64)
+        assert close(mine / mine.norm(), soap / soap.norm(), dtype=torch.float64, noise=512)
+
+
+def test_adam_is_what_it_is_where_directions_are_channels() -> None:
+    """Rows of one entry each have a diagonal covariance, whose directions are the channels: then it is Adam, and for other gradients it is not."""
+    for each in (True, False):
+        state: dict[str, object] = {}
+        first, second = torch.zeros(12, 4, dtype=torch.float64), torch.zeros(12, 4, dtype=torch.float64)
+        for t in range(1, 4):
+            g = matrix(12, 4, t, torch.float64)
+            if each:
+                g *= torch.nn.functional.one_hot(torch.arange(12) % 4, 4)
+            state["step"] = t
+            mine = direction(g.clone(), state, {**GROUP, "rank": 4})
+            first, second = 0.9 * first + g, 0.95 * second + 0.05 * g.square()
+        adam = (g + 0.9 * first) / ((second / (1 - 0.95**3)).sqrt() + 1e-8)
+        alike = float(torch.nn.functional.cosine_similarity(mine.flatten(), adam.flatten(), 0))
+        assert alike > 1 - 1e-12 if each else alike < 0.99
 
 
 def full_rank(guard: bool) -> float:

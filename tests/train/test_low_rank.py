@@ -197,7 +197,10 @@ def test_what_it_refuses(tmp_path: Path) -> None:
         ("lora-sb:bases=own", "one of gradient, weights, random"),
         ("lora:ranks=2", "optimizer lora has no setting 'ranks'; its settings are rank, scale"),
         ("lora:rank=x", "rank is written as int"),
-        ("cosmos:rank=2", "cosmos has no settings"),
+        ("muon:rank=2", "muon has no settings"),
+        ("cosmos:rank=0", "cosmos: rank=0, ratio=0.2: 1 or more, above 0"),
+        ("cosmos:ratio=inf", "cosmos: rank=16, ratio=inf"),
+        ("cosmos:ranks=2", "optimizer cosmos has no setting 'ranks'; its settings are rank, ratio"),
         ("low-ranks:rank=2", "low-ranks has no settings"),
         ("lora-xs", "no optimizer 'lora-xs'"),
     ):

@@ -144,10 +144,15 @@ class DiedError(Exception):
     pass
 
 
-RESUMED: tuple[dict[str, Any], ...] = ({"objective": "spt"}, {"optimizer": "sparse:keep=0.1,over=5"})
+RESUMED: tuple[dict[str, Any], ...] = (
+    {"objective": "spt"},
+    {"optimizer": "sparse:keep=0.1,over=5"},
+    {"optimizer": "muon"},
+    {"optimizer": "cosmos:rank=3"},
+)
 
 
-@pytest.mark.parametrize("how", RESUMED, ids=lambda how: "-".join(how))
+@pytest.mark.parametrize("how", RESUMED, ids=lambda how: next(iter(how.values())))
 def test_a_call_that_died_goes_on_bit_for_bit(
     how: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,7 +292,7 @@ def test_the_estimate_is_of_steps_after_the_first(monkeypatch: pytest.MonkeyPatc
     clock = itertools.cycle([0.0, 100.0, 101.0, 104.0])
 
     def ticking(*_: Any, watch: Any, **__: Any) -> Any:
-        return [], [watch[1](None) for _ in range(4)]
+        return _trainer.Trained([], [watch[1](None) for _ in range(4)], 0)
 
     monkeypatch.setattr("patchbay.train._runs.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     monkeypatch.setattr("patchbay.train._runs.trained", ticking)
@@ -419,7 +424,7 @@ def test_accelerate_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 def test_steps_by_whole_matrices_are_refused_where_weights_are_cut(
     cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """COSMOS, sparse AdamW and low ranks would take a shard for a matrix, or for a vector; AdamW takes each number by itself."""
+    """COSMOS, Muon, sparse AdamW and low ranks would take a shard for a matrix, or for a vector; AdamW takes each number by itself."""
     import transformers
 
     own = transformers.Trainer.create_accelerator_and_postprocess
@@ -430,7 +435,7 @@ def test_steps_by_whole_matrices_are_refused_where_weights_are_cut(
 
     monkeypatch.setattr(transformers.Trainer, "create_accelerator_and_postprocess", sharded)
     plan = plan_of({**PLAN, "steps": 1})
-    for name in ("cosmos", "sparse:keep=0.5,over=1", "lora", "lora-sb:rank=2"):
+    for name in ("cosmos", "muon", "sparse:keep=0.5,over=1", "lora", "lora-sb:rank=2"):
         arm = Arm(optimizer=name)
         with pytest.raises(
             pb.PatchbayError, match=rf"optimizer '{name}' steps by whole matrices, which {cut} cuts into shards"
