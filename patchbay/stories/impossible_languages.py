@@ -36,7 +36,13 @@ STEPS, RATE, BATCH, PIECES, HELD, PANEL = 120, 4e-3, 24, 2400, 96, 16
 NULL = "control again"
 ARMS = ("control", NULL, "reversed", "local", "shuffled", "random")
 FEWER = ("control, three lengths", "shuffled, three lengths")
-READ = ("previous_token_highest", "previous_token_mean", "alpha_highest", "kl_mean", "isotropy_mean")
+READ = {
+    "previous_token_highest": "attention to the token before, highest head",
+    "previous_token_mean": "attention to the token before, mean of heads",
+    "alpha_highest": "attention to the first token, highest head",
+    "kl_mean": "logit lens from the last layer, nats",
+    "isotropy_mean": "isotropy, 1 - cosine",
+}
 
 
 def form() -> Model:
@@ -131,8 +137,8 @@ def _few(telling: Telling, quiet: bool) -> Section:
         else "few orders are as hard as many after so few steps: it is the disorder, and not the number of orders"
     )
     told.text = [
-        f"Where stretches have {len(FEW)} lengths, and a shuffle so many orders, it costs **{gap[0]:+.2f}** nats over the control ({gap[1]:+.2f} to {gap[2]:+.2f}); it costs "
-        f"{wide:+.2f} with {MOST - LEAST + 1} lengths: {said}."
+        f"Where stretches have {len(FEW)} lengths, for each of which there is one order, shuffles cost **{gap[0]:+.2f}** nats over the control ({gap[1]:+.2f} to {gap[2]:+.2f}); "
+        f"they cost {wide:+.2f} with {MOST - LEAST + 1} lengths: {said}."
     ]
     return told
 
@@ -152,7 +158,7 @@ def _panel(telling: Telling, quiet: bool) -> Section:
         ends = f"{row['low']:+.3f} to {row['high']:+.3f}"
         shown.append(
             [
-                row["reading"].replace("_", " "),
+                READ[row["reading"]],
                 arm,
                 f"{row['effect']:+.3f}",
                 ends,

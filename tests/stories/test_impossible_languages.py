@@ -52,6 +52,7 @@ def test_the_machinery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(told["panel"]["previous_token_highest"]) == set(impossible_languages.ARMS) - {"control"}
     assert set(told["few_lengths"]) == set(impossible_languages.FEWER)
     assert "patchbay run impossible-languages" in page.read_text()
+    assert all(words in page.read_text() for words in impossible_languages.READ.values())
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ blocks    the identities that other architectures stand on, and a tuning for sub
 coded     text that another network compressed, in windows and in plain bits
 corpora   what texts, tokenizers, vocabularies and times tell and teach
 choices   which texts of a pool are taken, for a target or after a cut
+exits     what is read before the last layer, of networks that were trained to say it there
 behaviour what models say, where most papers need larger ones
 factored  matrices in factors: low ranks tuned alone, feed-forward layers beside narrower ones
 features  sparse dictionaries
@@ -44,6 +45,7 @@ from patchbay.papers.claims import (
     coded,
     corpora,
     decoding,
+    exits,
     factored,
     features,
     heads,
@@ -80,6 +82,7 @@ __all__ = [
     "coded",
     "corpora",
     "decoding",
+    "exits",
     "factored",
     "features",
     "heads",
