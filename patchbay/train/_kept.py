@@ -1,6 +1,6 @@
 """What stays of runs in a folder: finished ones as checkpoints with what was told of them, the one at work, and whose they are.
 
-One call at a time has a folder: another that comes meanwhile is refused, and what a killed one left half written goes.
+One call at a time has a folder: another that comes meanwhile is refused, and what a killed one left half written goes. Of processes that train together the first alone writes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Kept:
                 raise PatchbayError(f"{folder / REQUEST} is not of training runs: give another folder")
             differ = ", ".join(key for key in self.request if found.get(key) != self.request[key])
             raise PatchbayError(f"{folder} holds runs of another {differ}: give another folder, or remove it")
-        if found is None:
+        # what another process had half written the first would take for left by a killed call
+        if found is None and _together.first():
             write_file(folder / REQUEST, json.dumps(self.request).encode())
 
     @contextlib.contextmanager

@@ -50,6 +50,22 @@ def test_one_call_at_a_time_has_a_folder(tmp_path: Path) -> None:
     assert torch.equal(again["by_run"], whole["by_run"])
 
 
+def test_of_processes_that_train_together_the_first_alone_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another's file of the request, half written when the first clears what killed calls left, would be gone before it has its name."""
+    folder, request = tmp_path / "runs", {"of": "this"}
+    monkeypatch.setenv("RANK", "1")
+    second = Kept(folder, folder, request)
+    assert not folder.exists()
+    monkeypatch.setenv("RANK", "0")
+    with Kept(folder, folder, request).alone():
+        assert os.listdir(folder) == ["lab.json"]
+    monkeypatch.setenv("RANK", "1")
+    with second.alone(), pytest.raises(pb.PatchbayError, match="holds runs of another of"):
+        Kept(folder, folder, {"of": "that"})
+
+
 def test_runs_that_ended_are_told_as_they_were(tmp_path: Path) -> None:
     """Also of a model whose own numbers a checkpoint does not hold: angles of positions in half precision."""
     lab = Lab(pb.load(twin("llama").to(torch.bfloat16)), texts(), texts(4, 1), plan_of({"steps": 0, "panel": 2}))
