@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from patchbay.errors import PatchbayError
     from patchbay.features.dictionary import Dictionary
     from patchbay.features.load import load_dictionary
+    from patchbay.knobs.directions import Directions
     from patchbay.knobs.knob import Knob, load_knob
     from patchbay.knobs.probing import probe
     from patchbay.model.families import Family
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Dictionary": "features.dictionary",
+    "Directions": "knobs.directions",
     "Edit": "edits.edit",
     "Family": "model.families",
     "Knob": "knobs.knob",
@@ -76,6 +78,7 @@ _FOLDERS = ("blocks", "corpus", "decode", "find", "measure", "prove", "tasks", "
 
 __all__ = [
     "Dictionary",
+    "Directions",
     "Edit",
     "Family",
     "Knob",

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from patchbay.files import write_folder
+from patchbay.knobs.directions import linear_maps
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.train._states import Resumed, wide
@@ -103,12 +104,7 @@ def kept(G: Tensor, rank: int) -> float:
 
 def maps(model: Model, what: str = "low-rank tuning") -> dict[str, nn.Module]:
     """The linear maps of the layers, by name: what has a matrix, embedding and unembedding aside. `what` asks, where there are none."""
-    tables = {id(m) for m in (model.hf.get_input_embeddings(), model.hf.get_output_embeddings())}
-    found = {
-        name: module
-        for name, module in model.hf.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and id(module) not in tables
-    }
+    found = linear_maps(model)
     if not found:
         raise PatchbayError(
             f"{what}: this {model.family.name} model has no linear maps as modules (fused experts have none)"
