@@ -4,6 +4,8 @@ A replay is made from the record alone: the model's source, the task or prompts,
 Results that stood in them (a Result by running its own method again). What a record cannot hold is refused with a word on how to
 pass it: a model that was lent as an object, a tensor, a knob that is too large, a Result that no method made.
 
+Where a method writes what it makes to a `folder`, and would take from it what lies there already, a replay leaves the folder out: everything is made anew, and nothing is written.
+
 A replay that agrees says that the numbers follow from what is recorded, on this machine; not that the method is right.
 """
 
@@ -33,6 +35,8 @@ from patchbay.results.result import Result, largest_difference
 from patchbay.results.saved import packed
 from patchbay.signal.port import PatchbayError
 from patchbay.tasks.task import Task
+
+KEPT = ("train", "turn", "stories")  # rooms whose methods keep what they make in `folder`
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,9 @@ class Call:
                 again = {"template": template_digest(self.model.tokenizer)}
                 self.notes += _changes("chat", {"template": digest}, again)
         for name, value in self.record["options"].items():
+            if name == "folder" and value is not None and name not in self.given and _keeps(self.record):
+                self.notes.append(f"option 'folder' was {short(value)} and was left out: what it keeps was made anew")
+                value = None
             self.arguments[name] = self.given[name] if name in self.given else self._option(name, value)
         if self.record.get("task"):
             task = self.record["task"]
@@ -229,6 +236,11 @@ class Call:
         said = f"option {name!r} was a Result of {value['result']}; replayed with its {len(value['parts'])} top parts"
         self.notes.append(f"{said} ({why})")
         return value["parts"]
+
+
+def _keeps(record: Mapping[str, Any]) -> bool:
+    """Whether the option `folder` of a recorded call is where its method of this package keeps what it makes."""
+    return str(record["method"]).partition(".")[0] in KEPT and not record.get("origin")
 
 
 def _model(record: Mapping[str, Any], model: Any) -> Any:

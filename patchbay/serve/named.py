@@ -100,18 +100,26 @@ class Named:
 
 
 def knobs_of(folder: str | Path, model: Model) -> dict[str, Knob]:
-    """The knobs of a folder's `.knob` files, by the names of the files; each made on this model, or refused."""
+    """The knobs of a folder's `.knob` files, by the names of the files; each made on this model, or refused.
+
+    What a request cannot say in a name (spaces, +, @) is a - there: `my knob.knob` is asked for as my-knob.
+    """
     root = Path(folder)
     if not root.is_dir():
         raise PatchbayError(f"{root} is no folder of knobs")
-    found = {}
+    found: dict[str, Knob] = {}
+    files: dict[str, Path] = {}
     for path in sorted(root.glob("*.knob")):
         inside(root, path.name)
         check_size(path)
         knob = load_knob(path, model)
         knob.check(model)
         knob.fits(model)
-        found[path.stem] = knob
+        name = "-".join(NAME.findall(path.stem))
+        if not name or name in files:
+            other = f"is asked for as {name}, and so is {files[name].name}" if name else "has no letter in its name"
+            raise PatchbayError(f"{path} {other}: give it another name")
+        found[name], files[name] = knob, path
     return found
 
 

@@ -269,7 +269,7 @@ def cost(lab: Lab, arm: Arm) -> dict[str, float]:
     steps = lengthened(lab.plan, arm).steps + (aim.before.steps if aim.before is not None else 0)
     size = next(model.hf.parameters()).element_size()
     return {"seconds": each * steps, "flops": 6.0 * n * tokens * steps, "bytes": float(n * size), "state": float(state),
-            "memory": float(2 * n * size + state)}  # weights, gradients and the optimizer's state; activations come on top  # fmt: skip
+            "memory": float(2 * n * size + state), "weights": float(n)}  # weights, gradients and the optimizer's state; activations come on top  # fmt: skip
 
 
 def equal(lab: Lab, arm: Arm, twin: Arm) -> Arm | None:

@@ -224,6 +224,7 @@ def _estimate(lab: Lab, arms: dict[str, Arm], seeds: int) -> Result:
         coords={"condition": list(arms)},
         notes=[
             f"nothing was trained: {seeds} seeds of {len(arms)} arms, {lab.plan.steps} steps each, from the seconds of {PROBED} steps of each; "
-            "operations are 6 for each weight and token; bytes are of the checkpoints that stay"
+            "operations are 6 for each weight and token; bytes are of the checkpoints that stay",
+            *[f"{name}: {_said(arm)}, {found[name]['weights']:,.0f} weights" for name, arm in arms.items()],
         ],
     )

@@ -73,9 +73,20 @@ def test_files_that_are_no_knobs_are_refused_before_they_are_read(
         knobs_of(folder / "nowhere", model)
     with pytest.raises(PatchbayError, match="made on tiny"):
         knobs_of(folder, pb.load("tiny-wide"))
-    pb.turn.scale("L2.H0", 2.0).save(folder / "a+b.knob")
+    knob = pb.turn.scale("L2.H0", 2.0)
+    knob.save(folder / "my  first +knob.knob")  # as a request can say it
+    named = Named(model, "tiny", knobs_of(folder, model))
+    assert named.asked("tiny+my-first-knob@3") == (("my-first-knob", 3.0),)
+    assert "tiny+my-first-knob" in [row["id"] for row in named.listed()]
+    knob.save(folder / "my first knob.knob")
+    with pytest.raises(PatchbayError, match="is asked for as my-first-knob, and so is my .*: give it another name"):
+        knobs_of(folder, model)
+    (folder / "my first knob.knob").unlink()
+    knob.save(folder / "+.knob")
+    with pytest.raises(PatchbayError, match="has no letter in its name: give it another name"):
+        knobs_of(folder, model)
     with pytest.raises(PatchbayError, match="no name that a request can say"):
-        Named(model, "tiny", knobs_of(folder, model))
+        Named(model, "my tiny")
 
 
 def test_running_requests_end_and_new_ones_are_503(

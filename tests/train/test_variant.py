@@ -21,6 +21,7 @@ import patchbay as pb
 from patchbay.sweeps.settings import using
 from patchbay.train import _trainer
 from patchbay.train._copies import copied
+from patchbay.train._objectives import objective
 from patchbay.train._objectives._objective import collated
 from patchbay.train._plan import Arm, Rows, plan_of, split
 from tests.given import lent
@@ -285,6 +286,24 @@ def test_the_estimate_trains_nothing(tmp_path: Path) -> None:
     )  # weights, seeds, arms, steps, rows, tokens
     assert float(found["seconds"]) > 0
     assert not (tmp_path / "runs").exists()
+    assert found.labels_of("condition") == ["variant", "twin", "null"]
+    told = [f"variant: spt with adamw, {n:,} weights", f"twin: ntp with adamw, {n:,} weights"]
+    assert found.notes[1:] == (*told, f"null: {objective('spt').null} with adamw, {n:,} weights")
+
+
+def test_a_replay_trains_again_whatever_lies_in_the_folder(tmp_path: Path) -> None:
+    """Kept scores that somebody wrote over agree with nothing; nothing of the folder is read or written."""
+    folder = tmp_path / "runs"
+    found = variant(objective="spt", folder=str(folder), plan={**PLAN, "steps": 2})
+    told = json.loads((folder / "variant-0" / "run.json").read_text())
+    (folder / "variant-0" / "run.json").write_text(json.dumps(told | {"scores": [9.0] * len(told["scores"])}))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    again = pb.replay(found, lent("llama"))
+    assert again
+    assert again.largest == 0.0
+    assert again.notes == (f"option 'folder' was {folder} and was left out: what it keeps was made anew",)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    assert not pb.replay(found, lent("llama"), options={"folder": str(folder)})
 
 
 def test_the_estimate_is_of_steps_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
