@@ -11,6 +11,7 @@ from torch import Tensor
 
 import patchbay as pb
 from patchbay.tiny.twins import FAMILY_CONFIGS, twin
+from patchbay.train._copies import copied
 from patchbay.train._objectives import names, objective
 from patchbay.train._objectives._objective import Document, collated
 from patchbay.train._padded import refuse_padding
@@ -87,7 +88,7 @@ def test_blocks_do_not_hear_padding(blocks: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in OF_ALL])
 def test_in_every_objective(name: str) -> None:
-    assert same(*parts_of(name, lent("llama"), 1), name)
+    assert same(*parts_of(name, copied(lent("llama")), 1), name)
 
 
 def opening(hf: Any) -> Any:

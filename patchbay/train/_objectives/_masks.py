@@ -1,4 +1,4 @@
-"""Masks that open what a causal model hides, and the proof that a model hears them."""
+"""Masks that open what a causal model hides, and the proof that a model hears them; and the causal mask taken away for good."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 
+LEARNED = (
+    "_cache_way",
+    "_cache_branches",
+    "_cache_crops",
+    "_packs",
+    "_joins",
+)  # what was found out about a model while it was causal
 HEARD = 1e-4  # of the largest logit: by as much a mask of four axes may change what the model's own mask gives; in half precision by four roundings
 
 
@@ -59,3 +66,49 @@ def prove(model: Model, what: str, around: contextlib.AbstractContextManager[Non
         raise PatchbayError(
             f"{what}: this {model.family.name} model has windows of {window} tokens, which a mask of four axes would open"
         )
+
+
+@torch.no_grad()
+def unmask(model: Model, what: str) -> None:
+    """Take the causal mask away for good, by transformers' own switch (`is_causal` of the config), which goes with the checkpoint: loaded, it is the same.
+
+    Raises PatchbayError, and leaves the model as it was, where its own code does not then do what an open mask of four axes does, padded and not.
+    """
+    prove(model, what)
+    length = min(6, model.max_positions or 6)
+    ids = torch.arange(length, device=model.device).repeat(2, 1) % model.vocab_size
+    every = torch.ones_like(ids, dtype=torch.bool)
+    padded = every.clone()
+    padded[1, length // 2 :] = False
+    opened = [masked(model.hf, ids, real, every[:, 0]).logits[real] for real in (every, padded)]
+    configs = {id(one): one for one in (model.hf.config, model.config)}.values()
+    before = [getattr(one, "is_causal", None) for one in configs]
+    for one in configs:
+        one.is_causal = False
+    try:
+        for key in LEARNED:
+            model.__dict__.pop(key, None)
+        model._adopt(model.family)
+        own = [
+            model.hf(
+                input_ids=ids, use_cache=False, **({} if real is every else {"attention_mask": real.long()})
+            ).logits[real]
+            for real in (every, padded)
+        ]
+        same = all(
+            torch.allclose(one, other, rtol=HEARD, atol=HEARD * float(other.abs().max()))
+            for one, other in zip(own, opened, strict=True)
+        )
+        if model.causal or not same:
+            raise PatchbayError("its logits are others")
+    except PatchbayError as error:
+        for one, was in zip(configs, before, strict=True):
+            if was is None:
+                del one.is_causal
+            else:
+                one.is_causal = was
+        model._adopt(model.family)
+        raise PatchbayError(
+            f"{what}: this {model.family.name} model keeps its causal mask where transformers' own switch (is_causal) takes it away ({error}), so that its checkpoint would be causal "
+            "again; possible: llama, qwen2"
+        ) from error

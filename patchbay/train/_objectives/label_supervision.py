@@ -4,7 +4,7 @@
 
 A document is two units: a text, and one token for all of it, or as many as the text has. `classes`: the tokens that classes are, with + between. One for
 all is read at the last real token, or with `pool=max` from the largest value that each channel has at any token. `two_way`: no causal mask, so that every token sees all others (the paper's "un");
-used so, too. `whole`: softmax over all tokens, as in next-token prediction. Its twin is the causal model, and the causal model's twin is `whole`.
+its checkpoint has none either (`is_causal` of its config), and is read so by every finder. `whole`: softmax over all tokens, as in next-token prediction. Its twin is the causal model, and the causal model's twin is `whole`.
 
 Li et al. 2023, "Label Supervised LLaMA Finetuning"; it tunes by LoRA and gives classes rows of their own: here the rows of the unembedding that the
 tokens have, so that the checkpoint is a language model's.
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
-from patchbay.train._objectives._masks import masked, prove
+from patchbay.train._objectives._masks import masked, unmask
 from patchbay.train._objectives._objective import IGNORED, TOGETHER, Document, Objective, collated, output_of
 from patchbay.train._objectives._parts import among, written
 
@@ -63,7 +63,7 @@ class LabelSupervision(Objective):
                 f"label-supervision: classes={self.classes}, and this model has tokens 0..{model.vocab_size - 1}"
             )
         if self.two_way:
-            prove(model, "label-supervision")
+            unmask(model, "label-supervision")
 
     def told(self, document: Document) -> list[int]:
         return list(document[0])
