@@ -13,6 +13,9 @@ much) / (1 + draws)). Intervals are 95 % bootstraps over prompts; `p` flips the 
 holds the share of false finds over the parts. Cost: 2 + (parts + 1 + draws) forward passes. Copying from the base
 itself changes no bit.
 
+Where the models number their tokens otherwise (a vocabulary that was exchanged, as by `corpus.transtokens`), each token of the task is told to the tuned model by its text, so that
+positions are the same; a token that it has not got is refused, and so is a metric of whole laws. Models that cut a text into other tokens are refused: their positions are of other pieces of it.
+
 Keys and values belong to a key/value group: where query heads share them, k or v of a head is that of its whole group,
 and the other heads of the group are changed too. The result says so; `restore` gives those other heads the z of the
 base's own run, so that only the named heads use what was copied.
@@ -26,7 +29,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,13 +84,14 @@ def cross_model_patching(
     """
     _check_shape(model, tuned)
     task.check(model.vocab_size)
+    theirs, numbered = _task_of(model, tuned, task)
     check_draws(draws)
     chosen = given_parts(parts, top, "copy")
     names = [None] if signal is None else [name.strip() for name in signal.split(",")]
     sets, notes = _controls(model, chosen, names, draws, seed)
     conditions: list[Set] = [tuple(chosen), *((part,) for part in chosen), *sets]
     copied = {part: _copied(model, part, names) for part in sorted({part for parts in conditions for part in parts})}
-    scores, right = _measure(model, tuned, task, conditions, copied, restore, batch_size)
+    scores, right = _measure(model, tuned, (task, theirs), conditions, copied, restore, batch_size)
     effects = task.sign * (scores[2:] - scores[0])  # [condition, prompt]
     gap = task.sign * (scores[1] - scores[0])
     single = effects[1 : 1 + len(chosen)].T  # [prompt, part]
@@ -114,17 +119,51 @@ def cross_model_patching(
             "random": (drawn.mean(1), ("draw",), task.unit),
             "p_joint": (maths.draws_p(float(effects[0].mean()), drawn.mean(1)), (), "probability"),
         }
-    notes = [_summary(task, chosen, effects, gap, sets), *_groups(model, chosen, copied, restore), *notes]
+    notes = [_summary(task, chosen, effects, gap, sets), *_groups(model, chosen, copied, restore), *numbered, *notes]
     return Result(values, parts=chosen, notes=notes)
 
 
-def _other_token(model: Model, tuned: Model) -> tuple[str, int, int] | None:
-    """A token that both tokenizers have, under different numbers: the prompts of one say something else to the other."""
+def _task_of(model: Model, tuned: Model, task: Task) -> tuple[Task, list[str]]:
+    """The task in the numbers that the tuned model has for its tokens, and a note where these are others. PatchbayError where a token is none of its."""
     if model.tokenizer is None or tuned.tokenizer is None or model.tokenizer is tuned.tokenizer:
-        return None
-    own, theirs = model.tokenizer.get_vocab(), tuned.tokenizer.get_vocab()
-    other = [(i, token) for token, i in own.items() if theirs.get(token, i) != i]
-    return (min(other)[1], min(other)[0], theirs[min(other)[1]]) if other else None
+        return task, []
+    theirs = tuned.tokenizer.get_vocab()
+    used = sorted({i for ids in (*task.clean, *((task.right, *task.wrong) if task.right else ())) for i in ids})
+    other = dict(zip(used, (_number(model.tokenizer, tuned.tokenizer, i, theirs) for i in used), strict=True))
+    moved = [i for i in used if other[i] != i]
+    if not moved and model.vocab_size == tuned.vocab_size:
+        return task, []
+    if lacking := [i for i in used if other[i] is None or other[i] >= tuned.vocab_size]:  # type: ignore[operator]
+        told = ", ".join(repr(model.tokenizer.convert_ids_to_tokens(i)) for i in lacking[:4])
+        raise PatchbayError(
+            f"{len(lacking)} tokens of the task are none of the tuned model's ({told}): signals are copied position by position, so that both have to read the prompts "
+            "in the same tokens, under whatever numbers; leave out the prompts that hold them"
+        )
+    if task.metric == "kl" or callable(task.metric):
+        raise PatchbayError(
+            f"base and tuned have other tokens or other numbers for them, and the metric {task.metric if isinstance(task.metric, str) else 'is a function, which'} "
+            "compares whole next-token laws; give one of answers, such as logit_diff"
+        )
+    said = {i: n for i, n in other.items() if n is not None}
+    again = replace(
+        task,
+        clean=tuple(tuple(said[i] for i in ids) for ids in task.clean),
+        right=tuple(said[i] for i in task.right) if task.right else task.right,
+        wrong=tuple(tuple(said[i] for i in ids) for ids in task.wrong) if task.right else task.wrong,
+        corrupted=None,
+    )
+    note = f"{len(moved)} of the {len(used)} tokens of the task have other numbers in the tuned model: each is told by its text"
+    return again, [note]
+
+
+def _number(own: Any, other: Any, i: int, theirs: dict[str, int]) -> int | None:
+    """The number of a token of one tokenizer in another: of its text there, or of the special token that does the same; its own where that is nobody's; None
+    where it is another token's."""
+    found = theirs.get(own.convert_ids_to_tokens(i))
+    for name in ("bos", "eos", "pad", "unk"):
+        if found is None and getattr(own, f"{name}_token_id", None) == i:
+            found = getattr(other, f"{name}_token_id", None)
+    return i if found is None and i not in theirs.values() else found
 
 
 # --- what is copied -------------------------------------------------------------------------------------
@@ -133,11 +172,10 @@ def _other_token(model: Model, tuned: Model) -> tuple[str, int, int] | None:
 def _check_shape(model: Model, tuned: Model) -> None:
     """Raise PatchbayError that names every size in which the two models differ."""
     unlike = []
-    sizes = ("n_layers", "d_model", "vocab_size")
+    told = model.tokenizer is not None and tuned.tokenizer is not None  # a token is known by its text
+    sizes = ("n_layers", "d_model") if told else ("n_layers", "d_model", "vocab_size")
     if model.family.name != tuned.family.name:
         unlike.append(f"family {model.family.name} and {tuned.family.name}")
-    if other := _other_token(model, tuned):
-        unlike.append(f"token {other[0]!r} under the numbers {other[1]} and {other[2]}")
     unlike += [
         f"{name} {getattr(model, name)} and {getattr(tuned, name)}"
         for name in sizes
@@ -206,19 +244,22 @@ def _controls(
 def _measure(
     model: Model,
     tuned: Model,
-    task: Task,
+    tasks: tuple[Task, Task],
     conditions: Sequence[Set],
     copied: dict[Part, Copied],
     restore: bool,
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Score and rightness of every prompt: base, tuned, then the base with each condition's parts; [2 + condition, prompt]."""
+    """Score and rightness of every prompt: base, tuned, then the base with each condition's parts; [2 + condition, prompt]. `tasks`: the
+    task in the numbers of the base's tokens, and of the tuned model's."""
+    task, theirs = tasks
     scores, right = torch.zeros(2, 2 + len(conditions), len(task), dtype=torch.float64)
     ports = sorted({port for one in copied.values() for port in one.ports})
     spare = sorted({port for one in copied.values() for port in one.shared}) if restore else []
     for prompts in batches(task, batch_size):
         some, ids = task[prompts], [list(task.clean[i]) for i in prompts]
-        donor, own = run(tuned, ids, taps=ports, logits=task.reads), run(model, ids, taps=spare, logits=task.reads)
+        donor = run(tuned, [list(theirs.clean[i]) for i in prompts], taps=ports, logits=task.reads)
+        own = run(model, ids, taps=spare, logits=task.reads)
         values = {port: donor[port].movedim(port.tapped_axis, 1) for port in ports}
         kept = {port: own[port].movedim(port.tapped_axis, 1) for port in spare}
 
@@ -226,8 +267,9 @@ def _measure(
             at: int, trace: Trace, some: Task = some, prompts: list[int] = prompts, of: Tensor = donor.last_logits
         ) -> None:
             logits, last = (x.to(of.device) for x in (trace.read(task.reads), trace.last_logits))
-            scores[at, prompts] = some.score(logits, of if task.metric == "kl" else None).double().cpu()
-            right[at, prompts] = some.with_metric("accuracy").score(last).double().cpu()
+            asked = theirs[prompts] if at == 1 else some
+            scores[at, prompts] = asked.score(logits, of if task.metric == "kl" else None).double().cpu()
+            right[at, prompts] = asked.with_metric("accuracy").score(last).double().cpu()
 
         note(0, own)
         note(1, donor)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import patchbay as pb
+from patchbay.corpus.transtokens import transferred
+from patchbay.prove.cross_model_patching import _task_of
 from patchbay.tiny import planted
 from patchbay.tiny.twins import twin
 from tests.measure import words
@@ -221,14 +226,65 @@ def test_kl_is_taken_from_the_tuned_model() -> None:
     assert float(result["share"]) == pytest.approx(1.0, abs=1e-3)
 
 
-def test_models_that_number_their_tokens_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ids of one would be other words to the other; a token that one has alone is no other number."""
+def renumbered(tuned: pb.Model, vocab: int, seed: int = 0) -> tuple[pb.Model, dict[int, int]]:
+    """The same model under a vocabulary in another order, with tokens more; and the new number of each token."""
+    old = tuned.vocab_size
+    order = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))[:old].tolist()
+    told = json.loads(tuned.tokenizer.backend_tokenizer.to_str())
+    told["model"]["vocab"] = {token: order[i] for token, i in told["model"]["vocab"].items()}
+    fast = Tokenizer.from_str(json.dumps({**told, "added_tokens": [], "post_processor": None}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast)
+    return transferred(tuned, {(n, o): 1.0 for o, n in enumerate(order)}, vocab, tokenizer=tokenizer), dict(
+        enumerate(order)
+    )
+
+
+def test_findings_survive_another_vocabulary() -> None:
+    """Trans-tokenised, the body is what it was: every effect, control and score is that of the old numbers, though each prompt is other ids."""
+    base, tuned, task, heads = pair("gpt2", "v")
+    other, number = renumbered(tuned, tuned.vocab_size + 7)
+    assert sum(i != n for i, n in number.items()) > len(number) // 2
+    one, two = (pb.prove.cross_model_patching(base, model, task, heads, draws=4) for model in (tuned, other))  # type: ignore[arg-type]
+    assert two["gap_low"] > 3
+    assert all(close(one[name], two[name], of=100.0, dtype=torch.float32) for name in one.variables)
+    assert any("have other numbers in the tuned model: each is told by its text" in note for note in two.notes)
+    assert not any("other numbers" in note for note in one.notes)
+    back = pb.prove.cross_model_patching(other, tuned, _in_numbers(task, number), heads, draws=1)  # type: ignore[arg-type]
+    assert float(back["gap"]) == pytest.approx(0.0, abs=1e-3)  # one body, told in two vocabularies
+
+
+def _in_numbers(task: pb.Task, number: dict[int, int]) -> pb.Task:
+    clean = [[number[i] for i in ids] for ids in task.clean]
+    return pb.Task("t", clean, [number[i] for i in task.right], [[number[i] for i in ids] for ids in task.wrong])
+
+
+def test_tokens_are_told_by_their_text_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens of other numbers are looked up, those of the task alone; special ones by what they do; what is not there, and whole laws, are refused."""
     base, tuned = (pb.load(twin("gpt2"), copy.deepcopy(words.tokenizer("characters"))) for _ in range(2))
-    task = pb.Task("t", [[5, 6, 7]], [8], [[9]])
     own = dict(tuned.tokenizer.get_vocab())
-    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {"one more": 90})
-    pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)
-    (one, i), (other, j) = sorted(((token, own[token]) for token in "at"), key=lambda pair: pair[1])
-    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {one: j, other: i})
-    with pytest.raises(pb.PatchbayError, match=f"token {one!r} under the numbers {i} and {j}"):
-        pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)
+    text = {i: token for token, i in own.items()}
+    task = pb.Task("t", [[5, 6, 7]], [8], [[9]])
+    same, notes = _task_of(base, tuned, task)
+    assert same is task
+    assert not notes
+    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: own | {text[5]: 9, text[9]: 5, text[20]: 21})
+    moved, notes = _task_of(base, tuned, task)
+    assert (moved.clean, moved.right, moved.wrong) == (((9, 6, 7),), (8,), ((5,),))
+    assert notes[0].startswith("2 of the 5 tokens")
+    with pytest.raises(pb.PatchbayError, match="the metric kl compares whole next-token laws"):
+        pb.prove.cross_model_patching(base, tuned, task.with_metric("kl"), "L0.H0", draws=1)  # type: ignore[arg-type]
+    monkeypatch.setattr(
+        tuned.tokenizer, "get_vocab", lambda: {t: i for t, i in own.items() if i not in (6, 9)} | {"six": 6, "nine": 9}
+    )
+    with pytest.raises(
+        pb.PatchbayError, match=f"2 tokens of the task are none of the tuned model's .{text[6]!r}, {text[9]!r}."
+    ):
+        pb.prove.cross_model_patching(base, tuned, task, "L0.H0", draws=1)  # type: ignore[arg-type]
+    base.tokenizer.bos_token, tuned.tokenizer.bos_token = text[6], text[12]  # copies of this test's own
+    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: {t: i for t, i in own.items() if i != 6} | {"six": 6})
+    assert _task_of(base, tuned, task)[0].clean == ((5, 12, 7),)
+    monkeypatch.setattr(tuned.tokenizer, "get_vocab", lambda: {t: i for t, i in own.items() if i != 7})
+    assert _task_of(base, tuned, pb.Task("t", [[5, 7]], [8], [[9]]))[0].clean == ((5, 7),)  # a number that is nobody's
+    bare = pb.load(twin("gpt2", vocab_size=97))
+    with pytest.raises(pb.PatchbayError, match="vocab_size 96 and 97"):
+        pb.prove.cross_model_patching(base, bare, task, "L0.H0", draws=1)  # type: ignore[arg-type]
