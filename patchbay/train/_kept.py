@@ -29,9 +29,11 @@ class Kept:
     nowhere: Path
     request: dict[str, Any]
     made: dict[Any, Any] = field(default_factory=dict)
+    fresh: bool = False  # whether this call made the folder
 
     def __post_init__(self) -> None:
         if self.folder is not None:
+            self.fresh = not self.folder.exists()
             self._check(self.folder)
 
     def _check(self, folder: Path) -> None:
@@ -56,7 +58,16 @@ class Kept:
             self._check(self.folder)  # another call may have come between
             for left in self.folder.glob(f".*{files.PARTIAL}"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-            yield self
+            try:
+                yield self
+            except PatchbayError:
+                self._leave(self.folder)
+                raise
+
+    def _leave(self, folder: Path) -> None:
+        """Remove a folder that this call made and that holds nothing of a run: what was refused may be asked for again under the same name."""
+        if self.fresh and not any(path.is_file() for path in folder.rglob("*") if path != folder / REQUEST):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def finished(self, name: str, arm: dict[str, Any]) -> dict[str, Any] | None:
         """What was told of a run that ended."""

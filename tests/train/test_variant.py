@@ -258,6 +258,22 @@ def test_a_folder_of_other_runs_is_refused(tmp_path: Path) -> None:
         variant(folder=folder, objective="spt")
 
 
+def test_what_was_refused_leaves_no_folder_and_takes_none_away(tmp_path: Path) -> None:
+    """Documents that an objective refuses when it reads them: the same name is free for other documents; a folder that was there, or that holds a run, stays."""
+    folder = tmp_path / "runs"
+    for _ in range(2):
+        with pytest.raises(pb.PatchbayError, match="a document is a question"):
+            variant(objective="pinto", folder=str(folder))
+        assert not folder.exists()
+    folder.mkdir()
+    with pytest.raises(pb.PatchbayError, match="a document is a question"):
+        variant(objective="pinto", folder=str(folder))
+    assert (folder / "lab.json").is_file()
+    with pytest.raises(pb.PatchbayError, match="no longer finite"):
+        variant(folder=str(tmp_path / "far"), plan={**PLAN, "steps": 3, "rate": 1e30})
+    assert not (tmp_path / "far").exists() or any((tmp_path / "far").rglob("*.safetensors"))
+
+
 def test_memory_that_runs_out_is_said_and_the_checkpoint_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, calls = Rows.__getitem__, 0
 
