@@ -50,7 +50,7 @@ FILES = {  # in these rooms each file imports only what stands before it; in the
     "sweeps": "kept settings calls layers restart difference plan joins walk identity scorer batch ray_executor whole_answers ranking sweep",
     "wiring": "timing components words wiring",
     "features": "hooks saved shapes dictionary folds files across formats load contexts reading lens",
-    "knobs": "conflicts gguf vectors knob probing rows flags affine fold proof export",
+    "knobs": "conflicts gguf vectors knob directions probing rows flags affine fold proof export",
     "blocks": "kinds convolved gla gate turned structured welore monet state_space lexinvariant meta_tokens trees prefix_bag next_vector subnetworks ngram two_way abs_topk dispatch host installed build",
     "draw": "graph style plot_wiring plot_circuit plot_attribution plot_dose plot_compare plot_number plot_effects plot report result_page coloured screen papers_shown result_lines",
     "contract": "held checks beside every",
@@ -320,7 +320,7 @@ def test_every_public_name_resolves_and_is_listed_once() -> None:
     for name in pb.__all__:
         assert getattr(pb, name) is not None
     assert dir(pb) == list(pb.__all__)
-    with pytest.raises(AttributeError, match="patchbay has no 'sweeep'; it has Dictionary, Edit, "):
+    with pytest.raises(AttributeError, match="patchbay has no 'sweeep'; it has Dictionary, Directions, Edit, "):
         pb.sweeep  # noqa: B018
     shown = {
         alias.asname or alias.name
