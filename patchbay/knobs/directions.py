@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from patchbay.edits.edit import Edit
+from patchbay.errors import by_kind
 from patchbay.knobs.knob import Knob, _on
 from patchbay.model.load import load
 from patchbay.model.model import Model
@@ -54,6 +55,7 @@ class Change:
 class Directions:
     """The singular directions of what tuning changed, by linear map, largest first. `sizes`: their singular values, by the map's name."""
 
+    @by_kind
     def __init__(self, base: Model, tuned: Model) -> None:
         self.base, self.tuned = base, tuned
         self.changes = _changes(base, tuned)
@@ -62,6 +64,7 @@ class Directions:
     def sizes(self) -> dict[str, list[float]]:
         return {name: change.S.tolist() for name, change in self.changes.items()}
 
+    @by_kind
     def turned(self, dials: Mapping[str, float]) -> Model:
         """A copy of the tuned model with directions turned: `{"model.layers.0.mlp.down_proj:0": 0.0}` switches off the first of that map, a map's
         name alone turns all of its directions. Those that are not named stay at 1. PatchbayError for a dial that there is not."""
@@ -78,6 +81,7 @@ class Directions:
                     weight.copy_(turned)  # type: ignore[operator]
         return load(hf, self.tuned.tokenizer)
 
+    @by_kind
     def knob(self, name: str, k: int, strength: float = 1.0) -> Knob:
         """A knob of the tuned model whose strength is the dial of direction k of an MLP's down projection: 1 as it was tuned, 0 without it.
 

@@ -73,7 +73,7 @@ def variant(
     `.jsonl` with `text`,
     or `units` where documents have parts. `objective`: what is minimised, `NAME` or `NAME:key=value`, such as `spt` or `impossible:kind=local`: bico,
     cloned, fine-grained, impossible, infill, inverse-rl, label-supervision, langsamp, multi-exit, ntp, pinto, sami, self-evolution, spt, supernet, transfer, translico. `blocks`: what
-    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: adamw; muon or cosmos (as `cosmos:rank=16,ratio=0.2`: so many leading
+    `patchbay.blocks.build` puts into the model, as `{"attention": "sigmoid"}`; none as it is. `optimizer`: what moves the weights: adamw; muon or cosmos (as `cosmos:rank=16,ratio=0.2`: so many leading
     directions of a matrix by Adam), which step by the matrices of linear maps, all else by Adam; sparse (as
     `sparse:keep=0.1,over=100`: each matrix keeps its largest entries), lora or lora-sb, as `lora-sb:rank=8`; a run of these two has a LoRA for PEFT beside it, `FOLDER/RUN.adapter`; low-ranks, of a model that was cut (`patchbay.blocks.welore`): its matrices of less than half of their rank alone. `seeds`: how many pairs are trained. `folder`: where checkpoints are
     written and a cut-off call goes on; without, nowhere. `plan`: steps, rate, decay, batch_size, length, held, every, fresh, redraw, panel, curve, equal, window, seed, dry_run.

@@ -107,6 +107,7 @@ def test_dials_that_cannot_be(dials: dict[str, Any], says: str) -> None:
 
 
 def test_what_has_no_directions_is_refused() -> None:
+    found = pb.Directions(lent("llama"), tuned())
     with pytest.raises(pb.PatchbayError, match="the same weights"):
         pb.Directions(lent("llama"), lent("llama"))
     with pytest.raises(pb.PatchbayError, match="other tensors"):
@@ -127,3 +128,6 @@ def test_what_has_no_directions_is_refused() -> None:
         flat.model.layers[1].mlp.down_proj.weight[3] = 0.0
     with pytest.raises(pb.PatchbayError, match="does not reach every direction of the stream"):
         pb.Directions(pb.load(base), pb.load(flat)).knob(DOWN, 0)
+    for call in (lambda: pb.Directions("tiny", tuned()), lambda: found.turned([DOWN]), lambda: found.knob(DOWN, "0")):
+        with pytest.raises(pb.PatchbayError, match=r"takes a"):
+            call()
