@@ -263,6 +263,12 @@ def clusters(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
         return pb.find.key_clusters(model, prompts, **{"n_clusters": 8, "upto": 40, **options})
 
 
+def rewarded(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
+    """It reads logits alone, too."""
+    with model.edited(pb.scale(pb.Part(1, "attn").port(), 1.0)):
+        return pb.find.token_rewards(model, prompts, **{"draws": 5, **options})
+
+
 def translated(model: pb.Model, prompts: pb.Task, **options: Any) -> pb.Result:
     other = {"reversed": [list(ids[::-1]) for ids in prompts.clean]}
     return pb.find.language_similarity(model, prompts, other, **{"draws": 5, **options})
@@ -661,6 +667,7 @@ CASES = [
         ("relevance", "score", "biases"),
         on=tuple(name for name in TWINS if name != "bloom"),  # refused: no rule for what it computes
     ),
+    Case("find.token_rewards", rewarded),
     Case("find.relation_embedding", related_by, own=True, on=FEW_TWINS),
     Case("find.tree_probe", parsed, own=True, on=FEW_TWINS),
     Case("find.tuned_lens", tuned_lens, (*LENS, "aligned")),

@@ -43,6 +43,7 @@ relevance                  what each token or part has of the answer by rules th
 retrieval_heads            heads that look at the needle's token that is being said
 spectrum                   heads whose circuits use fewer directions than random weights would
 successor_heads            heads that send a word to the next one of its class
+token_rewards              what each token is worth to a model by the reward in its logits, and what of it is not surprisal
 tree_probe                 whether a low-rank subspace of a layer shows the syntax tree of the text
 tuned_lens                 what the stream would answer at each layer, read by learned maps
 word_classes               layers at which states cluster by the next word's class
@@ -93,6 +94,7 @@ from patchbay.find.relevance import relevance
 from patchbay.find.retrieval_heads import retrieval_heads
 from patchbay.find.spectrum import spectrum
 from patchbay.find.successor_heads import successor_heads
+from patchbay.find.token_rewards import token_rewards
 from patchbay.find.tree_probe import tree_probe
 from patchbay.find.tuned_lens import tuned_lens
 from patchbay.find.word_classes import word_classes
@@ -141,6 +143,7 @@ __all__ = [
     "retrieval_heads",
     "spectrum",
     "successor_heads",
+    "token_rewards",
     "tree_probe",
     "tuned_lens",
     "word_classes",

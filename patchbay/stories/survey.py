@@ -87,6 +87,7 @@ NEEDS = {  # finders that ask for what no built-in task holds
     "patchscopes": "needs a prompt that tells what is put into it: find.patchscopes(model, prompts, target)",
     "features": "needs a dictionary: find.features(model.with_dictionaries(...), task, 'L1.features')",
     "relation_embedding": "needs prompts of one relation and a stream: find.relation_embedding(model, task, 'L1.resid_out', subject='subject')",
+    "token_rewards": "needs a model that was trained with rewards: train.variant(model, texts, objective='inverse-rl'), then find.token_rewards(model, texts)",
     "tree_probe": "needs texts whose trees are known: find.tree_probe(model, functions)",
     "tuned_lens": "needs a trained lens: train.tuned_lens(model, texts, folder=FOLDER), then find.tuned_lens(model, task, FOLDER)",
     "jacobian_lens": "needs texts that its Jacobians are means over: find.jacobian_lens(model, task, texts=texts)",

@@ -186,12 +186,12 @@ def test_looking_up_a_claim_imports_nothing_heavy() -> None:
 
 
 def test_claims_of_objectives_are_trained_in_five_pairs() -> None:
-    from patchbay.papers.claims import factored, mixtures, objectives
+    from patchbay.papers.claims import factored, imitation, mixtures, objectives
 
-    rooms = [one.__name__ for one in (objectives, factored, mixtures)]
+    rooms = [one.__name__ for one in (objectives, factored, imitation, mixtures)]
     found = {key: entry for key, entry in CLAIMS.items() if entry.measure.__module__ in rooms}
     assert {entry.seeds for entry in found.values() if entry.kind != "identity"} == {5}
-    assert {"jaiswal2024", "wei2024", "nijkamp2023", "zhong2022", "gupta2018"} <= set(found)
+    assert {"jaiswal2024", "wei2024", "nijkamp2023", "zhong2022", "gupta2018", "wulfmeier2024"} <= set(found)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ behaviour what models say, where most papers need larger ones
 factored  matrices in factors: low ranks tuned alone, feed-forward layers beside narrower ones
 features  sparse dictionaries
 heads     which heads there are, what they write, what they are needed for
+imitation what is written after training with rewards
 languages what several languages in one network do, clones of one
 neurons   neurons and experts
 objectives what training by another objective, or few numbers, brings
@@ -49,6 +50,7 @@ from patchbay.papers.claims import (
     factored,
     features,
     heads,
+    imitation,
     languages,
     layers,
     meters,
@@ -86,6 +88,7 @@ __all__ = [
     "factored",
     "features",
     "heads",
+    "imitation",
     "known",
     "languages",
     "layers",
