@@ -19,6 +19,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.train import _together
 
 REQUEST, TOLD = "lab.json", "run.json"
+CAME = ("scores", "losses", "start", "end", "seen", "panel", "weights", "nonzero", "state")  # what is told of a run
 
 
 @dataclass
@@ -74,9 +75,10 @@ class Kept:
         if self.folder is None or not (self.folder / name / TOLD).is_file():
             return None
         told: dict[str, Any] = record_of(self.folder / name, TOLD, "a run")
-        if not isinstance(told, dict) or "arm" not in told or "scores" not in told:
+        lacking = ["arm", *CAME] if not isinstance(told, dict) else [key for key in ("arm", *CAME) if key not in told]
+        if lacking:
             raise PatchbayError(
-                f"{self.folder / name / TOLD} does not say what came of a run: remove {self.folder / name}, and it is trained again"
+                f"{self.folder / name / TOLD} does not say what came of a run ({', '.join(lacking)}): remove {self.folder / name}, and it is trained again"
             )
         if told["arm"] != arm:
             raise PatchbayError(f"{self.folder / name} is of another run ({told['arm']}): give another folder")

@@ -23,7 +23,7 @@ from patchbay.signal.port import PatchbayError
 from patchbay.train import _together
 from patchbay.train._copies import copied, write
 from patchbay.train._equal import of_width, operations, width
-from patchbay.train._kept import TOLD, Kept
+from patchbay.train._kept import CAME, TOLD, Kept
 from patchbay.train._low_rank import adapter
 from patchbay.train._objectives import objective
 from patchbay.train._objectives._objective import Before, Document, Objective
@@ -166,9 +166,9 @@ def run_of(lab: Lab, name: str, arm: Arm, seed: int, kept: Kept) -> Run:
             told = _made(lab, called, arm, seed, kept)
     kept.end(called)
     folder = None if kept.folder is None else str(kept.folder / called)
-    scores = torch.tensor(told["scores"], dtype=torch.float64)
-    rest = {key: told[key] for key in ("losses", "start", "end", "seen", "panel", "weights", "nonzero", "state")}
-    found = kept.made[arm, seed] = Run(scores, folder=folder, **rest)
+    came = {key: told[key] for key in CAME}
+    came["scores"] = torch.tensor(came["scores"], dtype=torch.float64)
+    found = kept.made[arm, seed] = Run(**came, folder=folder)
     return found
 
 

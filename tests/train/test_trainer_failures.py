@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 from pathlib import Path
@@ -77,9 +78,13 @@ def test_runs_that_ended_are_told_as_they_were(tmp_path: Path) -> None:
     assert torch.equal(one.scores, two.scores)
     assert (one.panel, one.nonzero, one.weights, one.folder) == (two.panel, two.nonzero, two.weights, two.folder)
     assert one.panel
-    (tmp_path / "twin-0" / "run.json").write_text('{"arm": {}}')
-    with pytest.raises(pb.PatchbayError, match="does not say what came of a run: remove .*twin-0, and it is trained"):
-        run()
+    told = json.loads((file := tmp_path / "twin-0" / "run.json").read_text())
+    for lacking in (set(told) - {"state"}, {"arm"}, None):  # as one of another version, and as none
+        file.write_text(json.dumps(lacking and {key: told[key] for key in lacking}))
+        named = "(state)" if lacking and len(lacking) > 1 else "scores, losses, "
+        with pytest.raises(pb.PatchbayError, match="remove .*twin-0, and it is trained") as refused:
+            run()
+        assert named in str(refused.value)
     (tmp_path / "lab.json").write_text("[1]")
     with pytest.raises(pb.PatchbayError, match="lab.json is not of training runs"):
         run()
