@@ -88,7 +88,7 @@ def test_reference(ends: bool) -> None:
     """Rewards, the regression, gauges and ends as loops over Hugging Face's logits."""
     hf, gamma = twins.twin("gpt2"), 0.8
     prompts = [[5, 6, 7, 8, 9], [10, 11, 12], [13, 14, 15, 16], [17, 18]]
-    found = token_rewards(pb.load(hf), prompts, gamma=gamma, ends=ends, batch_size=3)
+    found = token_rewards(pb.load(hf), prompts, gamma=gamma, ends=ends, batch_size=3, seed=3)
     logits = []
     for ids in prompts:
         with torch.no_grad():
@@ -142,7 +142,7 @@ def test_reference(ends: bool) -> None:
     assert close(float(found["term_null"]), sum(terms) / len(terms), of=90.0, dtype=torch.float32)
     quantiles = torch.tensor(shares, dtype=torch.float64).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     assert close(torch.stack([found["null_low"], found["null_high"]]), quantiles, **near)
-    drawn = torch.randint(4, (2000, 4), generator=torch.Generator().manual_seed(0)).tolist()
+    drawn = torch.randint(4, (2000, 4), generator=torch.Generator().manual_seed(3)).tolist()
     again = []
     for some in drawn[:2000]:
         at = [k for i in some for k in range(len(of)) if of[k] == i]
