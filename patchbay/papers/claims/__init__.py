@@ -27,6 +27,7 @@ layers    where something can be read, and in which words
 readings  what sharper probes of behaviour say
 prompting what examples, glosses, judges and histories in prompts do
 proving   what patching, paths, edges and circuits show
+scaling   laws of losses by size and share
 training  what training another way brings, beside a twin
 relations maps between layers, subspaces and relations that are learned or derived
 toys      what networks show that were taught a task whose truth is known (tiny.automata, ciphers, clones, feedback)
@@ -61,6 +62,7 @@ from patchbay.papers.claims import (
     proving,
     readings,
     relations,
+    scaling,
     symbols,
     toys,
     trained,
@@ -100,6 +102,7 @@ __all__ = [
     "proving",
     "readings",
     "relations",
+    "scaling",
     "symbols",
     "toys",
     "trained",
