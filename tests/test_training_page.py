@@ -14,7 +14,7 @@ import pytest
 import patchbay as pb
 from patchbay.cli import cli
 from patchbay.train._objectives import OBJECTIVES
-from patchbay.train._optimizers import NAMES
+from patchbay.train._optimizers import NAMES, SETTINGS
 from patchbay.train._plan import Plan
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
@@ -52,7 +52,11 @@ def test_the_defaults_that_it_says_are_those_of_the_code() -> None:
 
 
 def test_every_optimizer_and_every_setting_of_a_plan_has_its_row() -> None:
-    assert set(rows(OPTIMIZERS)) == set(NAMES)
+    table = rows(OPTIMIZERS)
+    assert set(table) == set(NAMES)
+    for name in NAMES:
+        settings = {field.name for field in fields(SETTINGS[name])} if name in SETTINGS else set()
+        assert settings == set(re.findall(r"`(\w+)`", table[name][1])), name
     plan = PAGE.partition("## The plan")[2].partition("## ")[0]
     named = [word for row in re.findall(r"^\| (`.+?) \|", plan, re.MULTILINE) for word in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted([*(field.name for field in fields(Plan)), "dry_run"])

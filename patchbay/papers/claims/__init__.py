@@ -21,6 +21,7 @@ imitation what is written after training with rewards
 languages what several languages in one network do, clones of one
 neurons   neurons and experts
 objectives what training by another objective, or few numbers, brings
+optimizers what training by other steps brings
 meters    what published evaluations say
 mixtures  which tokens are learned, in which order they come, how many are held
 layers    where something can be read, and in which words
@@ -58,6 +59,7 @@ from patchbay.papers.claims import (
     mixtures,
     neurons,
     objectives,
+    optimizers,
     prompting,
     proving,
     readings,
@@ -98,6 +100,7 @@ __all__ = [
     "mixtures",
     "neurons",
     "objectives",
+    "optimizers",
     "prompting",
     "proving",
     "readings",
