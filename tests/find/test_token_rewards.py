@@ -236,3 +236,11 @@ def test_rewards_that_do_not_vary_have_no_share() -> None:
     assert "share" not in found
     assert "p" not in found
     assert "rewards do not vary" in found.notes[0]
+
+
+def test_a_seed_moves_the_ends_and_not_the_share() -> None:
+    model, said = saying(worth(0)), texts(0)
+    one, other = (token_rewards(model, said, draws=3, seed=seed) for seed in (0, 1))
+    assert float(one["share"]) == float(other["share"])
+    assert float(one["share_low"]) != float(other["share_low"])
+    assert float(one["share_low"]) < float(one["share"]) < float(one["share_high"])
