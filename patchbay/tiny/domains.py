@@ -29,11 +29,15 @@ EXPERTS = {"experts": 32, "heads": 2, "keep": 4, "width": 8}
 BATCH, BALANCE = 32, 1e-3  # rows of a step; weight of the two losses of routing
 
 
+def law(domain: int) -> Tensor:
+    """The three followers of each token [token, 3], likeliest first."""
+    draw = torch.Generator().manual_seed(domain)
+    return torch.stack([torch.randperm(N_TOKENS, generator=draw)[: len(CHANCES)] for _ in range(N_TOKENS)])
+
+
 def texts(domain: int, n: int, *, seed: int) -> Tensor:
     """Ids [text, position]: the domain's own token, then its law."""
-    laws = torch.Generator().manual_seed(domain)
-    followers = torch.stack([torch.randperm(N_TOKENS, generator=laws)[: len(CHANCES)] for _ in range(N_TOKENS)])
-    generator = torch.Generator().manual_seed(10 * seed + domain)
+    followers, generator = law(domain), torch.Generator().manual_seed(10 * seed + domain)
     now = torch.randint(N_TOKENS, (n,), generator=generator)
     rows = [torch.full((n,), N_TOKENS + domain), now]
     while len(rows) < LENGTH:
