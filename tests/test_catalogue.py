@@ -135,3 +135,4 @@ def test_a_row_says_a_number_with_its_interval_and_the_command() -> None:
 def test_the_page_is_what_the_catalogue_says() -> None:
     page = PACKAGE.parent / "docs" / "papers.md"
     assert page.read_text(encoding="utf-8") == catalogue.page(), "python -m patchbay.papers.catalogue > docs/papers.md"
+    assert "(0):" not in catalogue.page(), "a state that no paper has needs no heading"

@@ -68,6 +68,8 @@ def page() -> str:
     ]
     for state, meaning in STATES.items():
         entries = [entry for entry in by_state() if entry["state"] == state]
+        if not entries:
+            continue
         lines += ["", f"## {state.capitalize()} ({len(entries)}): {meaning}", ""]
         for entry in entries:
             lines += _entry(entry)
