@@ -13,7 +13,7 @@ left of it, which Newton-Schulz would blow up to a step of full size (cosine to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,12 +70,7 @@ class Cosmos(Resumed):
         )
         self.among = among
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def move(self) -> None:
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
@@ -86,7 +81,6 @@ class Cosmos(Resumed):
                 update = direction(g, state, group) if whole else _adam(g, state, group)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(update * group["lr"])
-        return loss
 
 
 def _adam(g: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:

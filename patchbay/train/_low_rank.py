@@ -17,7 +17,7 @@ projected: numbers, steps and results are those of the adapter, memory is that o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,19 +123,13 @@ class LowRank(Resumed):
                 "low-rank tuning: no matrix of a linear map is left as one (weights that are sharded are not)"
             )
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def move(self) -> None:
         number = 0
         for group in self.param_groups:
             for p in group["params"]:
                 if id(p) in self.among and p.grad is not None:
                     number += 1
                     self._moved(p, group["lr"], number)
-        return loss
 
     def _moved(self, p: Tensor, rate: float, number: int) -> None:
         state, G, scale = self.state[p], wide(p.grad), self.form.scale  # type: ignore[arg-type]

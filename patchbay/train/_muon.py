@@ -10,7 +10,7 @@ Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,15 +43,9 @@ class MuonAdamW(Resumed):
             self.parts.append(AdamW(rest, **both))
         super().__init__([group for part in self.parts for group in part.param_groups], both)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def move(self) -> None:
         at = 0
         for part in self.parts:  # rates and states are this one's, also after they were loaded
             n = len(part.param_groups)
             part.param_groups, part.state, at = self.param_groups[at : at + n], self.state, at + n
             part.step()
-        return loss

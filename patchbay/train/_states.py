@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,21 @@ def wide(x: Tensor) -> Tensor:
 
 
 class Resumed(torch.optim.Optimizer):
-    """An optimiser whose loaded state has the dtypes that it was saved with; torch's own gives it those of the weights, which loses bits of half precision."""
+    """An optimiser whose loaded state has the dtypes that it was saved with; torch's own gives it those of the weights, which loses bits of half precision. What a step does is `move`."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; the loss of a closure, which is asked first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.move()
+        return loss
+
+    def move(self) -> None:
+        """Move the parameters by their gradients."""
+        raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, and then each tensor as it was saved."""
