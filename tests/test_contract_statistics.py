@@ -92,6 +92,8 @@ FORM_MATTERS = {  # what the form changes rightly
     ("llama", "prove.path_patching-receiver"): "keys and values of a receiver are its whole group's",
     ("llama", "prove.acdc"): "there is an edge for each key and value that is read",
     ("llama", "prove.edge_attribution"): "there is an edge for each key and value that is read",
+    ("llama", "find.tree_probe"): "its untrained network is drawn in the model's form",
+    ("llama", "turn.cut"): "keys and values of their own are more parameters",
     ("llama", "train.response_tuning"): "shared weights learn from all that share them",
     ("granite", "train.response_tuning"): "a step in scaled weights is another step",
     ("llama", "train.subspace_fusion"): "the second model is of the first form",

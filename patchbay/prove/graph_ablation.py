@@ -185,7 +185,7 @@ def _lengths(model: Model, port: Port) -> Tensor:
     """Length of what each feature of a layer writes at activation 1, in all layers together."""
     layer = port.layer or 0
     if port.signal == "mlp.act":
-        return model.layers[layer].mlp.weights().W_out.detach().double().cpu().norm(dim=1)
+        return model.layers[layer].mlp.weights().W_out.detach().double().cpu().norm(dim=1) * abs(model.residual_scale)
     it = model.dictionaries[layer, port.signal.split(".")[0]]
     rows = it.W_dec[None] if it.onward is None else torch.cat([it.W_dec[None], it.onward])
     return rows.detach().double().cpu().pow(2).sum((0, 2)).sqrt()

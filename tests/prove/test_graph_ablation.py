@@ -220,3 +220,15 @@ def test_bad_input() -> None:
     whole = [(f"L0.N{i}", at) for i in range(model.n_neurons(0)) for at in range(5)]
     with pytest.raises(pb.PatchbayError, match="every feature that is active"):
         graph_ablation(model, graph_of(model, whole, IDS, {11: 1.0}))
+
+
+def test_what_neurons_write_is_what_reaches_the_stream() -> None:
+    """Also where the family scales what its layers add (Granite)."""
+    model = given.lent("granite")
+    assert model.residual_scale not in (0.0, 1.0)
+    act = float(pb.run(model, [IDS], taps=["L1.mlp.act"])["L1.mlp.act"][0, 3, 4])
+    proof = graph_ablation(model, graph_of(model, [("L1.N4", 3)], IDS, {7: 1.0}), draws=1)
+    quiet = pb.run(model, [IDS], edits=[pb.zero("L1.N4.act", positions=3)], taps=["L1.mlp.out"])["L1.mlp.out"]
+    loud = pb.run(model, [IDS], taps=["L1.mlp.out"])["L1.mlp.out"]
+    assert act != 0.0
+    assert close(proof["written"][0], float((loud - quiet)[0, 3].norm()))
