@@ -33,7 +33,7 @@ from patchbay.results.given import has_default, may_be_left_out
 
 ONE_DRAW = ("difference_low", "difference_high")  # the spread of draws is not known from one
 LENS = ("probability", "logit", "rank", "kl", "logit_diff")  # the lens takes the positions that all prompts have
-OF_SCORES = ("effect", "total")  # differences of scores, which round as scores of size one do
+OF_SCORES = ("effect", "from_embed", "gap", "total")  # differences of scores, which round as scores of size one do
 NOISE = 64.0  # roundings of the largest value that a batch may differ by from its prompts
 
 
