@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from patchbay.edits.edit import Edit
 from patchbay.errors import by_kind
 from patchbay.knobs.knob import Knob, _on
+from patchbay.model.linear import in_first
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError, Port, suggest
@@ -35,7 +36,7 @@ def linear_maps(model: Model) -> dict[str, nn.Module]:
     return {
         name: module
         for name, module in model.hf.named_modules()
-        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and id(module) not in tables
+        if (isinstance(module, nn.Linear) or in_first(module)) and id(module) not in tables
     }
 
 
@@ -77,7 +78,7 @@ class Directions:
                     weight.copy_(before[name].weight)  # type: ignore[arg-type]
                 elif not bool((at == 1.0).all()):
                     change = self.changes[name].less(at)
-                    turned = own[name].weight.detach().double().cpu() + (change if _turns(own[name]) else change.T)  # type: ignore[operator]
+                    turned = own[name].weight.detach().double().cpu() + (change if in_first(own[name]) else change.T)  # type: ignore[operator]
                     weight.copy_(turned)  # type: ignore[operator]
         return load(hf, self.tuned.tokenizer)
 
@@ -89,16 +90,15 @@ class Directions:
         """
         dial = f"{name}:{k}"
         self._dials({dial: strength})
-        layer = next(
-            (i for i, at in enumerate(self.tuned.modules) if at.mlp_proj is linear_maps(self.tuned)[name]), None
-        )
+        module = linear_maps(self.tuned)[name]
+        layer = next((i for i, at in enumerate(self.tuned.modules) if at.mlp_proj is module), None)
         if layer is None or "mlp.act" not in self.tuned.signals(layer):
             raise PatchbayError(
                 f"{name} is no down projection of an MLP with neurons: others read what it reads, so that no edit of a signal turns it alone; use turned({{{dial!r}: {strength:g}}})"
             )
         found = self.changes[name]
-        weight = linear_maps(self.tuned)[name].weight.detach().double().cpu()  # type: ignore[operator]
-        W = weight if _turns(linear_maps(self.tuned)[name]) else weight.T  # [neuron, d_model]
+        weight = module.weight.detach().double().cpu()  # type: ignore[operator]
+        W = weight if in_first(module) else weight.T  # [neuron, d_model]
         inverse = torch.linalg.pinv(W)
         if float((inverse @ W - torch.eye(W.shape[1], dtype=W.dtype)).abs().max()) > 1e-6:
             raise PatchbayError(
@@ -139,11 +139,6 @@ class Directions:
         )
 
 
-def _turns(module: nn.Module) -> bool:
-    """Whether a map's weight is [in, out], as Conv1D's."""
-    return type(module).__name__ == "Conv1D"
-
-
 def _changes(base: Model, tuned: Model) -> dict[str, Change]:
     """The terms of every map that tuning changed. PatchbayError where it changed anything else, or nothing."""
     own, other = dict(base.hf.named_parameters()), dict(tuned.hf.named_parameters())
@@ -164,7 +159,7 @@ def _changes(base: Model, tuned: Model) -> dict[str, Change]:
         if torch.equal(before, after):
             continue
         change = after - before
-        U, S, V = torch.linalg.svd(change if _turns(module) else change.T, full_matrices=False)
+        U, S, V = torch.linalg.svd(change if in_first(module) else change.T, full_matrices=False)
         eps = max(torch.finfo(p.dtype).eps for p in (own[f"{name}.weight"], other[f"{name}.weight"]))
         real = max(1, int((ROUNDS * eps * float(after.norm()) < S).sum()))
         found[name] = Change(U[:, :real], S[:real], V[:real])

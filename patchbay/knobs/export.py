@@ -40,6 +40,7 @@ from patchbay.knobs.fold import as_written, fold
 from patchbay.knobs.gguf import read_gguf, write_gguf
 from patchbay.knobs.knob import Knob
 from patchbay.knobs.proof import apart, plain_copy, read_back
+from patchbay.model.linear import in_first
 from patchbay.model.model import Model
 from patchbay.results.record import versions
 from patchbay.signal.port import PatchbayError, suggest
@@ -203,7 +204,7 @@ def _lora(model: Model, edits: Sequence[Edit]) -> Made:
             tensors[f"base_model.model.{name}.lora_{letter}.weight"] = tensor.float().contiguous()
     _apply_factors(made, tensors)
     apart(model, edits, other.hf, "with the adapter in its weights")
-    turned = any(type(module).__name__ == "Conv1D" for module, _ in made.before.values())
+    turned = any(in_first(module) for module, _ in made.before.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -243,9 +244,8 @@ def _apply_factors(made: Fold, tensors: Mapping[str, Tensor]) -> None:
         name = f"base_model.model.{made.names[id(module)]}"
         if f"{name}.lora_A.weight" in tensors:
             a, b = (tensors[f"{name}.lora_{letter}.weight"].double() for letter in "AB")
-            weight = module.weight
             new = before + (b @ a).T  # [in, out]
-            weight.copy_((new if type(module).__name__ == "Conv1D" else new.T).to(weight))  # type: ignore[operator, arg-type]
+            module.weight.copy_((new if in_first(module) else new.T).to(module.weight))  # type: ignore[operator, arg-type]
 
 
 def _factors(name: str, change: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,11 @@ def read(module: Any) -> Read:
         return _asked(module) if made is None else Read(made.T, module.bias)
 
 
+def in_first(module: nn.Module) -> bool:
+    """Whether a linear map's weight is stored [in, out], as transformers' Conv1D stores it; others are [out, in]."""
+    return isinstance(module, Conv1D)
+
+
 def bias_of(module: nn.Module | None) -> Tensor | None:
     """What a linear map adds, [out]; None where it adds nothing."""
     if module is None:
@@ -202,7 +207,7 @@ def there(module: nn.Module) -> Iterator[None]:
 
 def _stored(module: Any) -> Linear:
     weight: Tensor = module.weight
-    return weight if isinstance(module, Conv1D) else weight.T, module.bias
+    return weight if in_first(module) else weight.T, module.bias
 
 
 # ---- modules that have to be asked -----------------------------------------------------------------------------------

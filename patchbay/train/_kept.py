@@ -75,7 +75,8 @@ class Kept:
         if self.folder is None or not (self.folder / name / TOLD).is_file():
             return None
         told: dict[str, Any] = record_of(self.folder / name, TOLD, "a run")
-        lacking = ["arm", *CAME] if not isinstance(told, dict) else [key for key in ("arm", *CAME) if key not in told]
+        said = told if isinstance(told, dict) else {}
+        lacking = [key for key in ("arm", *CAME) if key not in said]
         if lacking:
             raise PatchbayError(
                 f"{self.folder / name / TOLD} does not say what came of a run ({', '.join(lacking)}): remove {self.folder / name}, and it is trained again"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from patchbay.files import write_folder
 from patchbay.knobs.directions import linear_maps
+from patchbay.model.linear import in_first
 from patchbay.model.model import Model
 from patchbay.signal.port import PatchbayError
 from patchbay.train._states import Resumed, wide
@@ -163,10 +164,10 @@ def adapter(start: Model, tuned: Model, rank: int, folder: Path) -> None:
     """Write what training changed in linear maps as a plain LoRA that PEFT loads onto `start`; refuses a change of more than the rank."""
     tensors, turned = {}, False
     for name, module in maps(start).items():
-        turned |= type(module).__name__ == "Conv1D"
+        turned |= in_first(module)
         before, after = (one.get_submodule(name).weight.detach() for one in (start.hf, tuned.hf))
         change = (after.double() - before.double()).cpu()  # type: ignore[operator]
-        U, S, V = torch.linalg.svd(change.T if type(module).__name__ == "Conv1D" else change, full_matrices=False)
+        U, S, V = torch.linalg.svd(change.T if in_first(module) else change, full_matrices=False)
         left, whole = float(S[rank:].square().sum().sqrt()), float(before.double().norm())  # type: ignore[operator]
         rounds = max(LEFT, torch.finfo(after.dtype).eps)  # type: ignore[union-attr]
         if left > rounds * max(whole, float(S.norm())):

@@ -31,6 +31,7 @@ from patchbay import maths
 from patchbay.edits import edit
 from patchbay.edits.edit import Edit
 from patchbay.files import write_folder
+from patchbay.model.linear import in_first
 from patchbay.model.load import load
 from patchbay.model.model import Model
 from patchbay.model.placing import follow
@@ -286,7 +287,7 @@ def _kept(model: Model, plan: Plan) -> dict[str, list[tuple[int, Tensor]]]:
     found: dict[str, list[tuple[int, Tensor]]] = {}
 
     def note(module: Any, out: Tensor | None, into: Tensor | None) -> None:
-        turned = type(module).__name__ == "Conv1D"  # stores [in, out]
+        turned = in_first(module)
         for places, axis in ((out, int(turned)), (into, int(not turned))):
             if places is not None:
                 found.setdefault(f"{names[id(module)]}.weight", []).append((axis, places))
